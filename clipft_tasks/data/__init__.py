@@ -1,0 +1,1 @@
+"""Data: sources are read, packed into shards, split, checked, versioned, and fed to training."""

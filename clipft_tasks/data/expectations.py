@@ -1,0 +1,114 @@
+"""What a data set must meet, as Great Expectations: one suite a domain, run on the frame of rows."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ..domains import Domain
+from . import splits
+
+EXAMPLES = 20  # rows named per failed check
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation's outcome, in a person's words."""
+
+    title: str
+    passed: bool
+    observed: str
+    limit: str
+    rows: list[str]  # names of offending rows, at most EXAMPLES
+
+
+def describe(frame: pd.DataFrame, domain: Domain, tokens: pd.Series, context: int) -> pd.DataFrame:
+    """The manifest plus the columns that the suite looks at: tokens, truncated, leaks."""
+    pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits)
+    component = splits.components(len(frame), pairs, frame["group"].tolist())
+    across = frame.groupby(component)["split"].transform("nunique") > 1
+    return frame.assign(tokens=tokens, truncated=tokens > context, leaks=across, side=frame[["width", "height"]].min(axis=1))
+
+
+def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: float) -> list[Check]:
+    """Run the domain's suite. `frame` comes from `describe`."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    for noisy in ("great_expectations", "great_expectations.data_context"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    limits = domain.checks
+    context_gx = gx.get_context(mode="ephemeral")
+    context_gx.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+    batch = context_gx.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
+
+    labelled = frame["label"] != ""
+    share = frame.loc[labelled, "label"].value_counts(normalize=True)
+    summary = frame.assign(rejected_share=rejected_share, smallest_class=share.min() if len(share) else 1.0)
+    summary["split_rows"] = frame.groupby("split")["split"].transform("size")
+
+    expectations: list[tuple[str, str, Any]] = [
+        ("Enough rows", f"at least {limits.min_rows}", gxe.ExpectTableRowCountToBeBetween(min_value=limits.min_rows)),
+        ("Every row has a key of its own", "unique", gxe.ExpectColumnValuesToBeUnique(column="key")),
+        (
+            "Share of rows that were rejected",
+            f"at most {limits.max_rejected_share:.0%}",
+            gxe.ExpectColumnMaxToBeBetween(column="rejected_share", max_value=limits.max_rejected_share),
+        ),
+        (
+            "Shorter side of the pictures, pixels",
+            f"{limits.min_side} to {limits.max_side}",
+            gxe.ExpectColumnValuesToBeBetween(column="side", min_value=limits.min_side, max_value=limits.max_side),
+        ),
+        (
+            "Colour mode of the pictures",
+            ", ".join(limits.modes),
+            gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=list(limits.modes)),
+        ),
+        ("Captions are not empty", "at least one letter", gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\w")),
+        (
+            f"Captions inside the tokenizer's context of {context}",
+            f"at least {1 - limits.max_truncated_share:.0%} of rows",
+            gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=context, mostly=1 - limits.max_truncated_share),
+        ),
+        (
+            "No group and no near-duplicate in two splits",
+            f"0 rows (within {domain.near_duplicate_bits} of 256 hash bits)",
+            gxe.ExpectColumnValuesToBeInSet(column="leaks", value_set=[False]),
+        ),
+        (
+            "Splits are named as they should be",
+            "train, val, test",
+            gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=["train", "val", "test"]),
+        ),
+        (
+            "Share of the rarest class",
+            f"at least {limits.min_class_share:.1%}",
+            gxe.ExpectColumnMinToBeBetween(column="smallest_class", min_value=limits.min_class_share),
+        ),
+    ]
+    suite = gx.ExpectationSuite(name=domain.name)
+    for position, (_, _, expectation) in enumerate(expectations):
+        expectation.meta = {"position": position}
+        suite.add_expectation(expectation)
+    result = batch.get_batch({"dataframe": summary.reset_index(drop=True)}).validate(
+        suite, result_format={"result_format": "COMPLETE", "include_unexpected_rows": False}
+    )
+    by_position = {r.expectation_config.meta["position"]: r for r in result.results}
+    return [_outcome(title, limit, by_position[i], frame) for i, (title, limit, _) in enumerate(expectations)]
+
+
+def _outcome(title: str, limit: str, result: Any, frame: pd.DataFrame) -> Check:
+    if result.exception_info and result.exception_info.get("raised_exception"):
+        return Check(title, False, f"could not be checked: {result.exception_info.get('exception_message')}", limit, [])
+    found = result.result
+    rows: list[str] = []
+    if "unexpected_count" in found:
+        share = found.get("unexpected_percent") or 0.0
+        observed = f"{found['unexpected_count']} rows outside ({share:.2f}%)"
+        rows = [frame["name"].iloc[i] for i in (found.get("unexpected_index_list") or [])[:EXAMPLES]]
+    else:
+        value = found.get("observed_value")
+        observed = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return Check(title, bool(result.success), observed, limit, rows)

@@ -1,0 +1,46 @@
+"""The manifest: one row a picture, as Parquet. The only table that training, evaluation and drift read."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import ClipftError
+
+COLUMNS: dict[str, str] = {
+    "key": "str",  # sha256 of picture and texts: the row's identity across versions
+    "name": "str",  # what the source calls it
+    "shard": "str",
+    "offset": "int64",
+    "length": "int64",
+    "caption": "str",
+    "label": "str",
+    "group": "str",
+    "split": "str",
+    "width": "int64",
+    "height": "int64",
+    "mode": "str",
+    "format": "str",
+    "sha256": "str",  # of the picture's bytes
+    "phash": "str",  # 256-bit perceptual hash, hexadecimal
+}
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Write rows in the manifest's columns and types, sorted by key."""
+    frame = frame[list(COLUMNS)].astype(COLUMNS).sort_values("key", ignore_index=True)
+    frame.to_parquet(path, index=False)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read and check a manifest. Raises ClipftError when it is not one."""
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises its own tree of errors
+        raise ClipftError(f"manifest {path}", f"it cannot be read: {error}", "Fetch the data set again.") from error
+    missing = [c for c in COLUMNS if c not in frame.columns]
+    if missing:
+        raise ClipftError(f"manifest {path}", f"columns are missing: {', '.join(missing)}", "Ingest the source again.")
+    if frame["key"].duplicated().any():
+        key = frame.loc[frame["key"].duplicated(), "key"].iloc[0]
+        raise ClipftError(f"manifest {path}", f"key {key} stands in it twice", "Ingest the source again.")
+    return frame.astype(COLUMNS)

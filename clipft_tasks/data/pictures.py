@@ -1,0 +1,97 @@
+"""Pictures: opened under limits, described, and turned into squares. The one door for bytes that nobody vouches for."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+class BadPicture(ValueError):
+    """The bytes are not a picture that we take; the message is the reason, fit for a person."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before any pixel is decoded."""
+
+    bytes: int = 32 * 2**20
+    pixels: int = 50_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: RGB pixels plus what the file said it was."""
+
+    rgb: Image.Image
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def open_picture(data: bytes, limits: Limits = Limits()) -> Picture:
+    """Decode a picture completely.
+
+    Raises:
+        BadPicture: empty, too large, not a known format, cut short, or broken inside.
+    """
+    if not data:
+        raise BadPicture("the file is empty (0 bytes)")
+    if len(data) > limits.bytes:
+        raise BadPicture(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > limits.pixels:
+            raise BadPicture(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}")
+        described = (image.mode, image.format or "")
+        image.load()
+        rgb = _rgb(ImageOps.exif_transpose(image))
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"more pixels than the limit of {limits.pixels:,}") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadPicture("not a picture in a known format (" + ", ".join(FORMATS) + ")") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... for one thing: broken bytes
+        raise BadPicture(f"cut short or broken: {error}") from error
+    return Picture(rgb, width, height, *described)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # 16-bit grey keeps its full range; a plain convert("RGB") would clip everything above 255 to white.
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+        flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(flat, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def square(rgb: Image.Image, side: int) -> np.ndarray:
+    """The picture resized to `side` on its shorter edge (bicubic) and cut to its centre: uint8 (3, side, side).
+
+    The same pixels as open_clip's evaluation transform at that size (a parity test holds it to that).
+    """
+    width, height = rgb.size
+    if width <= height:
+        size = (side, int(side * height / width))
+    else:
+        size = (int(side * width / height), side)
+    if size != rgb.size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((rgb.width - side) / 2.0), round((rgb.height - side) / 2.0)
+    return np.ascontiguousarray(np.asarray(rgb.crop((left, top, left + side, top + side))).transpose(2, 0, 1))
+
+
+def perceptual_hash(rgb: Image.Image) -> bytes:
+    """256-bit DCT hash (32 bytes): pictures that look alike differ in few bits."""
+    import imagehash
+
+    return np.packbits(imagehash.phash(rgb, hash_size=16).hash).tobytes()

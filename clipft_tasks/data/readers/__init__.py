@@ -1,0 +1,86 @@
+"""Readers: whatever a source is, it becomes a stream of `Row`s. `open_source` is the menu."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ClipftError
+from ...spec import DataSpec
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture as its source describes it, before anyone has looked inside.
+
+    Args:
+        where: how a person finds the row again ("pictures.csv line 17").
+        picture: reads the bytes; raises OSError or BadPicture.
+        key: the source's own name for the row; must be unique.
+        caption, label, group, split: "" where the source says nothing.
+    """
+
+    where: str
+    picture: Callable[[], bytes]
+    key: str
+    caption: str = ""
+    label: str = ""
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source opened: its rows and what must be said about it."""
+
+    rows: Callable[[], Iterator[Row]]
+    licence: str = ""
+    name: str = ""
+
+
+def open_source(source: str, data: DataSpec) -> Source:
+    """The reader for a source: `elpv:<type>`, a table (.csv, .jsonl, .parquet) or a folder.
+
+    Raises:
+        ClipftError: the source is missing or of no known kind.
+    """
+    from . import elpv, folder, table
+
+    if not source:
+        raise ClipftError("source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.")
+    if source.startswith("elpv:"):
+        return elpv.open_elpv(source.removeprefix("elpv:"))
+    path = Path(source.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        return folder.open_folder(path)
+    if path.suffix.lower() in table.KINDS:
+        if not path.is_file():
+            raise ClipftError(f"source {source}", "there is no such file", "Check the path; it is read on the worker.")
+        return table.open_table(path, data)
+    raise ClipftError(
+        f"source {source}",
+        "it is neither an existing folder nor a table (" + ", ".join(table.KINDS) + ") nor elpv:<type>",
+        "Check the spelling.",
+    )
+
+
+def read_inside(root: Path, name: str) -> bytes:
+    """The bytes of `name` below `root`; anything that would leave `root` is refused, links included.
+
+    Raises:
+        BadPicture: when the path leaves the root or is no plain file.
+        OSError: when it cannot be read.
+    """
+    from ..pictures import BadPicture, Limits
+
+    if Path(name).is_absolute():
+        raise BadPicture(f"path {name!r} is absolute; paths are relative to the table's folder")
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise BadPicture(f"path {name!r} leads outside {root}")
+    if not path.is_file():
+        raise BadPicture(f"no such file: {name}" if not path.exists() else f"{name} is not a plain file")
+    if path.stat().st_size > Limits().bytes:
+        raise BadPicture(f"{name} has {path.stat().st_size:,} bytes, more than the limit of {Limits().bytes:,}")
+    return path.read_bytes()

@@ -1,0 +1,43 @@
+"""Folders: pictures, each with its caption beside it (`x.jpg`, `x.txt`), and the subfolder as its label.
+
+A first level called train, val or test is read as the split.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ...errors import ClipftError
+from . import SPLITS, Row, Source, read_inside
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def open_folder(root: Path) -> Source:
+    """Rows of a folder tree. Raises ClipftError when it holds no picture."""
+    found = sorted(
+        Path(parent, name).relative_to(root)
+        for parent, _, names in os.walk(root)
+        for name in names
+        if Path(name).suffix.lower() in PICTURES
+    )
+    if not found:
+        raise ClipftError(f"folder {root}", "there are no pictures in it", f"Known: {', '.join(sorted(PICTURES))}.")
+
+    def rows() -> Iterator[Row]:
+        for path in found:
+            parents = list(path.parent.parts)
+            split = parents.pop(0).lower() if parents and parents[0].lower() in SPLITS else ""
+            caption = root / path.with_suffix(".txt")
+            inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
+            yield Row(
+                where=f"{root.name}/{path}",
+                picture=partial(read_inside, root, str(path)),
+                key=str(path),
+                caption=caption.read_text("utf-8", errors="replace").strip() if inside else "",
+                label="/".join(parents),
+                split=split,
+            )
+
+    return Source(rows, name=root.name)

@@ -1,0 +1,63 @@
+"""The data report: one self-contained HTML page, readable offline, that says whether a data set may become a version."""
+
+import base64
+import datetime
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from . import shards
+from .expectations import Check
+from .pictures import open_picture
+from .readers import SPLITS
+
+PER_CLASS = 4
+
+
+def write(path: Path, frame: pd.DataFrame, card: dict[str, Any], checks: list[Check], rejected: list[dict[str, str]],
+          folders: list[Path]) -> None:
+    """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example pictures."""
+    table = frame.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
+    classes = [(str(name), row.to_dict(), row.sum() / len(frame)) for name, row in table.iterrows()]
+    facts = [
+        ("Different captions", f"{frame['caption'].nunique():,} over {len(frame):,} rows"),
+        ("Tokens per caption", f"{frame['tokens'].min()} to {frame['tokens'].max()}, median {frame['tokens'].median():.0f}"),
+        ("Captions that the tokenizer would cut", f"{int(frame['truncated'].sum()):,}"),
+        ("Picture sizes", ", ".join(f"{w}x{h} ({n})" for (w, h), n in
+                                    frame.groupby(["width", "height"]).size().nlargest(5).items())),
+        ("Modes and formats", ", ".join(f"{m} {f} ({n})" for (m, f), n in frame.groupby(["mode", "format"]).size().items())),
+        ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
+        ("Content digest", card["content"]),
+    ]
+    examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
+    pictures = [
+        {"src": _thumbnail(row, folders), "caption": row.caption, "split": row.split} for row in examples.itertuples()
+    ]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
+    html = environment.get_template("report.html.j2").render(
+        title=f"Data report: {card['domain']}",
+        card=card,
+        checks=checks,
+        splits=SPLITS,
+        classes=classes,
+        facts=facts,
+        pictures=pictures,
+        rejected=rejected,
+        when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path.write_text(html, "utf-8")
+
+
+def _thumbnail(row: Any, folders: list[Path]) -> str:
+    for folder in folders:
+        if (folder / row.shard).is_file():
+            data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))
+            small = open_picture(data).rgb
+            small.thumbnail((160, 160))
+            out = io.BytesIO()
+            small.save(out, "JPEG", quality=80)
+            return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return ""

@@ -1,0 +1,118 @@
+"""Shards: WebDataset tar files, known by the hash of their content, read by offset without unpacking.
+
+A shard holds, for each row, `<key>.<ext>` (the picture's bytes as they came) and `<key>.json` (caption, label, group), so
+the webdataset library reads it too. The manifest says where each picture lies.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ClipftError
+
+NAME = re.compile(r"^[0-9a-f]{32}\.tar$")
+TARGET_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture to be packed, or packed."""
+
+    key: str  # hash of picture and texts: the row's identity
+    extension: str
+    data: bytes
+    meta: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a packed picture lies."""
+
+    shard: str
+    offset: int
+    length: int
+
+
+def pack(entries: Iterable[Entry], folder: Path, target_bytes: int = TARGET_BYTES) -> Iterator[tuple[str, Place]]:
+    """Write entries to shards of about `target_bytes`, in the order given; yields (key, place).
+
+    Deterministic: the same entries give the same bytes, hence the same shard names. A shard appears under its name only
+    when it is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    building = folder / "shard.building"
+    tar: tarfile.TarFile | None = None
+    places: list[tuple[str, int, int]] = []
+
+    def finish() -> Iterator[tuple[str, Place]]:
+        nonlocal tar
+        if tar is None:
+            return
+        tar.close()
+        tar = None
+        with building.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()[:32] + ".tar"
+            os.fsync(file.fileno())
+        os.replace(building, folder / name)
+        for key, offset, length in places:
+            yield key, Place(name, offset, length)
+        places.clear()
+
+    for entry in entries:
+        if tar is None:
+            # No copy of file times or owners into the archive: TarInfo's zeros keep it deterministic.
+            tar = tarfile.open(building, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in finish()
+        info = tarfile.TarInfo(f"{entry.key}.{entry.extension}")
+        info.size = len(entry.data)
+        offset = tar.offset + tarfile.BLOCKSIZE
+        tar.addfile(info, io.BytesIO(entry.data))
+        places.append((entry.key, offset, len(entry.data)))
+        text = json.dumps(entry.meta, sort_keys=True, ensure_ascii=False).encode()
+        meta = tarfile.TarInfo(f"{entry.key}.json")
+        meta.size = len(text)
+        tar.addfile(meta, io.BytesIO(text))
+        if tar.offset >= target_bytes:
+            yield from finish()
+    yield from finish()
+
+
+def path_of(folder: Path, shard: str) -> Path:
+    """The file of a shard; a name that is not a shard's (a path, a link out) is refused.
+
+    Raises:
+        ClipftError: a name with a path in it, a missing file, or a file that leads elsewhere.
+    """
+    if not NAME.match(shard):
+        raise ClipftError(f"shard {shard!r}", "that is not a shard's name", "The manifest was tampered with: restore it.")
+    path = folder / shard
+    if not path.is_file():
+        raise ClipftError(f"shard {shard}", f"it is missing in {folder}", "Fetch the data set again.")
+    return path
+
+
+def read(folder: Path, place: Place) -> bytes:
+    """The bytes of one picture. Raises ClipftError when the place lies outside its shard."""
+    path = path_of(folder, place.shard)
+    if place.offset < 0 or place.length < 0 or place.offset + place.length > path.stat().st_size:
+        raise ClipftError(
+            f"shard {place.shard}",
+            f"bytes {place.offset}+{place.length} lie outside its {path.stat().st_size}",
+            "The shard was cut short or the manifest is another's: fetch the data set again.",
+        )
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.length)
+
+
+def check(folder: Path, shard: str) -> None:
+    """Raises ClipftError when a shard's bytes are not those that its name promises."""
+    with path_of(folder, shard).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    if not shard.startswith(found):
+        raise ClipftError(f"shard {shard}", "its bytes do not match its name", "Fetch the data set again.")

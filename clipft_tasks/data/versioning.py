@@ -1,0 +1,291 @@
+"""Dataset versions: a git repository with DVC, one folder a domain, one tag a version (`industrial/v3`).
+
+    <domain>/shards/           DVC: only the shards that the manifest names
+    <domain>/manifest.parquet  DVC
+    <domain>/splits.parquet    DVC: the split of every picture that any version of the domain ever held
+    <domain>/datacard.json     git: counts, source, licence, content digest, parents
+
+Data is pushed before the commit, and the tag comes last: a tag never points at bytes that are not there. Whatever a
+killed process leaves behind is put back by the next one.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from ..errors import ClipftError, Transient
+from ..settings import settings
+from . import manifest, shards
+
+TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
+
+
+@dataclass(frozen=True)
+class Version:
+    """An immutable dataset version."""
+
+    domain: str
+    number: int
+    revision: str  # git commit
+    card: dict[str, Any]
+
+    @property
+    def tag(self) -> str:
+        return f"{self.domain}/v{self.number}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A version's rows and shards, on this machine."""
+
+    version: Version
+    frame: pd.DataFrame
+    folder: Path  # of the shards
+
+    def split(self, name: str) -> pd.DataFrame:
+        return self.frame[self.frame["split"] == name].reset_index(drop=True)
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted(set(self.frame["label"]) - {""})
+
+    def picture(self, row: Any) -> bytes:
+        """The bytes of a row's picture (a Series or named tuple with shard, offset, length)."""
+        return shards.read(self.folder, shards.Place(row.shard, int(row.offset), int(row.length)))
+
+
+def versions(domain: str) -> list[Version]:
+    """The domain's versions, oldest first; empty before the first."""
+    with _repo() as repo:
+        return _versions(repo, domain)
+
+
+def find(name: str, domain: str) -> Version:
+    """The version called `name` (`industrial/v3`), or the newest of `domain` when `name` is empty.
+
+    Raises:
+        ClipftError: no such version, with those that exist.
+    """
+    match = TAG.match(name) if name else None
+    if name and not match:
+        raise ClipftError(f"dataset {name!r}", "it is not <domain>/v<number>", "For example industrial/v1.")
+    found = versions(match["domain"] if match else domain)
+    if not name:
+        if not found:
+            raise ClipftError(f"dataset of {domain}", "there is no version yet", "Run the dataset DAG or `clipft ingest`.")
+        return found[-1]
+    for version in found:
+        if version.tag == name:
+            return version
+    known = ", ".join(v.tag for v in found) or "none"
+    raise ClipftError(f"dataset {name}", "there is no such version", f"Known: {known}.")
+
+
+def splits_ledger(domain: str) -> dict[str, str]:
+    """sha256 of a picture -> its split, for every picture any version of the domain ever held."""
+    with _repo() as repo:
+        found = _versions(repo, domain)
+        if not found:
+            return {}
+        frame = pd.read_parquet(_fetch_file(repo, found[-1], "splits.parquet"))
+    return dict(zip(frame["sha256"], frame["split"], strict=True))
+
+
+def read_manifest(version: Version) -> pd.DataFrame:
+    with _repo() as repo:
+        return manifest.read(_fetch_file(repo, version, "manifest.parquet"))
+
+
+def fetch(version: Version) -> Dataset:
+    """Bring a version's manifest and shards to this machine's cache, whatever is missing, and check them by their names.
+
+    Raises:
+        Transient: the remote does not answer.
+        ClipftError: bytes that are not what their name says.
+    """
+    folder = settings().folder("cache", "shards")
+    with _repo() as repo:
+        frame = manifest.read(_fetch_file(repo, version, "manifest.parquet"))
+        for name in sorted(frame["shard"].unique()):
+            if not shards.NAME.match(name):
+                shards.path_of(folder, name)  # refuses it with the reason
+            if not (folder / name).is_file():
+                _fetch_file(repo, version, f"shards/{name}", folder / name)
+                try:
+                    shards.check(folder, name)
+                except ClipftError:
+                    (folder / name).unlink()
+                    raise
+    return Dataset(version, frame, folder)
+
+
+def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, bool]:
+    """Make a version of a staged manifest and its new shards, or find the one that holds the same content.
+
+    Args:
+        staging: folder with `manifest.parquet`, `splits.parquet` and `shards/` (only those that are new).
+        card: the data card; `content` is the digest that makes two versions equal.
+    Returns:
+        the version, and whether it is new.
+    Raises:
+        Transient: the remote or the repository's origin does not answer; nothing was tagged.
+    """
+    with _repo() as repo:
+        found = _versions(repo, domain)
+        for version in reversed(found):
+            if version.card.get("content") == card["content"]:
+                return version, False
+        number = found[-1].number + 1 if found else 1
+        tag = f"{domain}/v{number}"
+
+        home = repo / domain
+        kept = home / "shards"
+        kept.mkdir(parents=True, exist_ok=True)
+        if found and (home / "shards.dvc").exists():
+            _dvc(repo, "checkout", "--quiet", "--force", f"{domain}/shards.dvc", f"{domain}/splits.parquet.dvc")
+        frame = manifest.read(staging / "manifest.parquet")
+        wanted = set(frame["shard"])
+        for path in kept.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        for name in sorted(wanted - {p.name for p in kept.iterdir()}):
+            shutil.copyfile(shards.path_of(staging / "shards", name), kept / name)
+        for name in ("manifest.parquet", "splits.parquet"):
+            (home / name).unlink(missing_ok=True)  # a hard link into DVC's cache is never written through
+            shutil.copyfile(staging / name, home / name)
+        (home / "datacard.json").write_text(json.dumps(card | {"version": tag}, indent=1, sort_keys=True) + "\n")
+
+        tracked = [f"{domain}/shards", f"{domain}/manifest.parquet", f"{domain}/splits.parquet"]
+        _dvc(repo, "add", "--quiet", *tracked)
+        _dvc(repo, "push", "--quiet", *(f"{t}.dvc" for t in tracked))
+        _git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
+        _git(repo, "commit", "--quiet", "--message", f"{tag}: {card['rows']} rows from {card['source']}")
+        _git(repo, "tag", "--annotate", tag, "--message", json.dumps(card["counts"]))
+        _publish(repo, tag)
+        return _versions(repo, domain)[-1], True
+
+
+def remote_bytes() -> int:
+    """Bytes in the DVC remote when it is a folder; what a push added is the difference of two calls."""
+    root = Path(settings().remote)
+    return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.is_dir() else 0
+
+
+# The repository ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _repo() -> Iterator[Path]:
+    """The local working copy, alone: created or cloned on first use, put back if a killed process left it half-changed."""
+    source = settings().datasets
+    is_url = "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
+    path = settings().root / "datasets" if is_url else Path(source).expanduser().resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path) + ".lock"):
+        if not (path / ".dvc" / "config").exists() or not (path / ".git").exists():
+            _create(path, source if is_url else None)
+        for stale in (path / ".git").glob("*.lock"):  # ours alone, under the lock above
+            stale.unlink()
+        if is_url:
+            _git(path, "fetch", "--quiet", "--tags", "--prune", "origin", transient=True)
+            _git(path, "reset", "--quiet", "--hard", "origin/main")
+        elif _git(path, "status", "--porcelain"):
+            _git(path, "reset", "--quiet", "--hard")
+            _git(path, "clean", "--quiet", "-fd")
+        yield path
+
+
+def _create(path: Path, url: str | None) -> None:
+    if url:
+        shutil.rmtree(path, ignore_errors=True)
+        _git(path.parent, "clone", "--quiet", url, str(path), transient=True)
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / ".git").exists():
+        _git(path, "init", "--quiet", "--initial-branch", "main")
+    _git(path, "config", "user.name", "clipft")
+    _git(path, "config", "user.email", "clipft@localhost")
+    if (path / ".dvc" / "config").exists():
+        return
+    _dvc(path, "init", "--quiet", "--force")
+    _dvc(path, "config", "--quiet", "core.analytics", "false")
+    _dvc(path, "config", "--quiet", "cache.type", "reflink,hardlink,copy")
+    _dvc(path, "remote", "add", "--quiet", "--force", "--default", "store", settings().remote)
+    if "://" not in settings().remote:
+        Path(settings().remote).mkdir(parents=True, exist_ok=True)
+    (path / "README.md").write_text("Dataset versions. One folder a domain, one tag a version; written by clipft.\n")
+    _git(path, "add", "--all")
+    _git(path, "commit", "--quiet", "--message", "An empty repository of data sets")
+    if url:
+        _git(path, "push", "--quiet", "origin", "HEAD:main", transient=True)
+
+
+def _versions(repo: Path, domain: str) -> list[Version]:
+    listed = _git(repo, "for-each-ref", "--format=%(refname:strip=2) %(*objectname)", f"refs/tags/{domain}/")
+    found = []
+    for line in listed.splitlines():
+        tag, revision = line.split()
+        match = TAG.match(tag)
+        if match:
+            card = json.loads(_git(repo, "show", f"{revision}:{domain}/datacard.json"))
+            found.append(Version(domain, int(match["number"]), revision, card))
+    return sorted(found, key=lambda v: v.number)
+
+
+def _publish(repo: Path, tag: str) -> None:
+    if _git(repo, "remote"):
+        _git(repo, "push", "--quiet", "--atomic", "origin", "HEAD:main", f"refs/tags/{tag}", transient=True)
+
+
+def _fetch_file(repo: Path, version: Version, name: str, target: Path | None = None) -> Path:
+    """A DVC-tracked file of a version, through the repository's cache or its remote; never through the working copy."""
+    from dvc.api import DVCFileSystem
+
+    target = target or settings().folder("cache", "datasets", version.domain, f"v{version.number}") / name
+    stamp = target.with_name(target.name + f".{version.revision[:12]}")
+    if name.startswith("shards/") or not (target.exists() and stamp.exists()):
+        part = target.with_name(target.name + ".part")
+        try:
+            DVCFileSystem(repo=str(repo), rev=version.revision).get_file(f"{version.domain}/{name}", str(part))
+        except FileNotFoundError as error:
+            raise ClipftError(
+                f"dataset {version.tag}", f"{name} is neither in the cache nor in the remote", "Push it again."
+            ) from error
+        except OSError as error:
+            raise Transient(f"dataset {version.tag}: {name} cannot be fetched ({error}).") from error
+        os.replace(part, target)
+        if not name.startswith("shards/"):
+            stamp.touch()
+    return target
+
+
+def _git(cwd: Path, *args: str, transient: bool = False) -> str:
+    return _call(["git", *args], cwd, transient)
+
+
+def _dvc(cwd: Path, *args: str) -> str:
+    return _call([sys.executable, "-m", "dvc", *args], cwd, transient=args[0] in ("push", "pull", "fetch"))
+
+
+def _call(command: list[str], cwd: Path, transient: bool) -> str:
+    # A repository must behave the same under any user's git configuration.
+    env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shown = " ".join(a for a in command if a != sys.executable)
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        message = f"`{shown}` in {cwd} failed: {' '.join(reason[-3:])}"
+        if transient:
+            raise Transient(message)
+        raise ClipftError("the repository of data sets", message, "Mend the repository, then run again.")
+    return done.stdout.strip()

@@ -1,0 +1,55 @@
+"""The menu of domains: the four that ship, entry points of group `clipft.domains`, and files on `CLIPFT_DOMAINS_PATH`.
+
+A domain of your own is one Python file that defines `DOMAIN = Domain(...)`; copy `industrial.py` to start.
+"""
+
+import importlib.util
+import os
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ..errors import ClipftError
+from ..settings import settings
+from . import general, industrial, medical, scientific
+from .base import Augment, Checks, Domain
+
+__all__ = ["Augment", "Checks", "Domain", "domain_names", "get_domain"]
+
+
+def _from_file(path: Path) -> Domain:
+    module_spec = importlib.util.spec_from_file_location(f"clipft_domain_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ClipftError(f"domain file {path}", "it is not a Python file", "Point CLIPFT_DOMAINS_PATH at .py files.")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    found = getattr(module, "DOMAIN", None)
+    if not isinstance(found, Domain):
+        raise ClipftError(f"domain file {path}", "it defines no DOMAIN = Domain(...)", "See domains/industrial.py.")
+    return found
+
+
+@cache
+def _all() -> dict[str, Domain]:
+    domains = {m.DOMAIN.name: m.DOMAIN for m in (industrial, medical, scientific, general)}
+    for entry in entry_points(group="clipft.domains"):
+        own = entry.load()
+        domains[own.name] = own
+    for part in filter(None, settings().domains_path.split(os.pathsep)):
+        path = Path(part).expanduser()
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            own = _from_file(file)
+            domains[own.name] = own
+    return domains
+
+
+def domain_names() -> list[str]:
+    return list(_all())
+
+
+def get_domain(name: str) -> Domain:
+    """The profile called `name`. Raises ClipftError with the names there are."""
+    try:
+        return _all()[name]
+    except KeyError:
+        raise ClipftError(f"domain {name!r}", "there is no such domain", f"Known: {', '.join(_all())}.") from None

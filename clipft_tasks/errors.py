@@ -1,0 +1,22 @@
+"""The one exception that a person is meant to read."""
+
+
+class ClipftError(Exception):
+    """Something a person can mend.
+
+    Args:
+        what: the thing that is wrong, by name ("row 17 of pictures.csv").
+        why: the reason, in one clause.
+        fix: what to do about it.
+
+    Trying again without changing anything will not help, so Airflow fails the task without retries
+    and the CLI prints the sentence instead of a traceback.
+    """
+
+    def __init__(self, what: str, why: str, fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(f"{what}: {why}." + (f" {fix}" if fix else ""))
+
+
+class Transient(Exception):
+    """A neighbour is away (server, registry, remote): worth trying again."""

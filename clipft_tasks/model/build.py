@@ -1,0 +1,86 @@
+"""Where a model comes from: one string in the spec, one `Clip` out."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from ..errors import ClipftError
+from ..settings import settings
+from . import starter
+from .clip import Clip
+from .package import WEIGHTS, open_folder, read_config, weights_digest
+
+
+def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") -> Clip:
+    """The model that `model.start` names.
+
+    Args:
+        start: `starter`, `champion`, `models:/name/version`, a package folder, or `<open_clip name>:<tag or file>`.
+        domain: whose champion, for `champion`.
+        device: where to put it.
+    Raises:
+        ClipftError: unknown name or tag, or weights that cannot be had, with what would help.
+    """
+    folder, source = _folder(start, domain)
+    clip = from_folder(folder, source=source) if folder else _from_open_clip(start)
+    return clip.to(device)
+
+
+def tokenizer(start: str, *, domain: str = "") -> tuple[Any, int]:
+    """The tokenizer of the model that `start` names, without its weights, and its context length."""
+    folder, _ = _folder(start, domain)
+    found = open_clip.get_tokenizer(f"local-dir:{folder}" if folder else start.partition(":")[0])
+    return found, int(found.context_length)
+
+
+def _folder(start: str, domain: str) -> tuple[Path | None, str]:
+    """The package folder that `start` names, fetched when needed, and what to call it; None for an open_clip name."""
+    if start == "starter":
+        return starter.build(), start
+    if start == "champion" or start.startswith("models:/"):
+        from .. import tracking
+
+        version = tracking.champion(domain) if start == "champion" else tracking.version_of(start)
+        if version is None:
+            raise ClipftError(
+                f"the champion of {domain}", "no model version carries that alias yet", "Start from `starter` first."
+            )
+        return tracking.fetch_package(version), f"models:/{version.name}/{version.version}"
+    folder = Path(start).expanduser()
+    return (folder.resolve(), start) if (folder / WEIGHTS).exists() else (None, start)
+
+
+def from_folder(folder: Path, *, source: str) -> Clip:
+    model, tokenizer = open_folder(folder)
+    return Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
+
+
+def _from_open_clip(start: str) -> Clip:
+    name, _, tag = start.partition(":")
+    if name not in open_clip.list_models():
+        raise ClipftError(
+            f"start model {start!r}",
+            "it is neither starter, champion, models:/…, a model package folder nor an open_clip model",
+            "Write an open_clip name and tag, for example ViT-B-32:openai.",
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags and not Path(tag).expanduser().is_file():
+        raise ClipftError(f"start model {start!r}", f"{name} has no pretrained tag {tag!r}", f"Known: {', '.join(tags)}.")
+    try:
+        model = open_clip.create_model(name, pretrained=tag or None, cache_dir=str(settings().folder("cache", "open_clip")))
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip wraps hub, network and file errors in many types
+        raise ClipftError(
+            f"start model {start!r}",
+            f"its weights or tokenizer cannot be had: {str(error).splitlines()[0]}",
+            "Is this machine offline? Fetch them once where it is not, or give the path of a checkpoint after the colon.",
+        ) from error
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    return Clip(model.eval(), tokenizer, config, start, digest.hexdigest())

@@ -1,0 +1,103 @@
+"""One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+# Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
+TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
+
+
+def lengths(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens of each row (n, length) up to its last one that is not padding: (n,)."""
+    positions = torch.arange(1, tokens.shape[1] + 1)
+    return ((tokens != 0) * positions).amax(dim=1)
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens that each text needs, uncut: a count above the context length shows what a model would not see."""
+    return lengths(tokenizer(list(texts), context_length=4096)).tolist() if texts else []
+
+
+@dataclass
+class Clip:
+    """An open_clip model and everything needed to feed it.
+
+    Args:
+        model: the open_clip model, on its device.
+        tokenizer: texts to token ids, as open_clip made it.
+        config: open_clip's `model_cfg` and `preprocess_cfg`.
+        source: where the model came from, as a person would name it.
+        digest: sha256 of its weights.
+        folder: the package or starter folder, when there is one (tokenizer files are copied from it).
+    """
+
+    model: torch.nn.Module
+    tokenizer: Any
+    config: dict[str, Any]
+    source: str
+    digest: str
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        preprocess = self.config["preprocess_cfg"]
+        self._mean = torch.tensor(preprocess["mean"]).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(preprocess["std"]).view(1, 3, 1, 1) * 255
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.config["model_cfg"]["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        return int(self.tokenizer.context_length)
+
+    def to(self, device: torch.device | str) -> "Clip":
+        self.model.to(device)
+        return self
+
+    def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 or 0-255 float pictures (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""
+        pictures = pictures.to(self.device, torch.float32)
+        return (pictures - self._mean.to(self.device)) / self._std.to(self.device)
+
+    def tokenise(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids (n, length), cut to the longest text of the list and rounded up to a bucket.
+
+        Exact: causal text towers pool at the end token and masked ones ignore padding, so the cut columns change nothing.
+        """
+        tokens = self.tokenizer(list(texts))
+        longest = lengths(tokens).max().item() if len(texts) else 1
+        cut = next((b for b in TEXT_LENGTHS if b >= longest), tokens.shape[1])
+        # Fixed-length towers (SigLIP pools over padding, prefix towers add a token) must see their full context.
+        return tokens[:, : min(cut, tokens.shape[1])] if self._may_cut else tokens
+
+    @property
+    def _may_cut(self) -> bool:
+        text = self.config["model_cfg"]["text_cfg"]
+        if "hf_model_name" in text:
+            return text.get("hf_pooler_type") in ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
+        return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax" and not text.get("embed_cls")
+
+    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 pictures (n, 3, h, w) -> unit embeddings (n, embed_dim), fp32."""
+        return functional.normalize(self.model.encode_image(self.normalise(pictures)).float(), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts -> unit embeddings (n, embed_dim), fp32."""
+        tokens = self.tokenise(texts).to(self.device)
+        return functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def class_embeddings(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """One unit vector per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""
+        texts = [template.format(name) for name in classes for template in templates]
+        embedded = self.encode_texts(texts).view(len(classes), len(templates), -1)
+        return functional.normalize(embedded.mean(dim=1), dim=-1)

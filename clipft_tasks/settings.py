@@ -1,0 +1,57 @@
+"""Where the shared services are. Every value comes from `CLIPFT_<NAME>` or an embedded default under `./.clipft/`.
+
+Settings say *where things are*; what a run does is in `spec.RunSpec`, and nowhere else.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Addresses, folders and credentials of one installation."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
+
+    home: Path = Field(Path(".clipft"), description="folder of everything that is kept on this machine")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking and registry; default: SQLite under home")
+    mlflow_ui: str = Field("http://127.0.0.1:5000", description="address of MLflow's pages, for links")
+    data_repo: str | None = Field(None, description="git repository of data sets, path or URL; default: home/datasets")
+    dvc_remote: str | None = Field(None, description="DVC remote, folder or URL; default: home/dvc-remote")
+    server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
+    server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
+    accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
+    accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
+    domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
+    threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
+
+    @computed_field
+    @property
+    def root(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow_uri or f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def datasets(self) -> str:
+        return self.data_repo or str(self.root / "datasets")
+
+    @property
+    def remote(self) -> str:
+        return self.dvc_remote or str(self.root / "dvc-remote")
+
+    def folder(self, *parts: str) -> Path:
+        """A folder under home, created when missing."""
+        path = self.root.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once. `settings.cache_clear()` reads them anew."""
+    return Settings()

@@ -1,0 +1,266 @@
+"""RunSpec: the one description of a run.
+
+Its JSON schema makes the Airflow form, the CLI options, the MLflow parameters and `params.yaml`. In those flat places a
+field is known by its dotted name (`train.epochs`). A field that is left out takes the domain's choice, then the general
+default written here. Importing this module stays cheap: DAG files do it at parse time.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .domains import domain_names, get_domain
+from .errors import ClipftError
+
+
+class Section(BaseModel):
+    """A group of fields; unknown names are refused so that a typing error never passes silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(Section):
+    """How a source becomes a dataset version."""
+
+    image_column: str = Field("image", description="column of a table that holds the picture's path")
+    caption_column: str = Field("caption", description="column that holds the caption; may be absent if labels are there")
+    label_column: str = Field("label", description="column that holds the class, when there is one")
+    group_column: str = Field("group", description="rows of one group (patient, part, module) stay in one split")
+    split_column: str = Field("split", description="column with train, val or test, when the source splits itself")
+    caption_template: str = Field("", description="caption for rows without one, `{}` is the class; empty: the domain's")
+    val_share: float = Field(0.15, ge=0.02, le=0.5, description="share of groups kept for model selection")
+    test_share: float = Field(0.25, ge=0.02, le=0.5, description="share of groups never seen before the final report")
+    split_seed: int = Field(0, ge=0, description="seed of the split; rows of an older version never change their split")
+
+
+class ModelSpec(Section):
+    """Where training starts."""
+
+    start: str = Field(
+        "starter",
+        description=(
+            "`starter`, `champion`, an open_clip name and pretrained tag (`ViT-B-32:openai`), a registered version "
+            "(`models:/clipft-industrial/3`), or a folder with a model package"
+        ),
+        examples=["starter", "champion", "ViT-B-32:openai", "ViT-B-16:laion2b_s34b_b88k"],
+    )
+
+
+class ResolutionSpec(Section):
+    """Picture sizes in pixels."""
+
+    train: int = Field(128, ge=32, le=1024, multiple_of=16, description="side of the training pictures")
+    evaluate: list[int] = Field([96, 128, 160], min_length=1, max_length=8, description="sides to evaluate at")
+
+    @field_validator("evaluate")
+    @classmethod
+    def _sizes(cls, sizes: list[int]) -> list[int]:
+        for size in sizes:
+            if not 32 <= size <= 1024 or size % 16:
+                raise ValueError(f"{size} is not a multiple of 16 between 32 and 1024")
+        return sorted(set(sizes))
+
+
+class ObjectiveSpec(Section):
+    """What training minimises."""
+
+    name: str = Field(
+        "info_nce",
+        description="`info_nce`, `multi_positive`, or a class of your own as `module:Class`",
+        examples=["info_nce", "multi_positive"],
+    )
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="how two embeddings are compared")
+    positives: Literal["pair", "caption", "label"] = Field(
+        "caption", description="for multi_positive: which rows of a batch count as the same thing"
+    )
+    temperature: float = Field(0.07, gt=0.001, le=1.0, description="starting temperature when the model brings none")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
+
+
+class TrainSpec(Section):
+    """The optimisation."""
+
+    epochs: int = Field(8, ge=1, le=1000, description="passes over the training split")
+    batch: int = Field(64, ge=2, le=65536, description="effective batch, in pairs; what the objective sees at once")
+    learning_rate: float = Field(2e-4, gt=0, le=1.0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
+    warmup: float = Field(0.1, ge=0, le=0.9, description="share of the steps in which the learning rate rises")
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
+    balance: bool = Field(True, description="draw rare classes as often as common ones")
+    seed: int = Field(0, ge=0, description="seed of order, augmentation and dropout")
+    checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
+
+
+class MemorySpec(Section):
+    """What the hardware may be asked for; empty values are decided by the plan, with a reason."""
+
+    device: Literal["auto", "mps", "cuda", "cpu"] = Field("auto", description="where to train")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the towers")
+    micro_batch: int | None = Field(None, ge=1, description="pairs per forward pass; empty: planned from memory")
+    memory_gb: float | None = Field(None, gt=0, description="memory ceiling in GiB; empty: what the device recommends")
+
+
+class EvaluateSpec(Section):
+    """How a model is judged."""
+
+    bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
+    batch: int = Field(64, ge=1, le=4096, description="pictures per forward pass")
+
+
+class GateSpec(Section):
+    """What a candidate must show before it may be registered as challenger."""
+
+    metric: Literal["balanced_accuracy", "accuracy", "image_to_text_r1"] = Field(
+        "balanced_accuracy", description="figure compared with the champion (or the start model) on the same test rows"
+    )
+    min_gain: float = Field(0.0, ge=-1, le=1, description="least gain over the opponent, as a fraction (0.01 = 1 point)")
+    max_drop: float = Field(0.05, ge=0, le=1, description="largest loss allowed at any single resolution")
+
+
+class ApprovalSpec(Section):
+    """Whether a person decides before the champion changes."""
+
+    required: bool = Field(False, description="wait for a person before promotion")
+    hours: float = Field(24, gt=0, le=24 * 30, description="how long to wait; unanswered means rejected")
+
+
+SECTIONS: dict[str, str] = {
+    "run": "What to run",
+    "data": "Data set",
+    "model": "Start model",
+    "resolution": "Resolutions",
+    "objective": "Objective",
+    "train": "Training",
+    "memory": "Hardware and memory",
+    "evaluate": "Evaluation",
+    "gate": "Gate",
+    "approval": "Approval",
+}
+
+
+class RunSpec(Section):
+    """A whole run, from source to served model."""
+
+    domain: str = Field("industrial", description="the profile that everything else derives from")
+    source: str = Field(
+        "",
+        description="what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, or `elpv:mono`",
+        examples=["elpv:mono", "elpv:poly", "/data/pictures.csv", "/data/pictures"],
+    )
+    dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    resolution: ResolutionSpec = ResolutionSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    train: TrainSpec = TrainSpec()
+    memory: MemorySpec = MemorySpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    gate: GateSpec = GateSpec()
+    approval: ApprovalSpec = ApprovalSpec()
+
+    @field_validator("domain")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in domain_names():
+            raise ValueError(f"no domain {name!r}; known: {', '.join(domain_names())}")
+        return name
+
+    @field_validator("dataset")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        domain, _, number = value.partition("/v")
+        if value and not (domain.isidentifier() and number.isdigit()):
+            raise ValueError(f"{value!r} is not <domain>/v<number>")
+        return value
+
+    @model_validator(mode="after")
+    def _shares(self) -> "RunSpec":
+        if self.data.val_share + self.data.test_share > 0.7:
+            raise ValueError("data.val_share + data.test_share leave less than 30% to train on")
+        return self
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> "RunSpec":
+        """A spec from dotted names; None and "" mean "not given". Raises ClipftError naming each wrong field."""
+        given = {name: value for name, value in flat.items() if value is not None and value != ""}
+        domain = given.get("domain", cls.model_fields["domain"].default)
+        defaults = get_domain(domain).defaults if domain in domain_names() else {}
+        nested: dict[str, Any] = {}
+        for name, value in {**defaults, **given}.items():
+            section, _, leaf = name.rpartition(".")
+            if not section:
+                nested[name] = value
+            elif section in cls.model_fields:
+                nested.setdefault(section, {})[leaf] = value
+            else:
+                nested[name] = value  # refused below, by name
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+            raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.") from None
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by dotted name, as JSON values."""
+        out: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            if isinstance(value, dict):
+                out |= {f"{name}.{leaf}": v for leaf, v in value.items()}
+            else:
+                out[name] = value
+        return out
+
+    def identity(self, stage: str, *sections: str, **inputs: Any) -> str:
+        """The hash that a stage's work is known by: the named sections of the spec and the stage's inputs."""
+        dump = self.model_dump(mode="json")
+        content = {"stage": stage, **{s: dump[s] for s in sections}, "inputs": inputs}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def form(sections: Iterable[str] = tuple(SECTIONS), examples: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each field by dotted name: type, title, description, limits, default and section heading.
+
+    A field that some domain sets has default null, so that an untouched form leaves the choice to the domain.
+
+    Args:
+        sections: keys of `SECTIONS` to include; "run" holds domain, source and dataset.
+        examples: defaults to show instead, by dotted name.
+    """
+    wanted = list(sections)
+    schema = RunSpec.model_json_schema()
+    by_domain = {name for d in domain_names() for name in get_domain(d).defaults}
+    fields: dict[str, dict[str, Any]] = {}
+    for name, prop in schema["properties"].items():
+        ref = prop.get("$ref") or (prop.get("allOf") or [{}])[0].get("$ref")
+        if ref:
+            if name in wanted:
+                for leaf, inner in schema["$defs"][ref.rsplit("/", 1)[1]]["properties"].items():
+                    dotted = f"{name}.{leaf}"
+                    fields[dotted] = _field(dotted, inner, SECTIONS[name], dotted in by_domain)
+        elif "run" in wanted:
+            fields[name] = _field(name, prop, SECTIONS["run"], name in by_domain)
+    if "domain" in fields:
+        fields["domain"]["enum"] = domain_names()
+    for name, value in (examples or {}).items():
+        fields[name]["default"] = value
+    return fields
+
+
+def _field(dotted: str, prop: dict[str, Any], section: str, domain_decides: bool) -> dict[str, Any]:
+    out = {k: v for k, v in prop.items() if k not in ("anyOf", "title")}
+    if "anyOf" in prop:  # pydantic writes Optional as anyOf; forms and CLIs read a list of types
+        first = next(p for p in prop["anyOf"] if p.get("type") != "null")
+        out |= first | {"type": [first["type"], "null"]}
+    # Titles as people write them: "Learning rate", not "Learning Rate".
+    out["title"] = dotted.rsplit(".", 1)[-1].replace("_", " ").capitalize()
+    out["section"] = section
+    if domain_decides:
+        out["description"] = f"{prop.get('description', '')} (empty: the domain's choice, else {prop.get('default')})"
+        out["type"] = [out["type"], "null"] if isinstance(out["type"], str) else out["type"]
+        if "enum" in out:
+            out["enum"] = [*out["enum"], None]
+        out["default"] = None
+    return out

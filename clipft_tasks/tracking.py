@@ -1,0 +1,240 @@
+"""MLflow: runs, registry and aliases. The only module that imports mlflow for anything but serving a package.
+
+A run is found by its key (tag `clipft.key`), the hash of what it was asked to do; that is what makes stages idempotent.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from .data.expectations import Check
+from .errors import ClipftError, Transient
+from .settings import settings
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+def client() -> MlflowClient:
+    """A client of the tracking server and registry that settings name."""
+    uri = settings().tracking_uri
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # A server that is away must be noticed in seconds: the task is retried by Airflow, not by an HTTP library for hours.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient()
+
+
+@contextmanager
+def neighbour():  # type: ignore[no-untyped-def]
+    """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
+    try:
+        yield
+    except MlflowException as error:
+        if "API request to" in str(error) or "Max retries" in str(error):
+            raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
+        raise
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def experiment(name: str) -> str:
+    """The id of an experiment, created on first use."""
+    found = client().get_experiment_by_name(name)
+    if found:
+        return cast(str, found.experiment_id)
+    where = None
+    if settings().tracking_uri.startswith("sqlite:"):
+        where = settings().folder("mlflow", "artifacts", name).as_uri()
+    try:
+        return cast(str, client().create_experiment(name, artifact_location=where))
+    except MlflowException:  # another task was first
+        found = client().get_experiment_by_name(name)
+        if not found:
+            raise
+        return cast(str, found.experiment_id)
+
+
+def run_of(key: str, experiment_id: str) -> Run | None:
+    """The newest run of a key, whatever its state."""
+    runs = client().search_runs([experiment_id], f"tags.`clipft.key` = '{key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def begin(domain: str, key: str, name: str, tags: Mapping[str, str]) -> Run:
+    """The run of a key: the one that there is, reopened, or a new one."""
+    experiment_id = experiment(f"clipft-{domain}")
+    found = run_of(key, experiment_id)
+    if found:
+        client().update_run(found.info.run_id, status="RUNNING")
+        return found
+    return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+
+
+def finish(run_id: str, status: str = "FINISHED") -> None:
+    client().set_terminated(run_id, status)
+
+
+def log_params(run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters; a value that a resumed run already logged is left as it is."""
+    logged = client().get_run(run_id).data.params
+    new = [mlflow.entities.Param(k, str(v)) for k, v in params.items() if k not in logged]
+    for i in range(0, len(new), 100):
+        client().log_batch(run_id, params=new[i : i + 100])
+
+
+def log_data_report(domain: str, card: Mapping[str, Any], checks: Sequence[Check], page: Path) -> str:
+    """Keep a data report in MLflow; returns the address of the page."""
+    experiment_id = experiment(f"clipft-{domain}-data")
+    run = run_of(card["content"], experiment_id)
+    if run is None:
+        tags = {"clipft.key": card["content"], "clipft.source": card["source"]}
+        run = client().create_run(experiment_id, run_name=f"data {card['source']}", tags=tags)
+    for name in ("rows", "rejected"):
+        client().log_metric(run.info.run_id, name, card[name])
+    client().log_metric(run.info.run_id, "checks_failed", sum(not c.passed for c in checks))
+    client().log_artifact(run.info.run_id, str(page))
+    finish(run.info.run_id)
+    return run_link(run, "artifacts/report.html")
+
+
+def run_link(run: Run, page: str = "") -> str:
+    """The address of a run's page for a person."""
+    return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (f"/{page}" if page else "")
+
+
+# Registry ------------------------------------------------------------------------------------------------------------
+
+
+def model_name(domain: str) -> str:
+    return f"clipft-{domain}"
+
+
+def by_alias(domain: str, alias: str) -> ModelVersion | None:
+    """The version that carries an alias, or None."""
+    try:
+        return client().get_model_version_by_alias(model_name(domain), alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def champion(domain: str) -> ModelVersion | None:
+    with neighbour():
+        return by_alias(domain, CHAMPION)
+
+
+def version_of(uri: str) -> ModelVersion:
+    """The version that `models:/name/3` or `models:/name@alias` names. Raises ClipftError when there is none."""
+    body = uri.removeprefix("models:/")
+    try:
+        if "@" in body:
+            name, alias = body.split("@", 1)
+            return client().get_model_version_by_alias(name, alias)
+        name, number = body.rsplit("/", 1)
+        return client().get_model_version(name, number)
+    except (MlflowException, ValueError) as error:
+        raise ClipftError(f"model {uri!r}", f"the registry does not know it ({error})", "See MLflow's models page.") from None
+
+
+def fetch_package(version: ModelVersion) -> Path:
+    """The package of a registered version, in this machine's cache."""
+    folder = settings().folder("cache", "models", version.name) / str(version.version)
+    with FileLock(str(folder) + ".lock"):
+        if not (folder / ".whole").exists() or (folder / ".whole").read_text() != version.run_id:
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            client()
+            try:
+                got = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="package", dst_path=str(part))
+            except MlflowException as error:
+                raise ClipftError(
+                    f"model {version.name}/{version.version}", f"its package cannot be fetched: {error}", "Is the run deleted?"
+                ) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(got, folder)
+            shutil.rmtree(part, ignore_errors=True)
+            (folder / ".whole").write_text(version.run_id)
+    return folder
+
+
+def register(domain: str, run_id: str, tags: Mapping[str, str], description: str) -> tuple[ModelVersion, bool]:
+    """The model version of a run: the one that there is, or a new one. Returns it and whether it is new."""
+    name = model_name(domain)
+    there = client()
+    try:
+        there.create_registered_model(name, description=f"CLIP models of the domain {domain}, made by clipft.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # One writer a model: two retries of one task must not both find nothing.
+    with FileLock(str(settings().folder("cache") / f"register-{name}.lock")):
+        found = there.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if found:
+            version, new = min(found, key=lambda v: int(v.version)), False
+        else:
+            source = there.get_run(run_id).info.artifact_uri + "/model"
+            version = there.create_model_version(name, source, run_id, description=description)
+            new = True
+    for key, value in tags.items():  # again after a kill: cheap, and whole at the end
+        there.set_model_version_tag(name, version.version, key, str(value)[:4900])
+    there.set_registered_model_alias(name, CHALLENGER, version.version)
+    return version, new
+
+
+def promote(domain: str, version: str) -> str | None:
+    """Make a version champion and keep the one before as `previous`; returns the number of that one, if any.
+
+    Safe to repeat at any point: `previous` is written before `champion`, and a version that already is champion is left.
+    """
+    name = model_name(domain)
+    now = by_alias(domain, CHAMPION)
+    if now and now.version == version:
+        before = by_alias(domain, PREVIOUS)
+        return before.version if before else None
+    if now:
+        client().set_registered_model_alias(name, PREVIOUS, now.version)
+    client().set_registered_model_alias(name, CHAMPION, version)
+    return now.version if now else None
+
+
+def restore(domain: str, version: str | None, failed: str) -> None:
+    """Undo a promotion: `version` is champion again (or nobody is), and the failed one says so in its tags."""
+    name = model_name(domain)
+    if version is None:
+        client().delete_registered_model_alias(name, CHAMPION)
+    else:
+        client().set_registered_model_alias(name, CHAMPION, version)
+        if (before := by_alias(domain, PREVIOUS)) and before.version == version:
+            client().delete_registered_model_alias(name, PREVIOUS)
+    client().set_model_version_tag(name, failed, "clipft.deploy", "failed")
+
+
+def lineage(version: ModelVersion) -> dict[str, str]:
+    """Where a version comes from: run, dataset, key, DAG run."""
+    keys = ("clipft.dataset", "clipft.revision", "clipft.key", "clipft.dag_run")
+    return {"run_id": version.run_id, **{k.removeprefix("clipft."): version.tags[k] for k in keys if k in version.tags}}
+
+
+def card_of(run_id: str, name: str) -> dict[str, Any]:
+    """A JSON artifact of a run, or {} when there is none."""
+    client()
+    try:
+        return cast(dict[str, Any], json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
+    except (MlflowException, OSError):
+        return {}
