@@ -72,7 +72,6 @@ class ObjectiveSpec(Section):
         description="`info_nce`, `multi_positive`, or a class of your own as `module:Class`",
         examples=["info_nce", "multi_positive"],
     )
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="how two embeddings are compared")
     positives: Literal["pair", "caption", "label"] = Field(
         "caption", description="for multi_positive: which rows of a batch count as the same thing"
     )

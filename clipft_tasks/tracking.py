@@ -3,6 +3,7 @@
 A run is found by its key (tag `clipft.key`), the hash of what it was asked to do; that is what makes stages idempotent.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -112,6 +113,23 @@ def log_data_report(domain: str, card: Mapping[str, Any], checks: Sequence[Check
     return run_link(run, "artifacts/report.html")
 
 
+def log_model(package: Path) -> str:
+    """Log a model package to the active run as a pyfunc model (models from code, no pickles); returns its URI."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    code = Path(__file__).parent / "model" / "pyfunc.py"
+    columns = [ColSpec(DataType.string, "image", required=False), ColSpec(DataType.string, "text", required=False)]
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(code),
+        artifacts={"package": str(package)},
+        signature=ModelSignature(inputs=Schema(columns)),
+        pip_requirements=["open_clip_torch", "transformers", "timm", "torch", "pillow", "pandas", "mlflow"],
+    )
+    return cast(str, info.model_uri)
+
+
 def run_link(run: Run, page: str = "") -> str:
     """The address of a run's page for a person."""
     return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (f"/{page}" if page else "")
@@ -154,22 +172,32 @@ def version_of(uri: str) -> ModelVersion:
 
 def fetch_package(version: ModelVersion) -> Path:
     """The package of a registered version, in this machine's cache."""
-    folder = settings().folder("cache", "models", version.name) / str(version.version)
+    return _fetch(f"models:/{version.name}/{version.version}", version.source, f"model {version.name}/{version.version}")
+
+
+def fetch_candidate(run_id: str) -> Path:
+    """The package that a run logged. Raises ClipftError when the run did not finish."""
+    uri = client().get_run(run_id).data.tags.get("clipft.model_uri")
+    if not uri:
+        raise ClipftError(f"run {run_id}", "it has no model: training did not finish", "Run finetune again; it resumes.")
+    return _fetch(uri, uri, f"the model of run {run_id}")
+
+
+def _fetch(uri: str, identity: str, what: str) -> Path:
+    client()
+    folder = settings().folder("cache", "models") / hashlib.sha256(identity.encode()).hexdigest()[:24]
     with FileLock(str(folder) + ".lock"):
-        if not (folder / ".whole").exists() or (folder / ".whole").read_text() != version.run_id:
+        if not folder.exists():
             part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
-            client()
+            part.mkdir()
             try:
-                got = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="package", dst_path=str(part))
-            except MlflowException as error:
-                raise ClipftError(
-                    f"model {version.name}/{version.version}", f"its package cannot be fetched: {error}", "Is the run deleted?"
-                ) from error
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(got, folder)
+                with neighbour():
+                    got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part))
+            except (MlflowException, OSError) as error:
+                raise ClipftError(what, f"its package cannot be fetched: {error}", "Was its run deleted?") from error
+            os.replace(Path(got) / "artifacts" / "package", folder)
             shutil.rmtree(part, ignore_errors=True)
-            (folder / ".whole").write_text(version.run_id)
     return folder
 
 
@@ -188,7 +216,7 @@ def register(domain: str, run_id: str, tags: Mapping[str, str], description: str
         if found:
             version, new = min(found, key=lambda v: int(v.version)), False
         else:
-            source = there.get_run(run_id).info.artifact_uri + "/model"
+            source = there.get_run(run_id).data.tags["clipft.model_uri"]
             version = there.create_model_version(name, source, run_id, description=description)
             new = True
     for key, value in tags.items():  # again after a kill: cheap, and whole at the end

@@ -1,0 +1,1 @@
+"""Evaluation: a model, a split and a size become figures with intervals."""

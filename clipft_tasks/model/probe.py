@@ -1,0 +1,43 @@
+"""Probe pairs: a few pictures, a few texts and the answers a model gave. Whoever serves that model must give them again."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .clip import Clip
+
+TOLERANCE = 0.02  # of a cosine: other hardware and lower precision differ by less, another model by more
+
+
+def record(clip: Clip, pictures: np.ndarray, texts: list[str]) -> dict[str, Any]:
+    """Ask a model about pictures, uint8 (n, 3, s, s), and texts; the answers are cosines (n, m)."""
+    encoded = []
+    for picture in pictures:
+        out = io.BytesIO()
+        Image.fromarray(picture.transpose(1, 2, 0)).save(out, "PNG")
+        encoded.append(base64.b64encode(out.getvalue()).decode())
+    return {
+        "pictures": encoded,
+        "texts": texts,
+        "similarity": answers(clip, pictures, texts),
+        "side": int(pictures.shape[-1]),
+        "tolerance": TOLERANCE,
+    }
+
+
+def answers(clip: Clip, pictures: np.ndarray, texts: list[str]) -> list[list[float]]:
+    with torch.inference_mode():
+        images = clip.encode_images(torch.from_numpy(np.ascontiguousarray(pictures)))
+        return (images @ clip.encode_texts(texts).T).cpu().double().numpy().round(6).tolist()
+
+
+def disagreement(recorded: dict[str, Any], given: list[list[float]]) -> float:
+    """The largest difference between recorded and given answers; infinity when their shapes differ or one is not a number."""
+    expected, found = np.array(recorded["similarity"]), np.array(given)
+    if expected.shape != found.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(expected - found).max())

@@ -1,0 +1,29 @@
+"""How the pipeline speaks with the clipft server."""
+
+from typing import Any
+
+import httpx
+
+from .errors import ClipftError, Transient
+from .settings import settings
+
+
+def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> httpx.Response:
+    """One request to the server, with the token that lets it change state.
+
+    Raises:
+        Transient: the server does not answer, or is not ready (5xx).
+        ClipftError: it refuses (4xx), with its own reason.
+    """
+    token = settings().server_token
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    try:
+        response = httpx.request(method, settings().server_url + path, json=json, headers=headers, timeout=timeout)
+    except httpx.TransportError as error:
+        raise Transient(f"The server at {settings().server_url} does not answer: {error!r}.") from error
+    if response.status_code >= 500:
+        raise Transient(f"The server at {settings().server_url} answered {response.status_code}: {response.text[:500]}")
+    if response.status_code >= 400:
+        reason = response.json().get("detail", response.text) if "json" in response.headers.get("content-type", "") else response.text
+        raise ClipftError(f"the server at {settings().server_url}", f"{method} {path} was refused: {reason}")
+    return response

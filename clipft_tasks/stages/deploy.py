@@ -1,0 +1,27 @@
+"""deploy: the server loads the version, checks it against its recorded answers, and swaps."""
+
+from typing import Any
+
+from ..errors import ClipftError
+from ..progress import say
+from ..server_client import call
+from ..spec import RunSpec
+
+
+def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
+    """Tell the server and wait until this version is live.
+
+    Returns: version, replaced (number or ""), load_seconds, links.
+    Raises: Transient when the server is away; ClipftError when it refuses the version, after the old champion is back.
+    """
+    from .. import tracking
+
+    try:
+        answer = call("PUT", f"/v1/models/{spec.domain}", json={"version": version}, timeout=300).json()
+    except ClipftError:
+        tracking.restore(spec.domain, previous or None, failed=version)
+        say(f"The server refused version {version}; " + (f"version {previous} is champion again." if previous else "nobody is champion."))
+        raise
+    say(f"Version {answer['version']} of {spec.domain} is live after {answer['load_seconds']:.1f} s.")
+    links = {"Server": f"{tracking.settings().server_url}/docs"}
+    return {"version": version, "replaced": answer.get("replaced") or "", "load_seconds": answer["load_seconds"], "links": links}

@@ -1,0 +1,143 @@
+"""finetune: a start model and a dataset version become a candidate, in an MLflow run of its own."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..progress import say
+from ..settings import settings
+from ..spec import RunSpec
+
+RECIPE = 1  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+
+
+def run(spec: RunSpec, plan: dict[str, Any] | None = None, dag_run: str = "") -> dict[str, Any]:
+    """Train, or resume, or find the finished run of the same work.
+
+    Args:
+        plan: decisions of the plan stage; made here when absent.
+        dag_run: the Airflow run that asked, for lineage.
+    Returns: run_id, key, dataset, done_before (bool), steps, pairs_per_second, links.
+    Raises: ClipftError (spec, data, NaN, full disk); Transient (MLflow or the data remote is away).
+    """
+    import mlflow
+
+    from .. import tracking
+    from ..data import loader, versioning
+    from ..domains import get_domain
+    from ..model import build
+    from ..objectives import make
+    from ..train import checkpoints, loop
+
+    domain = get_domain(spec.domain)
+    version = versioning.find(spec.dataset, spec.domain)
+    clip = build.load(spec.model.start, domain=spec.domain)
+    key = spec.identity(
+        "finetune", "domain", "objective", "train", "memory",
+        dataset=version.revision, start=clip.digest, side=spec.resolution.train, recipe=RECIPE,
+    )  # fmt: skip
+    tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
+            "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip
+    with tracking.neighbour():
+        mlflow_run = tracking.begin(spec.domain, key, f"{version.tag} from {clip.source}", tags)
+    run_id = mlflow_run.info.run_id
+    result = {"run_id": run_id, "key": key, "dataset": version.tag, "links": {"MLflow run": tracking.run_link(mlflow_run)}}
+    if "clipft.model_uri" in mlflow_run.data.tags:
+        tracking.finish(run_id)
+        say(f"This work was done before: run {run_id} (same spec, data and start model). Nothing to train.")
+        return result | {"done_before": True, "steps": int(mlflow_run.data.metrics.get("steps", 0)), "pairs_per_second": 0.0}
+
+    work = settings().folder("work", key)
+    decided = _plan(spec, clip, plan, work / "plan.json")
+    for line in decided.lines():
+        say(line)
+    dataset = versioning.fetch(version)
+    batch = min(spec.train.batch, len(dataset.split("train")))
+    if batch < spec.train.batch:
+        say(f"The training split has {batch} rows, fewer than train.batch = {spec.train.batch}: batches are that small.")
+    data = loader.TrainingData.open(
+        dataset, spec.resolution.train, domain.augment, spec.train.batch, spec.train.seed, spec.train.balance
+    )
+
+    tracking.log_params(run_id, spec.flat() | {f"plan.{k}": v["value"] for k, v in decided.to_dict().items()})
+    keeper = checkpoints.Checkpoints(work / "checkpoints", key)
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        mlflow.log_metrics({f"train.{k}": v for k, v in figures.items()}, step=step)
+
+    with tracking.neighbour(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
+        mlflow.log_dict(decided.to_dict(), "plan.json")
+        mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
+        trained = loop.train(clip, make(spec.objective), data, spec.train, decided, keeper, log)
+        mlflow.log_metrics({k: v for k, v in trained.items() if k != "pairs_per_second" or v})
+        package = _package(spec, clip, dataset, work / "package", run_id, key)
+        uri = tracking.log_model(package)
+        mlflow.set_tag("clipft.model_uri", uri)  # last: a run with this tag is whole
+    shutil.rmtree(work, ignore_errors=True)
+    say(f"Candidate in run {run_id}: {trained['pairs']} pairs at {trained['pairs_per_second']:.1f}/s.")
+    return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}
+
+
+def _plan(spec: RunSpec, clip: Any, given: dict[str, Any] | None, path: Path) -> Any:
+    """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first."""
+    from ..train import plan as plans
+    from ..train.hardware import probe
+
+    hardware = probe(spec.memory.device)
+    for source in (json.loads(path.read_text()) if path.exists() else None, given):
+        if source and source["device"]["value"] == hardware.device:
+            decided = plans.Plan.from_dict(source)
+            break
+    else:
+        decided = plans.make(spec, clip)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(decided.to_dict()))
+    os.replace(part, path)
+    return decided
+
+
+def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str) -> Path:
+    import numpy as np
+    import torch
+
+    from ..data.loader import decoded
+    from ..model import probe
+    from ..model.package import Package, write_package
+
+    clip.to("cpu")
+    clip.model.to(memory_format=torch.contiguous_format)
+    side = spec.resolution.train
+    held_out = dataset.split("val")
+    pictures = decoded(dataset, held_out, side, "val")
+    spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
+    texts = sorted(held_out["caption"].unique())[:4]
+    sample = np.linspace(0, len(held_out) - 1, min(256, len(held_out))).astype(int)
+    with torch.inference_mode():
+        images = torch.cat([clip.encode_images(torch.from_numpy(pictures[i])) for i in np.array_split(sample, -(-len(sample) // 64))])
+        captions = clip.encode_texts(held_out["caption"].iloc[sample].tolist())
+    card = {
+        "domain": spec.domain,
+        "dataset": dataset.version.tag,
+        "revision": dataset.version.revision,
+        "licence": dataset.version.card.get("licence", ""),
+        "classes": dataset.classes,
+        "start": clip.source,
+        "objective": spec.objective.model_dump(),
+        "resolutions": {"train": side, "serve": side, "evaluated": spec.resolution.evaluate},
+        "tokenizer": {"name": type(clip.tokenizer).__name__, "context_length": clip.context_length},
+        "embed_dim": clip.embed_dim,
+        "similarity": "cosine",
+        "run_id": run_id,
+        "key": key,
+    }
+    parts = Package(
+        model_cfg=clip.config["model_cfg"],
+        preprocess_cfg=clip.config["preprocess_cfg"],
+        card=card,
+        probe=probe.record(clip, pictures[spread], texts),
+        reference={"image": images, "text": captions},
+        tokenizer_from=clip.folder,
+    )
+    return write_package(folder, clip.model, parts)

@@ -1,0 +1,58 @@
+"""gate: is the candidate good enough to be registered? A table of rule, measured, limit, verdict."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import ClipftError
+from ..progress import say
+from ..spec import RunSpec
+
+
+def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the candidate with its opponent (the champion, or the start model where there is none) on the same rows.
+
+    Returns: passed, metric, opponent, rules (rule, measured, limit, passed), table (Markdown), scores by resolution.
+    Raises: ClipftError when a rule fails, with the table.
+    """
+    from .. import tracking
+    from ..evaluate import figures
+
+    results = sorted(evaluations, key=lambda r: r["resolution"])
+    opponent = results[0]["opponent"]
+    if any(r["opponent"] != opponent for r in results):
+        raise ClipftError("the gate", "the champion changed while the candidate was evaluated", "Evaluate again.")
+    gains = {r["resolution"]: (r["gain_over_champion"] if opponent else r["gain_over_before"])["value"] for r in results}
+    metric = results[0]["metric"]
+    main = min(gains, key=lambda size: abs(size - spec.resolution.train))
+    worst = min(gains, key=lambda size: gains[size])
+    against = f"version {opponent}" if opponent else "the start model"
+    rules = [
+        _rule(f"{metric} at {main} px against {against}", gains[main], spec.gate.min_gain),
+        _rule(f"{metric} at its weakest size, {worst} px", gains[worst], -spec.gate.max_drop),
+    ]
+    passed = all(r["passed"] for r in rules)
+    table = figures.table(results)
+    say(table)
+    for r in rules:
+        say(f"  {'pass' if r['passed'] else 'FAIL'}  {r['rule']}: {r['measured']:+.4f} (at least {r['limit']:+.4f})")
+    verdict = {"passed": passed, "metric": metric, "opponent": opponent, "rules": rules, "table": table}
+    client = tracking.client()
+    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+        path = Path(folder, "resolutions.png")
+        path.write_bytes(figures.plot(results))
+        client.log_artifact(run_id, str(path), "evaluation")
+        client.log_text(run_id, table, "evaluation/table.md")
+        client.log_dict(run_id, verdict, "gate.json")
+        client.set_tag(run_id, "clipft.gate", "passed" if passed else "failed")
+    if not passed:
+        reasons = "; ".join(f"{r['rule']} is {r['measured']:+.4f}, at least {r['limit']:+.4f} is asked" for r in rules if not r["passed"])
+        raise ClipftError(f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", "Nothing was registered.")
+    scores = {str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results}
+    link = tracking.run_link(client.get_run(run_id), "artifacts/evaluation/resolutions.png")
+    return verdict | {"scores": scores, "links": {"Evaluation": link}}
+
+
+def _rule(rule: str, measured: float, limit: float) -> dict[str, Any]:
+    # A figure that cannot be computed (NaN) is no pass.
+    return {"rule": rule, "measured": measured, "limit": limit, "passed": bool(measured >= limit)}

@@ -1,0 +1,44 @@
+"""register: the candidate becomes a model version, with everything that one asks about it later, and the challenger."""
+
+import json
+from typing import Any
+
+from ..progress import say
+from ..spec import RunSpec
+
+
+def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
+    """Register the run's model once, whatever happens in between.
+
+    Returns: model, version, new (bool), links.
+    """
+    from .. import tracking
+
+    client = tracking.client()
+    card = json.loads((tracking.fetch_candidate(run_id) / "card.json").read_text())
+    run_tags = client.get_run(run_id).data.tags
+    scores = {f"clipft.score.{size}": f"{models['after']['value']:.4f}" for size, models in gate["scores"].items()}
+    tags = {
+        "clipft.key": card["key"],
+        "clipft.domain": card["domain"],
+        "clipft.dataset": card["dataset"],
+        "clipft.revision": card["revision"],
+        "clipft.modalities": "image,text",
+        "clipft.resolutions": json.dumps(card["resolutions"]),
+        "clipft.tokenizer": json.dumps(card["tokenizer"]),
+        "clipft.embed_dim": str(card["embed_dim"]),
+        "clipft.objective": json.dumps(card["objective"]),
+        "clipft.start": card["start"],
+        "clipft.metric": gate["metric"],
+        "clipft.dag_run": run_tags.get("clipft.dag_run", ""),
+        **scores,
+    }
+    description = (
+        f"Fine-tuned on {card['dataset']} from {card['start']}.\n\n{gate['table']}\n\n"
+        f"Classes: {', '.join(card['classes']) or 'none'}. Data licence: {card['licence'] or 'not stated'}."
+    )
+    with tracking.neighbour():
+        version, new = tracking.register(spec.domain, run_id, tags, description)
+    say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
+    link = f"{tracking.settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
+    return {"model": version.name, "version": str(version.version), "new": new, "links": {"Model version": link}}

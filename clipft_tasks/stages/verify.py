@@ -1,0 +1,43 @@
+"""verify: the server, asked as any client would ask, gives the answers that were recorded at training."""
+
+import json
+from typing import Any
+
+from ..errors import ClipftError
+from ..progress import say
+from ..server_client import call
+from ..spec import RunSpec
+
+
+def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
+    """Send the probe pairs through the public API.
+
+    Returns: version, disagreement (largest difference of a cosine), pairs, links.
+    Raises: ClipftError when another version answers or the answers differ, after the old champion is back and live.
+    """
+    from .. import tracking
+    from ..model import probe
+
+    registered = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}")
+    recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
+    body = {
+        "domain": spec.domain,
+        "images": [{"base64": p} for p in recorded["pictures"]],
+        "texts": recorded["texts"],
+    }
+    response = call("POST", "/v1/similarity", json=body)
+    answering = response.headers.get("x-clipft-model-version")
+    difference = probe.disagreement(recorded, response.json()["similarity"])
+    if answering != version or difference > recorded["tolerance"]:
+        reason = f"version {answering} answers" if answering != version else f"its answers differ by {difference:.3f}"
+        tracking.restore(spec.domain, previous or None, failed=version)
+        if previous:
+            call("PUT", f"/v1/models/{spec.domain}", json={"version": previous}, timeout=300)
+        raise ClipftError(
+            f"version {version} of {spec.domain}",
+            f"it did not verify: {reason} (limit {recorded['tolerance']})",
+            f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
+        )
+    say(f"Version {version} answers as recorded: {len(recorded['pictures'])} pictures, largest difference {difference:.5f}.")
+    links = {"Server": f"{tracking.settings().server_url}/docs"}
+    return {"version": version, "disagreement": difference, "pairs": len(recorded["pictures"]), "links": links}

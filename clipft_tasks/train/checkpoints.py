@@ -1,0 +1,60 @@
+"""Checkpoints: written whole or not at all, the last few kept, the newest readable one found again."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ClipftError
+from ..progress import say
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    Args:
+        folder: created when missing.
+        key: identity of the run; a checkpoint of another key is never resumed from.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, key: str, keep: int = 2) -> None:
+        self.folder, self.key, self.keep = folder, key, keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state at `step`. Raises ClipftError when the disk is full; earlier checkpoints stay."""
+        path = self.folder / f"step-{step:08d}.pt"
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save({"format": FORMAT, "key": self.key, "step": step, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            raise ClipftError(
+                f"checkpoint {path}", f"it cannot be written: {error}", "Free some space; the run resumes from the one before."
+            ) from error
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read and belongs to this run, or None. One that is broken is said and skipped."""
+        for path in reversed(self._paths()):
+            try:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # a cut file raises anything from EOFError to RuntimeError
+                say(f"Checkpoint {path.name} cannot be read ({error}); falling back to the one before.")
+                continue
+            if state.get("key") == self.key and state.get("format") == FORMAT:
+                return state
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"))
