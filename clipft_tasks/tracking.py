@@ -157,6 +157,15 @@ def champion(domain: str) -> ModelVersion | None:
         return by_alias(domain, CHAMPION)
 
 
+def champions() -> dict[str, str]:
+    """The champion's number by domain, for every model that clipft registered."""
+    found = {}
+    for model in client().search_registered_models("name LIKE 'clipft-%'"):
+        if CHAMPION in model.aliases:
+            found[model.name.removeprefix("clipft-")] = str(model.aliases[CHAMPION])
+    return found
+
+
 def version_of(uri: str) -> ModelVersion:
     """The version that `models:/name/3` or `models:/name@alias` names. Raises ClipftError when there is none."""
     body = uri.removeprefix("models:/")

@@ -1,0 +1,1 @@
+"""The server: CLIP models of every domain behind one FastAPI application."""

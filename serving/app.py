@@ -1,0 +1,307 @@
+"""The application. `uvicorn serving.app:create_app --factory` starts it."""
+
+import asyncio
+import hmac
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, square
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
+from clipft_tasks.train import hardware
+
+from . import schemas
+from .engine import Busy, Engine
+from .metrics import Metrics
+from .settings import ServingSettings
+from .store import Live, ModelStore, class_embeddings
+
+T = TypeVar("T", bound=schemas.Request)
+
+
+class Refused(Exception):
+    """A request that cannot be answered as it is."""
+
+    def __init__(self, status: int, detail: str, reason: str = "") -> None:
+        self.status, self.detail, self.reason = status, detail, reason
+
+
+def create_app(serving: ServingSettings | None = None) -> FastAPI:
+    """An application with its own engine, store and metrics."""
+    options = serving or ServingSettings()
+    metrics = Metrics()
+    limits = Limits(bytes=int(options.max_picture_mb * 2**20), pixels=options.max_pixels)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        machine = hardware.probe(cast(Any, options.device))
+        engine = Engine(
+            machine.device, machine.cores, metrics,
+            max_batch=options.max_batch, max_wait=options.max_wait_ms / 1000, max_queue=options.max_queue,
+        )  # fmt: skip
+        store = ModelStore(engine, metrics)
+        app.state.engine, app.state.store = engine, store
+        polling = asyncio.create_task(_poll(store, options.poll_seconds))
+        yield
+        polling.cancel()
+        engine.close()
+
+    app = FastAPI(
+        title="clipft",
+        summary="Image-text similarity, embeddings and zero-shot classification with the champion of each domain.",
+        version="1",
+        lifespan=lifespan,
+    )
+
+    # Requests in, answers out ----------------------------------------------------------------------------------------
+
+    @app.middleware("http")
+    async def observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        began = time.perf_counter()
+        request.state.domain = ""
+        length = request.headers.get("content-length")
+        if request.method in ("POST", "PUT") and (length is None or int(length) > options.max_body_mb * 2**20):
+            why = "send a Content-Length" if length is None else f"{int(length):,} bytes, more than {options.max_body_mb:g} MiB"
+            response: Response = JSONResponse({"detail": f"The request is refused: {why}."}, 411 if length is None else 413)
+        else:
+            response = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "unknown")
+        response.headers["X-Request-Id"] = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
+        metrics.requests.labels(route, request.state.domain, str(response.status_code)).inc()
+        metrics.latency.labels(route).observe(time.perf_counter() - began)
+        return response
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        if error.reason:
+            metrics.refused.labels(error.reason).inc()
+        headers = {"Retry-After": "1"} if error.status == 503 else {}
+        return JSONResponse({"detail": error.detail}, error.status, headers)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> Response:
+        detail = f"{options.max_queue} jobs are waiting already; try again in a moment."
+        return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
+
+    @app.exception_handler(ClipftError)
+    async def unprocessable(request: Request, error: ClipftError) -> Response:
+        return JSONResponse({"detail": str(error)}, 409)
+
+    async def read(request: Request, model: type[T]) -> T:
+        """The body as `model`: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`."""
+        kind = request.headers.get("content-type", "")
+        try:
+            if kind.startswith("multipart/form-data"):
+                return model.model_validate(await _form(request))
+            return model.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise RequestValidationError(error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+    def find(request: Request, domain: str) -> Live:
+        store: ModelStore = request.app.state.store
+        live = store.get(domain)
+        if live is None:
+            there = ", ".join(sorted(store.live)) or "none"
+            if not domain and store.live:
+                raise Refused(400, f"Several domains are live ({there}): say which one in `domain`.")
+            status = 404 if store.live else 503
+            raise Refused(status, f"No model of {domain or 'any domain'} is live (live: {there}).")
+        request.state.domain = live.domain
+        return live
+
+    async def decode(images: list[schemas.ImageIn], side: int) -> np.ndarray:
+        if len(images) > options.max_items:
+            raise Refused(413, f"{len(images)} pictures in one request, more than {options.max_items}.", "too_many")
+
+        def one(number: int, image: schemas.ImageIn) -> np.ndarray:
+            try:
+                return square(open_picture(image.data, limits).rgb, side)
+            except BadPicture as error:
+                raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
+
+        return np.stack(await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images))))
+
+    def check_texts(texts: list[str]) -> list[str]:
+        if len(texts) > options.max_items:
+            raise Refused(413, f"{len(texts)} texts in one request, more than {options.max_items}.", "too_many")
+        for number, text in enumerate(texts):
+            if len(text) > options.max_text:
+                raise Refused(422, f"Text {number + 1}: {len(text):,} characters, more than {options.max_text:,}.", "long_text")
+        return texts
+
+    # Routes ----------------------------------------------------------------------------------------------------------
+
+    @app.post("/v1/embed/images", response_model=schemas.Embeddings, **_documented(schemas.EmbedImages))
+    async def embed_images(request: Request, response: Response) -> dict[str, Any]:
+        """Unit embeddings of pictures."""
+        asked = await read(request, schemas.EmbedImages)
+        live = find(request, asked.domain)
+        out = await app.state.engine.images(live, await decode(asked.images, live.side))
+        response.headers.update(live.headers)
+        return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
+
+    @app.post("/v1/embed/texts", response_model=schemas.Embeddings, **_documented(schemas.EmbedTexts))
+    async def embed_texts(request: Request, response: Response) -> dict[str, Any]:
+        """Unit embeddings of texts."""
+        asked = await read(request, schemas.EmbedTexts)
+        live = find(request, asked.domain)
+        out = await app.state.engine.texts(live, check_texts(asked.texts))
+        response.headers.update(live.headers)
+        return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
+
+    @app.post("/v1/similarity", response_model=schemas.Similarities, **_documented(schemas.Similarity))
+    async def similarity(request: Request, response: Response) -> dict[str, Any]:
+        """Cosine of every picture with every text."""
+        asked = await read(request, schemas.Similarity)
+        live = find(request, asked.domain)
+        texts = check_texts(asked.texts)
+        pictures = await decode(asked.images, live.side)
+        image, text = await asyncio.gather(app.state.engine.images(live, pictures), app.state.engine.texts(live, texts))
+        cosines = image @ text.T
+        watch(live, cosines)
+        response.headers.update(live.headers)
+        return {"similarity": cosines.tolist()}
+
+    @app.post("/v1/classify", response_model=schemas.Predictions, **_documented(schemas.Classify))
+    async def classify(request: Request, response: Response) -> dict[str, Any]:
+        """Zero-shot classes of pictures, over the domain's prompt templates."""
+        asked = await read(request, schemas.Classify)
+        live = find(request, asked.domain)
+        classes = check_texts(asked.classes or live.card["classes"])
+        if len(classes) < 2:
+            raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
+        pictures = await decode(asked.images, live.side)
+        texts = live.class_texts.get(tuple(classes))
+        if texts is None:
+            texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))
+        image = await app.state.engine.images(live, pictures)
+        cosines = image @ texts.T
+        watch(live, cosines)
+        logits = cosines * live.temperature_scale
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        odds /= odds.sum(axis=1, keepdims=True)
+        best = cosines.argmax(axis=1)
+        if asked.classes is None:
+            for i in best:
+                metrics.predictions.labels(live.domain, live.version, classes[i]).inc()
+        response.headers.update(live.headers)
+        return {
+            "predictions": [
+                {
+                    "label": classes[i],
+                    "probability": float(odds[row, i]),
+                    "scores": dict(zip(classes, cosines[row].tolist(), strict=True)),
+                }
+                for row, i in enumerate(best)
+            ]
+        }
+
+    def watch(live: Live, cosines: np.ndarray) -> None:
+        ranked = np.sort(cosines, axis=1)
+        for row in ranked:
+            metrics.top.labels(live.domain, live.version).observe(float(row[-1]))
+            if len(row) > 1:
+                metrics.margin.labels(live.domain, live.version).observe(float(row[-1] - row[-2]))
+
+    @app.get("/v1/models", response_model=list[schemas.ModelInfo])
+    async def models(request: Request) -> list[dict[str, Any]]:
+        """The live version of each domain and where it comes from."""
+        return [
+            {"domain": m.domain, "version": m.version, "since": m.since, "side": m.side, "classes": m.card["classes"], "lineage": m.lineage}
+            for m in request.app.state.store.live.values()
+        ]
+
+    @app.put("/v1/models/{domain}", response_model=schemas.Deployed, dependencies=[Depends(authorised)])
+    async def deploy(domain: str, asked: schemas.Deploy, request: Request) -> dict[str, Any]:
+        """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
+        request.state.domain = domain
+        return cast(dict[str, Any], await asyncio.to_thread(request.app.state.store.deploy, domain, asked.version))
+
+    @app.get("/healthz")
+    async def healthz(request: Request) -> dict[str, str]:
+        """Is the process alive, and its inference thread with it?"""
+        if not request.app.state.engine.alive:
+            raise HTTPException(500, "The inference thread has ended; restart the server.")
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz(request: Request, response: Response) -> dict[str, Any]:
+        """Can it answer? Not before a model is live."""
+        store: ModelStore = request.app.state.store
+        if not store.live:
+            response.status_code = 503
+        live = {d: m.version for d, m in store.live.items()}
+        return {"ready": bool(live), "live": live, "device": str(store.engine.device), "problem": store.problem}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def playground() -> str:
+        return (Path(__file__).parent / "playground.html").read_text("utf-8")
+
+    return app
+
+
+async def authorised(request: Request) -> None:
+    """Only who shows the server's token may change its state."""
+    token = settings().server_token
+    if token is None:
+        raise HTTPException(403, "This server was started without CLIPFT_SERVER_TOKEN, so nobody may change its models.")
+    shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
+        raise HTTPException(401, "Show the server's token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
+
+
+async def _poll(store: ModelStore, seconds: float) -> None:
+    """Follow the registry's champions: at the start, and for promotions that nobody told this replica about."""
+    while True:
+        await asyncio.to_thread(store.refresh)
+        if not seconds and not store.problem:
+            return
+        await asyncio.sleep(seconds or 5)
+
+
+async def _form(request: Request) -> dict[str, Any]:
+    import base64
+
+    form = await request.form(max_files=1000)
+    out: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            out.setdefault("images", []).append({"base64": base64.b64encode(await value.read()).decode()})
+        elif name == "domain":
+            out["domain"] = value
+        else:
+            out.setdefault({"text": "texts", "class": "classes"}.get(name, name), []).append(value)
+    return out
+
+
+def _documented(model: type[schemas.Request]) -> dict[str, Any]:
+    """OpenAPI of a body that is read by hand: JSON or a multipart form."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
+    fields = {"domain": {"type": "string"}, "text": {"type": "array", "items": {"type": "string"}}}
+    body = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": schema, "example": schemas.EXAMPLES[model]},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {**files, **fields}}},
+        },
+    }
+    return {"openapi_extra": {"requestBody": body}}

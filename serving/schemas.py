@@ -1,0 +1,112 @@
+"""What goes in and what comes out. A single picture or text may stand where a list may."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+EXAMPLE_PNG = (  # a valid 8x8 grey picture, so that the examples in the docs run as they are
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
+)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class ImageIn(BaseModel):
+    """A picture: the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file in base64. URLs are not fetched."""
+
+    model_config = ConfigDict(extra="forbid")
+    base64: str
+
+    @field_validator("base64")
+    @classmethod
+    def _decodes(cls, value: str) -> str:
+        try:
+            base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("not base64; send the file's bytes, encoded, without a data: prefix") from None
+        return value
+
+    @property
+    def data(self) -> bytes:
+        return base64.b64decode(self.base64)
+
+
+Images = Annotated[list[ImageIn], BeforeValidator(_listed), Field(min_length=1, description="one picture or a list")]
+Texts = Annotated[
+    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(min_length=1, description="one text or a list")
+]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    domain: str = Field("", description="whose model answers; may be left out while only one domain is live")
+
+
+class EmbedImages(Request):
+    images: Images
+
+
+class EmbedTexts(Request):
+    texts: Texts
+
+
+class Similarity(Request):
+    images: Images
+    texts: Texts
+
+
+class Classify(Request):
+    images: Images
+    classes: list[str] | None = Field(None, min_length=2, description="class names; left out: those the model was trained on")
+
+
+class Embeddings(BaseModel):
+    embeddings: list[list[float]] = Field(description="unit vectors, one an item, in the order asked")
+    dimension: int
+
+
+class Similarities(BaseModel):
+    similarity: list[list[float]] = Field(description="cosines: one row a picture, one column a text")
+
+
+class Prediction(BaseModel):
+    label: str
+    probability: float = Field(description="softmax over the classes at the model's temperature; not calibrated")
+    scores: dict[str, float] = Field(description="cosine by class")
+
+
+class Predictions(BaseModel):
+    predictions: list[Prediction]
+
+
+class Deploy(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    version: str = Field(pattern=r"^\d+$", description="number of a registered model version")
+
+
+class Deployed(BaseModel):
+    version: str
+    replaced: str | None
+    load_seconds: float
+    disagreement: float = Field(description="largest difference from the answers recorded at training")
+
+
+class ModelInfo(BaseModel):
+    domain: str
+    version: str
+    since: float
+    side: int = Field(description="picture side in pixels")
+    classes: list[str]
+    lineage: dict[str, str]
+
+
+EXAMPLES: dict[type[Request], dict[str, Any]] = {
+    EmbedImages: {"domain": "industrial", "images": [{"base64": EXAMPLE_PNG}]},
+    EmbedTexts: {"domain": "industrial", "texts": ["a defective solar cell", "a functional solar cell"]},
+    Similarity: {"domain": "industrial", "images": {"base64": EXAMPLE_PNG}, "texts": ["a defective cell", "a functional cell"]},
+    Classify: {"domain": "industrial", "images": [{"base64": EXAMPLE_PNG}]},
+}

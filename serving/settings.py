@@ -1,0 +1,21 @@
+"""How one server process behaves. Where its neighbours are stands in `clipft_tasks.settings`."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServingSettings(BaseSettings):
+    """From `CLIPFT_SERVING_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPFT_SERVING_", extra="ignore")
+
+    device: str = Field("auto", description="auto, mps, cuda or cpu")
+    max_batch: int = Field(32, ge=1, description="pictures or texts per forward pass")
+    max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
+    max_queue: int = Field(256, ge=1, description="jobs waiting before requests are answered 503")
+    max_items: int = Field(64, ge=1, description="pictures or texts in one request")
+    max_body_mb: float = Field(48, gt=0, description="size of one request")
+    max_picture_mb: float = Field(16, gt=0, description="size of one picture file")
+    max_pixels: int = Field(25_000_000, gt=0, description="pixels of one picture")
+    max_text: int = Field(4000, ge=1, description="characters of one text")
+    poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")

@@ -1,0 +1,157 @@
+"""The model store: which version of each domain is live, and how another one takes its place.
+
+A version goes live only after it was loaded, warmed up and agreed with its own recorded answers. Requests hold the version
+that they began with; the old one disappears when its last request is done.
+"""
+
+import base64
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipft_tasks import tracking
+from clipft_tasks.data.pictures import open_picture, square
+from clipft_tasks.domains import get_domain
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.model import build, probe
+from clipft_tasks.model.clip import Clip
+
+from .engine import Engine, encode
+from .metrics import Metrics
+
+
+@dataclass
+class Live:
+    """A version that answers."""
+
+    domain: str
+    version: str
+    clip: Clip
+    card: dict[str, Any]
+    lineage: dict[str, str]
+    since: float = field(default_factory=time.time)
+    class_texts: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        return int(self.card["resolutions"]["serve"])
+
+    @cached_property
+    def temperature_scale(self) -> float:
+        """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
+        return float(self.clip.model.logit_scale.detach().exp())
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Where an answer comes from."""
+        return {
+            "X-Clipft-Domain": self.domain,
+            "X-Clipft-Model-Version": self.version,
+            "X-Clipft-Run-Id": self.lineage.get("run_id", ""),
+            "X-Clipft-Dataset": self.lineage.get("dataset", ""),
+            "X-Clipft-Dag-Run": self.lineage.get("dag_run", ""),
+        }
+
+
+class ModelStore:
+    """The live versions of one server process."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self.engine, self.metrics = engine, metrics
+        self.live: dict[str, Live] = {}
+        self.problem = ""  # why the registry could not be read, for /readyz
+        self._changing = threading.Lock()
+
+    def get(self, domain: str) -> Live | None:
+        """The live version of a domain; of the only one when `domain` is empty."""
+        if not domain and len(self.live) == 1:
+            return next(iter(self.live.values()))
+        return self.live.get(domain)
+
+    def deploy(self, domain: str, version: str) -> dict[str, Any]:
+        """Make a registered version live; returns version, replaced, load_seconds, disagreement.
+
+        Raises:
+            ClipftError: it is not registered, cannot be loaded, or does not give its recorded answers. The old one stays.
+        """
+        with self._changing:
+            now = self.live.get(domain)
+            if now and now.version == version:
+                return {"version": version, "replaced": None, "load_seconds": 0.0, "disagreement": 0.0}
+            began = time.monotonic()
+            try:
+                live, difference = self._load(domain, version)
+            except Exception:
+                self.metrics.deployments.labels(domain, "refused").inc()
+                raise
+            self.live = {**self.live, domain: live}  # one assignment: no request sees anything in between
+            self._announce(live, now)
+            return {
+                "version": version,
+                "replaced": now.version if now else None,
+                "load_seconds": time.monotonic() - began,
+                "disagreement": difference,
+            }
+
+    def refresh(self) -> None:
+        """Make the registry's champions live. What cannot be loaded is left as it is, and said."""
+        try:
+            champions = tracking.champions()
+        except Exception as error:  # the registry may be away for a while; what is live goes on answering
+            self.problem = f"the registry cannot be read: {error}"
+            return
+        self.problem = ""
+        for domain, version in champions.items():
+            live = self.live.get(domain)
+            if live is None or live.version != version:
+                try:
+                    self.deploy(domain, version)
+                except Exception as error:
+                    self.problem = f"version {version} of {domain} cannot be made live: {error}"
+
+    def _load(self, domain: str, version: str) -> tuple[Live, float]:
+        registered = tracking.version_of(f"models:/{tracking.model_name(domain)}/{version}")
+        folder = tracking.fetch_package(registered)
+        card = json.loads((folder / "card.json").read_text())
+        recorded = json.loads((folder / "probe.json").read_text())
+        clip = build.from_folder(folder, source=f"{registered.name}/{version}")
+        live = Live(domain, version, clip, card, tracking.lineage(registered))
+        pictures = np.stack([square(open_picture(base64.b64decode(p)).rgb, recorded["side"]) for p in recorded["pictures"]])
+
+        def warm_and_ask() -> list[list[float]]:
+            clip.to(self.engine.device)
+            if self.engine.device.type == "cpu":
+                clip.model.to(memory_format=torch.channels_last)
+            live.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
+            images, texts = encode(live, "images", pictures), encode(live, "texts", recorded["texts"])
+            if card["classes"]:
+                live.class_texts[tuple(card["classes"])] = class_embeddings(live, card["classes"])
+            return [[float(x) for x in row] for row in images @ texts.T]
+
+        difference = probe.disagreement(recorded, self.engine.call(warm_and_ask).result(timeout=240))
+        if difference > recorded["tolerance"]:
+            raise ClipftError(
+                f"version {version} of {domain}",
+                f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded['tolerance']})",
+                "Another device or library version? Evaluate the version here before you raise the tolerance.",
+            )
+        return live, difference
+
+    def _announce(self, live: Live, before: Live | None) -> None:
+        if before:
+            self.metrics.model.remove(before.domain, before.version, before.lineage.get("run_id", ""), before.lineage.get("dataset", ""))
+        self.metrics.model.labels(live.domain, live.version, live.lineage.get("run_id", ""), live.lineage.get("dataset", "")).set(1)
+        self.metrics.loaded.labels(live.domain).set(live.since)
+        self.metrics.deployments.labels(live.domain, "live").inc()
+
+
+def class_embeddings(live: Live, classes: list[str]) -> np.ndarray:
+    """Class vectors (n, d) over the domain's prompt templates; only in the inference thread."""
+    with torch.inference_mode():
+        return live.clip.class_embeddings(classes, get_domain(live.domain).prompts).cpu().numpy()
