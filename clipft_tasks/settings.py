@@ -17,7 +17,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".clipft"), description="folder of everything that is kept on this machine")
     mlflow_uri: str | None = Field(None, description="MLflow tracking and registry; default: SQLite under home")
-    mlflow_ui: str = Field("http://127.0.0.1:5000", description="address of MLflow's pages, for links")
+    mlflow_ui: str = Field("http://127.0.0.1:5050", description="address of MLflow's pages, for links")
     data_repo: str | None = Field(None, description="git repository of data sets, path or URL; default: home/datasets")
     dvc_remote: str | None = Field(None, description="DVC remote, folder or URL; default: home/dvc-remote")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")

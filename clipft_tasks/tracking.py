@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ def client() -> MlflowClient:
     # A server that is away must be noticed in seconds: the task is retried by Airflow, not by an HTTP library for hours.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient()
@@ -226,7 +229,9 @@ def register(domain: str, run_id: str, tags: Mapping[str, str], description: str
             version, new = min(found, key=lambda v: int(v.version)), False
         else:
             source = there.get_run(run_id).data.tags["clipft.model_uri"]
-            version = there.create_model_version(name, source, run_id, description=description)
+            version = there.create_model_version(
+                name, source, run_id, description=description, model_id=source.removeprefix("models:/")
+            )
             new = True
     for key, value in tags.items():  # again after a kill: cheap, and whole at the end
         there.set_model_version_tag(name, version.version, key, str(value)[:4900])

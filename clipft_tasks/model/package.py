@@ -13,6 +13,7 @@ looked up at the relative name ".", so for those models the working directory mu
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -41,11 +42,15 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[torch.nn.Module,
     text = config["model_cfg"]["text_cfg"]
     if text.get("hf_model_name") == ".":
         overrides["text_cfg"] = text | {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    if not weights:  # open_clip warns on the root logger that there are none
+        logging.disable(logging.WARNING)
     try:
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=weights, **overrides)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (OSError, ValueError, RuntimeError) as error:
         raise ClipftError(f"model package {folder}", str(error).splitlines()[0], "Register the model again.") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return model.eval(), tokenizer
 
 

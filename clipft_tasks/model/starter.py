@@ -23,7 +23,7 @@ from ..errors import ClipftError
 from ..settings import settings
 
 NAME = "clipft-starter"
-RECIPE = 1  # raise when the composition changes, so that cached starters are built anew
+RECIPE = 2  # raise when the composition changes, so that cached starters are built anew
 
 _TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
@@ -53,6 +53,7 @@ def config() -> dict[str, Any]:
                 "hf_model_name": ".",
                 "hf_tokenizer_name": ".",
                 "hf_pooler_type": "mean_pooler",
+                "hf_proj_type": None,  # open_clip would add a random projection
                 "hf_model_pretrained": False,
                 "context_length": 64,
             },

@@ -14,18 +14,18 @@ def _evaluate(spec: RunSpec, done: Done) -> dict[str, Any]:
     return {"evaluations": [evaluate.run(spec, run_id, size) for size in spec.resolution.evaluate]}
 
 
-def _finetune(spec: RunSpec, done: Done) -> dict[str, Any]:
+def _plan(spec: RunSpec, done: Done) -> dict[str, Any]:
     if spec.source and not spec.dataset:  # what was just versioned, not whatever is newest by now
         spec = spec.model_copy(update={"dataset": done("version")["dataset"]})
-    return finetune.run(spec, done("plan")["plan"])
+    return plan.run(spec)
 
 
 CHAIN: dict[str, Callable[[RunSpec, Done], dict[str, Any]]] = {
     "ingest": lambda spec, done: ingest.run(spec),
     "validate": lambda spec, done: validate.run(spec, done("ingest")["staging"]),
     "version": lambda spec, done: version.run(spec, done("ingest")["staging"]),
-    "plan": lambda spec, done: plan.run(spec),
-    "finetune": _finetune,
+    "plan": _plan,
+    "finetune": lambda spec, done: finetune.run(spec, done("plan")),
     "evaluate": _evaluate,
     "gate": lambda spec, done: gate.run(spec, done("finetune")["run_id"], done("evaluate")["evaluations"]),
     "register": lambda spec, done: register.run(spec, done("finetune")["run_id"], done("gate")),

@@ -20,6 +20,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     from ..domains import get_domain
     from ..evaluate import zero_shot
     from ..model import build
+    from ..model.resolution import set_side
     from ..train import hardware
 
     domain = get_domain(spec.domain)
@@ -47,7 +48,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
     scored = {
-        who: zero_shot.score(clip.to(machine.device), dataset, domain, "test", resolution, spec.evaluate.batch)
+        who: zero_shot.score(set_side(clip, resolution).to(machine.device), dataset, domain, "test", resolution, spec.evaluate.batch)
         for who, clip in models.items()
     }
     names = zero_shot.metrics(dataset)

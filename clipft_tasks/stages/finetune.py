@@ -13,11 +13,11 @@ from ..spec import RunSpec
 RECIPE = 1  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
-def run(spec: RunSpec, plan: dict[str, Any] | None = None, dag_run: str = "") -> dict[str, Any]:
+def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, Any]:
     """Train, or resume, or find the finished run of the same work.
 
     Args:
-        plan: decisions of the plan stage; made here when absent.
+        planned: result of the plan stage.
         dag_run: the Airflow run that asked, for lineage.
     Returns: run_id, key, dataset, done_before (bool), steps, pairs_per_second, links.
     Raises: ClipftError (spec, data, NaN, full disk); Transient (MLflow or the data remote is away).
@@ -28,12 +28,13 @@ def run(spec: RunSpec, plan: dict[str, Any] | None = None, dag_run: str = "") ->
     from ..data import loader, versioning
     from ..domains import get_domain
     from ..model import build
+    from ..model.resolution import set_side
     from ..objectives import make
     from ..train import checkpoints, loop
 
     domain = get_domain(spec.domain)
-    version = versioning.find(spec.dataset, spec.domain)
-    clip = build.load(spec.model.start, domain=spec.domain)
+    version = versioning.find(planned["dataset"], spec.domain)
+    clip = build.load(planned["start"], domain=spec.domain)
     key = spec.identity(
         "finetune", "domain", "objective", "train", "memory",
         dataset=version.revision, start=clip.digest, side=spec.resolution.train, recipe=RECIPE,
@@ -50,7 +51,8 @@ def run(spec: RunSpec, plan: dict[str, Any] | None = None, dag_run: str = "") ->
         return result | {"done_before": True, "steps": int(mlflow_run.data.metrics.get("steps", 0)), "pairs_per_second": 0.0}
 
     work = settings().folder("work", key)
-    decided = _plan(spec, clip, plan, work / "plan.json")
+    set_side(clip, spec.resolution.train)
+    decided = _plan(spec, clip, planned["plan"], work / "plan.json")
     for line in decided.lines():
         say(line)
     dataset = versioning.fetch(version)
@@ -80,7 +82,7 @@ def run(spec: RunSpec, plan: dict[str, Any] | None = None, dag_run: str = "") ->
     return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}
 
 
-def _plan(spec: RunSpec, clip: Any, given: dict[str, Any] | None, path: Path) -> Any:
+def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path) -> Any:
     """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first."""
     from ..train import plan as plans
     from ..train.hardware import probe

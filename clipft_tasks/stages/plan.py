@@ -7,16 +7,21 @@ from ..spec import RunSpec
 
 
 def run(spec: RunSpec) -> dict[str, Any]:
-    """Probe the hardware with the start model.
+    """Pin down what the run works on, and probe the hardware with the start model.
 
-    Returns: plan (decisions by name), resolutions to evaluate at, the start model's source and digest.
-    Raises: ClipftError when the start model cannot be had or no batch fits.
+    Returns: dataset (tag) and start (a version, never `champion`), so that a retry works on the same; plan (decisions by
+        name).
+    Raises: ClipftError when the data set or start model cannot be had, or no batch fits.
     """
+    from ..data import versioning
     from ..model import build
+    from ..model.resolution import set_side
     from ..train import plan
 
-    clip = build.load(spec.model.start, domain=spec.domain)
+    dataset = versioning.find(spec.dataset, spec.domain).tag
+    clip = set_side(build.load(spec.model.start, domain=spec.domain), spec.resolution.train)
     decided = plan.make(spec, clip)
+    say(f"{dataset} from {clip.source}")
     for line in decided.lines():
         say(line)
-    return {"plan": decided.to_dict(), "resolutions": spec.resolution.evaluate, "start": clip.source}
+    return {"dataset": dataset, "start": clip.source, "plan": decided.to_dict()}

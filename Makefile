@@ -1,0 +1,48 @@
+# Everything a person does with this repository. `make help` explains each target.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo up down status clean test lint lock
+
+help:  ## explain the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with everything pinned
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Error: Python {v[0]}.{v[1]} is not one of 3.11 to 3.13. Install one and run: make PYTHON=python3.12 $(or $(MAKECMDGOALS),setup)")'
+	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; sys.exit(0 if free > 9 or sys.platform == "darwin" and free > 4 else f"Error: {free:.1f} GiB are free here and the packages need 9. Free some, or clone to another disk.")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV) (a few minutes the first time)…"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@rm -f $(VENV)/.installed-*; touch $(STAMP)
+
+demo: setup  ## the main job on real pictures, through the real Airflow, start to served model
+	@$(BIN)/python -m deploy.embedded.demo
+
+up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus)
+	@$(BIN)/python -m deploy.embedded.stack up
+
+down:  ## stop the stack; nothing is lost
+	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack down || echo "Nothing was running."
+
+status:  ## where everything is
+	@$(BIN)/python -m deploy.embedded.stack status
+
+clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
+	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
+
+test: setup  ## every test, from unit to end to end
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+lock:  ## resolve pyproject.toml anew, for macOS and Linux at once
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --all-extras pyproject.toml -o requirements.lock

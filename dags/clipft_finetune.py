@@ -1,0 +1,96 @@
+"""
+### A dataset version becomes a served model
+
+`plan` pins the data and start model and decides, with reasons, how this machine will train → `finetune` trains a candidate
+in an MLflow run → `evaluate` scores it beside the start model and the champion, once per **resolution** → `gate` compares →
+`register` makes it challenger → `approve` waits for a person, if the form says so → `promote` makes it champion → `deploy`
+has the server load it → `verify` asks the server the questions whose answers were recorded at training.
+
+* Every task may be killed at any moment: its retry resumes or finds its own work. One run never makes two model versions.
+* The same form again finds the finished work and says so.
+* A version that the server refuses, or that answers otherwise than recorded, puts the old champion back.
+"""
+
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+from clipft_dag import ACCELERATOR, DEFAULTS, Approval, params, spec_of, stage
+
+
+@dag(
+    dag_id="clipft_finetune",
+    schedule=None,
+    catchup=False,
+    default_args=DEFAULTS,
+    params=params(
+        "run", "model", "resolution", "objective", "train", "memory", "evaluate", "gate", "approval", without=("source",)
+    ),
+    tags=["clipft", "training"],
+    doc_md=__doc__,
+    max_active_runs=2,
+    render_template_as_native_obj=False,
+)
+def clipft_finetune() -> None:
+    @task(doc_md="The sizes to evaluate at: one mapped task each.")
+    def resolutions(params: dict[str, Any] | None = None) -> list[int]:
+        return spec_of(params or {}).resolution.evaluate
+
+    @task(**ACCELERATOR, doc_md="Device, precision, batch, memory: each with its reason.")
+    def plan(params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("plan", params or {})
+
+    @task(**ACCELERATOR, doc_md="Train, or resume from the newest checkpoint, or find the finished run of the same work.")
+    def finetune(
+        planned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None
+    ) -> dict[str, Any]:
+        return stage("finetune", params or {}, planned=planned, dag_run=f"clipft_finetune/{run_id}")
+
+    @task(**ACCELERATOR, map_index_template="{{ size }}", doc_md="Candidate, start model and champion on the same test rows.")
+    def evaluate(resolution: int, candidate: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        get_current_context()["size"] = f"{resolution} px"  # type: ignore[typeddict-unknown-key]
+        return stage("evaluate", params or {}, run_id=candidate["run_id"], resolution=resolution)
+
+    @task(doc_md="Rule, measured, limit, verdict. A candidate that fails is not registered.")
+    def gate(candidate: dict[str, Any], scores: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("gate", params or {}, run_id=candidate["run_id"], evaluations=list(scores))
+
+    @task(doc_md="Model version with multi-modal metadata; alias challenger.")
+    def register(
+        candidate: dict[str, Any], verdict: dict[str, Any], params: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return stage("register", params or {}, run_id=candidate["run_id"], gate=verdict)
+
+    @task(doc_md="Alias champion; the one before is kept as previous.")
+    def promote(registered: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("promote", params or {}, version=registered["version"])
+
+    @task(doc_md="The server loads the version, checks it against its recorded answers, and swaps.")
+    def deploy(promoted: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("deploy", params or {}, version=promoted["version"], previous=promoted["previous"])
+
+    @task(doc_md="The probe pairs, through the public API.")
+    def verify(
+        promoted: dict[str, Any], deployed: dict[str, Any], params: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return stage("verify", params or {}, version=deployed["version"], previous=promoted["previous"])
+
+    planned = plan()
+    candidate = finetune(planned)
+    scores = evaluate.partial(candidate=candidate).expand(resolution=resolutions())
+    verdict = gate(candidate, scores)
+    registered = register(candidate, verdict)
+    approve = Approval(
+        task_id="approve",
+        required="{{ params['approval.required'] }}",
+        subject="Promote {{ ti.xcom_pull(task_ids='register')['model'] }} version {{ ti.xcom_pull(task_ids='register')['version'] }}?",
+        body="{{ ti.xcom_pull(task_ids='gate')['table'] }}",
+        defaults="Reject",
+        fail_on_reject=True,
+        retries=0,
+    )
+    promoted = promote(registered)
+    registered >> approve >> promoted
+    verify(promoted, deploy(promoted))
+
+
+clipft_finetune()

@@ -1,0 +1,64 @@
+"""
+### Retraining by the clock and by new data
+
+Runs every Monday at 03:00 UTC, and whenever a new dataset version appears (asset `clipft-dataset-<domain>`). It starts
+`clipft_finetune` for each domain concerned, with the domain's own defaults. A domain whose data did not change costs
+seconds, since the finished work is found again.
+
+Paused when first seen: switch it on to let models follow their data without anyone asking.
+"""
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, task
+from clipft_dag import DATASET_ASSETS, DEFAULTS, params
+
+from clipft_tasks.domains import domain_names
+
+any_dataset: Any = None
+for asset in DATASET_ASSETS.values():
+    any_dataset = asset if any_dataset is None else any_dataset | asset
+
+
+@dag(
+    dag_id="clipft_retrain",
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 3 * * 1", timezone="UTC"), assets=any_dataset),
+    catchup=False,
+    is_paused_upon_creation=True,
+    default_args=DEFAULTS,
+    params={
+        "domains": Param(
+            None,
+            type=["array", "null"],
+            items={"type": "string"},
+            examples=domain_names(),
+            title="Domains",
+            description="whom to retrain; empty: those with new data, or by the clock all that have a data set",
+        ),
+        **params("model", "approval"),
+    },
+    tags=["clipft", "training"],
+    doc_md=__doc__,
+    max_active_runs=1,
+)
+def clipft_retrain() -> None:
+    @task(doc_md="Which domains, and on which version of their data.")
+    def due(params: dict[str, Any] | None = None, triggering_asset_events: Any = None) -> list[dict[str, Any]]:
+        from clipft_tasks.data import versioning
+
+        given = dict(params or {})
+        asked = given.pop("domains", None)
+        events = [e for found in (triggering_asset_events or {}).values() for e in found]
+        fresh = {e.extra["domain"]: e.extra["dataset"] for e in events if "dataset" in e.extra}
+        if fresh and not asked:
+            return [{"conf": {**given, "domain": d, "dataset": v}} for d, v in sorted(fresh.items())]
+        newest = {d: found[-1].tag for d in asked or domain_names() if (found := versioning.versions(d))}
+        return [{"conf": {**given, "domain": d, "dataset": v}} for d, v in newest.items()]
+
+    TriggerDagRunOperator.partial(
+        task_id="finetune", trigger_dag_id="clipft_finetune", wait_for_completion=False
+    ).expand_kwargs(due())
+
+
+clipft_retrain()

@@ -1,0 +1,1 @@
+"""How clipft is put on machines."""

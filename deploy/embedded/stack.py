@@ -1,0 +1,250 @@
+"""The embedded stack: up, down, status, clean. One process manager runs the Procfile; stopping it leaves no child behind."""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
+
+from .airflow_api import Airflow
+from .environment import PROJECT, USER, address, environment, keep_secrets, ports
+
+NEEDED_GB = 3
+DAGS = {"clipft_dataset", "clipft_finetune", "clipft_rollback", "clipft_retrain"}
+HEALTH = {
+    "mlflow": ("mlflow", "/health"),
+    "server": ("server", "/healthz"),
+    "airflow": ("airflow", "/api/v2/monitor/health"),
+    "prometheus": ("prometheus", "/-/ready"),
+}
+
+
+def up() -> None:
+    """Start what is not running and wait until all of it answers.
+
+    Raises:
+        ClipftError: a port is taken, the disk is full, a program ended; with the way out.
+    """
+    if running() and healthy():
+        print("The stack is already up.")
+        return addresses()
+    _check_machine()
+    down(quiet=True)
+    programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer"]
+    if _prometheus():
+        programs.append("prometheus")
+    _check_ports(programs)
+    env = environment()
+    log = settings().folder("logs") / "stack.log"
+    began = time.monotonic()
+    _migrate(env, log)
+    with log.open("a") as out:
+        command = [sys.executable, "-m", "honcho", "start", "--no-colour", *programs]
+        manager = subprocess.Popen(
+            command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    _pid_file().write_text(str(manager.pid))
+    _wait(lambda: healthy("prometheus" in programs), manager, log, 180)
+    airflow = Airflow()
+    airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
+    _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
+    for dag in DAGS - {"clipft_retrain"}:  # that one a person switches on
+        airflow.unpause(dag)
+    print(f"The stack is up after {time.monotonic() - began:.0f} s.")
+    addresses()
+
+
+def down(quiet: bool = False) -> None:
+    """Stop every process of this stack and see that none is left."""
+    manager = running()
+    if manager:
+        manager.send_signal(signal.SIGTERM)
+        try:
+            manager.wait(20)
+        except psutil.TimeoutExpired:
+            manager.kill()
+    left = _members()
+    for process in left:
+        _quietly(process.terminate)
+    _, stubborn = psutil.wait_procs(left, timeout=8)
+    for process in stubborn:
+        _quietly(process.kill)
+    psutil.wait_procs(stubborn, timeout=5)
+    _pid_file().unlink(missing_ok=True)
+    if not quiet:
+        print("The stack is down. `make up` starts it again with nothing lost." if manager or left else "Nothing was running.")
+
+
+def clean() -> None:
+    """Stop the stack and remove everything it kept: runs, models, data sets, caches."""
+    down(quiet=True)
+    home = settings().root
+    if home.exists() and not (home == home.parent or home == Path.home()):
+        shutil.rmtree(home)
+    print(f"Removed {home}.")
+
+
+def addresses() -> None:
+    """Where a person finds everything."""
+    rows = [
+        ("Airflow", address("airflow"), f"user {USER}, password {keep_secrets()['password']}"),
+        ("MLflow", address("mlflow"), "runs, evaluations, model versions"),
+        ("Server", address("server"), "playground; API under /docs, metrics under /metrics"),
+        ("Prometheus", address("prometheus"), "" if _answers("prometheus") else "not running: install prometheus to have it"),
+    ]
+    for name, url, note in rows:
+        print(f"  {name:11} {url:24} {note}")
+
+
+def healthy(with_prometheus: bool | None = None) -> bool:
+    names = [n for n in HEALTH if n != "prometheus" or (with_prometheus if with_prometheus is not None else shutil.which(n))]
+    return all(_answers(name) for name in names)
+
+
+def running() -> psutil.Process | None:
+    """The process manager, if it is this stack's and alive."""
+    try:
+        process = psutil.Process(int(_pid_file().read_text()))
+        return process if "honcho" in " ".join(process.cmdline()) else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _members() -> list[psutil.Process]:
+    """Every process that carries this stack's mark, but ourselves: task processes leave their parents' group."""
+    home, own = str(settings().root), {os.getpid(), os.getppid()}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid not in own and process.environ().get("CLIPFT_STACK") == home:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _answers(name: str) -> bool:
+    program, path = HEALTH[name]
+    try:
+        answer = httpx.get(address(program) + path, timeout=5)
+    except httpx.HTTPError:
+        return False
+    if name == "airflow" and answer.is_success:
+        parts = answer.json()
+        return all((parts.get(p) or {}).get("status") == "healthy" for p in ("metadatabase", "scheduler", "dag_processor", "triggerer"))
+    return answer.is_success
+
+
+def _check_machine() -> None:
+    free = shutil.disk_usage(settings().folder()).free / 2**30
+    if free < NEEDED_GB:
+        raise ClipftError(
+            f"disk of {settings().root}", f"{free:.1f} GiB are free and {NEEDED_GB} are needed", "Free some, or set CLIPFT_HOME to another disk."
+        )
+
+
+def _check_ports(programs: list[str]) -> None:
+    for name, port in ports().items():
+        if name == "prometheus" and name not in programs:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise ClipftError(
+                    f"port {port} ({name})", "another program holds it", f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up."
+                ) from None
+
+
+def _prometheus() -> bool:
+    """Is Prometheus there, or can the system's package manager bring it? Writes its configuration when it is."""
+    if not shutil.which("prometheus"):
+        if sys.platform == "darwin" and shutil.which("brew"):
+            install = ["brew", "install", "prometheus"]
+        elif shutil.which("apt-get") and os.geteuid() == 0:
+            install = ["sh", "-c", "apt-get update -qq && apt-get install -y -qq prometheus"]
+        else:
+            print("Prometheus is not installed: going on without it. Your package manager has it as `prometheus`.")
+            return False
+        print("Installing Prometheus with the system's package manager…")
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode or not shutil.which("prometheus"):
+            print(f"Prometheus could not be installed ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}): going on without it.")
+            return False
+    template = (PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    config = template.replace("SERVER_ADDRESS", f"127.0.0.1:{ports()['server']}")
+    (settings().folder() / "prometheus.yml").write_text(config)
+    return True
+
+
+def _migrate(env: dict[str, str], log: Path) -> None:
+    """Create or upgrade Airflow's and MLflow's tables, once a version, before several programs try to."""
+    from importlib.metadata import version
+
+    stamp = settings().folder("airflow") / f"migrated-{version('apache-airflow')}-{version('mlflow')}"
+    if stamp.exists():
+        return
+    print("Preparing the databases of Airflow and MLflow…")
+    settings().folder("mlflow")
+    jobs = [["airflow", "db", "migrate"], ["mlflow", "db", "upgrade", env["CLIPFT_MLFLOW_STORE"]]]
+    with log.open("a") as out:
+        started = [subprocess.Popen(job, cwd=PROJECT, env=env, stdout=out, stderr=out) for job in jobs]
+        for job, process in zip(jobs, started, strict=True):
+            if process.wait():
+                raise ClipftError(f"`{' '.join(job[:3])}`", "it failed", f"See {log}.")
+    stamp.touch()
+
+
+def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if manager.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            down(quiet=True)
+            raise ClipftError("the stack", f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n", f"See {log}.")
+        if ready():
+            return
+        time.sleep(0.5)
+    silent = [name for name in HEALTH if not _answers(name)]
+    if "airflow" not in silent:
+        broken = Airflow().call("GET", "/importErrors")["import_errors"]
+        for error in broken:
+            raise ClipftError(f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file.")
+    raise ClipftError("the stack", f"{', '.join(silent) or 'Airflow'} did not answer within {seconds:.0f} s", f"See {log}.")
+
+
+def _pid_file() -> Path:
+    return settings().folder() / "stack.pid"
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except psutil.Error:
+        pass
+
+
+def main() -> None:
+    actions = {"up": up, "down": down, "clean": clean, "status": addresses}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=actions)
+    try:
+        actions[parser.parse_args().action]()
+    except ClipftError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Airflow plugin: links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import BaseOperatorLink
+
+NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server")  # Airflow wants a fixed list
+
+
+class _ReturnedLink(BaseOperatorLink):
+    label = ""
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            stored = session.execute(
+                XComModel.get_many(
+                    key="return_value",
+                    run_id=ti_key.run_id,
+                    dag_ids=ti_key.dag_id,
+                    task_ids=ti_key.task_id,
+                    map_indexes=ti_key.map_index,
+                )
+            ).scalars()
+            value = next((XComModel.deserialize_value(row) for row in stored), None)
+        links = value.get("links") if isinstance(value, dict) else None
+        return str((links or {}).get(self.label, ""))
+
+
+LINKS = [type(name.replace(" ", "") + "Link", (_ReturnedLink,), {"label": name})() for name in NAMES]
+
+
+class ClipftPlugin(AirflowPlugin):
+    """Registers the links for every task; a link without an address is not shown."""
+
+    name = "clipft"
+    global_operator_extra_links = LINKS
