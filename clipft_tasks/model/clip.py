@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch.nn import functional
 
@@ -85,7 +86,26 @@ class Clip:
         text = self.config["model_cfg"]["text_cfg"]
         if "hf_model_name" in text:
             return text.get("hf_pooler_type") in ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
+        if type(self.model) not in (open_clip.CLIP, open_clip.CustomTextCLIP):
+            return False
         return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax" and not text.get("embed_cls")
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalised unless the cut asked for it.
+
+        open_clip's own text towers hold positions and a mask of the full context, so a cut batch is given cut ones;
+        gradients flow into the full weights as they should.
+        """
+        model, length = self.model, tokens.shape[1]
+        if "hf_model_name" in self.config["model_cfg"]["text_cfg"] or length == self.context_length:
+            return model.encode_text(tokens)
+        prefix = "" if type(model) is open_clip.CLIP else "text."
+        tower = model if type(model) is open_clip.CLIP else model.text
+        cut = {prefix + "positional_embedding": tower.positional_embedding[:length]}
+        if tower.attn_mask is not None:
+            cut[prefix + "attn_mask"] = tower.attn_mask[:length, :length]
+        out = torch.func.functional_call(model, cut, kwargs={"text": tokens})
+        return out["text_features"] if isinstance(out, dict) else out[1]
 
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 pictures (n, 3, h, w) -> unit embeddings (n, embed_dim), fp32."""
@@ -94,7 +114,7 @@ class Clip:
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> unit embeddings (n, embed_dim), fp32."""
         tokens = self.tokenise(texts).to(self.device)
-        return functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        return functional.normalize(self.text_features(tokens).float(), dim=-1)
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """One unit vector per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""

@@ -45,7 +45,7 @@ def backward(
     tokens = clip.tokenise(batch["texts"]).to(clip.device)  # type: ignore[arg-type]
     images = list(clip.normalise(pictures).contiguous(memory_format=layout).split(micro_batch))
     texts = list(tokens.split(micro_batch))
-    encoders = [(clip.model.encode_image, part) for part in images] + [(clip.model.encode_text, part) for part in texts]
+    encoders = [(clip.model.encode_image, part) for part in images] + [(clip.text_features, part) for part in texts]
 
     if len(images) == 1 and len(texts) == 1:
         features = [_encode(encode, part, seed + i, autocast) for i, (encode, part) in enumerate(encoders)]

@@ -1,0 +1,113 @@
+"""Fixtures that every kind of test shares: a home of its own, made pictures, a small real CLIP."""
+
+import json
+import os
+from pathlib import Path
+
+# No test reaches for a hub: a missing network must fail at once, not after minutes of retries.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipft_tasks.settings import settings
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation of its own: every path of the settings lies under it."""
+    for name in [n for n in os.environ if n.startswith("CLIPFT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+
+
+def made_picture(label: str, number: int, side: int = 48) -> Image.Image:
+    """A noisy square of the class's colour, different for each number; two numbers are never near-duplicates."""
+    rng = np.random.default_rng(number + 10_000 * list(COLOURS).index(label))
+    coarse = rng.integers(0, 90, (16, 16, 3)).astype(np.uint8)
+    noise = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.NEAREST), dtype=int)
+    return Image.fromarray((np.array(COLOURS[label]) + noise - 45).clip(0, 255).astype(np.uint8))
+
+
+def write_pictures(folder: Path, per_class: int = 40, groups: bool = False) -> Path:
+    """A folder with pictures and `pictures.csv` (image, caption, label, group); returns the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["image,caption,label,group"]
+    for label in COLOURS:
+        for number in range(per_class):
+            name = f"{label}-{number:03d}.png"
+            made_picture(label, number).save(folder / name)
+            group = f"{label}-{number // 4}" if groups else ""
+            lines.append(f"{name},a photo of a {label} square.,{label} square,{group}")
+    (folder / "pictures.csv").write_text("\n".join(lines) + "\n")
+    return folder / "pictures.csv"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Eighty pictures of two classes as a CSV table."""
+    return write_pictures(tmp_path / "source")
+
+
+TINY = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+}
+
+
+def write_tiny(folder: Path, seed: int = 0) -> Path:
+    """A randomly initialised CLIP with a ViT of two layers, as a package folder that `model.start` can name."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**TINY["model_cfg"])
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def small_spec(table: Path, tiny: Path):
+    """A whole run that takes seconds: made pictures, the tiny model, 32 pixels, fp32 on the CPU."""
+    from clipft_tasks.spec import RunSpec
+
+    return RunSpec.from_flat(small(table, tiny))
+
+
+def small(table: Path, tiny: Path, **more: object) -> dict[str, object]:
+    """The same as flat fields, for forms and command lines."""
+    return {
+        "domain": "general",
+        "source": str(table),
+        "model.start": str(tiny),
+        "resolution.train": 32,
+        "resolution.evaluate": [32, 48],
+        "train.epochs": 4,
+        "train.batch": 16,
+        "train.learning_rate": 1e-3,
+        "memory.device": "cpu",
+        "memory.precision": "fp32",
+        "evaluate.bootstrap": 100,
+        **more,
+    }

@@ -1,0 +1,162 @@
+"""Splits: near-duplicates are all found, nothing that belongs together is parted, nothing once split ever moves."""
+
+import time
+
+import numpy as np
+import pytest
+
+from clipft_tasks.data.splits import SPLITS, assign, components, near_duplicates
+
+SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
+
+
+def hex_of(bits: np.ndarray) -> str:
+    return np.packbits(bits).tobytes().hex()
+
+
+def planted(count: int, copies: int, most: int, seed: int = 0) -> list[str]:
+    """Random 256-bit hashes plus copies of some with 0 to `most` bits turned."""
+    rng = np.random.default_rng(seed)
+    rows = list(rng.integers(0, 2, (count, 256)).astype(np.uint8))
+    for turned in np.tile(np.arange(most + 1), copies):
+        copy = rows[rng.integers(count)].copy()
+        copy[rng.choice(256, turned, replace=False)] ^= 1
+        rows.append(copy)
+    order = rng.permutation(len(rows))
+    return [hex_of(rows[i]) for i in order]
+
+
+def brute(hashes: list[str], bits: int) -> set[tuple[int, int]]:
+    unpacked = np.array([np.unpackbits(np.frombuffer(bytes.fromhex(h), np.uint8)) for h in hashes]).astype(int)
+    distance = unpacked @ (1 - unpacked).T + (1 - unpacked) @ unpacked.T
+    return {(i, j) for i, j in zip(*np.nonzero(distance <= bits), strict=True) if i < j}
+
+
+def partition(labels: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(labels == x).tolist()) for x in np.unique(labels)}
+
+
+# near-duplicates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [0, 1, 6, 12, 31])
+@pytest.mark.parametrize("seed", range(3))
+def test_near_duplicates_are_those_that_brute_force_finds(bits, seed):
+    hashes = planted(150, 6, bits + 3, seed)
+    found = near_duplicates(hashes, bits)
+    expected = brute(hashes, bits)
+    assert set(found) <= expected and len(set(found)) == len(found)
+    # Of rows with one and the same hash only the first carries the pairs: the components are what counts.
+    same = {(i, j) for i, j in expected if hashes[i] == hashes[j]}
+    if not same:
+        assert set(found) == expected
+    nothing = [""] * len(hashes)
+    assert partition(components(len(hashes), found, nothing)) == partition(components(len(hashes), sorted(expected), nothing))
+    assert len(expected) >= 6  # the plants are there
+
+
+def test_with_all_hashes_different_the_pairs_are_exactly_those_of_brute_force():
+    hashes = list(dict.fromkeys(planted(200, 8, 9, seed=7)))
+    assert set(near_duplicates(hashes, 6)) == brute(hashes, 6)
+
+
+def test_the_limit_itself_is_inside_and_one_more_is_not():
+    base = np.zeros(256, np.uint8)
+    at, over = base.copy(), base.copy()
+    at[np.linspace(0, 255, 6).astype(int)] = 1
+    over[np.linspace(0, 255, 7).astype(int)] = 1
+    assert near_duplicates([hex_of(base), hex_of(at)], 6) == [(0, 1)]
+    assert near_duplicates([hex_of(base), hex_of(over)], 6) == []
+
+
+def test_no_hashes_and_one_hash_have_no_pairs():
+    assert near_duplicates([], 6) == [] and near_duplicates(["00" * 32], 6) == []
+
+
+def test_many_copies_of_one_picture_stay_cheap():
+    began = time.monotonic()
+    pairs = near_duplicates(["ab" * 32] * 20_000, 6)
+    assert time.monotonic() - began < 20
+    assert len(set(components(20_000, pairs, [""] * 20_000))) == 1
+
+
+# components -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_hang_together_by_edge_or_group_and_through_each_other():
+    labels = components(7, [(0, 1), (3, 4)], ["", "a", "a", "", "b", "b", ""])
+    assert partition(labels) == {frozenset({0, 1, 2}), frozenset({3, 4, 5}), frozenset({6})}
+
+
+def test_rows_without_group_do_not_hang_together():
+    assert len(set(components(4, [], [""] * 4))) == 4
+
+
+# assign ---------------------------------------------------------------------------------------------------------------
+
+
+def random_set(seed: int, rows: int = 600):
+    rng = np.random.default_rng(seed)
+    component = np.sort(rng.integers(0, rows // 4, rows))
+    labels = rng.choice(["common", "some", "rare"], rows, p=[0.7, 0.22, 0.08]).tolist()
+    return component, labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_belongs_together_is_never_parted(seed):
+    component, labels = random_set(seed)
+    done = assign(component, labels, [""] * len(labels), SHARES, seed)
+    assert set(done.splits) == set(SPLITS) and not done.straddling
+    for comp in np.unique(component):
+        assert len({done.splits[i] for i in np.flatnonzero(component == comp)}) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_class_comes_close_to_the_wanted_shares(seed):
+    component, labels = random_set(seed)
+    splits = np.array(assign(component, labels, [""] * len(labels), SHARES, seed).splits)
+    for label in set(labels):
+        own = splits[np.array(labels) == label]
+        for name, share in SHARES.items():
+            assert abs((own == name).mean() - share) < 0.05, (label, name)
+
+
+def test_single_rows_meet_the_shares_to_the_row():
+    labels = ["a"] * 100 + ["b"] * 20
+    splits = assign(np.arange(120), labels, [""] * 120, SHARES, 0).splits
+    counted = {(x, s): sum(y == x and t == s for y, t in zip(labels, splits, strict=True)) for x in "ab" for s in SPLITS}
+    assert counted == {("a", "train"): 60, ("a", "val"): 15, ("a", "test"): 25, ("b", "train"): 12, ("b", "val"): 3, ("b", "test"): 5}
+
+
+def test_a_split_that_is_fixed_never_changes_and_new_rows_join_their_component():
+    component, labels = random_set(1)
+    rng = np.random.default_rng(0)
+    of = dict(zip(np.unique(component).tolist(), rng.choice(["", *SPLITS], len(np.unique(component))), strict=True))
+    fixed = [str(of[c]) if rng.random() < 0.5 else "" for c in component.tolist()]
+    done = assign(component, labels, fixed, SHARES, 0)
+    assert not done.straddling and "" not in done.splits
+    assert all(now == was for now, was in zip(done.splits, fixed, strict=True) if was)
+    for comp in np.unique(component):
+        assert len({done.splits[i] for i in np.flatnonzero(component == comp)}) == 1
+
+
+def test_growing_a_set_moves_no_row_and_keeps_the_shares():
+    labels = ["a"] * 400
+    first = assign(np.arange(200), labels[:200], [""] * 200, SHARES, 0).splits
+    then = assign(np.arange(400), labels, first + [""] * 200, SHARES, 0).splits
+    assert then[:200] == first
+    assert [then.count(s) for s in SPLITS] == [240, 60, 100]
+
+
+def test_new_rows_between_two_fixed_splits_are_returned_and_put_nowhere():
+    done = assign(np.array([0, 0, 0, 1]), ["a"] * 4, ["train", "test", "", ""], SHARES, 0)
+    assert done.straddling == [2]
+    assert done.splits[:2] == ["train", "test"] and done.splits[3] in SPLITS
+
+
+def test_the_seed_decides_and_nothing_else_does():
+    component, labels = random_set(3)
+    nothing = [""] * len(labels)
+    one = assign(component, labels, nothing, SHARES, 5).splits
+    assert assign(component, labels, nothing, SHARES, 5).splits == one
+    assert assign(component, labels, nothing, SHARES, 6).splits != one
