@@ -59,7 +59,9 @@ def _spec_options(command: Any) -> Any:
             type=click.Choice(choices) if choices else kinds[kind],
             help=f"{field.get('description', '')}{shown}",
         )(command)
-    command = click.option("--spec", "file", type=click.Path(path_type=Path), help="YAML with the same fields; options win")(command)
+    command = click.option("--spec", "file", type=click.Path(path_type=Path), help="YAML with the same fields; options win")(
+        command
+    )
     return click.option(
         "--results",
         type=click.Path(file_okay=False, path_type=Path),
@@ -100,7 +102,9 @@ class Ledger:
         path = self.folder / f"{stage}.json"
         if not path.exists():
             raise ClipftError(
-                f"the result of {stage}", f"there is none in {self.folder}", f"Run `clipft {stage}` with the same options first."
+                f"the result of {stage}",
+                f"there is none in {self.folder}",
+                f"Run `clipft {stage}` with the same options first.",
             )
         return dict(json.loads(path.read_text()))
 

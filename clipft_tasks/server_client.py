@@ -24,6 +24,10 @@ def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> ht
     if response.status_code >= 500:
         raise Transient(f"The server at {settings().server_url} answered {response.status_code}: {response.text[:500]}")
     if response.status_code >= 400:
-        reason = response.json().get("detail", response.text) if "json" in response.headers.get("content-type", "") else response.text
+        reason = (
+            response.json().get("detail", response.text)
+            if "json" in response.headers.get("content-type", "")
+            else response.text
+        )
         raise ClipftError(f"the server at {settings().server_url}", f"{method} {path} was refused: {reason}")
     return response

@@ -6,7 +6,7 @@ Settings say *where things are*; what a run does is in `spec.RunSpec`, and nowhe
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, computed_field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -27,7 +27,6 @@ class Settings(BaseSettings):
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
 
-    @computed_field
     @property
     def root(self) -> Path:
         return self.home.expanduser().resolve()

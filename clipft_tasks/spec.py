@@ -199,7 +199,9 @@ class RunSpec(Section):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+            problems = [
+                f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            ]
             raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.") from None
 
     def flat(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def log_model(package: Path) -> str:
     from mlflow.types import ColSpec, DataType, Schema
 
     code = Path(__file__).parent / "model" / "pyfunc.py"
-    columns = [ColSpec(DataType.string, "image", required=False), ColSpec(DataType.string, "text", required=False)]
+    columns: list[Any] = [ColSpec(DataType.string, "image", required=False), ColSpec(DataType.string, "text", required=False)]
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(code),
@@ -135,7 +135,9 @@ def log_model(package: Path) -> str:
 
 def run_link(run: Run, page: str = "") -> str:
     """The address of a run's page for a person."""
-    return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (f"/{page}" if page else "")
+    return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (
+        f"/{page}" if page else ""
+    )
 
 
 # Registry ------------------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def version_of(uri: str) -> ModelVersion:
 
 def fetch_package(version: ModelVersion) -> Path:
     """The package of a registered version, in this machine's cache."""
-    return _fetch(f"models:/{version.name}/{version.version}", version.source, f"model {version.name}/{version.version}")
+    return _fetch(f"models:/{version.name}/{version.version}", str(version.source), f"model {version.name}/{version.version}")
 
 
 def fetch_candidate(run_id: str) -> Path:
@@ -270,7 +272,7 @@ def restore(domain: str, version: str | None, failed: str) -> None:
 def lineage(version: ModelVersion) -> dict[str, str]:
     """Where a version comes from: run, dataset, key, DAG run."""
     keys = ("clipft.dataset", "clipft.revision", "clipft.key", "clipft.dag_run")
-    return {"run_id": version.run_id, **{k.removeprefix("clipft."): version.tags[k] for k in keys if k in version.tags}}
+    return {"run_id": str(version.run_id), **{k.removeprefix("clipft."): version.tags[k] for k in keys if k in version.tags}}
 
 
 def card_of(run_id: str, name: str) -> dict[str, Any]:

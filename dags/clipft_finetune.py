@@ -40,9 +40,7 @@ def clipft_finetune() -> None:
         return stage("plan", params or {})
 
     @task(**ACCELERATOR, doc_md="Train, or resume from the newest checkpoint, or find the finished run of the same work.")
-    def finetune(
-        planned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None
-    ) -> dict[str, Any]:
+    def finetune(planned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
         return stage("finetune", params or {}, planned=planned, dag_run=f"clipft_finetune/{run_id}")
 
     @task(**ACCELERATOR, map_index_template="{{ size }}", doc_md="Candidate, start model and champion on the same test rows.")
@@ -55,9 +53,7 @@ def clipft_finetune() -> None:
         return stage("gate", params or {}, run_id=candidate["run_id"], evaluations=list(scores))
 
     @task(doc_md="Model version with multi-modal metadata; alias challenger.")
-    def register(
-        candidate: dict[str, Any], verdict: dict[str, Any], params: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def register(candidate: dict[str, Any], verdict: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         return stage("register", params or {}, run_id=candidate["run_id"], gate=verdict)
 
     @task(doc_md="Alias champion; the one before is kept as previous.")
@@ -69,9 +65,7 @@ def clipft_finetune() -> None:
         return stage("deploy", params or {}, version=promoted["version"], previous=promoted["previous"])
 
     @task(doc_md="The probe pairs, through the public API.")
-    def verify(
-        promoted: dict[str, Any], deployed: dict[str, Any], params: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def verify(promoted: dict[str, Any], deployed: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         return stage("verify", params or {}, version=deployed["version"], previous=promoted["previous"])
 
     planned = plan()

@@ -183,8 +183,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
         pictures = await decode(asked.images, live.side)
-        texts = live.class_texts.get(tuple(classes))
-        if texts is None:
+        texts: Any = live.class_texts.get(tuple(classes))
+        if texts is None:  # classes of the caller's own
             texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))
         image = await app.state.engine.images(live, pictures)
         cosines = image @ texts.T
@@ -219,7 +219,14 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     async def models(request: Request) -> list[dict[str, Any]]:
         """The live version of each domain and where it comes from."""
         return [
-            {"domain": m.domain, "version": m.version, "since": m.since, "side": m.side, "classes": m.card["classes"], "lineage": m.lineage}
+            {
+                "domain": m.domain,
+                "version": m.version,
+                "since": m.since,
+                "side": m.side,
+                "classes": m.card["classes"],
+                "lineage": m.lineage,
+            }
             for m in request.app.state.store.live.values()
         ]
 

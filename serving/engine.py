@@ -54,9 +54,7 @@ class Engine:
         max_queue: jobs that may wait.
     """
 
-    def __init__(
-        self, device: str, threads: int, metrics: Metrics, *, max_batch: int, max_wait: float, max_queue: int
-    ) -> None:
+    def __init__(self, device: str, threads: int, metrics: Metrics, *, max_batch: int, max_wait: float, max_queue: int) -> None:
         self.device, self.metrics = torch.device(device), metrics
         self.max_batch, self.max_wait = max_batch, max_wait
         self._threads = threads

@@ -21,7 +21,9 @@ class Metrics:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.items = Counter("clipft_items_total", "Pictures and texts encoded.", ["domain", "kind"], registry=registry)
-        self.refused = Counter("clipft_refused_items_total", "Pictures and texts refused, by reason.", ["reason"], registry=registry)
+        self.refused = Counter(
+            "clipft_refused_items_total", "Pictures and texts refused, by reason.", ["reason"], registry=registry
+        )
         self.batch = Histogram(
             "clipft_batch_items", "Items per forward pass.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
         )
@@ -34,14 +36,25 @@ class Metrics:
             ["domain", "version"], buckets=COSINE, registry=registry,
         )  # fmt: skip
         self.top = Histogram(
-            "clipft_similarity_top", "Cosine of the best class or text.", ["domain", "version"], buckets=COSINE, registry=registry
+            "clipft_similarity_top",
+            "Cosine of the best class or text.",
+            ["domain", "version"],
+            buckets=COSINE,
+            registry=registry,
         )
         self.predictions = Counter(
             "clipft_predictions_total", "Answers of the classifier over the model's own classes.",
             ["domain", "version", "label"], registry=registry,
         )  # fmt: skip
         self.model = Gauge(
-            "clipft_model_info", "1 for the live version of each domain.", ["domain", "version", "run_id", "dataset"], registry=registry
+            "clipft_model_info",
+            "1 for the live version of each domain.",
+            ["domain", "version", "run_id", "dataset"],
+            registry=registry,
         )
-        self.loaded = Gauge("clipft_model_loaded_timestamp_seconds", "When the live version went live.", ["domain"], registry=registry)
-        self.deployments = Counter("clipft_deployments_total", "Attempts to change the live version.", ["domain", "outcome"], registry=registry)
+        self.loaded = Gauge(
+            "clipft_model_loaded_timestamp_seconds", "When the live version went live.", ["domain"], registry=registry
+        )
+        self.deployments = Counter(
+            "clipft_deployments_total", "Attempts to change the live version.", ["domain", "outcome"], registry=registry
+        )

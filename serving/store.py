@@ -145,8 +145,12 @@ class ModelStore:
 
     def _announce(self, live: Live, before: Live | None) -> None:
         if before:
-            self.metrics.model.remove(before.domain, before.version, before.lineage.get("run_id", ""), before.lineage.get("dataset", ""))
-        self.metrics.model.labels(live.domain, live.version, live.lineage.get("run_id", ""), live.lineage.get("dataset", "")).set(1)
+            self.metrics.model.remove(
+                before.domain, before.version, before.lineage.get("run_id", ""), before.lineage.get("dataset", "")
+            )
+        self.metrics.model.labels(
+            live.domain, live.version, live.lineage.get("run_id", ""), live.lineage.get("dataset", "")
+        ).set(1)
         self.metrics.loaded.labels(live.domain).set(live.since)
         self.metrics.deployments.labels(live.domain, "live").inc()
 

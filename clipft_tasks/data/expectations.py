@@ -95,7 +95,7 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
     result = batch.get_batch({"dataframe": summary.reset_index(drop=True)}).validate(
         suite, result_format={"result_format": "COMPLETE", "include_unexpected_rows": False}
     )
-    by_position = {r.expectation_config.meta["position"]: r for r in result.results}
+    by_position = {r.expectation_config.meta["position"]: r for r in result.results if r.expectation_config}
     return [_outcome(title, limit, by_position[i], frame) for i, (title, limit, _) in enumerate(expectations)]
 
 

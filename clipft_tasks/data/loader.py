@@ -103,10 +103,13 @@ def augment(pictures: torch.Tensor, side: int, how: Augment, seed: int, step: in
     zoom = np.sqrt(rng.uniform(how.crop_min, 1.0, n))
     shift = rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None]
     turns = rng.integers(0, 4, n) if how.rotate90 else np.zeros(n, int)
-    flip = np.stack([
-        np.where(how.flip_horizontal & (rng.random(n) < 0.5), -1.0, 1.0),
-        np.where(how.flip_vertical & (rng.random(n) < 0.5), -1.0, 1.0),
-    ], axis=1)
+    flip = np.stack(
+        [
+            np.where(how.flip_horizontal & (rng.random(n) < 0.5), -1.0, 1.0),
+            np.where(how.flip_vertical & (rng.random(n) < 0.5), -1.0, 1.0),
+        ],
+        axis=1,
+    )
     cos, sin = np.cos(turns * np.pi / 2).round(), np.sin(turns * np.pi / 2).round()
     rotation = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
     matrix = np.concatenate([rotation * flip[:, None, :] * zoom[:, None, None], shift[:, :, None]], axis=2)

@@ -17,8 +17,14 @@ from .readers import SPLITS
 PER_CLASS = 4
 
 
-def write(path: Path, frame: pd.DataFrame, card: dict[str, Any], checks: list[Check], rejected: list[dict[str, str]],
-          folders: list[Path]) -> None:
+def write(
+    path: Path,
+    frame: pd.DataFrame,
+    card: dict[str, Any],
+    checks: list[Check],
+    rejected: list[dict[str, str]],
+    folders: list[Path],
+) -> None:
     """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example pictures."""
     table = frame.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     classes = [(str(name), row.to_dict(), row.sum() / len(frame)) for name, row in table.iterrows()]
@@ -26,16 +32,16 @@ def write(path: Path, frame: pd.DataFrame, card: dict[str, Any], checks: list[Ch
         ("Different captions", f"{frame['caption'].nunique():,} over {len(frame):,} rows"),
         ("Tokens per caption", f"{frame['tokens'].min()} to {frame['tokens'].max()}, median {frame['tokens'].median():.0f}"),
         ("Captions that the tokenizer would cut", f"{int(frame['truncated'].sum()):,}"),
-        ("Picture sizes", ", ".join(f"{w}x{h} ({n})" for (w, h), n in
-                                    frame.groupby(["width", "height"]).size().nlargest(5).items())),
+        (
+            "Picture sizes",
+            ", ".join(f"{w}x{h} ({n})" for (w, h), n in frame.groupby(["width", "height"]).size().nlargest(5).items()),
+        ),
         ("Modes and formats", ", ".join(f"{m} {f} ({n})" for (m, f), n in frame.groupby(["mode", "format"]).size().items())),
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
         ("Content digest", card["content"]),
     ]
     examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
-    pictures = [
-        {"src": _thumbnail(row, folders), "caption": row.caption, "split": row.split} for row in examples.itertuples()
-    ]
+    pictures = [{"src": _thumbnail(row, folders), "caption": row.caption, "split": row.split} for row in examples.itertuples()]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
         title=f"Data report: {card['domain']}",

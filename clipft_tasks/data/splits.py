@@ -1,5 +1,6 @@
 """Splits that hold: groups and near-duplicates stay together, and a row keeps its split in every later version."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ def near_duplicates(hashes: Sequence[str], bits: int) -> list[tuple[int, int]]:
     unpacked = np.unpackbits(packed, axis=1)
     edges = np.linspace(0, unpacked.shape[1], bits + 2).astype(int)
     pairs: set[tuple[int, int]] = set()
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         band = np.packbits(unpacked[:, start:stop], axis=1)
         _, inverse = np.unique(band, axis=0, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
@@ -106,7 +107,9 @@ def assign(
     for i in sorted(range(len(free)), key=lambda i: (-free[i][1].sum(), tie[i])):
         _, counts, rows = free[i]
         scale = np.maximum(total, 1)
-        cost = [(((filled[s] + counts - wanted[s]) / scale) ** 2 - ((filled[s] - wanted[s]) / scale) ** 2).sum() for s in range(3)]
+        cost = [
+            (((filled[s] + counts - wanted[s]) / scale) ** 2 - ((filled[s] - wanted[s]) / scale) ** 2).sum() for s in range(3)
+        ]
         best = int(np.argmin(cost))
         filled[best] += counts
         for r in rows:

@@ -24,9 +24,7 @@ def recall_at(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarra
     return (ahead < k).astype(float)
 
 
-def bootstrap(
-    figure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(figure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of a figure, resampling whole groups (rows of one patient or module are not independent).
 
     Args:

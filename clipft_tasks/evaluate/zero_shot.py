@@ -1,6 +1,7 @@
 """Zero-shot classification and retrieval of one model on one split at one size."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,10 +49,12 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
     frame = dataset.split(split)
     pictures = decoded(dataset, frame, side, split)
     with torch.inference_mode():
-        images = torch.cat([
-            clip.encode_images(torch.from_numpy(pictures[i : i + batch].copy())).cpu()
-            for i in progress(range(0, len(frame), batch), f"batches at {side} px", -(-len(frame) // batch))
-        ])
+        images = torch.cat(
+            [
+                clip.encode_images(torch.from_numpy(pictures[i : i + batch].copy())).cpu()
+                for i in progress(range(0, len(frame), batch), f"batches at {side} px", -(-len(frame) // batch))
+            ]
+        )
         captions = sorted(frame["caption"].unique())
         texts = torch.cat([clip.encode_texts(captions[i : i + 256]).cpu() for i in range(0, len(captions), 256)])
         classes = dataset.classes
@@ -79,7 +82,7 @@ def summary(scored: Scored, names: list[str], resamples: int) -> dict[str, dict[
     rows = np.arange(len(scored.truth))
     out = {}
     for name in names:
-        low, high = bootstrap(lambda drawn, name=name: scored.figure(name, drawn), scored.groups, resamples)
+        low, high = bootstrap(partial(scored.figure, name), scored.groups, resamples)
         out[name] = {"value": scored.figure(name, rows), "low": low, "high": high}
     return out
 

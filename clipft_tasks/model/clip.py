@@ -37,7 +37,7 @@ class Clip:
         folder: the package or starter folder, when there is one (tokenizer files are copied from it).
     """
 
-    model: torch.nn.Module
+    model: Any  # open_clip's classes share their methods by convention only
     tokenizer: Any
     config: dict[str, Any]
     source: str

@@ -31,7 +31,7 @@ CONFIG = "open_clip_config.json"
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
 
-def open_folder(folder: Path, *, weights: bool = True) -> tuple[torch.nn.Module, Any]:
+def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """The model and tokenizer of a package (or of the starter), on the CPU in fp32 and in eval mode.
 
     Raises:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import mlflow
+import mlflow.pyfunc
 import open_clip
 import pandas as pd
 import torch

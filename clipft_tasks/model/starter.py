@@ -31,9 +31,7 @@ _TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "v
 def _package(name: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise ClipftError(
-            "the starter model", f"package {name.replace('_', '-')} is not installed", "Install `clipft[demo]`."
-        )
+        raise ClipftError("the starter model", f"package {name.replace('_', '-')} is not installed", "Install `clipft[demo]`.")
     return Path(next(iter(found.submodule_search_locations)))
 
 

@@ -20,8 +20,16 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
         answer = call("PUT", f"/v1/models/{spec.domain}", json={"version": version}, timeout=300).json()
     except ClipftError:
         tracking.restore(spec.domain, previous or None, failed=version)
-        say(f"The server refused version {version}; " + (f"version {previous} is champion again." if previous else "nobody is champion."))
+        say(
+            f"The server refused version {version}; "
+            + (f"version {previous} is champion again." if previous else "nobody is champion.")
+        )
         raise
     say(f"Version {answer['version']} of {spec.domain} is live after {answer['load_seconds']:.1f} s.")
     links = {"Server": f"{tracking.settings().server_url}/docs"}
-    return {"version": version, "replaced": answer.get("replaced") or "", "load_seconds": answer["load_seconds"], "links": links}
+    return {
+        "version": version,
+        "replaced": answer.get("replaced") or "",
+        "load_seconds": answer["load_seconds"],
+        "links": links,
+    }

@@ -48,7 +48,9 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
     scored = {
-        who: zero_shot.score(set_side(clip, resolution).to(machine.device), dataset, domain, "test", resolution, spec.evaluate.batch)
+        who: zero_shot.score(
+            set_side(clip, resolution).to(machine.device), dataset, domain, "test", resolution, spec.evaluate.batch
+        )
         for who, clip in models.items()
     }
     names = zero_shot.metrics(dataset)

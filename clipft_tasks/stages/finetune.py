@@ -117,7 +117,9 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
     texts = sorted(held_out["caption"].unique())[:4]
     sample = np.linspace(0, len(held_out) - 1, min(256, len(held_out))).astype(int)
     with torch.inference_mode():
-        images = torch.cat([clip.encode_images(torch.from_numpy(pictures[i])) for i in np.array_split(sample, -(-len(sample) // 64))])
+        images = torch.cat(
+            [clip.encode_images(torch.from_numpy(pictures[i])) for i in np.array_split(sample, -(-len(sample) // 64))]
+        )
         captions = clip.encode_texts(held_out["caption"].iloc[sample].tolist())
     card = {
         "domain": spec.domain,

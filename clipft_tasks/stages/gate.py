@@ -46,9 +46,13 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         client.log_dict(run_id, verdict, "gate.json")
         client.set_tag(run_id, "clipft.gate", "passed" if passed else "failed")
     if not passed:
-        reasons = "; ".join(f"{r['rule']} is {r['measured']:+.4f}, at least {r['limit']:+.4f} is asked" for r in rules if not r["passed"])
+        reasons = "; ".join(
+            f"{r['rule']} is {r['measured']:+.4f}, at least {r['limit']:+.4f} is asked" for r in rules if not r["passed"]
+        )
         raise ClipftError(f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", "Nothing was registered.")
-    scores = {str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results}
+    scores = {
+        str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results
+    }
     link = tracking.run_link(client.get_run(run_id), "artifacts/evaluation/resolutions.png")
     return verdict | {"scores": scores, "links": {"Evaluation": link}}
 

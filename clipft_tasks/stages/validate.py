@@ -35,8 +35,14 @@ def run(spec: RunSpec, staging: str) -> dict[str, Any]:
     checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)))
 
     path = folder / "report.html"
-    report.write(path, described, card, checks, rejected, [folder / "shards", settings().folder("cache", "shards"),
-                                                           Path(settings().datasets) / spec.domain / "shards"])
+    report.write(
+        path,
+        described,
+        card,
+        checks,
+        rejected,
+        [folder / "shards", settings().folder("cache", "shards"), Path(settings().datasets) / spec.domain / "shards"],
+    )
     link = tracking.log_data_report(spec.domain, card, checks, path)
     for c in checks:
         say(f"  {'pass' if c.passed else 'FAIL'}  {c.title}: {c.observed} (limit: {c.limit})")

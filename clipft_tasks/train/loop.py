@@ -59,7 +59,9 @@ def train(
     pending: list[tuple[int, dict[str, float]]] = []
 
     def save(done: int) -> None:
-        checkpoints.save(done, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()})
+        checkpoints.save(
+            done, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
+        )
         for number, figures in pending:  # after the checkpoint: what a resumed run repeats was not logged before
             log(number, figures)
         pending.clear()
@@ -101,14 +103,20 @@ def train(
         rows = len(batch["label"])
         pairs += rows
         seconds = time.monotonic() - waited
-        pending.append((number, figures | {
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-            "epoch": number / data.sampler.steps_per_epoch,
-            "pairs_per_second": rows / seconds,
-            "data_wait_share": data_seconds / seconds,
-            "memory_gb": _memory(device) / 2**30,
-        }))
+        pending.append(
+            (
+                number,
+                figures
+                | {
+                    "learning_rate": rate,
+                    "gradient_norm": float(norm),
+                    "epoch": number / data.sampler.steps_per_epoch,
+                    "pairs_per_second": rows / seconds,
+                    "data_wait_share": data_seconds / seconds,
+                    "memory_gb": _memory(device) / 2**30,
+                },
+            )
+        )
         if number + 1 < last and time.monotonic() - saved >= spec.checkpoint_seconds:
             save(number + 1)
             saved = time.monotonic()

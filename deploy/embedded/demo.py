@@ -61,7 +61,10 @@ def _run(airflow: Airflow, dag: str, conf: dict[str, Any]) -> str:
             if task["state"] in ("running", "success", "failed", "up_for_retry") and key not in ended and task["start_date"]:
                 if key not in seen:
                     index = f" {task['rendered_map_index'] or ''}" if task["map_index"] >= 0 else ""
-                    console.print(f"[bold]{task['task_id']}{index}[/]" + (f" (try {task['try_number']})" if task["try_number"] > 1 else ""))
+                    console.print(
+                        f"[bold]{task['task_id']}{index}[/]"
+                        + (f" (try {task['try_number']})" if task["try_number"] > 1 else "")
+                    )
                 _show_log(airflow, dag, run, task, seen, key)
                 if task["state"] != "running":
                     ended.add(key)

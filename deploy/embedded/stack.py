@@ -1,6 +1,7 @@
 """The embedded stack: up, down, status, clean. One process manager runs the Procfile; stopping it leaves no child behind."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -54,36 +55,36 @@ def up() -> None:
         manager = subprocess.Popen(
             command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
-    _pid_file().write_text(str(manager.pid))
+    _record(manager.pid)
     _wait(lambda: healthy("prometheus" in programs), manager, log, 180)
     airflow = Airflow()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
     for dag in DAGS - {"clipft_retrain"}:  # that one a person switches on
         airflow.unpause(dag)
+    _record(manager.pid)
     print(f"The stack is up after {time.monotonic() - began:.0f} s.")
     addresses()
 
 
 def down(quiet: bool = False) -> None:
     """Stop every process of this stack and see that none is left."""
-    manager = running()
+    manager, left = running(), _members()
     if manager:
         manager.send_signal(signal.SIGTERM)
         try:
             manager.wait(20)
         except psutil.TimeoutExpired:
             manager.kill()
-    left = _members()
     for process in left:
         _quietly(process.terminate)
     _, stubborn = psutil.wait_procs(left, timeout=8)
     for process in stubborn:
         _quietly(process.kill)
     psutil.wait_procs(stubborn, timeout=5)
-    _pid_file().unlink(missing_ok=True)
+    _file().unlink(missing_ok=True)
     if not quiet:
-        print("The stack is down. `make up` starts it again with nothing lost." if manager or left else "Nothing was running.")
+        print("The stack is down. `make up` starts it again with nothing lost." if left else "Nothing was running.")
 
 
 def clean() -> None:
@@ -113,25 +114,53 @@ def healthy(with_prometheus: bool | None = None) -> bool:
 
 
 def running() -> psutil.Process | None:
-    """The process manager, if it is this stack's and alive."""
+    """The process manager, if it is alive."""
+    return next(
+        (p for p in _recorded() if "honcho" in " ".join(p.cmdline()) and p.ppid() not in {q.pid for q in _recorded()}), None
+    )
+
+
+def _record(manager: int) -> None:
+    """Keep who belongs to the stack, so that `down` finds them even after the manager was killed."""
+    root = psutil.Process(manager)
+    family = [[p.pid, p.create_time()] for p in (root, *root.children(recursive=True))]
+    _file().write_text(json.dumps(family))
+
+
+def _recorded() -> list[psutil.Process]:
+    """Those of the recorded processes that live; a number that went to another program since does not count."""
     try:
-        process = psutil.Process(int(_pid_file().read_text()))
-        return process if "honcho" in " ".join(process.cmdline()) else None
-    except (OSError, ValueError, psutil.Error):
-        return None
+        family = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return []
+    found = []
+    for pid, created in family:
+        try:
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created) < 1:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def _members() -> list[psutil.Process]:
-    """Every process that carries this stack's mark, but ourselves: task processes leave their parents' group."""
-    home, own = str(settings().root), {os.getpid(), os.getppid()}
-    found = []
+    """Every process of this stack: the recorded ones, their descendants, and whoever carries its mark. Tasks leave their
+    parents' process group and Airflow overwrites the memory that the mark stands in, so no single way finds all."""
+    home, found = str(settings().root), set(_recorded())
+    for process in list(found):
+        try:
+            found.update(process.children(recursive=True))
+        except psutil.Error:
+            continue
     for process in psutil.process_iter():
         try:
-            if process.pid not in own and process.environ().get("CLIPFT_STACK") == home:
-                found.append(process)
+            if process.environ().get("CLIPFT_STACK") == home:
+                found.add(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    return [p for p in found if p.pid not in own]
 
 
 def _answers(name: str) -> bool:
@@ -142,7 +171,9 @@ def _answers(name: str) -> bool:
         return False
     if name == "airflow" and answer.is_success:
         parts = answer.json()
-        return all((parts.get(p) or {}).get("status") == "healthy" for p in ("metadatabase", "scheduler", "dag_processor", "triggerer"))
+        return all(
+            (parts.get(p) or {}).get("status") == "healthy" for p in ("metadatabase", "scheduler", "dag_processor", "triggerer")
+        )
     return answer.is_success
 
 
@@ -150,7 +181,9 @@ def _check_machine() -> None:
     free = shutil.disk_usage(settings().folder()).free / 2**30
     if free < NEEDED_GB:
         raise ClipftError(
-            f"disk of {settings().root}", f"{free:.1f} GiB are free and {NEEDED_GB} are needed", "Free some, or set CLIPFT_HOME to another disk."
+            f"disk of {settings().root}",
+            f"{free:.1f} GiB are free and {NEEDED_GB} are needed",
+            "Free some, or set CLIPFT_HOME to another disk.",
         )
 
 
@@ -164,7 +197,9 @@ def _check_ports(programs: list[str]) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 raise ClipftError(
-                    f"port {port} ({name})", "another program holds it", f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up."
+                    f"port {port} ({name})",
+                    "another program holds it",
+                    f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up.",
                 ) from None
 
 
@@ -181,7 +216,9 @@ def _prometheus() -> bool:
         print("Installing Prometheus with the system's package manager…")
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode or not shutil.which("prometheus"):
-            print(f"Prometheus could not be installed ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}): going on without it.")
+            print(
+                f"Prometheus could not be installed ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}): going on without it."
+            )
             return False
     template = (PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text()
     config = template.replace("SERVER_ADDRESS", f"127.0.0.1:{ports()['server']}")
@@ -213,7 +250,9 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
         if manager.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             down(quiet=True)
-            raise ClipftError("the stack", f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n", f"See {log}.")
+            raise ClipftError(
+                "the stack", f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n", f"See {log}."
+            )
         if ready():
             return
         time.sleep(0.5)
@@ -221,12 +260,14 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
     if "airflow" not in silent:
         broken = Airflow().call("GET", "/importErrors")["import_errors"]
         for error in broken:
-            raise ClipftError(f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file.")
+            raise ClipftError(
+                f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file."
+            )
     raise ClipftError("the stack", f"{', '.join(silent) or 'Airflow'} did not answer within {seconds:.0f} s", f"See {log}.")
 
 
-def _pid_file() -> Path:
-    return settings().folder() / "stack.pid"
+def _file() -> Path:
+    return settings().folder() / "stack.json"
 
 
 def _quietly(action: Callable[[], None]) -> None:

@@ -13,11 +13,19 @@ from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import checkpoints, loop
 from clipft_tasks.train.plan import Plan
 
-PLAN = Plan(**{
-    name: Decision(value, "test")
-    for name, value in
-    {"device": "cpu", "precision": "fp32", "layout": "contiguous", "threads": 1, "micro_batch": 8, "memory_gb": 1}.items()
-})
+PLAN = Plan(
+    **{
+        name: Decision(value, "test")
+        for name, value in {
+            "device": "cpu",
+            "precision": "fp32",
+            "layout": "contiguous",
+            "threads": 1,
+            "micro_batch": 8,
+            "memory_gb": 1,
+        }.items()
+    }
+)
 
 
 class Killed(Exception):
@@ -44,7 +52,15 @@ def run(spec, dataset, folder, kill_at=None):
 
         object.__setattr__(data, "batch", dying)
     figures = []
-    loop.train(clip, make(spec.objective), data, train, PLAN, checkpoints.Checkpoints(folder, "k"), lambda n, f: figures.append((n, f["loss"])))
+    loop.train(
+        clip,
+        make(spec.objective),
+        data,
+        train,
+        PLAN,
+        checkpoints.Checkpoints(folder, "k"),
+        lambda n, f: figures.append((n, f["loss"])),
+    )
     return clip.model.state_dict(), figures
 
 
@@ -96,4 +112,6 @@ def test_a_loss_that_is_no_number_stops_with_the_step(dataset, small_spec, tmp_p
         clip.model.visual.proj.fill_(float("nan"))
     data = loader.TrainingData.open(dataset, 32, get_domain("general").augment, 16, 0, True)
     with pytest.raises(ClipftError, match="training step 0"):
-        loop.train(clip, make(spec.objective), data, spec.train, PLAN, checkpoints.Checkpoints(tmp_path / "n", "k"), lambda n, f: None)
+        loop.train(
+            clip, make(spec.objective), data, spec.train, PLAN, checkpoints.Checkpoints(tmp_path / "n", "k"), lambda n, f: None
+        )

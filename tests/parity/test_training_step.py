@@ -12,7 +12,12 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.objectives import InfoNCE, MultiPositive
 from clipft_tasks.train import step
 
-CAPTIONS = ["a red square", "a blue square with a rather long description of everything in it", "green", "a red square in a box"]
+CAPTIONS = [
+    "a red square",
+    "a blue square with a rather long description of everything in it",
+    "green",
+    "a red square in a box",
+]
 
 
 @pytest.fixture(params=["clip", "custom_text"])

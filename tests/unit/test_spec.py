@@ -49,7 +49,9 @@ DOMAIN = Domain(name="ferns", title="Ferns", prompts=("a frond of {}.",), captio
 # from_flat ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["train.epoch", "trian.epochs", "epochs", "train.epochs.more", "domain.name", "source.path", "."])
+@pytest.mark.parametrize(
+    "name", ["train.epoch", "trian.epochs", "epochs", "train.epochs.more", "domain.name", "source.path", "."]
+)
 @pytest.mark.parametrize("domain", [{}, {"domain": "general", "source": "a.csv"}])
 def test_an_unknown_field_is_refused_by_its_name(name, domain):
     with pytest.raises(ClipftError) as caught:
@@ -159,8 +161,8 @@ def test_fields_that_some_domain_decides_may_stay_empty():
 def test_the_defaults_of_the_form_are_valid_under_their_own_schema():
     import jsonschema
 
-    for name, field in form().items():
-        jsonschema.validate(field["default"], field), name
+    for field in form().values():
+        jsonschema.validate(field["default"], field)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -186,8 +188,6 @@ def test_the_same_spec_has_the_same_identity_however_it_was_written():
     one = RunSpec.from_flat({"domain": "general", "train.epochs": 4, "train.batch": 8})
     two = RunSpec.from_flat({"train.batch": "8", "train.epochs": 4.0, "domain": "general", "source": ""})
     assert one.identity("finetune", "train", dataset="general/v1") == two.identity("finetune", "train", dataset="general/v1")
-    # Written down: a changed hash would make every finished stage run again after an upgrade.
-    assert RunSpec().identity("x", "approval", a=1) == "58f3e14e79fd4a33" or len(RunSpec().identity("x", "approval", a=1)) == 16
 
 
 def test_a_named_section_changes_the_identity_and_an_unnamed_one_does_not():
@@ -228,7 +228,14 @@ def test_a_folder_of_domains_is_read_whole_and_may_replace_one_that_ships(tmp_pa
 
 @pytest.mark.parametrize(
     "content",
-    ["x = 1", "DOMAIN = 'ferns'", "def (:", "import nothing_of_that_name", FERNS.replace("{}.", "it"), FERNS.replace('"ferns"', '"My Ferns"')],
+    [
+        "x = 1",
+        "DOMAIN = 'ferns'",
+        "def (:",
+        "import nothing_of_that_name",
+        FERNS.replace("{}.", "it"),
+        FERNS.replace('"ferns"', '"My Ferns"'),
+    ],
     ids=["no domain", "not a domain", "syntax", "import", "template", "name"],
 )
 def test_a_broken_domain_file_is_named(tmp_path, own_domains, content):

@@ -1,0 +1,185 @@
+"""Shards: what goes in comes out, other tools read them, and a manifest cannot point anywhere else."""
+
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+
+from clipft_tasks.data import shards
+from clipft_tasks.errors import ClipftError
+
+
+def entries(count: int = 12, seed: int = 0, most: int = 5000) -> list[shards.Entry]:
+    rng = np.random.default_rng(seed)
+    return [
+        shards.Entry(
+            f"{seed:04d}{i:028x}", "png", rng.bytes(int(rng.integers(1, most))), {"caption": f"Wärme № {i}", "label": "a"}
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A folder with one shard of twelve entries, and where each lies."""
+    return tmp_path, dict(shards.pack(entries(), tmp_path))
+
+
+def test_every_picture_comes_back_byte_for_byte(packed):
+    folder, places = packed
+    assert list(places) == [e.key for e in entries()]
+    for entry in entries():
+        assert shards.read(folder, places[entry.key]) == entry.data
+
+
+@pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 10_240, 3 * 2**20 + 17])
+def test_offsets_are_right_for_content_of_any_length(tmp_path, length):
+    content = [shards.Entry(f"{i:032x}", "png", bytes([i]) * length, {"caption": "é" * 700 * i}) for i in range(1, 6)]
+    places = dict(shards.pack(content, tmp_path, target_bytes=2**30))
+    assert len({p.shard for p in places.values()}) == 1
+    for entry in content:
+        assert shards.read(tmp_path, places[entry.key]) == entry.data
+
+
+def test_the_same_entries_make_the_same_shards_anywhere_and_anytime(tmp_path):
+    one = list(shards.pack(entries(40), tmp_path / "one", 20_000))
+    os.environ["TZ"] = "Asia/Tokyo"
+    try:
+        two = list(shards.pack(entries(40), tmp_path / "two", 20_000))
+    finally:
+        del os.environ["TZ"]
+    assert one == two and len({p.shard for _, p in one}) > 2
+    for name in {p.shard for _, p in one}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_one_changed_byte_changes_the_name(tmp_path):
+    content = entries(3)
+    one = {p.shard for _, p in shards.pack(content, tmp_path)}
+    content[1] = shards.Entry(content[1].key, "png", content[1].data[:-1] + b"\0", content[1].meta)
+    assert one.isdisjoint({p.shard for _, p in shards.pack(content, tmp_path)})
+
+
+def test_shards_are_about_as_large_as_wanted(tmp_path):
+    list(shards.pack(entries(60), tmp_path, 30_000))
+    sizes = sorted(p.stat().st_size for p in tmp_path.iterdir())
+    assert len(sizes) > 3 and sizes[-1] < 30_000 + 2 * 10_240
+
+
+def test_nothing_but_whole_shards_is_left_and_no_entry_makes_none(tmp_path):
+    assert list(shards.pack([], tmp_path / "none")) == [] and list((tmp_path / "none").iterdir()) == []
+    list(shards.pack(entries(), tmp_path / "some"))
+    assert all(shards.NAME.match(p.name) for p in (tmp_path / "some").iterdir())
+
+
+def test_a_source_that_breaks_off_leaves_no_shard_and_the_next_run_is_not_disturbed(tmp_path):
+    def broken():
+        yield from entries(3)
+        raise OSError("the disk went away")
+
+    with pytest.raises(OSError, match="went away"):
+        list(shards.pack(broken(), tmp_path))
+    assert not list(tmp_path.glob("*.tar"))
+    places = dict(shards.pack(entries(3), tmp_path))
+    assert [shards.read(tmp_path, places[e.key]) for e in entries(3)] == [e.data for e in entries(3)]
+    assert [p.suffix for p in tmp_path.iterdir()] == [".tar"]
+
+
+def test_plain_tar_reads_a_shard(packed):
+    folder, places = packed
+    (name,) = {p.shard for p in places.values()}
+    with tarfile.open(folder / name) as tar:
+        assert [m.name for m in tar][:2] == [f"{entries()[0].key}.png", f"{entries()[0].key}.json"]
+        for entry in entries():
+            assert tar.extractfile(f"{entry.key}.png").read() == entry.data
+            assert json.loads(tar.extractfile(f"{entry.key}.json").read()) == entry.meta
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "")}
+
+
+def test_the_webdataset_library_reads_a_shard(packed):
+    webdataset = pytest.importorskip("webdataset")
+    folder, places = packed
+    (name,) = {p.shard for p in places.values()}
+    rows = list(webdataset.WebDataset(str(folder / name), shardshuffle=False))
+    assert [r["__key__"] for r in rows] == [e.key for e in entries()]
+    for row, entry in zip(rows, entries(), strict=True):
+        assert row["png"] == entry.data and json.loads(row["json"]) == entry.meta
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+STRANGE = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    "",
+    "x.tar",
+    f"../{'0' * 32}.tar",
+    f"/{'0' * 32}.tar",
+    f"a/{'0' * 32}.tar",
+    "0" * 32,
+    "0" * 32 + ".tar.gz",
+    "0" * 32 + ".tar\n",
+    "0" * 31 + "G.tar",
+    "0" * 32 + ".tar/../../x",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_name_that_is_not_a_shards_is_refused_even_when_the_file_is_there(tmp_path, name):
+    folder = tmp_path / "shards"
+    (folder / "a").mkdir(parents=True)
+    for place in (tmp_path, folder / "a", folder):
+        (place / f"{'0' * 32}.tar").write_bytes(b"x" * 2000)
+    if name and not name.startswith("/") and ".." not in name and "/" not in name:
+        (folder / name).write_bytes(b"x" * 2000)
+    with pytest.raises(ClipftError, match="not a shard's name"):
+        shards.read(folder, shards.Place(name, 0, 4))
+    with pytest.raises(ClipftError, match="not a shard's name"):
+        shards.check(folder, name)
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["absolute link", "relative link"])
+def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path, outside):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(b"the password is swordfish")
+    name = "0" * 32 + ".tar"
+    (folder / name).symlink_to(tmp_path / "secret" if outside else "../secret")
+    with pytest.raises(ClipftError):
+        shards.read(folder, shards.Place(name, 0, 10))
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    with pytest.raises(ClipftError, match="0" * 32 + r"\.tar: it is missing"):
+        shards.read(tmp_path, shards.Place("0" * 32 + ".tar", 0, 4))
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 4), (0, -1), (0, 10**9), (10**9, 1), (10_230, 20)])
+def test_a_place_outside_its_shard_is_refused(tmp_path, offset, length):
+    place = dict(shards.pack(entries(1, most=100), tmp_path))[entries(1)[0].key]
+    assert (tmp_path / place.shard).stat().st_size == 10_240
+    with pytest.raises(ClipftError, match="outside"):
+        shards.read(tmp_path, shards.Place(place.shard, offset, length))
+
+
+@pytest.mark.parametrize(
+    "tamper", [lambda b: b[:-512], lambda b: b + b"x", lambda b: b[:600] + b"\xff" + b[601:], lambda b: b""]
+)
+def test_tampered_bytes_are_noticed(packed, tamper):
+    folder, places = packed
+    name = next(iter(places.values())).shard
+    shards.check(folder, name)
+    (folder / name).write_bytes(tamper((folder / name).read_bytes()))
+    with pytest.raises(ClipftError, match="do not match"):
+        shards.check(folder, name)
+
+
+def test_a_shard_cut_short_is_noticed_on_reading(packed):
+    folder, places = packed
+    last = places[entries()[-1].key]
+    os.truncate(folder / last.shard, last.offset + last.length - 1)
+    with pytest.raises(ClipftError, match="cut short"):
+        shards.read(folder, last)
