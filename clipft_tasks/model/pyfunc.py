@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 
-class ClipModel(mlflow.pyfunc.PythonModel):
+class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Opens the model package that was logged beside it."""
 
     def load_context(self, context):  # type: ignore[no-untyped-def]

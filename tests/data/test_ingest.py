@@ -18,6 +18,7 @@ from conftest import COLOURS, made_picture, write_pictures
 
 from clipft_tasks.data import manifest, shards
 from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest
 
@@ -42,6 +43,20 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One installation for this file, without what earlier tests staged: ingest alone changes nothing else."""
+    monkeypatch.setenv("CLIPFT_HOME", str(installed))
+    settings.cache_clear()
+    shutil.rmtree(installed / "staging", ignore_errors=True)
+    return installed
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A table of twelve red and twelve blue squares."""
@@ -57,7 +72,8 @@ def good(pictures: Path) -> list[dict]:
 
 
 def same_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[["key", "caption", "label", "split", "width", "height", "mode", "format", "sha256", "phash"]]
+    """What a row is, without where it came from; which split a row gets also depends on the order of the source."""
+    return frame[["key", "caption", "label", "width", "height", "mode", "format", "sha256", "phash"]]
 
 
 @pytest.fixture
@@ -396,8 +412,8 @@ def test_a_file_system_that_fills_up_in_the_middle_leaves_no_half_shard(home, tm
     """The real thing, in a process whose files may not grow beyond 200 kB: a shard of 600 kB breaks off in the middle."""
     table = write_pictures(tmp_path / "large", 2)
     for path in table.parent.glob("*.png"):
-        label = path.stem.split("-")[0]
-        made_picture(label, 1 + hash(path.stem) % 5, 400).resize((401, 400)).save(path.with_suffix(".bmp"), "BMP")
+        label, number = path.stem.split("-")
+        made_picture(label, int(number), 400).save(path.with_suffix(".bmp"), "BMP")
     table.write_text(table.read_text().replace(".png", ".bmp"))
     code = f"""
 import resource, signal

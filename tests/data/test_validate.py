@@ -1,0 +1,247 @@
+"""validate: a good set passes; a bad one stops with the check and its rows named, on a page that reads offline."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import made_picture, write_pictures
+
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import ingest, validate
+
+TITLES = [
+    "Enough rows", "key of its own", "rejected", "Shorter side", "Colour mode", "Captions are not empty",
+    "Captions inside the tokenizer", "near-duplicate in two splits", "Splits are named", "rarest class",
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One installation for this file (a fresh MLflow database and DVC repository take seconds each)."""
+    monkeypatch.setenv("CLIPFT_HOME", str(installed))
+    settings.cache_clear()
+    shutil.rmtree(installed / "staging", ignore_errors=True)
+    return installed
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "source", 20)
+
+
+def spec_of(table: Path, tiny: Path, **more: object) -> RunSpec:
+    return RunSpec.from_flat({"domain": "general", "source": str(table), "model.start": str(tiny), **more})
+
+
+def rows_of(table: Path) -> list[dict]:
+    return [r | {"split": ""} for r in pd.read_csv(table, dtype=str, keep_default_na=False).to_dict("records")]
+
+
+def write(table: Path, rows: list[dict]) -> Path:
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return table
+
+
+def stopped(spec: RunSpec) -> tuple[str, str]:
+    """The error and the report of a set that must not pass."""
+    staging = ingest.run(spec)["staging"]
+    with pytest.raises(ClipftError) as caught:
+        validate.run(spec, staging)
+    page = Path(staging, "report.html").read_text("utf-8")
+    assert ">Stopped<" in page and ">Passed<" not in page
+    return str(caught.value), page
+
+
+class Links(HTMLParser):
+    """Everything a page would load or lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.found += [v or "" for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")]
+
+
+def links(page: str) -> Links:
+    parser = Links()
+    parser.feed(page)
+    return parser
+
+
+# A good set -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_set_passes_every_check_and_its_page_reads_offline(home, source, tiny):
+    spec = spec_of(source, tiny)
+    staging = ingest.run(spec)["staging"]
+    result = validate.run(spec, staging)
+    assert result["passed"] == len(TITLES) and result["rows"] == 40
+    page = Path(result["report"]).read_text("utf-8")
+    assert ">Passed<" in page and "FAIL" not in page
+    for title in TITLES:
+        assert title in page
+    found = links(page)
+    assert found.found and all(link.startswith("data:image/") for link in found.found)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
+    assert not re.search(r"https?://|url\(|@import", page)
+    json.dumps(result)
+
+
+def test_the_report_is_kept_in_mlflow_once_however_often_it_is_written(home, source, tiny):
+    from clipft_tasks import tracking
+
+    spec = spec_of(source, tiny)
+    staging = ingest.run(spec)["staging"]
+    link = validate.run(spec, staging)["links"]["Data report"]
+    assert validate.run(spec, staging)["links"]["Data report"] == link
+    content = json.loads(Path(staging, "datacard.json").read_text())["content"]
+    experiment = tracking.experiment("clipft-general-data")
+    runs = [r for r in tracking.client().search_runs([experiment]) if r.data.tags["clipft.key"] == content]
+    assert len(runs) == 1 and runs[0].data.metrics["checks_failed"] == 0 and runs[0].info.status == "FINISHED"
+    assert [f.path for f in tracking.client().list_artifacts(runs[0].info.run_id)] == ["report.html"]
+
+
+def test_texts_of_a_source_cannot_put_code_on_the_page(home, source, tiny):
+    evil = "<script>alert(1)</script><img src=http://evil.example/x.png> a red square"
+    rows = [r | {"caption": evil, "label": '"><script src=//evil.example></script>'} for r in rows_of(source)[:20]] + rows_of(source)[20:]
+    bad = [{"image": "<script>gone</script>.png", "caption": "x", "label": "red square", "group": "", "split": ""}]
+    spec = spec_of(write(source, rows + bad), tiny)
+    staging = ingest.run(spec)["staging"]
+    validate.run(spec, staging)
+    found = links(Path(staging, "report.html").read_text("utf-8"))
+    assert "script" not in found.tags and all(link.startswith("data:") for link in found.found)
+
+
+# Sets that must stop --------------------------------------------------------------------------------------------------
+
+
+def test_too_many_rejected_rows_stop_and_each_is_on_the_page(home, source, tiny):
+    for number in (1, 2, 3):
+        (source.parent / f"red-00{number}.png").write_bytes(b"")
+    said, page = stopped(spec_of(source, tiny))
+    assert "Share of rows that were rejected: 0.075" in said and "1 of 10 checks" in said
+    assert all(f"red-00{n}.png" in page for n in (1, 2, 3)) and "0 bytes" in page
+
+
+def test_a_few_rejected_rows_do_not_stop(home, source, tiny):
+    (source.parent / "red-001.png").write_bytes(b"")
+    spec = spec_of(source, tiny)
+    assert validate.run(spec, ingest.run(spec)["staging"])["rows"] == 39
+
+
+def with_splits(table: Path) -> list[dict]:
+    """The rows with the source's own splits: of each class 12 train, 4 val, 4 test."""
+    names = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
+    return [r | {"split": names[i % 20]} for i, r in enumerate(rows_of(table))]
+
+
+def test_near_duplicates_across_the_sources_own_splits_stop_and_are_named(home, source, tiny):
+    rows = with_splits(source)
+    made_picture("red", 0).resize((60, 60)).save(source.parent / "twin.png")
+    said, page = stopped(spec_of(write(source, [*rows, rows[0] | {"image": "twin.png", "split": "test"}]), tiny))
+    assert "No group and no near-duplicate in two splits: 2 rows" in said
+    assert "red-000.png" in said and "twin.png" in said and "twin.png" in page
+
+
+def test_a_group_across_the_sources_own_splits_stops_and_is_named(home, source, tiny):
+    rows = with_splits(source)
+    rows[0]["group"] = rows[19]["group"] = "patient 7"
+    said, _ = stopped(spec_of(write(source, rows), tiny))
+    assert "near-duplicate in two splits: 2 rows" in said and "red-000.png" in said and "red-019.png" in said
+
+
+def test_a_source_that_splits_itself_cleanly_passes(home, source, tiny):
+    spec = spec_of(write(source, with_splits(source)), tiny)
+    assert validate.run(spec, ingest.run(spec)["staging"])["passed"] == len(TITLES)
+
+
+def test_a_source_without_test_rows_stops(home, source, tiny):
+    rows = [r | {"split": "val" if r["split"] == "test" else r["split"]} for r in with_splits(source)]
+    said, _ = stopped(spec_of(write(source, rows), tiny))
+    assert "Splits are named as they should be" in said and "test" in said
+
+
+def test_a_class_that_is_too_rare_stops_and_is_named(home, tmp_path, tiny):
+    table = write_pictures(tmp_path / "source", 55)
+    rows = rows_of(table)
+    rows[3]["label"] = "purple square"
+    said, page = stopped(spec_of(write(table, rows), tiny))
+    assert "Share of the rarest class: 0.009" in said
+    assert "purple square" in page
+    assert "purple square" in said
+
+
+def test_captions_beyond_the_context_stop_and_are_named(home, source, tiny):
+    rows = rows_of(source)
+    for row in rows[:3]:
+        row["caption"] = "a red square, " + "very " * 40 + "red"
+    said, page = stopped(spec_of(write(source, rows), tiny))
+    assert "Captions inside the tokenizer's context of 32" in said and "3 rows outside" in said
+    assert all(r["image"] in said and r["image"] in page for r in rows[:3])
+
+
+def test_two_captions_of_forty_beyond_the_context_are_taken(home, source, tiny):
+    rows = rows_of(source)
+    for row in rows[:2]:
+        row["caption"] = "a red square, " + "very " * 40 + "red"
+    spec = spec_of(write(source, rows), tiny)
+    assert validate.run(spec, ingest.run(spec)["staging"])["passed"] == len(TITLES)
+
+
+def test_one_tiny_picture_stops_and_is_named(home, source, tiny):
+    made_picture("red", 5).resize((48, 31)).save(source.parent / "red-005.png")
+    said, page = stopped(spec_of(source, tiny))
+    assert "Shorter side of the pictures, pixels: 1 rows" in said and "red-005.png" in said and "red-005.png" in page
+
+
+def test_a_colour_mode_that_the_domain_does_not_take_stops(home, source, tiny):
+    rows = rows_of(source)
+    rows[5]["image"] = "red-005.png.jpg"
+    for name in source.parent.glob("*.png"):  # the medical domain wants 64 pixels and no CMYK
+        label, number = name.stem.split("-")
+        made_picture(label, int(number), 64).save(name)
+    made_picture("red", 5, 64).convert("CMYK").save(source.parent / "red-005.png.jpg", "JPEG")
+    said, _ = stopped(spec_of(write(source, rows), tiny, domain="medical"))
+    assert "Colour mode of the pictures: 1 rows" in said and "red-005.png.jpg" in said
+
+
+def test_too_few_rows_stop(home, tmp_path, tiny):
+    said, _ = stopped(spec_of(write_pictures(tmp_path / "few", 9), tiny))
+    assert "Enough rows: 18" in said
+
+
+def test_captions_without_a_letter_stop_and_are_named(home, source, tiny):
+    rows = rows_of(source)
+    rows[4]["caption"] = "?!"
+    said, _ = stopped(spec_of(write(source, rows), tiny))
+    assert "Captions are not empty: 1 rows" in said and rows[4]["image"] in said
+
+
+def test_every_failed_check_is_named_at_once(home, source, tiny):
+    rows = rows_of(source)
+    rows[4]["caption"] = "?!"
+    made_picture("red", 5).resize((48, 20)).save(source.parent / "red-005.png")
+    said, page = stopped(spec_of(write(source, rows), tiny))
+    assert "2 of 10 checks failed" in said and "Captions are not empty" in said and "Shorter side" in said
+    assert page.count(">FAIL<") == 2
+
+
+def test_a_start_model_that_does_not_exist_is_named(home, source, tiny):
+    spec = spec_of(source, tiny, **{"model.start": "ViT-Z-99:nobody"})
+    staging = ingest.run(spec)["staging"]
+    with pytest.raises(ClipftError, match="ViT-Z-99"):
+        validate.run(spec, staging)

@@ -1,0 +1,56 @@
+"""A whole installation for the end-to-end tests: real Airflow, MLflow, server and Prometheus, on ports and in a home of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipft_tasks.settings import settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def call(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's programs as a person would, from the project's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
+    )
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory):
+    """The environment of a fresh installation, in this process and its children; stopped at the end, whatever happened."""
+    before = dict(os.environ)
+    for name in [n for n in os.environ if n.startswith(("CLIPFT_", "AIRFLOW"))]:
+        del os.environ[name]
+    os.environ["CLIPFT_HOME"] = str(tmp_path_factory.mktemp("installation") / "home")
+    for program in ("AIRFLOW", "MLFLOW", "SERVER", "PROMETHEUS"):
+        os.environ[f"CLIPFT_{program}_PORT"] = str(free_port())
+    settings.cache_clear()
+    from deploy.embedded import environment
+
+    yield environment
+    call("deploy.embedded.stack", "down", seconds=90)
+    os.environ.clear()
+    os.environ.update(before)
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def demo(installation):
+    """`make demo` on the fresh installation, with fewer epochs; its printed screen."""
+    done = call("deploy.embedded.demo", "--epochs", "3", seconds=1500)
+    assert done.returncode == 0, done.stdout[-6000:]
+    # From here on this process speaks with the installation's own services.
+    os.environ.update({k: v for k, v in installation.environment().items() if k.startswith("CLIPFT_")})
+    settings.cache_clear()
+    return done.stdout

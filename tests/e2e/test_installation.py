@@ -1,0 +1,225 @@
+"""From a fresh installation to a served model, through the real Airflow; then killed, stopped, repeated and rolled back."""
+
+import json
+import time
+import urllib.request
+
+import httpx
+import psutil
+import pytest
+from conftest import small, write_pictures, write_tiny
+
+from clipft_tasks.settings import settings
+
+from e2e.conftest import call
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def airflow(demo):
+    from deploy.embedded.airflow_api import Airflow
+
+    return Airflow()
+
+
+@pytest.fixture(scope="module")
+def form(demo, tmp_path_factory):
+    """A run of seconds: made pictures and the tiny model, as a person would fill the form."""
+    folder = tmp_path_factory.mktemp("small")
+    flat = small(write_pictures(folder / "source"), write_tiny(folder / "tiny"))
+    data = {k: v for k, v in flat.items() if k in ("domain", "source", "model.start")}
+    training = {k: v for k, v in flat.items() if k != "source"}
+    return data, training
+
+
+def wait(airflow, dag: str, run: str, seconds: float = 600) -> str:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        state = airflow.state(dag, run)
+        if state in ("success", "failed"):
+            return state
+        time.sleep(1)
+    raise AssertionError(f"{run} of {dag} did not end: {airflow.tasks(dag, run)}")
+
+
+def finish(airflow, dag: str, conf: dict) -> str:
+    run = airflow.trigger(dag, conf)
+    state = wait(airflow, dag, run)
+    assert state == "success", [airflow.log(dag, run, t)[-5:] for t in airflow.tasks(dag, run) if t["state"] == "failed"]
+    return run
+
+
+def running_task(airflow, dag: str, run: str, task: str, said: str) -> psutil.Process:
+    """The process of a running task, once it has said something."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        found = next((t for t in airflow.tasks(dag, run) if t["task_id"] == task), None)
+        if found and found["state"] == "running" and any(said in line for line in airflow.log(dag, run, found)):
+            from deploy.embedded import stack
+
+            manager = stack.running()
+            workers = [p for p in manager.children(recursive=True) if p.name().startswith("airflow worker -- 0")]
+            return max(workers, key=lambda p: p.create_time())
+        time.sleep(0.3)
+    raise AssertionError(f"{task} never said {said!r}")
+
+
+def versions(domain: str) -> list[str]:
+    from clipft_tasks import tracking
+
+    return [v.version for v in tracking.client().search_model_versions(f"name = 'clipft-{domain}'")]
+
+
+def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
+    summary = json.loads((settings().root / "demo" / "summary.json").read_text())
+    for size, who in summary["scores"].items():
+        assert who["after"]["value"] >= who["before"]["value"] + 0.15, size
+        assert who["after"]["low"] <= who["after"]["value"] <= who["after"]["high"]
+    assert summary["data"]["version"] == "industrial/v1" and summary["data"]["new"]
+    assert summary["answer"]["model_version"] == summary["version"] == "1"
+    assert summary["data"]["licence"].startswith("CC-BY-NC-SA-4.0")
+    for shown in ("Airflow", "MLflow", "Data report", "Server", "password"):
+        assert shown in demo
+
+
+def test_the_demo_again_makes_nothing_new_and_says_why_it_was_quick(demo):
+    done = call("deploy.embedded.demo", "--epochs", "3", seconds=900)
+    assert done.returncode == 0, done.stdout[-4000:]
+    summary = json.loads((settings().root / "demo" / "summary.json").read_text())
+    assert summary["trained_before"] and not summary["data"]["new"]
+    assert summary["data"]["version"] == "industrial/v1" and versions("industrial") == ["1"]
+    assert "This work was done before" in done.stdout and "nothing to push" in done.stdout
+
+
+def test_links_lead_from_tasks_to_what_they_made(airflow):
+    run = airflow.call("GET", "/dags/clipft_finetune/dagRuns?limit=1")["dag_runs"][0]["dag_run_id"]
+    links = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/taskInstances/finetune/links")["extra_links"]
+    assert links["MLflow run"].startswith(settings().mlflow_ui)
+    assert httpx.get(links["MLflow run"].split("#")[0], timeout=30).status_code == 200
+
+
+def test_the_form_refuses_a_wrong_value_before_anything_runs(airflow):
+    with pytest.raises(httpx.HTTPStatusError, match=r"objective\.positives|positives"):
+        airflow.trigger("clipft_finetune", {"objective.positives": "nonsense"})
+    with pytest.raises(httpx.HTTPStatusError, match="domain"):
+        airflow.trigger("clipft_dataset", {"domain": "zoo"})
+
+
+def test_an_unknown_field_fails_the_first_task_by_name(airflow):
+    run = airflow.trigger("clipft_finetune", {"train.epochz": 3})
+    assert wait(airflow, "clipft_finetune", run) == "failed"
+    failed = [t for t in airflow.tasks("clipft_finetune", run) if t["state"] == "failed"]
+    assert any("train.epochz" in line for t in failed for line in airflow.log("clipft_finetune", run, t))
+    assert all(t["try_number"] <= 1 for t in failed)  # what a person must mend is not tried again
+
+
+def test_prometheus_scrapes_the_server(demo, installation):
+    if "not running" in call("deploy.embedded.stack", "status", seconds=60).stdout:
+        pytest.skip("no Prometheus on this machine")
+    query = f"{installation.address('prometheus')}/api/v1/query?query=clipft_model_info"
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        found = json.load(urllib.request.urlopen(query))["data"]["result"]
+        if found:
+            break
+        time.sleep(1)
+    assert found[0]["metric"]["domain"] == "industrial"
+
+
+def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, form):
+    data, training = form
+    finish(airflow, "clipft_dataset", data)
+    long = training | {"train.epochs": 150, "train.checkpoint_seconds": 1}
+    run = airflow.trigger("clipft_finetune", long)
+    victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
+    victim.kill()
+    assert wait(airflow, "clipft_finetune", run) == "success"
+    task = next(t for t in airflow.tasks("clipft_finetune", run) if t["task_id"] == "finetune")
+    assert task["try_number"] == 2
+    assert any("Resumed at step" in line for line in airflow.log("clipft_finetune", run, task))
+    assert versions("general") == ["1"]
+
+    # The same training by hand, undisturbed, in a home of its own: the weights must be the same to the bit.
+    from clipft_tasks import tracking
+    from clipft_tasks.data import loader, versioning
+    from clipft_tasks.domains import get_domain
+    from clipft_tasks.model import build, package
+    from clipft_tasks.objectives import make
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.train import checkpoints, loop
+    from clipft_tasks.train.plan import Plan
+
+    result = airflow.result("clipft_finetune", run, "finetune")
+    plan = Plan.from_dict(airflow.result("clipft_finetune", run, "plan")["plan"])
+    spec = RunSpec.from_flat(long)
+    clip = build.load(spec.model.start)
+    dataset = versioning.fetch(versioning.find(result["dataset"], "general"))
+    inputs = loader.TrainingData.open(dataset, 32, get_domain("general").augment, spec.train.batch, 0, True)
+    folder = settings().folder("undisturbed")
+    loop.train(clip, make(spec.objective), inputs, spec.train, plan, checkpoints.Checkpoints(folder, "k"), lambda n, f: None)
+    theirs = package.open_folder(tracking.fetch_candidate(result["run_id"]))[0].state_dict()
+    ours = clip.model.state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
+    _, training = form
+    run = airflow.trigger("clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.min_gain": -1, "gate.max_drop": 1})
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        waiting = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/hitlDetails?response_received=false")["hitl_details"]
+        waiting = [w for w in waiting if w["task_instance"]["state"] == "awaiting_input"]
+        if waiting or airflow.state("clipft_finetune", run) == "failed":
+            break
+        time.sleep(1)
+    assert "version 2" in waiting[0]["subject"] and "gain" in waiting[0]["body"]
+    live = httpx.get(settings().server_url + "/readyz").json()["live"]
+    assert live["general"] == "1"  # nothing is promoted before a person says so
+    path = f"/dags/clipft_finetune/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
+    airflow.call("PATCH", path, json={"chosen_options": ["Approve"], "params_input": {}})
+    assert wait(airflow, "clipft_finetune", run) == "success"
+    assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "2"
+
+    finish(airflow, "clipft_rollback", {"domain": "general"})
+    assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "1"
+
+
+def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
+    _, training = form
+    run = airflow.trigger(
+        "clipft_finetune",
+        training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.min_gain": -1, "gate.max_drop": 1},
+    )
+    victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
+    from deploy.embedded import stack
+
+    family = stack._members()
+    assert victim in family
+    assert call("deploy.embedded.stack", "down", seconds=120).returncode == 0
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # no child is left behind
+    done = call("deploy.embedded.stack", "up", seconds=300)
+    assert done.returncode == 0, done.stdout
+    assert httpx.get(settings().server_url + "/readyz", timeout=60).status_code in (200, 503)
+    assert wait(airflow, "clipft_finetune", run) == "success"
+    assert len(versions("general")) == 3
+    until = time.monotonic() + 60
+    while time.monotonic() < until and "industrial" not in (live := httpx.get(settings().server_url + "/readyz").json()["live"]):
+        time.sleep(1)
+    assert live == {"general": "3", "industrial": "1"}  # champions are live again after a restart
+
+
+def test_new_data_retrains_by_itself_once_a_person_switches_that_on(airflow, form, tmp_path):
+    data, _ = form
+    airflow.unpause("clipft_retrain")
+    before = {r["dag_run_id"] for r in airflow.call("GET", "/dags/clipft_finetune/dagRuns?limit=100")["dag_runs"]}
+    finish(airflow, "clipft_dataset", data | {"source": str(write_pictures(tmp_path / "more", per_class=44))})
+    until = time.monotonic() + 90
+    started: list = []
+    while time.monotonic() < until and not started:
+        runs = airflow.call("GET", "/dags/clipft_finetune/dagRuns?limit=100")["dag_runs"]
+        started = [r for r in runs if r["dag_run_id"] not in before and r["conf"].get("dataset") == "general/v2"]
+        time.sleep(1)
+    assert started, "the new version did not start a fine-tuning"
+    airflow.call("PATCH", "/dags/clipft_retrain", json={"is_paused": True})
+    airflow.call("PATCH", f"/dags/clipft_finetune/dagRuns/{started[0]['dag_run_id']}", json={"state": "failed"})
