@@ -147,6 +147,11 @@ def model_name(domain: str) -> str:
     return f"clipft-{domain}"
 
 
+def number(version: ModelVersion | None) -> str:
+    """A version's number as text, whichever store answered (one gives integers); "" for none."""
+    return str(version.version) if version else ""
+
+
 def by_alias(domain: str, alias: str) -> ModelVersion | None:
     """The version that carries an alias, or None."""
     try:
@@ -248,13 +253,12 @@ def promote(domain: str, version: str) -> str | None:
     """
     name = model_name(domain)
     now = by_alias(domain, CHAMPION)
-    if now and now.version == version:
-        before = by_alias(domain, PREVIOUS)
-        return before.version if before else None
+    if number(now) == version:
+        return number(by_alias(domain, PREVIOUS)) or None
     if now:
-        client().set_registered_model_alias(name, PREVIOUS, now.version)
+        client().set_registered_model_alias(name, PREVIOUS, number(now))
     client().set_registered_model_alias(name, CHAMPION, version)
-    return now.version if now else None
+    return number(now) or None
 
 
 def restore(domain: str, version: str | None, failed: str) -> None:
@@ -264,7 +268,7 @@ def restore(domain: str, version: str | None, failed: str) -> None:
         client().delete_registered_model_alias(name, CHAMPION)
     else:
         client().set_registered_model_alias(name, CHAMPION, version)
-        if (before := by_alias(domain, PREVIOUS)) and before.version == version:
+        if number(by_alias(domain, PREVIOUS)) == version:
             client().delete_registered_model_alias(name, PREVIOUS)
     client().set_model_version_tag(name, failed, "clipft.deploy", "failed")
 

@@ -170,7 +170,8 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
         _dvc(repo, "add", "--quiet", *tracked)
         _dvc(repo, "push", "--quiet", *(f"{t}.dvc" for t in tracked))
         _git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
-        _git(repo, "commit", "--quiet", "--message", f"{tag}: {card['rows']} rows from {card['source']}")
+        if _git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
+            _git(repo, "commit", "--quiet", "--message", f"{tag}: {card['rows']} rows from {card['source']}")
         _git(repo, "tag", "--annotate", tag, "--message", json.dumps(card["counts"]))
         _publish(repo, tag)
         return _versions(repo, domain)[-1], True

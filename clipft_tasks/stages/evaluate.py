@@ -60,7 +60,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         "resolution": resolution,
         "rows": len(scored["after"].truth),
         "metric": metric,
-        "opponent": champion.version if champion else "",
+        "opponent": tracking.number(champion),
         **{who: zero_shot.summary(s, names, spec.evaluate.bootstrap) for who, s in scored.items()},
     }
     for who in models.keys() - {"after"}:

@@ -16,14 +16,14 @@ def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
     from .. import tracking
 
     if version:
-        target = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}").version
+        target = tracking.number(tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}"))
     else:
         before = tracking.by_alias(spec.domain, tracking.PREVIOUS)
         if before is None:
             raise ClipftError(
                 f"rollback of {spec.domain}", "no version is kept as previous", "Name one; MLflow's models page lists them."
             )
-        target = before.version
-    stepped_down = tracking.promote(spec.domain, str(target))
+        target = tracking.number(before)
+    stepped_down = tracking.promote(spec.domain, target)
     say(f"Version {target} of {spec.domain} is champion again; version {stepped_down} stepped down.")
-    return {"version": str(target), "previous": stepped_down or ""}
+    return {"version": target, "previous": stepped_down or ""}

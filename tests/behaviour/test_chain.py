@@ -29,7 +29,7 @@ def test_a_run_ends_with_a_champion_and_again_with_the_same(home, small_spec, re
 
     again: dict = {}
     promoted = go(small_spec, again, "promote")
-    assert promoted["version"] == "1"
+    assert promoted == {"version": "1", "previous": ""}
     assert again["version"] == results["version"] | {"new": False, "pushed_bytes": 0}
     assert again["finetune"]["done_before"] and again["finetune"]["run_id"] == results["finetune"]["run_id"]
     assert not again["register"]["new"]

@@ -227,7 +227,7 @@ def test_a_version_that_the_origin_refused_arrives_there_on_the_next_try(machine
     versioning.versions("general")
     staging = staged(table)
     hook = closed(origin)
-    with pytest.raises(Transient, match="closed for the night"):
+    with pytest.raises(Transient, match="declined"):
         version.run(spec_of(table), staging)
     assert git(origin, "tag", "--list") == ""
     hook.unlink()
@@ -319,13 +319,13 @@ from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import version
 real, left = versioning._call, int(sys.argv[1])
-def call(command, *rest):
+def call(command, *rest, **more):
     global left
     if command[1] in ("add", "commit", "tag") or "push" in command or "add" in command:
         if left == 0:
             os.kill(os.getpid(), 9)
         left -= 1
-    return real(command, *rest)
+    return real(command, *rest, **more)
 versioning._call = call
 version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}}), sys.argv[2])
 """

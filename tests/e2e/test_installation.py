@@ -68,7 +68,7 @@ def running_task(airflow, dag: str, run: str, task: str, said: str) -> psutil.Pr
 def versions(domain: str) -> list[str]:
     from clipft_tasks import tracking
 
-    return [v.version for v in tracking.client().search_model_versions(f"name = 'clipft-{domain}'")]
+    return [str(v.version) for v in tracking.client().search_model_versions(f"name = 'clipft-{domain}'")]
 
 
 def test_the_demo_ends_with_one_screen_and_a_better_model(demo):

@@ -146,11 +146,11 @@ def test_a_job_that_fails_leaves_the_thread_alive_and_the_next_answered(made):
     assert asyncio.run(engine.texts(live, ["7"])).tolist() == [[1, 7]]
 
 
-def test_a_job_that_fails_spares_those_that_shared_its_forward_pass(made):
-    live = Live(1)
-    good, bad = together(made(), ("texts", live, ["1"]), ("texts", live, ["break"]))
-    assert isinstance(bad, RuntimeError)
-    assert not isinstance(good, Exception), "one client's bad text failed another client's request"
+def test_a_failed_forward_pass_is_told_to_each_of_its_jobs_and_to_no_other(made):
+    live, other = Live(1), Live(2)
+    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, pictures(3)))
+    assert isinstance(answers[1], RuntimeError)
+    assert answers[2].tolist() == [[2, 2]] and answers[3].tolist() == [[1, 3]]
 
 
 def test_a_full_queue_is_busy_and_what_waits_is_answered(made):

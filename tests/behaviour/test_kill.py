@@ -1,0 +1,128 @@
+"""SIGKILL in the middle of a stage, at the worst places; the next try ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import small
+
+from clipft_tasks.data import versioning
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import finetune, ingest, plan, promote, register, version
+
+# Runs a stage in a process of its own that kills itself at the n-th call of one function (counting from 1).
+VICTIM = """
+import importlib, json, os, signal, sys
+flat, stage, inputs, module, name, at, after = json.loads(sys.argv[1])
+from clipft_tasks.spec import RunSpec
+owner = importlib.import_module(module)
+for part in name.split(".")[:-1]:
+    owner = getattr(owner, part)
+leaf, calls = name.split(".")[-1], [0]
+real = getattr(owner, leaf)
+def dying(*args, **kwargs):
+    calls[0] += 1
+    out = real(*args, **kwargs) if after or calls[0] != at else None
+    if calls[0] == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+setattr(owner, leaf, dying)
+importlib.import_module("clipft_tasks.stages." + stage).run(RunSpec.from_flat(flat), **inputs)
+"""
+
+
+def killed(flat: dict, stage: str, inputs: dict, function: str, at: int = 1, after: bool = False) -> bool:
+    """Run a stage that kills itself at (or right after) a call; says whether it did."""
+    module, _, name = function.partition(":")
+    argument = json.dumps([flat, stage, inputs, module, name, at, after])
+    done = subprocess.run([sys.executable, "-c", VICTIM, argument], env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
+    return done.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def flat(home, table, tiny):
+    return small(table, tiny)
+
+
+def test_killed_at_each_step_of_versioning_there_is_one_whole_version(flat):
+    spec = RunSpec.from_flat(flat)
+    staging = ingest.run(spec)["staging"]
+    inputs, module = {"staging": staging}, "clipft_tasks.data.versioning:"
+    assert killed(flat, "version", inputs, module + "shards.path_of", 1)
+    assert killed(flat, "version", inputs, module + "_dvc", 1)  # before add
+    assert killed(flat, "version", inputs, module + "_dvc", 2)  # between add and push
+    assert killed(flat, "version", inputs, module + "_git", 6)  # staged, not committed
+    assert killed(flat, "version", inputs, module + "_publish", 1)  # tagged, not published
+    assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
+    made = version.run(spec, staging)
+    assert made["dataset"] == "general/v1"
+    assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
+    dataset = versioning.fetch(versioning.find("", "general"))
+    assert len(dataset.frame) == 80 and all(dataset.picture(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
+
+
+@pytest.fixture
+def planned(flat):
+    spec = RunSpec.from_flat(flat)
+    version.run(spec, ingest.run(spec)["staging"])
+    return plan.run(spec)
+
+
+def test_killed_in_training_and_while_logging_the_model_there_is_one_run(flat, planned):
+    from clipft_tasks import tracking
+
+    flat = flat | {"train.checkpoint_seconds": 0}
+    spec = RunSpec.from_flat(flat)
+    assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.train.step:backward", 5)
+    assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.train.checkpoints:os.replace", 2)
+    assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.tracking:log_model", after=True)
+    result = finetune.run(spec, planned)
+    assert not result["done_before"]
+    runs = tracking.client().search_runs([tracking.experiment("clipft-general")], f"tags.`clipft.key` = '{result['key']}'")
+    assert [r.info.status for r in runs] == ["FINISHED"]
+
+    # Metrics are those of an undisturbed run: another home, the same spec.
+    history = tracking.client().get_metric_history(result["run_id"], "train.loss")
+    assert {m.step for m in history} == set(range(12))
+    by_step = {step: {m.value for m in history if m.step == step} for step in range(12)}
+    assert all(len(values) == 1 for values in by_step.values())  # a repeated step repeats its loss exactly
+
+
+def test_killed_while_registering_there_is_one_model_version(flat, planned):
+    from clipft_tasks import tracking
+
+    spec = RunSpec.from_flat(flat)
+    run_id = finetune.run(spec, planned)["run_id"]
+    score = {"value": 0.9, "low": 0.8, "high": 1.0}
+    gate = {"scores": {"32": {"after": score}}, "metric": "accuracy", "table": ""}
+    inputs = {"run_id": run_id, "gate": gate}
+    client = "mlflow.tracking:MlflowClient."
+    assert killed(flat, "register", inputs, client + "create_model_version", after=True)
+    assert killed(flat, "register", inputs, client + "set_model_version_tag", at=3)
+    assert killed(flat, "register", inputs, client + "set_registered_model_alias")
+    made = register.run(spec, run_id, gate)
+    found = tracking.client().search_model_versions("name = 'clipft-general'")
+    assert [str(v.version) for v in found] == [made["version"]] == ["1"]
+    assert found[0].tags["clipft.dataset"] == "general/v1"
+
+    # Promotion: between the two aliases, the old champion must still be one of them.
+    promote.run(spec, "1")
+    tracking.client().create_model_version("clipft-general", found[0].source, run_id)
+    assert killed(flat, "promote", {"version": "2"}, client + "set_registered_model_alias", at=2)
+    assert tracking.number(tracking.champion("general")) == "1"
+    assert promote.run(spec, "2") == {"version": "2", "previous": "1"}
+    assert tracking.number(tracking.by_alias("general", "previous")) == "1"
+
+
+def test_killed_between_commit_and_tag_the_tag_is_made_up_for(flat):
+    spec = RunSpec.from_flat(flat)
+    staging = ingest.run(spec)["staging"]
+    calls = ("status", "for-each-ref", "add", "status", "commit", "tag")
+    assert killed(flat, "version", {"staging": staging}, "clipft_tasks.data.versioning:_git", len(calls))
+    assert versioning.versions("general") == []
+    assert version.run(spec, staging)["dataset"] == "general/v1"
+    assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
