@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +43,7 @@ def client() -> MlflowClient:
 
 
 @contextmanager
-def neighbour():  # type: ignore[no-untyped-def]
+def neighbour() -> Iterator[None]:
     """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
     try:
         yield

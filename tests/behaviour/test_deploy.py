@@ -107,7 +107,9 @@ def test_each_stage_may_run_again(server):
     assert state(server) == ("2", "1", "2")
 
 
-@pytest.mark.parametrize("how", ["other recorded answers", "another model's weights", "weights that are no weights", "no recorded answers"])
+@pytest.mark.parametrize(
+    "how", ["other recorded answers", "another model's weights", "weights that are no weights", "no recorded answers"]
+)
 def test_a_version_that_the_server_refuses_gives_the_title_back(server, how):
     promoted = promote.run(SPEC, "2")
     TAMPERED[how](package("2"))
@@ -274,7 +276,9 @@ def test_the_champion_as_an_mlflow_model_answers_as_the_server_does(server):
 
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     given = model.predict(pd.DataFrame({"image": [p["base64"] for p in PICTURES[:3]], "text": TEXTS}))
-    assert close(given["image_embedding"].tolist(), np.array(server.post(IMAGES, {"images": PICTURES[:3]}).json()["embeddings"]))
+    assert close(
+        given["image_embedding"].tolist(), np.array(server.post(IMAGES, {"images": PICTURES[:3]}).json()["embeddings"])
+    )
     assert close(given["text_embedding"].tolist(), np.array(server.post(WORDS, {"texts": TEXTS}).json()["embeddings"]))
     pairs = np.array(server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS}).json()["similarity"])
     assert close(given["similarity"].tolist(), pairs.diagonal())
@@ -313,7 +317,12 @@ print(json.dumps((image @ text.T).tolist()))
 def test_plain_open_clip_opens_the_package_and_gives_the_recorded_answers(server, tmp_path):
     folder = package("1")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     probe = json.loads((folder / "probe.json").read_text())

@@ -373,7 +373,11 @@ def references(part: Any) -> Iterator[str]:
 
 def bodies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """JSON request bodies that carry an example, by path."""
-    posts = {path: item["post"]["requestBody"]["content"]["application/json"] for path, item in document["paths"].items() if "post" in item}
+    posts = {
+        path: item["post"]["requestBody"]["content"]["application/json"]
+        for path, item in document["paths"].items()
+        if "post" in item
+    }
     assert len(posts) == 4 and all("example" in body for body in posts.values())
     return posts
 
@@ -422,7 +426,11 @@ IMAGES, WORDS, PAIRS, CLASSES = "/v1/embed/images", "/v1/embed/texts", "/v1/simi
 SECOND = r'Picture 2\b|"images", 1\b'  # a list counts from 0 in pydantic's way, from 1 in a sentence
 BAD: dict[str, tuple[str, Any, str]] = {
     "not base64": (IMAGES, {"images": [GOOD, {"base64": "!!!"}]}, f"({SECOND}).*not base64"),
-    "a data URL": (IMAGES, {"images": [GOOD, {"base64": "data:image/png;base64," + GOOD["base64"]}]}, f"({SECOND}).*not base64"),
+    "a data URL": (
+        IMAGES,
+        {"images": [GOOD, {"base64": "data:image/png;base64," + GOOD["base64"]}]},
+        f"({SECOND}).*not base64",
+    ),
     "text bytes": (IMAGES, {"images": [GOOD, b64(b"just some words")]}, f"({SECOND}).*not a picture"),
     "a picture cut short": (IMAGES, {"images": [GOOD, b64(FILES[1][: len(FILES[1]) // 2])]}, f"({SECOND}).*cut short"),
     "no bytes": (IMAGES, {"images": [GOOD, b64(b"")]}, f"({SECOND}).*empty"),
@@ -493,7 +501,9 @@ def test_a_form_with_a_picture_where_a_text_belongs_is_refused(server):
 
 
 def test_a_body_over_the_limit_is_refused(server):
-    check_refusal(server, server.client.post(WORDS, content=b" " * 2**21, headers={"Content-Type": "application/json"}), "1 MiB")
+    check_refusal(
+        server, server.client.post(WORDS, content=b" " * 2**21, headers={"Content-Type": "application/json"}), "1 MiB"
+    )
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_sent(server):
@@ -582,7 +592,10 @@ def test_the_counters_move_by_what_was_sent(server):
     assert moved("clipft_requests_total", "", WORDS, "404") == 1
     assert moved("clipft_refused_items_total", "bad_picture") == 1 and moved("clipft_refused_items_total", "long_text") == 1
     assert moved("clipft_request_seconds_count", PAIRS) == 1
-    assert moved("clipft_similarity_top_count", "general", "1") == 4 and moved("clipft_similarity_margin_count", "general", "1") == 4
+    assert (
+        moved("clipft_similarity_top_count", "general", "1") == 4
+        and moved("clipft_similarity_margin_count", "general", "1") == 4
+    )
     assert moved("clipft_predictions_total", "general", "red square", "1") == 1
 
 
@@ -620,7 +633,9 @@ def test_only_the_token_lets_a_caller_change_the_live_version(server):
     assert server.put("2").json() == {"version": "2", "replaced": None, "load_seconds": 0, "disagreement": 0}
 
 
-@pytest.mark.parametrize(("domain", "version"), [("general", "99"), ("general", "9" * 30), ("nowhere", "1"), ("general@champion", "1")])
+@pytest.mark.parametrize(
+    ("domain", "version"), [("general", "99"), ("general", "9" * 30), ("nowhere", "1"), ("general@champion", "1")]
+)
 def test_a_version_that_is_not_registered_is_refused(server, domain, version):
     answer = server.put(version, domain=domain)
     assert answer.status_code == 409 and "registry" in answer.json()["detail"]

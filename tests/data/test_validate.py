@@ -16,8 +16,16 @@ from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, validate
 
 TITLES = [
-    "Enough rows", "key of its own", "rejected", "Shorter side", "Colour mode", "Captions are not empty",
-    "Captions inside the tokenizer", "near-duplicate in two splits", "Splits are named", "rarest class",
+    "Enough rows",
+    "key of its own",
+    "rejected",
+    "Shorter side",
+    "Colour mode",
+    "Captions are not empty",
+    "Captions inside the tokenizer",
+    "near-duplicate in two splits",
+    "Splits are named",
+    "rarest class",
 ]
 
 
@@ -73,7 +81,9 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.found += [v or "" for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")]
+        self.found += [
+            v or "" for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "poster", "xlink:href")
+        ]
 
 
 def links(page: str) -> Links:
@@ -117,7 +127,9 @@ def test_the_report_is_kept_in_mlflow_once_however_often_it_is_written(home, sou
 
 def test_texts_of_a_source_cannot_put_code_on_the_page(home, source, tiny):
     evil = "<script>alert(1)</script><img src=http://evil.example/x.png> a red square"
-    rows = [r | {"caption": evil, "label": '"><script src=//evil.example></script>'} for r in rows_of(source)[:20]] + rows_of(source)[20:]
+    rows = [r | {"caption": evil, "label": '"><script src=//evil.example></script>'} for r in rows_of(source)[:20]] + rows_of(
+        source
+    )[20:]
     bad = [{"image": "<script>gone</script>.png", "caption": "x", "label": "red square", "group": "", "split": ""}]
     spec = spec_of(write(source, rows + bad), tiny)
     staging = ingest.run(spec)["staging"]

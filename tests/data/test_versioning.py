@@ -331,7 +331,9 @@ version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}})
 """
     staging = staged(table)
     for steps in range(5):  # dvc add, dvc push, git add, git commit, git tag
-        done = subprocess.run([sys.executable, "-c", code, str(steps), staging], env={**os.environ, "CLIPFT_HOME": str(home)}, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(steps), staging], env={**os.environ, "CLIPFT_HOME": str(home)}, check=False
+        )
         assert done.returncode == -9, steps
         assert versioning.versions("general") == [], steps
     assert version.run(spec_of(table), staging)["dataset"] == "general/v1"

@@ -22,7 +22,12 @@ def free_port() -> int:
 def call(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Run one of the project's programs as a person would, from the project's folder."""
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
+        [sys.executable, "-m", *command],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds,
     )
 
 

@@ -10,7 +10,6 @@ import pytest
 from conftest import small, write_pictures, write_tiny
 
 from clipft_tasks.settings import settings
-
 from e2e.conftest import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -165,10 +164,14 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
 
 def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     _, training = form
-    run = airflow.trigger("clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.min_gain": -1, "gate.max_drop": 1})
+    run = airflow.trigger(
+        "clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.min_gain": -1, "gate.max_drop": 1}
+    )
     until = time.monotonic() + 300
     while time.monotonic() < until:
-        waiting = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/hitlDetails?response_received=false")["hitl_details"]
+        waiting = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/hitlDetails?response_received=false")[
+            "hitl_details"
+        ]
         waiting = [w for w in waiting if w["task_instance"]["state"] == "awaiting_input"]
         if waiting or airflow.state("clipft_finetune", run) == "failed":
             break
@@ -189,7 +192,8 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     _, training = form
     run = airflow.trigger(
         "clipft_finetune",
-        training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.min_gain": -1, "gate.max_drop": 1},
+        training
+        | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.min_gain": -1, "gate.max_drop": 1},
     )
     victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
     from deploy.embedded import stack
@@ -204,7 +208,9 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     assert wait(airflow, "clipft_finetune", run) == "success"
     assert len(versions("general")) == 3
     until = time.monotonic() + 60
-    while time.monotonic() < until and "industrial" not in (live := httpx.get(settings().server_url + "/readyz").json()["live"]):
+    while time.monotonic() < until and "industrial" not in (
+        live := httpx.get(settings().server_url + "/readyz").json()["live"]
+    ):
         time.sleep(1)
     assert live == {"general": "3", "industrial": "1"}  # champions are live again after a restart
 

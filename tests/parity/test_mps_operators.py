@@ -27,7 +27,11 @@ from clipft_tasks.train import step
 
 # The CPU's fused attention has a name of its own; on MPS the same call takes MPS's own kernel, which is declared.
 CPU_ONLY = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
-EVERYWHERE = {DispatchKey.CompositeImplicitAutograd, DispatchKey.CompositeExplicitAutograd, DispatchKey.CompositeExplicitAutogradNonFunctional}
+EVERYWHERE = {
+    DispatchKey.CompositeImplicitAutograd,
+    DispatchKey.CompositeExplicitAutograd,
+    DispatchKey.CompositeExplicitAutogradNonFunctional,
+}
 
 
 @cache
@@ -79,14 +83,18 @@ def train_once(clip: Clip, side: int) -> Recorder:
     with recorder:
         for objective in (InfoNCE(smoothing=0.1), MultiPositive("label")):
             for micro in (8, 3):
-                pictures = augment(torch.zeros(8, 3, side + 8, side + 8, dtype=torch.uint8), side, Augment(rotate90=True, brightness=0.1), 0, 1)
+                pictures = augment(
+                    torch.zeros(8, 3, side + 8, side + 8, dtype=torch.uint8), side, Augment(rotate90=True, brightness=0.1), 0, 1
+                )
                 batch = {"image": pictures, "texts": ["a", "b c"], "caption": torch.arange(8) % 2, "label": torch.arange(8) % 2}
                 step.backward(clip, objective, batch, micro_batch=micro, seed=1, autocast=nullcontext)
         torch.nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
         optimiser.step()
         clip.model.eval()
         with torch.no_grad():
-            clip.encode_images(torch.zeros(2, 3, side, side, dtype=torch.uint8)) @ clip.class_embeddings(["a", "b"], ["x {}", "y {}"]).T
+            clip.encode_images(torch.zeros(2, 3, side, side, dtype=torch.uint8)) @ clip.class_embeddings(
+                ["a", "b"], ["x {}", "y {}"]
+            ).T
     return recorder
 
 

@@ -148,7 +148,9 @@ def test_a_job_that_fails_leaves_the_thread_alive_and_the_next_answered(made):
 
 def test_a_failed_forward_pass_is_told_to_each_of_its_jobs_and_to_no_other(made):
     live, other = Live(1), Live(2)
-    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, pictures(3)))
+    answers = together(
+        made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, pictures(3))
+    )
     assert isinstance(answers[1], RuntimeError)
     assert answers[2].tolist() == [[2, 2]] and answers[3].tolist() == [[1, 3]]
 
