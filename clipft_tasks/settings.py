@@ -41,7 +41,9 @@ class Settings(BaseSettings):
 
     @property
     def remote(self) -> str:
-        return self.dvc_remote or str(self.root / "dvc-remote")
+        if self.dvc_remote and "://" in self.dvc_remote:
+            return self.dvc_remote
+        return str(Path(self.dvc_remote).expanduser().resolve() if self.dvc_remote else self.root / "dvc-remote")
 
     def folder(self, *parts: str) -> Path:
         """A folder under home, created when missing."""

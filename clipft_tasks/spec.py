@@ -192,8 +192,8 @@ class RunSpec(Section):
             section, _, leaf = name.rpartition(".")
             if not section:
                 nested[name] = value
-            elif section in cls.model_fields:
-                nested.setdefault(section, {})[leaf] = value
+            elif section in SECTIONS and isinstance(nested.setdefault(section, {}), dict):
+                nested[section][leaf] = value
             else:
                 nested[name] = value  # refused below, by name
         try:

@@ -1,7 +1,7 @@
 """What a data set must meet, as Great Expectations: one suite a domain, run on the frame of rows."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -96,7 +96,10 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
         suite, result_format={"result_format": "COMPLETE", "include_unexpected_rows": False}
     )
     by_position = {r.expectation_config.meta["position"]: r for r in result.results if r.expectation_config}
-    return [_outcome(title, limit, by_position[i], frame) for i, (title, limit, _) in enumerate(expectations)]
+    checks = [_outcome(title, limit, by_position[i], frame) for i, (title, limit, _) in enumerate(expectations)]
+    if not checks[-1].passed and len(share):  # the rarest class has a name
+        checks[-1] = replace(checks[-1], rows=[str(share.idxmin())])
+    return checks
 
 
 def _outcome(title: str, limit: str, result: Any, frame: pd.DataFrame) -> Check:

@@ -20,6 +20,7 @@ class Limits:
 
     bytes: int = 32 * 2**20
     pixels: int = 50_000_000
+    aspect: int = 50  # squaring enlarges the short side: a thread of a picture would fill the memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def open_picture(data: bytes, limits: Limits = Limits()) -> Picture:
         width, height = image.size
         if width * height > limits.pixels:
             raise BadPicture(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}")
+        if max(width, height) > limits.aspect * min(width, height):
+            raise BadPicture(f"{width}x{height} pixels, one side more than {limits.aspect} times the other")
         described = (image.mode, image.format or "")
         image.load()
         rgb = _rgb(ImageOps.exif_transpose(image))

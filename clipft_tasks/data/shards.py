@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import ClipftError
 
-NAME = re.compile(r"^[0-9a-f]{32}\.tar$")
+NAME = re.compile(r"^[0-9a-f]{32}\.tar\Z")
 TARGET_BYTES = 64 * 2**20
 
 
@@ -88,9 +88,11 @@ def path_of(folder: Path, shard: str) -> Path:
     Raises:
         ClipftError: a name with a path in it, a missing file, or a file that leads elsewhere.
     """
-    if not NAME.match(shard):
+    if not NAME.fullmatch(shard):
         raise ClipftError(f"shard {shard!r}", "that is not a shard's name", "The manifest was tampered with: restore it.")
     path = folder / shard
+    if path.is_symlink():
+        raise ClipftError(f"shard {shard}", "it is a link, not a file", "Remove it and fetch the data set again.")
     if not path.is_file():
         raise ClipftError(f"shard {shard}", f"it is missing in {folder}", "Fetch the data set again.")
     return path
@@ -110,9 +112,9 @@ def read(folder: Path, place: Place) -> bytes:
         return file.read(place.length)
 
 
-def check(folder: Path, shard: str) -> None:
-    """Raises ClipftError when a shard's bytes are not those that its name promises."""
-    with path_of(folder, shard).open("rb") as file:
+def check(path: Path, shard: str) -> None:
+    """Raises ClipftError when the bytes at `path` are not those that a shard's name promises."""
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     if not shard.startswith(found):
         raise ClipftError(f"shard {shard}", "its bytes do not match its name", "Fetch the data set again.")

@@ -122,11 +122,6 @@ def fetch(version: Version) -> Dataset:
                 shards.path_of(folder, name)  # refuses it with the reason
             if not (folder / name).is_file():
                 _fetch_file(repo, version, f"shards/{name}", folder / name)
-                try:
-                    shards.check(folder, name)
-                except ClipftError:
-                    (folder / name).unlink()
-                    raise
     return Dataset(version, frame, folder)
 
 
@@ -153,7 +148,7 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
         kept = home / "shards"
         kept.mkdir(parents=True, exist_ok=True)
         if found and (home / "shards.dvc").exists():
-            _dvc(repo, "checkout", "--quiet", "--force", f"{domain}/shards.dvc", f"{domain}/splits.parquet.dvc")
+            _dvc(repo, "pull", "--force", f"{domain}/shards.dvc", f"{domain}/splits.parquet.dvc")
         frame = manifest.read(staging / "manifest.parquet")
         wanted = set(frame["shard"])
         for path in kept.iterdir():
@@ -167,8 +162,8 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
         (home / "datacard.json").write_text(json.dumps(card | {"version": tag}, indent=1, sort_keys=True) + "\n")
 
         tracked = [f"{domain}/shards", f"{domain}/manifest.parquet", f"{domain}/splits.parquet"]
-        _dvc(repo, "add", "--quiet", *tracked)
-        _dvc(repo, "push", "--quiet", *(f"{t}.dvc" for t in tracked))
+        _dvc(repo, "add", *tracked)
+        _dvc(repo, "push", *(f"{t}.dvc" for t in tracked))
         _git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
         if _git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
             _git(repo, "commit", "--quiet", "--message", f"{tag}: {card['rows']} rows from {card['source']}")
@@ -183,23 +178,41 @@ def remote_bytes() -> int:
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.is_dir() else 0
 
 
+def working_copy() -> Path:
+    """Where the repository lies on this machine: itself, or the clone of the one that settings name by URL."""
+    source = settings().datasets
+    return settings().root / "datasets" if _is_url(source) else Path(source).expanduser().resolve()
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
+
+
 # The repository ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _repo() -> Iterator[Path]:
     """The local working copy, alone: created or cloned on first use, put back if a killed process left it half-changed."""
-    source = settings().datasets
-    is_url = "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
-    path = settings().root / "datasets" if is_url else Path(source).expanduser().resolve()
+    source, path = settings().datasets, working_copy()
+    is_url = _is_url(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if not (path / ".dvc" / "config").exists() or not (path / ".git").exists():
             _create(path, source if is_url else None)
-        for stale in (path / ".git").glob("*.lock"):  # ours alone, under the lock above
+        for stale in (path / ".git").rglob("*.lock"):  # ours alone, under the lock above
             stale.unlink()
         if is_url:
-            _git(path, "fetch", "--quiet", "--tags", "--prune", "origin", transient=True)
+            # Tags too are the origin's: one that never arrived there is made again, one that lost a race gives way.
+            _git(
+                path,
+                "fetch",
+                "--prune",
+                "origin",
+                "+refs/heads/*:refs/remotes/origin/*",
+                "+refs/tags/*:refs/tags/*",
+                transient=True,
+            )
             _git(path, "reset", "--quiet", "--hard", "origin/main")
         elif _git(path, "status", "--porcelain"):
             _git(path, "reset", "--quiet", "--hard")
@@ -208,9 +221,18 @@ def _repo() -> Iterator[Path]:
 
 
 def _create(path: Path, url: str | None) -> None:
-    if url:
+    if url:  # cloned beside its place, so that a first push that fails leaves nothing behind
+        building = path.with_name(path.name + ".building")
+        shutil.rmtree(building, ignore_errors=True)
+        _git(path.parent, "clone", "--quiet", url, str(building), transient=True)
+        _init(building, url)
         shutil.rmtree(path, ignore_errors=True)
-        _git(path.parent, "clone", "--quiet", url, str(path), transient=True)
+        os.replace(building, path)
+    else:
+        _init(path, None)
+
+
+def _init(path: Path, url: str | None) -> None:
     path.mkdir(parents=True, exist_ok=True)
     if not (path / ".git").exists():
         _git(path, "init", "--quiet", "--initial-branch", "main")
@@ -218,10 +240,10 @@ def _create(path: Path, url: str | None) -> None:
     _git(path, "config", "user.email", "clipft@localhost")
     if (path / ".dvc" / "config").exists():
         return
-    _dvc(path, "init", "--quiet", "--force")
-    _dvc(path, "config", "--quiet", "core.analytics", "false")
-    _dvc(path, "config", "--quiet", "cache.type", "reflink,hardlink,copy")
-    _dvc(path, "remote", "add", "--quiet", "--force", "--default", "store", settings().remote)
+    _dvc(path, "init", "--force")
+    _dvc(path, "config", "core.analytics", "false")
+    _dvc(path, "config", "cache.type", "reflink,hardlink,copy")
+    _dvc(path, "remote", "add", "--force", "--default", "store", settings().remote)
     if "://" not in settings().remote:
         Path(settings().remote).mkdir(parents=True, exist_ok=True)
     (path / "README.md").write_text("Dataset versions. One folder a domain, one tag a version; written by clipft.\n")
@@ -264,6 +286,8 @@ def _fetch_file(repo: Path, version: Version, name: str, target: Path | None = N
             ) from error
         except OSError as error:
             raise Transient(f"dataset {version.tag}: {name} cannot be fetched ({error}).") from error
+        if name.startswith("shards/"):
+            shards.check(part, target.name)  # before it has its name: what stands in the cache is whole
         os.replace(part, target)
         if not name.startswith("shards/"):
             stamp.touch()
@@ -280,7 +304,9 @@ def _dvc(cwd: Path, *args: str) -> str:
 
 def _call(command: list[str], cwd: Path, transient: bool) -> str:
     # A repository must behave the same under any user's git configuration.
-    env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
+    callers = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
+    inherited = {k: v for k, v in os.environ.items() if k not in callers}  # set inside a git hook
+    env = {**inherited, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         shown = " ".join(a for a in command if a != sys.executable)

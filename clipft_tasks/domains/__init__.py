@@ -22,7 +22,10 @@ def _from_file(path: Path) -> Domain:
     if module_spec is None or module_spec.loader is None:
         raise ClipftError(f"domain file {path}", "it is not a Python file", "Point CLIPFT_DOMAINS_PATH at .py files.")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of a person's own may raise
+        raise ClipftError(f"domain file {path}", f"it cannot be read: {error}", "See domains/industrial.py.") from error
     found = getattr(module, "DOMAIN", None)
     if not isinstance(found, Domain):
         raise ClipftError(f"domain file {path}", "it defines no DOMAIN = Domain(...)", "See domains/industrial.py.")

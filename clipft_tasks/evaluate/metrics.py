@@ -20,8 +20,8 @@ def recall_at(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarra
     Ties are broken against the query: an item counts only if fewer than `k` others are at least as similar.
     """
     best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
-    ahead = ((similarity >= best) & ~relevant).sum(axis=1)
-    return (ahead < k).astype(float)
+    ahead = (~(similarity < best) & ~relevant).sum(axis=1)  # written so that NaN counts as ahead
+    return ((ahead < k) & np.isfinite(best[:, 0])).astype(float)
 
 
 def bootstrap(figure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:

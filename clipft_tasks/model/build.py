@@ -32,6 +32,8 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
 def tokenizer(start: str, *, domain: str = "") -> tuple[Any, int]:
     """The tokenizer of the model that `start` names, without its weights, and its context length."""
     folder, _ = _folder(start, domain)
+    if not folder and start.partition(":")[0] not in open_clip.list_models():
+        raise _unknown(start)
     found = open_clip.get_tokenizer(f"local-dir:{folder}" if folder else start.partition(":")[0])
     return found, int(found.context_length)
 
@@ -58,14 +60,18 @@ def from_folder(folder: Path, *, source: str) -> Clip:
     return Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
 
 
+def _unknown(start: str) -> ClipftError:
+    return ClipftError(
+        f"start model {start!r}",
+        "it is neither starter, champion, models:/…, a model package folder nor an open_clip model",
+        "Write an open_clip name and tag, for example ViT-B-32:openai.",
+    )
+
+
 def _from_open_clip(start: str) -> Clip:
     name, _, tag = start.partition(":")
     if name not in open_clip.list_models():
-        raise ClipftError(
-            f"start model {start!r}",
-            "it is neither starter, champion, models:/…, a model package folder nor an open_clip model",
-            "Write an open_clip name and tag, for example ViT-B-32:openai.",
-        )
+        raise _unknown(start)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag and tag not in tags and not Path(tag).expanduser().is_file():
         raise ClipftError(f"start model {start!r}", f"{name} has no pretrained tag {tag!r}", f"Known: {', '.join(tags)}.")

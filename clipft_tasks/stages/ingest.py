@@ -39,7 +39,13 @@ def run(spec: RunSpec) -> dict[str, Any]:
     staging = settings().folder("staging") / spec.identity("ingest", "domain", "source", "data")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    taken, rejected = _take(source.rows(), spec, domain, earlier, staging)
+    try:
+        taken, rejected = _take(source.rows(), spec, domain, earlier, staging)
+    except OSError as error:  # reading a row's picture is caught there; this is the writing
+        raise ClipftError(
+            f"staging folder {staging}", f"it cannot be written: {error.strerror}", "Make space, then run again."
+        ) from error
+    _write_jsonl(staging / "rejected.jsonl", rejected)
     if not taken:
         reasons = "; ".join(f"{r['where']}: {r['reason']}" for r in rejected[:3])
         raise ClipftError(f"source {spec.source}", f"not one row could be taken ({reasons})", "Correct the rows named.")
@@ -169,4 +175,4 @@ def _split(
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8", errors="backslashreplace")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data import expectations, manifest, report
+from ..data import expectations, manifest, report, versioning
 from ..domains import get_domain
 from ..errors import ClipftError
 from ..progress import say
@@ -41,7 +41,7 @@ def run(spec: RunSpec, staging: str) -> dict[str, Any]:
         card,
         checks,
         rejected,
-        [folder / "shards", settings().folder("cache", "shards"), Path(settings().datasets) / spec.domain / "shards"],
+        [folder / "shards", settings().folder("cache", "shards"), versioning.working_copy() / spec.domain / "shards"],
     )
     link = tracking.log_data_report(spec.domain, card, checks, path)
     for c in checks:

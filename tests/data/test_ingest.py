@@ -390,7 +390,7 @@ def test_when_all_rows_are_bad_each_reason_is_still_to_be_found(home, tmp_path):
 
 def whole_shards_only(home: Path) -> None:
     for path in home.rglob("*.tar"):
-        shards.check(path.parent, path.name)
+        shards.check(path, path.name)
 
 
 def test_a_full_disk_is_said_plainly_and_leaves_no_half_shard(home, pictures, monkeypatch):

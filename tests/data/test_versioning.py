@@ -205,7 +205,7 @@ def test_tags_and_data_arrive_at_the_origin_and_another_machine_gets_the_same_by
     pd.testing.assert_frame_equal(theirs.frame, mine.frame)
     assert pictures_of(theirs) == pictures_of(mine)
     for name in theirs.frame["shard"].unique():
-        shards.check(theirs.folder, name)
+        shards.check(theirs.folder / name, name)
 
 
 def test_another_machine_adds_the_next_version_and_the_first_one_sees_it(machine, table, tmp_path):

@@ -138,7 +138,7 @@ def test_a_name_that_is_not_a_shards_is_refused_even_when_the_file_is_there(tmp_
     with pytest.raises(ClipftError, match="not a shard's name"):
         shards.read(folder, shards.Place(name, 0, 4))
     with pytest.raises(ClipftError, match="not a shard's name"):
-        shards.check(folder, name)
+        shards.path_of(folder, name)
 
 
 @pytest.mark.parametrize("outside", [True, False], ids=["absolute link", "relative link"])
@@ -171,10 +171,10 @@ def test_a_place_outside_its_shard_is_refused(tmp_path, offset, length):
 def test_tampered_bytes_are_noticed(packed, tamper):
     folder, places = packed
     name = next(iter(places.values())).shard
-    shards.check(folder, name)
+    shards.check(folder / name, name)
     (folder / name).write_bytes(tamper((folder / name).read_bytes()))
     with pytest.raises(ClipftError, match="do not match"):
-        shards.check(folder, name)
+        shards.check(folder / name, name)
 
 
 def test_a_shard_cut_short_is_noticed_on_reading(packed):

@@ -76,7 +76,11 @@ def read_inside(root: Path, name: str) -> bytes:
 
     if Path(name).is_absolute():
         raise BadPicture(f"path {name!r} is absolute; paths are relative to the table's folder")
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        name.encode()
+    except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
+        raise BadPicture(f"path {name!r} cannot be followed: {error}") from error
     if not path.is_relative_to(root.resolve()):
         raise BadPicture(f"path {name!r} leads outside {root}")
     if not path.is_file():

@@ -16,9 +16,9 @@ KINDS = (".csv", ".jsonl", ".parquet")
 def open_table(path: Path, data: DataSpec) -> Source:
     """Rows of a CSV, JSONL or Parquet table. Raises ClipftError for an unreadable table or missing columns."""
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
         else:
             frame = pd.read_parquet(path)
@@ -40,7 +40,9 @@ def open_table(path: Path, data: DataSpec) -> Source:
     def rows() -> Iterator[Row]:
         def text(record: dict[str, object], column: str) -> str:
             value = record.get(column, "")
-            return "" if value is None or value != value else str(value).strip()
+            if value is None or value is pd.NA or value != value:
+                return ""
+            return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
         for number, record in enumerate(frame.to_dict("records")):
             name = text(record, data.image_column)
