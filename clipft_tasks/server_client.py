@@ -8,12 +8,20 @@ from .errors import ClipftError, Transient
 from .settings import settings
 
 
+class Refusal(ClipftError):
+    """The server said no (4xx)."""
+
+    def __init__(self, status: int, what: str, why: str) -> None:
+        self.status = status
+        super().__init__(what, why)
+
+
 def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> httpx.Response:
     """One request to the server, with the token that lets it change state.
 
     Raises:
         Transient: the server does not answer, or is not ready (5xx).
-        ClipftError: it refuses (4xx), with its own reason.
+        Refusal: it refuses (4xx), with its own reason.
     """
     token = settings().server_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
@@ -29,5 +37,5 @@ def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> ht
             if "json" in response.headers.get("content-type", "")
             else response.text
         )
-        raise ClipftError(f"the server at {settings().server_url}", f"{method} {path} was refused: {reason}")
+        raise Refusal(response.status_code, f"the server at {settings().server_url}", f"{method} {path} was refused: {reason}")
     return response

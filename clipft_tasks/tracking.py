@@ -42,13 +42,17 @@ def client() -> MlflowClient:
     return MlflowClient()
 
 
+def _away(error: Exception) -> bool:
+    return "API request to" in str(error) or "Max retries" in str(error)
+
+
 @contextmanager
 def neighbour() -> Iterator[None]:
     """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
     try:
         yield
     except MlflowException as error:
-        if "API request to" in str(error) or "Max retries" in str(error):
+        if _away(error):
             raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
         raise
 
@@ -186,6 +190,8 @@ def version_of(uri: str) -> ModelVersion:
         name, number = body.rsplit("/", 1)
         return client().get_model_version(name, number)
     except (MlflowException, ValueError) as error:
+        if _away(error):
+            raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
         raise ClipftError(f"model {uri!r}", f"the registry does not know it ({error})", "See MLflow's models page.") from None
 
 
@@ -256,21 +262,31 @@ def promote(domain: str, version: str) -> str | None:
     if number(now) == version:
         return number(by_alias(domain, PREVIOUS)) or None
     if now:
+        # What a retry of a rollback or `restore` needs, should this be cut between its writes or undone.
+        client().set_registered_model_tag(name, "clipft.promoting", version)
+        if (before := number(by_alias(domain, PREVIOUS))) != number(now):
+            client().set_model_version_tag(name, version, "clipft.previous_was", before)
         client().set_registered_model_alias(name, PREVIOUS, number(now))
     client().set_registered_model_alias(name, CHAMPION, version)
     return number(now) or None
 
 
 def restore(domain: str, version: str | None, failed: str) -> None:
-    """Undo a promotion: `version` is champion again (or nobody is), and the failed one says so in its tags."""
+    """Undo a promotion: `version` is champion again (or nobody is); `failed`, when given, says so in its tags."""
     name = model_name(domain)
+    undone = by_alias(domain, CHAMPION)
     if version is None:
         client().delete_registered_model_alias(name, CHAMPION)
     else:
         client().set_registered_model_alias(name, CHAMPION, version)
         if number(by_alias(domain, PREVIOUS)) == version:
-            client().delete_registered_model_alias(name, PREVIOUS)
-    client().set_model_version_tag(name, failed, "clipft.deploy", "failed")
+            older = undone.tags.get("clipft.previous_was") if undone else None
+            if older:
+                client().set_registered_model_alias(name, PREVIOUS, older)
+            else:
+                client().delete_registered_model_alias(name, PREVIOUS)
+    if failed:
+        client().set_model_version_tag(name, failed, "clipft.deploy", "failed")
 
 
 def lineage(version: ModelVersion) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, square
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.train import hardware
 
@@ -28,6 +29,7 @@ from .metrics import Metrics
 from .settings import ServingSettings
 from .store import Live, ModelStore, class_embeddings
 
+log = logging.getLogger("uvicorn.error")
 T = TypeVar("T", bound=schemas.Request)
 
 
@@ -76,7 +78,11 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             why = "send a Content-Length" if length is None else f"{int(length):,} bytes, more than {options.max_body_mb:g} MiB"
             response: Response = JSONResponse({"detail": f"The request is refused: {why}."}, 411 if length is None else 413)
         else:
-            response = await call_next(request)
+            try:
+                response = await call_next(request)
+            except Exception:
+                log.exception("%s %s failed", request.method, request.url.path)
+                response = JSONResponse({"detail": "The server failed at this; its log says why."}, 500)
         route = getattr(request.scope.get("route"), "path", "unknown")
         response.headers["X-Request-Id"] = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
         metrics.requests.labels(route, request.state.domain, str(response.status_code)).inc()
@@ -95,6 +101,10 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         detail = f"{options.max_queue} jobs are waiting already; try again in a moment."
         return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
 
+    @app.exception_handler(Transient)
+    async def away(request: Request, error: Transient) -> Response:
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+
     @app.exception_handler(ClipftError)
     async def unprocessable(request: Request, error: ClipftError) -> Response:
         return JSONResponse({"detail": str(error)}, 409)
@@ -107,6 +117,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 return model.model_validate(await _form(request))
             return model.model_validate_json(await request.body())
         except ValidationError as error:
+            metrics.refused.labels("malformed").inc()
             raise RequestValidationError(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
     def find(request: Request, domain: str) -> Live:
@@ -179,7 +190,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Zero-shot classes of pictures, over the domain's prompt templates."""
         asked = await read(request, schemas.Classify)
         live = find(request, asked.domain)
-        classes = check_texts(asked.classes or live.card["classes"])
+        classes = check_texts(asked.classes) if asked.classes else live.card["classes"]
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
         pictures = await decode(asked.images, live.side)
@@ -267,7 +278,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 async def authorised(request: Request) -> None:
     """Only who shows the server's token may change its state."""
     token = settings().server_token
-    if token is None:
+    if token is None or not token.get_secret_value():
         raise HTTPException(403, "This server was started without CLIPFT_SERVER_TOKEN, so nobody may change its models.")
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
@@ -300,10 +311,19 @@ async def _form(request: Request) -> dict[str, Any]:
 
 def _documented(model: type[schemas.Request]) -> dict[str, Any]:
     """OpenAPI of a body that is read by hand: JSON or a multipart form."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = model.model_json_schema()
+    defs = schema.pop("$defs", {})
+    for name in {"images", "texts"} & set(schema["properties"]):
+        many = schema["properties"][name]
+        if "$ref" in many["items"]:
+            many["items"] = defs["ImageIn"]
+        schema["properties"][name] = {"anyOf": [many["items"], many], "description": many["description"]}
     files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-    fields = {"domain": {"type": "string"}, "text": {"type": "array", "items": {"type": "string"}}}
+    fields = {
+        "domain": {"type": "string"},
+        "text": {"type": "array", "items": {"type": "string"}},
+        "class": {"type": "array", "items": {"type": "string"}},
+    }
     body = {
         "required": True,
         "content": {

@@ -60,6 +60,7 @@ class Engine:
         self._threads = threads
         self._jobs: queue.Queue[_Job | None] = queue.Queue(max_queue)
         self._carried: _Job | None = None
+        self._closed = self._ending = False  # no more comes in; the thread has seen that
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -76,6 +77,7 @@ class Engine:
         return self._put(_Job(None, "call", function, Future()))
 
     def close(self) -> None:
+        self._closed = True
         self._jobs.put(None)
         self._thread.join(timeout=30)
 
@@ -84,6 +86,8 @@ class Engine:
         return self._thread.is_alive()
 
     def _put(self, job: _Job) -> "Future[Any]":
+        if self._closed:
+            raise Busy
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
@@ -94,24 +98,37 @@ class Engine:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         while True:
-            job = self._carried or self._jobs.get()
+            job = self._carried or (None if self._ending else self._jobs.get())
             self._carried = None
             if job is None:
-                return
-            jobs = self._gather(job)
-            self.metrics.queue.set(self._jobs.qsize())
-            # A client that went away is not worth a forward pass.
-            jobs = [j for j in jobs if j.result.set_running_or_notify_cancel()]
-            if not jobs:
-                continue
+                return self._drain()
+            self._work(job)
+            del job  # an idle engine holds no model
+
+    def _drain(self) -> None:
+        while True:
             try:
-                answers = [jobs[0].payload()] if jobs[0].kind == "call" else self._encode(jobs)
-            except Exception as error:  # whatever a model raises belongs to its requests, not to this thread
-                for j in jobs:
-                    j.result.set_exception(error)
-                continue
-            for j, answer in zip(jobs, answers, strict=True):
-                j.result.set_result(answer)
+                left = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if left and left.result.set_running_or_notify_cancel():
+                left.result.set_exception(Busy())
+
+    def _work(self, first: _Job) -> None:
+        jobs = self._gather(first)
+        self.metrics.queue.set(self._jobs.qsize())
+        # A client that went away is not worth a forward pass.
+        jobs = [j for j in jobs if j.result.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        try:
+            answers = [jobs[0].payload()] if jobs[0].kind == "call" else self._encode(jobs)
+        except Exception as error:  # whatever a model raises belongs to its requests, not to this thread
+            for j in jobs:
+                j.result.set_exception(error)
+            return
+        for j, answer in zip(jobs, answers, strict=True):
+            j.result.set_result(answer)
 
     def _gather(self, first: _Job) -> list[_Job]:
         """The jobs that share a forward pass with `first`: those that wait already, and those that come within max_wait."""
@@ -123,10 +140,11 @@ class Engine:
                 job = self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait()
             except queue.Empty:
                 break
-            if job is None or not job.joins(first) or size + job.size > self.max_batch:
+            if job is None:
+                self._ending = True
+                break
+            if not job.joins(first) or size + job.size > self.max_batch:
                 self._carried = job
-                if job is None:
-                    self._jobs.put(None)
                 break
             jobs.append(job)
             size += job.size

@@ -61,7 +61,16 @@ class Similarity(Request):
 
 class Classify(Request):
     images: Images
-    classes: list[str] | None = Field(None, min_length=2, description="class names; left out: those the model was trained on")
+    classes: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=2, description="different class names; left out: those the model was trained on"
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _different(cls, value: list[str] | None) -> list[str] | None:
+        if value and len(set(value)) < len(value):
+            raise ValueError("a class is named twice")
+        return value
 
 
 class Embeddings(BaseModel):
@@ -85,7 +94,7 @@ class Predictions(BaseModel):
 
 class Deploy(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    version: str = Field(pattern=r"^\d+$", description="number of a registered model version")
+    version: str = Field(pattern=r"^[1-9][0-9]{0,8}$", description="number of a registered model version")
 
 
 class Deployed(BaseModel):
@@ -105,8 +114,8 @@ class ModelInfo(BaseModel):
 
 
 EXAMPLES: dict[type[Request], dict[str, Any]] = {
-    EmbedImages: {"domain": "industrial", "images": [{"base64": EXAMPLE_PNG}]},
-    EmbedTexts: {"domain": "industrial", "texts": ["a defective solar cell", "a functional solar cell"]},
-    Similarity: {"domain": "industrial", "images": {"base64": EXAMPLE_PNG}, "texts": ["a defective cell", "a functional cell"]},
-    Classify: {"domain": "industrial", "images": [{"base64": EXAMPLE_PNG}]},
+    EmbedImages: {"images": [{"base64": EXAMPLE_PNG}]},
+    EmbedTexts: {"texts": ["a defective solar cell", "a functional solar cell"]},
+    Similarity: {"images": {"base64": EXAMPLE_PNG}, "texts": ["a defective cell", "a functional cell"]},
+    Classify: {"images": [{"base64": EXAMPLE_PNG}]},
 }

@@ -18,11 +18,11 @@ import torch
 from clipft_tasks import tracking
 from clipft_tasks.data.pictures import open_picture, square
 from clipft_tasks.domains import get_domain
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.model import build, probe
 from clipft_tasks.model.clip import Clip
 
-from .engine import Engine, encode
+from .engine import Busy, Engine, encode
 from .metrics import Metrics
 
 
@@ -66,7 +66,7 @@ class ModelStore:
         self.engine, self.metrics = engine, metrics
         self.live: dict[str, Live] = {}
         self.problem = ""  # why the registry could not be read, for /readyz
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
 
     def get(self, domain: str) -> Live | None:
         """The live version of a domain; of the only one when `domain` is empty."""
@@ -87,9 +87,12 @@ class ModelStore:
             began = time.monotonic()
             try:
                 live, difference = self._load(domain, version)
-            except Exception:
+            except Exception as error:
                 self.metrics.deployments.labels(domain, "refused").inc()
-                raise
+                if isinstance(error, (ClipftError, Transient, Busy, TimeoutError)):
+                    raise
+                why = f"its package cannot be loaded ({error!r})"
+                raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
             self.live = {**self.live, domain: live}  # one assignment: no request sees anything in between
             self._announce(live, now)
             return {
@@ -101,6 +104,10 @@ class ModelStore:
 
     def refresh(self) -> None:
         """Make the registry's champions live. What cannot be loaded is left as it is, and said."""
+        with self._changing:  # or a version that is deployed meanwhile would be undone by what was read before
+            self._refresh()
+
+    def _refresh(self) -> None:
         try:
             champions = tracking.champions()
         except Exception as error:  # the registry may be away for a while; what is live goes on answering

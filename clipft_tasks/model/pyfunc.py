@@ -14,6 +14,7 @@ import mlflow.pyfunc
 import open_clip
 import pandas as pd
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 
@@ -28,8 +29,8 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         local = {"text_cfg": text | {"hf_model_name": str(folder)}} if text.get("hf_model_name") == "." else {}
         self.model = open_clip.create_model(f"local-dir:{folder}", **local).eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        preprocess = open_clip.PreprocessCfg(**{**config["preprocess_cfg"], "size": side})
-        self.transform = open_clip.image_transform_v2(preprocess, is_train=False)
+        preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": side})
+        self.transform = image_transform_v2(preprocess, is_train=False)
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # type: ignore[no-untyped-def]
         out = {}

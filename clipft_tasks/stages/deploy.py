@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ..errors import ClipftError
 from ..progress import say
-from ..server_client import call
+from ..server_client import Refusal, call
 from ..spec import RunSpec
 
 
@@ -18,8 +17,9 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
 
     try:
         answer = call("PUT", f"/v1/models/{spec.domain}", json={"version": version}, timeout=300).json()
-    except ClipftError:
-        tracking.restore(spec.domain, previous or None, failed=version)
+    except Refusal as error:
+        # 409 is about this version; anything else (a wrong token, say) is not its fault.
+        tracking.restore(spec.domain, previous or None, failed=version if error.status == 409 else "")
         say(
             f"The server refused version {version}; "
             + (f"version {previous} is champion again." if previous else "nobody is champion.")

@@ -24,6 +24,9 @@ def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
                 f"rollback of {spec.domain}", "no version is kept as previous", "Name one; MLflow's models page lists them."
             )
         target = tracking.number(before)
-    stepped_down = tracking.promote(spec.domain, target)
+        if target == tracking.number(tracking.champion(spec.domain)):  # cut between its two writes: finish what was begun
+            target = tracking.client().get_registered_model(before.name).tags["clipft.promoting"]
+    with tracking.neighbour():
+        stepped_down = tracking.promote(spec.domain, target)
     say(f"Version {target} of {spec.domain} is champion again; version {stepped_down} stepped down.")
     return {"version": target, "previous": stepped_down or ""}

@@ -1,0 +1,55 @@
+"""Every command in the pages runs, as it stands there, in the installation that `make demo` left."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGES = sorted((PROJECT / "docs").glob("*.md"))
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+def test_the_commands_of_a_page_run(page, demo, installation, tmp_path):
+    env = installation.environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env["PYTHONPATH"] = str(PROJECT)
+    for block in blocks(page):
+        script = "set -euo pipefail\n" + block
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_pages_link_only_to_files_that_are_there():
+    for page in [PROJECT / "README.md", *PAGES]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readmes_tree_names_files_that_are_there():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.S)
+    assert tree
+    folders: list[tuple[int, str]] = []
+    for line in tree[1].splitlines():
+        indent = len(line) - len(line.lstrip())
+        for name in re.match(r"\s*((?:[\w.\-/]+(?:, )?)+)", line)[1].split(", "):
+            while folders and folders[-1][0] >= indent and (name.endswith("/") or indent <= folders[-1][0]):
+                folders.pop()
+            path = "/".join([f.rstrip("/") for _, f in folders] + [name.strip("/")])
+            assert (PROJECT / path).exists(), path
+            if name.endswith("/"):
+                folders.append((indent, name))
+
+
+def test_the_makefile_explains_every_target():
+    told = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), flags=re.M)
+    assert targets and all(f"make {t} " in told for t in targets)
