@@ -21,6 +21,7 @@ from clipft_tasks.domains import get_domain
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.model import build, probe
 from clipft_tasks.model.clip import Clip
+from clipft_tasks.train import plan
 
 from .engine import Busy, Engine, encode
 from .metrics import Metrics
@@ -133,8 +134,8 @@ class ModelStore:
 
         def warm_and_ask() -> list[list[float]]:
             clip.to(self.engine.device)
-            if self.engine.device.type == "cpu":
-                clip.model.to(memory_format=torch.channels_last)
+            layout = plan.layout_of(self.engine.device.type, clip).value
+            clip.model.to(memory_format=plan.MEMORY_FORMATS[layout])
             live.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
             images, texts = encode(live, "images", pictures), encode(live, "texts", recorded["texts"])
             if card["classes"]:

@@ -2,18 +2,18 @@
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from .clip import Clip
+if TYPE_CHECKING:  # who only compares answers needs no model
+    from .clip import Clip
 
 TOLERANCE = 0.02  # of a cosine: other hardware and lower precision differ by less, another model by more
 
 
-def record(clip: Clip, pictures: np.ndarray, texts: list[str]) -> dict[str, Any]:
+def record(clip: "Clip", pictures: np.ndarray, texts: list[str]) -> dict[str, Any]:
     """Ask a model about pictures, uint8 (n, 3, s, s), and texts; the answers are cosines (n, m)."""
     encoded = []
     for picture in pictures:
@@ -29,7 +29,9 @@ def record(clip: Clip, pictures: np.ndarray, texts: list[str]) -> dict[str, Any]
     }
 
 
-def answers(clip: Clip, pictures: np.ndarray, texts: list[str]) -> list[list[float]]:
+def answers(clip: "Clip", pictures: np.ndarray, texts: list[str]) -> list[list[float]]:
+    import torch
+
     with torch.inference_mode():
         images = clip.encode_images(torch.from_numpy(np.ascontiguousarray(pictures)))
         return (images @ clip.encode_texts(texts).T).cpu().double().numpy().round(6).tolist()

@@ -21,7 +21,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     from ..evaluate import zero_shot
     from ..model import build
     from ..model.resolution import set_side
-    from ..train import hardware
+    from ..train import hardware, plan
 
     domain = get_domain(spec.domain)
     client = tracking.client()
@@ -47,11 +47,11 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     models = {"after": candidate, "before": build.load(mlflow_run.data.tags["clipft.start"], domain=spec.domain)}
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
+    for clip in models.values():
+        set_side(clip, resolution).to(machine.device)
+        clip.model.to(memory_format=plan.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
     scored = {
-        who: zero_shot.score(
-            set_side(clip, resolution).to(machine.device), dataset, domain, "test", resolution, spec.evaluate.batch
-        )
-        for who, clip in models.items()
+        who: zero_shot.score(clip, dataset, domain, "test", resolution, spec.evaluate.batch) for who, clip in models.items()
     }
     names = zero_shot.metrics(dataset)
     metric = spec.gate.metric if spec.gate.metric in names else names[0]
