@@ -30,7 +30,7 @@ LIMIT = 1500  # seconds for either run; two cores need about a third of it
 console = Console(highlight=False)
 
 
-def main(epochs: int = 4) -> None:
+def main(epochs: int = 3) -> None:
     """Run both DAGs and show what came of it.
 
     Raises: ClipftError with the words of the task that failed.
@@ -177,7 +177,7 @@ def _show(summary: dict[str, Any], path: Any) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     try:
         main(parser.parse_args().epochs)
     except ClipftError as error:

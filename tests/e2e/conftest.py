@@ -52,8 +52,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def demo(installation):
-    """`make demo` on the fresh installation, with fewer epochs; its printed screen."""
-    done = call("deploy.embedded.demo", "--epochs", "3", seconds=1500)
+    """`make demo` on the fresh installation; its printed screen."""
+    done = call("deploy.embedded.demo", seconds=1500)
     assert done.returncode == 0, done.stdout[-6000:]
     # From here on this process speaks with the installation's own services.
     os.environ.update({k: v for k, v in installation.environment().items() if k.startswith("CLIPFT_")})

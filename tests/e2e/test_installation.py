@@ -83,7 +83,7 @@ def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
 
 
 def test_the_demo_again_makes_nothing_new_and_says_why_it_was_quick(demo):
-    done = call("deploy.embedded.demo", "--epochs", "3", seconds=900)
+    done = call("deploy.embedded.demo", seconds=900)
     assert done.returncode == 0, done.stdout[-4000:]
     summary = json.loads((settings().root / "demo" / "summary.json").read_text())
     assert summary["trained_before"] and not summary["data"]["new"]
