@@ -1,0 +1,60 @@
+"""DAG files are wiring: they import nothing heavy, and their forms are the spec's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+DAGS = sorted((PROJECT / "dags").glob("*.py"))
+
+LOOK = """
+import json, runpy, sys
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+found = runpy.run_path(sys.argv[1])
+dag = found[sys.argv[4]]()
+print("RESULT" + json.dumps({
+    "heavy": sorted({"torch", "mlflow", "open_clip", "great_expectations", "dvc", "pandas"} & set(sys.modules)),
+    "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params),
+    "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
+    "pools": {t.task_id: t.pool for t in dag.tasks},
+}))
+"""
+
+
+@pytest.fixture(scope="module", params=DAGS, ids=lambda p: p.stem)
+def dag(request, tmp_path_factory):
+    import os
+
+    env = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow"))}
+    command = [sys.executable, "-c", LOOK, str(request.param), str(PROJECT / "plugins"), str(PROJECT), request.param.stem]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.rsplit("RESULT", 1)[1])
+
+
+def test_a_dag_file_imports_nothing_heavy(dag):
+    assert dag["heavy"] == []
+
+
+def test_a_dag_explains_itself(dag):
+    assert dag["doc"] and "clipft" in dag["tags"]
+
+
+def test_lost_tasks_are_tried_again_and_none_runs_for_ever(dag):
+    for task, retries in dag["retries"].items():
+        assert (retries >= 3 and dag["timeouts"][task]) or task == "approve"
+
+
+def test_training_and_evaluation_share_one_accelerator(dag):
+    if dag["id"] == "clipft_finetune":
+        assert {t for t, pool in dag["pools"].items() if pool == "accelerator"} == {"plan", "finetune", "evaluate"}
+
+
+def test_a_form_is_made_of_the_specs_fields(dag):
+    from clipft_tasks.spec import form
+
+    own = {"clipft_rollback": {"version"}, "clipft_retrain": {"domains"}}.get(dag["id"], set())
+    assert set(dag["params"]) - own <= set(form())
