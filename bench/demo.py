@@ -1,6 +1,6 @@
 """Seconds and scores of `make demo` on a fresh installation: python bench/demo.py
 
-Takes about five minutes on two cores. Its figures are those in README.md.
+Takes about six minutes on two cores. Its figures are those in README.md.
 """
 
 import json
