@@ -81,7 +81,8 @@ def environment() -> dict[str, str]:
     # Import paths of stages inside tasks: the project itself, whether or not it is installed.
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     return {
-        **os.environ,
+        # The stack speaks with its own MLflow, whatever this shell (or a library that wrote there) last spoke with.
+        **{k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")},
         **{(k if k == "AIRFLOW_HOME" else f"AIRFLOW__{k}"): str(v) for k, v in core.items()},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": path,
