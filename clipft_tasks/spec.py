@@ -75,7 +75,6 @@ class ObjectiveSpec(Section):
     positives: Literal["pair", "caption", "label"] = Field(
         "caption", description="for multi_positive: which rows of a batch count as the same thing"
     )
-    temperature: float = Field(0.07, gt=0.001, le=1.0, description="starting temperature when the model brings none")
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
 
 
@@ -221,14 +220,13 @@ class RunSpec(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def form(sections: Iterable[str] = tuple(SECTIONS), examples: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+def form(sections: Iterable[str] = tuple(SECTIONS)) -> dict[str, dict[str, Any]]:
     """The JSON schema of each field by dotted name: type, title, description, limits, default and section heading.
 
     A field that some domain sets has default null, so that an untouched form leaves the choice to the domain.
 
     Args:
         sections: keys of `SECTIONS` to include; "run" holds domain, source and dataset.
-        examples: defaults to show instead, by dotted name.
     """
     wanted = list(sections)
     schema = RunSpec.model_json_schema()
@@ -245,8 +243,6 @@ def form(sections: Iterable[str] = tuple(SECTIONS), examples: Mapping[str, Any] 
             fields[name] = _field(name, prop, SECTIONS["run"], name in by_domain)
     if "domain" in fields:
         fields["domain"]["enum"] = domain_names()
-    for name, value in (examples or {}).items():
-        fields[name]["default"] = value
     return fields
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 # No test reaches for a hub: a missing network must fail at once, not after minutes of retries.
@@ -25,6 +26,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings.cache_clear()
     yield tmp_path / "home"
     settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def shared_home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One installation for a whole file, without what earlier tests staged: new databases and repositories take seconds each."""
+    monkeypatch.setenv("CLIPFT_HOME", str(installed))
+    settings.cache_clear()
+    shutil.rmtree(installed / "staging", ignore_errors=True)
+    return installed
 
 
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}

@@ -3,15 +3,18 @@
 Because it sees features only, every objective works with the gradient cache, across processes and on any device.
 """
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives. A subclass implements `forward` and returns its terms by name, each ending in `_loss`.
 
     Terms are summed by the caller. Everything arrives in fp32, whatever precision the towers ran in.
     """
 
+    @abstractmethod
     def forward(
         self,
         *,
@@ -32,4 +35,3 @@ class Objective(nn.Module):
             labels: integer id of each row's class (n,); -1 where unknown.
             bias: learned logit bias, for models that have one.
         """
-        raise NotImplementedError

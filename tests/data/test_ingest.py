@@ -18,7 +18,6 @@ from conftest import COLOURS, made_picture, write_pictures
 
 from clipft_tasks.data import manifest, shards
 from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest
 
@@ -43,18 +42,9 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.fixture
-def home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One installation for this file, without what earlier tests staged: ingest alone changes nothing else."""
-    monkeypatch.setenv("CLIPFT_HOME", str(installed))
-    settings.cache_clear()
-    shutil.rmtree(installed / "staging", ignore_errors=True)
-    return installed
+def home(shared_home: Path) -> Path:
+    return shared_home
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from conftest import made_picture, write_pictures
 
 from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, validate
 
@@ -29,18 +27,9 @@ TITLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.fixture
-def home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One installation for this file (a fresh MLflow database and DVC repository take seconds each)."""
-    monkeypatch.setenv("CLIPFT_HOME", str(installed))
-    settings.cache_clear()
-    shutil.rmtree(installed / "staging", ignore_errors=True)
-    return installed
+def home(shared_home: Path) -> Path:
+    return shared_home
 
 
 @pytest.fixture

@@ -161,8 +161,9 @@ def test_fields_that_some_domain_decides_may_stay_empty():
 def test_the_defaults_of_the_form_are_valid_under_their_own_schema():
     import jsonschema
 
-    for field in form().values():
-        jsonschema.validate(field["default"], field)
+    for name, field in form().items():
+        problems = [e.message for e in jsonschema.Draft202012Validator(field).iter_errors(field["default"])]
+        assert problems == [], name
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -175,10 +176,8 @@ def test_a_form_of_some_sections_shows_only_those():
     assert set(form(["run", "gate"])) == {n for n in leaves() if n.startswith("gate.") or "." not in n}
 
 
-def test_the_form_offers_every_domain_and_shows_other_defaults_on_request():
-    fields = form(examples={"source": "elpv:mono", "train.epochs": 2})
-    assert set(DOMAINS) <= set(fields["domain"]["enum"])
-    assert fields["source"]["default"] == "elpv:mono" and fields["train.epochs"]["default"] == 2
+def test_the_form_offers_every_domain():
+    assert set(form()["domain"]["enum"]) >= set(DOMAINS)
 
 
 # identity -------------------------------------------------------------------------------------------------------------
