@@ -173,11 +173,11 @@ def run(file: Path | None, results: Path | None, **options: Any) -> None:
 @click.option("--domain", default=RunSpec.model_fields["domain"].default, show_default=True)
 @click.option("--version", default="", help="version number [default: the one kept as previous]")
 def rollback(domain: str, version: str) -> None:
-    from .stages import deploy, verify
+    from .stages import deploy, promote, verify
     from .stages import rollback as stage
 
     spec = RunSpec.from_flat({"domain": domain})
-    back = stage.run(spec, version)
+    back = promote.run(spec, stage.run(spec, version)["version"])
     deploy.run(spec, back["version"], back["previous"])
     click.echo(json.dumps(verify.run(spec, back["version"], back["previous"]), indent=1))
 

@@ -50,10 +50,9 @@ def clipft_retrain() -> None:
         given = dict(params or {})
         asked = given.pop("domains", None)
         events = [e for found in (triggering_asset_events or {}).values() for e in found]
-        fresh = {e.extra["domain"]: e.extra["dataset"] for e in events if "dataset" in e.extra}
-        if fresh and not asked:
-            return [{"conf": {**given, "domain": d, "dataset": v}} for d, v in sorted(fresh.items())]
-        newest = {d: found[-1].tag for d in asked or domain_names() if (found := versioning.versions(d))}
+        fresh = sorted({e.extra["domain"] for e in events if "domain" in e.extra})
+        # Always the newest version: events may be many, old, and in any order.
+        newest = {d: found[-1].tag for d in asked or fresh or domain_names() if (found := versioning.versions(d))}
         return [{"conf": {**given, "domain": d, "dataset": v}} for d, v in newest.items()]
 
     TriggerDagRunOperator.partial(

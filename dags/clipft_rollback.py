@@ -32,11 +32,14 @@ from clipft_dag import DEFAULTS, params, stage
     max_active_runs=1,
 )
 def clipft_rollback() -> None:
-    @task(doc_md="Move the champion alias.")
+    @task(doc_md="Which version; nothing changes yet.")
     def rollback(params: dict[str, Any] | None = None) -> dict[str, Any]:
         given = dict(params or {})
-        version = given.pop("version", None) or ""
-        return stage("rollback", given, version=version)
+        return stage("rollback", {"domain": given["domain"]}, version=given["version"] or "")
+
+    @task(doc_md="Move the champion alias; the one that steps down is kept as previous.")
+    def promote(chosen: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("promote", {"domain": (params or {})["domain"]}, version=chosen["version"])
 
     @task(doc_md="The server loads it.")
     def deploy(back: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def clipft_rollback() -> None:
     def verify(back: dict[str, Any], deployed: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         return stage("verify", {"domain": (params or {})["domain"]}, version=deployed["version"], previous=back["previous"])
 
-    back = rollback()
+    back = promote(rollback())
     verify(back, deploy(back))
 
 

@@ -54,7 +54,12 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         who: zero_shot.score(clip, dataset, domain, "test", resolution, spec.evaluate.batch) for who, clip in models.items()
     }
     names = zero_shot.metrics(dataset)
-    metric = spec.gate.metric if spec.gate.metric in names else names[0]
+    metric: str = spec.gate.metric
+    if metric not in names:
+        metric = names[0]
+        say(
+            f"{spec.gate.metric} needs two classes and {dataset.version.tag} has none to tell apart: the gate looks at {metric}."
+        )
     result: dict[str, Any] = {
         "key": key,
         "resolution": resolution,

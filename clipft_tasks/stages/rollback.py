@@ -1,4 +1,7 @@
-"""rollback: the champion steps down for the version before it, or for one that is named."""
+"""rollback: which version takes the champion's place again. It changes nothing; promote, deploy and verify follow.
+
+Choosing is a stage of its own so that a retry of what follows goes to the same version, instead of forward again.
+"""
 
 from typing import Any
 
@@ -8,9 +11,9 @@ from ..spec import RunSpec
 
 
 def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
-    """Make `version`, or the one kept as `previous`, champion.
+    """Choose `version`, or the one kept as `previous`.
 
-    Returns: version, previous (the one that stepped down).
+    Returns: version.
     Raises: ClipftError when there is nothing to go back to.
     """
     from .. import tracking
@@ -26,7 +29,5 @@ def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
         target = tracking.number(before)
         if target == tracking.number(tracking.champion(spec.domain)):  # cut between its two writes: finish what was begun
             target = tracking.client().get_registered_model(before.name).tags["clipft.promoting"]
-    with tracking.neighbour():
-        stepped_down = tracking.promote(spec.domain, target)
-    say(f"Version {target} of {spec.domain} is champion again; version {stepped_down} stepped down.")
-    return {"version": target, "previous": stepped_down or ""}
+    say(f"{spec.domain} goes back to version {target}.")
+    return {"version": target}

@@ -70,7 +70,7 @@ def layout_of(device: str, clip: Clip) -> Decision:
         return Decision("contiguous", "the image tower is no convolutional network")
     if device == "mps":
         return Decision("contiguous", "on MPS, channels-last convolutions are converted back and forth")
-    return Decision("channels_last", "depthwise convolutions run 1.5 to 1.8 times faster so (measured on a CPU)")
+    return Decision("channels_last", "depthwise convolutions run faster so (bench/layout.py)")
 
 
 def _precision(spec: RunSpec, hardware: Hardware, clip: Clip, layout: str) -> Decision:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from test_server import (
+
+from behaviour.live_server import (
     FILES,
     IMAGES,
     PAIRS,
@@ -31,7 +32,6 @@ from test_server import (
     trained,
     use,
 )
-
 from clipft_tasks import tracking
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
@@ -219,7 +219,7 @@ def test_a_wrong_token_is_said_and_the_champion_is_the_version_that_answers(serv
 
 
 def go_back(version: str = "") -> dict[str, str]:
-    back = rollback.run(SPEC, version)
+    back = promote.run(SPEC, **rollback.run(SPEC, version))
     deploy.run(SPEC, **back)
     verify.run(SPEC, **back)
     return back
@@ -262,8 +262,16 @@ def test_a_rollback_that_was_cut_between_its_writes_is_finished_by_its_retry(ser
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", cut)
         with pytest.raises((Transient, MlflowException)):
-            rollback.run(SPEC)
-    assert rollback.run(SPEC)["version"] == "1"
+            promote.run(SPEC, **rollback.run(SPEC))
+    assert promote.run(SPEC, **rollback.run(SPEC))["version"] == "1"
+    assert aliased(tracking.CHAMPION) == "1"
+
+
+def test_a_rollback_whose_result_was_lost_does_not_go_forward_again(server):
+    made_live("2")
+    chosen = rollback.run(SPEC)
+    promote.run(SPEC, **chosen)
+    assert promote.run(SPEC, **chosen)["version"] == "1"
     assert aliased(tracking.CHAMPION) == "1"
 
 

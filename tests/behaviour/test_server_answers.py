@@ -1,0 +1,175 @@
+"""What the server answers, beside the plain model; and what it says of itself."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from behaviour.live_server import FILES, PICTURES, TEXTS, close
+from clipft_tasks import tracking
+
+pytestmark = pytest.mark.slow
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_versions_answer_differently(plain):
+    assert np.abs(plain["1"].images() - plain["2"].images()).max() > 0.01
+    assert np.abs(plain["1"].texts() - plain["2"].texts()).max() > 0.01
+
+
+@pytest.mark.parametrize("domain", [{}, {"domain": "general"}], ids=["without a domain", "with the domain"])
+def test_embeddings_are_those_of_the_plain_model(server, plain, domain):
+    many = server.post("/v1/embed/images", {"images": PICTURES, **domain}).json()
+    assert close(many["embeddings"], plain["1"].images()) and many["dimension"] == 32
+    one = server.post("/v1/embed/images", {"images": PICTURES[0], **domain}).json()
+    assert close(one["embeddings"], plain["1"].images()[:1])
+    texts = server.post("/v1/embed/texts", {"texts": TEXTS, **domain}).json()
+    assert close(texts["embeddings"], plain["1"].texts())
+    assert close(server.post("/v1/embed/texts", {"texts": TEXTS[2], **domain}).json()["embeddings"], plain["1"].texts()[2:])
+
+
+def test_similarity_is_the_cosine_of_every_picture_with_every_text(server, plain):
+    expected = plain["1"].images() @ plain["1"].texts().T
+    assert close(server.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS}).json()["similarity"], expected)
+    alone = server.post("/v1/similarity", {"images": PICTURES[1], "texts": TEXTS[0]}).json()["similarity"]
+    assert close(alone, expected[1:2, :1])
+
+
+@pytest.mark.parametrize("classes", [None, ["red square", "green circle", "blue square"]], ids=["own classes", "asked classes"])
+def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, classes):
+    body = {"images": PICTURES} | ({"classes": classes} if classes else {})
+    given = server.post("/v1/classify", body).json()["predictions"]
+    names = classes or ["blue square", "red square"]
+    cosines = plain["1"].images() @ plain["1"].classes(names).T
+    scale = float(plain["1"].clip.model.logit_scale.detach().exp())
+    odds = np.exp(cosines * scale) / np.exp(cosines * scale).sum(1, keepdims=True)
+    assert close([[p["scores"][n] for n in names] for p in given], cosines)
+    assert [p["label"] for p in given] == [names[i] for i in cosines.argmax(1)]
+    assert close([p["probability"] for p in given], odds.max(1))
+    assert [p["label"] for p in given] == ["red square", "blue square"] * 2
+
+
+def test_one_picture_is_classified_without_a_list(server):
+    assert [p["label"] for p in server.post("/v1/classify", {"images": PICTURES[0]}).json()["predictions"]] == ["red square"]
+
+
+def test_every_class_asked_has_a_score(server):
+    answer = server.post("/v1/classify", {"images": PICTURES[0], "classes": ["red square", "red square"]})
+    if answer.status_code == 200:
+        assert len(answer.json()["predictions"][0]["scores"]) == 2
+    else:
+        assert answer.status_code == 422
+
+
+def test_a_multipart_form_from_curl_gives_the_same_answer(server, plain, tmp_path):
+    for number, file in enumerate(FILES[:2]):
+        (tmp_path / f"{number}.png").write_bytes(file)
+    form = ["-F", f"image=@{tmp_path}/0.png", "-F", f"image=@{tmp_path}/1.png", "-F", "domain=general"]
+    texts = [part for text in TEXTS for part in ("-F", f"text={text}")]
+    done = subprocess.run(
+        ["curl", "-sS", "--fail", "-m", "30", *form, *texts, f"{server.url}/v1/similarity"], capture_output=True, check=True
+    )
+    assert close(json.loads(done.stdout)["similarity"], plain["1"].images(FILES[:2]) @ plain["1"].texts().T)
+
+
+def test_multipart_forms_serve_every_route(server, plain):
+    files = [("image", (f"{n}.png", f, "image/png")) for n, f in enumerate(FILES)]
+    images = server.client.post("/v1/embed/images", files=files).json()
+    assert close(images["embeddings"], plain["1"].images())
+    texts = server.client.post("/v1/embed/texts", files=[("text", (None, t)) for t in TEXTS]).json()
+    assert close(texts["embeddings"], plain["1"].texts())
+    classes = [("class", (None, c)) for c in ("blue square", "red square")]
+    given = server.client.post("/v1/classify", files=files + classes).json()["predictions"]
+    assert [p["label"] for p in given] == ["red square", "blue square"] * 2
+
+
+def test_every_answer_says_where_it_comes_from(server):
+    version = tracking.version_of("models:/clipft-general/1")
+    asked = {"/v1/embed/images": {"images": PICTURES[0]}, "/v1/embed/texts": {"texts": "x"}, "/v1/classify": {"images": PICTURES[0]},
+             "/v1/similarity": {"images": PICTURES[0], "texts": "x"}}  # fmt: skip
+    for path, body in asked.items():
+        headers = server.post(path, body).headers
+        assert headers["x-clipft-domain"] == "general"
+        assert headers["x-clipft-model-version"] == "1"
+        assert headers["x-clipft-run-id"] == version.run_id
+        assert headers["x-clipft-dataset"] == "general/v1"
+        assert headers["x-request-id"]
+    (model,) = server.get("/v1/models").json()
+    assert (model["version"], model["lineage"]["run_id"], model["side"]) == ("1", version.run_id, 32)
+    assert model["classes"] == ["blue square", "red square"]
+
+
+def test_a_request_keeps_the_id_that_its_client_gave(server):
+    answer = server.client.post("/v1/embed/texts", json={"texts": "x"}, headers={"X-Request-Id": "mine-17"})
+    assert answer.headers["x-request-id"] == "mine-17"
+
+
+def test_an_unknown_domain_is_not_found_and_the_answer_names_those_that_are(server):
+    answer = server.post("/v1/embed/texts", {"texts": "x", "domain": "medical"})
+    assert answer.status_code == 404
+    assert "medical" in answer.json()["detail"] and "general" in answer.json()["detail"]
+
+
+# The description of the interface -----------------------------------------------------------------------------------
+
+
+def references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        yield from ([part["$ref"]] if isinstance(part.get("$ref"), str) else [])
+        for value in part.values():
+            yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+def bodies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """JSON request bodies that carry an example, by path."""
+    posts = {
+        path: item["post"]["requestBody"]["content"]["application/json"]
+        for path, item in document["paths"].items()
+        if "post" in item
+    }
+    assert len(posts) == 4 and all("example" in body for body in posts.values())
+    return posts
+
+
+def test_the_openapi_document_is_valid_and_every_reference_leads_somewhere(server):
+    from fastapi.openapi.models import OpenAPI
+
+    document = server.get("/openapi.json").json()
+    OpenAPI.model_validate(document)
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) - known == set()
+
+
+def test_every_openapi_example_runs_as_it_is(server):
+    answers = {path: server.post(path, body["example"]) for path, body in bodies(server.get("/openapi.json").json()).items()}
+    assert {path: a.text for path, a in answers.items() if a.status_code != 200} == {}
+
+
+def test_every_openapi_example_fits_its_own_schema(server):
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import _WrappedReferencingError
+
+    document = server.get("/openapi.json").json()
+    wrong = {}
+    for path, body in bodies(document).items():
+        whole = {**body["schema"], "components": document["components"]}
+        try:
+            errors = [e.message for e in Draft202012Validator(whole).iter_errors(body["example"])]
+        except _WrappedReferencingError as error:
+            errors = [str(error)]
+        if errors:
+            wrong[path] = errors
+    assert wrong == {}
+
+
+def test_the_pages_for_people_open(server):
+    assert "clipft" in server.get("/docs").text and server.get("/docs").status_code == 200
+    assert server.get("/").headers["content-type"].startswith("text/html")

@@ -1,0 +1,61 @@
+"""Tables of made pictures, and what ingest says of them."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import write_pictures
+
+from clipft_tasks.data import manifest
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import ingest
+
+PER_CLASS = 12
+
+
+def spec_of(source: Path | str, **more: object) -> RunSpec:
+    return RunSpec.from_flat({"domain": "general", "source": str(source), **more})
+
+
+def taken(result: dict) -> pd.DataFrame:
+    return manifest.read(Path(result["staging"]) / "manifest.parquet")
+
+
+def rejected(result: dict) -> dict[str, dict[str, str]]:
+    lines = (Path(result["staging"]) / "rejected.jsonl").read_text("utf-8").splitlines()
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def home(shared_home: Path) -> Path:
+    return shared_home
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A table of twelve red and twelve blue squares."""
+    return write_pictures(tmp_path / "source", PER_CLASS)
+
+
+@pytest.fixture
+def good(pictures: Path) -> list[dict]:
+    return pd.read_csv(pictures, dtype=str, keep_default_na=False).to_dict("records")
+
+
+# Kinds of source ------------------------------------------------------------------------------------------------------
+
+
+def same_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a row is, without where it came from; which split a row gets also depends on the order of the source."""
+    return frame[["key", "caption", "label", "width", "height", "mode", "format", "sha256", "phash"]]
+
+
+@pytest.fixture
+def as_csv(home, pictures) -> pd.DataFrame:
+    return taken(ingest.run(spec_of(pictures)))
