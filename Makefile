@@ -39,7 +39,7 @@ clean:  ## stop the stack and remove what it kept under .clipft (data sets and m
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
 
 test: setup  ## every test, from unit to end to end
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
