@@ -1,15 +1,16 @@
 """An automatic decision is a value and its reason."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided by itself, why, and (if anything was measured) on what figure."""
+    """What was decided by itself, why, and what was measured for it, by name with the unit."""
 
     value: Any
     reason: str
+    measured: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.value} ({self.reason})"

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
+    cache_gb: float = Field(50, ge=0, description="most space that decoded pictures may take under home, GiB")
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
 
     @property

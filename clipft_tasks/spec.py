@@ -47,20 +47,33 @@ class ModelSpec(Section):
         ),
         examples=["starter", "champion", "ViT-B-32:openai", "ViT-B-16:laion2b_s34b_b88k"],
     )
+    patch: int | None = Field(None, ge=4, le=64, description="patch size to change a transformer to; empty: its own")
+    context: int | None = Field(None, ge=8, le=512, description="longest text in tokens to change the model to; empty: its own")
 
 
 class ResolutionSpec(Section):
     """Picture sizes in pixels."""
 
-    train: int = Field(128, ge=32, le=1024, multiple_of=16, description="side of the training pictures")
+    train: int = Field(128, ge=32, le=1024, multiple_of=2, description="side of the pictures that the model ends up for")
+    schedule: Literal["plain", "progressive", "multi_scale", "fixres"] = Field(
+        "plain",
+        description=(
+            "`plain`: one size; `progressive`: small to large; `multi_scale`: another size each step; `fixres`: smaller, and a "
+            "last tenth at full size on plain pictures"
+        ),
+    )
+    sizes: list[int] = Field([], max_length=8, description="other sides to train at; empty: derived from the schedule")
+    aspect: Literal["crop", "pad", "squeeze"] = Field(
+        "crop", description="pictures that are not square: keep the centre, keep all with black bars, or distort"
+    )
     evaluate: list[int] = Field([96, 128, 160], min_length=1, max_length=8, description="sides to evaluate at")
 
-    @field_validator("evaluate")
+    @field_validator("evaluate", "sizes")
     @classmethod
     def _sizes(cls, sizes: list[int]) -> list[int]:
         for size in sizes:
-            if not 32 <= size <= 1024 or size % 16:
-                raise ValueError(f"{size} is not a multiple of 16 between 32 and 1024")
+            if not 32 <= size <= 1024 or size % 2:
+                raise ValueError(f"{size} is not an even number between 32 and 1024")
         return sorted(set(sizes))
 
 
@@ -87,7 +100,20 @@ class TrainSpec(Section):
     weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
     warmup: float = Field(0.1, ge=0, le=0.9, description="share of the steps in which the learning rate rises")
     grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
-    balance: bool = Field(True, description="draw rare classes as often as common ones")
+    sampling: Literal["balanced", "shuffled", "spread"] = Field(
+        "balanced",
+        description="`balanced` draws rare classes as often as common ones; `spread` keeps rows of one group in different batches",
+    )
+    rules: list[str] = Field(
+        [],
+        description="ordered `pattern=freeze` or `pattern=factor of the learning rate`; the first that matches a name wins",
+        examples=[["visual.conv1*=freeze", "visual.*=0.1"]],
+    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate per block, counted from the heads")
+    lora_rank: int = Field(0, ge=0, le=256, description="rank of low-rank updates beside frozen weights; 0 trains the weights")
+    head_first: float = Field(0.0, ge=0, le=0.9, description="share of the steps in which only the heads train")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a running average of the weights, which is kept; 0 for none")
+    patience: int = Field(0, ge=0, description="epochs without a lower validation loss before stopping early; 0 never")
     seed: int = Field(0, ge=0, description="seed of order, augmentation and dropout")
     checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
 
@@ -99,6 +125,13 @@ class MemorySpec(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the towers")
     micro_batch: int | None = Field(None, ge=1, description="pairs per forward pass; empty: planned from memory")
     memory_gb: float | None = Field(None, gt=0, description="memory ceiling in GiB; empty: what the device recommends")
+    attention: Literal["auto", "fused", "sliced", "chunked"] = Field("auto", description="how attention runs")
+    checkpointing: Literal["auto", "none", "some", "all"] = Field(
+        "auto", description="blocks that keep only their input and run again in the backward pass: none, every second, all"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="whether the towers are compiled")
+    workers: int | None = Field(None, ge=1, le=64, description="threads that read and decode; empty: planned from the cores")
+    processes: int | None = Field(None, ge=1, le=64, description="training processes; empty: one a CUDA device")
 
 
 class EvaluateSpec(Section):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,14 @@ def log_params(run_id: str, params: Mapping[str, Any]) -> None:
     new = [mlflow.entities.Param(k, str(v)) for k, v in params.items() if k not in logged]
     for i in range(0, len(new), 100):
         client().log_batch(run_id, params=new[i : i + 100])
+
+
+def log_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    """Log figures of training steps, many at a time."""
+    now = int(time.time() * 1000)
+    metrics = [mlflow.entities.Metric(f"train.{k}", float(v), now, step) for step, figures in steps for k, v in figures.items()]
+    for i in range(0, len(metrics), 1000):
+        client().log_batch(run_id, metrics=metrics[i : i + 1000])
 
 
 def log_data_report(domain: str, card: Mapping[str, Any], checks: Sequence[Check], page: Path) -> str:

@@ -132,13 +132,13 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         request.state.domain = live.domain
         return live
 
-    async def decode(images: list[schemas.ImageIn], side: int) -> np.ndarray:
+    async def decode(images: list[schemas.ImageIn], live: Live) -> np.ndarray:
         if len(images) > options.max_items:
             raise Refused(413, f"{len(images)} pictures in one request, more than {options.max_items}.", "too_many")
 
         def one(number: int, image: schemas.ImageIn) -> np.ndarray:
             try:
-                return square(open_picture(image.data, limits).rgb, side)
+                return square(open_picture(image.data, limits).rgb, live.side, live.clip.aspect)
             except BadPicture as error:
                 raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
 
@@ -159,7 +159,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Unit embeddings of pictures."""
         asked = await read(request, schemas.EmbedImages)
         live = find(request, asked.domain)
-        out = await app.state.engine.images(live, await decode(asked.images, live.side))
+        out = await app.state.engine.images(live, await decode(asked.images, live))
         response.headers.update(live.headers)
         return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
 
@@ -178,7 +178,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         asked = await read(request, schemas.Similarity)
         live = find(request, asked.domain)
         texts = check_texts(asked.texts)
-        pictures = await decode(asked.images, live.side)
+        pictures = await decode(asked.images, live)
         image, text = await asyncio.gather(app.state.engine.images(live, pictures), app.state.engine.texts(live, texts))
         cosines = image @ text.T
         watch(live, cosines)
@@ -193,7 +193,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         classes = check_texts(asked.classes) if asked.classes else live.card["classes"]
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
-        pictures = await decode(asked.images, live.side)
+        pictures = await decode(asked.images, live)
         texts: Any = live.class_texts.get(tuple(classes))
         if texts is None:  # classes of the caller's own
             texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))

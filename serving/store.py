@@ -21,7 +21,7 @@ from clipft_tasks.domains import get_domain
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.model import build, probe
 from clipft_tasks.model.clip import Clip
-from clipft_tasks.train import plan
+from clipft_tasks.train import plan, probes
 
 from .engine import Busy, Engine, encode
 from .metrics import Metrics
@@ -130,12 +130,14 @@ class ModelStore:
         recorded = json.loads((folder / "probe.json").read_text())
         clip = build.from_folder(folder, source=f"{registered.name}/{version}")
         live = Live(domain, version, clip, card, tracking.lineage(registered))
-        pictures = np.stack([square(open_picture(base64.b64decode(p)).rgb, recorded["side"]) for p in recorded["pictures"]])
+        pictures = np.stack(
+            [square(open_picture(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["pictures"]]
+        )
 
         def warm_and_ask() -> list[list[float]]:
             clip.to(self.engine.device)
             layout = plan.layout_of(self.engine.device.type, clip).value
-            clip.model.to(memory_format=plan.MEMORY_FORMATS[layout])
+            clip.model.to(memory_format=probes.MEMORY_FORMATS[layout])
             live.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
             images, texts = encode(live, "images", pictures), encode(live, "texts", recorded["texts"])
             if card["classes"]:

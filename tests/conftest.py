@@ -17,6 +17,7 @@ from PIL import Image
 from clipft_tasks.settings import settings
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the work by file; what needs the running stack stays together and, being longest, goes first."""
     for item in items:
@@ -134,3 +135,42 @@ def small(table: Path, tiny: Path, **more: object) -> dict[str, object]:
         "evaluate.bootstrap": 100,
         **more,
     }
+
+
+def a_plan(sides: tuple[int, ...] = (32,), **values: object):
+    """A plan as tests want it: fp32 on one CPU thread, parts of eight pairs."""
+    from clipft_tasks.decision import Decision
+    from clipft_tasks.train.plan import Plan
+
+    decided = {
+        "device": "cpu", "processes": 1, "precision": "fp32", "layout": "contiguous", "threads": 1, "workers": 1,
+        "memory_gb": 64.0, "stages": [{"first": 0, "sides": list(sides), "plain": False}], "attention": "fused",
+        "checkpointing": "none", "micro_batch": {str(s): 8 for s in sides}, "accumulation": {str(s): 2 for s in sides},
+        "compile": False, "flops": {str(s): 1e9 for s in sides},
+    }  # fmt: skip
+    return Plan(**{name: Decision(value, "test") for name, value in (decided | values).items()})
+
+
+def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, validation: bool = False):
+    """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it."""
+    from clipft_tasks.data.loader import TrainingData
+    from clipft_tasks.domains import get_domain
+    from clipft_tasks.objectives import make
+    from clipft_tasks.train import checkpoints, loop, parallel
+    from clipft_tasks.train.schedule import sides
+
+    how = get_domain(spec.domain).augment
+    every = sides(spec.resolution, 8)
+    common = {"largest": max(every), "batch": spec.train.batch, "seed": spec.train.seed, "workers": 1}
+    return loop.Work(
+        clip=clip,
+        objective=make(spec.objective),
+        data=TrainingData.open(dataset, clip, how, sampling=spec.train.sampling, **common),
+        spec=spec.train,
+        resolution=spec.resolution,
+        plan=plan or a_plan(every),
+        checkpoints=checkpoints.Checkpoints(folder, "k"),
+        log=log,
+        validation=TrainingData.open(dataset, clip, how, split="val", **common) if validation else None,
+        world=world or parallel.ALONE,
+    )

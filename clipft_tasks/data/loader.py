@@ -1,170 +1,182 @@
-"""Training input: pictures decoded once into a memory map, batches drawn and augmented without hidden state.
+"""Training input: batches as pure functions of their step, prepared by threads ahead of the device."""
 
-Everything random about step `s` derives from (seed, s). A run that is resumed at `s` therefore sees exactly what an
-unbroken one would, and a checkpoint needs no generator state.
-"""
-
-import os
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import FileLock
-from torch.nn import functional
+from torch import Tensor
 
 from ..domains import Augment
-from ..progress import progress
-from ..settings import settings
-from .pictures import open_picture, square
+from . import augment
+from .augment import Geometry
+from .decoded import Decoded, decoded
+from .pictures import Aspect
+from .sampler import Sampler
 from .versioning import Dataset
 
-Batch = dict[str, torch.Tensor | list[str]]
+# Batch and text counts come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
+BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
-def decoded(dataset: Dataset, frame: pd.DataFrame, side: int, name: str) -> np.ndarray:
-    """The frame's pictures as squares, uint8 (rows, 3, side, side), memory-mapped and kept between runs.
+@dataclass(frozen=True)
+class Batch:
+    """One step's pairs. Pictures are those of this process; everything else is the whole batch's.
 
-    Args:
-        name: what distinguishes this frame within the dataset version, e.g. the split.
-    """
-    version = dataset.version
-    folder = settings().folder("cache", "pictures", version.domain)
-    path = folder / f"v{version.number}-{version.revision[:10]}-{name}-{side}.npy"
-    with FileLock(str(path) + ".lock"):
-        if not path.exists():
-            part = Path(str(path) + ".part")
-            out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(frame), 3, side, side))
-            for i, row in enumerate(progress(frame.itertuples(), f"{name} pictures decoded", len(frame))):
-                out[i] = square(open_picture(dataset.picture(row)).rgb, side)
-            out.flush()
-            del out
-            os.replace(part, path)
-    return np.load(path, mmap_mode="r")
-
-
-class Sampler:
-    """Which rows make up each step. Epochs are permutations; with `balance`, classes take equal shares of each.
-
-    Args:
-        labels: class id by row, -1 where unknown.
-        batch: rows per step.
-        seed: fixes every epoch's order.
-        balance: draw rare classes as often as common ones.
+    Attributes:
+        side: picture size that the towers see.
+        pictures: uint8 (k, 3, r, r), decoded, not yet augmented.
+        geometry: what is done to each of them.
+        rows: which rows of the batch they are.
+        tokens: (u, length) of the batch's captions, each once.
+        caption: (n,) index into tokens; equal captions have equal ids.
+        label: (n,) class id, -1 where unknown.
+        keys: (n,) manifest keys, to name a row that breaks something.
     """
 
-    def __init__(self, labels: np.ndarray, batch: int, seed: int, balance: bool) -> None:
-        self.labels, self.batch, self.seed, self.balance = labels, batch, seed, balance
-        self._current: tuple[int, np.ndarray] = (-1, labels)
+    side: int
+    pictures: Tensor
+    geometry: Geometry
+    rows: slice
+    tokens: Tensor
+    caption: Tensor
+    label: Tensor
+    keys: np.ndarray
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self.labels) // self.batch)
+    def __len__(self) -> int:
+        return len(self.caption)
 
-    def rows(self, step: int) -> np.ndarray:
-        """Row numbers of a step (batch,), or fewer when the data set is smaller than a batch."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        if self._current[0] != epoch:
-            self._current = (epoch, self._epoch(epoch))
-        return self._current[1][within * self.batch : (within + 1) * self.batch]
+    def images(self, part: slice, device: torch.device) -> Tensor:
+        """Some of this process's pictures as the towers see them, before normalisation: fp32 0-255 (p, 3, side, side)."""
+        return augment.apply(self.pictures[part].to(device, non_blocking=True), self.geometry.part(part), self.side)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, 1, epoch])
-        count = len(self.labels)
-        if not self.balance:
-            return rng.permutation(count)
-        classes = np.unique(self.labels)
-        # Each class is repeated whole, in fresh order each time, until it has filled its share.
-        share = -(-count // len(classes))
-        columns = []
-        for label in classes:
-            members = np.flatnonzero(self.labels == label)
-            repeats = -(-share // len(members))
-            columns.append(np.concatenate([rng.permutation(members) for _ in range(repeats)])[:share])
-        drawn = np.stack(columns, axis=1).ravel()  # classes alternate, so each batch is balanced as well
-        for start in range(0, len(drawn), self.batch):
-            rng.shuffle(drawn[start : start + self.batch])
-        return drawn[:count]
-
-
-def augment(pictures: torch.Tensor, side: int, how: Augment, seed: int, step: int) -> torch.Tensor:
-    """Crop, flip, turn and light a batch in one resampling, on the batch's device.
-
-    Args:
-        pictures: uint8 (n, 3, r, r).
-        side: size of the result.
-        seed, step: fix every random number.
-    Returns: fp32 in 0-255, (n, 3, side, side).
-    """
-    n, device = len(pictures), pictures.device
-    rng = np.random.default_rng([seed, 2, step])
-    zoom = np.sqrt(rng.uniform(how.crop_min, 1.0, n))
-    shift = rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None]
-    turns = rng.integers(0, 4, n) if how.rotate90 else np.zeros(n, int)
-    flip = np.stack(
-        [
-            np.where(how.flip_horizontal & (rng.random(n) < 0.5), -1.0, 1.0),
-            np.where(how.flip_vertical & (rng.random(n) < 0.5), -1.0, 1.0),
-        ],
-        axis=1,
-    )
-    cos, sin = np.cos(turns * np.pi / 2).round(), np.sin(turns * np.pi / 2).round()
-    rotation = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
-    matrix = np.concatenate([rotation * flip[:, None, :] * zoom[:, None, None], shift[:, :, None]], axis=2)
-    theta = torch.from_numpy(matrix.astype(np.float32)).to(device)
-    grid = functional.affine_grid(theta, [n, 3, side, side], align_corners=False)
-    out = functional.grid_sample(pictures.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    if how.brightness or how.contrast:
-        gain = 1 + rng.uniform(-how.brightness, how.brightness, n)
-        spread = 1 + rng.uniform(-how.contrast, how.contrast, n)
-        gain_t, spread_t = (torch.from_numpy(x.astype(np.float32)).to(device).view(n, 1, 1, 1) for x in (gain, spread))
-        mean = out.mean(dim=(1, 2, 3), keepdim=True)
-        out = ((out - mean) * spread_t + mean) * gain_t
-    return out.clamp_(0, 255)
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its pictures on the device."""
+        return replace(self, pictures=self.pictures.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A split ready for training: pictures, captions, ids. `batch(step)` is a pure function of its argument."""
+    """A split ready for training. `batch` is a pure function of its arguments, whatever thread or process calls it."""
 
-    pictures: np.ndarray
-    captions: list[str]
+    pictures: Decoded
+    tokens: Tensor  # (captions, context), int32: every caption tokenised once
+    lengths: Tensor  # (captions,) tokens that count; the full context where a tower must see all
     caption_ids: np.ndarray
+    keys: np.ndarray
     sampler: Sampler
     how: Augment
-    side: int
 
     @classmethod
-    def open(cls, dataset: Dataset, side: int, how: Augment, batch: int, seed: int, balance: bool) -> "TrainingData":
-        frame = dataset.split("train")
-        margin = -(-int(side / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
+    def open(
+        cls, dataset: Dataset, clip: "object", how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
+        sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2,
+    ) -> "TrainingData":  # fmt: skip
+        """Read a split.
+
+        Args:
+            clip: the model whose tokenizer reads the captions.
+            largest: largest side that training will ask for.
+        """
+        frame = dataset.split(split)
+        margin = -(-int(largest / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
         captions = sorted(frame["caption"].unique())
         ids = {c: i for i, c in enumerate(captions)}
         classes = {c: i for i, c in enumerate(dataset.classes)}
         labels = np.array([classes.get(x, -1) for x in frame["label"]])
+        groups = np.unique([g or k for g, k in zip(frame["group"], frame["key"], strict=True)], return_inverse=True)[1]
+        pictures = np.unique(frame["sha256"].to_numpy(), return_inverse=True)[1]
+        tokens, lengths = clip.token_table(captions)  # type: ignore[attr-defined]
         return cls(
-            pictures=decoded(dataset, frame, margin, "train"),
-            captions=captions,
+            pictures=decoded(dataset, frame, margin, split, aspect=aspect, draft=True, workers=workers),
+            tokens=tokens,
+            lengths=lengths,
             caption_ids=np.array([ids[c] for c in frame["caption"]]),
-            sampler=Sampler(labels, min(batch, len(frame)), seed, balance and bool(classes)),
+            keys=frame["key"].to_numpy(),
+            sampler=Sampler(
+                labels, batch, seed, sampling if classes or sampling != "balanced" else "shuffled",
+                pictures=pictures, groups=groups,
+            ),
             how=how,
+        )  # fmt: skip
+
+    def batch(
+        self, step: int, side: int, *, how: Augment | None = None, rank: int = 0, world: int = 1, bucketed: bool = False,
+        pinned: bool = False,
+    ) -> Batch:  # fmt: skip
+        """The batch of a step.
+
+        Args:
+            how: another augmentation than the split's.
+            rank, world: which process asks, of how many; each holds its share of the pictures.
+            bucketed: round the number of captions up to a bucket, with repeats that nothing refers to.
+        """
+        rows = self.sampler.rows(step)
+        share = -(-len(rows) // world)
+        mine = slice(min(rank * share, len(rows)), min((rank + 1) * share, len(rows)))
+        unique, caption = np.unique(self.caption_ids[rows], return_inverse=True)
+        if bucketed:
+            wanted = next((b for b in BUCKETS if b >= len(unique)), len(unique))
+            unique = np.concatenate([unique, np.repeat(unique[-1:], wanted - len(unique))])
+        length = int(self.lengths[unique].max())
+        return Batch(
             side=side,
+            pictures=self.pictures.take(rows[mine], pinned=pinned),
+            geometry=augment.draw(len(rows), how or self.how, self.sampler.seed, step).part(mine),
+            rows=mine,
+            tokens=self.tokens[unique, :length].long(),
+            caption=torch.from_numpy(caption),
+            label=torch.from_numpy(self.sampler.labels[rows]),
+            keys=self.keys[rows],
         )
 
-    def batch(self, step: int, device: torch.device) -> Batch:
-        """The batch of a step: `image` (n, 3, side, side) in 0-255, `texts` (unique captions), `caption` and `label` ids."""
-        rows = self.sampler.rows(step)
-        pictures = torch.from_numpy(self.pictures[rows]).to(device)
-        unique, caption = np.unique(self.caption_ids[rows], return_inverse=True)
-        return {
-            "image": augment(pictures, self.side, self.how, self.sampler.seed, step),
-            "texts": [self.captions[i] for i in unique],
-            "caption": torch.from_numpy(caption).to(device),
-            "label": torch.from_numpy(self.sampler.labels[rows]).to(device),
-        }
 
-    def batches(self, first: int, last: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
-        for step in range(first, last):
-            yield step, self.batch(step, device)
+def ahead(make: "object", first: int, last: int, *, device: torch.device, resident: bool, workers: int) -> Iterator[Batch]:
+    """Batches `first` to `last`, prepared by threads while the device works.
+
+    Threads, not processes: they survive any way of starting Python, cannot be lost, and touch no device (two threads on MPS
+    abort the process). On CUDA the next batch is copied while the current one is computed, when whole batches fit there.
+
+    Args:
+        make: step -> batch on the host.
+        resident: move the pictures to the device ahead of their step.
+        workers: batches in preparation at a time.
+    """
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="batches") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        steps = iter(range(first, last))
+        copies = torch.cuda.Stream() if device.type == "cuda" and resident else None
+
+        def submit() -> None:
+            if (step := next(steps, None)) is not None:
+                waiting.append(pool.submit(make, step))  # type: ignore[arg-type]
+
+        def receive() -> Batch | None:
+            if not waiting:
+                return None
+            batch = waiting.popleft().result()
+            submit()
+            if copies is None:
+                return batch
+            with torch.cuda.stream(copies):
+                return batch.to(device)
+
+        for _ in range(max(2, workers + 1)):
+            submit()
+        try:
+            following = receive()
+            while following is not None:
+                batch = following
+                if copies is not None:
+                    torch.cuda.current_stream().wait_stream(copies)
+                    batch.pictures.record_stream(torch.cuda.current_stream())
+                    following = receive()
+                    yield batch
+                else:
+                    yield batch
+                    following = receive()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -3,10 +3,13 @@
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+Aspect = Literal["crop", "pad", "squeeze"]
+RESIZE_MODES: dict[str, Aspect] = {"shortest": "crop", "longest": "pad", "squash": "squeeze"}  # open_clip's words
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -34,9 +37,11 @@ class Picture:
     format: str
 
 
-def open_picture(data: bytes, limits: Limits = Limits()) -> Picture:
+def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0) -> Picture:
     """Decode a picture completely.
 
+    Args:
+        draft: JPEG may be decoded at a half, quarter or eighth of its size that is still at least this many pixels; 0 never.
     Raises:
         BadPicture: empty, too large, not a known format, cut short, or broken inside.
     """
@@ -54,6 +59,8 @@ def open_picture(data: bytes, limits: Limits = Limits()) -> Picture:
         if max(width, height) > limits.aspect * min(width, height):
             raise BadPicture(f"{width}x{height} pixels, one side more than {limits.aspect} times the other")
         described = (image.mode, image.format or "")
+        if draft:
+            image.draft(None, (draft, draft))
         image.load()
         rgb = _rgb(ImageOps.exif_transpose(image))
     except BadPicture:
@@ -71,22 +78,29 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit grey keeps its full range; a plain convert("RGB") would clip everything above 255 to white.
         return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise BadPicture("it has pixels that are no numbers")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(flat, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
-def square(rgb: Image.Image, side: int) -> np.ndarray:
-    """The picture resized to `side` on its shorter edge (bicubic) and cut to its centre: uint8 (3, side, side).
+def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
+    """The picture as a square, uint8 (3, side, side).
 
     The same pixels as open_clip's evaluation transform at that size (a parity test holds it to that).
+
+    Args:
+        aspect: `crop` keeps the centre, `pad` keeps everything and fills with black, `squeeze` keeps everything and distorts.
     """
     width, height = rgb.size
-    if width <= height:
-        size = (side, int(side * height / width))
+    if aspect == "squeeze":
+        size = (side, side)
+    elif (width <= height) == (aspect == "crop"):
+        size = (side, int(side * height / width)) if aspect == "crop" else (side, max(1, round(side * height / width)))
     else:
-        size = (int(side * width / height), side)
+        size = (int(side * width / height), side) if aspect == "crop" else (max(1, round(side * width / height)), side)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
     left, top = round((rgb.width - side) / 2.0), round((rgb.height - side) / 2.0)

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..data.loader import decoded
+from ..data.decoded import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
 from ..model.clip import Clip
@@ -47,11 +47,11 @@ def metrics(dataset: Dataset) -> list[str]:
 def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, batch: int) -> Scored:
     """Run a model over a split at a picture size; its weights and preprocessing stay as they are."""
     frame = dataset.split(split)
-    pictures = decoded(dataset, frame, side, split)
+    pictures = decoded(dataset, frame, side, split, aspect=clip.aspect)
     with torch.inference_mode():
         images = torch.cat(
             [
-                clip.encode_images(torch.from_numpy(pictures[i : i + batch].copy())).cpu()
+                clip.encode_images(pictures.take(np.arange(i, min(i + batch, len(frame))))).cpu()
                 for i in progress(range(0, len(frame), batch), f"batches at {side} px", -(-len(frame) // batch))
             ]
         )

@@ -7,11 +7,17 @@ from typing import Any
 import open_clip
 import torch
 
+from ..data.pictures import RESIZE_MODES
 from ..errors import ClipftError
 from ..settings import settings
+from ..spec import RunSpec
 from . import starter
 from .clip import Clip
+from .fastpath import quicken
 from .package import WEIGHTS, open_folder, read_config, weights_digest
+from .resolution import set_context, set_patch, set_side
+
+RESIZE_MODE = {aspect: mode for mode, aspect in RESIZE_MODES.items()}
 
 
 def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") -> Clip:
@@ -27,6 +33,16 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
     folder, source = _folder(start, domain)
     clip = from_folder(folder, source=source) if folder else _from_open_clip(start)
     return clip.to(device)
+
+
+def prepare(clip: Clip, spec: RunSpec) -> Clip:
+    """Change a start model to what a run asks for: patch, text length, picture side. Raises ClipftError when it cannot be."""
+    if spec.model.patch:
+        set_patch(clip, spec.model.patch)
+    if spec.model.context:
+        set_context(clip, spec.model.context)
+    clip.config["preprocess_cfg"] |= {"resize_mode": RESIZE_MODE[spec.resolution.aspect]}
+    return set_side(clip, spec.resolution.train)
 
 
 def tokenizer(start: str, *, domain: str = "") -> tuple[Any, int]:
@@ -57,6 +73,7 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
 
 def from_folder(folder: Path, *, source: str) -> Clip:
     model, tokenizer = open_folder(folder)
+    quicken(model)
     return Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
 
 
@@ -89,4 +106,4 @@ def _from_open_clip(start: str) -> Clip:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
-    return Clip(model.eval(), tokenizer, config, start, digest.hexdigest())
+    return Clip(quicken(model).eval(), tokenizer, config, start, digest.hexdigest())

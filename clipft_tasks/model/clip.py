@@ -9,6 +9,9 @@ import open_clip
 import torch
 from torch.nn import functional
 
+from ..data.pictures import RESIZE_MODES, Aspect
+from . import positions
+
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
 
@@ -58,6 +61,17 @@ class Clip:
         return int(self.config["model_cfg"]["embed_dim"])
 
     @property
+    def side(self) -> int:
+        """Picture side that the stored weights are for."""
+        size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
+        return int(size[0] if isinstance(size, list | tuple) else size)
+
+    @property
+    def aspect(self) -> Aspect:
+        """How pictures that are not square become square."""
+        return RESIZE_MODES.get(self.config["preprocess_cfg"].get("resize_mode", "shortest"), "crop")
+
+    @property
     def context_length(self) -> int:
         return int(self.tokenizer.context_length)
 
@@ -71,15 +85,25 @@ class Clip:
         return (pictures - self._mean.to(self.device)) / self._std.to(self.device)
 
     def tokenise(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids (n, length), cut to the longest text of the list and rounded up to a bucket.
+        """Token ids (n, length), int64, cut to the longest text of the list and rounded up to a bucket.
 
         Exact: causal text towers pool at the end token and masked ones ignore padding, so the cut columns change nothing.
         """
-        tokens = self.tokenizer(list(texts))
-        longest = lengths(tokens).max().item() if len(texts) else 1
-        cut = next((b for b in TEXT_LENGTHS if b >= longest), tokens.shape[1])
-        # Fixed-length towers (SigLIP pools over padding, prefix towers add a token) must see their full context.
-        return tokens[:, : min(cut, tokens.shape[1])] if self._may_cut else tokens
+        tokens, lengths = self.token_table(texts)
+        return tokens[:, : int(lengths.max())].long() if len(texts) else tokens.long()
+
+    def token_table(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids of each text (n, context), int32, and how many columns it needs (n,), rounded up to a bucket.
+
+        Towers of fixed length (SigLIP pools over padding, prefix towers add a token) need their full context.
+        """
+        if not texts:
+            return torch.zeros((0, self.context_length), dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
+        tokens = torch.cat([self.tokenizer(list(texts[i : i + 4096])) for i in range(0, len(texts), 4096)])
+        if not self._may_cut:
+            return tokens.int(), torch.full((len(tokens),), tokens.shape[1])
+        buckets = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]])
+        return tokens.int(), buckets[torch.searchsorted(buckets, lengths(tokens))]
 
     @property
     def _may_cut(self) -> bool:
@@ -107,9 +131,13 @@ class Clip:
         out = torch.func.functional_call(model, cut, kwargs={"text": tokens})
         return out["text_features"] if isinstance(out, dict) else out[1]
 
+    def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalised."""
+        return positions.encode_image(self.model, self.side, pictures)
+
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 pictures (n, 3, h, w) -> unit embeddings (n, embed_dim), fp32."""
-        return functional.normalize(self.model.encode_image(self.normalise(pictures)).float(), dim=-1)
+        """uint8 pictures (n, 3, s, s) -> unit embeddings (n, embed_dim), fp32."""
+        return functional.normalize(self.image_features(self.normalise(pictures)).float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> unit embeddings (n, embed_dim), fp32."""

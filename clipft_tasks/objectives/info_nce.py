@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .base import Objective
+from .softmax import symmetric
 
 
 class InfoNCE(Objective):
@@ -24,10 +25,9 @@ class InfoNCE(Objective):
         self.smoothing = smoothing
 
     def forward(self, *, image, text, scale, captions, labels, bias=None) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-        logits = scale * image @ text.T
-        if bias is not None:
-            logits = logits + bias
-        target = torch.arange(len(logits), device=logits.device)
-        rows = cross_entropy(logits, target, label_smoothing=self.smoothing)
-        columns = cross_entropy(logits.T, target, label_smoothing=self.smoothing)
-        return {"contrastive_loss": (rows + columns) / 2}
+        own = torch.arange(len(image), device=image.device)
+
+        def rows_loss(logits: Tensor, rows: slice) -> Tensor:
+            return cross_entropy(logits, own[rows], label_smoothing=self.smoothing, reduction="sum")
+
+        return {"contrastive_loss": symmetric(image, text, scale, bias, rows_loss)}

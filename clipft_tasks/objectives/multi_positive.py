@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from .base import Objective
+from .softmax import symmetric
 
 
 class MultiPositive(Objective):
@@ -29,20 +30,20 @@ class MultiPositive(Objective):
         self.smoothing = smoothing
 
     def forward(self, *, image, text, scale, captions, labels, bias=None) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-        logits = scale * image @ text.T
-        if bias is not None:
-            logits = logits + bias
-        target = self._same(captions, labels).to(logits.dtype)
-        target = target / target.sum(dim=1, keepdim=True)  # symmetric relation: rows and columns have equal sums
-        target = (1 - self.smoothing) * target + self.smoothing / len(target)
-        rows = -(target * log_softmax(logits, dim=1)).sum(dim=1).mean()
-        columns = -(target * log_softmax(logits.T, dim=1)).sum(dim=1).mean()
-        return {"contrastive_loss": (rows + columns) / 2}
+        def rows_loss(logits: Tensor, rows: slice) -> Tensor:
+            target = self._same(captions, labels, rows).to(logits.dtype)
+            target = target / target.sum(dim=1, keepdim=True)  # symmetric relation: rows and columns have equal sums
+            target = (1 - self.smoothing) * target + self.smoothing / len(captions)
+            return -(target * log_softmax(logits, dim=1)).sum()
 
-    def _same(self, captions: Tensor, labels: Tensor) -> Tensor:
+        return {"contrastive_loss": symmetric(image, text, scale, bias, rows_loss)}
+
+    def _same(self, captions: Tensor, labels: Tensor, rows: slice) -> Tensor:
+        """Which of all rows say the same as each of `rows`: (k, n)."""
         if self.positives == "pair":
-            return torch.eye(len(captions), dtype=torch.bool, device=captions.device)
-        same = captions[:, None] == captions[None]
+            every = torch.arange(len(captions), device=captions.device)
+            return every[rows, None] == every
+        same = captions[rows, None] == captions[None]
         if self.positives == "label":
-            same = same | ((labels[:, None] == labels[None]) & (labels >= 0)[:, None])
+            same = same | ((labels[rows, None] == labels[None]) & (labels[rows] >= 0)[:, None])
         return same

@@ -20,8 +20,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     from ..domains import get_domain
     from ..evaluate import zero_shot
     from ..model import build
-    from ..model.resolution import set_side
-    from ..train import hardware, plan
+    from ..train import hardware, plan, probes
 
     domain = get_domain(spec.domain)
     client = tracking.client()
@@ -48,8 +47,8 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
     for clip in models.values():
-        set_side(clip, resolution).to(machine.device)
-        clip.model.to(memory_format=plan.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
+        clip.to(machine.device)  # any side as it comes: the weights stay as they are stored
+        clip.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
     scored = {
         who: zero_shot.score(clip, dataset, domain, "test", resolution, spec.evaluate.batch) for who, clip in models.items()
     }

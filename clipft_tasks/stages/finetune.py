@@ -10,7 +10,7 @@ from ..progress import say
 from ..settings import settings
 from ..spec import RunSpec
 
-RECIPE = 1  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 2  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, Any]:
@@ -25,19 +25,15 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     import mlflow
 
     from .. import tracking
-    from ..data import loader, versioning
-    from ..domains import get_domain
+    from ..data import versioning
     from ..model import build
-    from ..model.resolution import set_side
-    from ..objectives import make
-    from ..train import checkpoints, loop
+    from ..train import job as jobs
 
-    domain = get_domain(spec.domain)
     version = versioning.find(planned["dataset"], spec.domain)
     clip = build.load(planned["start"], domain=spec.domain)
     key = spec.identity(
-        "finetune", "domain", "objective", "train", "memory",
-        dataset=version.revision, start=clip.digest, side=spec.resolution.train, recipe=RECIPE,
+        "finetune", "domain", "objective", "train", "memory", resolution=spec.resolution.model_dump(exclude={"evaluate"}),
+        model=spec.model.model_dump(exclude={"start"}), dataset=version.revision, start=clip.digest, recipe=RECIPE,
     )  # fmt: skip
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip
@@ -51,28 +47,21 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
         return result | {"done_before": True, "steps": int(mlflow_run.data.metrics.get("steps", 0)), "pairs_per_second": 0.0}
 
     work = settings().folder("work", key)
-    set_side(clip, spec.resolution.train)
-    decided = _plan(spec, clip, planned["plan"], work / "plan.json")
+    build.prepare(clip, spec)
+    rows = version.card["counts"]["train"]
+    decided = _plan(spec, clip, planned["plan"], work / "plan.json", rows)
     for line in decided.lines():
         say(line)
+    if rows < spec.train.batch:
+        say(f"The training split has {rows} rows, fewer than train.batch = {spec.train.batch}: batches are that small.")
     dataset = versioning.fetch(version)
-    batch = min(spec.train.batch, len(dataset.split("train")))
-    if batch < spec.train.batch:
-        say(f"The training split has {batch} rows, fewer than train.batch = {spec.train.batch}: batches are that small.")
-    data = loader.TrainingData.open(
-        dataset, spec.resolution.train, domain.augment, spec.train.batch, spec.train.seed, spec.train.balance
-    )
 
     tracking.log_params(run_id, spec.flat() | {f"plan.{k}": v["value"] for k, v in decided.to_dict().items()})
-    keeper = checkpoints.Checkpoints(work / "checkpoints", key)
-
-    def log(step: int, figures: dict[str, float]) -> None:
-        mlflow.log_metrics({f"train.{k}": v for k, v in figures.items()}, step=step)
-
+    job = jobs.Job(spec, decided, planned["start"], version.tag, key, run_id, work)
     with tracking.neighbour(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
         mlflow.log_dict(decided.to_dict(), "plan.json")
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
-        trained = loop.train(clip, make(spec.objective), data, spec.train, decided, keeper, log)
+        trained = jobs.train(job, clip, lambda steps: tracking.log_steps(run_id, steps))
         mlflow.log_metrics({k: v for k, v in trained.items() if k != "pairs_per_second" or v})
         package = _package(spec, clip, dataset, work / "package", run_id, key)
         uri = tracking.log_model(package)
@@ -82,7 +71,7 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}
 
 
-def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path) -> Any:
+def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: int) -> Any:
     """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first."""
     from ..train import plan as plans
     from ..train.hardware import probe
@@ -93,7 +82,7 @@ def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path) -> Any:
             decided = plans.Plan.from_dict(source)
             break
     else:
-        decided = plans.make(spec, clip)
+        decided = plans.make(spec, clip, rows)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(decided.to_dict()))
     os.replace(part, path)
@@ -104,22 +93,21 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
     import numpy as np
     import torch
 
-    from ..data.loader import decoded
+    from ..data.decoded import decoded
     from ..model import probe
     from ..model.package import Package, write_package
+    from ..train.schedule import sides
 
     clip.to("cpu")
     clip.model.to(memory_format=torch.contiguous_format)
     side = spec.resolution.train
     held_out = dataset.split("val")
-    pictures = decoded(dataset, held_out, side, "val")
+    pictures = decoded(dataset, held_out, side, "val", aspect=clip.aspect)
     spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
     texts = sorted(held_out["caption"].unique())[:4]
     sample = np.linspace(0, len(held_out) - 1, min(256, len(held_out))).astype(int)
     with torch.inference_mode():
-        images = torch.cat(
-            [clip.encode_images(torch.from_numpy(pictures[i])) for i in np.array_split(sample, -(-len(sample) // 64))]
-        )
+        images = torch.cat([clip.encode_images(pictures.take(i)) for i in np.array_split(sample, -(-len(sample) // 64))])
         captions = clip.encode_texts(held_out["caption"].iloc[sample].tolist())
     card = {
         "domain": spec.domain,
@@ -129,7 +117,7 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         "classes": dataset.classes,
         "start": clip.source,
         "objective": spec.objective.model_dump(),
-        "resolutions": {"train": side, "serve": side, "evaluated": spec.resolution.evaluate},
+        "resolutions": {"train": list(sides(spec.resolution)), "serve": side, "evaluated": spec.resolution.evaluate},
         "tokenizer": {"name": type(clip.tokenizer).__name__, "context_length": clip.context_length},
         "embed_dim": clip.embed_dim,
         "similarity": "cosine",
@@ -140,7 +128,7 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         model_cfg=clip.config["model_cfg"],
         preprocess_cfg=clip.config["preprocess_cfg"],
         card=card,
-        probe=probe.record(clip, pictures[spread], texts),
+        probe=probe.record(clip, pictures.take(spread).numpy(), texts),
         reference={"image": images, "text": captions},
         tokenizer_from=clip.folder,
     )

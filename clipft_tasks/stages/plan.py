@@ -15,13 +15,12 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """
     from ..data import versioning
     from ..model import build
-    from ..model.resolution import set_side
     from ..train import plan
 
-    dataset = versioning.find(spec.dataset, spec.domain).tag
-    clip = set_side(build.load(spec.model.start, domain=spec.domain), spec.resolution.train)
-    decided = plan.make(spec, clip)
-    say(f"{dataset} from {clip.source}")
+    dataset = versioning.find(spec.dataset, spec.domain)
+    clip = build.prepare(build.load(spec.model.start, domain=spec.domain), spec)
+    decided = plan.make(spec, clip, rows=dataset.card["counts"]["train"])
+    say(f"{dataset.tag} from {clip.source}")
     for line in decided.lines():
         say(line)
-    return {"dataset": dataset, "start": clip.source, "plan": decided.to_dict()}
+    return {"dataset": dataset.tag, "start": clip.source, "plan": decided.to_dict()}

@@ -9,7 +9,7 @@ import torch
 from ..errors import ClipftError
 from ..progress import say
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

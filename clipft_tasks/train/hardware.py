@@ -2,25 +2,34 @@
 
 import os
 import platform
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
 
 from ..errors import ClipftError
 from ..settings import settings
+from . import chips
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device and what surrounds it. `memory` is what training may use, in bytes."""
+    """A device and what surrounds it.
 
-    device: str  # mps, cuda or cpu
+    Attributes:
+        device: mps, cuda or cpu.
+        cores: threads that PyTorch may use on the CPU.
+        memory: what training may use, bytes.
+        devices: how many like it.
+        chip: the Apple chip, where there is one.
+    """
+
+    device: str
     name: str
     cores: int
     memory: int
+    devices: int = 1
+    chip: chips.Chip | None = field(default=None)
 
 
 def probe(wanted: str = "auto") -> Hardware:
@@ -30,17 +39,21 @@ def probe(wanted: str = "auto") -> Hardware:
         ClipftError: a device is asked for that is not there.
     """
     there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    chip = chips.recognise()
     if wanted != "auto" and not there[wanted]:
-        raise ClipftError(
-            f"device {wanted}", "this machine has none", f"Set memory.device to {' or '.join(d for d in there if there[d])}."
-        )
+        why = "this machine has none"
+        if wanted == "mps" and chip and chip.translated:
+            why = "this Python is an Intel build under Rosetta, which has no MPS"
+        raise ClipftError(f"device {wanted}", why, f"Set memory.device to {' or '.join(d for d in there if there[d])}.")
     device = wanted if wanted != "auto" else next(d for d in ("mps", "cuda", "cpu") if there[d])
     if device == "mps":
-        return Hardware("mps", _chip(), _performance_cores(), int(torch.mps.recommended_max_memory()))
+        cores = chip.fast_cores if chip else usable_cores()
+        return Hardware("mps", str(chip or "Apple GPU"), cores, int(torch.mps.recommended_max_memory()), chip=chip)
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        return Hardware("cuda", torch.cuda.get_device_name(), usable_cores(), int(free))
-    return Hardware("cpu", platform.processor() or platform.machine(), usable_cores(), int(psutil.virtual_memory().available))
+        return Hardware("cuda", torch.cuda.get_device_name(), usable_cores(), int(free), torch.cuda.device_count())
+    name = str(chip) if chip else platform.processor() or platform.machine()
+    return Hardware("cpu", name, usable_cores(), int(psutil.virtual_memory().available), chip=chip)
 
 
 def usable_cores() -> int:
@@ -55,17 +68,23 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _sysctl(name: str) -> str:
-    if sys.platform != "darwin":
-        return ""
-    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5)
-    return done.stdout.strip()
+def hold_to(device: str, ceiling: int) -> None:
+    """Let the device's allocator fail at `ceiling` bytes, so that too much is an error that we mend and not a machine that swaps.
+
+    PyTorch's own limit on MPS is 1.7 times what the system recommends.
+    """
+    if device == "mps":
+        torch.mps.set_per_process_memory_fraction(min(1.0, ceiling / torch.mps.recommended_max_memory()))
+    elif device == "cuda":
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, ceiling / total))
 
 
-def _chip() -> str:
-    return _sysctl("machdep.cpu.brand_string") or "Apple Silicon"
-
-
-def _performance_cores() -> int:
-    cores = _sysctl("hw.perflevel0.logicalcpu")
-    return int(cores) if cores.isdigit() else usable_cores()
+def free_memory(device: str) -> int:
+    """Bytes that are free right now."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    if device == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return int(psutil.virtual_memory().available)

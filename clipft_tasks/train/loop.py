@@ -1,153 +1,357 @@
 """The training loop: flat, from the first step to the last."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data.loader import TrainingData
-from ..errors import ClipftError
+from ..data import loader
+from ..data.loader import Batch, TrainingData
+from ..errors import ClipftError, Transient
+from ..model import attention
+from ..model.adapters import add_low_rank, merge_low_rank
+from ..model.checkpointing import checkpoint_blocks, plain_blocks
 from ..model.clip import Clip
 from ..objectives import Objective
 from ..progress import progress, say
-from ..spec import TrainSpec
+from ..spec import ResolutionSpec, TrainSpec
+from . import memory, probes
 from . import step as steps
 from .checkpoints import Checkpoints
-from .hardware import use_threads
-from .plan import DTYPES, MEMORY_FORMATS, Plan
+from .groups import groups
+from .hardware import free_memory, hold_to, use_threads
+from .memory import MicroBatches, OutOfMemory
+from .parallel import ALONE, World
+from .plan import EVERY, Plan, multiple
+from .schedule import Schedule
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
-Log = Callable[[int, dict[str, float]], None]
+MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
+Log = Callable[[list[tuple[int, dict[str, float]]]], None]
 
 
-def train(
-    clip: Clip, objective: Objective, data: TrainingData, spec: TrainSpec, plan: Plan, checkpoints: Checkpoints, log: Log
-) -> dict[str, float]:
-    """Fine-tune `clip` in place, from its newest checkpoint if there is one.
+@dataclass
+class Work:
+    """What one training run works on.
 
-    Args:
-        log: receives (step, figures) for every step, in batches, each step exactly once per process.
-    Returns: figures of the whole run: steps, pairs, pairs per second of this process, steps resumed from.
-    Raises:
-        ClipftError: the loss is not finite (with step and learning rate), or a checkpoint cannot be written.
+    Attributes:
+        data: the training split.
+        validation: the split that early stopping watches.
+        log: receives (step, figures) of steps, each once, after the checkpoint that covers them.
+        world: the processes that share the run.
     """
+
+    clip: Clip
+    objective: Objective
+    data: TrainingData
+    spec: TrainSpec
+    resolution: ResolutionSpec
+    plan: Plan
+    checkpoints: Checkpoints
+    log: Log
+    validation: TrainingData | None = None
+    world: World = field(default=ALONE)
+
+
+def train(work: Work) -> dict[str, float]:
+    """Fine-tune the model in place, from its newest checkpoint if there is one.
+
+    Returns: figures of the whole run: steps, pairs, pairs per second of this process, the step resumed from, and how often
+        memory was short or fp16 overflowed.
+    Raises:
+        ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
+        Transient: SIGTERM came; a checkpoint was written first.
+    """
+    clip, plan, spec, world = work.clip, work.plan, work.spec, work.world
     use_threads(plan.threads.value)
     device = torch.device(plan.device.value)
+    hold_to(device.type, int(plan.memory_gb.value * 2**30))
+    if spec.lora_rank:
+        add_low_rank(clip.model, spec.lora_rank, spec.seed)
     clip.to(device)
-    model = clip.model.train().to(memory_format=MEMORY_FORMATS[plan.layout.value])
+    work.objective.to(device)
+    model = clip.model.train().to(memory_format=probes.MEMORY_FORMATS[plan.layout.value])
     steps.freeze_statistics(model)
-    dtype = DTYPES[plan.precision.value]
-    optimiser = torch.optim.AdamW(_groups(model, spec.weight_decay), lr=spec.learning_rate, fused=device.type == "cuda")
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    last = data.sampler.steps_per_epoch * spec.epochs
+    if EVERY[plan.checkpointing.value]:
+        checkpoint_blocks(model, EVERY[plan.checkpointing.value])
+    towers = _towers(clip, plan)
 
-    first = 0
-    if state := checkpoints.latest():
+    trained = groups(model, spec)
+    trained.append({"params": list(work.objective.parameters()), "factor": 1.0, "head": True, "weight_decay": 0.0})
+    optimiser = torch.optim.AdamW([g for g in trained if g["params"]], lr=spec.learning_rate, fused=device.type == "cuda")
+    parameters = [p for g in optimiser.param_groups for p in g["params"]]
+    shared = [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
+    shared += list(work.objective.parameters())
+    half = plan.precision.value == "fp16"
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    average = _Average(model, spec.ema) if spec.ema else None
+    per_epoch = work.data.sampler.steps_per_epoch
+    last = per_epoch * spec.epochs
+    schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
+    share = -(-work.data.sampler.batch // world.size)
+    micro = MicroBatches(plan.micro_batches, share, int(plan.memory_gb.value * 2**30))
+    stopping = _Stopping(spec.patience, work.checkpoints)
+
+    first = overflows = in_a_row = 0
+    if state := work.checkpoints.latest():
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
-        first = state["step"]
-        say(f"Resumed at step {first} of {last}.")
-
-    def autocast() -> Any:
-        return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+        work.objective.load_state_dict(state["objective"])
+        if average:
+            average.load(state["average"])
+        stopping.load(state["stopping"])
+        first = last if stopping.stopped else state["step"]
+        say(f"Resumed at step {state['step']} of {last}.")
+    world.copy_from_leader([*model.state_dict().values()])  # a process without the file has the same weights
 
     pending: list[tuple[int, dict[str, float]]] = []
 
     def save(done: int) -> None:
-        checkpoints.save(
-            done, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
-        )
-        for number, figures in pending:  # after the checkpoint: what a resumed run repeats was not logged before
-            log(number, figures)
+        if world.leads:
+            content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
+            content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
+            work.checkpoints.save(done, content | {"stopping": stopping.state(), "plan": plan.to_dict()})
+            work.log(list(pending))  # after the checkpoint: what a resumed run repeats was not logged before
         pending.clear()
 
+    def prepare(number: int) -> Batch:
+        return work.data.batch(
+            number, schedule.side(number), how=schedule.augment(number), rank=world.rank, world=world.size,
+            bucketed=device.type != "cpu", pinned=device.type == "cuda",
+        )  # fmt: skip
+
+    resident = all(micro.fits(side, share) for side in plan.sides)
+    batches = loader.ahead(prepare, first, last, device=device, resident=resident, workers=plan.workers.value)
     began = saved = time.monotonic()
-    pairs = 0
-    for number in progress(range(first, last), "steps", last - first):
-        rate = _learning_rate(number, last, spec)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        waited = time.monotonic()
-        batch = data.batch(number, device)
-        data_seconds = time.monotonic() - waited
+    pairs = done = 0
+    side = 0
+    with _signals() as stop:
+        for number in progress(range(first, last), "steps", last - first) if world.leads else range(first, last):
+            waited = time.monotonic()
+            batch = next(batches)
+            data_seconds = time.monotonic() - waited
+            rate = schedule.rate(number)
+            heads = schedule.heads_only(number)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
+                for parameter in group["params"]:
+                    parameter.requires_grad_(group["head"] or not heads)
+            if side and batch.side != side:
+                memory.release(device)  # graphs and buffers of the old size
+            side = batch.side
 
-        optimiser.zero_grad(set_to_none=True)
-        figures = steps.backward(
-            clip,
-            objective,
-            batch,
-            micro_batch=plan.micro_batch.value,
-            seed=(spec.seed * 1_000_003 + number) * 1009 % 2**62,
-            autocast=autocast,
-            layout=MEMORY_FORMATS[plan.layout.value],
-            loss_scale=scaler.scale,
-        )
-        if not math.isfinite(figures["loss"]):
-            raise ClipftError(
-                f"training step {number}",
-                f"the loss is {figures['loss']} (learning rate {rate:.2g}, temperature {figures['temperature']:.3g})",
-                "Lower train.learning_rate, or look at this batch's pictures; the last good checkpoint is kept.",
-            )
-        scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip or math.inf)
-        scaler.step(optimiser)
-        scaler.update()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+            seed = (spec.seed * 1_000_003 + number) * 1009 % 2**62
+            while True:
+                optimiser.zero_grad(set_to_none=True)
+                try:
+                    with attention.use(plan.policy(free_memory(device.type))):
+                        report = steps.backward(
+                            towers,
+                            work.objective,
+                            batch,
+                            micro_batch=micro.at(side),
+                            seed=seed,
+                            loss_scale=scaler.scale,
+                            world=world,
+                        )
+                    break
+                except OutOfMemory as error:  # the same rows again in smaller parts; the gradient is the same
+                    why = str(error)
+                optimiser.zero_grad(set_to_none=True)
+                memory.release(device)
+                micro.failed(side, share, why)
+            world.sum_gradients(parameters, shared)
+            scaler.unscale_(optimiser)
+            report["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, spec.grad_clip or math.inf)
+            figures = dict(zip(report, torch.stack(list(report.values())).tolist(), strict=True))  # one wait for the device
 
-        rows = len(batch["label"])
-        pairs += rows
-        seconds = time.monotonic() - waited
-        pending.append(
-            (
-                number,
-                figures
-                | {
-                    "learning_rate": rate,
-                    "gradient_norm": float(norm),
-                    "epoch": number / data.sampler.steps_per_epoch,
-                    "pairs_per_second": rows / seconds,
-                    "data_wait_share": data_seconds / seconds,
-                    "memory_gb": _memory(device) / 2**30,
-                },
-            )
-        )
-        if number + 1 < last and time.monotonic() - saved >= spec.checkpoint_seconds:
-            save(number + 1)
-            saved = time.monotonic()
-    if first < last:
-        save(last)
+            overflow = half and math.isfinite(figures["loss"]) and not math.isfinite(figures["gradient_norm"])
+            in_a_row = in_a_row + 1 if overflow else 0
+            overflows += overflow
+            if (not overflow and not all(math.isfinite(v) for v in figures.values())) or in_a_row > MAX_OVERFLOWS:
+                raise _not_finite(towers, batch, number, rate, figures, in_a_row)
+            scaler.step(optimiser)  # skipped by the scaler after an overflow, which also halves the scale
+            scaler.update()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+            if average and not overflow:
+                average.update(model)
+
+            rows = len(batch)
+            pairs += rows
+            seconds = time.monotonic() - waited
+            in_use = memory.used(device)
+            micro.went_well(side, in_use)
+            flops = plan.flops.value.get(str(side), 0.0) * rows / seconds
+            extra = {
+                "learning_rate": rate,
+                "epoch": number / per_epoch,
+                "side": side,
+                "micro_batch": min(micro.at(side), share),
+                "pairs_per_second": rows / seconds,
+                "data_wait_share": data_seconds / seconds,
+                "memory_gb": in_use / 2**30,
+                "flops_utilisation": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
+            }
+            if half:
+                extra |= {"loss_scale": scaler.get_scale(), "overflows": overflows}
+            pending.append((number, figures | extra))
+            done = number + 1
+
+            if done % per_epoch == 0 and work.validation is not None and spec.patience:
+                with attention.use(plan.policy(free_memory(device.type))):
+                    value = validation_loss(
+                        towers, work.objective, work.validation, work.resolution.train, micro.at(plan.sides[-1])
+                    )
+                pending[-1][1]["validation_loss"] = value
+                if stopping.enough(value, average.state() if average else model.state_dict()):
+                    say(f"Stopped after epoch {done // per_epoch}: no lower validation loss in {spec.patience} epochs.")
+                    break
+            if world.any(stop.is_set()):
+                save(done)
+                raise Transient(
+                    f"Stopped by a signal at step {done} of {last}; the checkpoint is written and the next try resumes."
+                )
+            if done < last and time.monotonic() - saved >= spec.checkpoint_seconds:
+                save(done)
+                saved = time.monotonic()
+        if first < last:
+            save(done)
     seconds = time.monotonic() - began
+
+    if stopping.best is not None:
+        model.load_state_dict(stopping.best)
+    elif average:
+        model.load_state_dict(average.state())
+    plain_blocks(model)
+    merge_low_rank(model)
+    model.requires_grad_(True).eval()
+    return {
+        "steps": last if first < last or not stopping.stopped else first,
+        "resumed_at": first,
+        "pairs": pairs,
+        "pairs_per_second": pairs / seconds if pairs else 0.0,
+        "overflows": overflows,
+        "out_of_memory": micro.failures,
+    }
+
+
+def _towers(clip: Clip, plan: Plan) -> steps.Towers:
+    """The towers as the plan wants them run."""
+    image, text = clip.image_features, clip.text_features
+    if plan.compile.value:
+        # Sizes come from small sets, so each is compiled for its own shape, the fastest code there is.
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+        image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
+    context = partial(probes.precision_context, plan.device.value, plan.precision.value)
+    return steps.Towers(clip, image, text, context, probes.MEMORY_FORMATS[plan.layout.value])
+
+
+def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingData, side: int, micro_batch: int) -> float:
+    """Mean loss over a split's batches of the training size, on plain pictures; the model is as in training afterwards."""
+    from ..data.augment import PLAIN
+
+    model = towers.clip.model
     model.eval()
-    return {"steps": last, "resumed_at": first, "pairs": pairs, "pairs_per_second": pairs / seconds if pairs else 0.0}
+    losses = []
+    with torch.no_grad():
+        for number in range(data.sampler.steps_per_epoch):
+            batch = data.batch(number, side, how=PLAIN)
+            images = torch.cat([towers.images(batch, p, 0) for p in steps._parts(len(batch.pictures), micro_batch)])
+            texts = torch.cat([towers.texts(batch.tokens[p], 0) for p in steps._parts(len(batch.tokens), micro_batch)])
+            losses.append(float(steps._loss(towers.clip, objective, images, texts, batch)[0]))
+    model.train()
+    steps.freeze_statistics(model)
+    return sum(losses) / len(losses)
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; norms, biases and the temperature do not."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def _not_finite(
+    towers: steps.Towers, batch: Batch, number: int, rate: float, figures: dict[str, float], overflows: int
+) -> ClipftError:
+    """What to say of a loss or gradient that is no number: where, on which rows, and what to do."""
+    if overflows > MAX_OVERFLOWS:
+        why = f"the gradient overflowed fp16 in {overflows} steps in a row"
+        fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
+    else:
+        bad = next(name for name, value in figures.items() if not math.isfinite(value))
+        for parameter in towers.clip.model.parameters():
+            parameter.grad = None
+        module = steps.first_bad_module(towers, batch, slice(0, min(8, len(batch.pictures))), 0)
+        where = f" first in {module}" if module else " outside the towers"
+        why = f"{bad} is {figures[bad]},{where} (learning rate {rate:.2g}, temperature {figures['temperature']:.3g})"
+        fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in batch.keys[:4])}, …)."
+    return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
 
 
-def _learning_rate(step: int, last: int, spec: TrainSpec) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(last * spec.warmup))
-    if step < warm:
-        return spec.learning_rate * (step + 1) / warm
-    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, last - warm)))
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """SIGTERM sets an event instead of ending the process, so that a checkpoint can be written first."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _memory(device: torch.device) -> int:
-    """Bytes in use: the device's allocator, or the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    import psutil
+class _Average:
+    """A running average of the weights (EMA), in fp32 beside them."""
 
-    return int(psutil.Process().memory_info().rss)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the start would weigh too much in short runs
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - decay)
+            else:
+                self.weights[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        return self.weights
+
+    def load(self, weights: dict[str, Any]) -> None:
+        for name, value in weights.items():
+            self.weights[name].copy_(value)
+
+
+class _Stopping:
+    """Early stopping: the best weights so far, and how long ago that was."""
+
+    def __init__(self, patience: int, checkpoints: Checkpoints) -> None:
+        self.patience, self.checkpoints = patience, checkpoints
+        self.lowest, self.since, self.stopped = math.inf, 0, False
+        self.best: dict[str, Any] | None = None
+
+    def enough(self, value: float, weights: dict[str, Any]) -> bool:
+        """Note an epoch's validation loss; whether to stop."""
+        if value < self.lowest:
+            self.lowest, self.since = value, 0
+            self.best = {name: w.detach().cpu().clone() for name, w in weights.items()}
+        else:
+            self.since += 1
+        self.stopped = self.since >= self.patience
+        return self.stopped
+
+    def state(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "since": self.since, "stopped": self.stopped, "best": self.best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.lowest, self.since, self.stopped = state["lowest"], state["since"], state["stopped"]
+        self.best = state["best"]

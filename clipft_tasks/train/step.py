@@ -1,92 +1,154 @@
-"""One optimisation step's gradient: the whole batch at once, or in parts that give exactly the same.
+"""One optimisation step's gradient: the whole batch at once, in parts, on several devices; always exactly the same.
 
 A contrastive loss needs all pairs of a batch at the same time, so ordinary accumulation changes it. Here the towers run
 twice over parts: once to collect features, whose gradient is taken on the whole batch, and once more to carry that gradient
 into the weights (GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983). Memory follows the part, not the batch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..data.loader import Batch
 from ..model.clip import Clip
 from ..objectives import Objective
+from .memory import OutOfMemory, is_out_of_memory
+from .parallel import ALONE, World
 
-Autocast = Callable[[], AbstractContextManager[None]]
+Context = Callable[[], AbstractContextManager[None]]
+Encoder = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Towers:
+    """How a model's two towers are run: precision, layout, attention, and what compiled them.
+
+    Args:
+        image: normalised pictures -> features; text: token ids -> features.
+        context: precision and attention policy of both.
+        layout: memory format of the pictures.
+    """
+
+    clip: Clip
+    image: Encoder
+    text: Encoder
+    context: Context
+    layout: torch.memory_format = torch.contiguous_format
+
+    def images(self, batch: Batch, part: slice, seed: int) -> Tensor:
+        """Features of some of the batch's pictures (p, d), fp32."""
+        pictures = self.clip.normalise(batch.images(part, self.clip.device)).contiguous(memory_format=self.layout)
+        return self._run(self.image, pictures, seed)
+
+    def texts(self, tokens: Tensor, seed: int) -> Tensor:
+        """Features of texts (p, d), fp32."""
+        return self._run(self.text, tokens.to(self.clip.device, non_blocking=True), seed)
+
+    def _run(self, encode: Encoder, inputs: Tensor, seed: int) -> Tensor:
+        torch.manual_seed(seed)  # seeds every device, so a second pass draws what the first one drew, on MPS too
+        with self.context():
+            return encode(inputs).float()
 
 
 def backward(
-    clip: Clip,
+    towers: Towers,
     objective: Objective,
-    batch: dict[str, Tensor | list[str]],
+    batch: Batch,
     *,
     micro_batch: int,
     seed: int,
-    autocast: Autocast,
-    layout: torch.memory_format = torch.contiguous_format,
     loss_scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-) -> dict[str, float]:
+    world: World = ALONE,
+) -> dict[str, Tensor]:
     """Add the gradient of the batch's loss to the weights.
 
     Args:
-        batch: `image` (n, 3, s, s) in 0-255, `texts` (unique captions), `caption` (n,) index into texts, `label` (n,).
-        micro_batch: most rows per forward pass; n or more means a single pass.
+        micro_batch: most pairs per forward pass; the batch's size or more means a single pass.
         seed: random numbers of the towers (dropout), the same in both passes.
-        autocast: context of the towers' arithmetic.
-        layout: memory format of the pictures.
         loss_scale: a gradient scaler's `scale`.
-    Returns: the loss terms, their sum as `loss`, and similarities of matched and unmatched pairs.
+        world: the processes that share the batch; each ends with the gradient of its own share, to be summed.
+    Returns: the loss terms, their sum as `loss`, and similarities of matched and unmatched pairs, as scalars on the device.
+    Raises:
+        OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
-    pictures = batch["image"]
-    assert isinstance(pictures, Tensor)
-    tokens = clip.tokenise(batch["texts"]).to(clip.device)  # type: ignore[arg-type]
-    images = list(clip.normalise(pictures).contiguous(memory_format=layout).split(micro_batch))
-    texts = list(tokens.split(micro_batch))
-    encoders = [(clip.model.encode_image, part) for part in images] + [(clip.text_features, part) for part in texts]
+    share = -(-len(batch.tokens) // world.size)
+    own_texts = batch.tokens[world.rank * share : (world.rank + 1) * share]
+    pictures, texts = _parts(len(batch.pictures), micro_batch), _parts(len(own_texts), micro_batch)
+    base = seed * world.size + world.rank
 
-    if len(images) == 1 and len(texts) == 1:
-        features = [_encode(encode, part, seed + i, autocast) for i, (encode, part) in enumerate(encoders)]
-        loss, report = _loss(clip, objective, features[:1], features[1:], batch)
-        loss_scale(loss).backward()
-        return report
+    def encode(number: int) -> Tensor:
+        if number < len(pictures):
+            return towers.images(batch, pictures[number], base + number)
+        return towers.texts(own_texts[texts[number - len(pictures)]], base + number)
 
-    with torch.no_grad():
-        cached = [_encode(encode, part, seed + i, autocast) for i, (encode, part) in enumerate(encoders)]
-    leaves = [f.requires_grad_() for f in cached]
-    loss, report = _loss(clip, objective, leaves[: len(images)], leaves[len(images) :], batch)
-    loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale and bias
-    for i, ((encode, part), leaf) in enumerate(zip(encoders, leaves, strict=True)):
-        _encode(encode, part, seed + i, autocast).backward(leaf.grad)
+    everything = range(len(pictures) + len(texts))
+    single = max(-(-len(batch) // world.size), share) <= micro_batch  # the same answer on every process
+    with _agreeing(world), torch.enable_grad() if single else torch.no_grad():
+        features = [encode(i) for i in everything]
+    leaves = features if single else [f.requires_grad_() for f in features]
+    width = towers.clip.embed_dim
+    image = world.gather(_joined(leaves[: len(pictures)], width, towers.clip.device), batch.rows.stop - batch.rows.start)
+    text = world.gather(_joined(leaves[len(pictures) :], width, towers.clip.device), len(own_texts))
+    with _agreeing(world):
+        loss, report = _loss(towers.clip, objective, image, text, batch)
+        loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale, bias and objective
+    if not single:
+        with _agreeing(world):
+            for i, leaf in zip(everything, leaves, strict=True):
+                encode(i).backward(leaf.grad)
     return report
 
 
-def _encode(encode: Callable[[Tensor], Tensor], part: Tensor, seed: int, autocast: Autocast) -> Tensor:
-    torch.manual_seed(seed)  # seeds every device, so a second pass draws what the first one drew, on MPS too
-    with autocast():
-        return encode(part).float()
+class _agreeing:
+    """Running out of memory in here is the same exception everywhere, on every process."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        short = error is not None and is_out_of_memory(error)
+        if error is not None and not short:
+            return
+        if self.world.any(short):
+            raise OutOfMemory(str(error) if error else "on another process") from error
 
 
-def _loss(
-    clip: Clip, objective: Objective, images: Sequence[Tensor], texts: Sequence[Tensor], batch: dict[str, Tensor | list[str]]
-) -> tuple[Tensor, dict[str, float]]:
-    caption, label = batch["caption"], batch["label"]
-    assert isinstance(caption, Tensor) and isinstance(label, Tensor)
-    image = normalize(torch.cat(list(images)), dim=-1)
-    text = normalize(torch.cat(list(texts)), dim=-1)[caption]  # a repeated caption was encoded once
+def _parts(count: int, each: int) -> list[slice]:
+    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
+
+
+def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Tensor:
+    return torch.cat(list(features)) if features else torch.zeros((0, width), device=device)
+
+
+def _loss(clip: Clip, objective: Objective, image: Tensor, text: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    device = image.device
+    caption, label = batch.caption.to(device), batch.label.to(device)
+    image = normalize(image, dim=-1)
+    unique = normalize(text, dim=-1)
+    text = unique[caption]  # a repeated caption was encoded once
     scale = clip.model.logit_scale.exp()
     bias = getattr(clip.model, "logit_bias", None)
     terms = objective(image=image, text=text, scale=scale, captions=caption, labels=label, bias=bias)
     loss = torch.stack(list(terms.values())).sum()
     with torch.no_grad():
-        similarity = image @ text.T
-        same = caption[:, None] == caption[None]
-        report = {name: value.item() for name, value in terms.items()}
-        report |= {"loss": loss.item(), "temperature": 1 / scale.item(), "similarity_matched": similarity[same].mean().item()}
-        if not same.all():
-            report["similarity_unmatched"] = similarity[~same].mean().item()
+        # Sums over all pairs, and over pairs of equal captions, without the matrix of all pairs.
+        n = len(image)
+        each = torch.bincount(caption, minlength=len(unique)).float()
+        pictures = torch.zeros_like(unique).index_add_(0, caption, image)
+        matched = (each * (pictures * unique).sum(dim=1)).sum()
+        equal = (each**2).sum()
+        report = {name: value.detach() for name, value in terms.items()}
+        report |= {"loss": loss.detach(), "temperature": 1 / scale.detach(), "similarity_matched": matched / equal}
+        report["similarity_unmatched"] = ((image.sum(0) * text.sum(0)).sum() - matched) / (n * n - equal).clamp_min(1)
     return loss, report
 
 
@@ -96,3 +158,29 @@ def freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def first_bad_module(towers: Towers, batch: Batch, part: slice, seed: int) -> str:
+    """Name of the first module whose output is no number, for a batch whose loss is none; "" when the towers are fine."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            values = output if isinstance(output, tuple) else (output,)
+            if not found and any(isinstance(v, Tensor) and v.is_floating_point() and not v.isfinite().all() for v in values):
+                found.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in towers.clip.model.named_modules() if n and not list(m.children())]
+    try:
+        with torch.no_grad():
+            plain = Towers(towers.clip, towers.clip.image_features, towers.clip.text_features, towers.context, towers.layout)
+            plain.images(batch, part, seed)
+            plain.texts(batch.tokens, seed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found and not math.isfinite(float(towers.clip.model.logit_scale)):
+        return "logit_scale"
+    return found[0] if found else ""

@@ -144,24 +144,19 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
     assert any("Resumed at step" in line for line in airflow.log("clipft_finetune", run, task))
     assert versions("general") == ["1"]
 
-    # The same training by hand, undisturbed, in a home of its own: the weights must be the same to the bit.
+    # The same training by hand, undisturbed, in a folder of its own: the weights must be the same to the bit.
     from clipft_tasks import tracking
-    from clipft_tasks.data import loader, versioning
-    from clipft_tasks.domains import get_domain
     from clipft_tasks.model import build, package
-    from clipft_tasks.objectives import make
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import checkpoints, loop
+    from clipft_tasks.train import job
     from clipft_tasks.train.plan import Plan
 
     result = airflow.result("clipft_finetune", run, "finetune")
     plan = Plan.from_dict(airflow.result("clipft_finetune", run, "plan")["plan"])
     spec = RunSpec.from_flat(long)
-    clip = build.load(spec.model.start)
-    dataset = versioning.fetch(versioning.find(result["dataset"], "general"))
-    inputs = loader.TrainingData.open(dataset, 32, get_domain("general").augment, spec.train.batch, 0, True)
+    clip = build.prepare(build.load(spec.model.start), spec)
     folder = settings().folder("undisturbed")
-    loop.train(clip, make(spec.objective), inputs, spec.train, plan, checkpoints.Checkpoints(folder, "k"), lambda n, f: None)
+    job.train(job.Job(spec, plan, spec.model.start, result["dataset"], "k", "", folder), clip, lambda rows: None)
     theirs = package.open_folder(tracking.fetch_candidate(result["run_id"]))[0].state_dict()
     ours = clip.model.state_dict()
     assert all((ours[name] == theirs[name]).all() for name in ours)

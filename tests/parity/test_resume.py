@@ -2,30 +2,13 @@
 
 import pytest
 import torch
+from conftest import a_work
 
-from clipft_tasks.data import loader, versioning
-from clipft_tasks.decision import Decision
-from clipft_tasks.domains import get_domain
+from clipft_tasks.data import versioning
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.model import build
-from clipft_tasks.objectives import make
 from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import checkpoints, loop
-from clipft_tasks.train.plan import Plan
-
-PLAN = Plan(
-    **{
-        name: Decision(value, "test")
-        for name, value in {
-            "device": "cpu",
-            "precision": "fp32",
-            "layout": "contiguous",
-            "threads": 1,
-            "micro_batch": 8,
-            "memory_gb": 1,
-        }.items()
-    }
-)
 
 
 class Killed(Exception):
@@ -38,30 +21,22 @@ def dataset(home, small_spec):
     return versioning.fetch(versioning.find(made["dataset"], "general"))
 
 
-def run(spec, dataset, folder, kill_at=None):
+def run(spec, dataset, folder, kill_at=None, **changes):
     clip = build.load(spec.model.start)
     train = spec.train.model_copy(update={"checkpoint_seconds": 0.0})
-    data = loader.TrainingData.open(dataset, 32, get_domain("general").augment, train.batch, train.seed, train.balance)
+    figures = []
+    work = a_work(spec.model_copy(update={"train": train}), clip, dataset, folder, lambda rows: figures.extend(rows), **changes)
     if kill_at is not None:
-        whole = data.batch
+        whole = work.data.batch
 
-        def dying(step, device):
+        def dying(step, *args, **kwargs):
             if step == kill_at:
                 raise Killed
-            return whole(step, device)
+            return whole(step, *args, **kwargs)
 
-        object.__setattr__(data, "batch", dying)
-    figures = []
-    loop.train(
-        clip,
-        make(spec.objective),
-        data,
-        train,
-        PLAN,
-        checkpoints.Checkpoints(folder, "k"),
-        lambda n, f: figures.append((n, f["loss"])),
-    )
-    return clip.model.state_dict(), figures
+        object.__setattr__(work.data, "batch", dying)
+    loop.train(work)
+    return clip.model.state_dict(), [(n, f["loss"]) for n, f in figures]
 
 
 def test_resumed_equals_unbroken(dataset, small_spec, tmp_path):
@@ -105,13 +80,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(dataset, small_spec, tmp_path):
-    spec = small_spec.model_copy(update={"train": small_spec.train.model_copy(update={"learning_rate": 1.0, "grad_clip": 0.0})})
-    clip = build.load(spec.model.start)
+def test_a_loss_that_is_no_number_stops_with_step_rows_and_layer(dataset, small_spec, tmp_path):
+    clip = build.load(small_spec.model.start)
     with torch.no_grad():
-        clip.model.visual.proj.fill_(float("nan"))
-    data = loader.TrainingData.open(dataset, 32, get_domain("general").augment, 16, 0, True)
-    with pytest.raises(ClipftError, match="training step 0"):
-        loop.train(
-            clip, make(spec.objective), data, spec.train, PLAN, checkpoints.Checkpoints(tmp_path / "n", "k"), lambda n, f: None
-        )
+        clip.model.visual.transformer.resblocks[1].mlp.c_fc.weight.fill_(float("nan"))
+    with pytest.raises(ClipftError, match=r"training step 0.*resblocks\.1\.mlp\.c_fc .*rows [0-9a-f]{12}"):
+        loop.train(a_work(small_spec, clip, dataset, tmp_path / "n"))

@@ -100,8 +100,8 @@ def test_null_and_the_empty_string_mean_not_given(domain, empty):
 
 
 def test_zero_and_false_are_values():
-    spec = RunSpec.from_flat({"train.balance": False, "train.weight_decay": 0, "gate.min_gain": 0})
-    assert spec.train.balance is False and spec.train.weight_decay == 0
+    spec = RunSpec.from_flat({"train.sampling": "shuffled", "train.weight_decay": 0, "gate.min_gain": 0})
+    assert spec.train.sampling == "shuffled" and spec.train.weight_decay == 0
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -118,8 +118,8 @@ def test_what_was_given_wins_over_the_domain():
 
 
 def test_text_from_a_command_line_is_read_as_its_type():
-    spec = RunSpec.from_flat({"train.epochs": "3", "train.learning_rate": "1e-3", "train.balance": "false"})
-    assert (spec.train.epochs, spec.train.learning_rate, spec.train.balance) == (3, 1e-3, False)
+    spec = RunSpec.from_flat({"train.epochs": "3", "train.learning_rate": "1e-3", "train.sampling": "spread"})
+    assert (spec.train.epochs, spec.train.learning_rate, spec.train.sampling) == (3, 1e-3, "spread")
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

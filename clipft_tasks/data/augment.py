@@ -1,0 +1,70 @@
+"""Augmentation as data: what happens to each picture of a batch is drawn first, then done in one resampling on the device.
+
+Everything random about step `s` derives from (seed, s), so a run that is resumed at `s` sees what an unbroken one would, and
+any part of a batch may be computed anywhere, twice if need be.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..domains import Augment
+
+PLAIN = Augment(crop_min=1.0, flip_horizontal=False)  # the whole picture as it is
+
+
+class Geometry(NamedTuple):
+    """What is done to each picture of a batch; fp32, on the host."""
+
+    theta: Tensor  # (n, 2, 3) affine maps from the new picture to the old one
+    gain: Tensor  # (n,) brightness
+    spread: Tensor  # (n,) contrast
+
+    def part(self, rows: slice) -> "Geometry":
+        return Geometry(self.theta[rows], self.gain[rows], self.spread[rows])
+
+
+def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
+    """The crops, flips, turns and lights of step `step`'s `n` pictures."""
+    rng = np.random.default_rng([seed, 2, step])
+    zoom = np.sqrt(rng.uniform(how.crop_min, 1.0, n))
+    shift = rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None]
+    turns = rng.integers(0, 4, n) if how.rotate90 else np.zeros(n, int)
+    flip = np.stack(
+        [
+            np.where(how.flip_horizontal & (rng.random(n) < 0.5), -1.0, 1.0),
+            np.where(how.flip_vertical & (rng.random(n) < 0.5), -1.0, 1.0),
+        ],
+        axis=1,
+    )
+    cos, sin = np.cos(turns * np.pi / 2).round(), np.sin(turns * np.pi / 2).round()
+    rotation = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+    theta = np.concatenate([rotation * flip[:, None, :] * zoom[:, None, None], shift[:, :, None]], axis=2)
+    gain = 1 + rng.uniform(-how.brightness, how.brightness, n)
+    spread = 1 + rng.uniform(-how.contrast, how.contrast, n)
+    return Geometry(*(torch.from_numpy(x.astype(np.float32)) for x in (theta, gain, spread)))
+
+
+def apply(pictures: Tensor, geometry: Geometry, side: int) -> Tensor:
+    """Resample and light a batch on its device.
+
+    Args:
+        pictures: uint8 (n, 3, r, r).
+        side: size of the result.
+    Returns: fp32 in 0-255, (n, 3, side, side).
+    """
+    n, device = len(pictures), pictures.device
+    out = pictures.float()
+    theta, gain, spread = (x.to(device, non_blocking=True) for x in geometry)
+    # Bilinear sampling looks at four pixels: a much larger picture is halved first, or fine structure would alias.
+    while out.shape[-1] >= 2 * side and out.shape[-1] % 2 == 0:
+        out = functional.avg_pool2d(out, 2)
+    grid = functional.affine_grid(theta, [n, 3, side, side], align_corners=False)
+    out = functional.grid_sample(out, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if bool((geometry.gain != 1).any()) or bool((geometry.spread != 1).any()):
+        mean = out.mean(dim=(1, 2, 3), keepdim=True)
+        out = ((out - mean) * spread.view(n, 1, 1, 1) + mean) * gain.view(n, 1, 1, 1)
+    return out.clamp_(0, 255)

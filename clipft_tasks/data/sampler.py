@@ -1,0 +1,83 @@
+"""Which rows make up each step: pure functions of (seed, step)."""
+
+import threading
+
+import numpy as np
+
+SHUFFLED, BALANCED, SPREAD = "shuffled", "balanced", "spread"
+
+
+class Sampler:
+    """Epochs are permutations of the pictures; of a picture's captions each epoch takes one.
+
+    Args:
+        labels: class id by row, -1 where unknown.
+        pictures: picture id by row; rows of one picture differ in caption.
+        groups: group id by row.
+        batch: rows per step.
+        seed: fixes every epoch's order.
+        how: `shuffled`; `balanced`, drawing rare classes as often as common ones; `spread`, keeping rows of one group in
+            different batches as far as possible, since they would be false negatives of each other.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, batch: int, seed: int, how: str = SHUFFLED, *, pictures: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        rows = np.arange(len(labels))
+        self.labels, self.seed, self.how = labels, seed, how
+        self.groups = rows if groups is None else groups
+        _, inverse = np.unique(rows if pictures is None else pictures, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        counts = np.bincount(inverse)
+        self._captions = counts
+        self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._rows = order  # rows of picture p: order[first[p] : first[p] + counts[p]]
+        self.batch = min(batch, len(counts))
+        self._current: tuple[int, np.ndarray] = (-1, rows)
+        self._lock = threading.Lock()  # batches are prepared by several threads
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self._captions) // self.batch)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Row numbers of a step (batch,)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        with self._lock:
+            if self._current[0] != epoch:
+                self._current = (epoch, self._epoch(epoch))
+            order = self._current[1]
+        return order[within * self.batch : (within + 1) * self.batch]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, 1, epoch])
+        chosen = self._rows[self._first + (rng.random(len(self._captions)) * self._captions).astype(int)]
+        if self.how == BALANCED:
+            return chosen[self._balanced(self.labels[chosen], rng)]
+        order = rng.permutation(len(chosen))
+        if self.how == SPREAD:
+            order = order[_apart(self.groups[chosen[order]], self.steps_per_epoch)]
+        return chosen[order]
+
+    def _balanced(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        classes = np.unique(labels)
+        # Each class is repeated whole, in fresh order each time, until it has filled its share.
+        share = -(-len(labels) // len(classes))
+        columns = []
+        for label in classes:
+            members = np.flatnonzero(labels == label)
+            repeats = -(-share // len(members))
+            columns.append(np.concatenate([rng.permutation(members) for _ in range(repeats)])[:share])
+        drawn = np.stack(columns, axis=1).ravel()  # classes alternate, so each batch is balanced as well
+        for start in range(0, len(drawn), self.batch):
+            rng.shuffle(drawn[start : start + self.batch])
+        return drawn[: len(labels)]
+
+
+def _apart(groups: np.ndarray, batches: int) -> np.ndarray:
+    """An order in which the members of each group go round the batches in turn."""
+    by_group = np.argsort(groups, kind="stable")  # members of a group are neighbours ...
+    place = np.empty(len(groups), int)
+    place[by_group] = np.arange(len(groups)) % batches  # ... and neighbours get different batches
+    return np.argsort(place, kind="stable")

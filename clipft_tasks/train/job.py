@@ -1,0 +1,141 @@
+"""A training job: what any process needs to take part. `python -m clipft_tasks.train.job FOLDER` is one of several."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..data import versioning
+from ..data.loader import TrainingData
+from ..domains import get_domain
+from ..errors import ClipftError, Transient
+from ..model import build
+from ..model.clip import Clip
+from ..objectives import make
+from ..spec import RunSpec
+from . import loop, parallel
+from .checkpoints import Checkpoints
+from .plan import Plan
+from .schedule import sides
+
+Log = Callable[[list[tuple[int, dict[str, float]]]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's work, in a folder of its own.
+
+    Attributes:
+        start: the model to start from, as `build.load` takes it; never `champion`.
+        dataset: tag of the dataset version.
+        key: identity of the run; its checkpoints carry it.
+        run_id: the MLflow run that figures go to; empty for none.
+    """
+
+    spec: RunSpec
+    plan: Plan
+    start: str
+    dataset: str
+    key: str
+    run_id: str
+    folder: Path
+
+    def write(self) -> None:
+        content = {"spec": self.spec.model_dump(mode="json"), "plan": self.plan.to_dict(), "start": self.start}
+        content |= {"dataset": self.dataset, "key": self.key, "run_id": self.run_id}
+        (self.folder / "job.json").write_text(json.dumps(content))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Job":
+        content = json.loads((folder / "job.json").read_text())
+        spec, plan = RunSpec.model_validate(content.pop("spec")), Plan.from_dict(content.pop("plan"))
+        return cls(spec=spec, plan=plan, folder=folder, **content)
+
+
+def train(job: Job, clip: Clip, log: Log) -> dict[str, float]:
+    """Train `clip` in place, here or in as many processes as the plan says. Returns the loop's figures."""
+    if job.plan.processes.value == 1:
+        return loop.train(_work(job, clip, log, parallel.ALONE))
+    job.write()
+    ports = ["--standalone", "--nproc-per-node", str(job.plan.processes.value)]
+    command = [sys.executable, "-m", "torch.distributed.run", *ports, "-m", __name__, str(job.folder)]
+    done = subprocess.run(command, check=False)
+    problem = job.folder / "problem.json"
+    if done.returncode:
+        said = json.loads(problem.read_text()) if problem.exists() else None
+        if said and said["kind"] == "ClipftError":
+            raise ClipftError(said["what"], said["why"], said["fix"])
+        raise Transient(said["what"] if said else f"A training process ended with {done.returncode}; the next try resumes.")
+    clip.model.load_state_dict(load_file(job.folder / "trained.safetensors"))
+    clip.model.eval()
+    return dict(json.loads((job.folder / "figures.json").read_text()))
+
+
+def _work(job: Job, clip: Clip, log: Log, world: parallel.World) -> loop.Work:
+    spec, domain = job.spec, get_domain(job.spec.domain)
+    dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
+
+    def data(split: str, sampling: str) -> TrainingData:
+        return TrainingData.open(
+            dataset, clip, domain.augment, split=split, largest=max(sides(spec.resolution)), batch=spec.train.batch,
+            seed=spec.train.seed, sampling=sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
+        )  # fmt: skip
+
+    return loop.Work(
+        clip=clip,
+        objective=make(spec.objective),
+        data=data("train", spec.train.sampling),
+        spec=spec.train,
+        resolution=spec.resolution,
+        plan=job.plan,
+        checkpoints=Checkpoints(job.folder / "checkpoints", job.key),
+        log=log,
+        validation=data("val", "shuffled") if spec.train.patience else None,
+        world=world,
+    )
+
+
+def _take_part(folder: Path) -> None:
+    """One process of several, started by torchrun."""
+    from .. import tracking
+
+    job, world = Job.read(folder), parallel.join()
+    try:
+        clip = build.load(job.start, domain=job.spec.domain)
+        build.prepare(clip, job.spec)
+
+        def log(rows: list[tuple[int, dict[str, float]]]) -> None:
+            if job.run_id:
+                tracking.log_steps(job.run_id, rows)
+
+        figures = loop.train(_work(job, clip, log, world))
+        if world.leads:
+            state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
+            save_file(state, folder / "trained.safetensors")
+            (folder / "figures.json").write_text(json.dumps(figures))
+    except (ClipftError, Transient) as error:
+        said = {"kind": type(error).__name__, "what": str(error)}
+        if isinstance(error, ClipftError):
+            said |= {"what": error.what, "why": error.why, "fix": error.fix}
+        part = folder / f"problem.{world.rank}.part"
+        part.write_text(json.dumps(said))
+        os.replace(part, folder / "problem.json")
+        raise SystemExit(1) from error
+    finally:
+        parallel.leave()
+
+
+def main(arguments: list[str]) -> Any:
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    _take_part(Path(arguments[0]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

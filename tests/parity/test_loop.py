@@ -1,0 +1,195 @@
+"""The loop on bad days: memory runs short, fp16 overflows, a signal comes; and what its options do."""
+
+import os
+import signal
+
+import pytest
+import torch
+from conftest import a_plan, a_work
+
+from clipft_tasks.data import versioning
+from clipft_tasks.errors import ClipftError, Transient
+from clipft_tasks.model import build
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import ingest, version
+from clipft_tasks.train import loop, memory
+
+
+@pytest.fixture
+def dataset(shared_home, small_spec):
+    made = version.run(small_spec, ingest.run(small_spec)["staging"])
+    return versioning.fetch(versioning.find(made["dataset"], "general"))
+
+
+def changed(spec: RunSpec, **fields: object) -> RunSpec:
+    return RunSpec.from_flat(spec.flat() | {k.replace("__", "."): v for k, v in fields.items()})
+
+
+def trained(spec, dataset, folder, **how):
+    before = how.pop("before", lambda work: None)
+    clip = build.prepare(build.load(spec.model.start), spec)
+    rows = []
+    work = a_work(spec, clip, dataset, folder, rows.extend, **how)
+    before(work)
+    figures = loop.train(work)
+    return clip, figures, rows
+
+
+def weights(clip):
+    return torch.cat([v.flatten().float() for v in clip.model.state_dict().values()])
+
+
+@pytest.mark.parametrize("at", [0, 7])
+def test_out_of_memory_at_any_step_repeats_the_same_rows_in_smaller_parts(dataset, small_spec, tmp_path, at, capsys):
+    def short(work):
+        tower = work.clip.model.visual.forward
+        calls = []
+
+        def forward(pictures):
+            calls.append(len(pictures))
+            if sum(1 for c in calls if c == 16) > at and len(pictures) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return tower(pictures)
+
+        work.clip.model.visual.forward = forward
+
+    plan = a_plan(micro_batch={"32": 16}, accumulation={"32": 1})
+    _, _, losses = trained(small_spec, dataset, tmp_path / "plain", plan=plan)
+    _, figures, again = trained(small_spec, dataset, tmp_path / "short", plan=plan, before=short)
+    assert figures["out_of_memory"] == 2 and "the same batch again with 8" in capsys.readouterr().out
+    assert [n for n, _ in again] == [n for n, _ in losses]  # no step lost, none doubled
+    torch.testing.assert_close([f["loss"] for _, f in again], [f["loss"] for _, f in losses], rtol=1e-3, atol=1e-4)
+    assert [f["micro_batch"] for _, f in again][-1] == 4
+
+
+def test_a_pair_that_never_fits_says_what_would(dataset, small_spec, tmp_path):
+    def never(work):
+        def forward(pictures):
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)")
+
+        work.clip.model.visual.forward = forward
+
+    with pytest.raises(ClipftError, match=r"a single pair does not fit.*MPS backend.*resolution.train"):
+        trained(small_spec, dataset, tmp_path, before=never)
+
+
+def test_the_micro_batch_grows_again_when_there_is_room(dataset, small_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "PATIENCE", 2)
+    plan = a_plan(micro_batch={"32": 4}, accumulation={"32": 4})
+    _, _, rows = trained(small_spec, dataset, tmp_path, plan=plan)
+    assert [f["micro_batch"] for _, f in rows][:6] == [4, 8, 8, 16, 16, 16]
+
+
+def test_a_signal_writes_a_checkpoint_and_the_next_try_ends_as_if_undisturbed(dataset, small_spec, tmp_path):
+    def interrupt(work):
+        whole = work.data.batch
+
+        def batch(step, *args, **kwargs):
+            if step == 5 and not (tmp_path / "told").exists():
+                (tmp_path / "told").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return whole(step, *args, **kwargs)
+
+        object.__setattr__(work.data, "batch", batch)
+
+    undisturbed, _, _ = trained(small_spec, dataset, tmp_path / "a")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Transient, match="checkpoint is written"):
+        trained(small_spec, dataset, tmp_path / "b", before=interrupt)
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed, figures, _ = trained(small_spec, dataset, tmp_path / "b")
+    assert figures["resumed_at"] > 0
+    assert torch.equal(weights(undisturbed), weights(resumed))
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_is_counted(dataset, small_spec, tmp_path):
+    """The loss scale starts far too high, so the first gradients overflow; then it recovers and training goes on."""
+    plan = a_plan(precision="fp16")
+    clip, figures, rows = trained(changed(small_spec, train__epochs=8), dataset, tmp_path, plan=plan)
+    scales = [f["loss_scale"] for _, f in rows]
+    assert figures["overflows"] >= 1 and scales[-1] < scales[0]
+    assert weights(clip).isfinite().all() and rows[-1][1]["loss"] < rows[0][1]["loss"]
+
+
+def test_fp16_that_always_overflows_stops_with_the_way_out(dataset, small_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MAX_OVERFLOWS", 3)
+
+    def poison(work):
+        work.clip.model.visual.proj.register_hook(lambda g: g * float("inf"))
+
+    with pytest.raises(ClipftError, match=r"overflowed fp16 in 4 steps in a row.*bf16 or fp32"):
+        trained(small_spec, dataset, tmp_path, plan=a_plan(precision="fp16"), before=poison)
+
+
+def test_bf16_trains(dataset, small_spec, tmp_path):
+    _, _, rows = trained(small_spec, dataset, tmp_path, plan=a_plan(precision="bf16"))
+    assert rows[-1][1]["loss"] < rows[0][1]["loss"]
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "multi_scale", "fixres"])
+def test_training_at_several_sizes_ends_with_a_model_of_one(dataset, small_spec, tmp_path, schedule):
+    spec = changed(small_spec, resolution__schedule=schedule, resolution__train=48, resolution__sizes=[32, 40])
+    clip, _, rows = trained(spec, dataset, tmp_path)
+    sides = [f["side"] for _, f in rows]
+    if schedule == "progressive":
+        assert sides == sorted(sides) and set(sides) == {32, 40, 48}
+    elif schedule == "fixres":
+        assert sides[0] == 40 and sides[-1] == 48
+    else:
+        assert set(sides) == {32, 40, 48} and sides != sorted(sides)
+    assert clip.side == 48 and clip.model.visual.positional_embedding.shape[0] == 37
+    assert clip.encode_images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).isfinite().all()
+
+
+def test_other_attention_and_blocks_run_again_train_to_the_same_weights(dataset, small_spec, tmp_path):
+    plain, _, _ = trained(small_spec, dataset, tmp_path / "plain")
+    start = weights(build.load(small_spec.model.start))
+    for name, more in {"chunked": {"attention": "chunked"}, "again": {"checkpointing": "all"}}.items():
+        other, _, _ = trained(small_spec, dataset, tmp_path / name, plan=a_plan(**more))
+        assert (weights(plain) - weights(other)).norm() < 0.01 * (weights(plain) - start).norm(), name
+
+
+def test_frozen_weights_stay_and_heads_may_go_first(dataset, small_spec, tmp_path):
+    spec = changed(small_spec, train__rules=["visual.transformer.*=freeze"], train__head_first=0.5, train__epochs=2)
+    start = build.load(spec.model.start).model.state_dict()
+    clip, _, _ = trained(spec, dataset, tmp_path)
+    now = clip.model.state_dict()
+    assert all(torch.equal(now[n], start[n]) for n in now if n.startswith("visual.transformer"))
+    assert not torch.equal(now["visual.proj"], start["visual.proj"])
+    assert not torch.equal(now["token_embedding.weight"], start["token_embedding.weight"])
+
+
+def test_low_rank_training_leaves_an_ordinary_model(dataset, small_spec, tmp_path):
+    spec = changed(small_spec, train__lora_rank=4)
+    start = build.load(spec.model.start).model.state_dict()
+    clip, _, rows = trained(spec, dataset, tmp_path)
+    assert clip.model.state_dict().keys() == start.keys() and rows[-1][1]["loss"] < rows[0][1]["loss"]
+    name = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    change = clip.model.state_dict()[name] - start[name]
+    assert 1 <= torch.linalg.matrix_rank(change) <= 4
+
+
+def test_the_running_average_is_what_is_kept(dataset, small_spec, tmp_path):
+    plain, _, _ = trained(small_spec, dataset, tmp_path / "a")
+    average, _, _ = trained(changed(small_spec, train__ema=0.9), dataset, tmp_path / "b")
+    start = weights(build.load(small_spec.model.start))
+    assert 0 < (weights(average) - start).norm() < (weights(plain) - start).norm()
+
+
+def test_early_stopping_keeps_the_best_epoch(dataset, small_spec, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0, 2.5, 2.6])
+    monkeypatch.setattr(loop, "validation_loss", lambda *a: next(values))
+    spec = changed(small_spec, train__epochs=50, train__patience=2)
+    stopped, _, rows = trained(spec, dataset, tmp_path / "a", validation=True)
+    assert len(rows) == 4 * 3 and rows[-1][1]["validation_loss"] == 2.5
+    values = iter([])
+    again, _, _ = trained(spec, dataset, tmp_path / "a", validation=True)  # nothing is trained again
+    assert torch.equal(weights(stopped), weights(again))
+
+
+def test_one_class_and_a_batch_larger_than_the_data_train(dataset, small_spec, tmp_path):
+    spec = changed(small_spec, train__batch=4096, train__sampling="balanced")
+    frame = dataset.frame[dataset.frame["label"] == dataset.classes[0]]
+    object.__setattr__(dataset, "frame", frame)
+    _, figures, rows = trained(spec, dataset, tmp_path)
+    assert figures["steps"] == spec.train.epochs and all(f["loss"] == f["loss"] for _, f in rows)

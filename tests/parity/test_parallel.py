@@ -1,0 +1,151 @@
+"""Several processes share a batch and end with the gradient, the weights and the resumed run of one."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import a_plan
+
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.model import build
+from clipft_tasks.stages import ingest, version
+from clipft_tasks.train import job as jobs
+from clipft_tasks.train.checkpoints import Checkpoints
+from clipft_tasks.train.job import Job
+from clipft_tasks.train.parallel import ALONE
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import sys, copy, torch
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from clipft_tasks.train import parallel, step
+from parity.shared import a_batch, a_clip, towers
+from clipft_tasks.objectives import InfoNCE, MultiPositive
+torch.set_num_threads(1)
+world = parallel.join()
+out = {{}}
+for name, objective in (("info_nce", InfoNCE(0.1)), ("multi_positive", MultiPositive("label"))):
+    for micro in (99, 3):
+        for rows in (12, 7, 1):
+            clip = a_clip()
+            step.backward(towers(clip), objective, a_batch(clip, rows, world.rank, world.size), micro_batch=micro, seed=5, world=world)
+            world.sum_gradients(clip.model.parameters(), [clip.model.logit_scale])
+            out[name, micro, rows] = [p.grad for p in clip.model.parameters()]
+if world.leads:
+    torch.save(out, {path!r})
+parallel.leave()
+"""
+
+
+def start(count: int, program: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    found = {}
+    for count in (1, 2):
+        path = tmp_path / f"{count}.pt"
+        start(count, PROGRAM.format(root=str(ROOT), path=str(path)))
+        found[count] = torch.load(path)
+    for case, one in found[1].items():
+        first, second = (torch.cat([g.flatten() for g in gradients]) for gradients in (one, found[2][case]))
+        assert (first - second).norm() < 1e-5 * first.norm() + 1e-8, case
+
+
+def test_running_short_on_one_process_is_noticed_by_all(tmp_path):
+    program = f"""
+import sys, torch
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT)!r} + "/tests"]
+from clipft_tasks.train import memory, parallel, step
+from parity.shared import a_batch, a_clip, towers
+from clipft_tasks.objectives import InfoNCE
+world = parallel.join()
+clip = a_clip()
+whole = clip.model.visual.forward
+def short(pictures):
+    if world.rank == 1 and len(pictures) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    return whole(pictures)
+clip.model.visual.forward = short
+seen = 0
+for micro in (99, 3, 2):
+    try:
+        step.backward(towers(clip), InfoNCE(), a_batch(clip, 12, world.rank, world.size), micro_batch=micro, seed=5, world=world)
+    except memory.OutOfMemory:
+        seen += 1
+        clip.model.zero_grad()
+assert seen == 2, seen
+parallel.leave()
+"""
+    start(2, program)
+
+
+def test_a_world_of_one_never_communicates():
+    own = torch.randn(3, 2)
+    assert ALONE.gather(own, 3) is own and ALONE.any(True) and not ALONE.any(False) and ALONE.leads
+
+
+@pytest.fixture
+def job(home, small_spec, tmp_path):
+    """A job on real data, ready for any number of processes."""
+    made = version.run(small_spec, ingest.run(small_spec)["staging"])
+
+    def make(name: str, **plan: object) -> Job:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Job(small_spec, a_plan(**plan), small_spec.model.start, made["dataset"], "k", "", folder)
+
+    return make
+
+
+def trained(job, *, epochs: int = 2):
+    spec = job.spec.model_copy(update={"train": job.spec.train.model_copy(update={"epochs": epochs})})
+    clip = build.prepare(build.load(job.start), spec)
+    figures = jobs.train(replace(job, spec=spec), clip, lambda rows: None)
+    return clip.model.state_dict(), figures
+
+
+def test_a_job_in_two_processes_ends_where_one_ends_and_is_resumed_by_another_number(job):
+    alone, _ = trained(job("one"))
+    both, figures = trained(job("two", processes=2))
+    assert figures["steps"] == 6 and figures["resumed_at"] == 0
+    start = build.load(job("one").start).model.state_dict()
+    moved = torch.cat([(alone[n] - start[n]).flatten() for n in alone])
+    apart = torch.cat([(alone[n] - both[n]).flatten() for n in alone])
+    assert apart.norm() < 0.01 * moved.norm()  # Adam makes much of gradients that are nothing but rounding
+
+    # Two processes begin, one goes on: what it resumes from carries nothing of how many there were.
+    longer = job("three", processes=2)
+    trained(longer, epochs=1)
+    assert Checkpoints(longer.folder / "checkpoints", "k").latest()["step"] == 3
+
+
+def test_a_problem_in_a_process_reaches_the_person(job, tmp_path):
+    broken = job("broken", processes=2)
+    spec = broken.spec.model_copy(
+        update={"train": broken.spec.train.model_copy(update={"rules": ["nothing.like.this=freeze"]})}
+    )
+    with pytest.raises(ClipftError, match="nothing.like.this"):
+        jobs.train(replace(broken, spec=spec), build.load(broken.start), lambda rows: None)

@@ -1,0 +1,145 @@
+"""Memory: its shortage is told from other errors, and the size of a pass follows what fits."""
+
+import pytest
+import torch
+
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.train.memory import PATIENCE, MicroBatches, OutOfMemory, is_out_of_memory
+
+CEILING = 10 * 2**30
+ROOM, FULL = 2 * 2**30, 6 * 2**30
+
+
+def micro(size: int = 16, most: int = 64, side: int = 96, **others: int) -> MicroBatches:
+    return MicroBatches({side: size} | {int(name.strip("_")): n for name, n in others.items()}, most, CEILING)
+
+
+def go(batches: MicroBatches, steps: int, in_use: int = ROOM, side: int = 96) -> int:
+    for _ in range(steps):
+        batches.went_well(side, in_use)
+    return batches.at(side)
+
+
+# Told apart -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.06 GiB is free. "
+            "Including non-PyTorch memory, this process has 78.04 GiB memory in use."
+        ),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 8.52 GB, other allocations: 384.00 KB, max allowed: 9.07 GB). Tried to "
+            "allocate 563.62 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory "
+            "allocations (may cause system failure)."
+        ),
+        RuntimeError("Invalid buffer size: 12 GB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+            "4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to allocate 4000000 bytes."
+        ),
+        MemoryError("Unable to allocate 3.00 GiB for an array with shape (1024, 1024, 1024) and data type uint8"),
+        OutOfMemory("on another process"),
+    ],
+    ids=["cuda", "cuda runtime", "cublas", "mps", "mps buffer", "cpu", "cpu on windows", "numpy", "own"],
+)
+def test_a_shortage_of_memory_is_known_by_its_words(error):
+    assert is_out_of_memory(error)
+
+
+def test_what_torch_itself_raises_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 16x2)"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+        NotImplementedError("The operator 'aten::linalg_qr' is not currently implemented for the MPS device."),
+        ValueError("out of memory"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_other_errors_are_no_shortage_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+# Smaller --------------------------------------------------------------------------------------------------------------
+
+
+def test_each_failure_halves_down_to_one_and_no_further():
+    batches, seen = micro(11), []
+    while batches.at(96) > 1:
+        batches.failed(96, 64, "CUDA out of memory")
+        seen.append(batches.at(96))
+    assert seen == [6, 3, 2, 1] and batches.failures == 4
+    with pytest.raises(ClipftError, match=r"pictures of 96 px: a single pair does not fit.*CUDA oom.*Lower resolution\.train"):
+        batches.failed(96, 64, "CUDA oom\nand what else the driver says")
+    assert batches.at(96) == 1
+
+
+def test_a_size_above_the_share_is_cut_to_it_first():
+    batches = micro(64)
+    assert batches.fits(96, 64) and batches.fits(96, 20)
+    batches.failed(96, 20, "short")
+    assert batches.at(96) == 10 and not batches.fits(96, 20) and batches.fits(96, 10)
+
+
+def test_a_share_of_one_pair_cannot_be_halved():
+    with pytest.raises(ClipftError, match="a single pair"):
+        micro(64).failed(96, 1, "short")
+
+
+# Larger ---------------------------------------------------------------------------------------------------------------
+
+
+def test_after_many_good_steps_with_room_it_doubles_up_to_the_batch():
+    batches = micro(24)
+    assert go(batches, PATIENCE - 1) == 24 and go(batches, 1) == 48
+    assert go(batches, PATIENCE - 1) == 48 and go(batches, 1) == 64
+    assert go(batches, 5 * PATIENCE) == 64
+
+
+def test_without_room_for_twice_as_much_it_stays():
+    batches = micro()
+    assert go(batches, 5 * PATIENCE, FULL) == 16 and go(batches, PATIENCE, CEILING // 2) == 16
+    assert go(batches, PATIENCE) == 32
+
+
+def test_a_failure_starts_the_count_anew():
+    batches = micro()
+    batches.failed(96, 64, "short")
+    assert go(batches, PATIENCE - 1) == 8 and go(batches, 1) == 16
+
+
+def test_after_a_failure_that_followed_growth_it_waits_twice_as_long():
+    batches = micro()
+    assert go(batches, PATIENCE + 1) == 32
+    batches.failed(96, 64, "short")
+    assert go(batches, 2 * PATIENCE - 1) == 16 and go(batches, 1) == 32
+    go(batches, 1)
+    batches.failed(96, 64, "short")
+    assert go(batches, 4 * PATIENCE - 1) == 16 and go(batches, 1) == 32
+
+
+def test_other_sides_are_left_as_they_are():
+    planned = {96: 16, 128: 8}
+    batches = MicroBatches(planned, 64, CEILING)
+    batches.failed(96, 64, "short")
+    go(batches, PATIENCE)
+    go(batches, PATIENCE - 1, side=128)
+    assert (batches.at(96), batches.at(128)) == (16, 8) and go(batches, 1, side=128) == 16
+    assert planned == {96: 16, 128: 8}  # the plan itself does not change
