@@ -1,4 +1,4 @@
-"""Seconds and scores of `make demo` on a fresh installation: python bench/demo.py
+"""Seconds and scores of `make demo` on a fresh installation: python -m bench.demo
 
 Takes about six minutes on two cores. Its figures are those in README.md.
 """

@@ -1,4 +1,4 @@
-"""Training step of the starter's image tower by memory layout and precision, in one process: python bench/layout.py
+"""Training step of the starter's image tower by memory layout and precision, in one process: python -m bench.layout
 
 The peer is the contiguous fp32 step; ratios above 1 are faster than it. The plan's choice of layout rests on these figures.
 """

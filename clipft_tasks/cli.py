@@ -79,16 +79,19 @@ def read_spec(file: Path | None, options: dict[str, Any]) -> RunSpec:
             raise ClipftError(f"spec file {file}", str(error).replace("\n", " "), "Give a YAML file.") from None
         for name, value in content.items():
             flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    for name, value in options.items():
-        if value is not None:
-            dotted = name.replace("__", ".")
-            flat[dotted] = yaml.safe_load(value) if dotted == "resolution.evaluate" else value
-    sizes = flat.get("resolution.evaluate")
-    if isinstance(sizes, str):
-        flat["resolution.evaluate"] = [int(s) for s in sizes.replace(",", " ").split()]
-    elif isinstance(sizes, int):
-        flat["resolution.evaluate"] = [sizes]
+    flat |= {name.replace("__", "."): value for name, value in options.items() if value is not None}
+    for name, field in form().items():
+        if field["type"] == "array" or "array" in field["type"]:
+            flat |= {name: _list(flat[name], field["items"]["type"])} if name in flat else {}
     return RunSpec.from_flat(flat)
+
+
+def _list(value: Any, kind: str) -> Any:
+    """A list as people write one: `96, 128`, `96 128`, `[96, 128]`, or already a list."""
+    if isinstance(value, str):
+        words = value.strip("[] ").replace(",", " ").split()
+        return [int(w) if kind == "integer" and w.isdigit() else w for w in words]
+    return value if isinstance(value, list) else [value]
 
 
 class Ledger:

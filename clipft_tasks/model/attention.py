@@ -5,9 +5,8 @@
     chunked  exact, a chunk of queries at a time
     auto     fused where the device has a fused backward, else chunked from the length where it pays
 
-Sliced and chunked keep queries, keys, values, the output and one number a row; the scores are computed again, block by
-block, in the backward pass (Rabe and Staats 2021, https://arxiv.org/abs/2112.05682; Dao et al. 2022,
-https://arxiv.org/abs/2205.14135). Nothing of size tokens x tokens is ever kept.
+Sliced and chunked keep queries, keys and values; the scores are computed again, block by block, in the backward pass (after
+Rabe and Staats 2021, https://arxiv.org/abs/2112.05682). Nothing of size tokens x tokens is ever kept.
 """
 
 import threading
@@ -169,57 +168,48 @@ def _ranges(count: int, each: int) -> list[slice]:
 
 
 class _Blocks(torch.autograd.Function):
-    """Forward keeps the log-sum-exp of each row; backward computes each block's weights again from it."""
+    """Forward keeps its inputs alone; backward computes each block's weights again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, factor: float,
                 seed: int, policy: Policy) -> Tensor:  # fmt: skip
-        batch, heads, n, m = *q.shape[:3], k.shape[2]
-        out = q.new_empty(batch, heads, n, v.shape[3])
-        sums = torch.empty(batch, heads, n, 1, dtype=torch.float32, device=q.device)
-        for number, (b, h, r) in enumerate(blocks((batch, heads, n, m), policy)):
-            scores = _scores(q, k, mask, causal, factor, (b, h, r))
-            total = scores.logsumexp(dim=-1, keepdim=True)
-            total.masked_fill_(total == -torch.inf, 0)  # a row that may attend to nothing gives zeros, as in torch
-            sums[b, h, r] = total
-            weights = scores.sub_(total).exp_()
+        out = q.new_empty(*q.shape[:3], v.shape[3])
+        for number, (b, h, r) in enumerate(blocks((*q.shape[:3], k.shape[2]), policy)):
+            weights = _weights(q, k, mask, causal, factor, (b, h, r))
             if dropout > 0:
                 weights *= _kept(weights, dropout, seed + number)
-            out[b, h, r] = weights.to(v.dtype) @ v[b, h]
-        ctx.save_for_backward(q, k, v, mask, out, sums)
+            out[b, h, r] = weights @ v[b, h]
+        ctx.save_for_backward(q, k, v, mask)
         ctx.settings = (dropout, causal, factor, seed, policy)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, out, sums = ctx.saved_tensors
+        q, k, v, mask = ctx.saved_tensors
         dropout, causal, factor, seed, policy = ctx.settings
+        several = blocks((*q.shape[:3], k.shape[2]), policy)
         dq = torch.empty_like(q)
         dmask = torch.zeros_like(mask, dtype=torch.float32) if mask is not None and ctx.needs_input_grad[3] else None
-        several = blocks((*q.shape[:3], k.shape[2]), policy)
         # Blocks of queries add into the same keys: sums stay in fp32 so that many small parts lose nothing.
-        rows_cut = several[0][2].stop < q.shape[2]
-        kind = torch.float32 if rows_cut else k.dtype
+        kind = torch.float32 if several[0][2].stop < q.shape[2] else k.dtype
         dk, dv = torch.zeros_like(k, dtype=kind), torch.zeros_like(v, dtype=kind)
         for number, (b, h, r) in enumerate(several):
-            g, rows = grad[b, h, r], q[b, h, r]
-            weights = _scores(q, k, mask, causal, factor, (b, h, r)).sub_(sums[b, h, r]).exp_()
-            keep = _kept(weights, dropout, seed + number) if dropout > 0 else None
-            dropped = weights if keep is None else weights * keep
-            dv[b, h] += dropped.to(g.dtype).transpose(-1, -2) @ g
-            dweights = (g @ v[b, h].transpose(-1, -2)).float()
-            if keep is not None:
+            g = grad[b, h, r]
+            weights = _weights(q, k, mask, causal, factor, (b, h, r))
+            dweights = g @ v[b, h].transpose(-1, -2)
+            if dropout > 0:
+                keep = _kept(weights, dropout, seed + number)
                 dweights *= keep
-            # The row sum of weights x dweights equals that of grad x output, which needs no scores.
-            inner = (g.float() * out[b, h, r].float()).sum(dim=-1, keepdim=True)
-            dscores = dweights.sub_(inner).mul_(weights)
+                dv[b, h] += (weights * keep).transpose(-1, -2) @ g
+            else:
+                dv[b, h] += weights.transpose(-1, -2) @ g
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             if dmask is not None:
                 part = _part(dmask, (b, h, r))
-                part += dscores.sum_to_size(part.shape)
-            dscores = dscores.mul_(factor).to(q.dtype)
-            dq[b, h, r] = dscores @ k[b, h]
-            dk[b, h] += dscores.transpose(-1, -2) @ rows
+                part += dscores.float().sum_to_size(part.shape)
+            dq[b, h, r] = (dscores @ k[b, h]).mul_(factor)
+            dk[b, h] += dscores.transpose(-1, -2) @ (q[b, h, r] * factor)
         given = (dq, dk.to(k.dtype), dv.to(v.dtype), None if dmask is None else dmask.to(mask.dtype))
         return (*given, None, None, None, None, None)
 
@@ -229,17 +219,20 @@ def _part(mask: Tensor, block: Block) -> Tensor:
     return mask[tuple(s if size > 1 else slice(None) for s, size in zip(block, mask.shape, strict=False))]
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, factor: float, block: Block) -> Tensor:
-    """Scaled and masked scores of a block, fp32."""
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, factor: float, block: Block) -> Tensor:
+    """Attention weights of a block, in the inputs' precision; the softmax itself works in fp32."""
     b, h, r = block
-    scores = (q[b, h, r] @ k[b, h].transpose(-1, -2)).float().mul_(factor)
+    scores = (q[b, h, r] * factor) @ k[b, h].transpose(-1, -2)  # scaled first: fp16 must not overflow
     if causal:
         ahead = torch.arange(k.shape[2], device=k.device) > torch.arange(r.start, r.stop, device=k.device)[:, None]
         scores.masked_fill_(ahead, -torch.inf)
-    if mask is not None:
-        part = _part(mask, block)
-        scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores.add_(part)
-    return scores
+    if mask is None:
+        return torch.softmax(scores, dim=-1)
+    part = _part(mask, block)
+    scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores.add_(part)
+    weights = torch.softmax(scores, dim=-1)
+    # A row that may attend to nothing gives zeros, as in torch.
+    return weights.masked_fill_((scores == -torch.inf).all(dim=-1, keepdim=True), 0)
 
 
 def _kept(weights: Tensor, dropout: float, seed: int) -> Tensor:
