@@ -29,7 +29,7 @@ def kept_by_attention(clip: gpu.Clip, pictures: torch.Tensor, chunked: bool) -> 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal kept
         kept += tensor.numel() * tensor.element_size()
-        return tensor
+        return tensor.detach()  # itself would be a cycle that nothing ever frees
 
     inner = functional.scaled_dot_product_attention
 

@@ -82,14 +82,19 @@ def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int) -> Callable[[
 
     towers, optimiser = step.Towers(clip, image, text, context), adamw(clip)
     parameters = list(clip.model.parameters())
+    unread: list[Tensor] = []  # the loop reads a step's figures while the next one runs
 
     def run() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
         report = step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1)
         report["norm"] = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        torch.stack(list(report.values())).tolist()  # the loop looks at its figures each step
+        figures = torch.stack(list(report.values()))
+        optimiser.found_inf = (~figures.isfinite().all()).float()  # type: ignore[attr-defined]
         optimiser.step()
         clip.model.logit_scale.data.clamp_(0, math.log(100))
+        while unread:
+            unread.pop().tolist()
+        unread.append(figures)
         return report["loss"]
 
     return run

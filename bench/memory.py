@@ -11,6 +11,7 @@ import torch
 
 from bench import gpu
 from clipft_tasks.model.checkpointing import checkpoint_blocks
+from clipft_tasks.train.memory import OutOfMemory
 
 CAP_GIB = 16
 GRAIN = 16
@@ -20,13 +21,12 @@ def largest(runs: Callable[[int], None]) -> int:
     """The largest multiple of GRAIN that `runs`, by halving an interval."""
 
     def fits(count: int) -> bool:
+        gpu.fresh()
         try:
             runs(count)
-            return True
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemory):
             return False
-        finally:
-            gpu.fresh()
+        return True
 
     low, high = 0, GRAIN
     while fits(high) and high < 8192:
@@ -37,20 +37,32 @@ def largest(runs: Callable[[int], None]) -> int:
     return low
 
 
-def ours(count: int, compiled: bool, time: bool = False) -> float:
-    clip = gpu.model_of("ViT-L-14", quick=True)
-    checkpoint_blocks(clip.model, 1)
-    run = gpu.our_step(clip, gpu.ready(clip, count), compiled, count)
-    run()
-    return count / gpu.seconds(run, rounds=2, each=2, warm=2) if time else float(run() or 0)
+def rate(run: Callable[[], torch.Tensor], count: int) -> float:
+    return count / gpu.seconds(run, rounds=2, each=2, warm=2)
 
 
-def peers(count: int, time: bool = False) -> float:
+def peers() -> tuple[int, float]:
+    """open_clip's largest micro-batch of ViT-L-14 with --grad-checkpointing, and its pairs per second."""
     clip = gpu.model_of("ViT-L-14", quick=False)
     clip.model.set_grad_checkpointing()
-    run = gpu.open_clips_step(clip, count, compiled=False)
-    run()
-    return count / gpu.seconds(run, rounds=2, each=2, warm=2) if time else float(run())
+    count = largest(lambda n: gpu.open_clips_step(clip, n, compiled=False)())
+    gpu.fresh()
+    return count, rate(gpu.open_clips_step(clip, count, False), count)
+
+
+def ours(count: int) -> tuple[int, float, float]:
+    """Our largest micro-batch, and pairs per second at `count`, eager and compiled."""
+    clip = gpu.model_of("ViT-L-14", quick=True)
+    checkpoint_blocks(clip.model, 1)
+
+    def run(n: int, compiled: bool) -> Callable[[], torch.Tensor]:
+        return gpu.our_step(clip, gpu.ready(clip, n), compiled, n)
+
+    most = largest(lambda n: run(n, False)())
+    gpu.fresh()
+    eager = rate(run(count, False), count)
+    gpu.fresh()
+    return most, eager, rate(run(count, True), count)
 
 
 def effective(batch: int) -> tuple[float, float]:
@@ -58,53 +70,48 @@ def effective(batch: int) -> tuple[float, float]:
     clip = gpu.model_of("ViT-B-32", quick=True)
     one = torch.rand(1, 3, clip.side, clip.side, device="cuda") * 255
     run = gpu.our_step(clip, gpu.ready(clip, batch, one.expand(batch, -1, -1, -1)), False, 64)
-    rate = batch / gpu.seconds(run, rounds=1, each=1, warm=1)
-    return gpu.peak_gib(), rate
+    speed = batch / gpu.seconds(run, rounds=1, each=1, warm=1)
+    return gpu.peak_gib(), speed
 
 
 def accumulated(times: int) -> tuple[float, float]:
     clip = gpu.model_of("ViT-B-32", quick=False)
     run = gpu.open_clips_step(clip, 64, compiled=False, accumulate=times)
-    rate = 64 * times / gpu.seconds(run, rounds=1, each=1, warm=1)
-    return gpu.peak_gib(), rate
+    speed = 64 * times / gpu.seconds(run, rounds=1, each=1, warm=1)
+    return gpu.peak_gib(), speed
 
 
 def main() -> None:
     torch.cuda.set_per_process_memory_fraction(CAP_GIB * 2**30 / torch.cuda.mem_get_info()[1])
     figures: dict[str, float] = {}
-    figures["peer_micro_batch"] = largest(peers)
-    figures["our_micro_batch"] = largest(lambda count: ours(count, compiled=False) and None)
-    count = int(figures["peer_micro_batch"])
-    for name, run in (
-        ("peer", lambda: peers(count, True)),
-        ("ours_eager", lambda: ours(count, False, True)),
-        ("ours_compiled", lambda: ours(count, True, True)),
-    ):
-        gpu.fresh()
-        figures[f"{name}_pairs_per_second"] = run()
-    print(f"{torch.cuda.get_device_name()}, at most {CAP_GIB} GiB, ViT-L-14, bf16, every block run again")
-    print("| | open_clip --grad-checkpointing | ours | ratio |\n|---|---|---|---|")
+    print(f"{torch.cuda.get_device_name()}, at most {CAP_GIB} GiB, bf16")
     print(
-        f"| largest micro-batch | {figures['peer_micro_batch']:.0f} | {figures['our_micro_batch']:.0f} | {figures['our_micro_batch'] / figures['peer_micro_batch']:.2f} |"
-    )
-    for name in ("ours_eager", "ours_compiled"):
-        rate, peer = figures[f"{name}_pairs_per_second"], figures["peer_pairs_per_second"]
-        print(f"| pairs/s at {count}, {name.replace('_', ' ')} | {peer:.0f} | {rate:.0f} | {rate / peer:.2f} |")
-    print(
-        "\n| effective batch of ViT-B-32, parts of 64 | peak GiB ours | pairs/s | peak GiB --accum-freq | pairs/s |\n|---|---|---|---|---|"
+        "\n| effective batch of ViT-B-32, parts of 64 | peak GiB | pairs/s | --accum-freq: peak GiB | pairs/s |\n|---|---|---|---|---|"
     )
     for batch in (64, 512, 4096, 32768):
         gpu.fresh()
-        peak, rate = effective(batch)
-        gpu.fresh()
-        figures |= {f"effective_{batch}_gib": peak, f"effective_{batch}_pairs_per_second": rate}
-        theirs = accumulated(batch // 64) if batch <= 4096 else None
-        if theirs:
-            figures |= {f"accum_{batch}_gib": theirs[0], f"accum_{batch}_pairs_per_second": theirs[1]}
-        print(
-            f"| {batch:,} | {peak:.2f} | {rate:,.0f} | "
-            + (f"{theirs[0]:.2f} | {theirs[1]:,.0f} |" if theirs else "not run | |")
-        )
+        peak, speed = effective(batch)
+        figures |= {f"effective_{batch}_gib": peak, f"effective_{batch}_pairs_per_second": speed}
+        theirs = ""
+        if batch <= 4096:
+            gpu.fresh()
+            their_peak, their_speed = accumulated(batch // 64)
+            figures |= {f"accum_{batch}_gib": their_peak, f"accum_{batch}_pairs_per_second": their_speed}
+            theirs = f"{their_peak:.2f} | {their_speed:,.0f} |"
+        print(f"| {batch:,} | {peak:.2f} | {speed:,.0f} | {theirs or 'not run | |'}")
+
+    gpu.fresh()
+    theirs_most, slow = peers()
+    print(
+        "\n| ViT-L-14, every block run again | open_clip --grad-checkpointing | ours | ratio |\n|---|---|---|---|", flush=True
+    )
+    gpu.fresh()
+    most, eager, compiled = ours(theirs_most)
+    print(f"| largest micro-batch | {theirs_most} | {most} | {most / theirs_most:.2f} |")
+    for kind, speed in (("eager", eager), ("compiled", compiled)):
+        print(f"| pairs/s at {theirs_most}, ours {kind} | {slow:.0f} | {speed:.0f} | {speed / slow:.2f} |")
+    figures |= {"peer_micro_batch": theirs_most, "our_micro_batch": most, "peer_pairs_per_second": slow}
+    figures |= {"our_eager_pairs_per_second": eager, "our_compiled_pairs_per_second": compiled}
     print(json.dumps(figures))
 
 

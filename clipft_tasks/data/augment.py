@@ -22,9 +22,10 @@ class Geometry(NamedTuple):
     theta: Tensor  # (n, 2, 3) affine maps from the new picture to the old one
     gain: Tensor  # (n,) brightness
     spread: Tensor  # (n,) contrast
+    zoom: float = 1.0  # the smallest side of a crop that may be drawn, as a share of the picture's
 
     def part(self, rows: slice) -> "Geometry":
-        return Geometry(self.theta[rows], self.gain[rows], self.spread[rows])
+        return Geometry(self.theta[rows], self.gain[rows], self.spread[rows], self.zoom)
 
 
 def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
@@ -45,7 +46,8 @@ def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
     theta = np.concatenate([rotation * flip[:, None, :] * zoom[:, None, None], shift[:, :, None]], axis=2)
     gain = 1 + rng.uniform(-how.brightness, how.brightness, n)
     spread = 1 + rng.uniform(-how.contrast, how.contrast, n)
-    return Geometry(*(torch.from_numpy(x.astype(np.float32)) for x in (theta, gain, spread)))
+    moved, lit, stretched = (torch.from_numpy(x.astype(np.float32)) for x in (theta, gain, spread))
+    return Geometry(moved, lit, stretched, how.crop_min**0.5)
 
 
 def apply(pictures: Tensor, geometry: Geometry, side: int) -> Tensor:
@@ -58,9 +60,11 @@ def apply(pictures: Tensor, geometry: Geometry, side: int) -> Tensor:
     """
     n, device = len(pictures), pictures.device
     out = pictures.float()
-    theta, gain, spread = (x.to(device, non_blocking=True) for x in geometry)
+    if not n:
+        return out.new_zeros(0, 3, side, side)
+    theta, gain, spread = (x.to(device, non_blocking=True) for x in geometry[:3])
     # Bilinear sampling looks at four pixels: a much larger picture is halved first, or fine structure would alias.
-    while out.shape[-1] >= 2 * side and out.shape[-1] % 2 == 0:
+    while out.shape[-1] * geometry.zoom >= 2 * side and out.shape[-1] % 2 == 0:
         out = functional.avg_pool2d(out, 2)
     grid = functional.affine_grid(theta, [n, 3, side, side], align_corners=False)
     out = functional.grid_sample(out, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -103,8 +103,13 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
         size = (int(side * width / height), side) if aspect == "crop" else (max(1, round(side * width / height)), side)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    left, top = round((rgb.width - side) / 2.0), round((rgb.height - side) / 2.0)
+    left, top = (_margin(length, side) for length in rgb.size)
     return np.ascontiguousarray(np.asarray(rgb.crop((left, top, left + side, top + side))).transpose(2, 0, 1))
+
+
+def _margin(length: int, side: int) -> int:
+    """Where a centred window of `side` begins; before the picture, when that is smaller. As open_clip rounds."""
+    return round((length - side) / 2.0) if length >= side else -((side - length) // 2)
 
 
 def perceptual_hash(rgb: Image.Image) -> bytes:

@@ -57,7 +57,7 @@ class Sampler:
             return chosen[self._balanced(self.labels[chosen], rng)]
         order = rng.permutation(len(chosen))
         if self.how == SPREAD:
-            order = order[_apart(self.groups[chosen[order]], self.steps_per_epoch)]
+            order = order[_apart(self.groups[chosen[order]], self.steps_per_epoch, self.batch, rng)]
         return chosen[order]
 
     def _balanced(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,9 +75,9 @@ class Sampler:
         return drawn[: len(labels)]
 
 
-def _apart(groups: np.ndarray, batches: int) -> np.ndarray:
-    """An order in which the members of each group go round the batches in turn."""
-    by_group = np.argsort(groups, kind="stable")  # members of a group are neighbours ...
-    place = np.empty(len(groups), int)
-    place[by_group] = np.arange(len(groups)) % batches  # ... and neighbours get different batches
-    return np.argsort(place, kind="stable")
+def _apart(groups: np.ndarray, batches: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """An order in which the members of each group go round the batches in turn; what fills no batch comes last."""
+    names, number = np.unique(groups, return_inverse=True)
+    by_group = np.argsort(rng.permutation(len(names))[number], kind="stable")  # members of a group are neighbours ...
+    dealt = [by_group[start::batches] for start in range(batches)]  # ... and neighbours get different batches
+    return np.concatenate([*(d[:batch] for d in dealt), *(d[batch:] for d in dealt)])

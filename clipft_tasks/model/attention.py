@@ -186,6 +186,11 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):  # whoever calls backward may be inside one
+            return _Blocks._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
         dropout, causal, factor, seed, policy = ctx.settings
         several = blocks((*q.shape[:3], k.shape[2]), policy)

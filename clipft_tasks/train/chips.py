@@ -41,14 +41,15 @@ class Chip:
 
     @property
     def native_half(self) -> str:
-        """The 16-bit format that the GPU computes natively; M1 and M2 emulate bf16. A probe has the last word."""
-        return "bf16" if self.generation >= 3 else "fp16"
+        """The 16-bit format that the GPU computes natively, "" when unknown; M1 and M2 emulate bf16. A probe has the last word."""
+        return {0: ""}.get(self.generation, "bf16" if self.generation >= 3 else "fp16")
 
     def __str__(self) -> str:
         cores = f"{self.fast_cores}+{self.other_cores} CPU cores"
         gpu = f", {self.gpu_cores} GPU cores" if self.gpu_cores else ""
         system = f", macOS {self.macos}" if self.macos else ""
-        return f"{self.name} ({cores}{gpu}, {self.memory / 2**30:.0f} GiB{system})"
+        memory = f", {self.memory / 2**30:.0f} GiB" if self.memory else ""
+        return f"{self.name} ({cores}{gpu}{memory}{system})"
 
 
 def sysctl(name: str) -> str:
@@ -67,10 +68,10 @@ def gpu_cores() -> int:
         done = subprocess.run(
             ["system_profiler", "-json", "SPDisplaysDataType"], capture_output=True, text=True, check=False, timeout=20
         )
-        displays = json.loads(done.stdout or "{}").get("SPDisplaysDataType", [])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        displays = json.loads(done.stdout)["SPDisplaysDataType"]
+        return max((_number(str(d.get("sppci_cores", ""))) for d in displays), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.TimeoutExpired):
         return 0
-    return max((_number(str(d.get("sppci_cores", ""))) for d in displays), default=0)
 
 
 def recognise(read: Reader = sysctl, gpu: Callable[[], int] = gpu_cores) -> Chip | None:
@@ -105,4 +106,4 @@ def recognise(read: Reader = sysctl, gpu: Callable[[], int] = gpu_cores) -> Chip
 
 
 def _number(text: str) -> int:
-    return int(text) if text.strip().isdigit() else 0
+    return int(text) if text.strip().isdecimal() else 0

@@ -1,12 +1,13 @@
 """What trains, and how fast: ordered rules of pattern → learning rate, on top of layer decay."""
 
+import math
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from ..errors import ClipftError
-from ..model.parts import BLOCK, is_head
+from ..model.parts import BLOCK, POSITIONS, is_head, tower_of
 from ..spec import TrainSpec
 
 
@@ -22,8 +23,8 @@ def factor(name: str, rules: list[tuple[str, float]], depths: dict[str, int], de
     if decay == 1 or is_head(name):
         return rule
     inside = BLOCK.match(name)
-    tower = inside["tower"] if inside else next((t for t in depths if name.startswith(t.split(".")[0])), "")
-    below = depths.get(tower, 0) - int(inside["depth"]) if inside else depths.get(tower, 0) + 1
+    depth = depths.get(tower_of(name), 0)
+    below = depth - int(inside["depth"]) if inside else depth + 1
     return float(rule * decay**below)
 
 
@@ -37,7 +38,7 @@ def parse(rules: list[str], model: nn.Module) -> list[tuple[str, float]]:
             number = 0.0 if value.strip() == "freeze" else float(value)
         except ValueError:
             number = -1.0
-        if not pattern or number < 0:
+        if not pattern or not 0 <= number < math.inf:
             raise ClipftError(
                 f"rule {rule!r}", "it is not pattern=freeze or pattern=number", "For example visual.conv1*=freeze."
             )
@@ -57,13 +58,14 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():
         if inside := BLOCK.match(name):
-            depths[inside["tower"]] = max(depths.get(inside["tower"], 0), int(inside["depth"]) + 1)
+            tower = tower_of(name)
+            depths[tower] = max(depths.get(tower, 0), int(inside["depth"]) + 1)
     found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rate = factor(name, rules, depths, spec.layer_decay)
         parameter.requires_grad_(parameter.requires_grad and rate > 0)
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and "positional_embedding" not in name and "pos_embed" not in name
+            decays = parameter.ndim >= 2 and not POSITIONS.search(name)
             found.setdefault((rate, is_head(name), decays), []).append(parameter)
     if not found:
         raise ClipftError("train.rules", "they freeze everything", "Leave something to train.")

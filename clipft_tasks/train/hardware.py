@@ -47,12 +47,14 @@ def probe(wanted: str = "auto") -> Hardware:
         raise ClipftError(f"device {wanted}", why, f"Set memory.device to {' or '.join(d for d in there if there[d])}.")
     device = wanted if wanted != "auto" else next(d for d in ("mps", "cuda", "cpu") if there[d])
     if device == "mps":
-        cores = chip.fast_cores if chip else usable_cores()
+        cores = settings().threads or (chip.fast_cores if chip else usable_cores())
         return Hardware("mps", str(chip or "Apple GPU"), cores, int(torch.mps.recommended_max_memory()), chip=chip)
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
         return Hardware("cuda", torch.cuda.get_device_name(), usable_cores(), int(free), torch.cuda.device_count())
     name = str(chip) if chip else platform.processor() or platform.machine()
+    if chip and chip.translated:
+        name += "; this Python is an Intel build under Rosetta: one for arm64 would have MPS"
     return Hardware("cpu", name, usable_cores(), int(psutil.virtual_memory().available), chip=chip)
 
 

@@ -22,7 +22,7 @@ from ..objectives import make
 from ..spec import RunSpec
 from . import loop, parallel
 from .checkpoints import Checkpoints
-from .plan import Plan
+from .plan import Plan, multiple
 from .schedule import sides
 
 Log = Callable[[list[tuple[int, dict[str, float]]]], None]
@@ -84,7 +84,7 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World) -> loop.Work:
 
     def data(split: str, sampling: str) -> TrainingData:
         return TrainingData.open(
-            dataset, clip, domain.augment, split=split, largest=max(sides(spec.resolution)), batch=spec.train.batch,
+            dataset, clip, domain.augment, split=split, largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
             seed=spec.train.seed, sampling=sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
         )  # fmt: skip
 

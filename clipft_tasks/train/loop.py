@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,8 +115,21 @@ def train(work: Work) -> dict[str, float]:
     world.copy_from_leader([*model.state_dict().values()])  # a process without the file has the same weights
 
     pending: list[tuple[int, dict[str, float]]] = []
+    unread: deque[_Unread] = deque()
+    # On CUDA a step's figures are read while the next one runs, so that the device never waits for us; should they be no
+    # numbers, the fused optimiser has skipped the step by itself.
+    late = device.type == "cuda" and not half
+
+    def settle(keep: int = 0) -> None:
+        while len(unread) > keep:
+            step = unread.popleft()
+            figures = dict(zip(step.names, step.values.tolist(), strict=True))
+            if late and not all(map(math.isfinite, figures.values())):
+                raise _not_finite(towers, step.batch, step.number, step.rate, figures, 0)
+            pending.append((step.number, figures | step.extra))
 
     def save(done: int) -> None:
+        settle()
         if world.leads:
             content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
             content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
@@ -172,13 +186,17 @@ def train(work: Work) -> dict[str, float]:
             world.sum_gradients(parameters, shared)
             scaler.unscale_(optimiser)
             report["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, spec.grad_clip or math.inf)
-            figures = dict(zip(report, torch.stack(list(report.values())).tolist(), strict=True))  # one wait for the device
-
-            overflow = half and math.isfinite(figures["loss"]) and not math.isfinite(figures["gradient_norm"])
-            in_a_row = in_a_row + 1 if overflow else 0
-            overflows += overflow
-            if (not overflow and not all(math.isfinite(v) for v in figures.values())) or in_a_row > MAX_OVERFLOWS:
-                raise _not_finite(towers, batch, number, rate, figures, in_a_row)
+            values = torch.stack(list(report.values()))
+            overflow = False
+            if late:
+                optimiser.found_inf = (~values.isfinite().all()).float()  # type: ignore[attr-defined]
+            else:
+                figures = dict(zip(report, values.tolist(), strict=True))
+                overflow = half and math.isfinite(figures["loss"]) and not math.isfinite(figures["gradient_norm"])
+                in_a_row = in_a_row + 1 if overflow else 0
+                overflows += overflow
+                if (not overflow and not all(map(math.isfinite, figures.values()))) or in_a_row > MAX_OVERFLOWS:
+                    raise _not_finite(towers, batch, number, rate, figures, in_a_row)
             scaler.step(optimiser)  # skipped by the scaler after an overflow, which also halves the scale
             scaler.update()
             with torch.no_grad():
@@ -204,7 +222,8 @@ def train(work: Work) -> dict[str, float]:
             }
             if half:
                 extra |= {"loss_scale": scaler.get_scale(), "overflows": overflows}
-            pending.append((number, figures | extra))
+            unread.append(_Unread(number, batch, rate, list(report), values, extra))
+            settle(keep=1 if late else 0)
             done = number + 1
 
             if done % per_epoch == 0 and work.validation is not None and spec.patience:
@@ -212,6 +231,7 @@ def train(work: Work) -> dict[str, float]:
                     value = validation_loss(
                         towers, work.objective, work.validation, work.resolution.train, micro.at(plan.sides[-1])
                     )
+                settle()
                 pending[-1][1]["validation_loss"] = value
                 if stopping.enough(value, average.state() if average else model.state_dict()):
                     say(f"Stopped after epoch {done // per_epoch}: no lower validation loss in {spec.patience} epochs.")
@@ -290,6 +310,18 @@ def _not_finite(
         why = f"{bad} is {figures[bad]},{where} (learning rate {rate:.2g}, temperature {figures['temperature']:.3g})"
         fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in batch.keys[:4])}, …)."
     return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
+
+
+@dataclass
+class _Unread:
+    """A step whose figures are still on the device."""
+
+    number: int
+    batch: Batch
+    rate: float
+    names: list[str]
+    values: torch.Tensor
+    extra: dict[str, float]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from ..errors import ClipftError
 from ..progress import say
 
 PATIENCE = 200  # steps without trouble before more is tried
-MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
+MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED", "Invalid buffer size")
 
 
 class OutOfMemory(Exception):
@@ -55,6 +55,7 @@ class MicroBatches:
         self.sizes, self.most, self.ceiling = dict(planned), most, ceiling
         self.failures = 0
         self._good: dict[int, int] = dict.fromkeys(planned, 0)
+        self._grown: set[int] = set()  # sizes that were raised and have not run since
         self._patience: dict[int, int] = dict.fromkeys(planned, PATIENCE)
 
     def at(self, side: int) -> int:
@@ -79,18 +80,21 @@ class MicroBatches:
                 "Lower resolution.train, set memory.checkpointing to all, or choose a smaller model.",
             )
         self.sizes[side] = -(-size // 2)
-        if self._good[side]:  # it had grown, or others took memory since: wait longer before the next try
+        if self._good[side] or side in self._grown:  # it had grown, or others took memory since: wait longer now
             self._patience[side] *= 2
+        self._grown.discard(side)
         self._good[side] = 0
         say(f"Out of memory at {side} px with {size} pairs a pass: the same batch again with {self.sizes[side]}.")
 
     def went_well(self, side: int, in_use: int) -> None:
         """Count a step; after many, double where that leaves room."""
         self._good[side] += 1
+        self._grown.discard(side)
         if self.sizes[side] < self.most and self._good[side] >= self._patience[side]:
             self._good[side] = 0
             if in_use * 2 < self.ceiling:
                 self.sizes[side] = min(2 * self.sizes[side], self.most)
+                self._grown.add(side)
                 say(
                     f"{in_use / 2**30:.1f} of {self.ceiling / 2**30:.1f} GiB used at {side} px: {self.sizes[side]} pairs a pass now."
                 )

@@ -11,11 +11,12 @@ from ..decision import Decision
 from ..errors import ClipftError
 from ..model import attention
 from ..model.attention import Policy
-from ..model.checkpointing import checkpoint_blocks, plain_blocks
+from ..model.checkpointing import checkpoint_blocks, plain_blocks, towers_of_blocks
 from ..model.clip import Clip
 from ..spec import RunSpec
 from . import probes, schedule
 from .hardware import Hardware, free_memory, probe, use_threads
+from .memory import is_out_of_memory, release
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
 SHARE = 0.7  # of the free memory that a plan fills; the rest is for what is not predicted
@@ -102,7 +103,7 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
     every = schedule.sides(spec.resolution, multiple(clip))
     processes = _processes(spec, machine, batch)
     share = -(-batch // processes.value)
-    budget, ceiling = _ceiling(spec, machine)
+    budget, ceiling = _ceiling(spec, machine, processes.value)
     clip.to(machine.device)
     memory = _memory(spec, machine, clip, every, precision.value, share, budget, ceiling)
     flops = {str(side): probes.pair_flops(clip, side) for side in every}
@@ -111,12 +112,12 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
         processes=processes,
         precision=precision,
         layout=layout,
-        threads=Decision(machine.cores, _threads_reason(machine)),
-        workers=_workers(spec, machine),
+        threads=Decision(max(1, machine.cores // processes.value), _threads_reason(machine)),
+        workers=_workers(spec, machine, processes.value),
         memory_gb=ceiling,
         stages=Decision([s.to_dict() for s in stages], f"{spec.resolution.schedule}, {steps} steps"),
         **memory,
-        compile=_compile(spec, machine, clip, precision, every, steps * share),
+        compile=_compile(spec, machine, clip, precision, layout.value, every, steps * share),
         flops=Decision(
             flops, "arithmetic of one pair, forward and backward", {"device_flops": _peak(machine, precision.value)}
         ),
@@ -161,7 +162,7 @@ def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Dec
     ratio = seconds("fp32") / seconds(likely)
     measured["step_speedup"] = round(ratio, 3)
     reason = f"a training step in {likely} runs at {ratio:.2g}x the speed of fp32"
-    if machine.chip and machine.chip.native_half != likely:
+    if machine.chip and machine.chip.native_half not in ("", likely):
         reason += f", though {machine.chip.native_half} is what {machine.chip.name} computes natively"
     return Decision(likely, reason, measured) if ratio >= GAIN else Decision("fp32", f"{reason}; casts would not pay", measured)
 
@@ -180,14 +181,13 @@ def _threads_reason(machine: Hardware) -> str:
     return "the cores this process may use; more threads than cores cost twice the time"
 
 
-def _workers(spec: RunSpec, machine: Hardware) -> Decision:
+def _workers(spec: RunSpec, machine: Hardware, processes: int) -> Decision:
+    cores = machine.cores // processes
     if spec.memory.workers:
         return Decision(spec.memory.workers, "asked for")
     if machine.device == "cpu":
-        return Decision(max(1, machine.cores // 2), "half the cores: the others train")
-    return Decision(
-        max(2, min(16, machine.cores - 1)), "the cores but one, which feeds the device; threads, so nothing is forked"
-    )
+        return Decision(max(1, cores // 2), "half the cores: the others train")
+    return Decision(max(2, min(16, cores - 1)), "the cores but one, which feeds the device; threads, so nothing is forked")
 
 
 def _processes(spec: RunSpec, machine: Hardware, batch: int) -> Decision:
@@ -203,12 +203,17 @@ def _processes(spec: RunSpec, machine: Hardware, batch: int) -> Decision:
     return Decision(max(1, min(wanted, batch)), "one a device" if wanted > 1 else "there is one device")
 
 
-def _ceiling(spec: RunSpec, machine: Hardware) -> tuple[float, Decision]:
+def _ceiling(spec: RunSpec, machine: Hardware, processes: int) -> tuple[float, Decision]:
+    """Bytes for one process, which has a GPU of its own or a share of the CPU's memory."""
+    sharing = processes if machine.device == "cpu" else 1
+    shared = f", shared by {sharing} processes" if sharing > 1 else ""
     if spec.memory.memory_gb:
-        return spec.memory.memory_gb * 2**30, Decision(spec.memory.memory_gb, "asked for")
-    budget = machine.memory * SHARE
+        own = spec.memory.memory_gb / sharing
+        return own * 2**30, Decision(own, f"asked for{shared}")
+    budget = machine.memory * SHARE / sharing
     source = "what macOS recommends for the GPU" if machine.device == "mps" else "what is free"
-    return budget, Decision(round(budget / 2**30, 2), f"{SHARE:.0%} of {source}", {"free_gb": round(machine.memory / 2**30, 2)})
+    measured = {"free_gb": round(machine.memory / 2**30, 2)}
+    return budget, Decision(round(budget / 2**30, 2), f"{SHARE:.0%} of {source}{shared}", measured)
 
 
 def _memory(
@@ -220,15 +225,14 @@ def _memory(
     trained = sum(p.numel() * 4 for p in clip.model.parameters())
     fixed = 4 * trained  # weights, gradients, two moments of AdamW
     options = ["none", "some", "all"] if spec.memory.checkpointing == "auto" else [spec.memory.checkpointing]
+    if spec.memory.checkpointing == "auto" and not towers_of_blocks(clip.model):
+        options = ["none"]
     fits: dict[int, int] = {}
     for option in options:
         if EVERY[option]:
             checkpoint_blocks(clip.model, EVERY[option])
         try:
-            lines = {
-                side: probes.kept_bytes(clip, side, precision, policy(chosen.value, free_memory(machine.device)))
-                for side in sides
-            }
+            lines = {side: _kept(clip, side, precision, policy(chosen.value, free_memory(machine.device))) for side in sides}
         finally:
             plain_blocks(clip.model)
         fits = {side: int((budget - fixed - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
@@ -273,6 +277,17 @@ def _memory(
     }
 
 
+def _kept(clip: Clip, side: int, precision: str, how: Policy) -> tuple[float, float]:
+    """Bytes (fixed, per pair); a probe that does not fit itself says that no pair does."""
+    try:
+        return probes.kept_bytes(clip, side, precision, how)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        release(clip.device)
+        return 0.0, float(2**40)
+
+
 def _attention(spec: RunSpec, machine: Hardware, clip: Clip, side: int) -> Decision:
     if spec.memory.attention != "auto":
         return Decision(spec.memory.attention, "asked for")
@@ -290,7 +305,9 @@ def _attention(spec: RunSpec, machine: Hardware, clip: Clip, side: int) -> Decis
     return Decision("fused", f"sequences of {longest} tokens keep little; chunks would cost more than they save")
 
 
-def _compile(spec: RunSpec, machine: Hardware, clip: Clip, precision: Decision, sides: tuple[int, ...], pairs: int) -> Decision:
+def _compile(
+    spec: RunSpec, machine: Hardware, clip: Clip, precision: Decision, layout: str, sides: tuple[int, ...], pairs: int
+) -> Decision:  # fmt: skip
     if spec.memory.compile != "auto":
         return Decision(spec.memory.compile == "on", "asked for")
     if machine.device == "mps":
@@ -299,7 +316,7 @@ def _compile(spec: RunSpec, machine: Hardware, clip: Clip, precision: Decision, 
         return Decision(False, "on a CPU it gains a training step little (bench/layout.py); memory.compile turns it on")
     if not (shutil.which("cc") or shutil.which("gcc")):
         return Decision(False, "there is no C compiler, which Triton needs")
-    seconds = probes.image_step_seconds(clip, machine.device, "contiguous", precision.value, max(sides), 32) * pairs
+    seconds = probes.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), 32) * pairs
     cost = COMPILE_SECONDS["cuda"] * len(sides)
     saved = seconds * (1 - 1 / COMPILE_GAIN)
     measured = {"run_seconds": round(seconds, 1), "saved_seconds": round(saved, 1), "compile_seconds": float(cost)}

@@ -1,6 +1,7 @@
 """Measurements behind the plan: seconds of products and steps, bytes that a pair keeps, its arithmetic."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import ClipftError
 from ..model import attention
 from ..model.clip import Clip
 from ..settings import settings
+from .memory import is_out_of_memory, release
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,8 +31,8 @@ def remembered(what: str, measure: Callable[[], float]) -> float:
     """A figure that holds for a chip and torch version: measured once, then read back from the cache under home."""
     path = settings().folder("cache", "probes") / f"torch-{torch.__version__}.json"
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = {str(k): float(v) for k, v in json.loads(path.read_text()).items() if math.isfinite(float(v))}
+    except (OSError, ValueError, TypeError, AttributeError):
         known = {}
     if what not in known:
         known[what] = measure()
@@ -55,7 +58,26 @@ def product_flops(device: str, precision: str, atleast: float = 0.0) -> float:
 
 
 def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
-    """Seconds a picture of a forward and backward pass of the image tower, the better of two after one to warm up."""
+    """Seconds a picture of a forward and backward pass of the image tower, the better of two after one to warm up.
+
+    Raises: ClipftError when a single picture does not fit.
+    """
+    while True:
+        try:
+            return _image_step_seconds(clip, device, layout, precision, side, pictures)
+        except Exception as error:
+            clip.model.zero_grad(set_to_none=True)
+            if not is_out_of_memory(error):
+                raise
+            if pictures == 1:
+                raise ClipftError(
+                    f"pictures of {side} px", "a single one does not fit into memory", "Lower resolution.train."
+                ) from error
+        pictures //= 2
+        release(torch.device(device))
+
+
+def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
     clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
     batch = clip.normalise(torch.zeros(pictures, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
     best = float("inf")
@@ -87,8 +109,8 @@ def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) 
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 # The tensor is held, or its memory would be counted again under another's address.
-                seen[storage.data_ptr()] = (tensor, storage.nbytes())
-            return tensor
+                seen[storage.data_ptr()] = (tensor.detach(), storage.nbytes())
+            return tensor.detach()  # itself would be a cycle that nothing ever frees
 
         pictures = torch.zeros(pairs, 3, side, side, dtype=torch.uint8, device=clip.device)
         modes = torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
@@ -99,10 +121,10 @@ def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) 
         return total
 
     clip.model.train()
-    one, two = kept(2), kept(6)
+    one, two = kept(1), kept(3)
     clip.model.eval()
-    each = max((two - one) / 4, 1.0)
-    return max(one - 2 * each, 0.0), each
+    each = max((two - one) / 2, 1.0)
+    return max(one - each, 0.0), each
 
 
 def pair_flops(clip: Clip, side: int) -> float:

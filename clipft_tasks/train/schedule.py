@@ -53,7 +53,8 @@ def stages(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Stage]:
     """
     every = sides(spec, multiple)
     if spec.schedule == "progressive":
-        return [Stage(round(steps * i / len(every)), (side,)) for i, side in enumerate(every)]
+        rising = [*(side for side in every if side != spec.train), spec.train]  # it ends at the size it is for
+        return [Stage(steps * i // len(rising), (side,)) for i, side in enumerate(rising)]
     if spec.schedule == "fixres":
         tail = Stage(steps - max(1, round(steps * TAIL)), (spec.train,), plain=True)
         smaller = tuple(side for side in every if side < spec.train) or (spec.train,)

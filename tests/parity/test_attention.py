@@ -264,3 +264,17 @@ def test_nothing_of_the_size_of_the_scores_is_kept_for_the_backward(policy):
         out = attention.attend(q, k, v, policy=policy)
     assert max(kept) < 2 * 4 * 300 * 300 / 10
     out.sum().backward()
+
+
+@POLICIES
+def test_a_backward_pass_inside_autocast_is_the_one_outside(policy):
+    inputs = parts()
+    gradients = []
+    for inside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attention.attend(*inputs, policy=policy)
+            if inside:
+                gradients.append(torch.autograd.grad(out.float().sum(), inputs))
+        if not inside:
+            gradients.append(torch.autograd.grad(out.float().sum(), inputs))
+    torch.testing.assert_close(gradients[0], gradients[1])

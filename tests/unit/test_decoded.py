@@ -136,7 +136,11 @@ def test_a_picture_that_broke_after_ingest_is_named(dataset, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("side", [32, 96, 224])
-@pytest.mark.parametrize("size", [(400, 200), (131, 97), (150, 300), (33, 500), (640, 81), (160, 160), (34, 17)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(400, 200), (131, 97), (150, 300), (33, 500), (640, 81), (160, 160), (34, 17), (300, 200), (200, 300), (31, 17)],
+    ids=str,
+)
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_each_aspect_is_open_clips_evaluation_transform(mode, size, side):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))

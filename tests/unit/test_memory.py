@@ -143,3 +143,18 @@ def test_other_sides_are_left_as_they_are():
     go(batches, PATIENCE - 1, side=128)
     assert (batches.at(96), batches.at(128)) == (16, 8) and go(batches, 1, side=128) == 16
     assert planned == {96: 16, 128: 8}  # the plan itself does not change
+
+
+def test_growth_that_fails_at_once_is_tried_half_as_often():
+    micro = MicroBatches({32: 8}, 32, 100)
+    for _ in range(PATIENCE):
+        micro.went_well(32, 10)
+    assert micro.at(32) == 16
+    micro.failed(32, 32, "CUDA out of memory")
+    assert micro.at(32) == 8
+    for _ in range(PATIENCE):
+        micro.went_well(32, 10)
+    assert micro.at(32) == 8
+    for _ in range(PATIENCE):
+        micro.went_well(32, 10)
+    assert micro.at(32) == 16

@@ -135,3 +135,16 @@ def test_a_batch_larger_than_the_data_is_all_of_it(how):
     sampler = Sampler(np.array([0, 1, 0, 1, 0]), 64, 0, how, pictures=np.array([0, 1, 2, 3, 3]))
     assert sampler.batch == 4 and sampler.steps_per_epoch == 1
     assert [len(sampler.rows(step)) for step in range(3)] == [4] * 3
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(31, 3), (64, 8), (50, 7), (10, 4)])
+def test_spread_deals_groups_over_batches_even_when_rows_are_left_over(rows, batch):
+    groups = np.arange(rows) // max(1, rows // batch)  # each group has at most as many members as there are batches
+    sampler = Sampler(np.zeros(rows, int), batch, 0, "spread", groups=groups)
+    for step in range(3 * sampler.steps_per_epoch):
+        assert len(set(groups[sampler.rows(step)])) == batch
+
+
+def test_spread_without_groups_still_makes_other_batches_each_epoch():
+    sampler = Sampler(np.zeros(64, int), 8, 0, "spread")
+    assert set(sampler.rows(0)) != set(sampler.rows(8))

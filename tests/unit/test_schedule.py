@@ -136,6 +136,13 @@ def test_a_run_of_few_steps_has_sizes_and_rates_too(kind, steps, warmup):
 
 
 def test_the_last_of_three_steps_has_the_deployment_size():
-    assert [schedule("progressive", 3).side(step) for step in range(3)] == [64, 96, 128]
+    assert [schedule("progressive", 3).side(step) for step in range(3)] == [96, 112, 128]
     assert [schedule("fixres", 3).side(step) for step in range(3)] == [96, 96, 128]
     assert schedule("fixres", 1).side(0) == schedule("plain", 1).side(0) == 128
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+def test_progressive_training_always_ends_at_the_deployment_size(steps):
+    assert schedule("progressive", steps).side(steps - 1) == 128
+    spec = ResolutionSpec(train=128, schedule="progressive", sizes=[64, 160])
+    assert stages(spec, 30)[-1].sides == (128,)
