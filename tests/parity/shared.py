@@ -15,6 +15,7 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.train import step
 from clipft_tasks.train.probes import precision_context
 
+DEVICE = torch.device("mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu")
 CAPTIONS = [
     "a red square",
     "a blue square with a rather long description of everything in it",
@@ -26,7 +27,7 @@ CAPTIONS = [
 def a_clip(kind: type = open_clip.CLIP) -> Clip:
     torch.manual_seed(0)
     model = kind(**copy.deepcopy(TINY["model_cfg"])).train()
-    return Clip(model, open_clip.SimpleTokenizer(context_length=32), copy.deepcopy(TINY), "tiny", "")
+    return Clip(model, open_clip.SimpleTokenizer(context_length=32), copy.deepcopy(TINY), "tiny", "").to(DEVICE)
 
 
 def a_batch(clip: Clip, n: int = 12, rank: int = 0, world: int = 1) -> Batch:
@@ -48,4 +49,4 @@ def a_batch(clip: Clip, n: int = 12, rank: int = 0, world: int = 1) -> Batch:
 
 
 def towers(clip: Clip, precision: str = "fp32") -> step.Towers:
-    return step.Towers(clip, clip.image_features, clip.text_features, partial(precision_context, "cpu", precision))
+    return step.Towers(clip, clip.image_features, clip.text_features, partial(precision_context, DEVICE.type, precision))

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipft_tasks.model import attention
 from clipft_tasks.model.attention import Policy
+from parity.shared import DEVICE
 
 SLICED, CHUNKED = Policy("sliced", 2000), Policy("chunked", 2000)
 POLICIES = pytest.mark.parametrize("policy", [SLICED, CHUNKED], ids=lambda p: p.name)
@@ -22,14 +23,14 @@ def parts(shape=(2, 3, 37, 16), keys=41, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     lead, n, d = shape[:-2], shape[-2], shape[-1]
     sizes = [(*lead, n, d), (*lead, keys, d), (*lead, keys, d)]
-    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in sizes]
+    return [torch.randn(s, generator=generator, dtype=dtype).to(DEVICE).requires_grad_() for s in sizes]
 
 
 def masks(n=37, m=41):
     generator = torch.Generator().manual_seed(3)
     some = torch.rand(2, 1, n, m, generator=generator) > 0.3
     some[..., 0] = True
-    return {
+    made = {
         "none": None,
         "bool by batch": some,
         "float by head": torch.randn(1, 3, n, m, generator=generator),
@@ -37,11 +38,13 @@ def masks(n=37, m=41):
         "keys only": some[:, :, :1],
         "minus infinity": torch.zeros(n, m).masked_fill(~some[0, 0], -torch.inf),
     }
+    return {name: None if mask is None else mask.to(DEVICE) for name, mask in made.items()}
 
 
 def both(function, inputs):
     out = function(*inputs)
-    return out, torch.autograd.grad((out * torch.arange(out.numel()).view(out.shape).sin()).sum(), inputs)
+    weight = torch.arange(out.numel(), device=out.device).view(out.shape).sin()
+    return out, torch.autograd.grad((out * weight).sum(), inputs)
 
 
 @POLICIES
@@ -92,7 +95,7 @@ def test_heads_that_share_keys(policy):
 @POLICIES
 def test_a_row_that_may_attend_to_nothing_gives_zeros(policy):
     inputs = parts()
-    mask = torch.ones(37, 41, dtype=torch.bool)
+    mask = torch.ones(37, 41, dtype=torch.bool, device=DEVICE)
     mask[5] = False
     out, gradients = both(lambda q, k, v: attention.attend(q, k, v, mask, policy=policy), inputs)
     assert (out[:, :, 5] == 0).all() and all(g.isfinite().all() for g in gradients)
@@ -102,7 +105,7 @@ def test_a_row_that_may_attend_to_nothing_gives_zeros(policy):
 def test_a_learned_mask_has_its_gradient(policy):
     inputs = parts()
     for shape in ((1, 3, 37, 41), (37, 41), (1, 1, 1, 41)):
-        mask = torch.randn(shape).requires_grad_()
+        mask = torch.randn(shape, device=DEVICE).requires_grad_()
         ours, theirs = (
             both(lambda q, k, v, m: attention.attend(q, k, v, m, policy=policy), [*inputs, mask]),
             both(lambda q, k, v, m: functional.scaled_dot_product_attention(q, k, v, m), [*inputs, mask]),
@@ -110,11 +113,12 @@ def test_a_learned_mask_has_its_gradient(policy):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(DEVICE.type == "mps", reason="MPS has no float64")
 @POLICIES
 def test_dropout_draws_the_same_numbers_in_both_passes(policy):
     """The weights that were kept are read off with an identity for values; the gradient is then that of plain arithmetic."""
     q, k, _ = parts(dtype=torch.float64)
-    v = torch.eye(41, dtype=torch.float64).expand(2, 3, 41, 41).clone().requires_grad_()
+    v = torch.eye(41, dtype=torch.float64, device=DEVICE).expand(2, 3, 41, 41).clone().requires_grad_()
 
     def ours(q, k, v):
         torch.manual_seed(7)
@@ -132,6 +136,7 @@ def test_dropout_draws_the_same_numbers_in_both_passes(policy):
     torch.testing.assert_close(both(ours, (q, k, v)), both(plain, (q, k, v)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(DEVICE.type == "mps", reason="MPS has no float64")
 @POLICIES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_stays_near_to_the_truth(policy, dtype):
@@ -271,7 +276,7 @@ def test_a_backward_pass_inside_autocast_is_the_one_outside(policy):
     inputs = parts()
     gradients = []
     for inside in (True, False):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             out = attention.attend(*inputs, policy=policy)
             if inside:
                 gradients.append(torch.autograd.grad(out.float().sum(), inputs))

@@ -1,0 +1,124 @@
+"""Full fine-tune epochs on a CPU beside open_clip's own trainer: python -m bench.train_cpu [--epochs N]
+
+The same pictures (elpv, monocrystalline), start model, batch, size and number of pairs; each with its own input pipeline. The
+scores are balanced accuracies of the test split, by the same evaluation.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BATCH, SIDE, RATE = 64, 128, 2e-4
+STEP = re.compile(r"Batch \(t\): ([0-9.]+)")
+
+
+def prepare() -> Any:
+    """The data set, through the ordinary stages."""
+    from clipft_tasks.data import versioning
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.stages import ingest, version
+
+    spec = RunSpec.from_flat({"domain": "industrial", "source": "elpv:mono"})
+    made = version.run(spec, ingest.run(spec)["staging"])
+    return versioning.fetch(versioning.find(made["dataset"], "industrial"))
+
+
+def score(clip: Any, dataset: Any) -> float:
+    from clipft_tasks.domains import get_domain
+    from clipft_tasks.evaluate import zero_shot
+
+    found = zero_shot.score(clip, dataset, get_domain("industrial"), "test", SIDE, BATCH)
+    return float(zero_shot.summary(found, ["balanced_accuracy"], 100)["balanced_accuracy"]["value"])
+
+
+def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
+    """Plan, decode, train; the decoding counts."""
+    from clipft_tasks.model import build
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.train import job, plan
+
+    spec = RunSpec.from_flat(
+        {"domain": "industrial", "train.epochs": epochs, "train.batch": BATCH, "train.learning_rate": RATE,
+         "resolution.train": SIDE, "train.checkpoint_seconds": 1e9}
+    )  # fmt: skip
+    clip = build.prepare(build.load("starter"), spec)
+    decided = plan.make(spec, clip, len(dataset.split("train")))
+    for line in decided.lines():
+        print(line, file=sys.stderr)
+    began = time.perf_counter()
+    done = job.train(job.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+    seconds = time.perf_counter() - began
+    return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset)}
+
+
+def peers(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
+    """open_clip_train.main on the same pictures as files, from the same start model."""
+    from clipft_tasks.model import build, starter
+    from clipft_tasks.train.hardware import usable_cores
+
+    (folder / "pictures").mkdir()
+    lines = ["filepath,title"]
+    for row in dataset.split("train").itertuples():
+        path = folder / "pictures" / f"{row.key}.png"
+        path.write_bytes(dataset.picture(row))
+        lines.append(f"{path},{row.caption}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    steps = (len(lines) - 1) // BATCH
+    arguments = {
+        "model": "local-dir:.", "train-data": folder / "train.csv", "dataset-type": "csv", "csv-separator": ",", "csv-img-key": "filepath",
+        "csv-caption-key": "title", "batch-size": BATCH, "epochs": epochs, "lr": RATE, "wd": 0.05, "warmup": max(1, steps * epochs // 10),
+        "workers": usable_cores(), "device": "cpu", "precision": "fp32", "force-image-size": SIDE, "grad-clip-norm": 1.0,
+        "logs": folder / "logs", "name": "peer", "log-every-n-steps": 1, "save-frequency": epochs, "seed": 0,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "open_clip_train.main", "--aug-cfg", "scale=(0.85,1.0)"]
+    for name, value in arguments.items():
+        command += [f"--{name}", str(value)]
+    env = os.environ | {"OMP_NUM_THREADS": str(usable_cores()), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=starter.build(), env=env, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        raise SystemExit(said[-3000:])
+    seconds = [float(s) for s in STEP.findall(said)]
+    clip = build.load("starter")
+    state = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{epochs}.pt", weights_only=False)["state_dict"]
+    clip.model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+    return {
+        "pairs_per_second": BATCH * len(seconds) / sum(seconds),
+        "pairs": BATCH * len(seconds),
+        "score": score(clip, dataset),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=3)
+    epochs = parser.parse_args().epochs
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["CLIPFT_HOME"] = home
+        dataset = prepare()
+        figures = {}
+        for name, run in (("open_clip_train", peers), ("clipft", ours)):
+            folder = Path(home, name)
+            folder.mkdir()
+            figures[name] = run(dataset, epochs, folder)
+            print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
+    ratio = figures["clipft"]["pairs_per_second"] / figures["open_clip_train"]["pairs_per_second"]
+    print(f"elpv mono, starter, {SIDE} px, batch {BATCH}, {epochs} epochs, {torch.get_num_threads()} threads")
+    print("| trainer | pairs/s | pairs | balanced accuracy |\n|---|---|---|---|")
+    for name, f in figures.items():
+        print(f"| {name} | {f['pairs_per_second']:.1f} | {f['pairs']:.0f} | {f['score']:.3f} |")
+    print(f"clipft trains {ratio:.2f} times as many pairs a second.")
+    print(json.dumps(figures | {"ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()
