@@ -38,8 +38,10 @@ status:  ## where everything is
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
 
-test: setup  ## every test, from unit to end to end
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+test: setup  ## every test, from unit to end to end (those on the running stack beside the others)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e > .stack-tests.log 2>&1 & stack=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e; others=$$?; \
+	wait $$stack; stack=$$?; echo "On the running stack:"; cat .stack-tests.log; rm -f .stack-tests.log; exit $$((others || stack))
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

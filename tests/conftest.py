@@ -17,15 +17,6 @@ from PIL import Image
 from clipft_tasks.settings import settings
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers share the work by file; what needs the running stack stays together and, being longest, goes first."""
-    for item in items:
-        stack = item.path.parent.name == "e2e"
-        item.add_marker(pytest.mark.xdist_group("stack" if stack else item.path.stem))
-    items.sort(key=lambda item: item.path.parent.name != "e2e")
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation of its own: every path of the settings lies under it."""
