@@ -100,7 +100,9 @@ def backward(
     if not single:
         with _agreeing(world):
             for i, leaf in zip(everything, leaves, strict=True):
-                encode(i).backward(leaf.grad)
+                again = encode(i)
+                if again.requires_grad:  # a tower may be frozen whole
+                    again.backward(leaf.grad)
     return report
 
 

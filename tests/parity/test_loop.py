@@ -159,6 +159,17 @@ def test_frozen_weights_stay_and_heads_may_go_first(dataset, small_spec, tmp_pat
     assert not torch.equal(now["token_embedding.weight"], start["token_embedding.weight"])
 
 
+@pytest.mark.parametrize("micro", [4, 16])
+def test_a_tower_may_be_frozen_whole(dataset, small_spec, tmp_path, micro):
+    text = ["transformer.*", "token_embedding*", "positional_embedding", "ln_final*", "text_projection"]
+    spec = changed(small_spec, train__rules=[f"{pattern}=freeze" for pattern in text])
+    start = build.load(spec.model.start).model.state_dict()
+    clip, _, _ = trained(spec, dataset, tmp_path, plan=a_plan(micro_batch={"32": micro}))
+    now = clip.model.state_dict()
+    moved = {name for name in now if not torch.equal(now[name], start[name])}
+    assert moved and all(name.startswith("visual.") or name == "logit_scale" for name in moved)
+
+
 def test_low_rank_training_leaves_an_ordinary_model(dataset, small_spec, tmp_path):
     spec = changed(small_spec, train__lora_rank=4)
     start = build.load(spec.model.start).model.state_dict()
