@@ -26,9 +26,10 @@ def resampling(old: tuple[int, int], new: tuple[int, int], device: torch.device)
     """
     key = (old, new, device)
     if key not in _matrices:
-        unit = torch.eye(old[0] * old[1]).view(-1, 1, *old)
-        spread = functional.interpolate(unit, size=new, mode="bicubic", antialias=True, align_corners=False)
-        _matrices[key] = spread.flatten(1).T.contiguous().to(device)
+        with torch.inference_mode(False):  # kept, so it must serve training too, whoever asks first
+            unit = torch.eye(old[0] * old[1]).view(-1, 1, *old)
+            spread = functional.interpolate(unit, size=new, mode="bicubic", antialias=True, align_corners=False)
+            _matrices[key] = spread.flatten(1).T.contiguous().to(device)
     return _matrices[key]
 
 

@@ -33,11 +33,6 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 @pytest.fixture
-def home(shared_home: Path) -> Path:
-    return shared_home
-
-
-@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A table of twelve red and twelve blue squares."""
     return write_pictures(tmp_path / "source", PER_CLASS)

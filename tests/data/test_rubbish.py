@@ -21,6 +21,11 @@ from clipft_tasks.stages import ingest
 from data.conftest import jsonl, rejected, spec_of, taken
 
 
+@pytest.fixture
+def home(shared_home: Path) -> Path:
+    return shared_home
+
+
 def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
     """One row of each bad kind by picture name, and a word of the reason it must be given."""
     whole = io.BytesIO()

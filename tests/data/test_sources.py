@@ -13,6 +13,11 @@ from clipft_tasks.stages import ingest
 from data.conftest import PER_CLASS, jsonl, same_rows, spec_of, taken
 
 
+@pytest.fixture
+def home(shared_home: Path) -> Path:
+    return shared_home
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "CSV", "JSONL", "Parquet"])
 def test_every_kind_of_table_gives_the_same_rows(as_csv, pictures, kind):
     frame = pd.read_csv(pictures, dtype=str, keep_default_na=False)

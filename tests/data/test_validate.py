@@ -28,6 +28,11 @@ TITLES = [
 
 
 @pytest.fixture
+def home(shared_home: Path) -> Path:
+    return shared_home
+
+
+@pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "source", 20)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,18 @@ from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import loop, memory
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    return {}
+
+
 @pytest.fixture
-def dataset(shared_home, small_spec):
-    made = version.run(small_spec, ingest.run(small_spec)["staging"])
-    return versioning.fetch(versioning.find(made["dataset"], "general"))
+def dataset(shared_home, small_spec, kept):
+    """One data set for the whole file: DVC takes seconds each time it is asked."""
+    if not kept:
+        made = version.run(small_spec, ingest.run(small_spec)["staging"])
+        kept["dataset"] = versioning.fetch(versioning.find(made["dataset"], "general"))
+    return replace(kept["dataset"])
 
 
 def changed(spec: RunSpec, **fields: object) -> RunSpec:

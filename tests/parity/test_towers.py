@@ -124,6 +124,13 @@ def test_resampling_keeps_a_constant_and_is_the_identity_at_the_same_size():
     torch.testing.assert_close(positions.resampling((4, 4), (4, 4), torch.device("cpu")), torch.eye(16))
 
 
+def test_a_side_first_seen_in_inference_can_be_trained_at_afterwards():
+    clip = clip_of()
+    with torch.inference_mode():
+        clip.image_features(torch.randn(1, 3, 56, 56))
+    clip.image_features(torch.randn(1, 3, 56, 56)).sum().backward()
+
+
 def test_sides_that_cannot_be_are_refused_with_one_that_can():
     with pytest.raises(ClipftError, match="multiple of the patch of 8.*Use 32"):
         clip_of().image_features(torch.randn(1, 3, 36, 36))

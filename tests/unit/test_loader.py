@@ -162,7 +162,7 @@ def test_a_consumer_that_stops_early_stops_the_threads_and_what_is_waiting():
     batches = ahead(make, 0, 10_000, device=CPU, resident=False, workers=3)
     assert next(batches) == 0 and at_work()
     batches.close()
-    assert not at_work() and sorted(made) == [0, 1, 2, 3]
+    assert not at_work() and sorted(made) == list(range(len(made))) and len(made) <= 5  # of ten thousand
 
 
 def test_what_a_worker_raises_reaches_the_consumer_at_its_step():
