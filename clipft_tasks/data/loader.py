@@ -1,9 +1,10 @@
 """Training input: batches as pure functions of their step, prepared by threads ahead of the device."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from .decoded import Decoded, decoded
 from .pictures import Aspect
 from .sampler import Sampler
 from .versioning import Dataset
+
+if TYPE_CHECKING:  # the model package reads pictures through this one
+    from ..model.clip import Clip
 
 # Batch and text counts come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -71,7 +75,7 @@ class TrainingData:
 
     @classmethod
     def open(
-        cls, dataset: Dataset, clip: "object", how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
+        cls, dataset: Dataset, clip: "Clip", how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
         sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2,
     ) -> "TrainingData":  # fmt: skip
         """Read a split.
@@ -88,7 +92,7 @@ class TrainingData:
         labels = np.array([classes.get(x, -1) for x in frame["label"]])
         groups = np.unique([g or k for g, k in zip(frame["group"], frame["key"], strict=True)], return_inverse=True)[1]
         pictures = np.unique(frame["sha256"].to_numpy(), return_inverse=True)[1]
-        tokens, lengths = clip.token_table(captions)  # type: ignore[attr-defined]
+        tokens, lengths = clip.token_table(captions)
         return cls(
             pictures=decoded(dataset, frame, margin, split, aspect=aspect, draft=True, workers=workers),
             tokens=tokens,
@@ -133,7 +137,9 @@ class TrainingData:
         )
 
 
-def ahead(make: "object", first: int, last: int, *, device: torch.device, resident: bool, workers: int) -> Iterator[Batch]:
+def ahead(
+    make: Callable[[int], Batch], first: int, last: int, *, device: torch.device, resident: bool, workers: int
+) -> Iterator[Batch]:
     """Batches `first` to `last`, prepared by threads while the device works.
 
     Threads, not processes: they survive any way of starting Python, cannot be lost, and touch no device (two threads on MPS
@@ -151,7 +157,7 @@ def ahead(make: "object", first: int, last: int, *, device: torch.device, reside
 
         def submit() -> None:
             if (step := next(steps, None)) is not None:
-                waiting.append(pool.submit(make, step))  # type: ignore[arg-type]
+                waiting.append(pool.submit(make, step))
 
         def receive() -> Batch | None:
             if not waiting:

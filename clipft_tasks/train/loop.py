@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..data import loader
+from ..data.augment import PLAIN
 from ..data.loader import Batch, TrainingData
 from ..errors import ClipftError, Transient
 from ..model import attention
@@ -99,7 +100,7 @@ def train(work: Work) -> dict[str, float]:
     schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
     share = -(-work.data.sampler.batch // world.size)
     micro = MicroBatches(plan.micro_batches, share, int(plan.memory_gb.value * 2**30))
-    stopping = _Stopping(spec.patience, work.checkpoints)
+    stopping = _Stopping(spec.patience)
 
     first = overflows = in_a_row = 0
     if state := work.checkpoints.latest():
@@ -278,17 +279,15 @@ def _towers(clip: Clip, plan: Plan) -> steps.Towers:
 
 def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingData, side: int, micro_batch: int) -> float:
     """Mean loss over a split's batches of the training size, on plain pictures; the model is as in training afterwards."""
-    from ..data.augment import PLAIN
-
     model = towers.clip.model
     model.eval()
     losses = []
     with torch.no_grad():
         for number in range(data.sampler.steps_per_epoch):
             batch = data.batch(number, side, how=PLAIN)
-            images = torch.cat([towers.images(batch, p, 0) for p in steps._parts(len(batch.pictures), micro_batch)])
-            texts = torch.cat([towers.texts(batch.tokens[p], 0) for p in steps._parts(len(batch.tokens), micro_batch)])
-            losses.append(float(steps._loss(towers.clip, objective, images, texts, batch)[0]))
+            images = torch.cat([towers.images(batch, p, 0) for p in steps.parts_of(len(batch.pictures), micro_batch)])
+            texts = torch.cat([towers.texts(batch.tokens[p], 0) for p in steps.parts_of(len(batch.tokens), micro_batch)])
+            losses.append(float(steps.batch_loss(towers.clip, objective, images, texts, batch)[0]))
     model.train()
     steps.freeze_statistics(model)
     return sum(losses) / len(losses)
@@ -366,8 +365,8 @@ class _Average:
 class _Stopping:
     """Early stopping: the best weights so far, and how long ago that was."""
 
-    def __init__(self, patience: int, checkpoints: Checkpoints) -> None:
-        self.patience, self.checkpoints = patience, checkpoints
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
         self.lowest, self.since, self.stopped = math.inf, 0, False
         self.best: dict[str, Any] | None = None
 

@@ -78,7 +78,7 @@ def backward(
     """
     share = -(-len(batch.tokens) // world.size)
     own_texts = batch.tokens[world.rank * share : (world.rank + 1) * share]
-    pictures, texts = _parts(len(batch.pictures), micro_batch), _parts(len(own_texts), micro_batch)
+    pictures, texts = parts_of(len(batch.pictures), micro_batch), parts_of(len(own_texts), micro_batch)
     base = seed * world.size + world.rank
 
     def encode(number: int) -> Tensor:
@@ -95,7 +95,7 @@ def backward(
     image = world.gather(_joined(leaves[: len(pictures)], width, towers.clip.device), batch.rows.stop - batch.rows.start)
     text = world.gather(_joined(leaves[len(pictures) :], width, towers.clip.device), len(own_texts))
     with _agreeing(world):
-        loss, report = _loss(towers.clip, objective, image, text, batch)
+        loss, report = batch_loss(towers.clip, objective, image, text, batch)
         loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale, bias and objective
     if not single:
         with _agreeing(world):
@@ -123,7 +123,7 @@ class _agreeing:
             raise OutOfMemory(str(error) if error else "on another process") from error
 
 
-def _parts(count: int, each: int) -> list[slice]:
+def parts_of(count: int, each: int) -> list[slice]:
     return [slice(start, min(start + each, count)) for start in range(0, count, each)]
 
 
@@ -131,7 +131,7 @@ def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Ten
     return torch.cat(list(features)) if features else torch.zeros((0, width), device=device)
 
 
-def _loss(clip: Clip, objective: Objective, image: Tensor, text: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_loss(clip: Clip, objective: Objective, image: Tensor, text: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     device = image.device
     caption, label = batch.caption.to(device), batch.label.to(device)
     image = normalize(image, dim=-1)
