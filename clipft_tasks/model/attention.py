@@ -84,7 +84,14 @@ def use(policy: Policy | None) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _attend(
+def _attend(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    policy = _active[-1]
+    if key.shape[-2] <= policy.longer_than:
+        return _torchs_own(query, key, *args, **kwargs)
+    return attend(query, key, *args, policy=policy, **kwargs)
+
+
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -93,22 +100,6 @@ def _attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    policy = _active[-1]
-    if key.shape[-2] <= policy.longer_than:
-        return _torchs_own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, policy=policy)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
     *,
     policy: Policy,
 ) -> Tensor:
@@ -116,26 +107,27 @@ def attend(
 
     Args:
         query: (..., heads, n, d); key: (..., heads, m, d); value: (..., heads, m, e).
-        mask: bool (True may attend) or float (added), broadcast to (..., heads, n, m).
-        dropout: share of the weights that is dropped; the same numbers are drawn again in the backward pass.
-        grouped: several query heads share a key head.
+        attn_mask: bool (True may attend) or float (added), broadcast to (..., heads, n, m).
+        dropout_p: share of the weights that is dropped; the same numbers are drawn again in the backward pass.
+        enable_gqa: several query heads share a key head.
         policy: which blocks, and how large.
     Returns: (..., heads, n, e) in the query's precision.
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    if grouped:
+    if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeats, dim=-3), value.repeat_interleave(repeats, dim=-3)
     shape = query.shape
     query, key, value = (_four(x) for x in (query, key, value))
+    mask = attn_mask
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-3:]) if mask.ndim > 4 else mask[(None,) * (4 - mask.ndim)]
-    seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
+    seed = int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(device, enabled=False):
-        out = _Blocks.apply(query, key, value, mask, dropout, causal, factor, seed, policy)
+        out = _Blocks.apply(query, key, value, mask, dropout_p, is_causal, factor, seed, policy)
     return out.reshape(*shape[:-1], value.shape[-1])
 
 

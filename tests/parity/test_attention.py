@@ -64,7 +64,7 @@ def test_masks_of_every_shape(policy, kind):
 def test_causal_with_heads_of_any_size(policy, head):
     inputs = parts((2, 3, 37, head), 37)
     ours, theirs = (
-        both(lambda q, k, v: attention.attend(q, k, v, causal=True, scale=0.3, policy=policy), inputs),
+        both(lambda q, k, v: attention.attend(q, k, v, is_causal=True, scale=0.3, policy=policy), inputs),
         both(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3), inputs),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -86,7 +86,7 @@ def test_heads_that_share_keys(policy):
     q, k, v = parts((2, 6, 20, 8), 20)
     k, v = (x[:, :2].detach().requires_grad_() for x in (k, v))
     ours, theirs = (
-        both(lambda q, k, v: attention.attend(q, k, v, grouped=True, policy=policy), (q, k, v)),
+        both(lambda q, k, v: attention.attend(q, k, v, enable_gqa=True, policy=policy), (q, k, v)),
         both(lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, enable_gqa=True), (q, k, v)),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -122,7 +122,7 @@ def test_dropout_draws_the_same_numbers_in_both_passes(policy):
 
     def ours(q, k, v):
         torch.manual_seed(7)
-        return attention.attend(q, k, v, dropout=0.4, policy=policy)
+        return attention.attend(q, k, v, dropout_p=0.4, policy=policy)
 
     weights = (q @ k.transpose(-1, -2) / 4).softmax(-1)
     factor = (ours(q, k, v).detach() / weights.detach()).round(decimals=3)  # 0, or 1 / 0.6
