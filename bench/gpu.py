@@ -87,9 +87,9 @@ def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int) -> Callable[[
     def run() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
         report = step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1)
-        report["norm"] = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        report["norm"] = step.total_norm(parameters)
         figures = torch.stack(list(report.values()))
-        optimiser.found_inf = (~figures.isfinite().all()).float()  # type: ignore[attr-defined]
+        step.clip_and_skip(optimiser, figures, report["norm"], 1.0)
         optimiser.step()
         clip.model.logit_scale.data.clamp_(0, math.log(100))
         while unread:

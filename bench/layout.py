@@ -1,4 +1,4 @@
-"""Training step of the starter's image tower by memory layout, precision and compilation: python -m bench.layout
+"""Training step of the starter's image tower by memory layout, precision, compilation and allocator: python -m bench.layout
 
 The peer is the contiguous fp32 step; ratios above 1 are faster than it. The plan's choices on a CPU rest on these figures.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from clipft_tasks.model import build
-from clipft_tasks.train.hardware import usable_cores
+from clipft_tasks.train.hardware import keep_freed_memory, usable_cores
 from clipft_tasks.train.step import freeze_statistics
 
 BATCH, SIDE, ROUNDS = 64, 128, 5
@@ -52,6 +52,12 @@ def main() -> None:
             taken = step(encode, pictures.contiguous(memory_format=FORMATS[layout]), bf16)
             if number:
                 seconds[name].append(taken)
+    keep_freed_memory()
+    for bf16 in (False, True):
+        model.to(memory_format=torch.channels_last)
+        inputs = pictures.contiguous(memory_format=torch.channels_last)
+        taken_all = [step(model.encode_image, inputs, bf16) for _ in range(ROUNDS + 1)]
+        seconds[f"channels_last {'bf16' if bf16 else 'fp32'}, freed memory kept"] = taken_all[1:]
     peer = seconds["contiguous fp32"]
     print("| layout and precision | pictures/s (median) | speed beside contiguous fp32 |\n|---|---|---|")
     figures: dict[str, object] = {"compile_seconds": compiling}

@@ -43,6 +43,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
 
     machine = hardware.probe(spec.memory.device)
     hardware.use_threads(machine.cores)
+    hardware.keep_freed_memory()
     models = {"after": candidate, "before": build.load(mlflow_run.data.tags["clipft.start"], domain=spec.domain)}
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")

@@ -1,5 +1,6 @@
 """What this machine is: device, cores, memory. Asked once, in well under a second."""
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass, field
@@ -68,6 +69,27 @@ def usable_cores() -> int:
 def use_threads(count: int) -> None:
     """Set PyTorch's thread counts; more threads than cores cost more than twice the time."""
     torch.set_num_threads(count)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next allocation, where it is glibc.
+
+    It gives large tensors back to the system at once, and clearing their pages anew at each use takes as long as the
+    arithmetic of a training step (bench/layout.py). `release` still gives everything back.
+    """
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_MMAP_MAX, 0)
+        _libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what `keep_freed_memory` kept."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
+_libc = ctypes.CDLL(None)
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 
 def hold_to(device: str, ceiling: int) -> None:

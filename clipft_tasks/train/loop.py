@@ -29,7 +29,7 @@ from . import memory, probes
 from . import step as steps
 from .checkpoints import Checkpoints
 from .groups import groups
-from .hardware import free_memory, hold_to, use_threads
+from .hardware import free_memory, hold_to, keep_freed_memory, use_threads
 from .memory import MicroBatches, OutOfMemory
 from .parallel import ALONE, World
 from .plan import EVERY, Plan, multiple
@@ -74,6 +74,7 @@ def train(work: Work) -> dict[str, float]:
     """
     clip, plan, spec, world = work.clip, work.plan, work.spec, work.world
     use_threads(plan.threads.value)
+    keep_freed_memory()
     device = torch.device(plan.device.value)
     hold_to(device.type, int(plan.memory_gb.value * 2**30))
     if spec.lora_rank:
@@ -186,12 +187,14 @@ def train(work: Work) -> dict[str, float]:
                 micro.failed(side, share, why)
             world.sum_gradients(parameters, shared)
             scaler.unscale_(optimiser)
-            report["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, spec.grad_clip or math.inf)
+            norm = report["gradient_norm"] = steps.total_norm(parameters)
+            limit = spec.grad_clip or math.inf
             values = torch.stack(list(report.values()))
             overflow = False
             if late:
-                optimiser.found_inf = (~values.isfinite().all()).float()  # type: ignore[attr-defined]
+                steps.clip_and_skip(optimiser, values, norm, limit)
             else:
+                nn.utils.clip_grads_with_norm_(parameters, limit, norm)
                 figures = dict(zip(report, values.tolist(), strict=True))
                 overflow = half and math.isfinite(figures["loss"]) and not math.isfinite(figures["gradient_norm"])
                 in_a_row = in_a_row + 1 if overflow else 0

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import ClipftError
 from ..progress import say
+from .hardware import give_back_freed_memory
 
 PATIENCE = 200  # steps without trouble before more is tried
 MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED", "Invalid buffer size")
@@ -29,6 +30,8 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    else:
+        give_back_freed_memory()
 
 
 def used(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from ..model.checkpointing import checkpoint_blocks, plain_blocks, towers_of_blo
 from ..model.clip import Clip
 from ..spec import RunSpec
 from . import probes, schedule
-from .hardware import Hardware, free_memory, probe, use_threads
+from .hardware import Hardware, free_memory, keep_freed_memory, probe, use_threads
 from .memory import is_out_of_memory, release
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
@@ -24,6 +24,7 @@ WORKSPACE = 1.5  # times what autograd keeps: gradients in flight and the kernel
 SMALL = 8  # pairs a pass below which blocks are rather run again than kept
 COMPILE_SECONDS = {"cuda": 60, "cpu": 90}  # of both towers at one size, seen
 COMPILE_GAIN = 1.3  # bench/train_gpu.py
+PROBED = 32  # pictures of a timed step: with fewer, what a batch costs in memory traffic does not show
 HEAD = 64  # width of an attention head, in nearly every tower
 EVERY = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
 
@@ -94,6 +95,7 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
     """
     machine = probe(spec.memory.device)
     use_threads(machine.cores)
+    keep_freed_memory()  # so that what is measured is what training will see
     device = Decision(machine.device, f"{'asked for' if spec.memory.device != 'auto' else 'the fastest here'}; {machine.name}")
     layout = layout_of(machine.device, clip)
     precision = _precision(spec, machine, clip, layout.value)
@@ -154,10 +156,9 @@ def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Dec
     # Where a bare matrix product gains nothing the model cannot either, and trying could take minutes.
     if products[likely] < GAIN:
         return Decision("fp32", f"a matrix product in {likely} runs at {products[likely]:.2g}x the speed of fp32", measured)
-    pictures = 8 if machine.device == "cpu" else 32
 
     def seconds(precision: str) -> float:
-        return probes.image_step_seconds(clip, machine.device, layout, precision, spec.resolution.train, pictures)
+        return probes.image_step_seconds(clip, machine.device, layout, precision, spec.resolution.train, PROBED)
 
     ratio = seconds("fp32") / seconds(likely)
     measured["step_speedup"] = round(ratio, 3)
@@ -316,7 +317,7 @@ def _compile(
         return Decision(False, "on a CPU it gains a training step little (bench/layout.py); memory.compile turns it on")
     if not (shutil.which("cc") or shutil.which("gcc")):
         return Decision(False, "there is no C compiler, which Triton needs")
-    seconds = probes.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), 32) * pairs
+    seconds = probes.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), PROBED) * pairs
     cost = COMPILE_SECONDS["cuda"] * len(sides)
     saved = seconds * (1 - 1 / COMPILE_GAIN)
     measured = {"run_seconds": round(seconds, 1), "saved_seconds": round(saved, 1), "compile_seconds": float(cost)}

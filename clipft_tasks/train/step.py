@@ -154,6 +154,20 @@ def batch_loss(clip: Clip, objective: Objective, image: Tensor, text: Tensor, ba
     return loss, report
 
 
+def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """2-norm of all gradients together, as a scalar on the device."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_and_skip(optimiser: torch.optim.Optimizer, figures: Tensor, norm: Tensor, limit: float) -> None:
+    """Have a fused optimiser scale gradients of more than `limit` down, and skip the step where a figure is no number.
+
+    It does both while it reads the gradients anyway, so neither costs a pass over them nor a wait for the device.
+    """
+    optimiser.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+    optimiser.found_inf = (~figures.isfinite().all()).float()  # type: ignore[attr-defined]
+
+
 def freeze_statistics(model: nn.Module) -> None:
     """Keep batch norm at its pretrained statistics: then a batch in parts equals the batch at once, and a resumed run the
     unbroken one. Its weights still train."""

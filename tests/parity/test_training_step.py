@@ -1,5 +1,6 @@
 """Exact means exact: parts, cuts and repeats change the cost of a step, not its result."""
 
+import math
 from dataclasses import replace
 
 import open_clip
@@ -99,3 +100,32 @@ def test_the_gradient_of_equal_captions_pulls_them_together():
     ids = {"captions": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), -1), "scale": torch.tensor(10.0)}
     loss = MultiPositive()(image=image, text=text, **ids)["contrastive_loss"]
     assert torch.autograd.grad(loss, image)[0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e9, math.inf])
+def test_a_fused_optimiser_clips_as_torch_does_beforehand(limit):
+    momenta = []  # what AdamW saw of the gradients; its step alone would not show their scale
+    for late in (False, True):
+        clip = a_clip()
+        optimiser, parameters = torch.optim.AdamW(clip.model.parameters(), fused=True), list(clip.model.parameters())
+        step.backward(towers(clip), InfoNCE(), a_batch(clip), micro_batch=99, seed=1)
+        norm = step.total_norm(parameters)
+        if late:
+            step.clip_and_skip(optimiser, norm[None], norm, limit)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        optimiser.step()
+        momenta.append([state["exp_avg"] for state in optimiser.state.values()])
+    for one, other in zip(*momenta, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-10)
+
+
+def test_a_fused_optimiser_skips_a_step_whose_figures_are_no_numbers():
+    clip = a_clip()
+    optimiser = torch.optim.AdamW(clip.model.parameters(), lr=1e-3, fused=True)
+    before = {name: p.clone() for name, p in clip.model.named_parameters()}
+    step.backward(towers(clip), InfoNCE(), a_batch(clip), micro_batch=99, seed=1)
+    norm = step.total_norm(list(clip.model.parameters()))
+    step.clip_and_skip(optimiser, torch.tensor([1.0, math.nan], device=norm.device), norm, 1.0)
+    optimiser.step()
+    assert all(torch.equal(before[name], p) for name, p in clip.model.named_parameters())

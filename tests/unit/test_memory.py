@@ -1,5 +1,9 @@
 """Memory: its shortage is told from other errors, and the size of a pass follows what fits."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -158,3 +162,25 @@ def test_growth_that_fails_at_once_is_tried_half_as_often():
     for _ in range(PATIENCE):
         micro.went_well(32, 10)
     assert micro.at(32) == 16
+
+
+REUSE = """
+import resource, torch
+from clipft_tasks.train.hardware import give_back_freed_memory, keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+plain = [faults(), faults()][1]
+keep_freed_memory()
+kept = [faults(), faults()][1]
+give_back_freed_memory()
+print(plain, kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_used_again_without_new_pages_until_it_is_given_back():
+    said = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, check=True).stdout
+    plain, kept, given_back = map(int, said.split())
+    assert kept * 20 < min(plain, given_back)
