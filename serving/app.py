@@ -1,7 +1,6 @@
 """The application. `uvicorn serving.app:create_app --factory` starts it."""
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -19,13 +18,19 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, square
+from clipft_tasks.domains import get_domain
+from clipft_tasks.drift.appearance import appearance
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.train import hardware
 
 from . import schemas
+from .captures import Capture, Captures, hashed
 from .engine import Busy, Engine
 from .metrics import Metrics
+from .monitor import Monitor
+from .observing import router as observing
+from .security import authorised
 from .settings import ServingSettings
 from .store import Live, ModelStore, class_embeddings
 
@@ -53,12 +58,18 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             machine.device, machine.cores, metrics,
             max_batch=options.max_batch, max_wait=options.max_wait_ms / 1000, max_queue=options.max_queue,
         )  # fmt: skip
-        store = ModelStore(engine, metrics)
-        app.state.engine, app.state.store = engine, store
+        monitor = Monitor(metrics, options.drift_seconds, options.window, options.window_least, options.window_minutes * 60)
+        captures = Captures(
+            settings().root / "captures", metrics, int(options.capture_mb * 2**20), options.capture_days * 86400
+        )
+        store = ModelStore(engine, metrics, follow=monitor.follow)
+        app.state.engine, app.state.store, app.state.monitor, app.state.captures = engine, store, monitor, captures
         polling = asyncio.create_task(_poll(store, options.poll_seconds))
         yield
         polling.cancel()
         engine.close()
+        monitor.close()
+        captures.close()
 
     app = FastAPI(
         title="clipft",
@@ -73,6 +84,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     async def observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.perf_counter()
         request.state.domain = ""
+        request.state.id = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
         length = request.headers.get("content-length")
         if request.method in ("POST", "PUT") and (length is None or int(length) > options.max_body_mb * 2**20):
             why = "send a Content-Length" if length is None else f"{int(length):,} bytes, more than {options.max_body_mb:g} MiB"
@@ -84,7 +96,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 log.exception("%s %s failed", request.method, request.url.path)
                 response = JSONResponse({"detail": "The server failed at this; its log says why."}, 500)
         route = getattr(request.scope.get("route"), "path", "unknown")
-        response.headers["X-Request-Id"] = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
+        response.headers["X-Request-Id"] = request.state.id
         metrics.requests.labels(route, request.state.domain, str(response.status_code)).inc()
         metrics.latency.labels(route).observe(time.perf_counter() - began)
         return response
@@ -132,17 +144,29 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         request.state.domain = live.domain
         return live
 
-    async def decode(images: list[schemas.ImageIn], live: Live) -> np.ndarray:
+    async def decode(images: list[schemas.ImageIn], live: Live) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures at the side that the model serves, uint8 (n, 3, s, s), and what they looked like before, (n, 5)."""
         if len(images) > options.max_items:
             raise Refused(413, f"{len(images)} pictures in one request, more than {options.max_items}.", "too_many")
 
-        def one(number: int, image: schemas.ImageIn) -> np.ndarray:
+        def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray]:
             try:
-                return square(open_picture(image.data, limits).rgb, live.side, live.clip.aspect)
+                rgb = open_picture(image.data, limits).rgb
+                return square(rgb, live.side, live.clip.aspect), appearance(rgb)
             except BadPicture as error:
                 raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
 
-        return np.stack(await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images))))
+        decoded = await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images)))
+        squares, looks = zip(*decoded, strict=True)
+        return np.stack(squares), np.stack(looks)
+
+    async def encode(request: Request, images: list[schemas.ImageIn], live: Live) -> np.ndarray:
+        """Unit embeddings (n, d) of a request's pictures, seen by the monitor unless the pipeline itself is asking."""
+        pictures, looks = await decode(images, live)
+        out: np.ndarray = await app.state.engine.images(live, pictures)
+        if "x-clipft-probe" not in request.headers:
+            app.state.monitor.pictures(live, out, looks)
+        return out
 
     def check_texts(texts: list[str]) -> list[str]:
         if len(texts) > options.max_items:
@@ -159,7 +183,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Unit embeddings of pictures."""
         asked = await read(request, schemas.EmbedImages)
         live = find(request, asked.domain)
-        out = await app.state.engine.images(live, await decode(asked.images, live))
+        out = await encode(request, asked.images, live)
         response.headers.update(live.headers)
         return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
 
@@ -169,6 +193,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         asked = await read(request, schemas.EmbedTexts)
         live = find(request, asked.domain)
         out = await app.state.engine.texts(live, check_texts(asked.texts))
+        app.state.monitor.texts(live, out)
         response.headers.update(live.headers)
         return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
 
@@ -178,9 +203,12 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         asked = await read(request, schemas.Similarity)
         live = find(request, asked.domain)
         texts = check_texts(asked.texts)
-        pictures = await decode(asked.images, live)
-        image, text = await asyncio.gather(app.state.engine.images(live, pictures), app.state.engine.texts(live, texts))
+        image, text = await asyncio.gather(encode(request, asked.images, live), app.state.engine.texts(live, texts))
         cosines = image @ text.T
+        if "x-clipft-probe" not in request.headers:
+            app.state.monitor.texts(live, text)
+            if len(image) == len(text):
+                app.state.monitor.pairs(live, np.diag(cosines))
         watch(live, cosines)
         response.headers.update(live.headers)
         return {"similarity": cosines.tolist()}
@@ -193,11 +221,10 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         classes = check_texts(asked.classes) if asked.classes else live.card["classes"]
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
-        pictures = await decode(asked.images, live)
         texts: Any = live.class_texts.get(tuple(classes))
         if texts is None:  # classes of the caller's own
             texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))
-        image = await app.state.engine.images(live, pictures)
+        image = await encode(request, asked.images, live)
         cosines = image @ texts.T
         watch(live, cosines)
         logits = cosines * live.temperature_scale
@@ -207,6 +234,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         if asked.classes is None:
             for i in best:
                 metrics.predictions.labels(live.domain, live.version, classes[i]).inc()
+            app.state.monitor.answered(live, request.state.id, [classes[i] for i in best])
+            capture(request.state.id, live, asked.images, image, cosines, odds)
         response.headers.update(live.headers)
         return {
             "predictions": [
@@ -225,6 +254,25 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             metrics.top.labels(live.domain, live.version).observe(float(row[-1]))
             if len(row) > 1:
                 metrics.margin.labels(live.domain, live.version).observe(float(row[-1] - row[-2]))
+
+    def capture(
+        request_id: str, live: Live, images: list[schemas.ImageIn], image: np.ndarray, cosines: np.ndarray, odds: np.ndarray
+    ) -> None:
+        """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
+        share = options.capture if options.capture is not None else get_domain(live.domain).captures
+        if share <= 0 or live.reference is None:
+            return
+        novelty = live.reference.novelty(image)
+        best = np.sort(cosines, axis=1)
+        unsure = best[:, -1] - best[:, -2] < live.reference.unsure_below
+        for i, item in enumerate(images):
+            why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
+            key = hashed(request_id)
+            found = Capture(
+                f"{key}-{i}", key, live.domain, live.version, time.time(), live.card["classes"][int(odds[i].argmax())],
+                float(odds[i].max()), float(novelty[i]), why,
+            )  # fmt: skip
+            app.state.captures.offer(found, item.data, share)
 
     @app.get("/v1/models", response_model=list[schemas.ModelInfo])
     async def models(request: Request) -> list[dict[str, Any]]:
@@ -246,6 +294,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
         request.state.domain = domain
         return cast(dict[str, Any], await asyncio.to_thread(request.app.state.store.deploy, domain, asked.version))
+
+    app.include_router(observing)
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:
@@ -273,16 +323,6 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         return (Path(__file__).parent / "playground.html").read_text("utf-8")
 
     return app
-
-
-async def authorised(request: Request) -> None:
-    """Only who shows the server's token may change its state."""
-    token = settings().server_token
-    if token is None or not token.get_secret_value():
-        raise HTTPException(403, "This server was started without CLIPFT_SERVER_TOKEN, so nobody may change its models.")
-    shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
-        raise HTTPException(401, "Show the server's token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
 
 
 async def _poll(store: ModelStore, seconds: float) -> None:

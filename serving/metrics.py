@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
+from clipft_tasks.drift.window import Figures
+
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 COSINE = tuple(round(x * 0.05, 2) for x in range(0, 21))
 
@@ -58,3 +60,82 @@ class Metrics:
         self.deployments = Counter(
             "clipft_deployments_total", "Attempts to change the live version.", ["domain", "outcome"], registry=registry
         )
+
+        of_version = ["domain", "version"]
+        self.drift = Gauge(
+            "clipft_drift_ratio", "A signal of the window over its limit; above 1 is drift.", [*of_version, "signal"],
+            registry=registry,
+        )  # fmt: skip
+        self.window = Gauge(
+            "clipft_window_items", "Rows behind the window's figures.", [*of_version, "kind"], registry=registry
+        )
+        self.values = {
+            name: Gauge(f"clipft_{metric}", text, of_version, registry=registry) for name, (metric, text) in VALUES.items()
+        }
+        self.promised = Gauge(
+            "clipft_promised_accuracy_ratio", "Accuracy on held-out rows when the version was trained.", of_version,
+            registry=registry,
+        )  # fmt: skip
+        self.measured = Gauge(
+            "clipft_drift_measured", "Whether the version has a usable reference.", of_version, registry=registry
+        )
+        self.measuring = Histogram(
+            "clipft_drift_measuring_seconds", "Time to measure one window.", buckets=SECONDS, registry=registry
+        )
+        self.feedback = Counter(
+            "clipft_feedback_total", "Answers that somebody judged.", [*of_version, "verdict"], registry=registry
+        )
+        self.captures = Counter(
+            "clipft_captures_total", "Requests kept for labelling, or why not.", ["domain", "outcome"], registry=registry
+        )
+        self._signals: dict[tuple[str, str], set[str]] = {}
+
+    def publish(self, domain: str, version: str, figures: Figures) -> None:
+        """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
+        for name, ratio in figures.drift.items():
+            self.drift.labels(domain, version, name).set(ratio)
+        before = self._signals.get((domain, version), set())
+        for name in before - figures.drift.keys():
+            self.drift.remove(domain, version, name)
+        self._signals[domain, version] = set(figures.drift)
+        for name, gauge in self.values.items():
+            if name in figures.values:
+                gauge.labels(domain, version).set(figures.values[name])
+            else:
+                _remove(gauge, domain, version)
+        for kind in ("pictures", "texts", "feedback"):
+            self.window.labels(domain, version, kind).set(getattr(figures, kind))
+
+    def forget(self, domain: str, version: str) -> None:
+        """A version is no longer live: its window's figures end."""
+        self.publish(domain, version, Figures({}, {}, 0, 0, 0))
+        for kind in ("pictures", "texts", "feedback"):
+            _remove(self.window, domain, version, kind)
+        for gauge in (self.promised, self.measured):
+            _remove(gauge, domain, version)
+
+
+VALUES = {
+    "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of pictures from the reference."),
+    "image_p": ("image_drift_p_value", "Permutation p-value of the pictures' discrepancy."),
+    "image_auc": (
+        "image_drift_auc",
+        "How well a classifier tells the window's pictures from the reference's; .5 is not at all.",
+    ),
+    "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
+    "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
+    "modality_gap": ("modality_gap", "Distance between the mean picture and the mean text."),
+    "alignment": ("alignment_cosine", "Mean cosine of pictures with the text that was sent along."),
+    "out_of_range": ("out_of_range_ratio", "Share of pictures whose appearance lies outside the reference's range."),
+    "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
+    "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),
+    "accuracy_low": ("live_accuracy_low_ratio", "Lower end of its 95% interval."),
+    "accuracy_high": ("live_accuracy_high_ratio", "Upper end of its 95% interval."),
+}
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        pass

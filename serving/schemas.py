@@ -113,6 +113,49 @@ class ModelInfo(BaseModel):
     lineage: dict[str, str]
 
 
+class Feedback(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    request_id: str = Field(min_length=1, max_length=64, description="`X-Request-Id` of the answer")
+    index: int = Field(0, ge=0, description="which picture of the request")
+    label: str = Field(min_length=1, max_length=500, description="what it really shows")
+
+
+class Judged(BaseModel):
+    predicted: str
+    version: str
+    counted: bool = Field(description="false when this picture was judged before")
+
+
+class Drift(BaseModel):
+    domain: str
+    version: str
+    pictures: int = Field(description="pictures in the window")
+    texts: int
+    feedback: int
+    drift: dict[str, float] = Field(description="signal -> figure over its limit; above 1 is drift")
+    values: dict[str, float] = Field(description="figures in their own units")
+    promised: dict[str, float] = Field(description="accuracy on held-out rows when the version was trained")
+    worst: dict[str, Any]
+
+
+class Captured(BaseModel):
+    id: str
+    request: str
+    domain: str
+    version: str
+    time: float
+    predicted: str
+    confidence: float
+    novelty: float
+    why: str
+    label: str
+
+
+class Label(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    label: str = Field(max_length=500, description="the true class; empty takes a label back")
+
+
 EXAMPLES: dict[type[Request], dict[str, Any]] = {
     EmbedImages: {"images": [{"base64": EXAMPLE_PNG}]},
     EmbedTexts: {"texts": ["a defective solar cell", "a functional solar cell"]},

@@ -6,10 +6,13 @@ that they began with; the old one disappears when its last request is done.
 
 import base64
 import json
+import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from clipft_tasks import tracking
 from clipft_tasks.data.pictures import open_picture, square
 from clipft_tasks.domains import get_domain
+from clipft_tasks.drift.reference import Reference
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.model import build, probe
 from clipft_tasks.model.clip import Clip
@@ -25,6 +29,8 @@ from clipft_tasks.train import plan, probes
 
 from .engine import Busy, Engine, encode
 from .metrics import Metrics
+
+log = logging.getLogger("uvicorn.error")
 
 
 @dataclass
@@ -38,10 +44,16 @@ class Live:
     lineage: dict[str, str]
     since: float = field(default_factory=time.time)
     class_texts: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
+    reference: Reference | None = None
 
     @property
     def side(self) -> int:
         return int(self.card["resolutions"]["serve"])
+
+    @property
+    def own_class_texts(self) -> np.ndarray | None:
+        """Class vectors (c, d) of the classes that the model was trained on; None when it has none to tell apart."""
+        return self.class_texts.get(tuple(self.card["classes"])) if len(self.card["classes"]) > 1 else None
 
     @cached_property
     def temperature_scale(self) -> float:
@@ -63,8 +75,8 @@ class Live:
 class ModelStore:
     """The live versions of one server process."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self.engine, self.metrics = engine, metrics
+    def __init__(self, engine: Engine, metrics: Metrics, follow: Callable[[Live], None] = lambda live: None) -> None:
+        self.engine, self.metrics, self.follow = engine, metrics, follow
         self.live: dict[str, Live] = {}
         self.problem = ""  # why the registry could not be read, for /readyz
         self._changing = threading.RLock()
@@ -129,7 +141,7 @@ class ModelStore:
         card = json.loads((folder / "card.json").read_text())
         recorded = json.loads((folder / "probe.json").read_text())
         clip = build.from_folder(folder, source=f"{registered.name}/{version}")
-        live = Live(domain, version, clip, card, tracking.lineage(registered))
+        live = Live(domain, version, clip, card, tracking.lineage(registered), reference=_reference(folder, clip))
         pictures = np.stack(
             [square(open_picture(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["pictures"]]
         )
@@ -163,9 +175,19 @@ class ModelStore:
         ).set(1)
         self.metrics.loaded.labels(live.domain).set(live.since)
         self.metrics.deployments.labels(live.domain, "live").inc()
+        self.follow(live)
 
 
 def class_embeddings(live: Live, classes: list[str]) -> np.ndarray:
     """Class vectors (n, d) over the domain's prompt templates; only in the inference thread."""
     with torch.inference_mode():
         return live.clip.class_embeddings(classes, get_domain(live.domain).prompts).cpu().numpy()
+
+
+def _reference(folder: Path, clip: Clip) -> Reference | None:
+    """A package's reference. Without a usable one the version still serves, and says that its drift is not measured."""
+    try:
+        return Reference.load(folder, clip.digest)
+    except ClipftError as error:
+        log.warning("%s", error)
+        return None

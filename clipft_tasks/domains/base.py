@@ -49,6 +49,8 @@ class Domain:
     augment: Augment = Augment()
     checks: Checks = Checks()
     near_duplicate_bits: int = 6  # of a 256-bit perceptual hash
+    drift_tolerance: float = 1.0  # factor on every drift limit; more where batches of traffic differ by nature
+    captures: float = 0.0  # share of requests that the server keeps for labelling; 0 keeps none
     defaults: Mapping[str, Any] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
 

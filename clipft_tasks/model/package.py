@@ -4,7 +4,7 @@
     open_clip_model.safetensors
     config.json, tokenizer*    of a transformers text tower, when the model has one
     card.json                  domain, data version, resolutions, objective, scores, lineage
-    reference.safetensors      a sample of embeddings that drift is measured against
+    reference.safetensors, .json  what the model was made for: what drift is measured against
     probe.json                 pictures, texts and the answers this model gave: what a deployment must reproduce
 
 Plain open_clip opens it: `open_clip.create_model_and_transforms("local-dir:" + folder)`. A transformers text tower is
@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Package:
     preprocess_cfg: dict[str, Any]
     card: dict[str, Any] = field(default_factory=dict)
     probe: dict[str, Any] = field(default_factory=dict)
-    reference: dict[str, torch.Tensor] = field(default_factory=dict)
+    reference: Callable[[Path, str], None] | None = None  # writes its files, given folder and digest of the weights
     tokenizer_from: Path | None = None  # folder with the files of a transformers tokenizer
 
 
@@ -91,7 +92,7 @@ def write_package(folder: Path, model: torch.nn.Module, parts: Package) -> Path:
     _write_json(building / "card.json", parts.card)
     _write_json(building / "probe.json", parts.probe)
     if parts.reference:
-        save_file({k: v.contiguous() for k, v in parts.reference.items()}, building / "reference.safetensors")
+        parts.reference(building, weights_digest(building / WEIGHTS))
     if parts.tokenizer_from:
         for name in TOKENIZER_FILES:
             if (parts.tokenizer_from / name).exists():

@@ -10,7 +10,7 @@ from ..progress import say
 from ..settings import settings
 from ..spec import RunSpec
 
-RECIPE = 2  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 3  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, Any]:
@@ -94,6 +94,8 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
     import torch
 
     from ..data.decoded import decoded
+    from ..domains import get_domain
+    from ..drift.taking import take
     from ..model import probe
     from ..model.package import Package, write_package
     from ..train.schedule import sides
@@ -105,10 +107,6 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
     pictures = decoded(dataset, held_out, side, "val", aspect=clip.aspect)
     spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
     texts = sorted(held_out["caption"].unique())[:4]
-    sample = np.linspace(0, len(held_out) - 1, min(256, len(held_out))).astype(int)
-    with torch.inference_mode():
-        images = torch.cat([clip.encode_images(pictures.take(i)) for i in np.array_split(sample, -(-len(sample) // 64))])
-        captions = clip.encode_texts(held_out["caption"].iloc[sample].tolist())
     card = {
         "domain": spec.domain,
         "dataset": dataset.version.tag,
@@ -129,7 +127,7 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         preprocess_cfg=clip.config["preprocess_cfg"],
         card=card,
         probe=probe.record(clip, pictures.take(spread).numpy(), texts),
-        reference={"image": images, "text": captions},
+        reference=lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
         tokenizer_from=clip.folder,
     )
     return write_package(folder, clip.model, parts)

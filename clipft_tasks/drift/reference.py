@@ -1,0 +1,263 @@
+"""The reference: what a model was made for, kept in its package, small enough to travel with it everywhere.
+
+It is measured once, on pictures of the training and validation splits, in the model's own embedding space. Beside each figure
+stands its **limit**: what chance alone does not reach, and what the reference's own groups (patients, modules, days) usually do
+not reach among themselves. Drift is a figure over its limit, so 1 means the same for every signal and every domain.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from ..errors import ClipftError
+from .appearance import STATISTICS
+from .statistics import Array, Projection, classifier_auc, median_distance, mmd, psi, quantile_edges, shares, wilson
+
+TENSORS, FACTS = "reference.safetensors", "reference.json"
+ROWS = 512  # of pictures, at most
+AXES = 32
+WINDOW = 64  # rows of the windows that limits are measured with; larger ones vary less
+CHANCE, GROUPED = 200, 200  # simulated windows
+MARGIN = 1.3  # over the largest figure that chance reached
+TYPICAL = 0.9  # share of such halves that differ by less than the limit
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a model says about some pictures; a reference is made of such rows, and so is a window of traffic.
+
+    Args:
+        image: (n, d) unit embeddings; appearance: (n, 5), see `appearance`.
+        similarity: (n, c) cosines with the classes; (n, 0) for a model without classes.
+    """
+
+    image: Array
+    appearance: Array
+    similarity: Array
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: NDArray[np.intp]) -> "Rows":
+        return Rows(self.image[rows], self.appearance[rows], self.similarity[rows])
+
+    @property
+    def ranked(self) -> tuple[Array, Array, Array]:
+        """Best cosine, its margin over the second best, and the best class, (n,) each; empty without two classes."""
+        if self.similarity.shape[1] < 2:
+            none = np.zeros(0)
+            return none, none, none.astype(int)
+        best = np.sort(self.similarity, axis=1)
+        return best[:, -1], best[:, -1] - best[:, -2], self.similarity.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model's reference.
+
+    Attributes:
+        rows: a sample of the pictures.
+        text: (m, d) unit embeddings of captions.
+        facts: limits by signal, classes, promised accuracy, temperature of calibrated confidence, what it was made from.
+    """
+
+    rows: Rows
+    text: Array
+    projection: Projection
+    text_projection: Projection
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return dict(self.facts["limits"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.facts["classes"])
+
+    def novelty(self, image: Array) -> Array:
+        """How far embeddings (n, d) lie from the nearest picture of the sample, over what 99% of the sample itself shows: (n,)."""
+        return (1 - (image @ self.rows.image.T).max(axis=1)) / self.facts["apart"]
+
+    @cached_property
+    def unsure_below(self) -> float:
+        """A tenth of the reference's own pictures have a smaller margin between best and second class."""
+        margin = self.rows.ranked[1]
+        return float(np.quantile(margin, 0.1)) if len(margin) else 0.0
+
+    def save(self, folder: Path) -> None:
+        """Two files: tensors in half precision, facts as JSON."""
+        half = {"image": self.rows.image, "text": self.text, "similarity": self.rows.similarity}
+        full = {"appearance": self.rows.appearance}
+        for name, p in (("projection", self.projection), ("text_projection", self.text_projection)):
+            full |= {f"{name}.mean": p.mean, f"{name}.axes": p.axes, f"{name}.scale": p.scale}
+        tensors = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in half.items()}
+        tensors |= {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in full.items()}
+        save_file(tensors, folder / TENSORS)
+        (folder / FACTS).write_text(json.dumps(self.facts, indent=1, sort_keys=True))
+
+    @classmethod
+    def load(cls, folder: Path, weights: str = "") -> "Reference":
+        """Read a package's reference.
+
+        Args:
+            weights: digest of the model's weights; a reference of another embedding space is refused.
+        Raises:
+            ClipftError: there is none, it is damaged, or it belongs to other weights.
+        """
+        what, fix = f"the reference in {folder}", "Register the model again; drift cannot be measured without it."
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+            tensors = {k: v.astype(np.float32) for k, v in load_file(folder / TENSORS).items()}
+            p, t = (
+                Projection(*(tensors[f"{name}.{part}"] for part in ("mean", "axes", "scale")))
+                for name in ("projection", "text_projection")
+            )
+            rows = Rows(tensors["image"], tensors["appearance"], tensors["similarity"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ClipftError(what, f"it cannot be read ({error!r})", fix) from error
+        if facts.get("format") != FORMAT:
+            raise ClipftError(what, f"its format is {facts.get('format')}, not {FORMAT}", fix)
+        if weights and facts["weights"] != weights:
+            raise ClipftError(what, "it was measured in the embedding space of other weights", fix)
+        if not all(np.isfinite(v).all() for v in tensors.values()):
+            raise ClipftError(what, "it holds numbers that are none", fix)
+        return cls(rows, tensors["text"], p, t, facts)
+
+
+def sample(groups: Sequence[str], most: int = ROWS, seed: int = 0) -> np.ndarray:
+    """Row numbers of a sample that takes from every group in turn, so that none dominates."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(groups))
+    turn: dict[str, int] = {}
+    rank = np.zeros(len(groups), dtype=int)
+    for i in order:
+        group = groups[i] or f"row {i}"
+        rank[i] = turn[group] = turn.get(group, -1) + 1
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
+
+
+def measure(
+    rows: Rows,
+    text: Array,
+    groups: Sequence[str],
+    classes: Sequence[str],
+    held_out: tuple[Array, Array],
+    scale: float,
+    weights: str,
+    tolerance: float = 1.0,
+) -> Reference:
+    """Make a reference.
+
+    Args:
+        rows: pictures of the training and validation splits, in the model's space, at the size that is served.
+        text: embeddings of their captions.
+        groups: of each row; "" where a row stands for itself.
+        held_out: cosines (n, c) and class numbers (n,) of validation rows: what accuracy is promised and confidence calibrated by.
+        scale: the model's learned inverse temperature.
+        weights: digest of the model's weights.
+        tolerance: the domain's factor on every limit.
+    """
+    projection, text_projection = Projection.of(rows.image, AXES), Projection.of(text, AXES)
+    facts: dict[str, Any] = {"format": FORMAT, "weights": weights, "classes": list(classes), "rows": len(rows)}
+    facts["groups"] = len({g or f"row {i}" for i, g in enumerate(groups)})
+    facts["width"] = median_distance(projection(rows.image)) or 1.0
+    facts["text_width"] = median_distance(text_projection(text)) or 1.0
+    near = rows.image @ rows.image.T - 2 * np.eye(len(rows))
+    facts["apart"] = max(1e-4, float(np.quantile(1 - near.max(axis=1), 0.99)))
+    low, high = rows.appearance.min(axis=0), rows.appearance.max(axis=0)
+    slack = 0.1 * (high - low) + 0.05
+    facts["range"] = {"low": (low - slack).tolist(), "high": (high + slack).tolist()}
+    facts["promised"] = _promised(*held_out)
+    facts["temperature"] = calibrated_temperature(*held_out) if len(held_out[1]) else 1 / scale
+    made = Reference(rows, text, projection, text_projection, facts)
+    facts["limits"] = {name: tolerance * limit for name, limit in _limits(made, groups).items()}
+    return made
+
+
+def _promised(cosines: Array, truth: Array) -> dict[str, float]:
+    right = int((cosines.argmax(axis=1) == truth).sum()) if len(truth) else 0
+    low, high = wilson(right, len(truth))
+    return {"value": right / len(truth) if len(truth) else 0.0, "low": low, "high": high, "rows": len(truth)}
+
+
+def calibrated_temperature(cosines: Array, truth: Array) -> float:
+    """The softmax temperature of cosines under which held-out rows are likeliest (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+    choices = np.geomspace(0.002, 1.0, 120)
+
+    def loss(temperature: float) -> float:
+        logits = cosines / temperature
+        peak = logits.max(axis=1)
+        return float(np.mean(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)) - logits[np.arange(len(truth)), truth]))
+
+    return float(min(choices, key=loss))
+
+
+def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
+    """Every figure of a window of pictures beside a base, without tests: image, predictions, appearance."""
+    found = {"image": mmd(reference.projection(base.image), reference.projection(window.image), reference.facts["width"])[0]}
+    (top, margin, best), (new_top, new_margin, new_best) = base.ranked, window.ranked
+    if len(top):
+        count = base.similarity.shape[1]
+        before, now = (np.bincount(b, minlength=count) / len(b) for b in (best, new_best))
+        found["prediction"] = psi(before, now, len(base), len(window))
+        found["similarity"] = _shift(top, new_top)
+        found["margin"] = _shift(margin, new_margin)
+    for i, name in enumerate(STATISTICS):
+        found[name] = _shift(base.appearance[:, i], window.appearance[:, i])
+    return found
+
+
+def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tuple[float, float]:
+    """MMD of texts beside the reference's captions, and its p-value."""
+    base, window = reference.text_projection(reference.text), reference.text_projection(text)
+    return mmd(base, window, reference.facts["text_width"], permutations)
+
+
+def image_test(reference: Reference, window: Rows, permutations: int) -> tuple[float, float, float]:
+    """Of the pictures: MMD, its p-value, and the area under the curve of a classifier that tells old from new."""
+    base, new = reference.projection(reference.rows.image), reference.projection(window.image)
+    return (*mmd(base, new, reference.facts["width"], permutations), classifier_auc(base, new))
+
+
+def _shift(base: Array, window: Array) -> float:
+    edges = quantile_edges(base)
+    return psi(shares(base, edges), shares(window, edges), len(base), len(window))
+
+
+def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
+    """Each signal's limit, from simulated windows: rows drawn by chance, and halves of the groups."""
+    rows, rng = reference.rows, np.random.default_rng(0)
+    names = np.array([g or f"row {i}" for i, g in enumerate(groups)])
+    every = np.unique(names)
+    size = min(WINDOW, max(2, len(rows) // 4))
+
+    def simulate(inside: np.ndarray) -> dict[str, float]:
+        window = rng.permutation(np.flatnonzero(inside))[:size]
+        return signals(reference, rows.take(np.flatnonzero(~inside)), rows.take(window))
+
+    def chance() -> np.ndarray:
+        inside = np.zeros(len(rows), dtype=bool)
+        inside[rng.permutation(len(rows))[:size]] = True
+        return inside
+
+    by_chance = [simulate(chance()) for _ in range(CHANCE)]
+    limits = {name: MARGIN * max(w[name] for w in by_chance) for name in by_chance[0]}
+    if 4 <= len(every) < len(rows):
+        halves = [np.isin(names, rng.permutation(every)[: len(every) // 2]) for _ in range(GROUPED)]
+        grouped = [simulate(h) for h in halves if 2 <= h.sum() < len(rows)]
+        for name in limits:
+            limits[name] = max(limits[name], float(np.quantile([w[name] for w in grouped], TYPICAL)))
+    text = reference.text
+    if len(text) >= 4:
+        draws = [rng.integers(0, len(text), min(WINDOW, len(text))) for _ in range(CHANCE)]
+        limits["text"] = MARGIN * max(text_signal(reference, text[d])[0] for d in draws)
+    return {name: max(float(limit), 0.02 if name not in ("image", "text") else 1e-3) for name, limit in limits.items()}

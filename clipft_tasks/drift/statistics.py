@@ -1,0 +1,166 @@
+"""Two-sample statistics: how far a window of traffic is from a reference, and whether chance would do that.
+
+All of them are plain numpy on a few hundred rows, so a window costs milliseconds and the server can afford them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+BINS = 5  # quantile bins of a PSI
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The directions in which the reference varies most; the same for every window, so figures of a model compare.
+
+    Args:
+        mean: (d,); axes: (k, d) orthonormal.
+        scale: (k,) standard deviations of the reference along the axes.
+    """
+
+    mean: Array
+    axes: Array
+    scale: Array
+
+    @classmethod
+    def of(cls, embeddings: Array, width: int) -> "Projection":
+        """Principal axes of unit embeddings (n, d); at most `width`, n - 1 and d of them."""
+        mean = embeddings.mean(axis=0)
+        _, values, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
+        kept = min(width, len(embeddings) - 1, embeddings.shape[1])
+        scale = values[:kept] / np.sqrt(max(1, len(embeddings) - 1))
+        return cls(mean, axes[:kept], np.maximum(scale, 1e-6))
+
+    def __call__(self, embeddings: Array) -> Array:
+        """Embeddings (n, d) -> (n, k + 1): along the axes, and the length of what they do not explain.
+
+        The rest matters: pictures of a kind never seen often leave the subspace that the reference spans.
+        """
+        centred = embeddings - self.mean
+        along = centred @ self.axes.T
+        rest = np.sqrt(np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0))
+        return np.column_stack([along, rest])
+
+
+def median_distance(points: Array) -> float:
+    """The median distance between two of the points (n, k): the usual width of a Gaussian kernel."""
+    apart = _squared_distances(points, points)[np.triu_indices(len(points), 1)]
+    return float(np.sqrt(np.median(apart))) if len(apart) else 1.0
+
+
+def mmd(reference: Array, window: Array, width: float, permutations: int = 0, seed: int = 0) -> tuple[float, float]:
+    """Maximum mean discrepancy, squared and unbiased, with a Gaussian kernel; and the p-value of a permutation test.
+
+    Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html. Every permutation is a vector of weights on one kernel
+    matrix, so a thousand of them are one matrix product.
+
+    Args:
+        reference: (n, k); window: (m, k), m >= 2.
+        width: of the kernel.
+        permutations: 0 skips the test (p = 1).
+    """
+    n, m = len(reference), len(window)
+    points = np.concatenate([reference, window]).astype(np.float32)
+    kernel = np.exp(-_squared_distances(points, points) / np.float32(2 * width**2))
+    np.fill_diagonal(kernel, 0.0)
+
+    def discrepancy(in_window: NDArray[np.bool_]) -> Array:
+        chosen = in_window.astype(np.float32)
+        inside = chosen @ kernel
+        both = (inside * chosen).sum(axis=1)
+        across = (inside * (1 - chosen)).sum(axis=1)
+        others = kernel.sum(dtype=np.float64) - both - 2 * across
+        return both / (m * (m - 1)) + others / (n * (n - 1)) - 2 * across / (n * m)
+
+    own = np.zeros((1, n + m), dtype=bool)
+    own[0, n:] = True
+    value = float(discrepancy(own)[0])
+    if not permutations:
+        return value, 1.0
+    ranks = np.random.default_rng(seed).random((permutations, n + m)).argpartition(m - 1, axis=1)[:, :m]
+    drawn = np.zeros((permutations, n + m), dtype=bool)
+    np.put_along_axis(drawn, ranks, True, axis=1)
+    return value, float((1 + (discrepancy(drawn) >= value).sum()) / (1 + permutations))
+
+
+def classifier_auc(reference: Array, window: Array, folds: int = 5) -> float:
+    """How well a linear classifier tells the window's points from the reference's, as held-out area under the ROC curve.
+
+    .5 means that they cannot be told apart, 1 that every one can. Ridge regression on standardised axes, `folds` times
+    without a fold, the mean over folds.
+    """
+    points = np.concatenate([reference, window])
+    spread = points.std(axis=0)
+    points = np.column_stack([(points - points.mean(axis=0)) / np.where(spread > 0, spread, 1), np.ones(len(points))])
+    new = np.r_[np.zeros(len(reference)), np.ones(len(window))]
+    weight = np.where(new == 1, 0.5 / len(window), 0.5 / len(reference))
+    fold = np.r_[np.arange(len(reference)) % folds, np.arange(len(window)) % folds]
+    areas = []
+    for i in range(folds):
+        train, test = fold != i, fold == i
+        weighted = points[train] * weight[train, None]
+        gram = weighted.T @ points[train] + 0.01 * np.eye(points.shape[1])
+        coefficients = np.linalg.solve(gram, weighted.T @ (2 * new[train] - 1))
+        areas.append(area_under_curve(points[test] @ coefficients, new[test] == 1))
+    return float(np.mean(areas))
+
+
+def area_under_curve(scores: Array, positive: NDArray[np.bool_]) -> float:
+    """The share of (positive, negative) pairs that the scores rank rightly, ties counted half; .5 when a side is empty."""
+    wins, count = int(positive.sum()), len(scores)
+    if not 0 < wins < count:
+        return 0.5
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[positive].sum() - wins * (wins + 1) / 2) / (wins * (count - wins)))
+
+
+def quantile_edges(values: Array, bins: int = BINS) -> Array:
+    """Inner edges of bins that hold equal shares of `values`. A value that many share gets a bin of its own.
+
+    So a camera that always gave 300 pixels is told from one that gives more as well as from one that gives fewer.
+    """
+    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
+    often = edges[[(values == edge).mean() > 1 / bins for edge in edges]]
+    return np.unique(np.concatenate([edges, np.nextafter(often, np.inf, dtype=often.dtype)]))
+
+
+def shares(values: Array, edges: Array) -> Array:
+    """The share of values in each of the len(edges) + 1 bins."""
+    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+    return counts / max(1, len(values))
+
+
+def psi(expected: Array, found: Array, n: int, m: int) -> float:
+    """Population stability index between two sets of shares, less what chance adds on average at these sample sizes.
+
+    Without the correction a small window always looks shifted: for k bins chance alone gives (k - 1)(1/n + 1/m)
+    (Yurdakul 2018, https://scholarworks.wmich.edu/dissertations/3208).
+
+    Args:
+        expected, found: shares by bin; n, m: how many values are behind each.
+    """
+    # Half an observation a bin keeps an empty one finite.
+    a = (expected * n + 0.5) / (n + 0.5 * len(expected))
+    b = (found * m + 0.5) / (m + 0.5 * len(found))
+    raw = float(((b - a) * np.log(b / a)).sum())
+    return max(0.0, raw - (len(expected) - 1) * (1 / max(1, n) + 1 / max(1, m)))
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
+    if not count:
+        return 0.0, 1.0
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    distances = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+    return np.maximum(distances, 0)

@@ -1,0 +1,154 @@
+"""The window: what one version saw lately, and how far that is from its reference."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import reference as references
+from .reference import Reference, Rows
+from .statistics import Array, wilson
+
+SIZE = 256  # pictures, and texts, that a window holds
+LEAST = 64  # below this nothing is said: chance would speak
+SECONDS = 3600.0  # what is older has left the window
+PERMUTATIONS = 500
+SIGNIFICANT = 0.005  # p-value above which no distance between embeddings counts
+DROP = 0.05  # of accuracy below what was promised, that performance may lose before it counts as drift
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a window says.
+
+    Attributes:
+        drift: signal -> figure over its limit; above 1 is drift. "performance" is there once feedback came.
+        values: further figures by name, in their own units.
+        pictures, texts, feedback: how many are behind them.
+    """
+
+    drift: dict[str, float]
+    values: dict[str, float]
+    pictures: int
+    texts: int
+    feedback: int
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The signal that drifts most."""
+        return max(self.drift.items(), key=lambda kv: kv[1], default=("", 0.0))
+
+
+@dataclass
+class Window:
+    """The last pictures and texts of one model version. Not for several threads at once; the server guards it.
+
+    Pictures arrive one request at a time and leave when SIZE newer ones came or SECONDS went by.
+    """
+
+    reference: Reference
+    size: int = SIZE
+    least: int = LEAST
+    seconds: float = SECONDS
+    seen: int = 0
+    _pictures: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
+    _texts: deque[tuple[float, Array]] = field(default_factory=deque)
+    _paired: deque[tuple[float, float]] = field(default_factory=deque)
+    _feedback: deque[tuple[float, bool]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        for name in ("_pictures", "_texts", "_paired", "_feedback"):
+            setattr(self, name, deque(maxlen=self.size))
+
+    def add_pictures(self, image: Array, appearance: Array, similarity: Array) -> None:
+        """Pictures of one request: embeddings (n, d), appearance (n, 5), cosines with the model's own classes (n, c) or (n, 0).
+
+        Rows that are no numbers are counted but not kept.
+        """
+        now = time.time()
+        self.seen += len(image)
+        whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
+        self._pictures.extend((now, *parts) for parts in zip(image[whole], appearance[whole], similarity[whole], strict=True))
+
+    def add_texts(self, text: Array) -> None:
+        now = time.time()
+        self._texts.extend((now, row) for row in text if np.isfinite(row).all())
+
+    def add_pairs(self, cosines: Sequence[float]) -> None:
+        """Cosines of pictures with the text that a client sent along with each."""
+        now = time.time()
+        self._paired.extend((now, float(c)) for c in cosines if np.isfinite(c))
+
+    def add_feedback(self, right: bool) -> None:
+        self._feedback.append((time.time(), right))
+
+    def rows(self) -> Rows:
+        """The pictures that are in the window now."""
+        self._expire()
+        columns = list(zip(*self._pictures, strict=True))[1:] if self._pictures else []
+        if not columns:
+            ref = self.reference.rows
+            return Rows(ref.image[:0], ref.appearance[:0], ref.similarity[:0])
+        return Rows(*(np.stack(c) for c in columns))
+
+    def copy(self) -> "Window":
+        """A snapshot, to be measured while the original goes on filling."""
+        out = Window(self.reference, self.size, self.least, self.seconds, self.seen)
+        for name in ("_pictures", "_texts", "_paired", "_feedback"):
+            getattr(out, name).extend(getattr(self, name))
+        return out
+
+    def figures(self, permutations: int = PERMUTATIONS) -> Figures:
+        """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
+        ref, rows = self.reference, self.rows()
+        drift: dict[str, float] = {}
+        values: dict[str, Any] = {}
+        limits = ref.limits
+        if len(rows) >= self.least:
+            drift |= {name: value / limits[name] for name, value in references.signals(ref, ref.rows, rows).items()}
+            values["image_mmd"], values["image_p"], values["image_auc"] = references.image_test(ref, rows, permutations)
+            if values["image_p"] > SIGNIFICANT:
+                drift["image"] = min(drift["image"], 1.0)
+            low, high = (np.array(ref.facts["range"][side]) for side in ("low", "high"))
+            outside = ((rows.appearance < low) | (rows.appearance > high)).any(axis=1)
+            values["out_of_range"] = float(outside.mean())
+            values |= self._confidence(rows)
+        text = np.stack([row for _, row in self._texts]) if self._texts else np.zeros((0, 1))
+        if len(text) >= self.least and "text" in limits:
+            values["text_mmd"], values["text_p"] = references.text_signal(ref, text, permutations)
+            drift["text"] = values["text_mmd"] / limits["text"]
+            if values["text_p"] > SIGNIFICANT:
+                drift["text"] = min(drift["text"], 1.0)
+            if len(rows) >= self.least:
+                gap = np.linalg.norm(rows.image.mean(axis=0) - text.mean(axis=0))
+                values["modality_gap"] = float(gap)
+        if self._paired:
+            values["alignment"] = float(np.mean([c for _, c in self._paired]))
+        count, right = len(self._feedback), sum(right for _, right in self._feedback)
+        if count:
+            values["accuracy"] = right / count
+            values["accuracy_low"], values["accuracy_high"] = wilson(right, count)
+            if ref.facts["promised"]["rows"]:
+                # Only what even the upper end of the interval misses is a loss.
+                missed = ref.facts["promised"]["value"] - values["accuracy_high"]
+                drift["performance"] = max(0.0, missed / DROP)
+        return Figures(
+            {k: float(v) for k, v in drift.items()}, {k: float(v) for k, v in values.items()}, len(rows), len(text), count
+        )
+
+    def _confidence(self, rows: Rows) -> dict[str, float]:
+        """Accuracy as calibrated confidence would have it."""
+        if rows.similarity.shape[1] < 2:
+            return {}
+        logits = rows.similarity / self.reference.facts["temperature"]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return {"accuracy_estimate": float((odds.max(axis=1) / odds.sum(axis=1)).mean())}
+
+    def _expire(self) -> None:
+        oldest = time.time() - self.seconds
+        for queue in (self._pictures, self._texts, self._paired, self._feedback):
+            while queue and queue[0][0] < oldest:  # type: ignore[index]
+                queue.popleft()  # type: ignore[attr-defined]

@@ -1,0 +1,183 @@
+"""Captured requests: pictures kept for labelling, a bounded sample without anything about who sent them.
+
+A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept are a random share, and in equal number those that look
+new or that the model was unsure of. Every picture is one file, named by a hash, with a JSON beside it; the folder may lie on an
+encrypted disk. Deleting, by request or by age, deletes the bytes.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import random
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is known about a captured picture.
+
+    Attributes:
+        id: hash of the request's id and the picture's place in it.
+        request: hash of the request's id alone.
+        why: random, new or unsure.
+        label: the true class, once somebody told.
+    """
+
+    id: str
+    request: str
+    domain: str
+    version: str
+    time: float
+    predicted: str
+    confidence: float
+    novelty: float
+    why: str
+    label: str = ""
+
+
+def hashed(request_id: str) -> str:
+    """A name that says nothing about the request and can be no path."""
+    return hashlib.sha256(request_id.encode()).hexdigest()[:24]
+
+
+class Captures:
+    """The captured pictures of this server.
+
+    Args:
+        root: folder; one below it for each domain.
+        most_bytes: of each domain, most_seconds: age; beyond either the oldest go first.
+    """
+
+    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float) -> None:
+        self.root, self.metrics = root, metrics
+        self.most_bytes, self.most_seconds = most_bytes, most_seconds
+        self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+    def offer(self, capture: Capture, data: bytes, share: float) -> None:
+        """Keep a picture, perhaps; never makes a request wait.
+
+        Args:
+            capture: `why` is "" or what makes this one worth keeping.
+            share: of requests that the domain wants kept.
+        """
+        if share <= 0 or random.random() >= (share if not capture.why else min(1.0, 4 * share)):
+            return
+        kept = Capture(**(asdict(capture) | {"why": capture.why or "random"}))
+        try:
+            self._queue.put_nowait((kept, data))
+        except queue.Full:
+            self.metrics.captures.labels(capture.domain, "skipped").inc()
+
+    def flush(self) -> None:
+        """Wait until what was offered is written."""
+        self._queue.join()
+
+    def all(self, domain: str) -> list[Capture]:
+        """What is kept of a domain, oldest first. Whatever cannot be read is passed over."""
+        found = []
+        for path in self._folder(domain).glob("*.json"):
+            try:
+                found.append(Capture(**json.loads(path.read_text())))
+            except (OSError, ValueError, TypeError):
+                continue
+        return sorted(found, key=lambda c: (c.time, c.id))
+
+    def picture(self, domain: str, name: str) -> bytes:
+        """The bytes of one. Raises KeyError when there is none."""
+        try:
+            return self._place(domain, name).with_suffix(".picture").read_bytes()
+        except OSError:
+            raise KeyError(name) from None
+
+    def label(self, domain: str, name: str, label: str) -> None:
+        """Say what a picture shows. Raises KeyError when there is none."""
+        with self._writing:
+            path = self._place(domain, name).with_suffix(".json")
+            try:
+                content = json.loads(path.read_text())
+            except (OSError, ValueError):
+                raise KeyError(name) from None
+            _write(path, json.dumps(content | {"label": label}).encode())
+
+    def delete(self, request_id: str) -> int:
+        """Delete every picture of a request, whatever its domain; returns how many."""
+        self.flush()
+        wanted, count = hashed(request_id), 0
+        for path in self.root.glob(f"*/{wanted}-*.json"):
+            self._remove(path)
+            count += 1
+        return count
+
+    def _folder(self, domain: str) -> Path:
+        if not domain.isidentifier():
+            raise KeyError(domain)
+        return self.root / domain
+
+    def _place(self, domain: str, name: str) -> Path:
+        if not all(c in "0123456789abcdef-" for c in name):
+            raise KeyError(name)
+        return self._folder(domain) / name
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            capture, data = item
+            try:
+                with self._writing:
+                    self._keep(capture, data)
+                outcome = capture.why
+            except OSError:  # a full disk costs captures, never answers
+                outcome = "failed"
+            self.metrics.captures.labels(capture.domain, outcome).inc()
+            self._queue.task_done()
+        self._queue.task_done()
+
+    def _keep(self, capture: Capture, data: bytes) -> None:
+        place = self._folder(capture.domain) / capture.id
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(place.with_suffix(".picture"), data)
+        _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        self._bound(capture.domain)
+
+    def _bound(self, domain: str) -> None:
+        files = sorted(self._folder(domain).glob("*.json"), key=lambda p: p.stat().st_mtime)
+        sizes = {p: _size(p.with_suffix(".picture")) for p in files}
+        total, now = sum(sizes.values()), time.time()
+        for path in files:
+            if total <= self.most_bytes and now - path.stat().st_mtime <= self.most_seconds:
+                break
+            total -= sizes[path]
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        path.with_suffix(".picture").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

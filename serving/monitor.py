@@ -1,0 +1,192 @@
+"""Watching what the live versions see: a window each, measured in a thread of its own, published for Prometheus.
+
+Requests only append rows; all arithmetic happens beside them, on a copy, every few seconds and only when something new came.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clipft_tasks.drift.window import Figures, Window
+
+from .metrics import Metrics
+from .store import Live
+
+log = logging.getLogger("uvicorn.error")
+REMEMBERED = 20_000  # answers that feedback can refer to
+
+
+class Unknown(Exception):
+    """Feedback about something that this server does not remember."""
+
+
+@dataclass
+class _Answer:
+    domain: str
+    version: str
+    labels: list[str]
+    told: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Watched:
+    live: Live
+    window: Window
+    measured: int = -1  # `_state` at the last measurement
+    figures: Figures | None = None
+    at: float = 0.0
+
+    @property
+    def state(self) -> int:
+        return self.window.seen + len(self.window._texts) + len(self.window._feedback)
+
+
+class Monitor:
+    """The windows of one server process.
+
+    Args:
+        every: seconds between measurements; 0 measures only when asked.
+    """
+
+    def __init__(self, metrics: Metrics, every: float, size: int, least: int, seconds: float) -> None:
+        self.metrics, self.every = metrics, every
+        self.options = {"size": size, "least": least, "seconds": seconds}
+        self._watched: dict[str, _Watched] = {}
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
+        if every:
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def follow(self, live: Live) -> None:
+        """A version went live: its window starts empty, with its own reference. Figures of the one before are taken away."""
+        with self._lock:
+            before = self._watched.pop(live.domain, None)
+            if live.reference is not None:
+                self._watched[live.domain] = _Watched(live, Window(live.reference, **self.options))  # type: ignore[arg-type]
+        if before:
+            self.metrics.forget(before.live.domain, before.live.version)
+        self.metrics.measured.labels(live.domain, live.version).set(live.reference is not None)
+        if live.reference is not None and live.reference.facts["promised"]["rows"]:
+            self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
+
+    def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray) -> None:
+        """Pictures that were encoded: embeddings (n, d), appearance (n, 5)."""
+        classes = live.own_class_texts
+        similarity = image @ classes.T if classes is not None else np.zeros((len(image), 0), np.float32)
+        with self._lock:
+            if watched := self._of(live):
+                watched.window.add_pictures(image, looks, similarity)
+
+    def texts(self, live: Live, text: np.ndarray) -> None:
+        with self._lock:
+            if watched := self._of(live):
+                watched.window.add_texts(text)
+
+    def pairs(self, live: Live, cosines: np.ndarray) -> None:
+        """Cosines of pictures with the text that came along with each."""
+        with self._lock:
+            if watched := self._of(live):
+                watched.window.add_pairs(cosines.tolist())
+
+    def answered(self, live: Live, request_id: str, labels: list[str]) -> None:
+        """Remember an answer, so that feedback may say whether it was right."""
+        with self._lock:
+            self._answers[request_id] = _Answer(live.domain, live.version, labels)
+            self._answers.move_to_end(request_id)
+            while len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
+
+    def feedback(self, request_id: str, index: int, label: str) -> tuple[_Answer, bool]:
+        """The true label of an answer; returns the answer and whether this was news.
+
+        Each picture of a request counts once, however often it is told, and only for the version that answered.
+
+        Raises: Unknown when no such answer is remembered.
+        """
+        with self._lock:
+            answer = self._answers.get(request_id)
+            if answer is None or not 0 <= index < len(answer.labels):
+                raise Unknown
+            new = index not in answer.told
+            answer.told.add(index)
+            watched = self._watched.get(answer.domain)
+            if new and watched and watched.live.version == answer.version:
+                watched.window.add_feedback(answer.labels[index] == label)
+        if new:
+            right = "right" if answer.labels[index] == label else "wrong"
+            self.metrics.feedback.labels(answer.domain, answer.version, right).inc()
+        return answer, new
+
+    def report(self, domain: str) -> dict[str, Any] | None:
+        """The window of a domain, measured now; None when it is not watched."""
+        with self._lock:
+            watched = self._watched.get(domain)
+        if watched is None:
+            return None
+        figures = self._measure(watched)
+        signal, ratio = figures.worst
+        return {
+            "domain": domain,
+            "version": watched.live.version,
+            "pictures": figures.pictures,
+            "texts": figures.texts,
+            "feedback": figures.feedback,
+            "drift": figures.drift,
+            "values": figures.values,
+            "promised": watched.window.reference.facts["promised"],
+            "worst": {"signal": signal, "ratio": ratio},
+        }
+
+    def rows(self, domain: str) -> dict[str, Any] | None:
+        """The window's pictures as the suggestion needs them: appearance, cosines with the classes, embeddings."""
+        with self._lock:
+            watched = self._watched.get(domain)
+            if watched is None:
+                return None
+            rows = watched.window.rows()
+        return {
+            "version": watched.live.version,
+            "classes": watched.live.card["classes"],
+            "appearance": rows.appearance.tolist(),
+            "similarity": rows.similarity.tolist(),
+            "image": rows.image.round(4).tolist(),
+        }
+
+    def _of(self, live: Live) -> _Watched | None:
+        watched = self._watched.get(live.domain)
+        return watched if watched and watched.live is live else None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every):
+            with self._lock:
+                due = [w for w in self._watched.values() if w.state != w.measured or time.time() - w.at > 30]
+            for watched in due:
+                try:
+                    self._measure(watched)
+                except Exception:  # a window that cannot be measured must not end the watching of the others
+                    log.exception("the window of %s cannot be measured", watched.live.domain)
+
+    def _measure(self, watched: _Watched) -> Figures:
+        with self._lock:
+            state, window = watched.state, watched.window.copy()
+        began = time.perf_counter()
+        figures = window.figures()
+        self.metrics.measuring.observe(time.perf_counter() - began)
+        with self._lock:
+            watched.figures, watched.measured, watched.at = figures, state, time.time()
+            current = self._watched.get(watched.live.domain) is watched
+        if current:
+            self.metrics.publish(watched.live.domain, watched.live.version, figures)
+        return figures

@@ -1,0 +1,92 @@
+"""Routes about traffic that was answered: feedback, drift, captured pictures."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+
+from . import schemas
+from .captures import Captures, hashed
+from .monitor import Monitor, Unknown
+from .security import authorised
+
+router = APIRouter()
+
+
+def _monitor(request: Request) -> Monitor:
+    return request.app.state.monitor
+
+
+def _captures(request: Request) -> Captures:
+    return request.app.state.captures
+
+
+@router.post("/v1/feedback", response_model=schemas.Judged, dependencies=[Depends(authorised)])
+def feedback(asked: schemas.Feedback, request: Request) -> dict[str, Any]:
+    """What a classified picture really shows. Named by the `X-Request-Id` of the answer; each picture counts once."""
+    try:
+        answer, new = _monitor(request).feedback(asked.request_id, asked.index, asked.label)
+    except Unknown:
+        why = f"No answer of request {asked.request_id!r} with a picture {asked.index} is remembered."
+        raise HTTPException(404, why) from None
+    request.state.domain = answer.domain
+    try:
+        _captures(request).label(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
+    except KeyError:
+        pass  # it was not captured
+    return {"predicted": answer.labels[asked.index], "version": answer.version, "counted": new}
+
+
+@router.get("/v1/drift/{domain}", response_model=schemas.Drift)
+def drift(domain: str, request: Request) -> dict[str, Any]:
+    """How far what the live version sees is from its reference, measured now."""
+    request.state.domain = domain
+    report = _monitor(request).report(domain)
+    if report is None:
+        raise HTTPException(404, f"No live version of {domain} with a reference.")
+    return report
+
+
+@router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])
+def window(domain: str, request: Request) -> dict[str, Any]:
+    """The rows of the window: embeddings, appearance, cosines with the classes. For the suggestion."""
+    request.state.domain = domain
+    rows = _monitor(request).rows(domain)
+    if rows is None:
+        raise HTTPException(404, f"No live version of {domain} with a reference.")
+    return rows
+
+
+@router.get("/v1/captures/{domain}", response_model=list[schemas.Captured], dependencies=[Depends(authorised)])
+def captures(domain: str, request: Request) -> list[dict[str, Any]]:
+    """What is kept of a domain's traffic, oldest first."""
+    _captures(request).flush()
+    try:
+        return [asdict(c) for c in _captures(request).all(domain)]
+    except KeyError:
+        raise HTTPException(404, f"{domain!r} is no domain.") from None
+
+
+@router.get("/v1/captures/{domain}/{name}", response_class=Response, dependencies=[Depends(authorised)])
+def captured(domain: str, name: str, request: Request) -> Response:
+    """A captured picture, as it was sent."""
+    try:
+        return Response(_captures(request).picture(domain, name), media_type="application/octet-stream")
+    except KeyError:
+        raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+
+
+@router.put("/v1/captures/{domain}/{name}", dependencies=[Depends(authorised)])
+def label(domain: str, name: str, asked: schemas.Label, request: Request) -> dict[str, str]:
+    """Say what a captured picture shows."""
+    try:
+        _captures(request).label(domain, name, asked.label)
+    except KeyError:
+        raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+    return {"id": name, "label": asked.label}
+
+
+@router.delete("/v1/requests/{request_id}", dependencies=[Depends(authorised)])
+def forget(request_id: str, request: Request) -> dict[str, int]:
+    """Delete whatever was captured of a request."""
+    return {"deleted": _captures(request).delete(request_id)}
