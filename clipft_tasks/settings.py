@@ -21,6 +21,8 @@ class Settings(BaseSettings):
     data_repo: str | None = Field(None, description="git repository of data sets, path or URL; default: home/datasets")
     dvc_remote: str | None = Field(None, description="DVC remote, folder or URL; default: home/dvc-remote")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
+    prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
+    alert_token: SecretStr | None = Field(None, description="what Alertmanager must show to call back")
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")

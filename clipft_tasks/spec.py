@@ -149,6 +149,9 @@ class GateSpec(Section):
     )
     min_gain: float = Field(0.0, ge=-1, le=1, description="least gain over the opponent, as a fraction (0.01 = 1 point)")
     max_drop: float = Field(0.05, ge=0, le=1, description="largest loss allowed at any single resolution")
+    max_forgotten: float = Field(
+        0.03, ge=0, le=1, description="largest loss on the rows of the version before, when the data set grew by captures"
+    )
 
 
 class ApprovalSpec(Section):
@@ -178,7 +181,10 @@ class RunSpec(Section):
     domain: str = Field("industrial", description="the profile that everything else derives from")
     source: str = Field(
         "",
-        description="what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, or `elpv:mono`",
+        description=(
+            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `elpv:mono`, or `captures:<domain>` (the newest "
+            "version and what was captured and labelled since)"
+        ),
         examples=["elpv:mono", "elpv:poly", "/data/pictures.csv", "/data/pictures"],
     )
     dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from .data.expectations import Check
+from .drift import incidents as incident_rules
 from .errors import ClipftError, Transient
 from .settings import settings
 
@@ -311,3 +312,29 @@ def card_of(run_id: str, name: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
     except (MlflowException, OSError):
         return {}
+
+
+# Incidents -----------------------------------------------------------------------------------------------------------
+
+INCIDENTS = "clipft.incidents"
+
+
+def incidents(domain: str) -> incident_rules.State:
+    """What is known of a domain's drift incidents."""
+    with neighbour():
+        try:
+            tags = client().get_registered_model(model_name(domain)).tags
+        except MlflowException as error:
+            if _away(error):
+                raise
+            return incident_rules.State()
+    return incident_rules.State.of(json.loads(tags.get(INCIDENTS, "{}")))
+
+
+def keep_incidents(domain: str, state: incident_rules.State) -> None:
+    """Write it back; the history is cut to what a tag holds."""
+    content = state.to_dict()
+    while len(text := json.dumps(content)) > 4500 and content["history"]:
+        content["history"] = content["history"][1:]
+    with neighbour():
+        client().set_registered_model_tag(model_name(domain), INCIDENTS, text)

@@ -1,11 +1,12 @@
-"""Airflow plugin: links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
+"""Airflow plugin: the alert callback, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
 
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
+from clipft_alerts import app as alerts
 
-NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server")  # Airflow wants a fixed list
+NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server", "Drift report")  # Airflow wants a fixed list
 
 
 class _ReturnedLink(BaseOperatorLink):
@@ -38,7 +39,8 @@ LINKS = [type(name.replace(" ", "") + "Link", (_ReturnedLink,), {"label": name})
 
 
 class ClipftPlugin(AirflowPlugin):
-    """Registers the links for every task; a link without an address is not shown."""
+    """Registers the links for every task (one without an address is not shown) and the alert callback."""
 
     name = "clipft"
+    fastapi_apps = [{"app": alerts, "url_prefix": "/clipft", "name": "clipft alerts"}]
     global_operator_extra_links = LINKS

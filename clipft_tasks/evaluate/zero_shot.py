@@ -1,6 +1,6 @@
 """Zero-shot classification and retrieval of one model on one split at one size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -85,6 +85,11 @@ def summary(scored: Scored, names: list[str], resamples: int) -> dict[str, dict[
         low, high = bootstrap(partial(scored.figure, name), scored.groups, resamples)
         out[name] = {"value": scored.figure(name, rows), "low": low, "high": high}
     return out
+
+
+def only(scored: Scored, rows: np.ndarray) -> Scored:
+    """The same model on some of the rows."""
+    return Scored(*(getattr(scored, field.name)[rows] for field in fields(Scored)))
 
 
 def difference(new: Scored, old: Scored, metric: str, resamples: int) -> dict[str, float]:

@@ -10,7 +10,8 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     """Score all models at one resolution; figures go to the candidate's MLflow run with the resolution as step.
 
     Returns: resolution, rows, and by model (`before`, `after`, `champion`) each metric's value and 95% interval;
-        `gain_over_before` and `gain_over_champion` in the gate's metric, paired; `opponent` (version number or "").
+        `gain_over_before` and `gain_over_champion` in the gate's metric, paired; `opponent` (version number or "");
+        `slices`, when the data set grew by captures: the same for its `old` and its `new` rows.
     Raises: ClipftError when the run has no model.
     """
     import mlflow
@@ -70,6 +71,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     }
     for who in models.keys() - {"after"}:
         result[f"gain_over_{who}"] = zero_shot.difference(scored["after"], scored[who], metric, spec.evaluate.bootstrap)
+    result["slices"] = _slices(dataset, scored, metric, spec.evaluate.bootstrap)
     with tracking.neighbour():
         for who in models:
             for figure, value in result[who].items():
@@ -81,3 +83,24 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         f"[{after['low']:.3f}, {after['high']:.3f}]"
     )
     return result
+
+
+def _slices(dataset: Any, scored: dict[str, Any], metric: str, resamples: int) -> dict[str, Any]:
+    """Old and new test rows apart, where captures made the data set grow: better on the new must not mean worse on the old."""
+    from ..data import versioning
+    from ..evaluate import zero_shot
+
+    card = dataset.version.card
+    if not card.get("source", "").startswith("captures:") or not card.get("parents"):
+        return {}
+    parent = versioning.read_manifest(versioning.find(card["parents"][-1], dataset.version.domain))
+    is_old = dataset.split("test")["sha256"].isin(set(parent["sha256"])).to_numpy()
+    opponent = "champion" if "champion" in scored else "before"
+    out: dict[str, Any] = {}
+    for name, rows in (("old", is_old.nonzero()[0]), ("new", (~is_old).nonzero()[0])):
+        if not len(rows):
+            continue
+        part = {who: zero_shot.only(s, rows) for who, s in scored.items()}
+        out[name] = {"rows": len(rows), **{who: zero_shot.summary(s, [metric], resamples) for who, s in part.items()}}
+        out[name]["gain"] = zero_shot.difference(part["after"], part[opponent], metric, resamples)
+    return out

@@ -31,6 +31,23 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         _rule(f"{metric} at {main} px against {against}", gains[main], spec.gate.min_gain),
         _rule(f"{metric} at its weakest size, {worst} px", gains[worst], -spec.gate.max_drop),
     ]
+    slices = next(r for r in results if r["resolution"] == main).get("slices") or {}
+    if "new" in slices:
+        rules.append(
+            _rule(
+                f"{metric} on the {slices['new']['rows']} new rows against {against}",
+                slices["new"]["gain"]["value"],
+                spec.gate.min_gain,
+            )
+        )
+    if "old" in slices:
+        rules.append(
+            _rule(
+                f"{metric} on the {slices['old']['rows']} old rows against {against}",
+                slices["old"]["gain"]["value"],
+                -spec.gate.max_forgotten,
+            )
+        )
     passed = all(r["passed"] for r in rules)
     table = figures.table(results)
     say(table)
@@ -54,7 +71,7 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results
     }
     link = tracking.run_link(client.get_run(run_id), "artifacts/evaluation/resolutions.png")
-    return verdict | {"scores": scores, "links": {"Evaluation": link}}
+    return verdict | {"scores": scores, "slices": slices, "links": {"Evaluation": link}}
 
 
 def _rule(rule: str, measured: float, limit: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from clipft_tasks.settings import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090}
+PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093}
 USER = "admin"
 
 
@@ -28,7 +29,8 @@ def keep_secrets() -> dict[str, str]:
     path = settings().folder() / "secrets.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
-    made = {name: secrets.token_urlsafe(48) for name in ("jwt", "session", "server")} | {"password": secrets.token_urlsafe(9)}
+    made = {name: secrets.token_urlsafe(48) for name in ("jwt", "session", "server", "alerts")}
+    made["password"] = secrets.token_urlsafe(9)
     # Fernet wants exactly 32 bytes, padded.
     import base64
 
@@ -104,7 +106,11 @@ def environment() -> dict[str, str]:
         "CLIPFT_MLFLOW_ARTIFACTS": artifacts.as_uri(),
         "CLIPFT_SERVER_URL": address("server"),
         "CLIPFT_SERVER_TOKEN": secret["server"],
+        "CLIPFT_ALERT_TOKEN": secret["alerts"],
+        "CLIPFT_PROMETHEUS_URL": address("prometheus") if shutil.which("prometheus") else "",
         "CLIPFT_PROMETHEUS_CONFIG": str(home / "prometheus.yml"),
         "CLIPFT_PROMETHEUS_DATA": str(settings().folder("prometheus")),
+        "CLIPFT_ALERTMANAGER_CONFIG": str(home / "alertmanager.yml"),
+        "CLIPFT_ALERTMANAGER_DATA": str(settings().folder("alertmanager")),
         **{f"CLIPFT_{name.upper()}_PORT": str(port) for name, port in ports().items()},
     }

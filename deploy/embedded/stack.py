@@ -18,16 +18,18 @@ import psutil
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.settings import settings
 
+from . import monitoring
 from .airflow_api import Airflow
 from .environment import PROJECT, USER, address, environment, keep_secrets, ports
 
 NEEDED_GB = 3
-DAGS = {"clipft_dataset", "clipft_finetune", "clipft_rollback", "clipft_retrain"}
+DAGS = {f"clipft_{name}" for name in ("dataset", "finetune", "rollback", "retrain", "drift_watch", "readapt")}
 HEALTH = {
     "mlflow": ("mlflow", "/health"),
     "server": ("server", "/healthz"),
     "airflow": ("airflow", "/api/v2/monitor/health"),
     "prometheus": ("prometheus", "/-/ready"),
+    "alertmanager": ("alertmanager", "/-/ready"),
 }
 
 
@@ -43,8 +45,8 @@ def up() -> None:
     _check_machine()
     down(quiet=True)
     programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer"]
-    if _prometheus():
-        programs.append("prometheus")
+    watching = monitoring.prepare()
+    programs += watching
     _check_ports(programs)
     env = environment()
     log = settings().folder("logs") / "stack.log"
@@ -56,7 +58,7 @@ def up() -> None:
             command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     _record(manager.pid)
-    _wait(lambda: healthy("prometheus" in programs), manager, log, 180)
+    _wait(lambda: healthy(watching), manager, log, 180)
     airflow = Airflow()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
@@ -102,15 +104,20 @@ def addresses() -> None:
         ("Airflow", address("airflow"), f"user {USER}, password {keep_secrets()['password']}"),
         ("MLflow", address("mlflow"), "runs, evaluations, model versions"),
         ("Server", address("server"), "playground; API under /docs, metrics under /metrics"),
-        ("Prometheus", address("prometheus"), "" if _answers("prometheus") else "not running: install prometheus to have it"),
+        *(
+            (p.capitalize(), address(p), "" if _answers(p) else f"not running: install {p} to have it")
+            for p in monitoring.BINARIES
+        ),
     ]
     for name, url, note in rows:
         print(f"  {name:11} {url:24} {note}")
 
 
-def healthy(with_prometheus: bool | None = None) -> bool:
-    names = [n for n in HEALTH if n != "prometheus" or (with_prometheus if with_prometheus is not None else shutil.which(n))]
-    return all(_answers(name) for name in names)
+def healthy(watching: list[str] | None = None) -> bool:
+    """Does everything answer? Prometheus and Alertmanager count where they are installed, or where they are named."""
+    if watching is None:
+        watching = [p for p in monitoring.BINARIES if monitoring.binary(p)]
+    return all(_answers(name) for name in HEALTH if name not in monitoring.BINARIES or name in watching)
 
 
 def running() -> psutil.Process | None:
@@ -189,7 +196,7 @@ def _check_machine() -> None:
 
 def _check_ports(programs: list[str]) -> None:
     for name, port in ports().items():
-        if name == "prometheus" and name not in programs:
+        if name in monitoring.BINARIES and name not in programs:
             continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -201,29 +208,6 @@ def _check_ports(programs: list[str]) -> None:
                     "another program holds it",
                     f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up.",
                 ) from None
-
-
-def _prometheus() -> bool:
-    """Is Prometheus there, or can the system's package manager bring it? Writes its configuration when it is."""
-    if not shutil.which("prometheus"):
-        if sys.platform == "darwin" and shutil.which("brew"):
-            install = ["brew", "install", "prometheus"]
-        elif shutil.which("apt-get") and os.geteuid() == 0:
-            install = ["sh", "-c", "apt-get update -qq && apt-get install -y -qq prometheus"]
-        else:
-            print("Prometheus is not installed: going on without it. Your package manager has it as `prometheus`.")
-            return False
-        print("Installing Prometheus with the system's package manager…")
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if done.returncode or not shutil.which("prometheus"):
-            print(
-                f"Prometheus could not be installed ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]}): going on without it."
-            )
-            return False
-    template = (PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text()
-    config = template.replace("SERVER_ADDRESS", f"127.0.0.1:{ports()['server']}")
-    (settings().folder() / "prometheus.yml").write_text(config)
-    return True
 
 
 def _migrate(env: dict[str, str], log: Path) -> None:

@@ -40,17 +40,19 @@ class Source:
 
 
 def open_source(source: str, data: DataSpec) -> Source:
-    """The reader for a source: `elpv:<type>`, a table (.csv, .jsonl, .parquet) or a folder.
+    """The reader for a source: `elpv:<type>`, `captures:<domain>`, a table (.csv, .jsonl, .parquet) or a folder.
 
     Raises:
         ClipftError: the source is missing or of no known kind.
     """
-    from . import elpv, folder, table
+    from . import captures, elpv, folder, table
 
     if not source:
         raise ClipftError("source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.")
     if source.startswith("elpv:"):
         return elpv.open_elpv(source.removeprefix("elpv:"))
+    if source.startswith("captures:"):
+        return captures.open_captures(source.removeprefix("captures:"))
     path = Path(source.removeprefix("file://")).expanduser()
     if path.is_dir():
         return folder.open_folder(path)
@@ -60,7 +62,7 @@ def open_source(source: str, data: DataSpec) -> Source:
         return table.open_table(path, data)
     raise ClipftError(
         f"source {source}",
-        "it is neither an existing folder nor a table (" + ", ".join(table.KINDS) + ") nor elpv:<type>",
+        "it is neither an existing folder nor a table (" + ", ".join(table.KINDS) + ") nor elpv:<type> nor captures:<domain>",
         "Check the spelling.",
     )
 

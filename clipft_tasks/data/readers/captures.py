@@ -1,0 +1,55 @@
+"""Captured traffic with labels, beside the newest dataset version: what a re-adaptation trains on.
+
+The old rows are replayed whole, so nothing that the champion knows is left out; `train.sampling` balances old and new by class.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from ...errors import ClipftError
+from ...server_client import call
+from .. import versioning
+from . import Row, Source
+
+
+def open_captures(domain: str) -> Source:
+    """Rows of the newest version of a domain, then its labelled captures, fetched from the server.
+
+    Raises:
+        ClipftError: there is no version, or no capture has a label. Transient: the server is away.
+    """
+    known = versioning.versions(domain)
+    if not known:
+        raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
+    found = [c for c in call("GET", f"/v1/captures/{domain}").json() if c["label"]]
+    if not found:
+        raise ClipftError(
+            f"source captures:{domain}", "no captured picture has a label", "Label some: `clipft label`, or send feedback."
+        )
+    newest = known[-1]
+
+    def rows() -> Iterator[Row]:
+        dataset = versioning.fetch(newest)
+        for old in dataset.frame.itertuples():
+            yield Row(
+                where=f"{newest.tag} {old.name}",
+                picture=partial(dataset.picture, old),
+                key=str(old.name),
+                caption=str(old.caption),
+                label=str(old.label),
+                group=str(old.group),
+                split=str(old.split),
+            )
+        for capture in found:
+            yield Row(
+                where=f"capture {capture['id']}",
+                picture=partial(_picture, domain, capture["id"]),
+                key=f"captures/{capture['id']}",
+                label=capture["label"],
+            )
+
+    return Source(rows, licence=str(newest.card.get("licence", "")), name=f"captures:{domain}")
+
+
+def _picture(domain: str, name: str) -> bytes:
+    return call("GET", f"/v1/captures/{domain}/{name}").content

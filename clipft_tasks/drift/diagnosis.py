@@ -1,0 +1,114 @@
+"""What a drift most likely is, from which signals moved together, and which answer fits it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .appearance import STATISTICS
+
+LABELS_NEEDED = 40  # judged pictures before any training or comparison on them is worth a word
+PER_CLASS = 5
+ACTIONS = ("nothing", "camera", "label", "rollback", "readapt")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Attributes:
+    kind: noise, camera, new_pictures, prior, concept or texts.
+    reasons: what speaks for it, in sentences.
+    """
+
+    kind: str
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A registered version, and how it does on judged pictures of today: accuracy beside the champion's, paired."""
+
+    version: str
+    accuracy: float
+    gain: float
+    gain_low: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Attributes:
+    action: one of ACTIONS; rollback names the version to go to.
+    why: in one sentence. expected_gain: of accuracy on today's traffic, None where nothing is known.
+    """
+
+    action: str
+    why: str
+    version: str = ""
+    expected_gain: float | None = None
+
+
+def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosis:
+    """Name the kind of drift.
+
+    Args:
+        drift: signal -> figure over its limit.
+        classes_moved: largest change of a class's share among predictions.
+    """
+    over = {name: ratio for name, ratio in drift.items() if ratio > 1}
+    if not over:
+        return Diagnosis("noise", ["No signal is over its limit now."])
+    said = [f"{name} is {ratio:.1f} times its limit" for name, ratio in sorted(over.items(), key=lambda kv: -kv[1])]
+    looks = max((over.get(name, 0.0) for name in STATISTICS), default=0.0)
+    image = over.get("image", 0.0)
+    if image and looks <= 3 * image:
+        return Diagnosis("new_pictures", [*said, "Embeddings left what the reference shows: pictures of another kind."])
+    if looks:
+        return Diagnosis(
+            "camera", [*said, "Pictures look different, while what they show moved little: light, focus, size or export."]
+        )
+    if set(over) == {"text"}:
+        return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
+    if "performance" in over:
+        return Diagnosis(
+            "concept", [*said, "The pictures look as before and are judged wrong more often: their meaning changed."]
+        )
+    said.append(f"The pictures look as before; only their mix changed (a class by {100 * classes_moved:.0f} points).")
+    return Diagnosis("prior", said)
+
+
+def advise(
+    diagnosis: Diagnosis,
+    labels: Mapping[str, int],
+    others: list[Candidate],
+    promised: float,
+    live: float | None,
+    losing: bool,
+) -> Advice:
+    """What to do.
+
+    Args:
+        labels: judged captures by class.
+        others: other registered versions on the same judged pictures, if there were enough.
+        promised, live: accuracy at training, and now (None without judgements).
+        losing: whether live accuracy is below the promise beyond its interval.
+    """
+    better = max((c for c in others if c.gain_low > 0), key=lambda c: c.gain, default=None)
+    if better:
+        why = f"version {better.version} is right {100 * better.gain:.0f} points more often on the judged pictures of today"
+        return Advice("rollback", why, better.version, better.gain)
+    gain = max(0.0, promised - live) if live is not None else None
+    enough = sum(labels.values()) >= LABELS_NEEDED and sum(n >= PER_CLASS for n in labels.values()) >= 2
+    if diagnosis.kind == "noise":
+        return Advice("nothing", "nothing is over its limit any more")
+    if diagnosis.kind == "prior" and not losing:
+        return Advice("nothing", "the mix of classes moved, which zero-shot classes do not depend on; watch the accuracy")
+    if diagnosis.kind == "camera" and not losing:
+        return Advice("camera", "look at the camera and the export first; train only if that is how pictures are from now on")
+    if not enough:
+        missing = max(0, LABELS_NEEDED - sum(labels.values()))
+        return Advice(
+            "label",
+            f"{missing or 'more'} judged pictures of at least two classes are missing; the report names those that help most",
+            "",
+            gain,
+        )
+    return Advice(
+        "readapt", "there are judged pictures of the new kind, and no registered version does better on them", "", gain
+    )

@@ -1,0 +1,36 @@
+"""admit: which alarms are acted on. The one place where alarms of all ways meet."""
+
+import time
+from typing import Any
+
+from ..drift import incidents
+from ..progress import say
+
+
+def run(breaches: list[dict[str, Any]], cool_down: float = incidents.COOL_DOWN, run: str = "") -> list[dict[str, Any]]:
+    """Open an incident for each domain where nothing speaks against it.
+
+    Args:
+        breaches: domain, version, causes (worst first).
+        cool_down: seconds after an incident before the next of its domain.
+        run: who asks, for the record; the same run again is let in again, so that its retry finds what it had begun.
+    Returns: for each admitted one: domain and causes.
+    Raises: Transient when MLflow is away.
+    """
+    from .. import tracking
+
+    admitted = []
+    for breach in breaches:
+        domain, now = breach["domain"], time.time()
+        state = tracking.incidents(domain)
+        alarm = incidents.Incident(domain, breach["version"], list(breach["causes"]), now, run)
+        if run and state.incident and state.incident.run == run:
+            let_in, reason = True, "this run opened it before"
+        else:
+            state, let_in, reason = incidents.admit(state, alarm, now, cool_down)
+            tracking.keep_incidents(domain, state)
+        causes = ", ".join(alarm.causes)
+        say(f"{domain} version {alarm.version} ({causes}): {'admitted' if let_in else 'not taken'}, {reason}.")
+        if let_in:
+            admitted.append({"domain": domain, "causes": alarm.causes})
+    return admitted

@@ -1,0 +1,131 @@
+"""suggest: what drifted, what it most likely is, and what should be done about it. Nothing is changed by it."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..progress import say
+from ..server_client import call
+from ..spec import RunSpec
+
+COMPARED = 4  # other registered versions that are tried on judged captures
+SHOWN = 8  # pictures of a kind in the report
+
+
+def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
+    """Compare the server's window with the champion's reference, and other versions on what was captured and judged.
+
+    Args:
+        causes: the signals of the alarm, for the record.
+    Returns: kind, action (nothing, camera, label, rollback, readapt), version (to go back to, or ""), why, expected_gain,
+        minutes (what training would take), labels by class, table (Markdown), links.
+    Raises: Transient when the server or MLflow is away.
+    """
+    import mlflow
+
+    from .. import tracking
+    from ..drift import diagnosis, report
+    from ..drift.reference import Reference
+
+    seen = call("GET", f"/v1/drift/{spec.domain}").json()
+    window = call("GET", f"/v1/windows/{spec.domain}").json()
+    captures = call("GET", f"/v1/captures/{spec.domain}").json()
+    champion = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
+    reference = Reference.load(tracking.fetch_package(champion))
+
+    moved = report.class_shares(reference, window)
+    found = diagnosis.diagnose(seen["drift"], max((abs(now - before) for before, now in moved.values()), default=0.0))
+    labels = Counter(c["label"] for c in captures if c["label"])
+    judged = [c for c in captures if c["label"]]
+    others = _others(spec, seen["version"], judged) if sum(labels.values()) >= diagnosis.LABELS_NEEDED else []
+    live = seen["values"].get("accuracy")
+    losing = seen["drift"].get("performance", 0.0) > 1
+    advice = diagnosis.advise(found, labels, others, seen["promised"]["value"], live, losing)
+    minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
+
+    lines = report.lines(spec.domain, seen, found, advice, others, labels, minutes)
+    table = "\n".join(lines)
+    say(table)
+    page = report.page(
+        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window
+    )
+    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+        path = Path(folder, "drift.html")
+        path.write_text(page, "utf-8")
+        run_ = tracking.client().create_run(
+            tracking.experiment(f"clipft-{spec.domain}-drift"),
+            run_name=f"version {seen['version']}: {found.kind}",
+            tags={"clipft.domain": spec.domain, "clipft.version": seen["version"], "clipft.causes": ", ".join(causes or [])},
+        )
+        tracking.client().log_artifact(run_.info.run_id, str(path))
+        mlflow.MlflowClient().log_dict(run_.info.run_id, seen, "figures.json")
+        for name, ratio in seen["drift"].items():
+            tracking.client().log_metric(run_.info.run_id, f"drift.{name}", ratio)
+        tracking.finish(run_.info.run_id)
+    return {
+        "kind": found.kind,
+        "action": advice.action,
+        "version": advice.version,
+        "why": advice.why,
+        "expected_gain": advice.expected_gain,
+        "minutes": minutes,
+        "labels": dict(labels),
+        "champion": seen["version"],
+        "table": table,
+        "links": {"Drift report": tracking.run_link(run_, "artifacts/drift.html")},
+    }
+
+
+def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[Any]:
+    """The newest other versions, each asked about the judged captures beside the champion."""
+    import numpy as np
+    import torch
+
+    from .. import tracking
+    from ..data.pictures import BadPicture, open_picture, square
+    from ..domains import get_domain
+    from ..drift.diagnosis import Candidate
+    from ..model import build
+
+    pictures, truth = [], []
+    for capture in judged[-200:]:
+        try:
+            pictures.append(open_picture(call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content).rgb)
+            truth.append(capture["label"])
+        except BadPicture:
+            continue
+    name = tracking.model_name(spec.domain)
+    versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+    rest = [v for v in versions if str(v.version) != champion and v.tags.get("clipft.deploy") != "failed"][:COMPARED]
+    right: dict[str, Any] = {}
+    for version in [v for v in versions if str(v.version) == champion] + rest:
+        clip = build.from_folder(tracking.fetch_package(version), source=f"version {version.version}")
+        classes = sorted(set(truth))
+        with torch.inference_mode():
+            of_classes = clip.class_embeddings(classes, get_domain(spec.domain).prompts)
+            squares = np.stack([square(p, clip.side, clip.aspect) for p in pictures])
+            image = torch.cat([clip.encode_images(torch.from_numpy(squares[i : i + 64])) for i in range(0, len(squares), 64)])
+        said = (image @ of_classes.T).argmax(dim=1).numpy()
+        right[str(version.version)] = np.array([classes[i] == t for i, t in zip(said, truth, strict=True)], dtype=float)
+    out = []
+    for number in [str(v.version) for v in rest]:
+        gain = right[number] - right[champion]
+        low = gain.mean() - 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+        out.append(Candidate(number, float(right[number].mean()), float(gain.mean()), float(low)))
+    return out
+
+
+def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | None:
+    """What training would take, from the pace of the champion's own run."""
+    pace, pairs = metrics.get("pairs_per_second"), metrics.get("pairs")
+    steps = metrics.get("steps")
+    if not pace or not pairs or not steps:
+        return None
+    return round((pairs + more * spec.train.epochs) / pace / 60, 1)
+
+
+def _examples(domain: str, captures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bytes]]:
+    """The captured pictures that look newest, with their bytes."""
+    newest = sorted(captures, key=lambda c: -c["novelty"])[:SHOWN]
+    return [(c, call("GET", f"/v1/captures/{domain}/{c['id']}").content) for c in newest]

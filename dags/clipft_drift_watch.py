@@ -1,0 +1,72 @@
+"""
+### Drift is seen
+
+Started by the asset `clipft-drift` (a watcher polls Prometheus once for all domains), by Alertmanager's callback, or by hand.
+`watch` looks for itself what drifts now; `admit` is the one gate behind all three: one incident at a time per domain, a
+cool-down after it, and a circuit breaker after repeated failures. What is admitted starts `clipft_readapt`.
+
+Where there is no Prometheus, the same watcher and sensor read the server's own figures.
+"""
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Asset, AssetWatcher, Param, dag, task
+from clipft_dag import DEFAULTS
+from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
+
+from clipft_tasks.domains import domain_names
+from clipft_tasks.settings import settings
+
+watcher = AssetWatcher(
+    name="clipft-drift-watcher", trigger=PrometheusDriftTrigger(settings().prometheus_url, settings().server_url)
+)
+drift = Asset(name="clipft-drift", uri="clipft://drift", group="clipft", watchers=[watcher])
+
+
+@dag(
+    dag_id="clipft_drift_watch",
+    schedule=[drift],
+    catchup=False,
+    default_args=DEFAULTS | {"retries": 2},
+    params={
+        "domains": Param(
+            None, type=["array", "null"], items={"type": "string"}, examples=domain_names(), title="Domains",
+            description="whom to look at; empty: all",
+        ),
+        "wait_minutes": Param(
+            0, type="number", minimum=0, maximum=1440, title="Wait minutes",
+            description="how long to wait for drift, without holding a worker; 0 looks once",
+        ),
+        "cool_down_minutes": Param(
+            60, type="number", minimum=0, maximum=10080, title="Cool down minutes",
+            description="after an incident of a domain the next is taken no sooner",
+        ),
+        "approval": Param(True, type="boolean", title="Approval", description="whether a person decides before anything is changed"),
+    },
+    tags=["clipft", "drift"],
+    doc_md=__doc__,
+    max_active_runs=8,
+)  # fmt: skip
+def clipft_drift_watch() -> None:
+    watch = PrometheusDriftSensor(
+        task_id="watch",
+        domains="{{ params.domains }}",
+        wait_minutes="{{ params.wait_minutes }}",
+        doc_md="What drifts now: domain, version, signals.",
+    )
+
+    @task(doc_md="Which of it is acted on, and why not the rest.", max_active_tis_per_dag=1)
+    def admit(breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None) -> list[dict[str, Any]]:
+        from clipft_tasks.stages import admit as stage
+
+        given = dict(params or {})
+        admitted = stage.run(breaches, cool_down=60 * float(given["cool_down_minutes"]), run=f"clipft_drift_watch/{run_id}")
+        return [{"conf": {**conf, "approval.required": bool(given["approval"])}} for conf in admitted]
+
+    TriggerDagRunOperator.partial(
+        task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, retries=0
+    ).expand_kwargs(admit(watch.output))  # type: ignore[arg-type]
+
+
+clipft_drift_watch()

@@ -1,0 +1,107 @@
+"""
+### Drift is explained, approved, and the model re-adapts
+
+`suggest` compares what the server sees with the references of the registered versions and says what to do: nothing, look at
+the camera, label pictures, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
+dataset version of the old rows and the judged captures, trains from the champion, and goes through the same evaluation, gate,
+promotion and verification as any training: better on the new rows, and forgetting on the old ones within
+`gate.max_forgotten`. `close` records what came of it; repeated failures open the circuit breaker of the domain.
+"""
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Param, dag, task
+from clipft_dag import DEFAULTS, Approval, params, stage
+
+SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
+RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
+
+
+@dag(
+    dag_id="clipft_readapt",
+    schedule=None,
+    catchup=False,
+    default_args=DEFAULTS,
+    params={
+        **params("train", "resolution", "gate", "approval", only=("domain",)),
+        "approval.required": Param(
+            True, type="boolean", title="Required", section="Approval", description="wait for a person before anything is changed"
+        ),
+        "causes": Param(
+            None, type=["array", "null"], items={"type": "string"}, title="Causes", description="signals of the alarm, if there was one"
+        ),
+    },
+    tags=["clipft", "drift", "training"],
+    doc_md=__doc__,
+    max_active_runs=4,
+    render_template_as_native_obj=True,
+)  # fmt: skip
+def clipft_readapt() -> None:
+    @task(doc_md="What drifted, what it looks like, what to do. The drift report is linked above.")
+    def suggest(params: dict[str, Any] | None = None) -> dict[str, Any]:
+        given = dict(params or {})
+        causes = given.pop("causes", None)
+        return stage("suggest", given, causes=causes)
+
+    approve = Approval(
+        task_id="approve",
+        required="{{ params['approval.required'] }}",
+        subject="{{ params.domain }}: " + SUGGESTED % "action" + "?",
+        body=SUGGESTED % "table",
+        defaults="Reject",
+        fail_on_reject=False,
+        retries=0,
+    )
+
+    @task.branch(doc_md="Follow the suggestion.")
+    def choose(suggested: dict[str, Any]) -> str:
+        return {"readapt": "dataset", "rollback": "rollback"}.get(suggested["action"], "nothing")
+
+    @task(doc_md="The suggestion asks for no run of ours; the report says what a person can do.")
+    def nothing(suggested: dict[str, Any]) -> str:
+        return suggested["why"]
+
+    @task(doc_md="The form of the training: this one's, from the champion, on the version just made.")
+    def form(params: dict[str, Any] | None = None) -> dict[str, Any]:
+        from clipft_tasks.data import versioning
+
+        given = {k: v for k, v in dict(params or {}).items() if k != "causes" and v is not None}
+        newest = versioning.versions(given["domain"])[-1].tag
+        return given | {"model.start": "champion", "dataset": newest, "approval.required": False}
+
+    @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
+    def close(params: dict[str, Any] | None = None, run_id: str | None = None, ti: Any = None) -> dict[str, Any]:
+        from clipft_tasks.stages import close as closing
+
+        states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
+        return closing.run((params or {})["domain"], states)
+
+    suggested = suggest()
+    chosen = choose(suggested)
+    dataset = TriggerDagRunOperator(
+        task_id="dataset",
+        trigger_dag_id="clipft_dataset",
+        conf={"domain": "{{ params.domain }}", "source": "captures:{{ params.domain }}"},
+        doc_md="Old rows and judged captures become a dataset version.",
+        **RUN,
+    )
+    trained = form()
+    finetune = TriggerDagRunOperator(
+        task_id="finetune", trigger_dag_id="clipft_finetune", conf=trained, doc_md="Train, prove, promote, verify.", **RUN
+    )
+    rollback = TriggerDagRunOperator(
+        task_id="rollback",
+        trigger_dag_id="clipft_rollback",
+        conf={"domain": "{{ params.domain }}", "version": "{{ ti.xcom_pull(task_ids='suggest')['version'] | string }}"},
+        doc_md="The better version is champion, live and verified again.",
+        **RUN,
+    )
+    suggested >> approve >> chosen
+    none = nothing(suggested)
+    chosen >> [dataset, rollback, none]
+    dataset >> trained >> finetune
+    [finetune, rollback, none] >> close()
+
+
+clipft_readapt()

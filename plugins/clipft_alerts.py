@@ -1,0 +1,83 @@
+"""The alert callback: Alertmanager's webhook, answered inside Airflow's API server.
+
+An alarm only starts `clipft_drift_watch` for its domain; that run looks for itself whether the domain drifts, so what comes late,
+twice or out of order does no harm. A repeated delivery finds the run that its first one started.
+"""
+
+import hashlib
+import hmac
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from clipft_tasks.domains import domain_names
+from clipft_tasks.settings import settings
+
+DAG = "clipft_drift_watch"
+MOST_BYTES = 2 * 2**20
+
+
+class Alert(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    status: str
+    labels: dict[str, str]
+    startsAt: str = ""
+    fingerprint: str = ""
+
+
+class Message(BaseModel):
+    """Alertmanager's webhook format, version 4."""
+
+    model_config = ConfigDict(extra="ignore")
+    version: str = "4"
+    alerts: list[Alert] = Field(max_length=10_000)
+
+
+async def authorised(request: Request) -> None:
+    """Only who shows CLIPFT_ALERT_TOKEN; plugin routes get no login from Airflow."""
+    token = settings().alert_token
+    if token is None or not token.get_secret_value():
+        raise HTTPException(403, "This Airflow runs without CLIPFT_ALERT_TOKEN, so no alert may call back.")
+    shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
+        raise HTTPException(401, "Show the alert token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
+    if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+        raise HTTPException(413, f"More than {MOST_BYTES:,} bytes.")
+
+
+app = FastAPI(title="clipft alerts", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@app.post("/alerts", dependencies=[Depends(authorised)])
+def alerts(message: Message) -> dict[str, Any]:
+    """Start one `clipft_drift_watch` for each domain that fires.
+
+    Returns: the runs started, those that an earlier delivery had started, and how many alerts were passed over (resolved,
+        or of no known domain).
+    """
+    firing: dict[str, list[Alert]] = {}
+    for alert in message.alerts:
+        domain = alert.labels.get("domain", "")
+        if alert.status == "firing" and domain in domain_names():
+            firing.setdefault(domain, []).append(alert)
+    started, known = [], []
+    for domain, found in sorted(firing.items()):
+        identity = sorted({f"{a.fingerprint or sorted(a.labels.items())}@{a.startsAt}" for a in found})
+        run = f"alert__{domain}__{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}"
+        (started if _start(run, domain) else known).append(run)
+    return {"started": started, "known": known, "passed_over": len(message.alerts) - sum(map(len, firing.values()))}
+
+
+def _start(run: str, domain: str) -> bool:
+    from airflow.api.common.trigger_dag import trigger_dag
+    from airflow.exceptions import DagNotFound, DagRunAlreadyExists
+    from airflow.utils.types import DagRunTriggeredByType
+
+    try:
+        trigger_dag(DAG, run_id=run, conf={"domains": [domain]}, triggered_by=DagRunTriggeredByType.REST_API)
+    except DagRunAlreadyExists:
+        return False
+    except DagNotFound:
+        raise HTTPException(503, f"{DAG} is not there yet; try again.", {"Retry-After": "10"}) from None
+    return True
