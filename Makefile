@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo up down status clean test lint lock
+.PHONY: help setup demo demo-drift up down status clean test lint lock
 
 help:  ## explain the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with everything pinned
 
@@ -25,6 +25,9 @@ $(STAMP):
 
 demo: setup  ## the main job on real pictures, through the real Airflow, start to served model
 	@$(BIN)/python -m deploy.embedded.demo
+
+demo-drift: setup  ## after demo: another kind of picture arrives, and the loop closes
+	@$(BIN)/python -m deploy.embedded.demo_drift
 
 up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus)
 	@$(BIN)/python -m deploy.embedded.stack up

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from . import cli_drift
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -204,6 +205,10 @@ def domains() -> None:
         click.echo(click.style(f"{name}: {domain.title}", bold=True))
         for choice, reason in domain.why.items():
             click.echo(f"  {choice}: {reason}")
+
+
+for _command in (cli_drift.drift, cli_drift.label, cli_drift.breaker):
+    main.add_command(_command)
 
 
 def _quieten() -> None:

@@ -47,6 +47,7 @@ drift = Asset(name="clipft-drift", uri="clipft://drift", group="clipft", watcher
     tags=["clipft", "drift"],
     doc_md=__doc__,
     max_active_runs=8,
+    render_template_as_native_obj=True,
 )  # fmt: skip
 def clipft_drift_watch() -> None:
     watch = PrometheusDriftSensor(
@@ -57,7 +58,9 @@ def clipft_drift_watch() -> None:
     )
 
     @task(doc_md="Which of it is acted on, and why not the rest.", max_active_tis_per_dag=1)
-    def admit(breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None) -> list[dict[str, Any]]:
+    def admit(
+        breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
+    ) -> list[dict[str, Any]]:
         from clipft_tasks.stages import admit as stage
 
         given = dict(params or {})

@@ -259,7 +259,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         request_id: str, live: Live, images: list[schemas.ImageIn], image: np.ndarray, cosines: np.ndarray, odds: np.ndarray
     ) -> None:
         """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
-        share = options.capture if options.capture is not None else get_domain(live.domain).captures
+        usual = options.capture if options.capture is not None else get_domain(live.domain).captures
+        share = app.state.captures.asked.get(live.domain, usual)
         if share <= 0 or live.reference is None:
             return
         novelty = live.reference.novelty(image)

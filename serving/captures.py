@@ -57,6 +57,7 @@ class Captures:
     def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float) -> None:
         self.root, self.metrics = root, metrics
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
+        self.asked: dict[str, float] = {}  # shares set while running, by domain
         self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)

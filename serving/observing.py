@@ -67,6 +67,13 @@ def captures(domain: str, request: Request) -> list[dict[str, Any]]:
         raise HTTPException(404, f"{domain!r} is no domain.") from None
 
 
+@router.put("/v1/captures/{domain}", dependencies=[Depends(authorised)])
+def capture(domain: str, asked: schemas.Share, request: Request) -> dict[str, Any]:
+    """Turn keeping on or off until the server restarts. CLIPFT_SERVING_CAPTURE and the domain's profile do so for good."""
+    _captures(request).asked[domain] = asked.share
+    return {"domain": domain, "share": asked.share}
+
+
 @router.get("/v1/captures/{domain}/{name}", response_class=Response, dependencies=[Depends(authorised)])
 def captured(domain: str, name: str, request: Request) -> Response:
     """A captured picture, as it was sent."""

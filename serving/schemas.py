@@ -151,6 +151,11 @@ class Captured(BaseModel):
     label: str
 
 
+class Share(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    share: float = Field(ge=0, le=1, description="of requests that are kept")
+
+
 class Label(BaseModel):
     model_config = ConfigDict(extra="forbid")
     label: str = Field(max_length=500, description="the true class; empty takes a label back")

@@ -91,7 +91,6 @@ def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: int
 
 def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str) -> Path:
     import numpy as np
-    import torch
 
     from ..data.decoded import decoded
     from ..domains import get_domain
@@ -101,7 +100,6 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
     from ..train.schedule import sides
 
     clip.to("cpu")
-    clip.model.to(memory_format=torch.contiguous_format)
     side = spec.resolution.train
     held_out = dataset.split("val")
     pictures = decoded(dataset, held_out, side, "val", aspect=clip.aspect)

@@ -45,6 +45,15 @@ class Airflow:
     def trigger(self, dag: str, conf: dict[str, Any]) -> str:
         return str(self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"])
 
+    def runs(self, dag: str) -> list[dict[str, Any]]:
+        """The newest runs, newest first."""
+        return list(self.call("GET", f"/dags/{dag}/dagRuns?limit=20&order_by=-run_after")["dag_runs"])
+
+    def answer(self, dag: str, run: str, task: str, option: str) -> None:
+        """Answer a task that waits for a person."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
+        self.call("PATCH", path, json={"chosen_options": [option], "params_input": {}})
+
     def state(self, dag: str, run: str) -> str:
         return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
 

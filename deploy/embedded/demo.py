@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import httpx
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
@@ -22,12 +21,10 @@ from clipft_tasks.settings import settings
 from . import stack
 from .airflow_api import Airflow
 from .environment import address, environment
+from .follow import console, follow
 
 DATA = {"domain": "industrial", "source": "elpv:mono"}
 TRAINING = {"domain": "industrial"}
-LIMIT = 1500  # seconds for either run; two cores need about a third of it
-
-console = Console(highlight=False)
 
 
 def main(epochs: int = 3) -> None:
@@ -40,63 +37,17 @@ def main(epochs: int = 3) -> None:
     started = time.monotonic()
     airflow = Airflow()
     console.rule("data: clipft_dataset")
-    data_run = _run(airflow, "clipft_dataset", DATA)
+    data_run = follow(airflow, "clipft_dataset", airflow.trigger("clipft_dataset", DATA))
     version = airflow.result("clipft_dataset", data_run, "version")
     console.rule("model: clipft_finetune")
-    run = _run(airflow, "clipft_finetune", TRAINING | {"dataset": version["dataset"], "train.epochs": epochs})
+    conf = TRAINING | {"dataset": version["dataset"], "train.epochs": epochs}
+    run = follow(airflow, "clipft_finetune", airflow.trigger("clipft_finetune", conf))
     summary = _collect(airflow, data_run, run, version)
     summary["answer"] = _ask(version["dataset"])
     summary["seconds"] |= {"stack": round(started - began, 1), "total": round(time.monotonic() - began, 1)}
     folder = settings().folder("demo")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(summary, folder / "summary.json")
-
-
-def _run(airflow: Airflow, dag: str, conf: dict[str, Any]) -> str:
-    """Trigger a DAG and show what it does until it is done. Raises ClipftError with the failed task's own words."""
-    run = airflow.trigger(dag, conf)
-    console.print(f"[dim]{address('airflow')}/dags/{dag}/runs/{run}[/]")
-    seen: dict[tuple[str, int, int], int] = {}
-    ended: set[tuple[str, int, int]] = set()
-    until = time.monotonic() + LIMIT
-    while True:
-        state = airflow.state(dag, run)
-        for task in sorted(airflow.tasks(dag, run), key=lambda t: t["start_date"] or "~"):
-            key = (task["task_id"], task["map_index"], task["try_number"])
-            if task["state"] in ("running", "success", "failed", "up_for_retry") and key not in ended and task["start_date"]:
-                if key not in seen:
-                    index = f" {task['rendered_map_index'] or ''}" if task["map_index"] >= 0 else ""
-                    console.print(
-                        f"[bold]{task['task_id']}{index}[/]"
-                        + (f" (try {task['try_number']})" if task["try_number"] > 1 else "")
-                    )
-                _show_log(airflow, dag, run, task, seen, key)
-                if task["state"] != "running":
-                    ended.add(key)
-        if state == "success":
-            return run
-        if state == "failed":
-            failed = [t for t in airflow.tasks(dag, run) if t["state"] == "failed"]
-            words = [line for t in failed for line in airflow.log(dag, run, t) if line.strip()][-3:]
-            names = ", ".join(t["task_id"] for t in failed)
-            raise ClipftError(f"{dag}, task {names}", " ".join(words), f"See {address('airflow')}/dags/{dag}/runs/{run}.")
-        if time.monotonic() > until:
-            raise ClipftError(dag, f"it did not end within {LIMIT} s", f"See {address('airflow')}/dags/{dag}/runs/{run}.")
-        time.sleep(0.7)
-
-
-def _show_log(
-    airflow: Airflow, dag: str, run: str, task: dict[str, Any], seen: dict[tuple[str, int, int], int], key: tuple[str, int, int]
-) -> None:
-    """The stage's own lines, without Airflow's."""
-    told = seen.setdefault(key, 0)
-    try:
-        lines = airflow.log(dag, run, task)
-    except httpx.HTTPError:
-        return
-    for line in lines[told:]:
-        console.print(f"  {line.rstrip()}", style="dim", markup=False)
-    seen[key] = max(told, len(lines))
 
 
 def _collect(airflow: Airflow, data_run: str, run: str, version: dict[str, Any]) -> dict[str, Any]:

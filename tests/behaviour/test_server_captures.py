@@ -1,0 +1,320 @@
+"""Pictures that the server keeps for labelling: a real uvicorn process that keeps everything, in little space."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from conftest import COLOURS, made_picture
+
+from behaviour.live_server import CLASSES, FILES, IMAGES, TOKEN, Server, b64, package, png
+
+pytestmark = pytest.mark.slow
+
+SPACE = 30_000  # bytes; some twenty-five of the pictures
+CAPTURES, FEEDBACK = "/v1/captures/general", "/v1/feedback"
+SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def shared(own: Path) -> Iterator[Server]:
+    with Server(own, capture=1, capture_mb=SPACE / 2**20, drift_seconds=0) as server:
+        yield server.ready()
+
+
+@pytest.fixture
+def folder(own: Path, server: Server) -> Path:
+    """Where the pictures of the domain lie; nothing is kept yet."""
+    kept(server)  # what is on its way has arrived
+    shutil.rmtree(own / "captures", ignore_errors=True)
+    return own / "captures" / "general"
+
+
+def ask(server: Server, files: list[bytes], request_id: str = "", **headers: str) -> httpx.Response:
+    headers |= {"X-Request-Id": request_id} if request_id else {}
+    answer = server.client.post(CLASSES, json={"images": [b64(f) for f in files]}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def kept(server: Server) -> list[dict[str, Any]]:
+    answer = server.client.get(CAPTURES, headers=SHOWN)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def picture(server: Server, name: str) -> httpx.Response:
+    return server.client.get(f"{CAPTURES}/{name}", headers=SHOWN)
+
+
+def pictures(server: Server) -> list[bytes]:
+    return [picture(server, c["id"]).content for c in kept(server)]
+
+
+def delete(server: Server, request_id: str) -> httpx.Response:
+    return server.client.delete(f"/v1/requests/{quote(request_id, safe='')}", headers=SHOWN)
+
+
+def label(server: Server, name: str, what: str) -> httpx.Response:
+    return server.client.put(f"{CAPTURES}/{name}", json={"label": what}, headers=SHOWN)
+
+
+def judge(server: Server, request_id: str, index: int, what: str) -> httpx.Response:
+    return server.client.post(FEEDBACK, json={"request_id": request_id, "index": index, "label": what}, headers=SHOWN)
+
+
+def everything(folder: Path) -> bytes:
+    """Names and contents of whatever lies in a folder."""
+    return b"".join(str(p.relative_to(folder)).encode() + (p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*"))
+
+
+def grow_old(folder: Path, days: float) -> None:
+    """As if what is kept had been kept for days already."""
+    then = time.time() - days * 86400
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"time": then}))
+    for path in folder.iterdir():
+        os.utime(path, (then, then))
+
+
+def outcomes(server: Server) -> dict[str, float]:
+    return {k[2]: v for k, v in server.figures().items() if k[0] == "clipft_captures_total"}
+
+
+# Kept ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_kept_as_it_was_sent_with_what_was_said_about_it(server, folder):
+    before = sum(outcomes(server).values())
+    answer = ask(server, FILES)
+    found = kept(server)
+    assert pictures(server) == FILES
+    assert [c["predicted"] for c in found] == [p["label"] for p in answer.json()["predictions"]]
+    assert [c["confidence"] for c in found] == pytest.approx([p["probability"] for p in answer.json()["predictions"]])
+    assert {(c["domain"], c["version"], c["label"]) for c in found} == {("general", "1", "")}
+    assert {c["why"] for c in found} <= {"random", "new", "unsure"}
+    assert len({c["id"] for c in found}) == len(FILES) and len({c["request"] for c in found}) == 1
+    assert sum(outcomes(server).values()) == before + len(FILES)
+    assert server.put("2").status_code == 200
+    ask(server, FILES[:1])
+    assert [c["version"] for c in kept(server)] == ["1"] * len(FILES) + ["2"]
+
+
+def test_a_picture_from_a_form_is_kept_as_it_was_sent(server, folder):
+    assert server.client.post(CLASSES, files={"image": ("cat.png", FILES[1], "image/png")}).status_code == 200
+    assert pictures(server) == [FILES[1]] and b"cat" not in everything(folder)
+
+
+def test_a_picture_of_another_kind_is_kept_because_it_looks_new(server, folder):
+    stripes = made_picture("red", 5).rotate(45).point(lambda v: 255 - v // 9)
+    ask(server, [png(stripes)])
+    found = kept(server)[0]
+    assert found["novelty"] > 1 and found["why"] == "new"
+
+
+def test_what_the_pipeline_itself_asks_is_not_kept(server, folder):
+    ask(server, FILES, **{"X-Clipft-Probe": "1"})
+    assert kept(server) == []
+
+
+def test_what_is_refused_is_not_kept(server, folder):
+    assert server.post(CLASSES, {"images": [b64(FILES[0]), b64(b"words")]}).status_code == 422
+    assert server.post(IMAGES, {"images": b64(b"words")}).status_code == 422
+    assert kept(server) == [] and not folder.exists()
+
+
+def test_a_version_without_a_usable_reference_has_its_pictures_kept_too(server, folder, tmp_path):
+    place = package("2") / "reference.safetensors"
+    shutil.move(place, tmp_path / "reference.safetensors")
+    try:
+        assert server.put("2").status_code == 200
+        ask(server, FILES)
+        found = pictures(server)
+    finally:
+        shutil.move(tmp_path / "reference.safetensors", place)
+    assert found == FILES
+
+
+# Nothing about who sent it ------------------------------------------------------------------------------------------
+
+
+def test_nothing_tells_who_sent_a_picture(server, folder):
+    marks = {"User-Agent": "smith-browser", "X-Forwarded-For": "203.0.113.7", "Cookie": "session=smith", "From": "smith@clinic"}
+    ask(server, FILES, "patient-smith-1970", **marks)
+    assert len(kept(server)) == len(FILES)
+    content = everything(folder) + json.dumps(kept(server)).encode()
+    for said in (b"smith", b"203.0.113.7", b"127.0.0.1", b"patient", b"clinic", b"1970", TOKEN.encode()):
+        assert said not in content, said
+    known = {"id", "request", "domain", "version", "time", "predicted", "confidence", "novelty", "why", "label"}
+    for path in folder.glob("*.json"):
+        assert set(json.loads(path.read_text())) == known
+
+
+PATHS = ["../../etc/passwd", "/etc/passwd", "..\\..\\windows", "a/../../../b", "....//", "%2e%2e%2fetc", "*"]
+
+
+@pytest.mark.parametrize("request_id", PATHS)
+def test_a_request_that_is_named_like_a_path_stays_in_the_folder(server, folder, own, request_id):
+    before = {p for p in own.parent.rglob("*") if "captures" not in p.parts}
+    ask(server, FILES[:2], request_id)
+    assert pictures(server) == FILES[:2]
+    new = {p for p in own.parent.rglob("*") if "captures" not in p.parts} - before
+    assert {p for p in new if "mlflow" not in p.parts} == set()
+    assert len(list(folder.iterdir())) == 4
+    assert all(re.fullmatch(r"[0-9a-f]+-[01]\.(json|picture)", p.name) for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("request_id", PATHS)
+def test_a_request_that_is_named_like_a_path_can_be_judged_and_deleted(server, folder, request_id):
+    ask(server, FILES[:1])
+    request_id = ask(server, FILES[1:3], request_id).headers["x-request-id"]
+    assert judge(server, request_id, 1, "blue square").status_code == 200
+    assert [c["label"] for c in kept(server)] == ["", "", "blue square"]
+    answer = delete(server, request_id)
+    assert answer.status_code == 200 and answer.json() == {"deleted": 2}
+    assert pictures(server) == FILES[:1]
+
+
+def test_nothing_outside_the_folder_can_be_read_or_written_by_name(server, folder, own):
+    ask(server, FILES[:1])
+    name = kept(server)[0]["id"]
+    (own / "outside.picture").write_bytes(b"secret")
+    (own / "outside.json").write_text("{}")
+    for path in ("../../outside", "..\\..\\outside", f"{own}/outside", f"../general/{name}", "*", "g" * 24 + "-0"):
+        way = f"{CAPTURES}/{quote(path, safe='')}"
+        assert server.client.get(way, headers=SHOWN).status_code == 404, path
+        assert server.client.put(way, json={"label": "x"}, headers=SHOWN).status_code == 404, path
+    for domain in ("../mlflow", "gen*", "nowhere!", "captures/../general"):
+        way = f"/v1/captures/{quote(domain, safe='')}"
+        assert server.client.get(way, headers=SHOWN).status_code == 404, domain
+        assert server.client.get(f"{way}/{name}", headers=SHOWN).status_code == 404, domain
+    assert (own / "outside.json").read_text() == "{}"
+
+
+def test_only_the_token_opens_what_is_kept(server, folder):
+    request_id = ask(server, FILES[:1]).headers["x-request-id"]
+    name = kept(server)[0]["id"]
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        for method, path, body in (
+            ("GET", CAPTURES, None), ("GET", f"{CAPTURES}/{name}", None), ("PUT", f"{CAPTURES}/{name}", {"label": "x"}),
+            ("DELETE", f"/v1/requests/{request_id}", None),
+        ):  # fmt: skip
+            answer = server.client.request(method, path, json=body, headers=headers)
+            assert answer.status_code == 401 and FILES[0] not in answer.content
+    assert pictures(server) == FILES[:1] and kept(server)[0]["label"] == ""
+
+
+# Labels -------------------------------------------------------------------------------------------------------------
+
+
+def test_feedback_labels_the_picture_that_was_judged(server, folder):
+    request_id = ask(server, FILES).headers["x-request-id"]
+    assert judge(server, request_id, 2, "blue square").status_code == 200
+    assert [c["label"] for c in kept(server)] == ["", "", "blue square", ""]
+    assert judge(server, request_id, 2, "red square").json()["counted"] is False  # and still the better label
+    assert [c["label"] for c in kept(server)] == ["", "", "red square", ""]
+    assert pictures(server) == FILES
+
+
+def test_a_label_can_be_given_changed_and_taken_back(server, folder):
+    ask(server, FILES[:2])
+    first, second = kept(server)
+    for what in ("red square", "etwas völlig anderes", ""):
+        answer = label(server, first["id"], what)
+        assert answer.status_code == 200 and answer.json() == {"id": first["id"], "label": what}
+        assert kept(server) == [first | {"label": what}, second]
+    assert label(server, first["id"], "x" * 501).status_code == 422
+    assert label(server, "0" * 24 + "-0", "red square").status_code == 404
+    assert server.client.put(f"/v1/captures/medical/{first['id']}", json={"label": "x"}, headers=SHOWN).status_code == 404
+    assert pictures(server) == FILES[:2]
+
+
+# Deleted ------------------------------------------------------------------------------------------------------------
+
+
+def test_deleting_a_request_deletes_the_bytes_of_its_pictures_and_no_others(server, folder):
+    first = ask(server, FILES[:3]).headers["x-request-id"]
+    second = ask(server, FILES[3:]).headers["x-request-id"]
+    gone = [c["id"] for c in kept(server)[:3]]
+    answer = delete(server, first)
+    assert (answer.status_code, answer.json()) == (200, {"deleted": 3})
+    assert pictures(server) == FILES[3:] and len(list(folder.iterdir())) == 2
+    assert all(f not in everything(folder) for f in FILES[:3])
+    assert {picture(server, name).status_code for name in gone} == {404}
+    assert {label(server, name, "x").status_code for name in gone} == {404}
+    assert judge(server, first, 0, "red square").status_code in (200, 404)
+    assert pictures(server) == FILES[3:]  # a label brings nothing back
+    assert delete(server, first).json() == {"deleted": 0} == delete(server, "never asked").json()
+    assert delete(server, second).json() == {"deleted": 1} and list(folder.iterdir()) == []
+
+
+def test_beyond_the_space_the_oldest_go_first(server, folder):
+    sent = [png(made_picture(colour, 3000 + n)) for n in range(24) for colour in COLOURS]
+    assert sum(map(len, sent)) > 1.5 * SPACE
+    for start in range(0, len(sent), 8):
+        ask(server, sent[start : start + 8])
+    found = pictures(server)
+    assert found == sent[-len(found) :]
+    assert SPACE - 2 * max(map(len, sent)) < sum(map(len, found)) <= SPACE
+    assert sum(p.stat().st_size for p in folder.glob("*.picture")) <= SPACE
+    assert all(f not in everything(folder) for f in sent[: -len(found)])
+
+
+def test_what_is_too_old_goes_when_something_new_comes(server, folder):
+    ask(server, FILES[:2])
+    kept(server)
+    grow_old(folder, 40)
+    ask(server, FILES[2:])
+    assert pictures(server) == FILES[2:]
+
+
+def test_what_is_too_old_goes_even_when_nothing_new_comes(server, folder):
+    ask(server, FILES[:2])
+    kept(server)
+    grow_old(folder, 40)
+    assert kept(server) == [] and list(folder.glob("*.picture")) == []
+
+
+def test_a_label_does_not_make_a_picture_stay_longer(server, folder):
+    ask(server, FILES[:2])
+    name = kept(server)[0]["id"]
+    grow_old(folder, 40)
+    assert label(server, name, "red square").status_code in (200, 404)
+    ask(server, FILES[2:])
+    assert pictures(server) == FILES[2:]
+
+
+# A folder that cannot be written ------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_costs_captures_and_no_answers(server, folder):
+    root = folder.parent
+    root.write_bytes(b"a file where the folder should be")
+    try:
+        failed = outcomes(server).get("failed", 0)
+        answer = ask(server, FILES)
+        request_id, labels = answer.headers["x-request-id"], [p["label"] for p in answer.json()["predictions"]]
+        assert kept(server) == []
+        assert outcomes(server)["failed"] == failed + len(FILES)
+        assert judge(server, request_id, 0, labels[0]).json() == {"predicted": labels[0], "version": "1", "counted": True}
+        assert delete(server, request_id).json() == {"deleted": 0}
+    finally:
+        root.unlink()
+    ask(server, FILES)
+    assert pictures(server) == FILES
+
+
+def test_a_label_that_cannot_be_written_does_not_fail_the_feedback(server, folder):
+    answer = ask(server, FILES[:1])
+    name = kept(server)[0]["id"]
+    (folder / f"{name}.json.part").mkdir()  # where the new JSON would be written
+    judged = judge(server, answer.headers["x-request-id"], 0, "red square")
+    assert judged.status_code == 200 and judged.json()["counted"] is True
+    assert pictures(server) == FILES[:1]

@@ -1,0 +1,465 @@
+"""Drift as a caller and Prometheus see it, and feedback: a real uvicorn process on a real registry."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import COLOURS, made_picture
+from PIL import Image, ImageOps
+
+from behaviour.live_server import (
+    CLASSES,
+    FILES,
+    IMAGES,
+    PAIRS,
+    PICTURES,
+    TEXTS,
+    TOKEN,
+    WORDS,
+    Plain,
+    Server,
+    b64,
+    package,
+    png,
+)
+
+pytestmark = pytest.mark.slow
+
+LEAST, SIZE = 32, 64
+FEEDBACK, DRIFT, WINDOW = "/v1/feedback", "/v1/drift/general", "/v1/windows/general"
+SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+CAPTIONS = [f"a photo of a {label} square." for label in COLOURS]
+
+
+@pytest.fixture(scope="module")
+def shared(own: Path) -> Iterator[Server]:
+    with Server(own, window=SIZE, window_least=LEAST, drift_seconds=0.3) as server:
+        yield server.ready()
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    """The module's server, with version 1 live and nothing in its window."""
+    for version in ("2", "1"):
+        assert shared.put(version).status_code == 200
+    return shared
+
+
+@cache
+def ordinary(count: int, first: int = 1000) -> tuple[Image.Image, ...]:
+    """Pictures like those of the training, both classes in turn."""
+    return tuple(made_picture(label, first + n) for n in range((count + 1) // 2) for label in COLOURS)[:count]
+
+
+def classify(server: Server, pictures: Iterable[Image.Image]) -> tuple[str, list[str]]:
+    """The request's id and what the server took each picture for."""
+    answer = server.post(CLASSES, {"images": [b64(png(p)) for p in pictures]})
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-request-id"], [p["label"] for p in answer.json()["predictions"]]
+
+
+def judge(server: Server, request_id: str, index: int, label: str) -> httpx.Response:
+    body = {"request_id": request_id, "index": index, "label": label}
+    return server.client.post(FEEDBACK, json=body, headers=SHOWN)
+
+
+def other(label: str) -> str:
+    return next(f"{c} square" for c in COLOURS if f"{c} square" != label)
+
+
+def drift(server: Server) -> dict[str, Any]:
+    answer = server.get(DRIFT)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def of_version(server: Server, version: str) -> set[str]:
+    """Names of the window's gauges that speak of this version. Counters of what it did may stay."""
+    counted = ("_total", "_created", "_bucket", "_count", "_sum", "_info")
+    named = {k[0] for k in server.figures() if k[1:2] == ("general",) and k[-1] == version}
+    return {name for name in named if not name.endswith(counted)}
+
+
+# What a window says -------------------------------------------------------------------------------------------------
+
+
+def test_pictures_like_those_of_the_training_are_no_drift(server):
+    classify(server, ordinary(SIZE))
+    server.post(WORDS, {"texts": CAPTIONS * 20})
+    said = drift(server)
+    assert (said["domain"], said["version"], said["pictures"], said["texts"]) == ("general", "1", SIZE, 40)
+    assert {"image", "prediction", "similarity", "brightness", "sharpness", "side", "text"} <= set(said["drift"])
+    assert max(said["drift"].values()) < 1 and said["worst"]["ratio"] < 1
+    assert said["worst"]["ratio"] == max(said["drift"].values())
+    assert said["values"]["out_of_range"] < 0.1 and said["values"]["image_p"] > 0.005
+    assert said["promised"]["rows"] > 0 and said["promised"]["value"] > 0.8
+    assert abs(said["values"]["accuracy_estimate"] - said["promised"]["value"]) < 0.2
+
+
+CHANGES: dict[str, tuple[Callable[[Image.Image], Image.Image], set[str], set[str]]] = {
+    "inverted": (ImageOps.invert, {"brightness", "similarity"}, {"side", "aspect"}),
+    "dark": (lambda p: p.point(lambda v: v // 4), {"brightness", "contrast"}, {"side", "aspect"}),
+    "resized": (lambda p: p.resize((128, 128)), {"side", "sharpness"}, {"brightness", "aspect", "prediction", "image"}),
+    "stretched": (lambda p: p.resize((96, 48)), {"aspect"}, {"brightness", "side", "prediction", "image"}),
+    "blurred": (lambda p: p.resize((6, 6)).resize((48, 48)), {"sharpness"}, {"brightness", "side", "aspect", "prediction"}),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_pictures_of_another_kind_are_drift_of_the_signal_that_changed(server, how):
+    change, above, below = CHANGES[how]
+    classify(server, [change(p) for p in ordinary(SIZE)])
+    said = drift(server)
+    ratios = said["drift"]
+    assert {name for name in above if ratios[name] <= 1} == set(), ratios
+    assert {name for name in below if ratios[name] > 1} == set(), ratios
+    assert said["worst"]["ratio"] == max(ratios.values()) and said["worst"]["signal"] not in below
+
+
+def test_pictures_outside_the_range_of_the_training_are_counted_as_such(server):
+    classify(server, [*ordinary(SIZE // 2), *(p.resize((128, 128)) for p in ordinary(SIZE // 2))])
+    assert drift(server)["values"]["out_of_range"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_only_one_of_the_classes_is_drift_of_the_predictions(server):
+    classify(server, [made_picture("blue", 1000 + n) for n in range(SIZE)])
+    assert drift(server)["drift"]["prediction"] > 1
+
+
+def test_words_of_another_kind_are_drift_of_the_texts(server):
+    server.post(WORDS, {"texts": [f"invoice {n} of the harbour office" for n in range(40)]})
+    said = drift(server)
+    assert said["drift"]["text"] > 1 and said["values"]["text_p"] <= 0.005
+    assert set(said["drift"]) == {"text"}  # no picture came
+
+
+def test_drift_goes_when_ordinary_pictures_have_pushed_the_others_out(server):
+    classify(server, [CHANGES["dark"][0](p) for p in ordinary(SIZE)])
+    assert drift(server)["worst"]["ratio"] > 1
+    classify(server, ordinary(SIZE))
+    said = drift(server)
+    assert said["pictures"] == SIZE and said["worst"]["ratio"] < 1
+
+
+def test_too_few_pictures_say_nothing(server):
+    classify(server, [CHANGES["dark"][0](p) for p in ordinary(LEAST - 1)])
+    said = drift(server)
+    assert (said["pictures"], said["drift"], said["values"]) == (LEAST - 1, {}, {})
+    assert said["worst"] == {"signal": "", "ratio": 0}
+    figures = server.figures()
+    assert figures["clipft_window_items", "general", "pictures", "1"] == LEAST - 1
+    assert {k[0] for k in figures} & {
+        "clipft_drift_ratio",
+        "clipft_image_drift_mmd",
+        "clipft_estimated_accuracy_ratio",
+    } == set()
+    classify(server, [CHANGES["dark"][0](p) for p in ordinary(1)])
+    assert drift(server)["drift"]["brightness"] > 1
+
+
+def test_every_route_that_encodes_fills_the_window(server):
+    pictures = [b64(png(p)) for p in ordinary(20)]
+    server.post(IMAGES, {"images": pictures})
+    server.post(PAIRS, {"images": pictures, "texts": TEXTS})
+    server.post(CLASSES, {"images": pictures, "classes": ["ship", "shore"]})
+    server.post(WORDS, {"texts": TEXTS})
+    said = drift(server)
+    assert (said["pictures"], said["texts"]) == (60, 2 * len(TEXTS))
+    assert {"prediction", "image", "side"} <= set(said["drift"])
+
+
+def test_a_picture_with_a_text_of_its_own_tells_how_well_they_agree(server, plain: dict[str, Plain]):
+    server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS})
+    expected = float(np.diag(plain["1"].images(FILES[:3]) @ plain["1"].texts(TEXTS).T).mean())
+    assert drift(server)["values"]["alignment"] == pytest.approx(expected, abs=1e-4)
+    assert server.figures()["clipft_alignment_cosine", "general", "1"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_refused_is_not_in_the_window(server):
+    assert server.post(IMAGES, {"images": [PICTURES[0], b64(b"words")]}).status_code == 422
+    assert server.post(CLASSES, {"images": PICTURES, "classes": ["one"]}).status_code == 422
+    assert server.post(PAIRS, {"images": PICTURES, "texts": ["x" * 5000]}).status_code == 422
+    assert (drift(server)["pictures"], drift(server)["texts"]) == (0, 0)
+
+
+PROBES = {
+    IMAGES: {"images": PICTURES}, WORDS: {"texts": TEXTS}, CLASSES: {"images": PICTURES},
+    PAIRS: {"images": PICTURES[:3], "texts": TEXTS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PROBES)
+def test_what_the_pipeline_itself_asks_is_not_in_the_window(server, path):
+    assert server.client.post(path, json=PROBES[path], headers={"X-Clipft-Probe": "1"}).status_code == 200
+    said = drift(server)
+    assert (said["pictures"], said["texts"], said["values"]) == (0, 0, {})
+
+
+def test_a_domain_that_is_not_live_has_no_drift_and_no_window(server):
+    for name in ("medical", "nowhere"):
+        assert server.get(f"/v1/drift/{name}").status_code == 404
+        assert server.client.get(f"/v1/windows/{name}", headers=SHOWN).status_code == 404
+
+
+def test_a_made_up_domain_in_the_path_does_not_become_a_label_of_the_figures(server):
+    server.get("/v1/drift/made-up-by-a-stranger")
+    assert "made-up-by-a-stranger" not in server.get("/metrics").text
+
+
+def test_the_rows_of_the_window_are_what_the_model_makes_of_the_pictures(server, plain: dict[str, Plain]):
+    labels = [p["label"] for p in server.post(CLASSES, {"images": PICTURES}).json()["predictions"]]
+    answer = server.client.get(WINDOW, headers=SHOWN)
+    rows = answer.json()
+    assert answer.status_code == 200 and rows["version"] == "1" and sorted(rows["classes"]) == ["blue square", "red square"]
+    assert np.allclose(rows["image"], plain["1"].images(), atol=2e-4)
+    assert np.allclose(rows["similarity"], plain["1"].images() @ plain["1"].classes(rows["classes"]).T, atol=2e-4)
+    assert [rows["classes"][int(np.argmax(s))] for s in rows["similarity"]] == labels
+    assert np.shape(rows["appearance"]) == (len(FILES), 5)
+    assert [row[3] for row in rows["appearance"]] == pytest.approx([np.log2(48)] * len(FILES))
+    classify(server, ordinary(SIZE))
+    rows = server.client.get(WINDOW, headers=SHOWN).json()
+    assert len(rows["image"]) == len(rows["similarity"]) == len(rows["appearance"]) == SIZE
+
+
+def test_without_the_token_there_is_no_feedback_and_nothing_to_see_of_the_traffic(server):
+    request_id, labels = classify(server, ordinary(1))
+    body = {"request_id": request_id, "index": 0, "label": labels[0]}
+    routes = [
+        ("POST", FEEDBACK, body), ("GET", WINDOW, None), ("GET", "/v1/captures/general", None),
+        ("GET", "/v1/captures/general/00-0", None), ("PUT", "/v1/captures/general/00-0", {"label": "x"}),
+        ("DELETE", f"/v1/requests/{request_id}", None),
+    ]  # fmt: skip
+    for method, path, sent in routes:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {TOKEN}x"}):
+            answer = server.client.request(method, path, json=sent, headers=headers)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", (method, path)
+    assert drift(server)["feedback"] == 0
+
+
+# Figures for Prometheus ---------------------------------------------------------------------------------------------
+
+
+def test_the_gauges_appear_without_anybody_asking(server):
+    assert of_version(server, "1") <= {"clipft_drift_measured", "clipft_promised_accuracy_ratio", "clipft_window_items"}
+    classify(server, [CHANGES["resized"][0](p) for p in ordinary(SIZE)])
+    server.until(lambda: server.figures().get(("clipft_drift_ratio", "general", "side", "1"), 0) > 1, 20)
+    figures = server.figures()
+    assert figures["clipft_drift_measured", "general", "1"] == 1
+    assert figures["clipft_window_items", "general", "pictures", "1"] == SIZE
+    assert figures["clipft_promised_accuracy_ratio", "general", "1"] > 0.8
+    said = drift(server)
+    for signal, ratio in said["drift"].items():
+        assert figures["clipft_drift_ratio", "general", signal, "1"] == pytest.approx(ratio)
+    for name, value in {
+        "clipft_image_drift_mmd": "image_mmd", "clipft_image_drift_p_value": "image_p", "clipft_image_drift_auc": "image_auc",
+        "clipft_out_of_range_ratio": "out_of_range", "clipft_estimated_accuracy_ratio": "accuracy_estimate",
+    }.items():  # fmt: skip
+        assert figures[name, "general", "1"] == pytest.approx(said["values"][value])
+
+
+def test_prometheus_accepts_the_figures_of_a_full_window(server):
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed")
+    request_id, labels = classify(server, ordinary(SIZE))
+    server.post(PAIRS, {"images": [b64(png(p)) for p in ordinary(40)], "texts": CAPTIONS * 20})
+    assert judge(server, request_id, 0, labels[0]).status_code == 200
+    said = drift(server)
+    text = server.get("/metrics").text
+    for name in ("drift_ratio", "text_drift_mmd", "modality_gap", "alignment_cosine", "live_accuracy_ratio", "feedback_total"):
+        assert f"\nclipft_{name}{{" in text
+    assert len(said["drift"]) >= 10
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "clipft_" in line]
+    assert complaints == [] and done.returncode in (0, 3), done.stderr
+
+
+def test_another_version_begins_with_an_empty_window_and_the_old_ones_figures_go(server):
+    request_id, labels = classify(server, [CHANGES["dark"][0](p) for p in ordinary(SIZE)])
+    server.post(WORDS, {"texts": CAPTIONS * 20})
+    judge(server, request_id, 0, labels[0])
+    assert drift(server)["worst"]["ratio"] > 1
+    assert {"clipft_drift_ratio", "clipft_window_items", "clipft_live_accuracy_ratio"} <= of_version(server, "1")
+    assert server.put("2").status_code == 200
+    assert of_version(server, "1") == set()
+    said = drift(server)
+    assert (said["version"], said["pictures"], said["texts"], said["feedback"]) == ("2", 0, 0, 0)
+    assert (said["drift"], said["values"]) == ({}, {})
+    assert server.figures()["clipft_drift_measured", "general", "2"] == 1
+    classify(server, ordinary(SIZE))
+    said = drift(server)
+    assert said["pictures"] == SIZE and said["worst"]["ratio"] < 1  # what version 1 saw last is not in it
+    assert of_version(server, "1") == set()
+
+
+# Feedback -----------------------------------------------------------------------------------------------------------
+
+
+def verdicts(server: Server, version: str = "1") -> tuple[float, float]:
+    figures = server.figures()
+    right, wrong = (figures.get(("clipft_feedback_total", "general", verdict, version), 0) for verdict in ("right", "wrong"))
+    return right, wrong
+
+
+def test_right_and_wrong_answers_are_counted_and_become_the_accuracy(server):
+    right, wrong = verdicts(server)
+    request_id, labels = classify(server, ordinary(4))
+    for index, true in enumerate([labels[0], labels[1], other(labels[2]), labels[3]]):
+        answer = judge(server, request_id, index, true)
+        assert answer.status_code == 200
+        assert answer.json() == {"predicted": labels[index], "version": "1", "counted": True}
+    assert verdicts(server) == (right + 3, wrong + 1)
+    said = drift(server)
+    assert said["feedback"] == 4 and said["values"]["accuracy"] == 0.75
+    assert said["values"]["accuracy_low"] < 0.75 < said["values"]["accuracy_high"]
+    figures = server.figures()
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert figures[f"clipft_live_{name}_ratio", "general", "1"] == pytest.approx(said["values"][name])
+    assert figures["clipft_window_items", "general", "feedback", "1"] == 4
+
+
+def test_without_feedback_no_accuracy_is_claimed(server):
+    classify(server, ordinary(SIZE))
+    said = drift(server)
+    assert "accuracy" not in said["values"] and "performance" not in said["drift"]
+    assert "clipft_live_accuracy_ratio" not in {k[0] for k in server.figures()}
+
+
+def test_answers_that_were_mostly_wrong_are_drift_of_the_performance(server):
+    request_id, labels = classify(server, ordinary(40))
+    for index in range(20):
+        judge(server, request_id, index, labels[index])
+    assert drift(server)["drift"]["performance"] <= 1
+    for index in range(20, 40):
+        judge(server, request_id, index, other(labels[index]))
+    assert drift(server)["drift"]["performance"] > 1
+
+
+def test_a_picture_that_is_judged_again_counts_once(server):
+    right, wrong = verdicts(server)
+    request_id, labels = classify(server, ordinary(2))
+    assert judge(server, request_id, 1, labels[1]).json()["counted"] is True
+    for label in (labels[1], other(labels[1])):
+        answer = judge(server, request_id, 1, label)
+        assert answer.status_code == 200 and answer.json()["counted"] is False
+    assert verdicts(server) == (right + 1, wrong)
+    said = drift(server)
+    assert (said["feedback"], said["values"]["accuracy"]) == (1, 1.0)
+
+
+def test_feedback_about_what_was_never_answered_is_not_found(server):
+    before = verdicts(server)
+    request_id, labels = classify(server, ordinary(2))
+    assert judge(server, "nobody asked this", 0, labels[0]).status_code == 404
+    assert judge(server, request_id, 2, labels[0]).status_code == 404
+    assert judge(server, request_id, -1, labels[0]).status_code == 422
+    assert judge(server, request_id, 0, "").status_code == 422
+    embedded = server.post(IMAGES, {"images": PICTURES}).headers["x-request-id"]
+    assert judge(server, embedded, 0, labels[0]).status_code == 404
+    assert verdicts(server) == before and drift(server)["feedback"] == 0
+
+
+def test_feedback_about_an_older_version_stays_out_of_the_new_ones_window(server):
+    request_id, labels = classify(server, ordinary(4))
+    right, wrong = verdicts(server)
+    assert server.put("2").status_code == 200
+    newer = verdicts(server, "2")
+    for index in range(4):
+        answer = judge(server, request_id, index, other(labels[index]))
+        assert (answer.status_code, answer.json()["version"]) == (200, "1")
+    said = drift(server)
+    assert (said["version"], said["feedback"]) == ("2", 0) and "performance" not in said["drift"]
+    assert verdicts(server) == (right, wrong + 4) and verdicts(server, "2") == newer
+    assert "clipft_live_accuracy_ratio" not in of_version(server, "1") | of_version(server, "2")
+
+
+def test_a_flood_of_one_label_changes_only_what_was_really_answered(server):
+    right, wrong = verdicts(server)
+    request_id, labels = classify(server, ordinary(4))
+    found = [judge(server, request, index, "blue square") for request in (request_id, "a", "b") for index in range(20)] + [
+        judge(server, request_id, 0, "blue square") for _ in range(40)
+    ]
+    assert sum(a.status_code == 200 and a.json()["counted"] for a in found) == 4
+    blue = labels.count("blue square")
+    assert verdicts(server) == (right + blue, wrong + 4 - blue)
+    said = drift(server)
+    assert (said["feedback"], said["values"]["accuracy"]) == (4, blue / 4)
+
+
+# Without what it needs ----------------------------------------------------------------------------------------------
+
+
+def of_facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        facts = json.loads((folder / "reference.json").read_text())
+        change(facts)
+        (folder / "reference.json").write_text(json.dumps(facts))
+
+    return damage
+
+
+def cut(folder: Path) -> None:
+    tensors = folder / "reference.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:5000])
+
+
+DAMAGED: dict[str, Callable[[Path], Any]] = {
+    "tensors that are none": lambda folder: (folder / "reference.safetensors").write_bytes(b"no tensors" * 100),
+    "tensors cut short": cut,
+    "no tensors": lambda folder: (folder / "reference.safetensors").unlink(),
+    "another version's reference": lambda folder: [
+        shutil.copy(package("1") / name, folder) for name in ("reference.json", "reference.safetensors")
+    ],
+    "no facts": lambda folder: (folder / "reference.json").unlink(),
+    "facts that are no JSON": lambda folder: (folder / "reference.json").write_text("{"),
+    "facts that are a list": lambda folder: (folder / "reference.json").write_text("[]"),
+    "facts without the weights": of_facts(lambda facts: facts.pop("weights")),
+    "facts without a promise": of_facts(lambda facts: facts.pop("promised")),
+    "facts without limits": of_facts(lambda facts: facts.pop("limits")),
+}
+
+
+@pytest.fixture
+def damaged(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> Iterator[str]:
+    """Version 2's reference is damaged in the package cache; afterwards it is whole again and version 1 is live."""
+    folder = package("2")
+    shutil.copytree(folder, tmp_path / "kept")
+    DAMAGED[request.param](folder)
+    yield request.param
+    server.put("1")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "kept", folder)
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, indirect=True)
+def test_a_version_with_a_damaged_reference_still_serves_and_says_that_nothing_is_measured(server, damaged):
+    done = server.put("2")
+    assert done.status_code == 200, done.text
+    request_id, labels = classify(server, ordinary(SIZE))
+    assert server.live() == {"general": "2"} and set(labels) == {"red square", "blue square"}
+    assert server.get(DRIFT).status_code == 404 and server.client.get(WINDOW, headers=SHOWN).status_code == 404
+    assert judge(server, request_id, 0, labels[0]).json() == {"predicted": labels[0], "version": "2", "counted": True}
+    assert server.figures()["clipft_drift_measured", "general", "2"] == 0
+    assert of_version(server, "2") == {"clipft_drift_measured"}
+
+
+@pytest.mark.parametrize("damaged", ["no tensors"], indirect=True)
+def test_a_version_that_could_not_be_measured_leaves_no_figures_behind(server, damaged):
+    assert server.put("2").status_code == 200
+    assert server.put("1").status_code == 200
+    assert of_version(server, "2") == set()
+
+
+def test_nothing_is_kept_of_the_pictures_unless_somebody_asked_for_it(server, own):
+    request_id, labels = classify(server, ordinary(SIZE))
+    judge(server, request_id, 0, other(labels[0]))
+    kept = server.client.get("/v1/captures/general", headers=SHOWN)
+    assert (kept.status_code, kept.json()) == (200, [])
+    assert not (own / "captures").exists()
+    assert "clipft_captures_total" not in {k[0] for k in server.figures()}
