@@ -12,6 +12,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag, task
+from airflow.sdk.exceptions import AirflowFailException
 from clipft_dag import DEFAULTS, Approval, params, stage
 
 SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
@@ -75,7 +76,10 @@ def clipft_readapt() -> None:
         from clipft_tasks.stages import close as closing
 
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
-        return closing.run((params or {})["domain"], states)
+        closed = closing.run((params or {})["domain"], states)
+        if closed["outcome"] == "failed":
+            raise AirflowFailException(f"{', '.join(closed['failed'])} failed; the old champion goes on serving.")
+        return closed
 
     suggested = suggest()
     chosen = choose(suggested)

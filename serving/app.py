@@ -164,7 +164,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Unit embeddings (n, d) of a request's pictures, seen by the monitor unless the pipeline itself is asking."""
         pictures, looks = await decode(images, live)
         out: np.ndarray = await app.state.engine.images(live, pictures)
-        if "x-clipft-probe" not in request.headers:
+        if not probing(request):
             app.state.monitor.pictures(live, out, looks)
         return out
 
@@ -193,7 +193,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         asked = await read(request, schemas.EmbedTexts)
         live = find(request, asked.domain)
         out = await app.state.engine.texts(live, check_texts(asked.texts))
-        app.state.monitor.texts(live, out)
+        if not probing(request):
+            app.state.monitor.texts(live, out)
         response.headers.update(live.headers)
         return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
 
@@ -205,7 +206,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         texts = check_texts(asked.texts)
         image, text = await asyncio.gather(encode(request, asked.images, live), app.state.engine.texts(live, texts))
         cosines = image @ text.T
-        if "x-clipft-probe" not in request.headers:
+        if not probing(request):
             app.state.monitor.texts(live, text)
             if len(image) == len(text):
                 app.state.monitor.pairs(live, np.diag(cosines))
@@ -235,7 +236,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             for i in best:
                 metrics.predictions.labels(live.domain, live.version, classes[i]).inc()
             app.state.monitor.answered(live, request.state.id, [classes[i] for i in best])
-            capture(request.state.id, live, asked.images, image, cosines, odds)
+            if not probing(request):
+                capture(request.state.id, live, asked.images, image, cosines, odds)
         response.headers.update(live.headers)
         return {
             "predictions": [
@@ -261,11 +263,12 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
         usual = options.capture if options.capture is not None else get_domain(live.domain).captures
         share = app.state.captures.asked.get(live.domain, usual)
-        if share <= 0 or live.reference is None:
+        if share <= 0:
             return
-        novelty = live.reference.novelty(image)
+        reference = live.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
+        novelty = reference.novelty(image) if reference else np.zeros(len(image))
         best = np.sort(cosines, axis=1)
-        unsure = best[:, -1] - best[:, -2] < live.reference.unsure_below
+        unsure = best[:, -1] - best[:, -2] < (reference.unsure_below if reference else 0.0)
         for i, item in enumerate(images):
             why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
             key = hashed(request_id)
@@ -324,6 +327,11 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         return (Path(__file__).parent / "playground.html").read_text("utf-8")
 
     return app
+
+
+def probing(request: Request) -> bool:
+    """Whether the pipeline itself is asking: what it asks is no traffic, so it is neither watched nor kept."""
+    return "x-clipft-probe" in request.headers
 
 
 async def _poll(store: ModelStore, seconds: float) -> None:

@@ -12,10 +12,13 @@ import queue
 import random
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections import deque
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .metrics import Metrics
+
+TIDY = 600.0  # seconds without anything new after which the old is looked at
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Capture:
         id: hash of the request's id and the picture's place in it.
         request: hash of the request's id alone.
         why: random, new or unsure.
+        sha256: of the bytes: the same picture sent twice is one picture.
         label: the true class, once somebody told.
     """
 
@@ -38,6 +42,7 @@ class Capture:
     confidence: float
     novelty: float
     why: str
+    sha256: str = ""
     label: str = ""
 
 
@@ -58,6 +63,7 @@ class Captures:
         self.root, self.metrics = root, metrics
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
         self.asked: dict[str, float] = {}  # shares set while running, by domain
+        self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
         self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
@@ -76,7 +82,7 @@ class Captures:
         """
         if share <= 0 or random.random() >= (share if not capture.why else min(1.0, 4 * share)):
             return
-        kept = Capture(**(asdict(capture) | {"why": capture.why or "random"}))
+        kept = replace(capture, why=capture.why or "random", sha256=hashlib.sha256(data).hexdigest())
         try:
             self._queue.put_nowait((kept, data))
         except queue.Full:
@@ -88,6 +94,9 @@ class Captures:
 
     def all(self, domain: str) -> list[Capture]:
         """What is kept of a domain, oldest first. Whatever cannot be read is passed over."""
+        with self._writing:
+            self._shelves.pop(domain, None)  # as the folder is now, should somebody else have tidied it
+            self._bound(domain)
         found = []
         for path in self._folder(domain).glob("*.json"):
             try:
@@ -117,9 +126,13 @@ class Captures:
         """Delete every picture of a request, whatever its domain; returns how many."""
         self.flush()
         wanted, count = hashed(request_id), 0
-        for path in self.root.glob(f"*/{wanted}-*.json"):
-            self._remove(path)
-            count += 1
+        with self._writing:
+            for path in self.root.glob(f"*/{wanted}-*.json"):
+                self._remove(path)
+                count += 1
+                shelf = self._shelves.get(path.parent.name)
+                if shelf is not None:
+                    self._shelves[path.parent.name] = deque(entry for entry in shelf if entry[1] != path)
         return count
 
     def _folder(self, domain: str) -> Path:
@@ -133,7 +146,15 @@ class Captures:
         return self._folder(domain) / name
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while True:
+            try:
+                item = self._queue.get(timeout=TIDY)
+            except queue.Empty:
+                self._tidy()
+                continue
+            if item is None:
+                self._queue.task_done()
+                return
             capture, data = item
             try:
                 with self._writing:
@@ -143,23 +164,43 @@ class Captures:
                 outcome = "failed"
             self.metrics.captures.labels(capture.domain, outcome).inc()
             self._queue.task_done()
-        self._queue.task_done()
+
+    def _tidy(self) -> None:
+        """What is too old goes even when nothing new comes."""
+        try:
+            for folder in [f for f in self.root.glob("*") if f.is_dir()]:
+                with self._writing:
+                    self._bound(folder.name)
+        except OSError:
+            pass
 
     def _keep(self, capture: Capture, data: bytes) -> None:
         place = self._folder(capture.domain) / capture.id
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shelf = self._shelf(capture.domain)
         _write(place.with_suffix(".picture"), data)
         _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        shelf.append((capture.time, place.with_suffix(".json"), len(data)))
         self._bound(capture.domain)
 
+    def _shelf(self, domain: str) -> "deque[tuple[float, Path, int]]":
+        """What is kept of a domain, oldest first; read from the folder once."""
+        if domain not in self._shelves:
+            found = []
+            for path in self._folder(domain).glob("*.json"):
+                try:
+                    found.append((float(json.loads(path.read_text())["time"]), path, _size(path.with_suffix(".picture"))))
+                except (OSError, ValueError, KeyError):
+                    continue
+            self._shelves[domain] = deque(sorted(found))
+        return self._shelves[domain]
+
     def _bound(self, domain: str) -> None:
-        files = sorted(self._folder(domain).glob("*.json"), key=lambda p: p.stat().st_mtime)
-        sizes = {p: _size(p.with_suffix(".picture")) for p in files}
-        total, now = sum(sizes.values()), time.time()
-        for path in files:
-            if total <= self.most_bytes and now - path.stat().st_mtime <= self.most_seconds:
-                break
-            total -= sizes[path]
+        shelf, now = self._shelf(domain), time.time()
+        total = sum(size for _, _, size in shelf)
+        while shelf and (total > self.most_bytes or now - shelf[0][0] > self.most_seconds):
+            _, path, size = shelf.popleft()
+            total -= size
             self._remove(path)
 
     def _remove(self, path: Path) -> None:

@@ -56,6 +56,7 @@ class Monitor:
     def __init__(self, metrics: Metrics, every: float, size: int, least: int, seconds: float) -> None:
         self.metrics, self.every = metrics, every
         self.options = {"size": size, "least": least, "seconds": seconds}
+        self._live: dict[str, Live] = {}
         self._watched: dict[str, _Watched] = {}
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._lock = threading.Lock()
@@ -72,11 +73,12 @@ class Monitor:
     def follow(self, live: Live) -> None:
         """A version went live: its window starts empty, with its own reference. Figures of the one before are taken away."""
         with self._lock:
-            before = self._watched.pop(live.domain, None)
+            self._watched.pop(live.domain, None)
+            if before := self._live.get(live.domain):
+                self.metrics.forget(before.domain, before.version)
+            self._live[live.domain] = live
             if live.reference is not None:
                 self._watched[live.domain] = _Watched(live, Window(live.reference, **self.options))  # type: ignore[arg-type]
-        if before:
-            self.metrics.forget(before.live.domain, before.live.version)
         self.metrics.measured.labels(live.domain, live.version).set(live.reference is not None)
         if live.reference is not None and live.reference.facts["promised"]["rows"]:
             self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
@@ -186,7 +188,6 @@ class Monitor:
         self.metrics.measuring.observe(time.perf_counter() - began)
         with self._lock:
             watched.figures, watched.measured, watched.at = figures, state, time.time()
-            current = self._watched.get(watched.live.domain) is watched
-        if current:
-            self.metrics.publish(watched.live.domain, watched.live.version, figures)
+            if self._watched.get(watched.live.domain) is watched:  # or it was replaced meanwhile
+                self.metrics.publish(watched.live.domain, watched.live.version, figures)
         return figures

@@ -32,28 +32,28 @@ def feedback(asked: schemas.Feedback, request: Request) -> dict[str, Any]:
     request.state.domain = answer.domain
     try:
         _captures(request).label(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
-    except KeyError:
-        pass  # it was not captured
+    except (KeyError, OSError):
+        pass  # it was not captured, or its folder cannot be written: the judgement counts all the same
     return {"predicted": answer.labels[asked.index], "version": answer.version, "counted": new}
 
 
 @router.get("/v1/drift/{domain}", response_model=schemas.Drift)
 def drift(domain: str, request: Request) -> dict[str, Any]:
     """How far what the live version sees is from its reference, measured now."""
-    request.state.domain = domain
     report = _monitor(request).report(domain)
     if report is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
+    request.state.domain = domain
     return report
 
 
 @router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])
 def window(domain: str, request: Request) -> dict[str, Any]:
     """The rows of the window: embeddings, appearance, cosines with the classes. For the suggestion."""
-    request.state.domain = domain
     rows = _monitor(request).rows(domain)
     if rows is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
+    request.state.domain = domain
     return rows
 
 
@@ -93,7 +93,7 @@ def label(domain: str, name: str, asked: schemas.Label, request: Request) -> dic
     return {"id": name, "label": asked.label}
 
 
-@router.delete("/v1/requests/{request_id}", dependencies=[Depends(authorised)])
+@router.delete("/v1/requests/{request_id:path}", dependencies=[Depends(authorised)])
 def forget(request_id: str, request: Request) -> dict[str, int]:
     """Delete whatever was captured of a request."""
     return {"deleted": _captures(request).delete(request_id)}

@@ -148,6 +148,7 @@ class Captured(BaseModel):
     confidence: float
     novelty: float
     why: str
+    sha256: str
     label: str
 
 

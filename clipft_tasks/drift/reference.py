@@ -28,6 +28,7 @@ CHANCE, GROUPED = 200, 200  # simulated windows
 MARGIN = 1.3  # over the largest figure that chance reached
 TYPICAL = 0.9  # share of such halves that differ by less than the limit
 FORMAT = 1
+NEEDED = {"weights", "classes", "limits", "range", "width", "text_width", "apart", "promised", "temperature"}
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,13 @@ class Reference:
                 for name in ("projection", "text_projection")
             )
             rows = Rows(tensors["image"], tensors["appearance"], tensors["similarity"])
-        except (OSError, ValueError, KeyError) as error:
+            missing = NEEDED - facts.keys()
+        except Exception as error:  # safetensors raises its own; whatever is wrong, it is no reference
             raise ClipftError(what, f"it cannot be read ({error!r})", fix) from error
         if facts.get("format") != FORMAT:
             raise ClipftError(what, f"its format is {facts.get('format')}, not {FORMAT}", fix)
+        if missing:
+            raise ClipftError(what, f"it lacks {', '.join(sorted(missing))}", fix)
         if weights and facts["weights"] != weights:
             raise ClipftError(what, "it was measured in the embedding space of other weights", fix)
         if not all(np.isfinite(v).all() for v in tensors.values()):

@@ -108,7 +108,7 @@ class Window:
         values: dict[str, Any] = {}
         limits = ref.limits
         if len(rows) >= self.least:
-            drift |= {name: value / limits[name] for name, value in references.signals(ref, ref.rows, rows).items()}
+            drift |= {name: max(0.0, value / limits[name]) for name, value in references.signals(ref, ref.rows, rows).items()}
             values["image_mmd"], values["image_p"], values["image_auc"] = references.image_test(ref, rows, permutations)
             if values["image_p"] > SIGNIFICANT:
                 drift["image"] = min(drift["image"], 1.0)
@@ -119,7 +119,7 @@ class Window:
         text = np.stack([row for _, row in self._texts]) if self._texts else np.zeros((0, 1))
         if len(text) >= self.least and "text" in limits:
             values["text_mmd"], values["text_p"] = references.text_signal(ref, text, permutations)
-            drift["text"] = values["text_mmd"] / limits["text"]
+            drift["text"] = max(0.0, values["text_mmd"] / limits["text"])
             if values["text_p"] > SIGNIFICANT:
                 drift["text"] = min(drift["text"], 1.0)
             if len(rows) >= self.least:

@@ -15,7 +15,7 @@ def run(domain: str, states: Mapping[str, str | None]) -> dict[str, Any]:
 
     Args:
         states: of the run's tasks, by name.
-    Returns: outcome (recovered, declined or failed), breaker, failures.
+    Returns: outcome (recovered, declined or failed), failed (the tasks), breaker, failures.
     """
     from .. import tracking
 
@@ -30,4 +30,4 @@ def run(domain: str, states: Mapping[str, str | None]) -> dict[str, Any]:
     state = incidents.close(tracking.incidents(domain), outcome, now, ", ".join(sorted(failed)))
     tracking.keep_incidents(domain, state)
     say(f"{domain}: {outcome}; the breaker is {state.breaker(now)} ({state.failures} failures in a row).")
-    return {"outcome": outcome, "breaker": state.breaker(now), "failures": state.failures}
+    return {"outcome": outcome, "failed": sorted(failed), "breaker": state.breaker(now), "failures": state.failures}

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -98,7 +99,7 @@ def main() -> None:
     console.rule("after: both kinds")
     scores["after"] = {"mono": server.accuracy(mono), "poly": server.accuracy(poly)}
     outcome = airflow.result("clipft_readapt", run, "close")
-    promoted, first = load.swap(after or "")
+    first, promoted = load.first_answer(after or ""), _ended(airflow, "clipft_finetune", "promote")
     summary = {
         "scores": scores,
         "versions": {"before": before, "after": after},
@@ -181,14 +182,9 @@ class _Load:
         self._stop.set()
         self._thread.join(timeout=90)
 
-    def swap(self, version: str) -> tuple[float | None, float | None]:
-        """When the registry's champion changed, and when its first answer came (times of day)."""
-        from clipft_tasks import tracking
-
-        first = next((at for at, v in self.answers if v == version), None)
-        registered = tracking.client().get_registered_model(tracking.model_name(DOMAIN))
-        promoted = registered.last_updated_timestamp
-        return (promoted / 1000 if promoted else None), first
+    def first_answer(self, version: str) -> float | None:
+        """When a version answered first, seconds since 1970."""
+        return next((at for at, v in self.answers if v == version), None)
 
     def _run(self) -> None:
         random.seed(0)
@@ -244,6 +240,13 @@ def _approve(airflow: Airflow, run: str, approved: list[str]) -> None:
         console.print("[bold]Approved[/], as a person would in Airflow's form.")
         airflow.answer("clipft_readapt", run, "approve", "Approve")
         approved.append(run)
+
+
+def _ended(airflow: Airflow, dag: str, task: str) -> float | None:
+    """When a task of the newest run of a DAG ended, seconds since 1970."""
+    newest = airflow.runs(dag)[0]["dag_run_id"]
+    end = next((t["end_date"] for t in airflow.tasks(dag, newest) if t["task_id"] == task), None)
+    return datetime.fromisoformat(end).timestamp() if end else None
 
 
 def _figures(server: _Server) -> None:

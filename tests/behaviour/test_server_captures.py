@@ -152,7 +152,7 @@ def test_nothing_tells_who_sent_a_picture(server, folder):
     content = everything(folder) + json.dumps(kept(server)).encode()
     for said in (b"smith", b"203.0.113.7", b"127.0.0.1", b"patient", b"clinic", b"1970", TOKEN.encode()):
         assert said not in content, said
-    known = {"id", "request", "domain", "version", "time", "predicted", "confidence", "novelty", "why", "label"}
+    known = {"id", "request", "domain", "version", "time", "predicted", "confidence", "novelty", "why", "sha256", "label"}
     for path in folder.glob("*.json"):
         assert set(json.loads(path.read_text())) == known
 

@@ -21,8 +21,8 @@ def open_captures(domain: str) -> Source:
     known = versioning.versions(domain)
     if not known:
         raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
-    found = [c for c in call("GET", f"/v1/captures/{domain}").json() if c["label"]]
-    if not found:
+    judged = [c for c in call("GET", f"/v1/captures/{domain}").json() if c["label"]]
+    if not judged:
         raise ClipftError(
             f"source captures:{domain}", "no captured picture has a label", "Label some: `clipft label`, or send feedback."
         )
@@ -30,6 +30,8 @@ def open_captures(domain: str) -> Source:
 
     def rows() -> Iterator[Row]:
         dataset = versioning.fetch(newest)
+        # A picture that was sent twice, or that the version has already, is taken once; the newest judgement counts.
+        once = {c["sha256"]: c for c in judged if c["sha256"] not in set(dataset.frame["sha256"])}
         for old in dataset.frame.itertuples():
             yield Row(
                 where=f"{newest.tag} {old.name}",
@@ -40,7 +42,7 @@ def open_captures(domain: str) -> Source:
                 group=str(old.group),
                 split=str(old.split),
             )
-        for capture in found:
+        for capture in once.values():
             yield Row(
                 where=f"capture {capture['id']}",
                 picture=partial(_picture, domain, capture["id"]),
