@@ -1,12 +1,15 @@
-"""Airflow plugin: the alert callback, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
+"""Airflow plugin: the alert callback, the page of models, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
 
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
-from clipft_alerts import app as alerts
+from clipft_alerts import app as web
+from clipft_models import router as models
 
 NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server", "Drift report")  # Airflow wants a fixed list
+
+web.include_router(models)
 
 
 class _ReturnedLink(BaseOperatorLink):
@@ -39,8 +42,9 @@ LINKS = [type(name.replace(" ", "") + "Link", (_ReturnedLink,), {"label": name})
 
 
 class ClipftPlugin(AirflowPlugin):
-    """Registers the links for every task (one without an address is not shown) and the alert callback."""
+    """Registers the links for every task (one without an address is not shown), the alert callback and the page of models."""
 
     name = "clipft"
-    fastapi_apps = [{"app": alerts, "url_prefix": "/clipft", "name": "clipft alerts"}]
+    fastapi_apps = [{"app": web, "url_prefix": "/clipft", "name": "clipft"}]
+    external_views = [{"name": "Models", "href": "/clipft/models", "destination": "nav", "url_route": "clipft-models"}]
     global_operator_extra_links = LINKS

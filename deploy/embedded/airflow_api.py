@@ -22,13 +22,18 @@ class Airflow:
 
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
         """One call below /api/v2; raises httpx.HTTPStatusError with Airflow's own words."""
-        answer = self._http.request(method, f"/api/v2{path}", **kwargs)
-        if answer.status_code == 401:  # tokens end after a day
-            self._login()
-            answer = self._http.request(method, f"/api/v2{path}", **kwargs)
+        answer = self.raw(method, f"/api/v2{path}", **kwargs)
         if answer.is_error:
             raise httpx.HTTPStatusError(f"{method} {path}: {answer.text[:500]}", request=answer.request, response=answer)
         return answer.json() if answer.content else None
+
+    def raw(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """One call to any path, as the person who is logged in."""
+        answer = self._http.request(method, path, **kwargs)
+        if answer.status_code == 401:  # tokens end after a day
+            self._login()
+            answer = self._http.request(method, path, **kwargs)
+        return answer
 
     def pool(self, name: str, slots: int, description: str) -> None:
         found = {p["name"] for p in self.call("GET", "/pools?limit=100")["pools"]}

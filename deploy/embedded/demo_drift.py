@@ -43,7 +43,7 @@ def main() -> None:
     os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
     settings.cache_clear()
     airflow, server = Airflow(), _Server()
-    before = server.live()
+    before = server.live(60)
     if before is None:
         raise ClipftError("make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.")
     _start_afresh(server)
@@ -133,8 +133,11 @@ class _Server:
         self.own = httpx.Client(base_url=address("server"), timeout=60, headers=headers)
         self.verdicts: list[bool] = []
 
-    def live(self) -> str | None:
-        version = self.http.get("/readyz").json()["live"].get(DOMAIN)
+    def live(self, seconds: float = 0) -> str | None:
+        """The version that answers; a server that was just started is given some seconds to load it."""
+        until = time.monotonic() + seconds
+        while not (version := self.http.get("/readyz").json()["live"].get(DOMAIN)) and time.monotonic() < until:
+            time.sleep(0.5)
         return str(version) if version else None
 
     def drift(self) -> dict[str, Any]:

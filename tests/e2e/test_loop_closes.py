@@ -1,0 +1,75 @@
+"""Another kind of picture arrives at the running stack: it is seen, explained, approved, learned, and nothing is forgotten."""
+
+import json
+
+import httpx
+import pytest
+
+from clipft_tasks.settings import settings
+from e2e.conftest import call
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def drifted(demo):
+    """`make demo-drift` on the demo's installation; its summary."""
+    done = call("deploy.embedded.stack", "up", seconds=240)  # an earlier test may have stopped it
+    assert done.returncode == 0, done.stdout[-3000:]
+    done = call("deploy.embedded.demo_drift", seconds=1500)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return json.loads((settings().root / "demo" / "drift.json").read_text())
+
+
+def test_the_new_kind_is_learned_and_the_old_one_is_not_forgotten(drifted):
+    before, during, after = (drifted["scores"][when] for when in ("before", "during", "after"))
+    assert after["poly"] > during["poly"] + 0.15
+    assert after["mono"] > before["mono"] - 0.1
+    assert drifted["versions"]["after"] != drifted["versions"]["before"] and drifted["outcome"] == "recovered"
+
+
+def test_no_request_failed_while_models_were_swapped(drifted):
+    assert drifted["failed_requests"] == 0 and drifted["requests_under_load"] > 10
+
+
+def test_the_suggestion_says_what_it_was_and_what_it_rests_on(drifted):
+    suggestion = drifted["suggestion"]
+    assert suggestion["action"] == "readapt" and sum(suggestion["labels"].values()) >= 40
+    assert drifted["requests_until_breach"] and drifted["seconds"]["breach_to_run"] is not None
+
+
+def test_the_new_versions_window_starts_on_its_own_reference(drifted):
+    seen = httpx.get(f"{settings().server_url}/v1/drift/industrial", timeout=30).json()
+    assert seen["version"] == drifted["versions"]["after"] and not any(ratio > 1 for ratio in seen["drift"].values())
+
+
+def test_the_incident_is_closed_and_the_breaker_too(drifted):
+    from clipft_tasks import tracking
+
+    state = tracking.incidents("industrial")
+    assert state.incident is None and state.history[-1]["outcome"] == "recovered" and state.failures == 0
+
+
+def test_the_data_set_says_where_its_rows_come_from(drifted):
+    from clipft_tasks.data import versioning
+
+    card = versioning.find("", "industrial").card
+    assert card["source"] == "captures:industrial" and card["parents"] == ["industrial/v1"]
+
+
+def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
+    from deploy.embedded.airflow_api import Airflow
+    from deploy.embedded.environment import address
+
+    for path in ("/clipft/models", "/clipft/models.json"):
+        assert httpx.get(address("airflow") + path, timeout=30).status_code == 401
+    shown = Airflow().raw("GET", "/clipft/models.json").json()
+    industrial = next(d for d in shown["domains"] if d["name"] == "industrial")
+    assert industrial["versions"]["champion"]["number"] == drifted["versions"]["after"]
+    assert industrial["history"][0]["outcome"] == "recovered" and shown["problems"] == []
+
+
+def test_alertmanagers_message_is_refused_without_its_token(drifted):
+    from deploy.embedded.environment import address
+
+    assert httpx.post(f"{address('airflow')}/clipft/alerts", json={"alerts": []}, timeout=30).status_code == 401

@@ -1,0 +1,505 @@
+"""References: limits that chance does not reach, files that come back as they went or are refused with the reason."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COLOURS, a_work, made_picture
+from safetensors.numpy import load_file, save_file
+
+from clipft_tasks.data import shards
+from clipft_tasks.data.versioning import Dataset, Version
+from clipft_tasks.domains import get_domain
+from clipft_tasks.drift.reference import (
+    AXES,
+    FACTS,
+    ROWS,
+    TENSORS,
+    Reference,
+    Rows,
+    calibrated_temperature,
+    image_test,
+    measure,
+    sample,
+    signals,
+    text_signal,
+)
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.model import build
+from clipft_tasks.model.package import WEIGHTS, Package, weights_digest, write_package
+
+CLASSES = ["cat", "dog", "fox"]
+PICTURES = {"image", "brightness", "contrast", "sharpness", "side", "aspect"}
+PREDICTIONS = {"prediction", "similarity", "margin"}
+SEEN = 400
+
+
+def unit(points: np.ndarray) -> np.ndarray:
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def centres(dims: int = 48) -> np.ndarray:
+    """Unit vectors of three classes, as close together as those of a real model."""
+    rng = np.random.default_rng(99)
+    return unit(rng.normal(size=dims) + 0.7 * rng.normal(size=(3, dims)))
+
+
+def embedded(labels: np.ndarray, seed: int, dims: int = 48, strange: float = 0.0) -> np.ndarray:
+    """Embeddings about their class: most of what varies lies in a few directions, as in a real model.
+
+    Args:
+        strange: how far they have moved, all of them in one direction.
+    """
+    rng, size = np.random.default_rng(seed), np.arange(1, dims + 1) ** -0.5
+    noise = 0.6 * rng.normal(size=(len(labels), dims)) * size / np.linalg.norm(size)
+    away = unit(np.random.default_rng(98).normal(size=(1, dims)))
+    return unit(centres(dims)[labels] + noise + strange * away)
+
+
+def looked(
+    count: int, seed: int, *, classes: int = 3, dims: int = 48, strange: float = 0.0, share: Sequence[float] = ()
+) -> Rows:
+    """What a model says about `count` pictures of a world with three kinds of things and a camera of 300 pixels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, count, p=share or None)
+    image = embedded(labels, seed + 10**6, dims, strange)
+    varied = rng.normal([0.5, 0.2, 1.0], [0.08, 0.03, 0.4], (count, 3))
+    always = np.tile([np.log2(300), 0.0], (count, 1))
+    return Rows(image, np.column_stack([varied, always]).astype(np.float32), image @ centres(dims)[:classes].T)
+
+
+def brighter(rows: Rows, by: float = 0.2) -> Rows:
+    return replace(rows, appearance=rows.appearance + np.array([by, 0, 0, 0, 0], np.float32))
+
+
+def captions(count: int, seed: int, strange: float = 0.0, dims: int = 48) -> np.ndarray:
+    return embedded(np.random.default_rng(seed).integers(0, 3, count), seed + 2 * 10**6, dims, strange)
+
+
+def told(rows: Rows, **changes: object) -> Reference:
+    """The reference of such rows, every one a group of its own."""
+    of_classes = rows.similarity.shape[1]
+    given = {
+        "text": captions(len(rows), 3, dims=rows.image.shape[1]),
+        "groups": [""] * len(rows),
+        "classes": CLASSES[:of_classes],
+        "held_out": (rows.similarity, rows.similarity.argmax(axis=1))
+        if of_classes
+        else (rows.similarity[:0], np.zeros(0, int)),
+        "scale": 20.0,
+        "weights": "w" * 64,
+    }
+    return measure(rows, **(given | changes))
+
+
+@cache
+def a_reference(classes: int = 3) -> Reference:
+    """Measured once; tests take care not to change it."""
+    return told(looked(SEEN, 0, classes=classes))
+
+
+def ratios(reference: Reference, window: Rows) -> dict[str, float]:
+    return {name: value / reference.limits[name] for name, value in signals(reference, reference.rows, window).items()}
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_the_same_kind_rarely_exceed_a_limit():
+    found = [ratios(a_reference(), looked(64, 1000 + s)) for s in range(200)]
+    assert set(found[0]) == PICTURES | PREDICTIONS
+    over = {name: sum(f[name] > 1 for f in found) for name in found[0]}
+    assert max(over.values()) <= 3, over
+    assert sum(max(f.values()) > 1 for f in found) <= 8
+
+
+def test_texts_of_the_same_kind_rarely_exceed_their_limit():
+    found = [text_signal(a_reference(), captions(64, 1000 + s))[0] / a_reference().limits["text"] for s in range(200)]
+    assert sum(f > 1 for f in found) <= 3
+
+
+@pytest.mark.parametrize(("count", "dims"), [(40, 512), (80, 512), (512, 512)])
+def test_a_small_data_set_in_a_wide_space_raises_no_alarm_about_pictures_of_its_kind(count, dims):
+    reference = told(looked(count, 0, dims=dims))
+    windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
+    over = [ratios(reference, window)["image"] > 1 for window in windows]
+    certain = [image_test(reference, window, 250)[1] <= 0.005 for window in windows]
+    assert sum(o and c for o, c in zip(over, certain, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("count", [80, 512])
+def test_a_small_data_set_in_a_wide_space_raises_no_alarm_about_captions_of_its_kind(count):
+    reference = told(looked(count, 0, dims=512))
+    found = [text_signal(reference, captions(64, 1000 + s, dims=512), 250) for s in range(20)]
+    assert sum(value > reference.limits["text"] and p <= 0.005 for value, p in found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("signal", "window"),
+    [
+        ("image", lambda: looked(64, 5, strange=0.7)),
+        ("prediction", lambda: looked(64, 5, share=[0.98, 0.01, 0.01])),
+        ("similarity", lambda: looked(64, 5, strange=0.7)),
+        ("brightness", lambda: brighter(looked(64, 5))),
+        ("brightness", lambda: brighter(looked(64, 5), -0.2)),
+    ],
+    ids=["strange pictures", "one class", "strange to the classes", "brighter", "darker"],
+)
+def test_a_shift_exceeds_the_limit_of_its_signal(signal, window):
+    found = ratios(a_reference(), window())
+    assert found[signal] > 1.5
+    if signal == "brightness":
+        assert {name for name, ratio in found.items() if ratio > 1} == {"brightness"}
+
+
+@pytest.mark.parametrize("side", [200, 299, 301, 600])
+def test_another_camera_is_seen_whether_its_pictures_are_larger_or_smaller(side):
+    window = looked(64, 5)
+    window.appearance[:, 3] = np.log2(side)
+    found = ratios(a_reference(), window)
+    assert found["side"] > 10 and max(ratio for name, ratio in found.items() if name != "side") <= 1
+
+
+def by_hospital(between: float) -> tuple[Rows, list[str]]:
+    """Pictures of twenty hospitals, whose light and patients differ among hospitals by `between`."""
+    rows, rng = looked(SEEN, 0), np.random.default_rng(7)
+    hospital = np.repeat(np.arange(20), SEEN // 20)
+    light = between * rng.normal(size=20)[hospital]
+    image = unit(rows.image + between * unit(rng.normal(size=(20, 48)))[hospital])
+    appearance = rows.appearance + np.outer(light, [0.1, 0, 0, 0, 0]).astype(np.float32)
+    return Rows(image, appearance, image @ centres().T), [f"hospital {h}" for h in hospital]
+
+
+def test_groups_that_differ_make_limits_larger_and_never_smaller():
+    rows, groups = by_hospital(1.0)
+    alone, grouped = told(rows), told(rows, groups=groups)
+    assert (alone.facts["groups"], grouped.facts["groups"]) == (SEEN, 20)
+    assert grouped.limits["image"] > 2 * alone.limits["image"]
+    assert grouped.limits["brightness"] > 1.5 * alone.limits["brightness"]
+    assert all(grouped.limits[name] >= alone.limits[name] for name in alone.limits)
+
+
+def test_new_groups_like_the_old_ones_mostly_stay_below_the_limits_of_grouped_data():
+    rows, groups = by_hospital(1.0)
+    mine = np.array([int(g.split()[1]) < 12 for g in groups])
+    kept = [g for g, m in zip(groups, mine, strict=True) if m]
+    text = captions(len(kept), 3)
+    alone, grouped = (told(rows.take(np.flatnonzero(mine)), text=text, groups=g) for g in ([""] * len(kept), kept))
+    others = rows.take(np.flatnonzero(~mine))
+    assert ratios(grouped, others)["brightness"] < ratios(alone, others)["brightness"]
+    assert ratios(grouped, others)["image"] < 0.7 * ratios(alone, others)["image"]
+
+
+def test_groups_that_do_not_differ_hardly_change_limits():
+    rows, groups = by_hospital(0.0)
+    alone, grouped = told(rows), told(rows, groups=groups)
+    assert all(grouped.limits[name] <= 1.5 * alone.limits[name] for name in alone.limits)
+
+
+def test_a_tolerant_domain_has_larger_limits():
+    rows = looked(120, 0)
+    once, twice = told(rows), told(rows, tolerance=2.0)
+    assert twice.limits == {name: pytest.approx(2 * limit) for name, limit in once.limits.items()}
+
+
+def test_every_limit_is_positive_even_where_nothing_ever_varied():
+    rows = looked(120, 0)
+    same = Rows(
+        np.repeat(rows.image[:1], 120, axis=0), np.repeat(rows.appearance[:1], 120, axis=0), rows.similarity[:1].repeat(120, 0)
+    )
+    reference = told(same)
+    assert all(0 < limit < 10 for limit in reference.limits.values())
+    assert np.isfinite(list(ratios(reference, rows).values())).all()
+
+
+def test_the_same_rows_make_the_same_reference():
+    assert told(looked(100, 0)).facts == told(looked(100, 0)).facts
+
+
+@pytest.mark.parametrize("count", [12, 16, 33])
+def test_a_handful_of_pictures_still_has_limits(count):
+    reference = told(looked(count, 0), groups=[f"{i // 3}" for i in range(count)])
+    assert len(reference.projection.axes) == min(AXES, count - 1)
+    assert np.isfinite([*reference.limits.values()]).all() and min(reference.limits.values()) > 0
+
+
+# What else it says ----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_classes_has_no_signals_of_predictions():
+    reference = a_reference(classes=0)
+    assert set(reference.limits) == PICTURES | {"text"} and reference.classes == []
+    assert set(ratios(reference, looked(64, 5, classes=0))) == PICTURES
+    assert reference.facts["promised"] == {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0}
+    assert reference.facts["temperature"] == pytest.approx(1 / 20)
+    assert reference.unsure_below == 0.0
+
+
+def test_a_model_with_one_class_has_no_signals_of_predictions():
+    assert set(told(looked(100, 0, classes=1)).limits) == PICTURES | {"text"}
+
+
+def test_best_class_margin_and_cosine_are_those_of_each_row():
+    rows = Rows(np.eye(3), np.zeros((3, 5)), np.array([[0.1, 0.5, 0.2], [0.9, -0.3, 0.8], [0.0, 0.0, -1.0]]))
+    best, margin, which = rows.ranked
+    assert best == pytest.approx([0.5, 0.9, 0.0]) and margin == pytest.approx([0.3, 0.1, 0.0]) and which.tolist() == [1, 0, 0]
+    taken = rows.take(np.array([2, 0]))
+    assert len(taken) == 2 and taken.similarity.tolist() == [[0.0, 0.0, -1.0], [0.1, 0.5, 0.2]]
+
+
+def test_accuracy_is_promised_with_its_interval_from_held_out_rows_alone():
+    truth = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    cosines = np.eye(3)[np.where(np.arange(10) < 8, truth, (truth + 1) % 3)]
+    promised = told(looked(60, 0), held_out=(cosines, truth)).facts["promised"]
+    assert promised["value"] == 0.8 and promised["rows"] == 10
+    assert (promised["low"], promised["high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.2])
+def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
+    rng = np.random.default_rng(0)
+    cosines = rng.normal(0, 2 * temperature, (4000, 5))
+    odds = np.exp(cosines / temperature)
+    truth = np.array([rng.choice(5, p=o / o.sum()) for o in odds])
+    assert calibrated_temperature(cosines, truth) == pytest.approx(temperature, rel=0.1)
+
+
+def test_novelty_is_above_one_for_strange_pictures_and_seldom_for_others():
+    reference = a_reference()
+    assert reference.novelty(reference.rows.image).max() < 0.01
+    assert (reference.novelty(looked(200, 5).image) > 1).mean() < 0.05
+    assert (reference.novelty(looked(200, 5, strange=3.0).image) > 1).mean() > 0.95
+
+
+def test_a_tenth_of_pictures_like_the_references_are_unsure():
+    margin = looked(1000, 5).ranked[1]
+    assert (margin < a_reference().unsure_below).mean() == pytest.approx(0.1, abs=0.04)
+
+
+# A sample -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_takes_from_every_group_in_turn_so_that_none_dominates():
+    groups = np.random.default_rng(0).permutation(np.repeat(["large", "middle", "small"], [500, 40, 5]))
+    taken = sample(groups.tolist(), 35)
+    names, counts = np.unique(groups[taken], return_counts=True)
+    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {"large": 15, "middle": 15, "small": 5}
+
+
+def test_rows_without_a_group_stand_for_themselves():
+    groups = ["one patient"] * 300 + [""] * 60
+    taken = sample(groups, 50)
+    assert sum(groups[i] == "one patient" for i in taken) == 1
+
+
+def test_a_sample_is_in_order_without_doubles_and_the_same_each_time():
+    groups = [f"{i % 7}" for i in range(1000)]
+    taken = sample(groups)
+    assert len(taken) == ROWS and (np.diff(taken) > 0).all()
+    assert np.array_equal(taken, sample(groups)) and not np.array_equal(taken, sample(groups, seed=1))
+    assert sample(groups[:30]).tolist() == list(range(30))
+    assert len(sample([])) == 0
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3])
+def test_a_reference_comes_back_as_it_was_saved(classes, tmp_path):
+    written = told(looked(SEEN, 0, classes=classes))
+    written.save(tmp_path)
+    found = Reference.load(tmp_path, "w" * 64)
+    assert found.facts == written.facts and found.classes == CLASSES[:classes] and found.limits == written.limits
+    for one, other in ((found.rows, written.rows), (found.projection, written.projection)):
+        for name, value in vars(one).items():
+            assert value.shape == vars(other)[name].shape and np.allclose(value, vars(other)[name], atol=1e-3), name
+    assert np.array_equal(found.rows.appearance, written.rows.appearance)
+    assert np.allclose(found.text, written.text, atol=1e-3)
+    window = looked(64, 5, classes=classes)
+    assert ratios(found, window) == pytest.approx(ratios(written, window), abs=0.05)
+    assert found.novelty(window.image) == pytest.approx(written.novelty(window.image), rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("common", [0.5, 0.8, 0.95])
+def test_the_very_captions_of_the_reference_are_no_drift_after_it_was_saved(common, tmp_path):
+    two = captions(2, 5)
+    text = two[(np.random.default_rng(0).random(SEEN) > common).astype(int)]
+    told(looked(SEEN, 0), text=text).save(tmp_path)
+    found = Reference.load(tmp_path)
+    for seed in range(1, 6):
+        window = two[(np.random.default_rng(seed).random(64) > common).astype(int)]
+        value, p = text_signal(found, window, 250)
+        assert value <= found.limits["text"] or p > 0.005
+    assert text_signal(found, captions(64, 6, strange=1.0), 250)[0] > found.limits["text"]
+
+
+def test_a_large_reference_is_still_small_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    image, text = (unit(rng.normal(size=(ROWS, 1024))) for _ in range(2))
+    told(Rows(image, looked(ROWS, 0).appearance, image @ image[:100].T), text=text, classes=[str(i) for i in range(100)]).save(
+        tmp_path
+    )
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 5e6
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    a_reference().save(tmp_path)
+    return tmp_path
+
+
+def test_a_reference_of_other_weights_is_refused(saved):
+    with pytest.raises(ClipftError, match="the embedding space of other weights"):
+        Reference.load(saved, "v" * 64)
+    assert Reference.load(saved).classes == CLASSES
+
+
+@pytest.mark.parametrize("missing", [[TENSORS], [FACTS], [TENSORS, FACTS]], ids=str)
+def test_a_package_without_its_reference_is_refused(saved, missing):
+    for name in missing:
+        (saved / name).unlink()
+    with pytest.raises(ClipftError, match=r"cannot be read.*No such file.*Register the model again"):
+        Reference.load(saved)
+
+
+@pytest.mark.parametrize("name", [TENSORS, FACTS])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 64,
+        lambda data: b"[]",
+    ],
+    ids=["empty", "its beginning", "its half", "noise", "a list"],
+)
+def test_a_damaged_reference_is_refused(saved, name, damage):
+    (saved / name).write_bytes(damage((saved / name).read_bytes()))
+    with pytest.raises(ClipftError, match="cannot be read"):
+        Reference.load(saved, "w" * 64)
+
+
+@pytest.mark.parametrize("name", ["image", "appearance", "projection.axes", "text_projection.scale"])
+def test_a_reference_that_lacks_a_part_is_refused_by_its_name(saved, name):
+    tensors = load_file(saved / TENSORS)
+    del tensors[name]
+    save_file(tensors, saved / TENSORS)
+    with pytest.raises(ClipftError, match=f"cannot be read.*{name}"):
+        Reference.load(saved)
+
+
+def change_facts(folder: Path, change: Callable[[dict], object]) -> None:
+    facts = json.loads((folder / FACTS).read_text())
+    change(facts)
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", ["weights", "limits", "classes", "promised"])
+def test_a_reference_that_lacks_a_fact_is_refused(saved, name):
+    change_facts(saved, lambda facts: facts.pop(name))
+    with pytest.raises(ClipftError, match=name):
+        Reference.load(saved, "w" * 64)
+
+
+@pytest.mark.parametrize("number", [0, 2, None])
+def test_another_format_is_refused_by_its_number(saved, number):
+    change_facts(saved, lambda facts: facts.update(format=number))
+    with pytest.raises(ClipftError, match=f"its format is {number}, not 1"):
+        Reference.load(saved)
+
+
+def test_another_format_is_named_even_when_its_tensors_are_others(saved):
+    change_facts(saved, lambda facts: facts.update(format=2))
+    save_file({"pictures": np.zeros((2, 2), np.float32)}, saved / TENSORS)
+    with pytest.raises(ClipftError, match="its format is 2, not 1"):
+        Reference.load(saved)
+
+
+@pytest.mark.parametrize("name", ["image", "text", "appearance", "projection.mean"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_reference_that_holds_no_numbers_is_refused(saved, name, value):
+    tensors = load_file(saved / TENSORS)
+    tensors[name].flat[3] = value
+    save_file(tensors, saved / TENSORS)
+    with pytest.raises(ClipftError, match="numbers that are none"):
+        Reference.load(saved)
+
+
+def test_a_limit_that_is_no_number_is_refused_for_nothing_would_ever_exceed_it(saved):
+    change_facts(saved, lambda facts: facts["limits"].update(image=float("nan")))
+    with pytest.raises(ClipftError, match="numbers that are none"):
+        Reference.load(saved)
+
+
+# Taking it from a data set --------------------------------------------------------------------------------------------
+
+
+def packed(folder: Path, per_class: int = 40, texts: int = 1, labelled: bool = True) -> Dataset:
+    """Red and blue squares, a fifth of them for validation, each with `texts` captions; without repository."""
+    rows, entries = [], []
+    for number in range(per_class):
+        for label in COLOURS:
+            out = io.BytesIO()
+            made_picture(label, number).save(out, "PNG")
+            for caption in range(texts):
+                key = f"{len(rows):064x}"
+                entries.append(shards.Entry(key, "png", out.getvalue(), {}))
+                rows.append({"key": key, "name": f"{label}-{number}", "caption": f"a {label} square, {number % 5}, told {caption}",
+                             "label": label if labelled else "", "group": "", "split": ("train", "val")[number % 5 == 0],
+                             "sha256": f"{label}-{number}"})  # fmt: skip
+    places = [vars(place) for _, place in shards.pack(entries, folder)]
+    frame = pd.DataFrame([row | place for row, place in zip(rows, places, strict=True)])
+    return Dataset(Version("general", 1, "0" * 40, {}), frame, folder)
+
+
+def taken(clip: object, dataset: Dataset, weights: str = "w" * 64) -> Reference:
+    from clipft_tasks.drift.taking import take
+
+    return take(clip, dataset, get_domain("general"), 32, weights)
+
+
+@pytest.fixture(scope="module")
+def trained() -> SimpleNamespace:
+    """What one test trained and the others look at."""
+    return SimpleNamespace()
+
+
+def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(home, small_spec, tmp_path):
+    from clipft_tasks.train import loop
+
+    dataset, clip = packed(tmp_path / "shards"), build.load(small_spec.model.start)
+    loop.train(a_work(small_spec, clip, dataset, tmp_path / "checkpoints"))
+    parts = Package(
+        clip.config["model_cfg"],
+        clip.config["preprocess_cfg"],
+        reference=lambda place, weights: taken(clip, dataset, weights).save(place),
+    )
+    package = write_package(tmp_path / "package", clip.model, parts)
+    assert (package / TENSORS).stat().st_size + (package / FACTS).stat().st_size < 5e6
+    reference = Reference.load(package, weights_digest(package / WEIGHTS))
+    assert reference.classes == sorted(COLOURS) and reference.facts["groups"] == len(reference.rows) == 80
+    assert reference.facts["promised"]["rows"] == 16 and reference.facts["promised"]["value"] > 0.8
+    assert set(reference.limits) == PICTURES | PREDICTIONS | {"text"}
+    assert np.linalg.norm(reference.rows.image, axis=1) == pytest.approx(np.ones(80), abs=1e-3)
+    assert reference.rows.appearance[:, 3] == pytest.approx(np.full(80, np.log2(48)))
+
+
+def test_pictures_without_labels_make_a_reference_without_classes(home, tiny, tmp_path):
+    reference = taken(build.load(str(tiny)), packed(tmp_path, 10, labelled=False))
+    assert reference.classes == [] and reference.rows.similarity.shape == (20, 0)
+    assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == PICTURES | {"text"}
+
+
+def test_a_picture_with_several_captions_is_one_picture_of_the_reference(home, tiny, tmp_path):
+    clip = build.load(str(tiny))
+    one, several = (taken(clip, packed(tmp_path / str(texts), 20, texts)) for texts in (1, 3))
+    assert len(np.unique(several.rows.image, axis=0)) == len(several.rows)
+    assert several.facts["apart"] == pytest.approx(one.facts["apart"], rel=0.01)

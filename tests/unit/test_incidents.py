@@ -1,0 +1,438 @@
+"""Incidents: one at a time per domain, a cool-down, a circuit breaker, and a record that fits where it is kept."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipft_tasks import tracking
+from clipft_tasks.drift import incidents
+from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, Incident, State
+from clipft_tasks.settings import settings
+from clipft_tasks.stages import admit, close
+
+NOW = 1_800_000_000.0
+MINUTE, HOUR = 60.0, 3600.0
+TAG = 5000  # characters that a tag of MLflow's registry holds
+
+
+def alarm(at: float = NOW, *causes: str, version: str = "1") -> Incident:
+    return Incident("general", version, list(causes or ("image",)), at)
+
+
+def handled(state: State, outcome: str, at: float) -> State:
+    """An alarm at `at` is let in and ends ten minutes later."""
+    state, admitted, reason = incidents.admit(state, alarm(at), at)
+    assert admitted, reason
+    return incidents.close(state, outcome, at + 10 * MINUTE)
+
+
+def failed_often() -> tuple[State, float]:
+    """FAILURES failures in a row, two hours apart, and when the last one ended."""
+    state, at = State(), NOW
+    for _ in range(FAILURES):
+        assert state.breaker(at) == "closed"
+        state = handled(state, "failed", at)
+        at += 2 * HOUR
+    return state, at - 2 * HOUR + 10 * MINUTE
+
+
+# One at a time ------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_alarm_is_let_in_and_becomes_the_open_incident():
+    state, admitted, reason = incidents.admit(State(), alarm(NOW, "image", "margin"), NOW)
+    assert admitted and reason
+    assert state.incident == Incident("general", "1", ["image", "margin"], NOW)
+
+
+def test_while_an_incident_is_open_nothing_else_is_let_in_and_the_reason_names_it():
+    state, _, _ = incidents.admit(State(), alarm(NOW, "image", "margin", version="7"), NOW)
+    later, admitted, reason = incidents.admit(state, alarm(NOW + HOUR, "text", version="8"), NOW + HOUR)
+    assert not admitted and later == state
+    assert "version 7" in reason and "image, margin" in reason
+
+
+@pytest.mark.parametrize("outcome", ["recovered", "declined", "failed"])
+def test_the_next_alarm_waits_for_the_cool_down_whatever_came_of_the_last(outcome):
+    state = handled(State(), outcome, NOW)
+    ended = state.last_closed
+    for wait, expected in ((0, False), (COOL_DOWN - 1, False), (COOL_DOWN, True)):
+        _, admitted, reason = incidents.admit(state, alarm(ended + wait), ended + wait)
+        assert admitted is expected, (wait, reason)
+    _, admitted, reason = incidents.admit(state, alarm(ended + 5 * MINUTE), ended + 5 * MINUTE)
+    assert "5 minutes ago" in reason and "60" in reason
+
+
+def test_another_cool_down_can_be_asked_for():
+    state = handled(State(), "declined", NOW)
+    soon = state.last_closed + MINUTE
+    assert incidents.admit(state, alarm(soon), soon, cool_down=0)[1]
+    assert not incidents.admit(state, alarm(soon), soon, cool_down=2 * MINUTE)[1]
+
+
+def test_an_incident_that_nobody_closed_counts_as_lost():
+    state, _, _ = incidents.admit(State(), alarm(NOW, version="1"), NOW)
+    assert not incidents.admit(state, alarm(NOW + STALE - 1), NOW + STALE - 1)[1]
+    late = NOW + STALE
+    state, admitted, _ = incidents.admit(state, alarm(late, version="2"), late, cool_down=0)
+    assert admitted and state.incident and state.incident.version == "2"
+    assert state.failures == 1
+    assert [(past["version"], past["outcome"]) for past in state.history] == [("1", "lost")]
+
+
+def test_incidents_lost_in_a_row_open_the_breaker_too():
+    state, at = State(), NOW
+    for _ in range(FAILURES):
+        state, _, _ = incidents.admit(state, alarm(at), at, cool_down=0)
+        at += STALE
+    state, admitted, reason = incidents.admit(state, alarm(at), at, cool_down=0)
+    assert not admitted and "breaker" in reason
+    assert state.breaker(at) == "open" and state.incident is None
+
+
+# The breaker --------------------------------------------------------------------------------------------------------
+
+
+def test_the_breaker_opens_after_failures_in_a_row_and_says_when_it_tries_again():
+    state, ended = failed_often()
+    assert (state.breaker(ended), state.failures) == ("open", FAILURES)
+    for at in (ended + HOUR, ended + COOL_DOWN + HOUR, ended + OPEN_FOR - 1):
+        same, admitted, reason = incidents.admit(state, alarm(at), at)
+        assert not admitted and same == state and "breaker" in reason
+    _, _, reason = incidents.admit(state, alarm(ended + HOUR), ended + HOUR)
+    assert f"{OPEN_FOR / HOUR - 1:.1f} h" in reason and f"{FAILURES} failures" in reason
+
+
+def test_a_recovery_between_failures_begins_the_count_anew():
+    state, at = State(), NOW
+    for outcome in ["failed"] * (FAILURES - 1) + ["recovered"] + ["failed"] * (FAILURES - 1):
+        state = handled(state, outcome, at)
+        at += 2 * HOUR
+    assert (state.breaker(at), state.failures) == ("closed", FAILURES - 1)
+
+
+def test_what_a_person_declined_is_no_failure():
+    state, at = State(), NOW
+    for _ in range(2 * FAILURES):
+        state = handled(state, "declined", at)
+        at += 2 * HOUR
+    assert (state.breaker(at), state.failures) == ("closed", 0)
+
+
+def test_when_its_time_is_over_one_attempt_is_let_through_and_no_second_beside_it():
+    state, ended = failed_often()
+    at = ended + OPEN_FOR
+    assert state.breaker(at) == "half-open"
+    state, admitted, reason = incidents.admit(state, alarm(at), at)
+    assert admitted and "half-open" in reason
+    assert not incidents.admit(state, alarm(at + MINUTE), at + MINUTE)[1]
+
+
+def test_an_attempt_that_recovers_closes_the_breaker():
+    state, ended = failed_often()
+    state = handled(state, "recovered", ended + OPEN_FOR)
+    at = state.last_closed
+    assert (state.breaker(at), state.failures) == ("closed", 0)
+    assert not incidents.admit(state, alarm(at + MINUTE), at + MINUTE)[1]
+    assert incidents.admit(state, alarm(at + COOL_DOWN), at + COOL_DOWN)[1]
+
+
+def test_an_attempt_that_fails_opens_the_breaker_for_as_long_again():
+    state, ended = failed_often()
+    state = handled(state, "failed", ended + OPEN_FOR)
+    at = state.last_closed
+    assert (state.breaker(at), state.failures) == ("open", FAILURES + 1)
+    assert state.breaker(at + OPEN_FOR - 1) == "open"
+    assert not incidents.admit(state, alarm(at + OPEN_FOR - 1), at + OPEN_FOR - 1)[1]
+    assert incidents.admit(state, alarm(at + OPEN_FOR), at + OPEN_FOR)[1]
+
+
+def test_an_attempt_that_was_lost_opens_the_breaker_again():
+    state, ended = failed_often()
+    at = ended + OPEN_FOR
+    state, _, _ = incidents.admit(state, alarm(at), at)
+    state, admitted, _ = incidents.admit(state, alarm(at + STALE), at + STALE, cool_down=0)
+    assert not admitted and state.breaker(at + STALE) == "open"
+
+
+def test_after_an_attempt_that_was_declined_nobody_is_asked_again_before_the_cool_down():
+    state, ended = failed_often()
+    state = handled(state, "declined", ended + OPEN_FOR)
+    at = state.last_closed
+    _, admitted, _ = incidents.admit(state, alarm(at + MINUTE), at + MINUTE)
+    assert not admitted
+    assert incidents.admit(state, alarm(at + COOL_DOWN), at + COOL_DOWN)[1]
+
+
+def test_a_reset_closes_the_breaker_and_forgets_the_cool_down():
+    state, ended = failed_often()
+    state = incidents.reset(state)
+    assert (state.breaker(ended), state.failures, len(state.history)) == ("closed", 0, FAILURES)
+    assert incidents.admit(state, alarm(ended), ended)[1]
+
+
+def test_a_reset_leaves_an_open_incident_open():
+    state, _, _ = incidents.admit(State(failures=2), alarm(), NOW)
+    state = incidents.reset(state)
+    assert state.incident == alarm() and state.failures == 0
+    assert not incidents.admit(state, alarm(), NOW + MINUTE)[1]
+
+
+# The record ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_says_what_came_of_each_incident():
+    state, _, _ = incidents.admit(State(), alarm(NOW, "image", "text", version="4"), NOW)
+    state = incidents.close(state, "failed", NOW + HOUR, "finetune")
+    assert state.incident is None and state.last_closed == NOW + HOUR
+    [past] = state.history
+    expected = {"version": "4", "causes": ["image", "text"], "opened": NOW, "closed": NOW + HOUR}
+    assert {name: past[name] for name in expected} == expected
+    assert (past["outcome"], past["note"]) == ("failed", "finetune")
+
+
+@pytest.mark.parametrize("outcome", ["recovered", "declined", "failed", "lost"])
+def test_closing_without_an_open_incident_changes_nothing(outcome):
+    for state in (State(), failed_often()[0]):
+        assert incidents.close(state, outcome, NOW + 9 * OPEN_FOR, "a note") == state
+
+
+def test_the_history_keeps_the_newest():
+    state, at = State(), NOW
+    for _ in range(HISTORY + 5):
+        state = handled(state, "recovered", at)
+        at += 2 * HOUR
+    assert len(state.history) == HISTORY
+    assert state.history[-1]["opened"] == at - 2 * HOUR and state.history[0]["opened"] == NOW + 5 * 2 * HOUR
+
+
+def test_an_incidents_key_does_not_depend_on_the_order_of_its_causes():
+    assert alarm(NOW, "image", "text").key == alarm(NOW + 1, "text", "image").key
+    assert alarm(NOW, "image").key != alarm(NOW, "image", version="2").key
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_happens_the_rules_hold_and_the_state_survives_being_written_down(seed):
+    rng = np.random.default_rng(seed)
+    state, now, row = State(), NOW, 0
+    for _ in range(300):
+        now += float(rng.choice([MINUTE, HOUR, 5 * HOUR, OPEN_FOR, STALE]))
+        before = state
+        if state.incident is None or rng.random() < 0.4:
+            state, admitted, reason = incidents.admit(state, alarm(now, *rng.choice(["image", "text"], 1)), now)
+            assert reason
+            if admitted:
+                assert before.incident is None or now - before.incident.opened >= STALE
+                assert before.breaker(now) != "open"
+                assert state.incident == alarm(now, *state.incident.causes)
+        else:
+            outcome = str(rng.choice(["failed", "failed", "recovered", "declined"]))
+            state = incidents.close(state, outcome, now)
+            row = row + 1 if outcome == "failed" else 0 if outcome == "recovered" else row
+            assert state.incident is None and state.history[-1]["outcome"] == outcome
+            assert outcome != "recovered" or state.breaker(now) == "closed"
+            assert row < FAILURES or outcome != "failed" or state.breaker(now) == "open"
+        assert len(state.history) <= HISTORY
+        assert State.of(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_a_state_with_fields_of_a_newer_release_is_still_read():
+    content = State(failures=2).to_dict() | {"something": "new"}
+    assert State.of(content) == State(failures=2)
+    assert State.of({}) == State()
+
+
+# With the registry --------------------------------------------------------------------------------------------------
+
+DOMAINS = ("general", "industrial")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A registry with a model for each of DOMAINS and nothing else, made once."""
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPFT_HOME", str(folder))
+        patch.delenv("CLIPFT_MLFLOW_URI", raising=False)
+        settings.cache_clear()
+        for domain in DOMAINS:
+            tracking.client().create_registered_model(tracking.model_name(domain))
+    settings.cache_clear()
+    yield folder / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def registry(home: Path, empty: Path) -> Path:
+    (home / "mlflow").mkdir(parents=True)
+    shutil.copy(empty, home / "mlflow")
+    return home
+
+
+def breach(domain: str = "general", *causes: str, version: str = "1") -> dict[str, Any]:
+    return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": "", "source": ""}
+
+
+def later(domain: str, seconds: float) -> None:
+    """Let time go by for a domain."""
+    state = tracking.incidents(domain)
+    at = {name: max(0.0, getattr(state, name) - seconds) for name in ("breaker_opened", "last_closed")}
+    opened = replace(state.incident, opened=state.incident.opened - seconds) if state.incident else None
+    tracking.keep_incidents(domain, replace(state, incident=opened, **at))
+
+
+FAILED = {"suggest": "success", "finetune": "failed"}
+RECOVERED = {"suggest": "success", "finetune": "success"}
+
+
+def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
+    assert admit.run([breach("general", "image", "margin")], run="a") == [{"domain": "general", "causes": ["image", "margin"]}]
+    kept = tracking.incidents("general").incident
+    assert kept and (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
+
+
+def test_two_domains_are_handled_beside_each_other(registry):
+    both = [breach("general"), breach("industrial", "text")]
+    assert [b["domain"] for b in admit.run(both, run="a")] == ["general", "industrial"]
+    assert admit.run(both, run="b") == []
+    close.run("general", FAILED)
+    assert tracking.incidents("industrial").incident and tracking.incidents("industrial").failures == 0
+    assert tracking.incidents("general").incident is None and tracking.incidents("general").failures == 1
+
+
+def test_one_domain_that_is_busy_does_not_hold_another_up(registry):
+    admit.run([breach("general")], run="a")
+    assert [b["domain"] for b in admit.run([breach("general"), breach("industrial")], run="b")] == ["industrial"]
+
+
+def test_the_same_run_is_admitted_again_when_it_is_tried_again(registry):
+    first = admit.run([breach("general", "image")], run="a")
+    assert admit.run([breach("general", "image")], run="a") == first
+    assert admit.run([breach("general", "image")], run="b") == []
+    assert admit.run([breach("general", "image")]) == []
+
+
+def test_nobody_in_particular_is_not_let_in_twice(registry):
+    assert len(admit.run([breach()])) == 1
+    assert admit.run([breach()]) == []
+
+
+@pytest.mark.parametrize("run", ["a", ""])
+def test_each_domain_is_admitted_once_although_two_of_its_versions_drift(registry, run):
+    found = admit.run([breach("general", "image", version="1"), breach("general", "text", version="2")], run=run)
+    assert [b["domain"] for b in found] == ["general"]
+    again = admit.run([breach("general", "image", version="1"), breach("general", "text", version="2")], run=run)
+    assert len(again) == (1 if run else 0)
+
+
+def test_why_an_alarm_is_not_taken_is_said(registry, capsys):
+    admit.run([breach("general", "image")], run="a")
+    admit.run([breach("general", "text")], run="b")
+    said = "".join(capsys.readouterr())
+    assert "general version 1 (image): admitted" in said and "general version 1 (text): not taken" in said
+
+
+OUTCOMES: list[tuple[dict[str, str | None], str]] = [
+    ({"suggest": "failed", "approve": "upstream_failed", "finetune": "upstream_failed", "close": "running"}, "failed"),
+    ({"suggest": "success", "dataset": "failed", "finetune": "upstream_failed", "rollback": "skipped"}, "failed"),
+    ({"suggest": "success", "rollback": "failed", "finetune": "skipped"}, "failed"),
+    ({"suggest": "success", "finetune": "upstream_failed"}, "failed"),
+    ({"suggest": "success", "dataset": "success", "finetune": "success", "rollback": "skipped"}, "recovered"),
+    ({"suggest": "success", "rollback": "success", "finetune": "skipped", "close": "running"}, "recovered"),
+    (
+        {"suggest": "success", "approve": "success", "choose": "skipped", "finetune": "skipped", "rollback": "skipped"},
+        "declined",
+    ),
+    ({"suggest": "success", "nothing": "success", "finetune": "skipped", "rollback": "skipped"}, "declined"),
+    ({"suggest": "success", "finetune": None, "rollback": None}, "declined"),
+    ({}, "declined"),
+]
+
+
+@pytest.mark.parametrize(("states", "outcome"), OUTCOMES)
+def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, outcome):
+    admit.run([breach()])
+    failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
+    told = close.run("general", states)
+    assert (told["outcome"], told["failed"]) == (outcome, failed)
+    state = tracking.incidents("general")
+    assert state.incident is None and state.failures == (outcome == "failed")
+    assert state.history[-1]["outcome"] == outcome
+    assert [name for name in sorted(states) if name in state.history[-1]["note"]] == failed
+
+
+@pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
+def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(registry, states):
+    for _ in range(2):
+        admit.run([breach()], cool_down=0)
+        close.run("general", FAILED)
+    before = tracking.incidents("general")
+    assert close.run("general", states)["failures"] == 2
+    assert tracking.incidents("general") == before
+    assert close.run("industrial", states)["breaker"] == "closed"
+    assert tracking.incidents("industrial") == State()
+
+
+def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
+    for number in range(FAILURES):
+        assert len(admit.run([breach()])) == 1
+        assert admit.run([breach()]) == []  # one at a time
+        told = close.run("general", FAILED)
+        assert (told["breaker"], told["failures"]) == ("open" if number + 1 == FAILURES else "closed", number + 1)
+        assert admit.run([breach()]) == []  # the cool-down
+        later("general", COOL_DOWN + MINUTE)
+    assert admit.run([breach()]) == []
+    later("general", OPEN_FOR)
+    assert len(admit.run([breach()])) == 1
+    assert close.run("general", FAILED)["breaker"] == "open"
+    later("general", OPEN_FOR + MINUTE)
+    assert len(admit.run([breach()])) == 1 and admit.run([breach()]) == []
+    told = close.run("general", RECOVERED)
+    assert (told["outcome"], told["breaker"], told["failures"]) == ("recovered", "closed", 0)
+    later("general", COOL_DOWN + MINUTE)
+    assert len(admit.run([breach()])) == 1
+
+
+def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_for_good(registry):
+    admit.run([breach()], run="vanished")
+    later("general", STALE + MINUTE)
+    admit.run([breach()], run="next")
+    later("general", COOL_DOWN + MINUTE)
+    admit.run([breach()], run="next")
+    state = tracking.incidents("general")
+    assert state.incident and state.incident.run == "next"
+    assert [past["outcome"] for past in state.history] == ["lost"] and state.failures == 1
+
+
+def stored(domain: str) -> str:
+    return tracking.client().get_registered_model(tracking.model_name(domain)).tags[tracking.INCIDENTS]
+
+
+def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(registry):
+    causes = [f"a signal with a long name {n}" for n in range(12)]
+    for number in range(HISTORY):
+        assert admit.run([breach("general", *causes, version=str(number))], cool_down=0)
+        close.run("general", RECOVERED)
+    admit.run([breach("general", *causes, version="now")], cool_down=0, run="r" * 100)
+    assert len(stored("general")) <= TAG
+    state = tracking.incidents("general")
+    assert state.incident and state.incident.version == "now" and state.incident.causes == causes
+    versions = [past["version"] for past in state.history]
+    assert versions and versions == [str(n) for n in range(HISTORY)][-len(versions) :]
+
+
+@pytest.mark.parametrize("count", [60, 100])
+def test_many_long_causes_fit_into_the_registry(registry, count):
+    causes = [f"{n}-" + "x" * 60 for n in range(count)]
+    assert len(admit.run([breach("general", *causes)], run="a")) == 1
+    assert len(stored("general")) <= TAG
+    kept = tracking.incidents("general").incident
+    assert kept and kept.causes[:5] == causes[:5]  # the worst come first
+    assert admit.run([breach("general", *causes)], run="b") == []
+    assert close.run("general", FAILED)["failures"] == 1
+    assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1
