@@ -25,6 +25,7 @@ STAGES = {
     "evaluate": "Score candidate, start model and champion at every resolution.",
     "gate": "Decide whether the candidate may be registered.",
     "register": "Register the candidate as challenger.",
+    "rollout": "Try it on live traffic, in shadow and as canary, if the spec asks for that.",
     "promote": "Make it champion.",
     "deploy": "Make the server load it.",
     "verify": "Ask the server the recorded questions.",

@@ -161,6 +161,21 @@ class ApprovalSpec(Section):
     hours: float = Field(24, gt=0, le=24 * 30, description="how long to wait; unanswered means rejected")
 
 
+class RolloutSpec(Section):
+    """How a version is tried on live traffic before it becomes champion."""
+
+    requests: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="requests that it must see in shadow, then answer as canary; 0 promotes without a trial",
+    )
+    share: float = Field(0.5, gt=0, le=1, description="of the traffic that it sees")
+    min_agreement: float = Field(0.5, ge=0, le=1, description="least share of pictures on which it names the champion's class")
+    max_slowdown: float = Field(2.0, ge=1, description="largest 95th percentile of its latency over the champion's")
+    minutes: float = Field(30, gt=0, description="time limit of each half; too little traffic in it means no promotion")
+
+
 SECTIONS: dict[str, str] = {
     "run": "What to run",
     "data": "Data set",
@@ -172,6 +187,7 @@ SECTIONS: dict[str, str] = {
     "evaluate": "Evaluation",
     "gate": "Gate",
     "approval": "Approval",
+    "rollout": "Rollout",
 }
 
 
@@ -197,6 +213,7 @@ class RunSpec(Section):
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     approval: ApprovalSpec = ApprovalSpec()
+    rollout: RolloutSpec = RolloutSpec()
 
     @field_validator("domain")
     @classmethod

@@ -3,14 +3,15 @@
 
 `plan` pins the data and start model and decides, with reasons, how this machine will train → `finetune` trains a candidate
 in an MLflow run → `evaluate` scores it beside the start model and the champion, once per **resolution** → `gate` compares →
-`register` makes it challenger → `approve` waits for a person, if the form says so → `promote` makes it champion → `deploy`
-has the server load it → `verify` asks the server the questions whose answers were recorded at training.
+`register` makes it challenger → `approve` waits for a person and `rollout` tries it on live traffic, both if the form says
+so → `promote` makes it champion → `deploy` has the server load it → `verify` asks the server the questions whose answers were recorded at training.
 
 * Every task may be killed at any moment: its retry resumes or finds its own work. One run never makes two model versions.
 * The same form again finds the finished work and says so.
 * A version that the server refuses, or that answers otherwise than recorded, puts the old champion back.
 """
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
@@ -23,7 +24,17 @@ from clipft_dag import ACCELERATOR, DEFAULTS, Approval, params, spec_of, stage
     catchup=False,
     default_args=DEFAULTS,
     params=params(
-        "run", "model", "resolution", "objective", "train", "memory", "evaluate", "gate", "approval", without=("source",)
+        "run",
+        "model",
+        "resolution",
+        "objective",
+        "train",
+        "memory",
+        "evaluate",
+        "gate",
+        "approval",
+        "rollout",
+        without=("source",),
     ),
     tags=["clipft", "training"],
     doc_md=__doc__,
@@ -56,9 +67,13 @@ def clipft_finetune() -> None:
     def register(candidate: dict[str, Any], verdict: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         return stage("register", params or {}, run_id=candidate["run_id"], gate=verdict)
 
+    @task(doc_md="Shadow, then canary, on live traffic, if the form asks for it.", execution_timeout=timedelta(hours=6))
+    def rollout(registered: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("rollout", params or {}, version=registered["version"])
+
     @task(doc_md="Alias champion; the one before is kept as previous.")
-    def promote(registered: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("promote", params or {}, version=registered["version"])
+    def promote(tried: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("promote", params or {}, version=tried["version"])
 
     @task(doc_md="The server loads the version, checks it against its recorded answers, and swaps.")
     def deploy(promoted: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -82,8 +97,9 @@ def clipft_finetune() -> None:
         fail_on_reject=True,
         retries=0,
     )
-    promoted = promote(registered)
-    registered >> approve >> promoted
+    tried = rollout(registered)
+    promoted = promote(tried)
+    registered >> approve >> tried
     verify(promoted, deploy(promoted))
 
 

@@ -25,7 +25,7 @@ RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_in
     catchup=False,
     default_args=DEFAULTS,
     params={
-        **params("train", "resolution", "gate", "approval", only=("domain",)),
+        **params("train", "resolution", "gate", "approval", "rollout", only=("domain",)),
         "approval.required": Param(
             True, type="boolean", title="Required", section="Approval", description="wait for a person before anything is changed"
         ),

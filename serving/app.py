@@ -27,12 +27,14 @@ from clipft_tasks.train import hardware
 from . import schemas
 from .captures import Capture, Captures, hashed
 from .engine import Busy, Engine
+from .live import Live
 from .metrics import Metrics
 from .monitor import Monitor
 from .observing import router as observing
 from .security import authorised
 from .settings import ServingSettings
-from .store import Live, ModelStore, class_embeddings
+from .shadow import Shadow
+from .store import ModelStore, class_embeddings
 
 log = logging.getLogger("uvicorn.error")
 T = TypeVar("T", bound=schemas.Request)
@@ -64,6 +66,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         )
         store = ModelStore(engine, metrics, follow=monitor.follow)
         app.state.engine, app.state.store, app.state.monitor, app.state.captures = engine, store, monitor, captures
+        app.state.comparing = set()
         polling = asyncio.create_task(_poll(store, options.poll_seconds))
         yield
         polling.cancel()
@@ -222,11 +225,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         classes = check_texts(asked.classes) if asked.classes else live.card["classes"]
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
-        texts: Any = live.class_texts.get(tuple(classes))
-        if texts is None:  # classes of the caller's own
-            texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))
-        image = await encode(request, asked.images, live)
-        cosines = image @ texts.T
+        live, image, cosines = await answer(request, asked, live, classes)
         watch(live, cosines)
         logits = cosines * live.temperature_scale
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -249,6 +248,60 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 for row, i in enumerate(best)
             ]
         }
+
+    async def rank(
+        request: Request, images: list[schemas.ImageIn], live: Live, classes: list[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (n, d) of a request's pictures and their cosines with the classes (n, c)."""
+        texts: Any = live.class_texts.get(tuple(classes))
+        if texts is None:  # classes of the caller's own
+            texts = await asyncio.wrap_future(app.state.engine.call(lambda: class_embeddings(live, classes)))
+        image = await encode(request, images, live)
+        return image, image @ texts.T
+
+    async def answer(
+        request: Request, asked: schemas.Classify, live: Live, classes: list[str]
+    ) -> tuple[Live, np.ndarray, np.ndarray]:
+        """Who answers, with embeddings and cosines: the champion, or a canary in its share of the requests."""
+        shadow: Shadow | None = app.state.store.shadows.get(live.domain)
+        if shadow is None or asked.classes is not None or probing(request):
+            return live, *await rank(request, asked.images, live, classes)
+        chosen, began = shadow.chosen(), time.perf_counter()
+        if chosen and shadow.answers:
+            try:
+                image, cosines = await rank(request, asked.images, shadow.live, classes)
+                shadow.answered(time.perf_counter() - began)
+                return shadow.live, image, cosines
+            except (Refused, Busy):
+                raise
+            except Exception:  # the champion answers instead, so no caller sees it
+                log.exception("version %s, a canary of %s, failed", shadow.live.version, live.domain)
+                shadow.failed()
+        image, cosines = await rank(request, asked.images, live, classes)
+        seconds = time.perf_counter() - began
+        if chosen and not shadow.answers:
+            task = asyncio.create_task(compare(shadow, asked.images, classes, cosines.argmax(axis=1), seconds))
+            app.state.comparing.add(task)
+            task.add_done_callback(app.state.comparing.discard)
+        else:
+            shadow.usual(seconds)
+        return live, image, cosines
+
+    async def compare(
+        shadow: Shadow, images: list[schemas.ImageIn], classes: list[str], said: np.ndarray, seconds: float
+    ) -> None:
+        """Ask the challenger what the champion has answered already."""
+        began = time.perf_counter()
+        try:
+            pictures, _ = await decode(images, shadow.live)
+            image = await app.state.engine.images(shadow.live, pictures)
+            texts = shadow.live.class_texts[tuple(classes)]
+            shadow.compared(said, (image @ texts.T).argmax(axis=1), (seconds, time.perf_counter() - began))
+        except Busy:
+            pass  # the callers come first
+        except Exception:
+            log.exception("version %s in the shadow of %s failed", shadow.live.version, shadow.live.domain)
+            shadow.failed()
 
     def watch(live: Live, cosines: np.ndarray) -> None:
         ranked = np.sort(cosines, axis=1)
@@ -300,6 +353,26 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         return cast(dict[str, Any], await asyncio.to_thread(request.app.state.store.deploy, domain, asked.version))
 
     app.include_router(observing)
+
+    @app.put("/v1/shadows/{domain}", response_model=schemas.ShadowInfo, dependencies=[Depends(authorised)])
+    async def shadow(domain: str, asked: schemas.ShadowIn, request: Request) -> dict[str, Any]:
+        """Let a registered version see a share of the domain's traffic: in the shadow of the champion, or as a canary."""
+        made = await asyncio.to_thread(request.app.state.store.shadow, domain, asked.version, asked.share, asked.answers)
+        request.state.domain = domain
+        return made.report()
+
+    @app.get("/v1/shadows/{domain}", response_model=schemas.ShadowInfo)
+    async def shadow_report(domain: str, request: Request) -> dict[str, Any]:
+        """How the challenger fares beside the champion."""
+        found = request.app.state.store.shadows.get(domain)
+        if found is None:
+            raise HTTPException(404, f"No version of {domain!r} is tried at the moment.")
+        return found.report()
+
+    @app.delete("/v1/shadows/{domain}", dependencies=[Depends(authorised)])
+    async def end_shadow(domain: str, request: Request) -> dict[str, bool]:
+        """End the trial; the champion answers everything again."""
+        return {"ended": request.app.state.store.shadows.pop(domain, None) is not None}
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from .store import Live
+    from .live import Live
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from clipft_tasks.drift.window import Figures, Window
 
+from .live import Live
 from .metrics import Metrics
-from .store import Live
 
 log = logging.getLogger("uvicorn.error")
 REMEMBERED = 20_000  # answers that feedback can refer to

@@ -104,6 +104,23 @@ class Deployed(BaseModel):
     disagreement: float = Field(description="largest difference from the answers recorded at training")
 
 
+class ShadowIn(Deploy):
+    share: float = Field(0.5, gt=0, le=1, description="of the classify requests that it sees")
+    answers: bool = Field(False, description="false: the champion answers and this one is asked afterwards; true: a canary")
+
+
+class ShadowInfo(BaseModel):
+    domain: str
+    version: str
+    share: float
+    answers: bool
+    requests: int
+    pictures: int
+    agreement: float | None = Field(description="share of pictures on which both named the same class")
+    errors: int
+    seconds_p95: dict[str, float | None]
+
+
 class ModelInfo(BaseModel):
     domain: str
     version: str

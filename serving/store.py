@@ -10,8 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,48 +26,11 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.train import plan, probes
 
 from .engine import Busy, Engine, encode
+from .live import Live
 from .metrics import Metrics
+from .shadow import Shadow
 
 log = logging.getLogger("uvicorn.error")
-
-
-@dataclass
-class Live:
-    """A version that answers."""
-
-    domain: str
-    version: str
-    clip: Clip
-    card: dict[str, Any]
-    lineage: dict[str, str]
-    since: float = field(default_factory=time.time)
-    class_texts: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
-    reference: Reference | None = None
-
-    @property
-    def side(self) -> int:
-        return int(self.card["resolutions"]["serve"])
-
-    @property
-    def own_class_texts(self) -> np.ndarray | None:
-        """Class vectors (c, d) of the classes that the model was trained on; None when it has none to tell apart."""
-        return self.class_texts.get(tuple(self.card["classes"])) if len(self.card["classes"]) > 1 else None
-
-    @cached_property
-    def temperature_scale(self) -> float:
-        """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
-        return float(self.clip.model.logit_scale.detach().exp())
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Where an answer comes from."""
-        return {
-            "X-Clipft-Domain": self.domain,
-            "X-Clipft-Model-Version": self.version,
-            "X-Clipft-Run-Id": self.lineage.get("run_id", ""),
-            "X-Clipft-Dataset": self.lineage.get("dataset", ""),
-            "X-Clipft-Dag-Run": self.lineage.get("dag_run", ""),
-        }
 
 
 class ModelStore:
@@ -78,6 +39,7 @@ class ModelStore:
     def __init__(self, engine: Engine, metrics: Metrics, follow: Callable[[Live], None] = lambda live: None) -> None:
         self.engine, self.metrics, self.follow = engine, metrics, follow
         self.live: dict[str, Live] = {}
+        self.shadows: dict[str, Shadow] = {}
         self.problem = ""  # why the registry could not be read, for /readyz
         self._changing = threading.RLock()
 
@@ -107,6 +69,7 @@ class ModelStore:
                 why = f"its package cannot be loaded ({error!r})"
                 raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
             self.live = {**self.live, domain: live}  # one assignment: no request sees anything in between
+            self.shadows.pop(domain, None)  # whatever was tried was tried beside another one
             self._announce(live, now)
             return {
                 "version": version,
@@ -114,6 +77,28 @@ class ModelStore:
                 "load_seconds": time.monotonic() - began,
                 "disagreement": difference,
             }
+
+    def shadow(self, domain: str, version: str, share: float, answers: bool) -> Shadow:
+        """Try a version beside the live one; the same again goes on counting, another share or mode begins anew.
+
+        Raises: ClipftError when nothing of the domain is live, or the version is live already, or cannot be loaded.
+        """
+        with self._changing:
+            now, tried = self.live.get(domain), self.shadows.get(domain)
+            if now is None or now.version == version:
+                why = "it is live already" if now else "nothing of the domain is live to compare it with"
+                raise ClipftError(f"version {version} of {domain}", f"it cannot be tried: {why}", "Deploy it instead.")
+            if tried and (tried.live.version, tried.share, tried.answers) == (version, share, answers):
+                return tried
+            live = tried.live if tried and tried.live.version == version else self._load(domain, version)[0]
+            if live.card["classes"] != now.card["classes"]:
+                raise ClipftError(
+                    f"version {version} of {domain}", "it knows other classes than the live one, so answers cannot be compared",
+                    "Deploy it without a trial.",
+                )  # fmt: skip
+            made = Shadow(live, share, answers)
+            self.shadows = {**self.shadows, domain: made}
+            return made
 
     def refresh(self) -> None:
         """Make the registry's champions live. What cannot be loaded is left as it is, and said."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..spec import RunSpec
-from . import deploy, evaluate, finetune, gate, ingest, plan, promote, register, validate, verify, version
+from . import deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, validate, verify, version
 
 Done = Callable[[str], dict[str, Any]]  # a stage's result by its name
 
@@ -29,7 +29,8 @@ CHAIN: dict[str, Callable[[RunSpec, Done], dict[str, Any]]] = {
     "evaluate": _evaluate,
     "gate": lambda spec, done: gate.run(spec, done("finetune")["run_id"], done("evaluate")["evaluations"]),
     "register": lambda spec, done: register.run(spec, done("finetune")["run_id"], done("gate")),
-    "promote": lambda spec, done: promote.run(spec, done("register")["version"]),
+    "rollout": lambda spec, done: rollout.run(spec, done("register")["version"]),
+    "promote": lambda spec, done: promote.run(spec, done("rollout")["version"]),
     "deploy": lambda spec, done: deploy.run(spec, done("promote")["version"], done("promote")["previous"]),
     "verify": lambda spec, done: verify.run(spec, done("promote")["version"], done("promote")["previous"]),
 }

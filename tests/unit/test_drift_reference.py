@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -31,9 +30,12 @@ from clipft_tasks.drift.reference import (
     signals,
     text_signal,
 )
+from clipft_tasks.drift.taking import take
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.model import build
+from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.package import WEIGHTS, Package, weights_digest, write_package
+from clipft_tasks.train import loop
 
 CLASSES = ["cat", "dog", "fox"]
 PICTURES = {"image", "brightness", "contrast", "sharpness", "side", "aspect"}
@@ -113,29 +115,29 @@ def ratios(reference: Reference, window: Rows) -> dict[str, float]:
 
 
 def test_windows_of_the_same_kind_rarely_exceed_a_limit():
-    found = [ratios(a_reference(), looked(64, 1000 + s)) for s in range(200)]
+    references = [a_reference(), *(told(looked(SEEN, seed)) for seed in range(1, 5))]
+    found = [ratios(references[s % 5], looked(64, 1000 + s)) for s in range(200)]
     assert set(found[0]) == PICTURES | PREDICTIONS
     over = {name: sum(f[name] > 1 for f in found) for name in found[0]}
-    assert max(over.values()) <= 3, over
-    assert sum(max(f.values()) > 1 for f in found) <= 8
+    assert max(over.values()) <= 2, over
+    assert sum(max(f.values()) > 1 for f in found) <= 4
 
 
 def test_texts_of_the_same_kind_rarely_exceed_their_limit():
     found = [text_signal(a_reference(), captions(64, 1000 + s))[0] / a_reference().limits["text"] for s in range(200)]
-    assert sum(f > 1 for f in found) <= 3
+    assert sum(f > 1 for f in found) <= 2
 
 
-@pytest.mark.parametrize(("count", "dims"), [(40, 512), (80, 512), (512, 512)])
-def test_a_small_data_set_in_a_wide_space_raises_no_alarm_about_pictures_of_its_kind(count, dims):
-    reference = told(looked(count, 0, dims=dims))
-    windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
-    over = [ratios(reference, window)["image"] > 1 for window in windows]
-    certain = [image_test(reference, window, 250)[1] <= 0.005 for window in windows]
-    assert sum(o and c for o, c in zip(over, certain, strict=True)) <= 1
+@pytest.mark.parametrize("count", [40, 80, 512])
+def test_pictures_of_the_same_kind_are_not_told_from_those_of_a_small_data_set_in_a_wide_space(count):
+    reference = told(looked(count, 0, dims=512))
+    found = [image_test(reference, looked(64, 1000 + s, dims=512), 250) for s in range(20)]
+    assert sum(p <= 0.005 for _, p, _ in found) <= 1
+    assert np.mean([area for *_, area in found]) == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("count", [80, 512])
-def test_a_small_data_set_in_a_wide_space_raises_no_alarm_about_captions_of_its_kind(count):
+@pytest.mark.parametrize("count", [40, 80, 512])
+def test_captions_of_the_same_kind_raise_no_alarm_about_a_small_data_set_in_a_wide_space(count):
     reference = told(looked(count, 0, dims=512))
     found = [text_signal(reference, captions(64, 1000 + s, dims=512), 250) for s in range(20)]
     assert sum(value > reference.limits["text"] and p <= 0.005 for value, p in found) <= 1
@@ -167,40 +169,28 @@ def test_another_camera_is_seen_whether_its_pictures_are_larger_or_smaller(side)
     assert found["side"] > 10 and max(ratio for name, ratio in found.items() if name != "side") <= 1
 
 
-def by_hospital(between: float) -> tuple[Rows, list[str]]:
-    """Pictures of twenty hospitals, whose light and patients differ among hospitals by `between`."""
+def by_hospital(between: float, hospitals: int = 8) -> tuple[Rows, list[str]]:
+    """Pictures of some hospitals, whose light and patients differ by `between`."""
     rows, rng = looked(SEEN, 0), np.random.default_rng(7)
-    hospital = np.repeat(np.arange(20), SEEN // 20)
-    light = between * rng.normal(size=20)[hospital]
-    image = unit(rows.image + between * unit(rng.normal(size=(20, 48)))[hospital])
+    hospital = np.repeat(np.arange(hospitals), SEEN // hospitals)
+    light = between * rng.normal(size=hospitals)[hospital]
+    image = unit(rows.image + between * unit(rng.normal(size=(hospitals, 48)))[hospital])
     appearance = rows.appearance + np.outer(light, [0.1, 0, 0, 0, 0]).astype(np.float32)
     return Rows(image, appearance, image @ centres().T), [f"hospital {h}" for h in hospital]
 
 
 def test_groups_that_differ_make_limits_larger_and_never_smaller():
     rows, groups = by_hospital(1.0)
-    alone, grouped = told(rows), told(rows, groups=groups)
-    assert (alone.facts["groups"], grouped.facts["groups"]) == (SEEN, 20)
-    assert grouped.limits["image"] > 2 * alone.limits["image"]
-    assert grouped.limits["brightness"] > 1.5 * alone.limits["brightness"]
-    assert all(grouped.limits[name] >= alone.limits[name] for name in alone.limits)
-
-
-def test_new_groups_like_the_old_ones_mostly_stay_below_the_limits_of_grouped_data():
-    rows, groups = by_hospital(1.0)
-    mine = np.array([int(g.split()[1]) < 12 for g in groups])
-    kept = [g for g, m in zip(groups, mine, strict=True) if m]
-    text = captions(len(kept), 3)
-    alone, grouped = (told(rows.take(np.flatnonzero(mine)), text=text, groups=g) for g in ([""] * len(kept), kept))
-    others = rows.take(np.flatnonzero(~mine))
-    assert ratios(grouped, others)["brightness"] < ratios(alone, others)["brightness"]
-    assert ratios(grouped, others)["image"] < 0.7 * ratios(alone, others)["image"]
+    alone, grouped = (told(rows, groups=g).limits for g in ([""] * SEEN, groups))
+    assert grouped["image"] > 2 * alone["image"] and grouped["brightness"] > 1.5 * alone["brightness"]
+    assert all(grouped[name] >= alone[name] for name in PICTURES | PREDICTIONS)
 
 
 def test_groups_that_do_not_differ_hardly_change_limits():
     rows, groups = by_hospital(0.0)
-    alone, grouped = told(rows), told(rows, groups=groups)
-    assert all(grouped.limits[name] <= 1.5 * alone.limits[name] for name in alone.limits)
+    alone, grouped = (told(rows, groups=g) for g in ([""] * SEEN, groups))
+    assert (alone.facts["groups"], grouped.facts["groups"]) == (SEEN, 8)
+    assert all(grouped.limits[name] <= 1.2 * alone.limits[name] for name in PICTURES | PREDICTIONS)
 
 
 def test_a_tolerant_domain_has_larger_limits():
@@ -460,21 +450,11 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labelled: bool = T
     return Dataset(Version("general", 1, "0" * 40, {}), frame, folder)
 
 
-def taken(clip: object, dataset: Dataset, weights: str = "w" * 64) -> Reference:
-    from clipft_tasks.drift.taking import take
-
+def taken(clip: Clip, dataset: Dataset, weights: str = "w" * 64) -> Reference:
     return take(clip, dataset, get_domain("general"), 32, weights)
 
 
-@pytest.fixture(scope="module")
-def trained() -> SimpleNamespace:
-    """What one test trained and the others look at."""
-    return SimpleNamespace()
-
-
 def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(home, small_spec, tmp_path):
-    from clipft_tasks.train import loop
-
     dataset, clip = packed(tmp_path / "shards"), build.load(small_spec.model.start)
     loop.train(a_work(small_spec, clip, dataset, tmp_path / "checkpoints"))
     parts = Package(
@@ -501,5 +481,5 @@ def test_pictures_without_labels_make_a_reference_without_classes(home, tiny, tm
 def test_a_picture_with_several_captions_is_one_picture_of_the_reference(home, tiny, tmp_path):
     clip = build.load(str(tiny))
     one, several = (taken(clip, packed(tmp_path / str(texts), 20, texts)) for texts in (1, 3))
-    assert len(np.unique(several.rows.image, axis=0)) == len(several.rows)
+    assert len(several.rows) == len(one.rows) == 40
     assert several.facts["apart"] == pytest.approx(one.facts["apart"], rel=0.01)

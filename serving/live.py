@@ -1,0 +1,50 @@
+"""A version that answers: the model, its card, and where it comes from."""
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from clipft_tasks.drift.reference import Reference
+from clipft_tasks.model.clip import Clip
+
+
+@dataclass
+class Live:
+    """A version that answers."""
+
+    domain: str
+    version: str
+    clip: Clip
+    card: dict[str, Any]
+    lineage: dict[str, str]
+    since: float = field(default_factory=time.time)
+    class_texts: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
+    reference: Reference | None = None
+
+    @property
+    def side(self) -> int:
+        return int(self.card["resolutions"]["serve"])
+
+    @property
+    def own_class_texts(self) -> np.ndarray | None:
+        """Class vectors (c, d) of the classes that the model was trained on; None when it has none to tell apart."""
+        return self.class_texts.get(tuple(self.card["classes"])) if len(self.card["classes"]) > 1 else None
+
+    @cached_property
+    def temperature_scale(self) -> float:
+        """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
+        return float(self.clip.model.logit_scale.detach().exp())
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Where an answer comes from."""
+        return {
+            "X-Clipft-Domain": self.domain,
+            "X-Clipft-Model-Version": self.version,
+            "X-Clipft-Run-Id": self.lineage.get("run_id", ""),
+            "X-Clipft-Dataset": self.lineage.get("dataset", ""),
+            "X-Clipft-Dag-Run": self.lineage.get("dag_run", ""),
+        }

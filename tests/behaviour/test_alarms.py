@@ -1,0 +1,584 @@
+"""Drift alarms as the watcher and the sensor see them: a real Prometheus, a small server of figures, and both of them away."""
+
+import asyncio
+import json
+import logging
+import math
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from clipft_tasks.settings import settings
+from serving.settings import ServingSettings
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "http://127.0.0.1:9"  # the port of discard, which nobody listens on
+QUICK = 0.02  # seconds between two looks, in tests
+
+Figures = dict[tuple[str, str, str], float]  # (domain, version, signal): figure over its limit
+
+
+@pytest.fixture(scope="module")
+def alarms(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """plugins/clipft_drift.py, with an Airflow home of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
+        return import_module("clipft_drift")
+
+
+# What is asked ------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def metrics(figures: Figures) -> str:
+    """The server's /metrics, as far as drift goes."""
+    lines = ["# TYPE clipft_drift_ratio gauge"]
+    lines += [
+        f'clipft_drift_ratio{{domain="{d}",version="{v}",signal="{signal}"}} {ratio}'
+        for (d, v, signal), ratio in figures.items()
+    ]
+    lines += ["# TYPE clipft_window_items gauge"]
+    for domain, version in sorted({key[:2] for key in figures}):
+        lines += [
+            f'clipft_window_items{{domain="{domain}",version="{version}",kind="{kind}"}} 128'
+            for kind in ("pictures", "texts", "feedback")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class Source:
+    """A small HTTP server on the loopback: one answer after the other by path, the last of them for ever."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.answers: dict[str, list[tuple[int, str]]] = {}
+        self.asked: dict[str, int] = {}
+        source = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                script = source.answers.get(self.path, [(404, "")])
+                number = source.asked.get(self.path, 0)
+                status, text = script[min(number, len(script) - 1)]
+                source.asked[self.path] = number + 1
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json" if "/api/" in self.path else "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def shows(self, *figures: Figures) -> "Source":
+        """What /metrics says from now on."""
+        self.answers["/metrics"], self.asked["/metrics"] = [(200, metrics(f)) for f in figures], 0
+        return self
+
+    def says(self, path: str, *answers: tuple[int, str]) -> "Source":
+        self.answers[path], self.asked[path] = list(answers), 0
+        return self
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Source]:
+    """The clipft server, as far as an alarm asks it; nothing drifts."""
+    with Source() as source:
+        yield source.shows(CALM)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Source]:
+    """Prometheus, as far as an alarm asks it; nothing fires."""
+    with Source() as source:
+        yield source.says(ALERTS, fired())
+
+
+CALM: Figures = {("general", "1", "image"): 0.5, ("industrial", "7", "image"): 0.2}
+HIGH: Figures = CALM | {("general", "1", "image"): 4.0}
+ALERTS = "/api/v1/alerts"
+
+
+def alert(domain: str = "general", signal: str = "image", value: float = 2.0, **more: Any) -> dict[str, Any]:
+    """An alert as Prometheus lists it."""
+    labels = {"alertname": more.pop("name", "ClipftDrift"), "domain": domain, "signal": signal, "severity": "warning"}
+    labels["version"] = more.pop("version", "1")
+    at = {"state": "firing", "activeAt": "2026-03-01T10:00:00Z", "value": f"{value:e}", "annotations": {}}
+    return {"labels": labels, **at, **more}
+
+
+def fired(*alerts: dict[str, Any]) -> tuple[int, str]:
+    return 200, json.dumps({"status": "success", "data": {"alerts": list(alerts)}})
+
+
+class Watching:
+    """A trigger that runs as Airflow's triggerer runs it, and what it told."""
+
+    def __init__(self, trigger: Any) -> None:
+        self.trigger, self.told = trigger, []
+
+    async def __aenter__(self) -> "Watching":
+        async def run() -> None:
+            async for event in self.trigger.run():
+                self.told.append(event.payload)
+
+        self.task = asyncio.create_task(run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def until(self, true: Callable[[], bool], seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            if self.task.done() and self.task.exception():
+                raise self.task.exception()
+            assert time.monotonic() < end, f"not within {seconds} s; told so far: {self.told}"
+            await asyncio.sleep(0.01)
+
+    async def asked(self, source: Source, times: int = 6, path: str = "/metrics") -> None:
+        """Wait until it looked so many more times, and thought about all of them but the last."""
+        target = source.asked.get(path, 0) + times
+        await self.until(lambda: source.asked.get(path, 0) >= target)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def test_alerts_of_a_version_become_one_breach_with_the_worst_signal_first(alarms):
+    [breach] = alarms.from_prometheus([
+        alert(signal="image", value=2.5),
+        alert(signal="brightness", value=7.0, activeAt="2026-03-01T09:00:00Z"),
+        alert(signal="brightness", value=7.0, name="ClipftDriftSevere"),
+        alert(signal="performance", value=1.5, name="ClipftAccuracyLow"),
+    ])  # fmt: skip
+    assert (breach["domain"], breach["version"], breach["source"]) == ("general", "1", "prometheus")
+    assert breach["causes"] == ["brightness", "image", "performance"]
+    assert breach["ratio"] == 7.0 and breach["since"] == "2026-03-01T09:00:00Z"
+
+
+def test_domains_and_versions_are_told_apart(alarms):
+    found = alarms.from_prometheus([alert("medical"), alert("general", version="2"), alert("general", version="1")])
+    assert [(b["domain"], b["version"]) for b in found] == [("general", "1"), ("general", "2"), ("medical", "1")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        alert(state="pending"),
+        alert(name="ClipftServerDown"),
+        alert(name="SomebodyElses"),
+        alert(domain=""),
+        {"labels": {}, "state": "firing"},
+        {"state": "firing"},
+        {},
+    ],
+    ids=["pending", "of the service", "of another team", "no domain", "no name", "no labels", "nothing"],
+)
+def test_alerts_that_are_none_of_ours_are_no_breach(alarms, other):
+    assert alarms.from_prometheus([other]) == []
+    assert len(alarms.from_prometheus([other, alert("medical")])) == 1
+
+
+@pytest.mark.parametrize("value", [None, "", "no number"])
+def test_an_alert_without_a_readable_figure_still_counts(alarms, value):
+    [breach] = alarms.from_prometheus([alert() | {"value": value}])
+    assert breach["causes"] == ["image"]
+
+
+def test_the_servers_figures_become_breaches_of_what_is_over_its_limit(alarms):
+    figures = {("general", "1", "image"): 1.5, ("general", "1", "text"): 3.25, ("general", "1", "side"): 1.0, **CALM_TOO}
+    [breach] = alarms.from_metrics(metrics(figures))
+    assert breach["causes"] == ["text", "image"] and breach["ratio"] == 3.25
+    assert (breach["domain"], breach["version"], breach["source"]) == ("general", "1", "server")
+
+
+CALM_TOO: Figures = {("industrial", "7", "image"): 0.99, ("medical", "2", "performance"): 0.0}
+
+
+@pytest.mark.parametrize("text", ["", metrics({}), metrics(CALM), "# HELP other things\n# TYPE other counter\nother_total 5\n"])
+def test_figures_below_their_limits_or_of_others_are_no_breach(alarms, text):
+    assert alarms.from_metrics(text) == []
+
+
+def test_prometheus_is_asked_first_and_the_server_where_there_is_none(alarms, server, prometheus):
+    server.shows(HIGH)
+    assert asyncio.run(alarms.look(prometheus.url, server.url)) == []  # Prometheus does not think that it is drift
+    assert server.asked["/metrics"] == 0
+    [breach] = asyncio.run(alarms.look("", server.url))
+    assert (breach["source"], breach["ratio"]) == ("server", 4.0)
+    assert asyncio.run(alarms.look("", NOBODY)) is None
+
+
+AWAY: dict[str, tuple[int, str]] = {
+    "an error": (503, "not ready"),
+    "a page": (200, "<html>a login page</html>"),
+    "another redirect": (302, ""),
+    "an object of something else": (200, "{}"),
+    "a refusal": (200, '{"status": "error", "error": "no"}'),
+    "a list": (200, "[]"),
+    "nothing inside": (200, '{"status": "success", "data": null}'),
+}
+
+
+@pytest.mark.parametrize("what", AWAY)
+def test_a_prometheus_that_answers_with(alarms, server, prometheus, what):
+    """…is passed over for the server."""
+    prometheus.says(ALERTS, AWAY[what])
+    server.shows(HIGH)
+    [breach] = asyncio.run(alarms.look(prometheus.url, server.url))
+    assert breach["source"] == "server"
+
+
+@pytest.mark.parametrize(
+    "answer", [(503, ""), (200, "<html>"), (200, "clipft_drift_ratio 3\n")], ids=["error", "page", "others"]
+)
+def test_a_server_whose_figures_cannot_be_read_says_nothing(alarms, server, answer):
+    server.says("/metrics", answer)
+    assert asyncio.run(alarms.look("", server.url)) is None
+
+
+# The trigger --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trigger_survives_being_stored(alarms):
+    for trigger in (
+        alarms.PrometheusDriftTrigger("http://p", "http://s"),
+        alarms.PrometheusDriftTrigger("", "http://s", ["general"], once=True, poll=0.5),
+    ):
+        path, kwargs = trigger.serialize()
+        module, name = path.rsplit(".", 1)
+        again = getattr(import_module(module), name)(**json.loads(json.dumps(kwargs)))
+        assert type(again) is type(trigger) and again.serialize() == (path, kwargs)
+        for kept in ("prometheus", "server", "domains", "once", "poll"):
+            assert getattr(again, kept) == getattr(trigger, kept)
+
+
+def test_a_breach_is_told_once_for_each_cause(alarms, server, prometheus):
+    async def watch() -> list[Any]:
+        async with Watching(alarms.PrometheusDriftTrigger(prometheus.url, server.url, poll=QUICK)) as watching:
+            await watching.asked(prometheus, path=ALERTS)
+            assert watching.told == []
+            prometheus.says(ALERTS, fired(alert(value=2.0)), fired(alert(value=9.0)), fired(alert(value=3.0)))
+            await watching.asked(prometheus, path=ALERTS)
+            assert len(watching.told) == 1
+            prometheus.says(ALERTS, fired(alert(), alert(signal="text", value=5.0)))
+            await watching.asked(prometheus, path=ALERTS)
+            assert len(watching.told) == 2
+            prometheus.says(ALERTS, fired(alert(signal="text")))  # one of them is over
+            await watching.asked(prometheus, path=ALERTS)
+            return watching.told
+
+    first, second = asyncio.run(watch())
+    assert (first["causes"], second["causes"]) == (["image"], ["text", "image"])
+
+
+def test_a_breach_of_another_domain_or_version_is_told_too(alarms, server, prometheus):
+    async def watch() -> list[Any]:
+        async with Watching(alarms.PrometheusDriftTrigger(prometheus.url, server.url, poll=QUICK)) as watching:
+            prometheus.says(ALERTS, fired(alert("general"), alert("medical")))
+            await watching.asked(prometheus, path=ALERTS)
+            prometheus.says(ALERTS, fired(alert("general", version="2")))
+            await watching.asked(prometheus, path=ALERTS)
+            return watching.told
+
+    assert [(b["domain"], b["version"]) for b in asyncio.run(watch())] == [("general", "1"), ("medical", "1"), ("general", "2")]
+
+
+def test_a_breach_that_lasts_is_told_again_after_a_while(alarms, server, prometheus, monkeypatch):
+    monkeypatch.setattr(alarms, "AGAIN", 0.2)
+    prometheus.says(ALERTS, fired(alert()))
+
+    async def watch() -> list[Any]:
+        async with Watching(alarms.PrometheusDriftTrigger(prometheus.url, server.url, poll=QUICK)) as watching:
+            await watching.until(lambda: len(watching.told) >= 3)
+            return watching.told
+
+    assert all(b["causes"] == ["image"] for b in asyncio.run(watch()))
+
+
+def test_only_the_domains_asked_for_are_told(alarms, server, prometheus):
+    prometheus.says(ALERTS, fired(alert("general"), alert("medical"), alert("industrial")))
+
+    async def watch() -> list[Any]:
+        trigger = alarms.PrometheusDriftTrigger(prometheus.url, server.url, ["medical"], poll=QUICK)
+        async with Watching(trigger) as watching:
+            await watching.asked(prometheus, path=ALERTS)
+            return watching.told
+
+    assert [b["domain"] for b in asyncio.run(watch())] == ["medical"]
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_without_prometheus_the_servers_figures_are_told_once_they_last(alarms, server, once):
+    async def watch() -> list[Any]:
+        trigger = alarms.PrometheusDriftTrigger(NOBODY, server.url, once=once, poll=QUICK)
+        async with Watching(trigger) as watching:
+            await watching.asked(server)
+            assert watching.told == []
+            server.shows(HIGH)
+            await watching.until(lambda: bool(watching.told))
+            if not once:
+                await watching.asked(server)
+            return watching.told
+
+    [told] = asyncio.run(watch())
+    [breach] = told if once else [told]
+    assert (breach["domain"], breach["version"], breach["causes"], breach["source"]) == ("general", "1", ["image"], "server")
+
+
+def told_of(alarms: ModuleType, server: Source, *figures: Figures) -> list[Any]:
+    """What is told when the server shows these, one at each look, and nothing after them."""
+
+    async def watch() -> list[Any]:
+        server.shows(*figures, CALM)
+        async with Watching(alarms.PrometheusDriftTrigger("", server.url, poll=QUICK)) as watching:
+            await watching.asked(server, len(figures) + 4)
+            return watching.told
+
+    return asyncio.run(watch())
+
+
+def test_without_prometheus_one_high_figure_alone_is_not_told(alarms, server):
+    assert told_of(alarms, server, CALM, HIGH, CALM, CALM, HIGH) == []
+    assert len(told_of(alarms, server, CALM, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH)) == 1
+
+
+def test_without_prometheus_a_measurement_that_is_read_twice_is_still_one(alarms, server):
+    """The server measures at its own pace; until it does again, whoever asks reads the same figure."""
+    readings = math.ceil(ServingSettings().drift_seconds / alarms.POLL)
+    assert told_of(alarms, server, CALM, *[HIGH] * readings, CALM) == []
+
+
+def test_without_prometheus_two_signals_that_are_high_once_each_are_not_told(alarms, server):
+    other = CALM | {("general", "1", "brightness"): 2.0}
+    assert told_of(alarms, server, CALM, HIGH, other, CALM) == []
+
+
+def test_one_high_figure_before_and_one_after_the_server_was_away_are_not_told(alarms, server):
+    async def watch() -> list[Any]:
+        server.says("/metrics", (200, metrics(HIGH)), (503, ""), (503, ""), (200, metrics(HIGH)), (200, metrics(CALM)))
+        async with Watching(alarms.PrometheusDriftTrigger("", server.url, poll=QUICK)) as watching:
+            await watching.asked(server, 9)
+            return watching.told
+
+    assert asyncio.run(watch()) == []
+
+
+def test_while_both_are_down_the_watcher_goes_on_and_tells_once_the_server_is_back(alarms):
+    port, gone = free_port(), free_port()
+
+    async def watch() -> list[Any]:
+        trigger = alarms.PrometheusDriftTrigger(f"http://127.0.0.1:{gone}", f"http://127.0.0.1:{port}", poll=QUICK)
+        async with Watching(trigger) as watching:
+            for _ in range(2):  # down, back, down, back
+                await asyncio.sleep(10 * QUICK)
+                assert not watching.task.done()
+                before = len(watching.told)
+                with Source(port).shows(HIGH) as server:
+                    await watching.asked(server)
+            assert before == 1
+            return watching.told
+
+    [breach] = asyncio.run(watch())
+    assert breach["domain"] == "general" and breach["source"] == "server"
+
+
+def test_asked_for_one_breach_it_ends_with_a_list_of_all_of_that_moment(alarms, server, prometheus):
+    prometheus.says(ALERTS, fired(), fired(alert("general"), alert("medical")))
+
+    async def watch() -> list[Any]:
+        trigger = alarms.PrometheusDriftTrigger(prometheus.url, server.url, ["general", "medical"], once=True, poll=QUICK)
+        async with Watching(trigger) as watching:
+            await asyncio.wait_for(watching.task, 30)
+            return watching.told
+
+    [told] = asyncio.run(watch())
+    assert [b["domain"] for b in told] == ["general", "medical"]
+
+
+# A real Prometheus --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Source]]:
+    """Prometheus with the configuration and the rules of the deployment, and the server that it scrapes."""
+    program = shutil.which("prometheus")
+    if not program:
+        pytest.skip("Prometheus is not installed")
+    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    with Source() as source:
+        source.shows(CALM)
+        values = {
+            "SERVER_ADDRESS": source.url.removeprefix("http://"),
+            "ALERTMANAGER_ADDRESS": NOBODY.removeprefix("http://"),
+            "RULES": str(ROOT / "deploy" / "prometheus" / "rules.yml"),
+        }
+        text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text().partition("\n")[2]
+        for name, value in values.items():
+            text = text.replace(name, value)
+        (folder / "prometheus.yml").write_text(text)
+        command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+        try:
+            url, end = f"http://127.0.0.1:{port}", time.monotonic() + 30
+            while not ready(url):
+                assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-3000:]
+                time.sleep(0.1)
+            yield url, source
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/-/ready", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_prometheus_tells_a_breach_once_and_again_only_with_another_cause(alarms, real):
+    url, source = real
+    drifting = {("industrial", "7", "text"): 2.0}
+
+    async def watch() -> list[Any]:
+        async with Watching(alarms.PrometheusDriftTrigger(url, NOBODY, ["general"], poll=0.2)) as watching:
+            source.shows(HIGH | drifting)
+            await watching.until(lambda: bool(watching.told), 30)
+            source.shows(HIGH | drifting | {("general", "1", "brightness"): 2.0})
+            await watching.until(lambda: len(watching.told) > 1, 30)
+            source.shows(HIGH | drifting)  # goes on firing for a minute
+            await asyncio.sleep(2)
+            return watching.told
+
+    first, second = asyncio.run(watch())
+    assert (first["domain"], first["version"], first["causes"], first["source"]) == ("general", "1", ["image"], "prometheus")
+    assert first["ratio"] == pytest.approx(4.0) and first["since"]
+    assert second["causes"] == ["image", "brightness"]
+
+
+@pytest.mark.slow
+def test_the_sensor_returns_what_prometheus_knows_of_the_domains_asked_for(alarms, real, sensor, monkeypatch):
+    url, source = real
+    source.shows(HIGH | {("industrial", "7", "text"): 2.0})
+    monkeypatch.setenv("CLIPFT_PROMETHEUS_URL", url)
+    settings.cache_clear()
+
+    def found() -> set[str]:
+        return {b["domain"] for b in asyncio.run(alarms.look(url, NOBODY)) or []}
+
+    end = time.monotonic() + 60
+    while found() != {"general", "industrial"}:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    [breach] = sensor(domains=["industrial"]).execute({})
+    assert (breach["domain"], breach["version"], breach["causes"]) == ("industrial", "7", ["text"])
+    assert {b["domain"] for b in sensor().execute({})} == {"general", "industrial"}
+
+
+# The sensor ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sensor(alarms: ModuleType, home: Path, server: Source, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes sensors in an installation without Prometheus."""
+    monkeypatch.setenv("CLIPFT_SERVER_URL", server.url)
+    settings.cache_clear()
+    logging.getLogger("airflow").setLevel(logging.ERROR)
+    return lambda **given: alarms.PrometheusDriftSensor(task_id="watch", **given)
+
+
+@pytest.mark.parametrize("wait", [0, None, "0", 0.0])
+def test_the_sensor_skips_what_follows_when_nothing_drifts_now(sensor, wait):
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    with pytest.raises(AirflowSkipException):
+        sensor(wait_minutes=wait).execute({})
+
+
+def test_the_sensor_skips_when_nobody_can_be_asked(sensor, monkeypatch):
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    monkeypatch.setenv("CLIPFT_SERVER_URL", NOBODY)
+    settings.cache_clear()
+    with pytest.raises(AirflowSkipException):
+        sensor().execute({})
+
+
+@pytest.mark.parametrize("domains", [None, [], ["general"], ["medical", "general"]])
+def test_the_sensor_returns_the_breaches_of_the_domains_asked_for(sensor, server, domains):
+    server.shows(HIGH | {("industrial", "7", "image"): 3.0})
+    expected = ["general"] if domains else ["general", "industrial"]
+    assert [b["domain"] for b in sensor(domains=domains).execute({})] == expected
+
+
+def test_drift_of_other_domains_is_none_for_the_sensor(sensor, server):
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    server.shows(HIGH)
+    with pytest.raises(AirflowSkipException):
+        sensor(domains=["medical"]).execute({})
+
+
+def test_the_sensor_waits_without_a_worker_and_returns_what_the_trigger_found(sensor, server):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    made = sensor(domains=["general"], wait_minutes="2", poll=QUICK)
+    with pytest.raises(TaskDeferred) as deferred:
+        made.execute({})
+    assert deferred.value.timeout.total_seconds() == 120
+    path, kwargs = deferred.value.trigger.serialize()
+    assert kwargs["domains"] == ["general"] and kwargs["once"] is True
+
+    async def watch() -> list[Any]:
+        async with Watching(type(deferred.value.trigger)(**kwargs)) as watching:
+            await watching.asked(server)
+            server.shows(HIGH | {("industrial", "7", "image"): 3.0})
+            await asyncio.wait_for(watching.task, 30)
+            return watching.told
+
+    [event] = asyncio.run(watch())
+    [breach] = made.resume_execution(deferred.value.method_name, {"event": event}, {})
+    assert (breach["domain"], breach["causes"]) == ("general", ["image"])
+
+
+def test_the_sensor_skips_what_follows_when_no_drift_came_in_time(sensor):
+    """A wait that is over is no failure: what follows is skipped, as when it looks once."""
+    from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    with pytest.raises(AirflowSkipException):
+        sensor(wait_minutes=2).resume_execution(TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT}, {})

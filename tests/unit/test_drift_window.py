@@ -1,0 +1,297 @@
+"""Windows: silent while chance would speak, quick to forget, and above 1 only where something is both far and certain."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_drift_reference import PICTURES, PREDICTIONS, a_reference, brighter, captions, looked, told
+
+from clipft_tasks.drift import window as module
+from clipft_tasks.drift.reference import Reference, Rows
+from clipft_tasks.drift.statistics import wilson
+from clipft_tasks.drift.window import DROP, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Hours and minutes that pass when a test says so."""
+
+    class Clock:
+        now = NOW
+
+        def time(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(module.time, "time", clock.time)
+    return clock
+
+
+def add(window: Window, rows: Rows) -> Window:
+    window.add_pictures(rows.image, rows.appearance, rows.similarity)
+    return window
+
+
+def seen(rows: Rows, reference: Reference | None = None) -> Figures:
+    return add(Window(reference or a_reference()), rows).figures()
+
+
+def with_facts(**facts: object) -> Reference:
+    """The reference as if it had found something else."""
+    return replace(a_reference(), facts=a_reference().facts | facts)
+
+
+# What it says ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_and_texts_like_the_references_are_no_drift():
+    window = add(Window(a_reference()), looked(200, 5))
+    window.add_texts(captions(200, 6))
+    figures = window.figures()
+    assert set(figures.drift) == PICTURES | PREDICTIONS | {"text"}
+    assert all(0 <= ratio <= 1 for ratio in figures.drift.values())
+    assert (figures.pictures, figures.texts, figures.feedback) == (200, 200, 0)
+    assert figures.values["image_p"] > SIGNIFICANT and figures.values["text_p"] > SIGNIFICANT
+    assert figures.values["image_auc"] < 0.65 and figures.values["out_of_range"] < 0.05
+
+
+def test_strange_pictures_drift_and_are_told_apart():
+    figures = seen(looked(100, 5, strange=1.0))
+    assert figures.worst[0] == "image" and figures.drift["image"] > 3
+    assert figures.values["image_p"] <= SIGNIFICANT and figures.values["image_auc"] > 0.9
+
+
+def test_brighter_pictures_drift_in_brightness_alone_and_may_leave_the_range():
+    figures = seen(brighter(looked(100, 5)))
+    assert figures.worst == ("brightness", figures.drift["brightness"])
+    assert {name for name, ratio in figures.drift.items() if ratio > 1} == {"brightness"}
+    assert seen(brighter(looked(100, 5), 0.6)).values["out_of_range"] == 1.0
+
+
+def test_another_mix_of_classes_drifts_in_predictions():
+    figures = seen(looked(100, 5, share=[0.96, 0.02, 0.02]))
+    assert figures.drift["prediction"] > 1
+
+
+def test_strange_texts_drift_alone():
+    window = add(Window(a_reference()), looked(100, 5))
+    window.add_texts(captions(100, 6, strange=1.0))
+    figures = window.figures()
+    assert figures.drift["text"] > 1 and figures.worst[0] == "text"
+    assert {name for name, ratio in figures.drift.items() if ratio > 1} == {"text"}
+
+
+def test_a_model_without_classes_has_every_other_signal():
+    figures = seen(looked(100, 5, classes=0), a_reference(classes=0))
+    assert set(figures.drift) == PICTURES and max(figures.drift.values()) <= 1
+    assert "accuracy_estimate" not in figures.values
+
+
+def test_accuracy_is_estimated_from_calibrated_confidence():
+    rng = np.random.default_rng(0)
+    reference, rows = with_facts(temperature=0.1), looked(SIZE, 5)
+    odds = np.exp(rows.similarity / 0.1)
+    right = [rng.choice(3, p=o / o.sum()) == o.argmax() for o in odds]
+    assert seen(rows, reference).values["accuracy_estimate"] == pytest.approx(np.mean(right), abs=0.08)
+
+
+def test_the_gap_and_alignment_of_pictures_with_texts_are_told():
+    window = add(Window(a_reference()), looked(100, 5))
+    texts = captions(100, 6)
+    window.add_texts(texts)
+    window.add_pairs([0.2, 0.4, float("nan")])
+    values = window.figures().values
+    assert values["alignment"] == pytest.approx(0.3)
+    assert values["modality_gap"] == pytest.approx(np.linalg.norm(window.rows().image.mean(0) - texts.mean(0)), rel=1e-4)
+
+
+def test_the_worst_signal_of_a_silent_window_has_no_name():
+    assert Window(a_reference()).figures().worst == ("", 0.0)
+
+
+def test_measuring_twice_gives_the_same_figures():
+    window = add(Window(a_reference()), looked(100, 5))
+    assert window.figures() == window.figures()
+
+
+# When it is silent ----------------------------------------------------------------------------------------------------
+
+
+def test_below_the_least_number_of_pictures_nothing_is_said_of_them():
+    window = add(Window(a_reference()), looked(LEAST - 1, 5, strange=1.0))
+    silent = window.figures()
+    assert silent.drift == {} and silent.values == {} and silent.pictures == LEAST - 1
+    assert set(add(window, looked(1, 6)).figures().drift) == PICTURES | PREDICTIONS
+
+
+def test_below_the_least_number_of_texts_nothing_is_said_of_them():
+    window = Window(a_reference(), least=20)
+    window.add_texts(captions(19, 5, strange=1.0))
+    assert window.figures().drift == {} and window.figures().texts == 19
+    window.add_texts(captions(1, 6))
+    assert set(window.figures().drift) == {"text"}
+
+
+def test_a_reference_with_too_few_captions_for_a_limit_says_nothing_of_texts():
+    reference = told(looked(100, 0), text=captions(3, 3))
+    window = Window(reference)
+    window.add_texts(captions(100, 6))
+    assert window.figures().drift == {} and window.figures().texts == 100
+
+
+@pytest.mark.parametrize(("kind", "strange"), [("image", 0.0), ("text", 0.0)])
+def test_a_distance_that_chance_explains_is_no_drift_however_small_its_limit(kind, strange):
+    reference = with_facts(limits=a_reference().limits | {kind: 1e-7})
+    window = add(Window(reference), looked(100, 11, strange=strange))
+    window.add_texts(captions(100, 14, strange=strange))
+    figures = window.figures()
+    assert figures.values[f"{kind}_p"] > SIGNIFICANT
+    assert figures.values[f"{kind}_mmd"] > 1e-5, "a distance that would be a hundred times its limit"
+    assert figures.drift[kind] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_certain_distance_within_its_limit_is_no_drift(kind):
+    reference = with_facts(limits=a_reference().limits | {kind: 2.0})
+    window = add(Window(reference), looked(100, 5, strange=1.0))
+    window.add_texts(captions(100, 6, strange=1.0))
+    figures = window.figures()
+    assert figures.values[f"{kind}_p"] <= SIGNIFICANT and 0 < figures.drift[kind] < 1
+
+
+# What it forgets ------------------------------------------------------------------------------------------------------
+
+
+def test_newer_pictures_drive_out_the_oldest():
+    window = Window(a_reference(), size=100)
+    add(add(window, looked(100, 5, strange=1.0)), looked(70, 6))
+    rows = window.rows()
+    assert len(rows) == 100 and window.seen == 170
+    assert np.array_equal(rows.image[-70:], looked(70, 6).image)
+    assert np.array_equal(rows.image[:30], looked(100, 5, strange=1.0).image[-30:])
+    add(window, looked(100, 7))
+    assert np.array_equal(window.rows().appearance, looked(100, 7).appearance)
+    assert max(window.figures().drift.values()) <= 1
+
+
+def test_a_request_larger_than_the_window_leaves_its_last_pictures():
+    window = add(Window(a_reference(), size=50, least=10), looked(80, 5))
+    assert window.seen == 80 and np.array_equal(window.rows().similarity, looked(80, 5).similarity[-50:])
+
+
+def test_what_is_older_than_an_hour_has_left(clock):
+    window = add(Window(a_reference()), looked(100, 5, strange=1.0))
+    window.add_texts(captions(100, 5))
+    window.add_pairs([0.1])
+    window.add_feedback(False)
+    clock.now += SECONDS / 2
+    add(window, looked(80, 6))
+    window.add_pairs([0.3])
+    window.add_feedback(True)
+    before = window.figures()
+    assert (before.pictures, before.texts, before.feedback) == (180, 100, 2) and before.drift["image"] > 1
+    clock.now += SECONDS / 2 + 1
+    after = window.figures()
+    assert (after.pictures, after.texts, after.feedback) == (80, 0, 1) and after.drift["image"] <= 1
+    assert after.values["alignment"] == pytest.approx(0.3) and after.values["accuracy"] == 1.0
+    clock.now += SECONDS
+    assert window.figures() == Figures({}, {}, 0, 0, 0)
+    assert len(window.rows()) == 0 and window.rows().image.shape == (0, 48)
+
+
+@pytest.mark.parametrize("where", ["image", "appearance"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pictures_whose_numbers_are_none_are_counted_but_not_kept(where, value):
+    rows = looked(100, 5)
+    for row in (0, 40, 99):
+        getattr(rows, where)[row, 2] = value
+    window = add(Window(a_reference()), rows)
+    assert window.seen == 100 and len(window.rows()) == 97
+    assert np.array_equal(window.rows().similarity, np.delete(rows.similarity, [0, 40, 99], axis=0))
+    assert np.isfinite(list(window.figures().drift.values())).all()
+
+
+def test_texts_and_cosines_that_are_no_numbers_are_not_kept():
+    window, texts = Window(a_reference()), captions(100, 5)
+    texts[[3, 4], 0] = np.nan
+    window.add_texts(texts)
+    window.add_pairs([float("nan"), float("inf")])
+    figures = window.figures()
+    assert figures.texts == 98 and np.isfinite(figures.drift["text"]) and "alignment" not in figures.values
+
+
+def test_a_request_without_pictures_changes_nothing():
+    window = add(Window(a_reference()), looked(0, 5))
+    window.add_texts(np.zeros((0, 48), np.float32))
+    assert window.seen == 0 and window.figures() == Figures({}, {}, 0, 0, 0)
+
+
+def test_a_copy_and_its_original_go_separate_ways():
+    window = add(Window(a_reference(), size=100, least=10, seconds=60), looked(90, 5))
+    window.add_texts(captions(20, 5))
+    window.add_pairs([0.5])
+    window.add_feedback(True)
+    copy, before = window.copy(), window.figures()
+    assert (copy.size, copy.least, copy.seconds, copy.seen) == (100, 10, 60, 90) and copy.figures() == before
+    add(window, looked(100, 6, strange=1.0))
+    window.add_texts(captions(20, 6))
+    window.add_pairs([0.1])
+    window.add_feedback(False)
+    assert copy.seen == 90 and copy.figures() == before != window.figures()
+    after = window.figures()
+    add(copy, looked(100, 7))
+    assert len(copy.rows()) == 100 and window.figures() == after
+
+
+# Feedback -------------------------------------------------------------------------------------------------------------
+
+PROMISED = {"value": 0.9, "low": 0.85, "high": 0.94, "rows": 200}
+
+
+def judged(right: int, count: int, promised: dict = PROMISED) -> Figures:
+    window = Window(with_facts(promised=promised))
+    for i in range(count):
+        window.add_feedback(i < right)
+    return window.figures()
+
+
+def test_feedback_gives_accuracy_with_its_interval():
+    figures = judged(60, 80)
+    assert figures.feedback == 80 and figures.values["accuracy"] == 0.75
+    assert (figures.values["accuracy_low"], figures.values["accuracy_high"]) == wilson(60, 80)
+
+
+@pytest.mark.parametrize("right", [100, 95, 90, 85])
+def test_performance_is_no_drift_while_its_interval_reaches_what_was_promised(right):
+    assert judged(right, 100).drift == {"performance": 0.0}
+
+
+def test_performance_drifts_once_the_whole_interval_misses_the_promise_by_the_tolerated_drop():
+    found = [judged(right, 100).drift["performance"] for right in (82, 80, 75, 60, 40)]
+    assert found == sorted(found) and 0 < found[0] < found[1] < 1 < found[2] < found[-1]
+    assert found[3] == pytest.approx((0.9 - wilson(60, 100)[1]) / DROP)
+    assert judged(40, 100).worst[0] == "performance"
+
+
+def test_the_same_share_of_wrong_answers_weighs_more_when_more_are_behind_it():
+    assert judged(15, 20).drift["performance"] < judged(150, 200).drift["performance"]
+
+
+@pytest.mark.parametrize("promised", [0.9, 0.97, 1.0])
+def test_the_first_wrong_answer_alone_is_no_drift(promised):
+    figures = judged(0, 1, PROMISED | {"value": promised})
+    assert figures.values["accuracy"] == 0.0 and figures.drift.get("performance", 0.0) <= 1
+
+
+def test_without_a_promise_accuracy_is_told_and_nothing_is_missed():
+    figures = judged(10, 50, {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0})
+    assert figures.values["accuracy"] == 0.2 and figures.drift == {}
+
+
+def test_feedback_is_forgotten_by_number_too():
+    window = Window(with_facts(promised=PROMISED), size=50)
+    for right in [False] * 50 + [True] * 50:
+        window.add_feedback(right)
+    assert window.figures().values["accuracy"] == 1.0 and window.figures().feedback == 50
