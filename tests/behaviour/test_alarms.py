@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import math
 import shutil
 import socket
@@ -172,15 +171,30 @@ class Watching:
 
 
 def test_alerts_of_a_version_become_one_breach_with_the_worst_signal_first(alarms):
-    [breach] = alarms.from_prometheus([
-        alert(signal="image", value=2.5),
-        alert(signal="brightness", value=7.0, activeAt="2026-03-01T09:00:00Z"),
+    found = [alert(signal="image", value=2.5), alert(signal="brightness", value=7.0)]
+    found += [
         alert(signal="brightness", value=7.0, name="ClipftDriftSevere"),
         alert(signal="performance", value=1.5, name="ClipftAccuracyLow"),
-    ])  # fmt: skip
+    ]
+    [breach] = alarms.from_prometheus(found)
     assert (breach["domain"], breach["version"], breach["source"]) == ("general", "1", "prometheus")
-    assert breach["causes"] == ["brightness", "image", "performance"]
-    assert breach["ratio"] == 7.0 and breach["since"] == "2026-03-01T09:00:00Z"
+    assert breach["causes"] == ["brightness", "image", "performance"] and breach["ratio"] == 7.0
+
+
+def test_a_breach_lasts_since_the_first_of_its_alerts(alarms):
+    [breach] = alarms.from_prometheus([
+        alert(activeAt="2026-03-01T10:00:00Z"),
+        alert(signal="text", activeAt="2026-03-01T09:30:00Z"),
+    ])  # fmt: skip
+    assert breach["since"] == "2026-03-01T09:30:00Z"
+
+
+def test_a_breach_that_became_severe_later_lasts_since_it_began(alarms):
+    [breach] = alarms.from_prometheus([
+        alert(value=4.0, activeAt="2026-03-01T09:00:00Z"),
+        alert(value=4.0, activeAt="2026-03-01T10:00:00Z", name="ClipftDriftSevere"),
+    ])  # fmt: skip
+    assert breach["since"] == "2026-03-01T09:00:00Z"
 
 
 def test_domains_and_versions_are_told_apart(alarms):
@@ -213,13 +227,11 @@ def test_an_alert_without_a_readable_figure_still_counts(alarms, value):
 
 
 def test_the_servers_figures_become_breaches_of_what_is_over_its_limit(alarms):
-    figures = {("general", "1", "image"): 1.5, ("general", "1", "text"): 3.25, ("general", "1", "side"): 1.0, **CALM_TOO}
+    figures = {("general", "1", "image"): 1.5, ("general", "1", "text"): 3.25, ("general", "1", "side"): 1.0}
+    figures |= {("industrial", "7", "image"): 0.99, ("medical", "2", "performance"): 0.0}
     [breach] = alarms.from_metrics(metrics(figures))
     assert breach["causes"] == ["text", "image"] and breach["ratio"] == 3.25
     assert (breach["domain"], breach["version"], breach["source"]) == ("general", "1", "server")
-
-
-CALM_TOO: Figures = {("industrial", "7", "image"): 0.99, ("medical", "2", "performance"): 0.0}
 
 
 @pytest.mark.parametrize("text", ["", metrics({}), metrics(CALM), "# HELP other things\n# TYPE other counter\nother_total 5\n"])
@@ -248,8 +260,7 @@ AWAY: dict[str, tuple[int, str]] = {
 
 
 @pytest.mark.parametrize("what", AWAY)
-def test_a_prometheus_that_answers_with(alarms, server, prometheus, what):
-    """…is passed over for the server."""
+def test_a_prometheus_that_gives_no_answer_of_its_own_is_passed_over_for_the_server(alarms, server, prometheus, what):
     prometheus.says(ALERTS, AWAY[what])
     server.shows(HIGH)
     [breach] = asyncio.run(alarms.look(prometheus.url, server.url))
@@ -397,13 +408,12 @@ def test_while_both_are_down_the_watcher_goes_on_and_tells_once_the_server_is_ba
     async def watch() -> list[Any]:
         trigger = alarms.PrometheusDriftTrigger(f"http://127.0.0.1:{gone}", f"http://127.0.0.1:{port}", poll=QUICK)
         async with Watching(trigger) as watching:
-            for _ in range(2):  # down, back, down, back
-                await asyncio.sleep(10 * QUICK)
+            for _ in range(2):
+                await asyncio.sleep(10 * QUICK)  # nobody answers
                 assert not watching.task.done()
-                before = len(watching.told)
                 with Source(port).shows(HIGH) as server:
                     await watching.asked(server)
-            assert before == 1
+                assert len(watching.told) == 1
             return watching.told
 
     [breach] = asyncio.run(watch())
@@ -517,7 +527,6 @@ def sensor(alarms: ModuleType, home: Path, server: Source, monkeypatch: pytest.M
     """Makes sensors in an installation without Prometheus."""
     monkeypatch.setenv("CLIPFT_SERVER_URL", server.url)
     settings.cache_clear()
-    logging.getLogger("airflow").setLevel(logging.ERROR)
     return lambda **given: alarms.PrometheusDriftSensor(task_id="watch", **given)
 
 
@@ -560,7 +569,7 @@ def test_the_sensor_waits_without_a_worker_and_returns_what_the_trigger_found(se
     with pytest.raises(TaskDeferred) as deferred:
         made.execute({})
     assert deferred.value.timeout.total_seconds() == 120
-    path, kwargs = deferred.value.trigger.serialize()
+    _, kwargs = deferred.value.trigger.serialize()
     assert kwargs["domains"] == ["general"] and kwargs["once"] is True
 
     async def watch() -> list[Any]:

@@ -1,6 +1,7 @@
 """Another kind of picture arrives at the running stack: it is seen, explained, approved, learned, and nothing is forgotten."""
 
 import json
+import time
 
 import httpx
 import pytest
@@ -73,3 +74,17 @@ def test_alertmanagers_message_is_refused_without_its_token(drifted):
     from deploy.embedded.environment import address
 
     assert httpx.post(f"{address('airflow')}/clipft/alerts", json={"alerts": []}, timeout=30).status_code == 401
+
+
+def test_every_query_of_the_dashboards_finds_figures(drifted):
+    from deploy.embedded.environment import address
+    from deploy.grafana.dashboards import MODEL, PIPELINE, SERVICE
+
+    now = time.time()
+    for _, _, queries in SERVICE + MODEL + PIPELINE:
+        for query, _ in queries:
+            span = {"query": query, "start": now - 3600, "end": now, "step": 15}
+            found = httpx.get(f"{address('prometheus')}/api/v1/query_range", params=span, timeout=30).json()
+            assert found["status"] == "success", (query, found)
+            # Airflow's own metrics need statsd_exporter, which this stack does not run: there, the grammar alone is checked.
+            assert found["data"]["result"] or "airflow_" in query or "refused" in query, query
