@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,17 +31,13 @@ from clipft_tasks.drift.reference import (
     signals,
     text_signal,
 )
-from clipft_tasks.drift.taking import take
+from clipft_tasks.drift.statistics import Projection
 from clipft_tasks.errors import ClipftError
-from clipft_tasks.model import build
-from clipft_tasks.model.clip import Clip
-from clipft_tasks.model.package import WEIGHTS, Package, weights_digest, write_package
-from clipft_tasks.train import loop
 
 CLASSES = ["cat", "dog", "fox"]
 PICTURES = {"image", "brightness", "contrast", "sharpness", "side", "aspect"}
 PREDICTIONS = {"prediction", "similarity", "margin"}
-SEEN = 400
+SEEN = 320
 
 
 def unit(points: np.ndarray) -> np.ndarray:
@@ -115,12 +112,12 @@ def ratios(reference: Reference, window: Rows) -> dict[str, float]:
 
 
 def test_windows_of_the_same_kind_rarely_exceed_a_limit():
-    references = [a_reference(), *(told(looked(SEEN, seed)) for seed in range(1, 5))]
-    found = [ratios(references[s % 5], looked(64, 1000 + s)) for s in range(200)]
+    references = [a_reference(), *(told(looked(SEEN, seed)) for seed in range(1, 4))]
+    found = [ratios(references[s % 4], looked(64, 1000 + s)) for s in range(200)]
     assert set(found[0]) == PICTURES | PREDICTIONS
     over = {name: sum(f[name] > 1 for f in found) for name in found[0]}
-    assert max(over.values()) <= 2, over
-    assert sum(max(f.values()) > 1 for f in found) <= 4
+    assert max(over.values()) <= 3, over
+    assert sum(max(f.values()) > 1 for f in found) <= 6
 
 
 def test_texts_of_the_same_kind_rarely_exceed_their_limit():
@@ -128,18 +125,18 @@ def test_texts_of_the_same_kind_rarely_exceed_their_limit():
     assert sum(f > 1 for f in found) <= 2
 
 
-@pytest.mark.parametrize("count", [40, 80, 512])
-def test_pictures_of_the_same_kind_are_not_told_from_those_of_a_small_data_set_in_a_wide_space(count):
-    reference = told(looked(count, 0, dims=512))
-    found = [image_test(reference, looked(64, 1000 + s, dims=512), 250) for s in range(20)]
+@pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
+def test_pictures_of_the_same_kind_are_not_told_from_the_references_own_however_few_those_are(count, dims):
+    reference = told(looked(count, 0, dims=dims))
+    found = [image_test(reference, looked(64, 1000 + s, dims=dims), 250) for s in range(20)]
     assert sum(p <= 0.005 for _, p, _ in found) <= 1
     assert np.mean([area for *_, area in found]) == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("count", [40, 80, 512])
-def test_captions_of_the_same_kind_raise_no_alarm_about_a_small_data_set_in_a_wide_space(count):
-    reference = told(looked(count, 0, dims=512))
-    found = [text_signal(reference, captions(64, 1000 + s, dims=512), 250) for s in range(20)]
+@pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
+def test_captions_of_the_same_kind_raise_no_alarm_however_few_there_are_in_the_reference(count, dims):
+    reference = told(looked(count, 0, dims=dims))
+    found = [text_signal(reference, captions(64, 1000 + s, dims=dims), 250) for s in range(20)]
     assert sum(value > reference.limits["text"] and p <= 0.005 for value, p in found) <= 1
 
 
@@ -319,23 +316,26 @@ def test_a_reference_comes_back_as_it_was_saved(classes, tmp_path):
 
 @pytest.mark.parametrize("common", [0.5, 0.8, 0.95])
 def test_the_very_captions_of_the_reference_are_no_drift_after_it_was_saved(common, tmp_path):
-    two = captions(2, 5)
-    text = two[(np.random.default_rng(0).random(SEEN) > common).astype(int)]
-    told(looked(SEEN, 0), text=text).save(tmp_path)
-    found = Reference.load(tmp_path)
-    for seed in range(1, 6):
-        window = two[(np.random.default_rng(seed).random(64) > common).astype(int)]
-        value, p = text_signal(found, window, 250)
-        assert value <= found.limits["text"] or p > 0.005
-    assert text_signal(found, captions(64, 6, strange=1.0), 250)[0] > found.limits["text"]
+    """Two captions, as labels give them: most pairs of texts are the same one twice."""
+    alarms = []
+    for seed in range(6):
+        two, rng = captions(2, seed), np.random.default_rng(seed)
+        told(looked(60, 0), text=two[(rng.random(SEEN) > common).astype(int)]).save(tmp_path)
+        found = Reference.load(tmp_path)
+        for _ in range(3):
+            value, p = text_signal(found, two[(rng.random(64) > common).astype(int)], 250)
+            alarms.append(value > found.limits["text"] and p <= 0.005)
+        value, p = text_signal(found, captions(64, 6, strange=1.0), 250)
+        assert value > found.limits["text"] and p <= 0.005
+    assert sum(alarms) <= 1
 
 
 def test_a_large_reference_is_still_small_on_disk(tmp_path):
     rng = np.random.default_rng(0)
     image, text = (unit(rng.normal(size=(ROWS, 1024))) for _ in range(2))
-    told(Rows(image, looked(ROWS, 0).appearance, image @ image[:100].T), text=text, classes=[str(i) for i in range(100)]).save(
-        tmp_path
-    )
+    axes = Projection.of(image, AXES)
+    rows = Rows(image, looked(ROWS, 0).appearance, image @ text[:100].T)
+    Reference(rows, text, axes, axes, a_reference().facts).save(tmp_path)
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 5e6
 
 
@@ -450,17 +450,29 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labelled: bool = T
     return Dataset(Version("general", 1, "0" * 40, {}), frame, folder)
 
 
-def taken(clip: Clip, dataset: Dataset, weights: str = "w" * 64) -> Reference:
+def taken(dataset: Dataset, clip: Any, weights: str = "w" * 64) -> Reference:
+    from clipft_tasks.drift.taking import take
+
     return take(clip, dataset, get_domain("general"), 32, weights)
 
 
-def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(home, small_spec, tmp_path):
-    dataset, clip = packed(tmp_path / "shards"), build.load(small_spec.model.start)
+@pytest.fixture
+def clip(home, tiny) -> Any:
+    from clipft_tasks.model import build
+
+    return build.load(str(tiny))
+
+
+def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(clip, small_spec, tmp_path):
+    from clipft_tasks.model.package import WEIGHTS, Package, weights_digest, write_package
+    from clipft_tasks.train import loop
+
+    dataset = packed(tmp_path / "shards")
     loop.train(a_work(small_spec, clip, dataset, tmp_path / "checkpoints"))
     parts = Package(
         clip.config["model_cfg"],
         clip.config["preprocess_cfg"],
-        reference=lambda place, weights: taken(clip, dataset, weights).save(place),
+        reference=lambda place, weights: taken(dataset, clip, weights).save(place),
     )
     package = write_package(tmp_path / "package", clip.model, parts)
     assert (package / TENSORS).stat().st_size + (package / FACTS).stat().st_size < 5e6
@@ -472,14 +484,13 @@ def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(h
     assert reference.rows.appearance[:, 3] == pytest.approx(np.full(80, np.log2(48)))
 
 
-def test_pictures_without_labels_make_a_reference_without_classes(home, tiny, tmp_path):
-    reference = taken(build.load(str(tiny)), packed(tmp_path, 10, labelled=False))
+def test_pictures_without_labels_make_a_reference_without_classes(clip, tmp_path):
+    reference = taken(packed(tmp_path, 10, labelled=False), clip)
     assert reference.classes == [] and reference.rows.similarity.shape == (20, 0)
     assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == PICTURES | {"text"}
 
 
-def test_a_picture_with_several_captions_is_one_picture_of_the_reference(home, tiny, tmp_path):
-    clip = build.load(str(tiny))
-    one, several = (taken(clip, packed(tmp_path / str(texts), 20, texts)) for texts in (1, 3))
+def test_a_picture_with_several_captions_is_one_picture_of_the_reference(clip, tmp_path):
+    one, several = (taken(packed(tmp_path / str(texts), 20, texts), clip) for texts in (1, 3))
     assert len(several.rows) == len(one.rows) == 40
     assert several.facts["apart"] == pytest.approx(one.facts["apart"], rel=0.01)

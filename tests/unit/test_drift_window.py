@@ -54,12 +54,12 @@ def test_pictures_and_texts_like_the_references_are_no_drift():
     assert all(0 <= ratio <= 1 for ratio in figures.drift.values())
     assert (figures.pictures, figures.texts, figures.feedback) == (200, 200, 0)
     assert figures.values["image_p"] > SIGNIFICANT and figures.values["text_p"] > SIGNIFICANT
-    assert figures.values["image_auc"] < 0.65 and figures.values["out_of_range"] < 0.05
+    assert figures.values["out_of_range"] < 0.05
 
 
 def test_strange_pictures_drift_and_are_told_apart():
     figures = seen(looked(100, 5, strange=1.0))
-    assert figures.worst[0] == "image" and figures.drift["image"] > 3
+    assert figures.drift["image"] > 3 and figures.worst[1] >= figures.drift["image"]
     assert figures.values["image_p"] <= SIGNIFICANT and figures.values["image_auc"] > 0.9
 
 
@@ -141,15 +141,15 @@ def test_a_reference_with_too_few_captions_for_a_limit_says_nothing_of_texts():
     assert window.figures().drift == {} and window.figures().texts == 100
 
 
-@pytest.mark.parametrize(("kind", "strange"), [("image", 0.0), ("text", 0.0)])
-def test_a_distance_that_chance_explains_is_no_drift_however_small_its_limit(kind, strange):
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_distance_that_chance_explains_is_no_drift_however_small_its_limit(kind):
     reference = with_facts(limits=a_reference().limits | {kind: 1e-7})
-    window = add(Window(reference), looked(100, 11, strange=strange))
-    window.add_texts(captions(100, 14, strange=strange))
-    figures = window.figures()
-    assert figures.values[f"{kind}_p"] > SIGNIFICANT
-    assert figures.values[f"{kind}_mmd"] > 1e-5, "a distance that would be a hundred times its limit"
-    assert figures.drift[kind] == 1.0
+    windows = [add(Window(reference), looked(LEAST, seed)) for seed in range(20, 30)]
+    for seed, window in enumerate(windows):
+        window.add_texts(captions(LEAST, seed + 20))
+    found = [figures for figures in (w.figures() for w in windows) if figures.values[f"{kind}_mmd"] > 1e-5]
+    assert len(found) >= 3 and min(f.values[f"{kind}_p"] for f in found) > SIGNIFICANT
+    assert {f.drift[kind] for f in found} == {1.0}
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
