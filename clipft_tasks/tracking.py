@@ -332,9 +332,12 @@ def incidents(domain: str) -> incident_rules.State:
 
 
 def keep_incidents(domain: str, state: incident_rules.State) -> None:
-    """Write it back; the history is cut to what a tag holds."""
+    """Write it back; history first, then causes are cut to what a tag holds."""
     content = state.to_dict()
-    while len(text := json.dumps(content)) > 4500 and content["history"]:
-        content["history"] = content["history"][1:]
+    while len(text := json.dumps(content)) > 4500:
+        if content["history"]:
+            content["history"] = content["history"][1:]
+        else:
+            content["incident"]["causes"].pop()  # worst first
     with neighbour():
         client().set_registered_model_tag(model_name(domain), INCIDENTS, text)

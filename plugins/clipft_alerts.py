@@ -4,12 +4,13 @@ An alarm only starts `clipft_drift_watch` for its domain; that run looks for its
 twice or out of order does no harm. A repeated delivery finds the run that its first one started.
 """
 
+import asyncio
 import hashlib
 import hmac
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipft_tasks.domains import domain_names
 from clipft_tasks.settings import settings
@@ -42,20 +43,35 @@ async def authorised(request: Request) -> None:
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
         raise HTTPException(401, "Show the alert token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
-    if int(request.headers.get("content-length") or 0) > MOST_BYTES:
-        raise HTTPException(413, f"More than {MOST_BYTES:,} bytes.")
 
 
 app = FastAPI(title="clipft alerts", docs_url=None, redoc_url=None, openapi_url=None)
 
 
+async def read(request: Request) -> Message:
+    """The body, only of who is authorised, and no more of it than MOST_BYTES."""
+    too_much = HTTPException(413, f"More than {MOST_BYTES:,} bytes.")
+    if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+        raise too_much
+    body = b""
+    async for part in request.stream():
+        if len(body) + len(part) > MOST_BYTES:
+            raise too_much
+        body += part
+    try:
+        return Message.model_validate_json(body)
+    except ValidationError as error:
+        raise HTTPException(422, error.errors(include_url=False, include_context=False, include_input=False)) from None
+
+
 @app.post("/alerts", dependencies=[Depends(authorised)])
-def alerts(message: Message) -> dict[str, Any]:
+async def alerts(request: Request) -> dict[str, Any]:
     """Start one `clipft_drift_watch` for each domain that fires.
 
     Returns: the runs started, those that an earlier delivery had started, and how many alerts were passed over (resolved,
         or of no known domain).
     """
+    message = await read(request)
     firing: dict[str, list[Alert]] = {}
     for alert in message.alerts:
         domain = alert.labels.get("domain", "")
@@ -65,7 +81,7 @@ def alerts(message: Message) -> dict[str, Any]:
     for domain, found in sorted(firing.items()):
         identity = sorted({f"{a.fingerprint or sorted(a.labels.items())}@{a.startsAt}" for a in found})
         run = f"alert__{domain}__{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}"
-        (started if _start(run, domain) else known).append(run)
+        (started if await asyncio.to_thread(_start, run, domain) else known).append(run)
     return {"started": started, "known": known, "passed_over": len(message.alerts) - sum(map(len, firing.values()))}
 
 

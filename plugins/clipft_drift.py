@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 from airflow.sdk import BaseSensorOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from clipft_tasks.settings import settings
 
 ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow")
-POLL = 3.0
+POLL = 6.0  # longer than the server takes between two measurements, so that two looks see two of them
 AGAIN = 900.0  # seconds after which a breach that lasts is told of once more
 TIMEOUT = 10
 
@@ -32,10 +32,9 @@ def from_prometheus(alerts: Iterable[dict[str, Any]]) -> list[Breach]:
         labels = alert.get("labels", {})
         if alert.get("state") == "firing" and labels.get("alertname") in ALERTS and labels.get("domain"):
             signals = found.setdefault((labels["domain"], labels.get("version", "")), {})
-            ratio = _number(alert.get("value"))
-            signals[labels.get("signal", "")] = max(
-                signals.get(labels.get("signal", ""), (0.0, "")), (ratio, alert.get("activeAt", ""))
-            )
+            signal, at = labels.get("signal", ""), alert.get("activeAt", "")
+            ratio, since = signals.get(signal, (0.0, at))
+            signals[signal] = (max(ratio, _number(alert.get("value"))), min(since, at))
     return [
         _breach(domain, version, {s: r for s, (r, _) in signals.items()}, min(at for _, at in signals.values()), "prometheus")
         for (domain, version), signals in sorted(found.items())
@@ -68,6 +67,11 @@ def _breach(domain: str, version: str, signals: dict[str, float], since: str, so
     }
 
 
+def _lasting(breach: Breach, before: set[tuple[str, str, str]]) -> Breach:
+    """The breach with those of its causes that were there at the last look."""
+    return breach | {"causes": [c for c in breach["causes"] if (breach["domain"], breach["version"], c) in before]}
+
+
 def _number(value: Any) -> float:
     try:
         return float(value)
@@ -87,13 +91,13 @@ async def look(prometheus: str, server: str) -> list[Breach] | None:
                 answer = await http.get(f"{prometheus}/api/v1/alerts")
                 answer.raise_for_status()
                 return from_prometheus(answer.json()["data"]["alerts"])
-            except (httpx.HTTPError, ValueError, KeyError):
+            except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 pass
         try:
             answer = await http.get(f"{server}/metrics")
             answer.raise_for_status()
             return from_metrics(answer.text)
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, ValueError, KeyError):
             return None
 
 
@@ -130,8 +134,9 @@ class PrometheusDriftTrigger(BaseEventTrigger):
             found = await look(self.prometheus, self.server) or []
             if any(b["source"] == "server" for b in found):
                 # Without Prometheus' rules it is we who ask twice, so that one high figure is not told.
-                lasting = {(b["domain"], b["version"]) for b in before}
-                before, found = found, [b for b in found if (b["domain"], b["version"]) in lasting]
+                lasting = {(b["domain"], b["version"], cause) for b in before for cause in b["causes"]}
+                before, found = found, [_lasting(b, lasting) for b in found]
+                found = [b for b in found if b["causes"]]
             else:
                 before = []
             yield [b for b in found if not self.domains or b["domain"] in self.domains]
@@ -181,6 +186,12 @@ class PrometheusDriftSensor(BaseSensorOperator):
             raise AirflowSkipException("Nothing drifts now.")
         trigger = PrometheusDriftTrigger(settings().prometheus_url, settings().server_url, domains, once=True, poll=self.poll)
         self.defer(trigger=trigger, method_name="resume", timeout=timedelta(minutes=wait))
+
+    def resume_execution(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().resume_execution(*args, **kwargs)
+        except AirflowSensorTimeout:
+            raise AirflowSkipException(f"Nothing drifted in {self.wait_minutes} minutes.") from None
 
     def resume(self, context: Any, event: Any) -> Any:
         return self._say(event)

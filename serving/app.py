@@ -277,6 +277,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             except Exception:  # the champion answers instead, so no caller sees it
                 log.exception("version %s, a canary of %s, failed", shadow.live.version, live.domain)
                 shadow.failed()
+                began = time.perf_counter()
         image, cosines = await rank(request, asked.images, live, classes)
         seconds = time.perf_counter() - began
         if chosen and not shadow.answers:
@@ -372,7 +373,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     @app.delete("/v1/shadows/{domain}", dependencies=[Depends(authorised)])
     async def end_shadow(domain: str, request: Request) -> dict[str, bool]:
         """End the trial; the champion answers everything again."""
-        return {"ended": request.app.state.store.shadows.pop(domain, None) is not None}
+        return {"ended": await asyncio.to_thread(request.app.state.store.end_shadow, domain)}
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:

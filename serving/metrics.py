@@ -66,6 +66,10 @@ class Metrics:
             "clipft_drift_ratio", "A signal of the window over its limit; above 1 is drift.", [*of_version, "signal"],
             registry=registry,
         )  # fmt: skip
+        self.drift_items = Gauge(
+            "clipft_drift_items", "Rows behind a signal: what it weighs among replicas.", [*of_version, "signal"],
+            registry=registry,
+        )  # fmt: skip
         self.window = Gauge(
             "clipft_window_items", "Rows behind the window's figures.", [*of_version, "kind"], registry=registry
         )
@@ -94,9 +98,12 @@ class Metrics:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
         for name, ratio in figures.drift.items():
             self.drift.labels(domain, version, name).set(ratio)
+            behind = {"text": figures.texts, "performance": figures.feedback}.get(name, figures.pictures)
+            self.drift_items.labels(domain, version, name).set(behind)
         before = self._signals.get((domain, version), set())
         for name in before - figures.drift.keys():
             self.drift.remove(domain, version, name)
+            self.drift_items.remove(domain, version, name)
         self._signals[domain, version] = set(figures.drift)
         for name, gauge in self.values.items():
             if name in figures.values:

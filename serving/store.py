@@ -61,13 +61,10 @@ class ModelStore:
                 return {"version": version, "replaced": None, "load_seconds": 0.0, "disagreement": 0.0}
             began = time.monotonic()
             try:
-                live, difference = self._load(domain, version)
-            except Exception as error:
+                live, difference = self._whole(domain, version)
+            except Exception:
                 self.metrics.deployments.labels(domain, "refused").inc()
-                if isinstance(error, (ClipftError, Transient, Busy, TimeoutError)):
-                    raise
-                why = f"its package cannot be loaded ({error!r})"
-                raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
+                raise
             self.live = {**self.live, domain: live}  # one assignment: no request sees anything in between
             self.shadows.pop(domain, None)  # whatever was tried was tried beside another one
             self._announce(live, now)
@@ -90,7 +87,7 @@ class ModelStore:
                 raise ClipftError(f"version {version} of {domain}", f"it cannot be tried: {why}", "Deploy it instead.")
             if tried and (tried.live.version, tried.share, tried.answers) == (version, share, answers):
                 return tried
-            live = tried.live if tried and tried.live.version == version else self._load(domain, version)[0]
+            live = tried.live if tried and tried.live.version == version else self._whole(domain, version)[0]
             if live.card["classes"] != now.card["classes"]:
                 raise ClipftError(
                     f"version {version} of {domain}", "it knows other classes than the live one, so answers cannot be compared",
@@ -99,6 +96,11 @@ class ModelStore:
             made = Shadow(live, share, answers)
             self.shadows = {**self.shadows, domain: made}
             return made
+
+    def end_shadow(self, domain: str) -> bool:
+        """End a trial, also one that is just being loaded; returns whether there was one."""
+        with self._changing:
+            return self.shadows.pop(domain, None) is not None
 
     def refresh(self) -> None:
         """Make the registry's champions live. What cannot be loaded is left as it is, and said."""
@@ -119,6 +121,16 @@ class ModelStore:
                     self.deploy(domain, version)
                 except Exception as error:
                     self.problem = f"version {version} of {domain} cannot be made live: {error}"
+
+    def _whole(self, domain: str, version: str) -> tuple[Live, float]:
+        """Load a version; whatever is wrong with its package is a ClipftError."""
+        try:
+            return self._load(domain, version)
+        except (ClipftError, Transient, Busy, TimeoutError):
+            raise
+        except Exception as error:
+            why = f"its package cannot be loaded ({error!r})"
+            raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
 
     def _load(self, domain: str, version: str) -> tuple[Live, float]:
         registered = tracking.version_of(f"models:/{tracking.model_name(domain)}/{version}")

@@ -79,7 +79,7 @@ def admit(state: State, alarm: Incident, now: float, cool_down: float = COOL_DOW
             f"the breaker is open after {state.failures} failures; it tries again in {hours:.1f} h, or reset it",
         )
     waited = now - state.last_closed
-    if waited < cool_down and breaker == "closed":
+    if waited < cool_down:
         return (
             state,
             False,

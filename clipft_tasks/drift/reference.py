@@ -72,8 +72,6 @@ class Reference:
 
     rows: Rows
     text: Array
-    projection: Projection
-    text_projection: Projection
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -98,8 +96,6 @@ class Reference:
         """Two files: tensors in half precision, facts as JSON."""
         half = {"image": self.rows.image, "text": self.text, "similarity": self.rows.similarity}
         full = {"appearance": self.rows.appearance}
-        for name, p in (("projection", self.projection), ("text_projection", self.text_projection)):
-            full |= {f"{name}.mean": p.mean, f"{name}.axes": p.axes, f"{name}.scale": p.scale}
         tensors = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in half.items()}
         tensors |= {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in full.items()}
         save_file(tensors, folder / TENSORS)
@@ -117,24 +113,25 @@ class Reference:
         what, fix = f"the reference in {folder}", "Register the model again; drift cannot be measured without it."
         try:
             facts = json.loads((folder / FACTS).read_text())
-            tensors = {k: v.astype(np.float32) for k, v in load_file(folder / TENSORS).items()}
-            p, t = (
-                Projection(*(tensors[f"{name}.{part}"] for part in ("mean", "axes", "scale")))
-                for name in ("projection", "text_projection")
-            )
-            rows = Rows(tensors["image"], tensors["appearance"], tensors["similarity"])
+            if facts.get("format") != FORMAT:
+                raise ClipftError(what, f"its format is {facts.get('format')}, not {FORMAT}", fix)
             missing = NEEDED - facts.keys()
+            limits = [float(limit) for limit in facts.get("limits", {}).values()]
+            tensors = {k: v.astype(np.float32) for k, v in load_file(folder / TENSORS).items()}
+            rows, text = Rows(tensors["image"], tensors["appearance"], tensors["similarity"]), tensors["text"]
+        except ClipftError:
+            raise
         except Exception as error:  # safetensors raises its own; whatever is wrong, it is no reference
             raise ClipftError(what, f"it cannot be read ({error!r})", fix) from error
-        if facts.get("format") != FORMAT:
-            raise ClipftError(what, f"its format is {facts.get('format')}, not {FORMAT}", fix)
         if missing:
             raise ClipftError(what, f"it lacks {', '.join(sorted(missing))}", fix)
         if weights and facts["weights"] != weights:
             raise ClipftError(what, "it was measured in the embedding space of other weights", fix)
+        if not np.isfinite(limits).all():
+            raise ClipftError(what, "it holds numbers that are none, among its limits", fix)
         if not all(np.isfinite(v).all() for v in tensors.values()):
             raise ClipftError(what, "it holds numbers that are none", fix)
-        return cls(rows, tensors["text"], p, t, facts)
+        return cls(rows, text, facts)
 
 
 def sample(groups: Sequence[str], most: int = ROWS, seed: int = 0) -> np.ndarray:
@@ -170,11 +167,9 @@ def measure(
         weights: digest of the model's weights.
         tolerance: the domain's factor on every limit.
     """
-    projection, text_projection = Projection.of(rows.image, AXES), Projection.of(text, AXES)
     facts: dict[str, Any] = {"format": FORMAT, "weights": weights, "classes": list(classes), "rows": len(rows)}
     facts["groups"] = len({g or f"row {i}" for i, g in enumerate(groups)})
-    facts["width"] = median_distance(projection(rows.image)) or 1.0
-    facts["text_width"] = median_distance(text_projection(text)) or 1.0
+    facts["width"], facts["text_width"] = median_distance(rows.image), median_distance(text)
     near = rows.image @ rows.image.T - 2 * np.eye(len(rows))
     facts["apart"] = max(1e-4, float(np.quantile(1 - near.max(axis=1), 0.99)))
     low, high = rows.appearance.min(axis=0), rows.appearance.max(axis=0)
@@ -182,7 +177,7 @@ def measure(
     facts["range"] = {"low": (low - slack).tolist(), "high": (high + slack).tolist()}
     facts["promised"] = _promised(*held_out)
     facts["temperature"] = calibrated_temperature(*held_out) if len(held_out[1]) else 1 / scale
-    made = Reference(rows, text, projection, text_projection, facts)
+    made = Reference(rows, text, facts)
     facts["limits"] = {name: tolerance * limit for name, limit in _limits(made, groups).items()}
     return made
 
@@ -207,7 +202,7 @@ def calibrated_temperature(cosines: Array, truth: Array) -> float:
 
 def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
     """Every figure of a window of pictures beside a base, without tests: image, predictions, appearance."""
-    found = {"image": mmd(reference.projection(base.image), reference.projection(window.image), reference.facts["width"])[0]}
+    found = {"image": mmd(base.image, window.image, reference.facts["width"])[0]}
     (top, margin, best), (new_top, new_margin, new_best) = base.ranked, window.ranked
     if len(top):
         count = base.similarity.shape[1]
@@ -222,14 +217,15 @@ def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
 
 def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tuple[float, float]:
     """MMD of texts beside the reference's captions, and its p-value."""
-    base, window = reference.text_projection(reference.text), reference.text_projection(text)
-    return mmd(base, window, reference.facts["text_width"], permutations)
+    return mmd(reference.text, text, reference.facts["text_width"], permutations)
 
 
 def image_test(reference: Reference, window: Rows, permutations: int) -> tuple[float, float, float]:
     """Of the pictures: MMD, its p-value, and the area under the curve of a classifier that tells old from new."""
-    base, new = reference.projection(reference.rows.image), reference.projection(window.image)
-    return (*mmd(base, new, reference.facts["width"], permutations), classifier_auc(base, new))
+    base, new = reference.rows.image, window.image
+    # Axes of both together: those of the reference alone would fit its own rows better than any new ones.
+    along = Projection.of(np.concatenate([base, new]), AXES)
+    return (*mmd(base, new, reference.facts["width"], permutations), classifier_auc(along(base), along(new)))
 
 
 def _shift(base: Array, window: Array) -> float:

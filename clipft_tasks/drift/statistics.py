@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
+SAME = 1e-5  # squared distance of points that differ by rounding alone
 BINS = 5  # quantile bins of a PSI
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The directions in which the reference varies most; the same for every window, so figures of a model compare.
+    """The directions in which some embeddings vary most.
 
     Args:
         mean: (d,); axes: (k, d) orthonormal.
@@ -38,7 +39,7 @@ class Projection:
     def __call__(self, embeddings: Array) -> Array:
         """Embeddings (n, d) -> (n, k + 1): along the axes, and the length of what they do not explain.
 
-        The rest matters: pictures of a kind never seen often leave the subspace that the reference spans.
+        The rest matters: pictures of a rare kind often leave the subspace that the others span.
         """
         centred = embeddings - self.mean
         along = centred @ self.axes.T
@@ -47,8 +48,9 @@ class Projection:
 
 
 def median_distance(points: Array) -> float:
-    """The median distance between two of the points (n, k): the usual width of a Gaussian kernel."""
+    """The median distance between two different points of (n, k): the usual width of a Gaussian kernel; 1 where all are equal."""
     apart = _squared_distances(points, points)[np.triu_indices(len(points), 1)]
+    apart = apart[apart > SAME]
     return float(np.sqrt(np.median(apart))) if len(apart) else 1.0
 
 

@@ -22,10 +22,12 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         side: the size that will be served.
         weights: digest of the model's weights.
     """
-    frame = pd.concat([dataset.split("train"), dataset.split("val")])
+    every = pd.concat([dataset.split("train"), dataset.split("val")])
+    frame = every.drop_duplicates("sha256")  # a picture with several captions is one picture
     frame = frame.iloc[reference.sample([str(g) for g in frame["group"]])]
     classes = dataset.classes if len(dataset.classes) > 1 else []
-    labelled = dataset.split("val").query("label != ''") if classes else dataset.split("val").iloc[:0]
+    validation = dataset.split("val").drop_duplicates("sha256")
+    labelled = validation[validation["label"] != ""] if classes else validation.iloc[:0]
     held_out = labelled.iloc[np.linspace(0, len(labelled) - 1, min(HELD_OUT, len(labelled))).astype(int)]
 
     def look(rows: pd.DataFrame, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -42,19 +44,20 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
 
     with torch.inference_mode():
         of_classes = clip.class_embeddings(classes, domain.prompts).cpu().numpy() if classes else np.zeros((0, clip.embed_dim))
-        captions = sorted(frame["caption"].unique())
+        said = every.iloc[reference.sample([str(g) for g in every["group"]])]["caption"]
+        captions = sorted(said.unique())
         text = np.concatenate([clip.encode_texts(captions[i : i + 256]).cpu().numpy() for i in range(0, len(captions), 256)])
         image, looks = look(frame, "reference pictures")
-        validation, _ = look(held_out, "validation pictures")
+        judged, _ = look(held_out, "validation pictures")
     position = {caption: i for i, caption in enumerate(captions)}
     rows = reference.Rows(image, looks, image @ of_classes.T)
     truth = np.array([classes.index(label) for label in held_out["label"]], dtype=int)
     return reference.measure(
         rows,
-        text[[position[c] for c in frame["caption"]]],
+        text[[position[c] for c in said]],
         frame["group"].tolist(),
         classes,
-        (validation @ of_classes.T, truth),
+        (judged @ of_classes.T, truth),
         float(clip.model.logit_scale.detach().exp()),
         weights,
         domain.drift_tolerance,

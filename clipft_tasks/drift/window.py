@@ -17,6 +17,7 @@ LEAST = 64  # below this nothing is said: chance would speak
 SECONDS = 3600.0  # what is older has left the window
 PERMUTATIONS = 500
 SIGNIFICANT = 0.005  # p-value above which no distance between embeddings counts
+JUDGED = 20  # answers below which nothing is said about performance
 DROP = 0.05  # of accuracy below what was promised, that performance may lose before it counts as drift
 
 
@@ -131,7 +132,7 @@ class Window:
         if count:
             values["accuracy"] = right / count
             values["accuracy_low"], values["accuracy_high"] = wilson(right, count)
-            if ref.facts["promised"]["rows"]:
+            if ref.facts["promised"]["rows"] and count >= JUDGED:
                 # Only what even the upper end of the interval misses is a loss.
                 missed = ref.facts["promised"]["value"] - values["accuracy_high"]
                 drift["performance"] = max(0.0, missed / DROP)

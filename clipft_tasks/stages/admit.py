@@ -19,9 +19,11 @@ def run(breaches: list[dict[str, Any]], cool_down: float = incidents.COOL_DOWN, 
     """
     from .. import tracking
 
-    admitted = []
+    admitted: list[dict[str, Any]] = []
     for breach in breaches:
         domain, now = breach["domain"], time.time()
+        if any(a["domain"] == domain for a in admitted):
+            continue  # another version of it, in the moment of a swap
         state = tracking.incidents(domain)
         alarm = incidents.Incident(domain, breach["version"], list(breach["causes"]), now, run)
         if run and state.incident and state.incident.run == run:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from ..errors import ClipftError
+from ..errors import ClipftError, Transient
 from ..progress import say
 from ..server_client import call
 from ..spec import RunSpec
@@ -25,16 +25,21 @@ def run(spec: RunSpec, version: str) -> dict[str, Any]:
     if live.get(spec.domain, version) == version:
         say("No trial: no other version is live to compare with.")
         return {"version": version, "tried": False}
-    reports: dict[str, Any] = {}
     try:
-        for name, answers in (("shadow", False), ("canary", True)):
-            reports[name] = _half(spec, version, name, answers)
-    finally:
-        call("DELETE", f"/v1/shadows/{spec.domain}")
-    return {"version": version, "tried": True, **reports}
+        shadow = _half(spec, version, "shadow", False)
+        canary = _half(spec, version, "canary", True, usual=shadow["seconds_p95"]["champion"])
+    except BaseException as error:
+        try:
+            call("DELETE", f"/v1/shadows/{spec.domain}")
+        except (ClipftError, Transient) as also:  # what ended the trial matters more
+            error.add_note(str(also))
+        raise
+    call("DELETE", f"/v1/shadows/{spec.domain}")
+    return {"version": version, "tried": True, "shadow": shadow, "canary": canary}
 
 
-def _half(spec: RunSpec, version: str, name: str, answers: bool) -> dict[str, Any]:
+def _half(spec: RunSpec, version: str, name: str, answers: bool, usual: float | None = None) -> dict[str, Any]:
+    """One half of the trial. `usual` is the champion's latency, should it answer nothing itself meanwhile."""
     asked = spec.rollout
     body = {"version": version, "share": asked.share, "answers": answers}
     path = f"/v1/shadows/{spec.domain}"
@@ -52,7 +57,7 @@ def _half(spec: RunSpec, version: str, name: str, answers: bool) -> dict[str, An
     if seen["agreement"] is not None and seen["agreement"] < asked.min_agreement:
         why = f"it names the champion's class for {seen['agreement']:.0%} of the pictures, at least {asked.min_agreement:.0%} is asked"
         raise _refused(version, name, why)
-    slow, usual = seen["seconds_p95"]["challenger"], seen["seconds_p95"]["champion"]
+    slow, usual = seen["seconds_p95"]["challenger"], seen["seconds_p95"]["champion"] or usual
     if slow and usual and slow > asked.max_slowdown * usual:
         raise _refused(version, name, f"one request in twenty takes {slow:.2f} s, the champion's {usual:.2f} s")
     agreed = "" if seen["agreement"] is None else f", agreement {seen['agreement']:.0%}"

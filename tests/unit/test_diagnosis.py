@@ -13,7 +13,6 @@ from clipft_tasks.drift import report
 from clipft_tasks.drift.appearance import STATISTICS
 from clipft_tasks.drift.diagnosis import ACTIONS, LABELS_NEEDED, PER_CLASS, Advice, Candidate, Diagnosis, advise, diagnose
 from clipft_tasks.drift.reference import Reference, Rows
-from clipft_tasks.drift.statistics import Projection
 
 # Which kind ---------------------------------------------------------------------------------------------------------
 
@@ -170,8 +169,7 @@ def rows(count: int, classes: int = 2, seed: int = 0) -> Rows:
 
 def a_reference(classes: list[str] = CLASSES) -> Reference:
     sample = rows(50, len(classes))
-    projection = Projection.of(sample.image, 4)
-    return Reference(sample, sample.image, projection, projection, {"classes": classes})
+    return Reference(sample, sample.image, {"classes": classes})
 
 
 def a_window(count: int = 70, classes: int = 2) -> dict[str, Any]:
@@ -322,8 +320,7 @@ def test_a_broken_picture_is_left_out_and_the_others_are_shown(data):
 def test_signals_that_never_change_are_drawn_too():
     same = np.zeros((50, len(STATISTICS)))
     reference = a_reference()
-    flat = Reference(Rows(reference.rows.image, same, reference.rows.similarity), reference.text, *[reference.projection] * 2,
-                     reference.facts)  # fmt: skip
+    flat = Reference(Rows(reference.rows.image, same, reference.rows.similarity), reference.text, reference.facts)
     assert Parts(page(reference=flat, window=a_window() | {"appearance": same.tolist()})).tags.count("svg") == len(STATISTICS)
 
 

@@ -78,7 +78,7 @@ def ratio(values: str, **labels: str) -> dict[str, str]:
 
 
 def items(values: str, **labels: str) -> dict[str, str]:
-    return series("clipft_window_items", values, **({"kind": "pictures"} | labels))
+    return series("clipft_drift_items", values, **({"signal": "image"} | labels))
 
 
 def with_rules(folder: Path, given: list[dict[str, str]], **expected: Any) -> None:
@@ -121,8 +121,8 @@ def test_versions_and_domains_are_not_mixed(tmp_path):
 
 def test_each_signal_counts_by_the_rows_it_was_measured_on(tmp_path):
     given = [
-        ratio("4x10", signal="text"), items("64x10", kind="texts"), items("0x10"),
-        ratio("0x10", signal="text", instance="b"), items("64x10", kind="texts", instance="b"), items("192x10", instance="b"),
+        ratio("4x10", signal="text"), items("64x10", signal="text"), items("0x10"),
+        ratio("0x10", signal="text", instance="b"), items("64x10", signal="text", instance="b"), items("192x10", instance="b"),
     ]  # fmt: skip
     with_rules(tmp_path, given, promql_expr_test=[recorded("clipft:drift_ratio", 2, IMAGE.replace('"image"', '"text"'))])
 
@@ -147,7 +147,7 @@ def an_alert(version: str, signal: str, rows: str) -> tuple[dict[str, str], dict
 
 @pytest.mark.parametrize(("signal", "kind"), [("image", "pictures"), ("text", "texts")])
 def test_an_alert_says_on_how_much_it_rests(tmp_path, signal, kind):
-    given = [ratio("2x20", signal=signal), *(items("150x20" if k == kind else "7x20", kind=k) for k in ("pictures", "texts"))]
+    given = [ratio("2x20", signal=signal), *(items("150x20" if s == signal else "7x20", signal=s) for s in ("image", "text"))]
     with_rules(tmp_path, given, alert_rule_test=[fires("ClipftDrift", "40s", an_alert("1", signal, f"150 {kind}"))])
 
 
