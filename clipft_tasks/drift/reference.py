@@ -26,7 +26,7 @@ AXES = 32
 WINDOW = 64  # rows of the windows that limits are measured with; larger ones vary less
 CHANCE, GROUPED = 200, 200  # simulated windows
 MARGIN = 1.3  # over the largest figure that chance reached
-TYPICAL = 0.9  # share of such halves that differ by less than the limit
+TYPICAL = 0.93  # share of such halves that differ by less than the limit
 FORMAT = 1
 NEEDED = {"weights", "classes", "limits", "range", "width", "text_width", "apart", "promised", "temperature"}
 
@@ -202,7 +202,21 @@ def calibrated_temperature(cosines: Array, truth: Array) -> float:
 
 def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
     """Every figure of a window of pictures beside a base, without tests: image, predictions, appearance."""
-    found = {"image": mmd(base.image, window.image, reference.facts["width"])[0]}
+    return {"image": mmd(base.image, window.image, reference.facts["width"])[0], **_quick_signals(base, window)}
+
+
+def window_signals(reference: Reference, window: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
+    """The signals of a window beside the reference; the p-value of its MMD; and the area under the curve of a classifier
+    that tells old pictures from new ones."""
+    base, new = reference.rows.image, window.image
+    distance, p = mmd(base, new, reference.facts["width"], permutations)
+    # Axes of both together: those of the reference alone would fit its own rows better than any new ones.
+    along = Projection.of(np.concatenate([base, new]), AXES)
+    return {"image": distance, **_quick_signals(reference.rows, window)}, p, classifier_auc(along(base), along(new))
+
+
+def _quick_signals(base: Rows, window: Rows) -> dict[str, float]:
+    found: dict[str, float] = {}
     (top, margin, best), (new_top, new_margin, new_best) = base.ranked, window.ranked
     if len(top):
         count = base.similarity.shape[1]
@@ -218,14 +232,6 @@ def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
 def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tuple[float, float]:
     """MMD of texts beside the reference's captions, and its p-value."""
     return mmd(reference.text, text, reference.facts["text_width"], permutations)
-
-
-def image_test(reference: Reference, window: Rows, permutations: int) -> tuple[float, float, float]:
-    """Of the pictures: MMD, its p-value, and the area under the curve of a classifier that tells old from new."""
-    base, new = reference.rows.image, window.image
-    # Axes of both together: those of the reference alone would fit its own rows better than any new ones.
-    along = Projection.of(np.concatenate([base, new]), AXES)
-    return (*mmd(base, new, reference.facts["width"], permutations), classifier_auc(along(base), along(new)))
 
 
 def _shift(base: Array, window: Array) -> float:

@@ -19,22 +19,22 @@ class Projection:
     """The directions in which some embeddings vary most.
 
     Args:
-        mean: (d,); axes: (k, d) orthonormal.
-        scale: (k,) standard deviations of the reference along the axes.
+        mean: (d,); axes: (k, d) orthonormal, the one of most variance first.
     """
 
     mean: Array
     axes: Array
-    scale: Array
 
     @classmethod
     def of(cls, embeddings: Array, width: int) -> "Projection":
         """Principal axes of unit embeddings (n, d); at most `width`, n - 1 and d of them."""
+        from scipy.linalg import eigh
+
         mean = embeddings.mean(axis=0)
-        _, values, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
-        kept = min(width, len(embeddings) - 1, embeddings.shape[1])
-        scale = values[:kept] / np.sqrt(max(1, len(embeddings) - 1))
-        return cls(mean, axes[:kept], np.maximum(scale, 1e-6))
+        centred, size = embeddings - mean, embeddings.shape[1]
+        kept = min(width, len(embeddings) - 1, size)
+        _, axes = eigh(centred.T @ centred, subset_by_index=[size - kept, size - 1])
+        return cls(mean, axes.T[::-1])
 
     def __call__(self, embeddings: Array) -> Array:
         """Embeddings (n, d) -> (n, k + 1): along the axes, and the length of what they do not explain.

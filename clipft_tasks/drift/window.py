@@ -15,7 +15,7 @@ from .statistics import Array, wilson
 SIZE = 256  # pictures, and texts, that a window holds
 LEAST = 64  # below this nothing is said: chance would speak
 SECONDS = 3600.0  # what is older has left the window
-PERMUTATIONS = 500
+PERMUTATIONS = 250
 SIGNIFICANT = 0.005  # p-value above which no distance between embeddings counts
 JUDGED = 20  # answers below which nothing is said about performance
 DROP = 0.05  # of accuracy below what was promised, that performance may lose before it counts as drift
@@ -109,8 +109,9 @@ class Window:
         values: dict[str, Any] = {}
         limits = ref.limits
         if len(rows) >= self.least:
-            drift |= {name: max(0.0, value / limits[name]) for name, value in references.signals(ref, ref.rows, rows).items()}
-            values["image_mmd"], values["image_p"], values["image_auc"] = references.image_test(ref, rows, permutations)
+            signals, values["image_p"], values["image_auc"] = references.window_signals(ref, rows, permutations)
+            drift |= {name: max(0.0, value / limits[name]) for name, value in signals.items()}
+            values["image_mmd"] = signals["image"]
             if values["image_p"] > SIGNIFICANT:
                 drift["image"] = min(drift["image"], 1.0)
             low, high = (np.array(ref.facts["range"][side]) for side in ("low", "high"))

@@ -133,7 +133,7 @@ def bodies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     posts = {
         path: item["post"]["requestBody"]["content"]["application/json"]
         for path, item in document["paths"].items()
-        if "post" in item
+        if "post" in item and path != "/v1/feedback"  # whose example would name an answer that was never given
     }
     assert len(posts) == 4 and all("example" in body for body in posts.values())
     return posts
