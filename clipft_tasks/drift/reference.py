@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import ClipftError
 from .appearance import STATISTICS
-from .statistics import Array, Projection, classifier_auc, median_distance, mmd, psi, quantile_edges, shares, wilson
+from .statistics import Array, Projection, classifier_auc, gaussian, median_distance, mmd, psi, quantile_edges, shares, wilson
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
 ROWS = 512  # of pictures, at most
@@ -81,6 +81,11 @@ class Reference:
     @property
     def classes(self) -> list[str]:
         return list(self.facts["classes"])
+
+    @cached_property
+    def own_kernel(self) -> Array:
+        """The kernel of the reference's pictures among themselves, (n, n): the same for every window."""
+        return gaussian(self.rows.image, self.rows.image, self.facts["width"])
 
     def novelty(self, image: Array) -> Array:
         """How far embeddings (n, d) lie from the nearest picture of the sample, over what 99% of the sample itself shows: (n,)."""
@@ -205,14 +210,19 @@ def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
     return {"image": mmd(base.image, window.image, reference.facts["width"])[0], **_quick_signals(base, window)}
 
 
-def window_signals(reference: Reference, window: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
-    """The signals of a window beside the reference; the p-value of its MMD; and the area under the curve of a classifier
-    that tells old pictures from new ones."""
+def measured_signals(reference: Reference, window: Rows, permutations: int) -> tuple[dict[str, float], float]:
+    """The signals of a window beside the reference, and the p-value of its MMD."""
+    image, width = reference.rows.image, reference.facts["width"]
+    distance, p = mmd(image, window.image, width, permutations, own=reference.own_kernel)
+    return {"image": distance, **_quick_signals(reference.rows, window)}, p
+
+
+def image_auc(reference: Reference, window: Rows) -> float:
+    """How well a classifier tells the window's pictures from the reference's: .5 is not at all."""
     base, new = reference.rows.image, window.image
-    distance, p = mmd(base, new, reference.facts["width"], permutations)
     # Axes of both together: those of the reference alone would fit its own rows better than any new ones.
     along = Projection.of(np.concatenate([base, new]), AXES)
-    return {"image": distance, **_quick_signals(reference.rows, window)}, p, classifier_auc(along(base), along(new))
+    return classifier_auc(along(base), along(new))
 
 
 def _quick_signals(base: Rows, window: Rows) -> dict[str, float]:

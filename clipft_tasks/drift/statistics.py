@@ -4,6 +4,7 @@ All of them are plain numpy on a few hundred rows, so a window costs millisecond
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,39 +55,52 @@ def median_distance(points: Array) -> float:
     return float(np.sqrt(np.median(apart))) if len(apart) else 1.0
 
 
-def mmd(reference: Array, window: Array, width: float, permutations: int = 0, seed: int = 0) -> tuple[float, float]:
+def gaussian(a: Array, b: Array, width: float) -> Array:
+    """Gaussian kernel of points (n, k) and (m, k): (n, m), fp32."""
+    return np.exp(-_squared_distances(a.astype(np.float32), b.astype(np.float32)) / np.float32(2 * width**2))
+
+
+def mmd(
+    reference: Array, window: Array, width: float, permutations: int = 0, seed: int = 0, own: Array | None = None
+) -> tuple[float, float]:
     """Maximum mean discrepancy, squared and unbiased, with a Gaussian kernel; and the p-value of a permutation test.
 
     Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html. Every permutation is a vector of weights on one kernel
-    matrix, so a thousand of them are one matrix product.
+    matrix, so hundreds of them are one matrix product.
 
     Args:
         reference: (n, k); window: (m, k), m >= 2.
         width: of the kernel.
         permutations: 0 skips the test (p = 1).
+        own: the reference's kernel with itself (n, n), where that is known already.
     """
     n, m = len(reference), len(window)
-    points = np.concatenate([reference, window]).astype(np.float32)
-    kernel = np.exp(-_squared_distances(points, points) / np.float32(2 * width**2))
+    across_both = gaussian(reference, window, width)
+    kernel = np.block([[gaussian(reference, reference, width) if own is None else own, across_both],
+                       [across_both.T, gaussian(window, window, width)]])  # fmt: skip
     np.fill_diagonal(kernel, 0.0)
+    total = float(kernel.sum(dtype=np.float64))
 
-    def discrepancy(in_window: NDArray[np.bool_]) -> Array:
-        chosen = in_window.astype(np.float32)
+    def discrepancy(chosen: Array) -> Array:
         inside = chosen @ kernel
         both = (inside * chosen).sum(axis=1)
-        across = (inside * (1 - chosen)).sum(axis=1)
-        others = kernel.sum(dtype=np.float64) - both - 2 * across
+        across = inside.sum(axis=1) - both
+        others = total - both - 2 * across
         return both / (m * (m - 1)) + others / (n * (n - 1)) - 2 * across / (n * m)
 
-    own = np.zeros((1, n + m), dtype=bool)
-    own[0, n:] = True
-    value = float(discrepancy(own)[0])
+    value = float(discrepancy(np.r_[np.zeros(n), np.ones(m)][None].astype(np.float32))[0])
     if not permutations:
         return value, 1.0
-    ranks = np.random.default_rng(seed).random((permutations, n + m)).argpartition(m - 1, axis=1)[:, :m]
-    drawn = np.zeros((permutations, n + m), dtype=bool)
-    np.put_along_axis(drawn, ranks, True, axis=1)
-    return value, float((1 + (discrepancy(drawn) >= value).sum()) / (1 + permutations))
+    return value, float((1 + (discrepancy(_drawn(permutations, n, m, seed)) >= value).sum()) / (1 + permutations))
+
+
+@lru_cache(maxsize=8)
+def _drawn(permutations: int, n: int, m: int, seed: int) -> Array:
+    """Which m of n + m points each permutation takes for the window: (permutations, n + m), fp32 zeros and ones."""
+    ranks = np.random.default_rng(seed).random((permutations, n + m), dtype=np.float32).argpartition(m - 1, axis=1)[:, :m]
+    drawn = np.zeros((permutations, n + m), dtype=np.float32)
+    np.put_along_axis(drawn, ranks, 1.0, axis=1)
+    return drawn
 
 
 def classifier_auc(reference: Array, window: Array, folds: int = 5) -> float:

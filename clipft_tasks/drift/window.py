@@ -109,11 +109,12 @@ class Window:
         values: dict[str, Any] = {}
         limits = ref.limits
         if len(rows) >= self.least:
-            signals, values["image_p"], values["image_auc"] = references.window_signals(ref, rows, permutations)
-            drift |= {name: max(0.0, value / limits[name]) for name, value in signals.items()}
-            values["image_mmd"] = signals["image"]
-            if values["image_p"] > SIGNIFICANT:
-                drift["image"] = min(drift["image"], 1.0)
+            drift, values["image_mmd"], values["image_p"] = self._ratios(rows, permutations)
+            values["image_auc"] = references.image_auc(ref, rows)
+            if len(rows) > self.least:
+                # The newest rows alone show a change long before the whole window is full of it.
+                newest, _, _ = self._ratios(rows.take(np.arange(len(rows) - self.least, len(rows))), permutations)
+                drift = {name: max(ratio, newest[name]) for name, ratio in drift.items()}
             low, high = (np.array(ref.facts["range"][side]) for side in ("low", "high"))
             outside = ((rows.appearance < low) | (rows.appearance > high)).any(axis=1)
             values["out_of_range"] = float(outside.mean())
@@ -140,6 +141,14 @@ class Window:
         return Figures(
             {k: float(v) for k, v in drift.items()}, {k: float(v) for k, v in values.items()}, len(rows), len(text), count
         )
+
+    def _ratios(self, rows: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
+        """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
+        signals, p = references.measured_signals(self.reference, rows, permutations)
+        ratios = {name: max(0.0, value / self.reference.limits[name]) for name, value in signals.items()}
+        if p > SIGNIFICANT:
+            ratios["image"] = min(ratios["image"], 1.0)
+        return ratios, signals["image"], p
 
     def _confidence(self, rows: Rows) -> dict[str, float]:
         """Accuracy as calibrated confidence would have it."""

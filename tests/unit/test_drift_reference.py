@@ -24,11 +24,12 @@ from clipft_tasks.drift.reference import (
     Reference,
     Rows,
     calibrated_temperature,
+    image_auc,
     measure,
+    measured_signals,
     sample,
     signals,
     text_signal,
-    window_signals,
 )
 from clipft_tasks.errors import ClipftError
 
@@ -126,9 +127,9 @@ def test_texts_of_the_same_kind_rarely_exceed_their_limit():
 @pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
 def test_pictures_of_the_same_kind_are_not_told_from_the_references_own_however_few_those_are(count, dims):
     reference = told(looked(count, 0, dims=dims))
-    found = [window_signals(reference, looked(64, 1000 + s, dims=dims), 250) for s in range(20)]
-    assert sum(p <= 0.005 for _, p, _ in found) <= 1
-    assert np.mean([area for *_, area in found]) == pytest.approx(0.5, abs=0.1)
+    windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
+    assert sum(measured_signals(reference, w, 250)[1] <= 0.005 for w in windows) <= 1
+    assert np.mean([image_auc(reference, w) for w in windows]) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
