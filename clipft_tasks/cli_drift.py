@@ -45,8 +45,7 @@ def breaker(domain: str, reset: bool) -> None:
 
     state = tracking.incidents(domain)
     if reset:
-        state = incidents.reset(state)
-        tracking.keep_incidents(domain, state)
+        state = tracking.change_incidents(domain, incidents.reset)
     click.echo(f"Breaker {state.breaker(time.time())}, {state.failures} failures in a row.")
 
 

@@ -173,7 +173,7 @@ class RolloutSpec(Section):
     share: float = Field(0.5, gt=0, le=1, description="of the traffic that it sees")
     min_agreement: float = Field(0.5, ge=0, le=1, description="least share of pictures on which it names the champion's class")
     max_slowdown: float = Field(2.0, ge=1, description="largest 95th percentile of its latency over the champion's")
-    minutes: float = Field(30, gt=0, description="time limit of each half; too little traffic in it means no promotion")
+    minutes: float = Field(30, gt=0, le=150, description="time limit of each half; too little traffic in it means no promotion")
 
 
 SECTIONS: dict[str, str] = {

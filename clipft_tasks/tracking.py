@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -329,6 +329,16 @@ def incidents(domain: str) -> incident_rules.State:
                 raise
             return incident_rules.State()
     return incident_rules.State.of(json.loads(tags.get(INCIDENTS, "{}")))
+
+
+def change_incidents(domain: str, change: Callable[[incident_rules.State], incident_rules.State]) -> incident_rules.State:
+    """Read, change and write back, alone on this machine; nothing is written where nothing changed. Returns the new state."""
+    with FileLock(str(settings().folder("cache") / f"incidents-{domain}.lock")):
+        before = incidents(domain)
+        after = change(before)
+        if after != before:
+            keep_incidents(domain, after)
+        return after
 
 
 def keep_incidents(domain: str, state: incident_rules.State) -> None:

@@ -65,10 +65,13 @@ def clipft_drift_watch() -> None:
 
         given = dict(params or {})
         admitted = stage.run(breaches, cool_down=60 * float(given["cool_down_minutes"]), run=f"clipft_drift_watch/{run_id}")
-        return [{"conf": {**conf, "approval.required": bool(given["approval"])}} for conf in admitted]
+        return [
+            {"trigger_run_id": f"drift__{conf['incident']}", "conf": {**conf, "approval.required": bool(given["approval"])}}
+            for conf in admitted
+        ]
 
     TriggerDagRunOperator.partial(
-        task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, retries=0
+        task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, skip_when_already_exists=True
     ).expand_kwargs(admit(watch.output))  # type: ignore[arg-type]
 
 

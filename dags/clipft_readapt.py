@@ -29,6 +29,9 @@ RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_in
         "approval.required": Param(
             True, type="boolean", title="Required", section="Approval", description="wait for a person before anything is changed"
         ),
+        "incident": Param(
+            None, type=["string", "null"], title="Incident", description="which one this answers, so that it is closed at the end"
+        ),
         "causes": Param(
             None, type=["array", "null"], items={"type": "string"}, title="Causes", description="signals of the alarm, if there was one"
         ),
@@ -43,6 +46,7 @@ def clipft_readapt() -> None:
     def suggest(params: dict[str, Any] | None = None) -> dict[str, Any]:
         given = dict(params or {})
         causes = given.pop("causes", None)
+        given.pop("incident", None)
         return stage("suggest", given, causes=causes)
 
     approve = Approval(
@@ -57,26 +61,30 @@ def clipft_readapt() -> None:
 
     @task.branch(doc_md="Follow the suggestion.")
     def choose(suggested: dict[str, Any]) -> str:
-        return {"readapt": "dataset", "rollback": "rollback"}.get(suggested["action"], "nothing")
+        return {"readapt": "dataset", "rollback": "back"}.get(suggested["action"], "nothing")
 
     @task(doc_md="The suggestion asks for no run of ours; the report says what a person can do.")
     def nothing(suggested: dict[str, Any]) -> str:
         return suggested["why"]
 
     @task(doc_md="The form of the training: this one's, from the champion, on the version just made.")
-    def form(params: dict[str, Any] | None = None) -> dict[str, Any]:
-        from clipft_tasks.data import versioning
+    def form(params: dict[str, Any] | None = None, ti: Any = None) -> dict[str, Any]:
+        given = {k: v for k, v in dict(params or {}).items() if k not in ("causes", "incident") and v is not None}
+        run = ti.xcom_pull(task_ids="dataset", key="trigger_run_id")
+        made = ti.xcom_pull(dag_id="clipft_dataset", run_id=run, task_ids="version")
+        return given | {"model.start": "champion", "dataset": made["dataset"], "approval.required": False}
 
-        given = {k: v for k, v in dict(params or {}).items() if k != "causes" and v is not None}
-        newest = versioning.versions(given["domain"])[-1].tag
-        return given | {"model.start": "champion", "dataset": newest, "approval.required": False}
+    @task(doc_md="The form of the rollback.")
+    def back(suggested: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, str]:
+        return {"domain": (params or {})["domain"], "version": str(suggested["version"])}
 
     @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
     def close(params: dict[str, Any] | None = None, run_id: str | None = None, ti: Any = None) -> dict[str, Any]:
         from clipft_tasks.stages import close as closing
 
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
-        closed = closing.run((params or {})["domain"], states)
+        given = dict(params or {})
+        closed = closing.run(given["domain"], states, given.get("incident") or "")
         if closed["outcome"] == "failed":
             raise AirflowFailException(f"{', '.join(closed['failed'])} failed; the old champion goes on serving.")
         return closed
@@ -94,16 +102,18 @@ def clipft_readapt() -> None:
     finetune = TriggerDagRunOperator(
         task_id="finetune", trigger_dag_id="clipft_finetune", conf=trained, doc_md="Train, prove, promote, verify.", **RUN
     )
+    going = back(suggested)
     rollback = TriggerDagRunOperator(
         task_id="rollback",
         trigger_dag_id="clipft_rollback",
-        conf={"domain": "{{ params.domain }}", "version": "{{ ti.xcom_pull(task_ids='suggest')['version'] | string }}"},
+        conf=going,
         doc_md="The better version is champion, live and verified again.",
         **RUN,
     )
     suggested >> approve >> chosen
     none = nothing(suggested)
-    chosen >> [dataset, rollback, none]
+    chosen >> [dataset, going, none]
+    going >> rollback
     dataset >> trained >> finetune
     [finetune, rollback, none] >> close()
 

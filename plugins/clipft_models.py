@@ -39,7 +39,14 @@ def models(user: GetUserDep) -> dict[str, Any]:
 def _domain(name: str, alerts: list[dict[str, Any]], lines: dict[str, list[float]], problems: list[str]) -> dict[str, Any]:
     from clipft_tasks import tracking
 
-    found: dict[str, Any] = {"name": name, "title": get_domain(name).title, "versions": {}, "history": [], "breaker": ""}
+    found: dict[str, Any] = {
+        "name": name,
+        "title": get_domain(name).title,
+        "versions": {},
+        "history": [],
+        "breaker": "unknown",
+        "incident": [],
+    }
     try:
         model = _registered(name)
         if model is None:

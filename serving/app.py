@@ -226,16 +226,17 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
         live, image, cosines = await answer(request, asked, live, classes)
-        watch(live, cosines)
+        if not probing(request):
+            watch(live, cosines)
         logits = cosines * live.temperature_scale
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
         best = cosines.argmax(axis=1)
         if asked.classes is None:
-            for i in best:
-                metrics.predictions.labels(live.domain, live.version, classes[i]).inc()
             app.state.monitor.answered(live, request.state.id, [classes[i] for i in best])
             if not probing(request):
+                for i in best:
+                    metrics.predictions.labels(live.domain, live.version, classes[i]).inc()
                 capture(request.state.id, live, asked.images, image, cosines, odds)
         response.headers.update(live.headers)
         return {

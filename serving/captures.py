@@ -1,7 +1,7 @@
 """Captured requests: pictures kept for labelling, a bounded sample without anything about who sent them.
 
-A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept are a random share, and in equal number those that look
-new or that the model was unsure of. Every picture is one file, named by a hash, with a JSON beside it; the folder may lie on an
+A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the pictures; of those that look new
+or that the model was unsure of, four times that share. Every picture is one file, named by a hash, with a JSON beside it; the folder may lie on an
 encrypted disk. Deleting, by request or by age, deletes the bytes.
 """
 
@@ -176,6 +176,8 @@ class Captures:
 
     def _keep(self, capture: Capture, data: bytes) -> None:
         place = self._folder(capture.domain) / capture.id
+        if place.with_suffix(".json").exists():
+            return  # a request of the same name was kept, perhaps labelled
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         shelf = self._shelf(capture.domain)
         _write(place.with_suffix(".picture"), data)

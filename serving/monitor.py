@@ -37,13 +37,8 @@ class _Answer:
 class _Watched:
     live: Live
     window: Window
-    measured: int = -1  # `_state` at the last measurement
-    figures: Figures | None = None
+    measured: int = -1  # the window's changes at the last measurement
     at: float = 0.0
-
-    @property
-    def state(self) -> int:
-        return self.window.seen + len(self.window._texts) + len(self.window._feedback)
 
 
 class Monitor:
@@ -173,7 +168,7 @@ class Monitor:
     def _run(self) -> None:
         while not self._stop.wait(self.every):
             with self._lock:
-                due = [w for w in self._watched.values() if w.state != w.measured or time.time() - w.at > 30]
+                due = [w for w in self._watched.values() if w.window.changes != w.measured or time.time() - w.at > 30]
             for watched in due:
                 try:
                     self._measure(watched)
@@ -182,12 +177,12 @@ class Monitor:
 
     def _measure(self, watched: _Watched) -> Figures:
         with self._lock:
-            state, window = watched.state, watched.window.copy()
+            changes, window = watched.window.changes, watched.window.copy()
         began = time.perf_counter()
         figures = window.figures()
         self.metrics.measuring.observe(time.perf_counter() - began)
         with self._lock:
-            watched.figures, watched.measured, watched.at = figures, state, time.time()
+            watched.measured, watched.at = changes, time.time()
             if self._watched.get(watched.live.domain) is watched:  # or it was replaced meanwhile
                 self.metrics.publish(watched.live.domain, watched.live.version, figures)
         return figures

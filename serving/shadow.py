@@ -15,6 +15,7 @@ import numpy as np
 
 from .live import Live
 
+LEASE = 900.0  # seconds without being asked for again after which a trial ends by itself
 KEPT = 1000  # latencies behind a percentile
 
 
@@ -30,7 +31,7 @@ class Shadow:
     live: Live
     share: float
     answers: bool
-    since: float = field(default_factory=time.time)
+    until: float = field(default_factory=lambda: time.monotonic() + LEASE)
     requests: int = 0
     pictures: int = 0
     agreed: int = 0
@@ -40,8 +41,12 @@ class Shadow:
     )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def renew(self) -> None:
+        self.until = time.monotonic() + LEASE
+
     def chosen(self) -> bool:
-        return random.random() < self.share
+        """Whether the next request is one of its own; none is once nobody asks for the trial any more."""
+        return time.monotonic() < self.until and random.random() < self.share
 
     def compared(self, champion: np.ndarray, challenger: np.ndarray, seconds: tuple[float, float]) -> None:
         """What both said of a request's pictures (class numbers), and how long each took."""

@@ -86,6 +86,7 @@ class ModelStore:
                 why = "it is live already" if now else "nothing of the domain is live to compare it with"
                 raise ClipftError(f"version {version} of {domain}", f"it cannot be tried: {why}", "Deploy it instead.")
             if tried and (tried.live.version, tried.share, tried.answers) == (version, share, answers):
+                tried.renew()
                 return tried
             live = tried.live if tried and tried.live.version == version else self._whole(domain, version)[0]
             if live.card["classes"] != now.card["classes"]:

@@ -32,8 +32,8 @@ class Incident:
     run: str = ""
 
     @property
-    def key(self) -> str:
-        return f"{self.domain}/{self.version}/{'+'.join(sorted(self.causes))}"
+    def id(self) -> str:
+        return f"{self.domain}-{self.opened:.3f}"
 
 
 @dataclass(frozen=True)

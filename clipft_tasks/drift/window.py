@@ -54,7 +54,8 @@ class Window:
     size: int = SIZE
     least: int = LEAST
     seconds: float = SECONDS
-    seen: int = 0
+    seen: int = 0  # pictures since the beginning
+    changes: int = 0  # rows of any kind since the beginning
     _pictures: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
     _texts: deque[tuple[float, Array]] = field(default_factory=deque)
     _paired: deque[tuple[float, float]] = field(default_factory=deque)
@@ -71,19 +72,23 @@ class Window:
         """
         now = time.time()
         self.seen += len(image)
+        self.changes += len(image)
         whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
         self._pictures.extend((now, *parts) for parts in zip(image[whole], appearance[whole], similarity[whole], strict=True))
 
     def add_texts(self, text: Array) -> None:
         now = time.time()
+        self.changes += len(text)
         self._texts.extend((now, row) for row in text if np.isfinite(row).all())
 
     def add_pairs(self, cosines: Sequence[float]) -> None:
         """Cosines of pictures with the text that a client sent along with each."""
         now = time.time()
+        self.changes += len(cosines)
         self._paired.extend((now, float(c)) for c in cosines if np.isfinite(c))
 
     def add_feedback(self, right: bool) -> None:
+        self.changes += 1
         self._feedback.append((time.time(), right))
 
     def rows(self) -> Rows:

@@ -10,11 +10,12 @@ from ..progress import say
 ACTED = ("finetune", "rollback")
 
 
-def run(domain: str, states: Mapping[str, str | None]) -> dict[str, Any]:
+def run(domain: str, states: Mapping[str, str | None], incident: str = "") -> dict[str, Any]:
     """Close the domain's incident, if one is open.
 
     Args:
         states: of the run's tasks, by name.
+        incident: which one the run answered; "" for none (a person started it), or one that is closed since.
     Returns: outcome (recovered, declined or failed), failed (the tasks), breaker, failures.
     """
     from .. import tracking
@@ -27,7 +28,12 @@ def run(domain: str, states: Mapping[str, str | None]) -> dict[str, Any]:
     else:
         outcome = "declined"
     now = time.time()
-    state = incidents.close(tracking.incidents(domain), outcome, now, ", ".join(sorted(failed)))
-    tracking.keep_incidents(domain, state)
+
+    def ended(state: incidents.State) -> incidents.State:
+        if state.incident is None or state.incident.id != incident:
+            return state
+        return incidents.close(state, outcome, now, ", ".join(sorted(failed)))
+
+    state = tracking.change_incidents(domain, ended)
     say(f"{domain}: {outcome}; the breaker is {state.breaker(now)} ({state.failures} failures in a row).")
     return {"outcome": outcome, "failed": sorted(failed), "breaker": state.breaker(now), "failures": state.failures}

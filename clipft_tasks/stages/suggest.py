@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import say
-from ..server_client import call
+from ..server_client import Refusal, call
 from ..spec import RunSpec
 
 COMPARED = 4  # other registered versions that are tried on judged captures
@@ -93,7 +93,7 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
         try:
             pictures.append(open_picture(call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content).rgb)
             truth.append(capture["label"])
-        except BadPicture:
+        except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
     name = tracking.model_name(spec.domain)
     versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
@@ -119,8 +119,7 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
 def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | None:
     """What training would take, from the pace of the champion's own run."""
     pace, pairs = metrics.get("pairs_per_second"), metrics.get("pairs")
-    steps = metrics.get("steps")
-    if not pace or not pairs or not steps:
+    if not pace or not pairs:
         return None
     return round((pairs + more * spec.train.epochs) / pace / 60, 1)
 
@@ -128,4 +127,10 @@ def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | Non
 def _examples(domain: str, captures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bytes]]:
     """The captured pictures that look newest, with their bytes."""
     newest = sorted(captures, key=lambda c: -c["novelty"])[:SHOWN]
-    return [(c, call("GET", f"/v1/captures/{domain}/{c['id']}").content) for c in newest]
+    found = []
+    for capture in newest:
+        try:
+            found.append((capture, call("GET", f"/v1/captures/{domain}/{capture['id']}").content))
+        except Refusal:  # deleted since it was listed
+            continue
+    return found

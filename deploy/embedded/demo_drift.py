@@ -205,7 +205,10 @@ def _start_afresh(server: _Server) -> None:
     from clipft_tasks import tracking
     from clipft_tasks.drift import incidents
 
-    tracking.keep_incidents(DOMAIN, incidents.reset(tracking.incidents(DOMAIN)))
+    state = tracking.change_incidents(DOMAIN, incidents.reset)
+    if state.incident:
+        what = f"an incident of {DOMAIN} ({', '.join(state.incident.causes)})"
+        raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")
     server.own.put(f"/v1/captures/{DOMAIN}", json={"share": 1.0}).raise_for_status()
 
 

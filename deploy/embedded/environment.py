@@ -13,6 +13,7 @@ from clipft_tasks.settings import settings
 PROJECT = Path(__file__).resolve().parents[2]
 PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093}
 USER = "admin"
+NAMES = {"jwt", "session", "server", "alerts", "password", "fernet"}
 
 
 def ports() -> dict[str, int]:
@@ -27,16 +28,20 @@ def address(name: str) -> str:
 def keep_secrets() -> dict[str, str]:
     """The installation's secrets, made on first use and readable by their owner only."""
     path = settings().folder() / "secrets.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    made = {name: secrets.token_urlsafe(48) for name in ("jwt", "session", "server", "alerts")}
-    made["password"] = secrets.token_urlsafe(9)
+    known = dict(json.loads(path.read_text())) if path.exists() else {}
+    if known.keys() >= NAMES:
+        return known
+    made = {name: secrets.token_urlsafe(9 if name == "password" else 48) for name in NAMES}
     # Fernet wants exactly 32 bytes, padded.
     import base64
 
     made["fernet"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    made |= known  # a newer version may know of more secrets than an older one made
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(made, file)
+    os.replace(part, path)
     return made
 
 

@@ -61,7 +61,7 @@ def test_a_form_is_made_of_the_specs_fields(dag):
     own = {
         "clipft_rollback": {"version"},
         "clipft_retrain": {"domains"},
-        "clipft_readapt": {"causes"},
+        "clipft_readapt": {"causes", "incident"},
         "clipft_drift_watch": {"domains", "wait_minutes", "cool_down_minutes", "approval"},
     }.get(dag["id"], set())
     assert set(dag["params"]) - own <= set(form())

@@ -212,9 +212,9 @@ def test_the_history_keeps_the_newest():
     assert state.history[-1]["opened"] == at - 2 * HOUR and state.history[0]["opened"] == NOW + 5 * 2 * HOUR
 
 
-def test_an_incidents_key_does_not_depend_on_the_order_of_its_causes():
-    assert alarm(NOW, "image", "text").key == alarm(NOW + 1, "text", "image").key
-    assert alarm(NOW, "image").key != alarm(NOW, "image", version="2").key
+def test_each_incident_has_a_name_of_its_own():
+    assert alarm(NOW, "image").id != alarm(NOW + 1, "image").id
+    assert replace(alarm(NOW, "image"), domain="other").id != alarm(NOW, "image").id
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -286,21 +286,28 @@ def later(domain: str, seconds: float) -> None:
     tracking.keep_incidents(domain, replace(state, incident=opened, **at))
 
 
+def ended(domain: str, states: dict[str, str | None]) -> dict[str, Any]:
+    """What `close` says when the run that answers the open incident ends."""
+    state = tracking.incidents(domain)
+    return close.run(domain, states, state.incident.id if state.incident else "")
+
+
 FAILED = {"suggest": "success", "finetune": "failed"}
 RECOVERED = {"suggest": "success", "finetune": "success"}
 
 
 def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
-    assert admit.run([breach("general", "image", "margin")], run="a") == [{"domain": "general", "causes": ["image", "margin"]}]
+    [found] = admit.run([breach("general", "image", "margin")], run="a")
     kept = tracking.incidents("general").incident
-    assert kept and (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
+    assert kept and found == {"domain": "general", "causes": ["image", "margin"], "incident": kept.id}
+    assert (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
 
 
 def test_two_domains_are_handled_beside_each_other(registry):
     both = [breach("general"), breach("industrial", "text")]
     assert [b["domain"] for b in admit.run(both, run="a")] == ["general", "industrial"]
     assert admit.run(both, run="b") == []
-    close.run("general", FAILED)
+    ended("general", FAILED)
     assert tracking.incidents("industrial").incident and tracking.incidents("industrial").failures == 0
     assert tracking.incidents("general").incident is None and tracking.incidents("general").failures == 1
 
@@ -358,7 +365,7 @@ OUTCOMES: list[tuple[dict[str, str | None], str]] = [
 def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, outcome):
     admit.run([breach()])
     failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
-    told = close.run("general", states)
+    told = ended("general", states)
     assert (told["outcome"], told["failed"]) == (outcome, failed)
     state = tracking.incidents("general")
     assert state.incident is None and state.failures == (outcome == "failed")
@@ -366,15 +373,22 @@ def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, out
     assert [name for name in sorted(states) if name in state.history[-1]["note"]] == failed
 
 
+def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
+    admit.run([breach()])
+    for other in ("", "general-1.000"):
+        close.run("general", RECOVERED, other)
+        assert tracking.incidents("general").incident
+
+
 @pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
 def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(registry, states):
     for _ in range(2):
         admit.run([breach()], cool_down=0)
-        close.run("general", FAILED)
+        ended("general", FAILED)
     before = tracking.incidents("general")
-    assert close.run("general", states)["failures"] == 2
+    assert ended("general", states)["failures"] == 2
     assert tracking.incidents("general") == before
-    assert close.run("industrial", states)["breaker"] == "closed"
+    assert ended("industrial", states)["breaker"] == "closed"
     assert tracking.incidents("industrial") == State()
 
 
@@ -382,17 +396,17 @@ def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
     for number in range(FAILURES):
         assert len(admit.run([breach()])) == 1
         assert admit.run([breach()]) == []  # one at a time
-        told = close.run("general", FAILED)
+        told = ended("general", FAILED)
         assert (told["breaker"], told["failures"]) == ("open" if number + 1 == FAILURES else "closed", number + 1)
         assert admit.run([breach()]) == []  # the cool-down
         later("general", COOL_DOWN + MINUTE)
     assert admit.run([breach()]) == []
     later("general", OPEN_FOR)
     assert len(admit.run([breach()])) == 1
-    assert close.run("general", FAILED)["breaker"] == "open"
+    assert ended("general", FAILED)["breaker"] == "open"
     later("general", OPEN_FOR + MINUTE)
     assert len(admit.run([breach()])) == 1 and admit.run([breach()]) == []
-    told = close.run("general", RECOVERED)
+    told = ended("general", RECOVERED)
     assert (told["outcome"], told["breaker"], told["failures"]) == ("recovered", "closed", 0)
     later("general", COOL_DOWN + MINUTE)
     assert len(admit.run([breach()])) == 1
@@ -417,7 +431,7 @@ def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(regi
     causes = [f"a signal with a long name {n}" for n in range(12)]
     for number in range(HISTORY):
         assert admit.run([breach("general", *causes, version=str(number))], cool_down=0)
-        close.run("general", RECOVERED)
+        ended("general", RECOVERED)
     admit.run([breach("general", *causes, version="now")], cool_down=0, run="r" * 100)
     assert len(stored("general")) <= TAG
     state = tracking.incidents("general")
@@ -434,5 +448,5 @@ def test_many_long_causes_fit_into_the_registry(registry, count):
     kept = tracking.incidents("general").incident
     assert kept and kept.causes[:5] == causes[:5]  # the worst come first
     assert admit.run([breach("general", *causes)], run="b") == []
-    assert close.run("general", FAILED)["failures"] == 1
+    assert ended("general", FAILED)["failures"] == 1
     assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from ...errors import ClipftError
-from ...server_client import call
+from ...server_client import Refusal, call
 from .. import versioning
+from ..pictures import BadPicture
 from . import Row, Source
 
 
@@ -31,7 +32,8 @@ def open_captures(domain: str) -> Source:
     def rows() -> Iterator[Row]:
         dataset = versioning.fetch(newest)
         # A picture that was sent twice, or that the version has already, is taken once; the newest judgement counts.
-        once = {c["sha256"]: c for c in judged if c["sha256"] not in set(dataset.frame["sha256"])}
+        known_bytes = set(dataset.frame["sha256"])
+        once = {c["sha256"]: c for c in judged if c["sha256"] not in known_bytes}
         for old in dataset.frame.itertuples():
             yield Row(
                 where=f"{newest.tag} {old.name}",
@@ -54,4 +56,7 @@ def open_captures(domain: str) -> Source:
 
 
 def _picture(domain: str, name: str) -> bytes:
-    return call("GET", f"/v1/captures/{domain}/{name}").content
+    try:
+        return call("GET", f"/v1/captures/{domain}/{name}").content
+    except Refusal as error:  # deleted since it was listed
+        raise BadPicture(f"the server no longer keeps it ({error.status})") from error
