@@ -106,7 +106,7 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
             of_classes = clip.class_embeddings(classes, get_domain(spec.domain).prompts)
             squares = np.stack([square(p, clip.side, clip.aspect) for p in pictures])
             image = torch.cat([clip.encode_images(torch.from_numpy(squares[i : i + 64])) for i in range(0, len(squares), 64)])
-        said = (image @ of_classes.T).argmax(dim=1).numpy()
+        said = clip.similarity(image, of_classes).argmax(dim=1).numpy()
         right[str(version.version)] = np.array([classes[i] == t for i, t in zip(said, truth, strict=True)], dtype=float)
     out = []
     for number in [str(v.version) for v in rest]:
