@@ -18,7 +18,19 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import ClipftError
 from .appearance import STATISTICS
-from .statistics import Array, Projection, classifier_auc, gaussian, median_distance, mmd, psi, quantile_edges, shares, unit, wilson
+from .statistics import (
+    Array,
+    Projection,
+    classifier_auc,
+    gaussian,
+    median_distance,
+    mmd,
+    psi,
+    quantile_edges,
+    shares,
+    unit,
+    wilson,
+)
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
 ROWS = 512  # of pictures, at most

@@ -74,7 +74,9 @@ class Window:
         self.seen += len(image)
         self.changes += len(image)
         whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
-        self._pictures.extend((now, *parts) for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True))
+        self._pictures.extend(
+            (now, *parts) for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True)
+        )
 
     def add_texts(self, text: Array) -> None:
         now = time.time()

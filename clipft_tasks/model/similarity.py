@@ -65,7 +65,7 @@ class Similarity(nn.Module, ABC):
     def compare(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """`forward` for arrays; the module must be on the CPU."""
         with torch.inference_mode():
-            return self(torch.as_tensor(image), torch.as_tensor(text)).numpy()
+            return self(*(torch.as_tensor(x, dtype=torch.float32) for x in (image, text))).numpy()
 
 
 class Cosine(Similarity):
