@@ -119,7 +119,7 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         torch.nn.utils.clip_grad_norm_(gradients, 1.0)
         optimiser.step()
         average = loop._Average(clip, 0.9)
-        average.update(model)
+        average.update(clip)
         model.eval()
         with torch.inference_mode():
             for side in sides:
