@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.pictures import BadPicture, open_picture
+from ..domains import get_domain
 from .appearance import STATISTICS
 from .diagnosis import Advice, Candidate, Diagnosis
 from .reference import Reference
@@ -75,7 +76,7 @@ def page(
         domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others, labels=labels,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data))],
+        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, get_domain(domain).grey_bits))],
     )  # fmt: skip
 
 
@@ -94,9 +95,9 @@ def _histogram(name: str, before: np.ndarray, now: np.ndarray, bins: int = 24) -
     return {"name": name, "low": low, "high": high, "bars": list(zip((old / top).round(3), (new / top).round(3), strict=True))}
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(data: bytes, grey_bits: int) -> str:
     try:
-        rgb = open_picture(data).rgb
+        rgb = open_picture(data, grey_bits=grey_bits).rgb
     except BadPicture:
         return ""
     rgb.thumbnail((SIDE, SIDE))

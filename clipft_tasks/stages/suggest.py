@@ -88,10 +88,12 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
     from ..drift.diagnosis import Candidate
     from ..model import build
 
+    domain = get_domain(spec.domain)
     pictures, truth = [], []
     for capture in judged[-200:]:
         try:
-            pictures.append(open_picture(call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content).rgb)
+            data = call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content
+            pictures.append(open_picture(data, grey_bits=domain.grey_bits).rgb)
             truth.append(capture["label"])
         except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
@@ -103,7 +105,7 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
         clip = build.from_folder(tracking.fetch_package(version), source=f"version {version.version}")
         classes = sorted(set(truth))
         with torch.inference_mode():
-            of_classes = clip.class_embeddings(classes, get_domain(spec.domain).prompts)
+            of_classes = clip.class_embeddings(classes, domain.prompts)
             squares = np.stack([square(p, clip.side, clip.aspect) for p in pictures])
             image = torch.cat([clip.encode_images(torch.from_numpy(squares[i : i + 64])) for i in range(0, len(squares), 64)])
         said = clip.similarity(image, of_classes).argmax(dim=1).numpy()
