@@ -16,12 +16,7 @@ DOMAIN = Domain(
     caption="an inspection image of a {}.",
     augment=Augment(crop_min=0.85, flip_vertical=True, rotate90=True),
     checks=Checks(min_side=64, min_class_share=0.02, modes=(*Checks().modes, "I;16", "I;16B")),
-    defaults={
-        "resolution.aspect": "pad",
-        "objective.name": "multi_positive",
-        "objective.positives": "caption",
-        "gate.max_drop": 0.03,
-    },
+    defaults={"resolution.aspect": "pad", "objective.name": "multi_positive", "gate.max_drop": 0.03},
     why={
         "prompts": "views of one part in words of inspection, after WinCLIP's templates; the state (defective, cracked) is part of "
         "the class text (Jeong et al. 2023, https://arxiv.org/abs/2303.14814)",

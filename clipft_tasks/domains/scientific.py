@@ -18,7 +18,7 @@ DOMAIN = Domain(
     checks=Checks(modes=("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "I;16B", "F"), min_class_share=0.0),
     grey_bits=0,
     drift_tolerance=1.5,
-    defaults={"resolution.aspect": "pad", "objective.name": "info_nce", "gate.metric": "image_to_text_r1"},
+    defaults={"resolution.aspect": "pad", "gate.metric": "image_to_text_r1"},
     why={
         "prompts": "the kind of picture is named, as CLIP does for satellite photos and the like (Radford et al. 2021, section 3.1.4, "
         "https://arxiv.org/abs/2103.00020); and the bare name, since captions here often are just that",

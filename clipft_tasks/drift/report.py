@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..data.pictures import BadPicture, open_picture
-from ..domains import get_domain
 from .appearance import STATISTICS
 from .diagnosis import Advice, Candidate, Diagnosis
 from .reference import Reference
@@ -65,7 +64,7 @@ def lines(
 def page(
     domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate], labels: Mapping[str, int],
     minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes]],
-    reference: Reference, window: Mapping[str, Any],
+    reference: Reference, window: Mapping[str, Any], grey_bits: int,
 ) -> str:  # fmt: skip
     """The page, HTML with everything inside."""
     import jinja2
@@ -76,7 +75,7 @@ def page(
         domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others, labels=labels,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, get_domain(domain).grey_bits))],
+        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, grey_bits))],
     )  # fmt: skip
 
 

@@ -48,8 +48,9 @@ def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
     table = "\n".join(lines)
     say(table)
     page = report.page(
-        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window
-    )
+        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window,
+        get_domain(spec.domain).grey_bits,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")

@@ -181,6 +181,7 @@ def a_window(count: int = 70, classes: int = 2) -> dict[str, Any]:
 def seen_by_the_server(**values: float) -> dict[str, Any]:
     return {
         "domain": "industrial",
+        "grey_bits": 16,
         "version": "4",
         "pictures": 70,
         "texts": 3,

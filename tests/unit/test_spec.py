@@ -25,21 +25,6 @@ def leaves() -> list[str]:
     return out
 
 
-@pytest.fixture
-def own_domains(home: Path, monkeypatch: pytest.MonkeyPatch):
-    """Calls with paths put them on CLIPFT_DOMAINS_PATH; the menu is read anew, and again afterwards."""
-
-    def put(*paths: Path) -> None:
-        monkeypatch.setenv("CLIPFT_DOMAINS_PATH", ":".join(map(str, paths)))
-        domains.settings.cache_clear()
-        domains._all.cache_clear()
-
-    yield put
-    monkeypatch.delenv("CLIPFT_DOMAINS_PATH", raising=False)
-    domains.settings.cache_clear()
-    domains._all.cache_clear()
-
-
 FERNS = """
 from clipft_tasks.domains import Domain
 DOMAIN = Domain(name="ferns", title="Ferns", prompts=("a frond of {}.",), caption="a frond of {}.",
