@@ -43,7 +43,10 @@ def write(
     ]
     grey_bits = get_domain(card["domain"]).grey_bits
     examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
-    pictures = [{"src": _thumbnail(row, folders, grey_bits), "caption": row.caption, "split": row.split} for row in examples.itertuples()]
+    pictures = [
+        {"src": _thumbnail(row, folders, grey_bits), "caption": row.caption, "split": row.split}
+        for row in examples.itertuples()
+    ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
         title=f"Data report: {card['domain']}",

@@ -25,10 +25,14 @@ def _from_file(path: Path) -> Domain:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever a file of a person's own may raise
-        raise ClipftError(f"domain file {path}", f"it cannot be read: {error}", "`clipft domain new` writes one that can.") from error
+        raise ClipftError(
+            f"domain file {path}", f"it cannot be read: {error}", "`clipft domain new` writes one that can."
+        ) from error
     found = getattr(module, "DOMAIN", None)
     if not isinstance(found, Domain):
-        raise ClipftError(f"domain file {path}", "it defines no DOMAIN = Domain(...)", "`clipft domain new` writes one that does.")
+        raise ClipftError(
+            f"domain file {path}", "it defines no DOMAIN = Domain(...)", "`clipft domain new` writes one that does."
+        )
     return found
 
 

@@ -48,8 +48,8 @@ class Domain:
     near_duplicate_bits: Annotated[int, "pictures whose 256-bit perceptual hashes differ by at most this share a split"] = 6
     drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
     captures: Annotated[float, "share of requests that the server keeps for labelling; 0 keeps none"] = 0.0
-    defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = field(
-        default_factory=dict
+    defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
+        field(default_factory=dict)
     )
     why: Annotated[Mapping[str, str], "the reason for each choice, by field"] = field(default_factory=dict)
 
@@ -64,11 +64,12 @@ class Domain:
 
     def choices(self) -> dict[str, Any]:
         """Every choice by dotted name that is not the general default: what `why` has to explain."""
+        general = Domain(self.name, self.title, self.prompts, self.caption)
+        parts = (("augment.", self.augment, general.augment), ("checks.", self.checks, general.checks), ("", self, general))
         out: dict[str, Any] = {"prompts": self.prompts}
-        for part, own in (("augment.", self.augment), ("checks.", self.checks), ("", self)):
-            general = type(own)() if part else Domain(self.name, self.title, self.prompts, self.caption)
-            for each in fields(own):  # type: ignore[arg-type]
-                value = getattr(own, each.name)
-                if each.name not in ("augment", "checks", "defaults", "why") and value != getattr(general, each.name):
-                    out[part + each.name] = value
+        for prefix, own, usual in parts:
+            for name in (each.name for each in fields(own)):
+                value = getattr(own, name)
+                if name not in ("augment", "checks", "defaults", "why") and value != getattr(usual, name):
+                    out[prefix + name] = value
         return out | dict(self.defaults)

@@ -25,6 +25,7 @@ def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
     import mlflow
 
     from .. import tracking
+    from ..domains import get_domain
     from ..drift import diagnosis, report
     from ..drift.reference import Reference
 

@@ -146,9 +146,7 @@ def test_molecules_become_a_dataset_version(home, tiny):
     made = version.run(spec, result["staging"])
     assert checked["rows"] == made["rows"] == result["rows"]
     card = versioning.find("", "scientific").card
-    assert "PubChem" in card["licence"] and card["classes"] == {
-        k: v for k, v in sorted(Counter(frame["label"]).items()) if k
-    }
+    assert "PubChem" in card["licence"] and card["classes"] == {k: v for k, v in sorted(Counter(frame["label"]).items()) if k}
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """RunSpec: what a form, a command line or a file says becomes one spec, or an error that names the field."""
 
 import json
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel

@@ -66,7 +66,9 @@ def open_source(source: str, data: DataSpec) -> Source:
         return table.open_table(path, data)
     raise ClipftError(
         f"source {source}",
-        "it is neither an existing folder nor a table (" + ", ".join(table.KINDS) + ") nor elpv:<type>, molecules[:<number>] or captures:<domain>",
+        "it is neither an existing folder nor a table ("
+        + ", ".join(table.KINDS)
+        + ") nor elpv:<type>, molecules[:<number>] or captures:<domain>",
         "Check the spelling.",
     )
 

@@ -130,7 +130,7 @@ def draw(smiles: str) -> bytes:
     from rdkit.Chem.Draw import rdMolDraw2D
 
     canvas = rdMolDraw2D.MolDraw2DCairo(SIDE, SIDE)
-    canvas.drawOptions().includeMetadata = False
+    canvas.drawOptions().includeMetadata = False  # type: ignore[assignment]  # its stubs take a property for its class
     rdMolDraw2D.PrepareAndDrawMolecule(canvas, Chem.MolFromSmiles(smiles))
     canvas.FinishDrawing()
     return bytes(canvas.GetDrawingText())
