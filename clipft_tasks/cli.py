@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from . import cli_drift
+from . import cli_domain, cli_drift
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -212,18 +212,7 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
         click.echo(yaml.safe_dump(read_spec(file, options).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-@main.command("domains", help="List the domains, and why each of their choices stands.")
-def domains() -> None:
-    from .domains import domain_names, get_domain
-
-    for name in domain_names():
-        domain = get_domain(name)
-        click.echo(click.style(f"{name}: {domain.title}", bold=True))
-        for choice, reason in domain.why.items():
-            click.echo(f"  {choice}: {reason}")
-
-
-for _command in (cli_drift.drift, cli_drift.label, cli_drift.breaker):
+for _command in (cli_domain.domains, cli_domain.domain, cli_drift.drift, cli_drift.label, cli_drift.breaker):
     main.add_command(_command)
 
 

@@ -37,7 +37,7 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         """Embeddings (n, d) and appearance (n, 5), from the pictures as they came."""
         embedded, looks, squares = [np.zeros((0, clip.embed_dim), np.float32)], [], []
         for number, row in enumerate(progress(rows.itertuples(), what, len(rows)), 1):
-            picture = open_picture(dataset.picture(row)).rgb
+            picture = open_picture(dataset.picture(row), grey_bits=domain.grey_bits).rgb
             looks.append(appearance(picture))
             squares.append(square(picture, side, clip.aspect))
             if len(squares) == batch or number == len(rows):

@@ -1,7 +1,6 @@
 """RunSpec: what a form, a command line or a file says becomes one spec, or an error that names the field."""
 
 import json
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -23,21 +22,6 @@ def leaves() -> list[str]:
         else:
             out.append(name)
     return out
-
-
-@pytest.fixture
-def own_domains(home: Path, monkeypatch: pytest.MonkeyPatch):
-    """Calls with paths put them on CLIPFT_DOMAINS_PATH; the menu is read anew, and again afterwards."""
-
-    def put(*paths: Path) -> None:
-        monkeypatch.setenv("CLIPFT_DOMAINS_PATH", ":".join(map(str, paths)))
-        domains.settings.cache_clear()
-        domains._all.cache_clear()
-
-    yield put
-    monkeypatch.delenv("CLIPFT_DOMAINS_PATH", raising=False)
-    domains.settings.cache_clear()
-    domains._all.cache_clear()
 
 
 FERNS = """
