@@ -4,7 +4,7 @@
 |------------|---------------------------------------------|------------------------------------------------------------|
 | cosine     | directions                                  | by default; every index and every other CLIP model does    |
 | dot        | directions and lengths                      | where a length may say how sure or how general something is |
-| euclidean  | positions, by the negative squared distance | for prototypes: a class is a point                         |
+| euclidean  | positions, by half the squared distance     | for prototypes: a class is a point                         |
 | hyperbolic | positions in the Lorentz model              | for trees: general texts near the origin, details outside  |
 | bilinear   | directions through a learned matrix         | where the towers disagree by more than a rotation          |
 
@@ -91,6 +91,16 @@ class Cosine(Similarity):
         return normalize(embeddings[..., :width], dim=-1)
 
 
+def moderated(features: Tensor, gain: Tensor) -> Tensor:
+    """Features (n, d) times a gain, their lengths held between 1/e and e.
+
+    Where lengths count, training could otherwise begin by shrinking everything to a point, and would stay there: at distance
+    zero nothing has a gradient.
+    """
+    length = features.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return features / length * torch.tanh((length * gain).log()).exp()
+
+
 class Dot(Similarity):
     """The inner product of features whose mean length was one when training began.
 
@@ -112,19 +122,19 @@ class Dot(Similarity):
         self.gains.copy_(1 / lengths.clamp_min(1e-6))
 
     def embed_image(self, features: Tensor) -> Tensor:
-        return features * self.gains[0]
+        return moderated(features, self.gains[0])
 
     def embed_text(self, features: Tensor) -> Tensor:
-        return features * self.gains[1]
+        return moderated(features, self.gains[1])
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         return image @ text.T
 
 
 class Euclidean(Dot):
-    """The negative squared distance of features whose mean length was one when training began.
+    """Half the negative squared distance of features whose mean length was one when training began.
 
-    On unit vectors it is twice the cosine, less two.
+    On unit vectors it is the cosine less one, so temperatures mean the same.
 
     Source: Prototypical networks, Snell et al. 2017, https://arxiv.org/abs/1703.05175
     """
@@ -133,7 +143,7 @@ class Euclidean(Dot):
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         squares = image.square().sum(-1)[:, None] + text.square().sum(-1)[None]
-        return (2 * image @ text.T - squares).clamp_max(0)
+        return (image @ text.T - squares / 2).clamp_max(0)
 
 
 class Hyperbolic(Similarity):
@@ -166,10 +176,10 @@ class Hyperbolic(Similarity):
         return tangent * (torch.sinh(length) / length)
 
     def embed_image(self, features: Tensor) -> Tensor:
-        return self._lift(features * self.log_gains[0].exp())
+        return self._lift(moderated(features, self.log_gains[0].exp()))
 
     def embed_text(self, features: Tensor) -> Tensor:
-        return self._lift(features * self.log_gains[1].exp())
+        return self._lift(moderated(features, self.log_gains[1].exp()))
 
     def _time(self, space: Tensor) -> Tensor:
         return (1 / self.curvature + space.square().sum(-1)).sqrt()

@@ -69,9 +69,9 @@ def test_the_centre_of_two_points_is_equally_far_from_both(fitted):
     assert min(one, other) > fitted(text[:1], text[1:2])[0, 0]
 
 
-def test_euclidean_is_twice_the_cosine_less_two_on_unit_vectors():
+def test_euclidean_is_the_cosine_less_one_on_unit_vectors():
     one, other = (torch.nn.functional.normalize(f, dim=-1) for f in FEATURES)
-    torch.testing.assert_close(make("euclidean", 16)(one, other), 2 * one @ other.T - 2)
+    torch.testing.assert_close(make("euclidean", 16)(one, other), one @ other.T - 1)
 
 
 def test_bilinear_begins_as_the_cosine():
