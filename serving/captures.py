@@ -16,6 +16,11 @@ from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from clipft_tasks.domains import get_domain
+
+from .live import Ranking
 from .metrics import Metrics
 
 TIDY = 600.0  # seconds without anything new after which the old is looked at
@@ -57,10 +62,11 @@ class Captures:
     Args:
         root: folder; one below it for each domain.
         most_bytes: of each domain, most_seconds: age; beyond either the oldest go first.
+        share: of requests that is kept; None leaves it to each domain.
     """
 
-    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float) -> None:
-        self.root, self.metrics = root, metrics
+    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float, share: float | None = None) -> None:
+        self.root, self.metrics, self.share = root, metrics, share
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
         self.asked: dict[str, float] = {}  # shares set while running, by domain
         self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
@@ -72,6 +78,33 @@ class Captures:
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join(timeout=10)
+
+    def consider(self, request_id: str, said: Ranking, pictures: list[bytes]) -> None:
+        """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
+        live = said.live
+        usual = self.share if self.share is not None else get_domain(live.domain).captures
+        share = self.asked.get(live.domain, usual)
+        if share <= 0:
+            return
+        reference = live.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
+        novelty = reference.novelty(said.image) if reference else np.zeros(len(pictures))
+        ranked = np.sort(said.scores, axis=1)
+        unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
+        key, now, labels = hashed(request_id), time.time(), said.labels
+        for i, data in enumerate(pictures):
+            why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
+            found = Capture(
+                f"{key}-{i}",
+                key,
+                live.domain,
+                live.version,
+                now,
+                labels[i],
+                float(said.odds[i].max()),
+                float(novelty[i]),
+                why,
+            )
+            self.offer(found, data, share)
 
     def offer(self, capture: Capture, data: bytes, share: float) -> None:
         """Keep a picture, perhaps; never makes a request wait.

@@ -1,4 +1,4 @@
-"""A version that answers: the model, its card, and where it comes from."""
+"""A version that answers (the model, its card, where it comes from), and what it says about pictures."""
 
 import time
 from dataclasses import dataclass, field
@@ -38,6 +38,10 @@ class Live:
         """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
         return float(self.clip.model.logit_scale.detach().exp())
 
+    def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Embeddings (n, d) and (m, d) -> how alike they are, (n, m)."""
+        return image @ text.T
+
     @property
     def headers(self) -> dict[str, str]:
         """Where an answer comes from."""
@@ -48,3 +52,34 @@ class Live:
             "X-Clipft-Dataset": self.lineage.get("dataset", ""),
             "X-Clipft-Dag-Run": self.lineage.get("dag_run", ""),
         }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a version says about a request's pictures.
+
+    Args:
+        image: (n, d) embeddings; looks: (n, 5), see `appearance`; scores: (n, c) similarity with each class.
+    """
+
+    live: Live
+    classes: list[str]
+    image: np.ndarray
+    looks: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """The number of each picture's best class, (n,)."""
+        return self.scores.argmax(axis=1)
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.classes[i] for i in self.best]
+
+    @cached_property
+    def odds(self) -> np.ndarray:
+        """Softmax over the classes at the model's temperature, (n, c)."""
+        logits = self.scores * self.live.temperature_scale
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """What Prometheus reads. Names and units follow its conventions; every histogram is additive over replicas."""
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from clipft_tasks.drift.window import Figures
@@ -92,7 +93,18 @@ class Metrics:
         self.captures = Counter(
             "clipft_captures_total", "Requests kept for labelling, or why not.", ["domain", "outcome"], registry=registry
         )
+        self.unnoted = Counter(
+            "clipft_unnoted_answers_total", "Answers that the window, feedback or captures failed to take note of.",
+            ["domain", "what"], registry=registry,
+        )  # fmt: skip
         self._signals: dict[tuple[str, str], set[str]] = {}
+
+    def ranked(self, domain: str, version: str, scores: np.ndarray) -> None:
+        """Similarities of pictures with classes or texts, (n, c): the best one, and its lead over the second."""
+        for row in np.sort(scores, axis=1):
+            self.top.labels(domain, version).observe(float(row[-1]))
+            if len(row) > 1:
+                self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
 
     def publish(self, domain: str, version: str, figures: Figures) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""

@@ -81,7 +81,7 @@ class Monitor:
     def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray) -> None:
         """Pictures that were encoded: embeddings (n, d), appearance (n, 5)."""
         classes = live.own_class_texts
-        similarity = image @ classes.T if classes is not None else np.zeros((len(image), 0), np.float32)
+        similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)
         with self._lock:
             if watched := self._of(live):
                 watched.window.add_pictures(image, looks, similarity)

@@ -23,6 +23,7 @@ from clipft_tasks.stages import rollout
 pytestmark = pytest.mark.slow
 
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+PROBE = SHOWN | {"X-Clipft-Probe": "1"}
 TRIAL = "/v1/shadows/general"
 OWN = ["a tree", "a house"]
 
@@ -199,7 +200,7 @@ def test_a_canary_of_everything_answers_everything_under_its_own_name(server, pl
     assert began["answers"] is True
     answer = classify(server)
     assert answer.headers["x-clipft-model-version"] == "2" and answer.headers["x-clipft-domain"] == "general"
-    assert answer.headers["x-clipft-run-id"] != classify(server, **{"X-Clipft-Probe": "1"}).headers["x-clipft-run-id"]
+    assert answer.headers["x-clipft-run-id"] != classify(server, **PROBE).headers["x-clipft-run-id"]
     expected = plain["2"].images() @ plain["2"].classes(plain["2"].card["classes"]).T
     scores = [list(p["scores"].values()) for p in answer.json()["predictions"]]
     assert np.abs(np.array(scores) - expected).max() < 1e-4
@@ -265,7 +266,7 @@ def test_only_ordinary_classify_requests_are_tried(server, answers):
     others = [
         server.post(CLASSES, {"images": PICTURES, "classes": OWN}),
         server.post(CLASSES, {"images": PICTURES, "classes": ["blue square", "red square"]}),
-        classify(server, **{"X-Clipft-Probe": "1"}),
+        classify(server, **PROBE),
         server.post(IMAGES, {"images": PICTURES}),
         server.post(WORDS, {"texts": TEXTS}),
         server.post(PAIRS, {"images": PICTURES, "texts": TEXTS}),

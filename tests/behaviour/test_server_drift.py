@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 LEAST, SIZE = 32, 64
 FEEDBACK, DRIFT, WINDOW = "/v1/feedback", "/v1/drift/general", "/v1/windows/general"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+PROBE = SHOWN | {"X-Clipft-Probe": "1"}
 CAPTIONS = [f"a photo of a {label} square." for label in COLOURS]
 
 
@@ -197,9 +198,28 @@ PROBES = {
 
 @pytest.mark.parametrize("path", PROBES)
 def test_what_the_pipeline_itself_asks_is_not_in_the_window(server, path):
-    assert server.client.post(path, json=PROBES[path], headers={"X-Clipft-Probe": "1"}).status_code == 200
+    assert server.client.post(path, json=PROBES[path], headers=PROBE).status_code == 200
     said = drift(server)
     assert (said["pictures"], said["texts"], said["values"]) == (0, 0, {})
+
+
+@pytest.mark.parametrize("token", ["", "Bearer", "Bearer wrong", TOKEN, f"Basic {TOKEN}"])
+def test_a_stranger_cannot_stay_out_of_the_window_by_calling_itself_the_pipeline(server, token):
+    headers = PROBE | {"Authorization": token}
+    assert server.client.post(CLASSES, json={"images": PICTURES}, headers=headers).status_code == 200
+    assert server.client.post(WORDS, json={"texts": TEXTS}, headers=headers).status_code == 200
+    assert (drift(server)["pictures"], drift(server)["texts"]) == (len(PICTURES), len(TEXTS))
+
+
+def test_what_the_pipeline_itself_asks_is_in_no_figure_of_the_answers(server):
+    def counted() -> dict[tuple[str, ...], float]:
+        names = ("clipft_similarity_top_count", "clipft_similarity_margin_count", "clipft_predictions_total")
+        return {k: v for k, v in server.figures().items() if k[0] in names}
+
+    before = counted()
+    for path, body in PROBES.items():
+        assert server.client.post(path, json=body, headers=PROBE).status_code == 200
+    assert counted() == before
 
 
 def test_a_domain_that_is_not_live_has_no_drift_and_no_window(server):
