@@ -110,8 +110,7 @@ class Metrics:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
         for name, ratio in figures.drift.items():
             self.drift.labels(domain, version, name).set(ratio)
-            behind = {"text": figures.texts, "performance": figures.feedback}.get(name, figures.pictures)
-            self.drift_items.labels(domain, version, name).set(behind)
+            self.drift_items.labels(domain, version, name).set(figures.behind[name])
         before = self._signals.get((domain, version), set())
         for name in before - figures.drift.keys():
             self.drift.remove(domain, version, name)

@@ -147,19 +147,13 @@ class Monitor:
         }
 
     def rows(self, domain: str) -> dict[str, Any] | None:
-        """The window's pictures as the suggestion needs them: appearance, cosines with the classes, embeddings."""
+        """The window's pictures as the suggestion needs them: appearance, similarity with the classes."""
         with self._lock:
             watched = self._watched.get(domain)
             if watched is None:
                 return None
             rows = watched.window.rows()
-        return {
-            "version": watched.live.version,
-            "classes": watched.live.card["classes"],
-            "appearance": rows.appearance.tolist(),
-            "similarity": rows.similarity.tolist(),
-            "image": rows.image.round(4).tolist(),
-        }
+        return {"appearance": rows.appearance.tolist(), "similarity": rows.similarity.tolist()}
 
     def _of(self, live: Live) -> _Watched | None:
         watched = self._watched.get(live.domain)

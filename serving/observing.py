@@ -49,7 +49,7 @@ def drift(domain: str, request: Request) -> dict[str, Any]:
 
 @router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])
 def window(domain: str, request: Request) -> dict[str, Any]:
-    """The rows of the window: embeddings, appearance, cosines with the classes. For the suggestion."""
+    """The rows of the window: appearance, similarity with the classes. For the suggestion."""
     rows = _monitor(request).rows(domain)
     if rows is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")

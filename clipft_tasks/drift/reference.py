@@ -217,16 +217,19 @@ def calibrated_temperature(cosines: Array, truth: Array) -> float:
     return float(min(choices, key=loss))
 
 
-def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
-    """Every figure of a window of pictures beside a base, without tests: image, predictions, appearance."""
-    return {"image": mmd(base.image, window.image, reference.facts["width"])[0], **_quick_signals(base, window)}
+def signals(
+    reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0
+) -> tuple[dict[str, float], float]:
+    """Every figure of a window of pictures (image, predictions, appearance), and the p-value of its MMD.
 
-
-def measured_signals(reference: Reference, window: Rows, permutations: int) -> tuple[dict[str, float], float]:
-    """The signals of a window beside the reference, and the p-value of its MMD."""
-    image, width = reference.rows.image, reference.facts["width"]
-    distance, p = mmd(image, window.image, width, permutations, own=reference.own_kernel)
-    return {"image": distance, **_quick_signals(reference.rows, window)}, p
+    Args:
+        base: what the window is compared with; the reference's own rows unless others are given.
+        permutations: behind the p-value; 0 skips the test (p = 1).
+    """
+    own = reference.own_kernel if base is None else None
+    base = reference.rows if base is None else base
+    distance, p = mmd(base.image, window.image, reference.facts["width"], permutations, own=own)
+    return {"image": distance, **_quick_signals(base, window)}, p
 
 
 def image_auc(reference: Reference, window: Rows) -> float:
@@ -270,7 +273,7 @@ def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
 
     def simulate(inside: np.ndarray) -> dict[str, float]:
         window = rng.permutation(np.flatnonzero(inside))[:size]
-        return signals(reference, rows.take(np.flatnonzero(~inside)), rows.take(window))
+        return signals(reference, rows.take(window), rows.take(np.flatnonzero(~inside)))[0]
 
     def chance() -> np.ndarray:
         inside = np.zeros(len(rows), dtype=bool)
