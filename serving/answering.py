@@ -6,8 +6,9 @@ Noting (windows, captures, figures) never fails an answer: what goes wrong there
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 
@@ -70,21 +71,25 @@ class Answering:
             raise Refused(status, f"No model of {domain or 'any domain'} is live (live: {there}).")
         return live
 
-    async def images(self, live: Live, images: list[schemas.ImageIn], counts: bool) -> np.ndarray:
-        """Embeddings (n, d) of pictures. Raises Refused, Busy, Unsound."""
+    async def images(
+        self, live: Live, images: list[schemas.ImageIn], counts: bool, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Embeddings (n, d) of pictures, or their first `dimensions`. Raises Refused, Busy, Unsound."""
+        cut = self._cut(live, dimensions)
         image, looks = await self._images(live, images)
         if counts:
             with self._beside(live, "window"):
                 self.monitor.pictures(live, image, looks)
-        return image
+        return cut(image)
 
-    async def texts(self, live: Live, texts: list[str], counts: bool) -> np.ndarray:
-        """Embeddings (n, d) of texts. Raises Refused, Busy, Unsound."""
+    async def texts(self, live: Live, texts: list[str], counts: bool, dimensions: int | None = None) -> np.ndarray:
+        """Embeddings (n, d) of texts, or their first `dimensions`. Raises Refused, Busy, Unsound."""
+        cut = self._cut(live, dimensions)
         text = await self._texts(live, texts)
         if counts:
             with self._beside(live, "window"):
                 self.monitor.texts(live, text)
-        return text
+        return cut(text)
 
     async def similarity(self, live: Live, images: list[schemas.ImageIn], texts: list[str], counts: bool) -> np.ndarray:
         """Every picture with every text, (n, m). Raises Refused, Busy, Unsound."""
@@ -161,10 +166,9 @@ class Answering:
             shadow.failed()
 
     async def _rank(self, live: Live, images: list[schemas.ImageIn], classes: list[str]) -> Ranking:
-        known = live.class_texts.get(tuple(classes))
-        if known is None:  # classes of the caller's own
-            known = await asyncio.wrap_future(self.engine.call(lambda: class_embeddings(live, classes)))
-        texts: np.ndarray = known
+        texts = live.class_texts.get(tuple(classes))
+        if texts is None:  # classes of the caller's own
+            texts = cast(np.ndarray, await asyncio.wrap_future(self.engine.call(lambda: class_embeddings(live, classes))))
         image, looks = await self._images(live, images)
         return Ranking(live, classes, image, looks, _sound(live, live.similarity(image, texts), "similarity"))
 
@@ -188,6 +192,16 @@ class Answering:
 
     async def _texts(self, live: Live, texts: list[str]) -> np.ndarray:
         return _sound(live, await self.engine.texts(live, self._check(texts)), "embedding")
+
+    def _cut(self, live: Live, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
+        """What shortens embeddings as asked. Raises Refused when the model was not trained for that length."""
+        if dimensions is None:
+            return lambda embeddings: embeddings
+        if dimensions not in live.dimensions:
+            lengths = ", ".join(map(str, live.dimensions)) or "no other length"
+            why = f"Version {live.version} of {live.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."
+            raise Refused(422, f"{why} Leave `dimensions` out for all {live.clip.embed_dim}.", "dimensions")
+        return lambda embeddings: _sound(live, live.cut(embeddings, dimensions), "embedding")
 
     def _check(self, texts: list[str]) -> list[str]:
         if len(texts) > self.options.max_items:

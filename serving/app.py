@@ -138,17 +138,17 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     async def embed_images(request: Request, response: Response) -> dict[str, Any]:
         """Unit embeddings of pictures."""
         asked, answering, live = await read(request, schemas.EmbedImages)
-        out = await answering.images(live, asked.images, not probing(request))
+        out = await answering.images(live, asked.images, not probing(request), asked.dimensions)
         response.headers.update(live.headers)
-        return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
+        return {"embeddings": out.tolist(), "dimension": out.shape[1]}
 
     @app.post("/v1/embed/texts", response_model=schemas.Embeddings, **bodies.documented(schemas.EmbedTexts))
     async def embed_texts(request: Request, response: Response) -> dict[str, Any]:
         """Unit embeddings of texts."""
         asked, answering, live = await read(request, schemas.EmbedTexts)
-        out = await answering.texts(live, asked.texts, not probing(request))
+        out = await answering.texts(live, asked.texts, not probing(request), asked.dimensions)
         response.headers.update(live.headers)
-        return {"embeddings": out.tolist(), "dimension": live.clip.embed_dim}
+        return {"embeddings": out.tolist(), "dimension": out.shape[1]}
 
     @app.post("/v1/similarity", response_model=schemas.Similarities, **bodies.documented(schemas.Similarity))
     async def similarity(request: Request, response: Response) -> dict[str, Any]:
@@ -181,6 +181,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 "since": m.since,
                 "side": m.side,
                 "classes": m.card["classes"],
+                "dimensions": m.dimensions,
                 "lineage": m.lineage,
             }
             for m in request.app.state.store.live.values()

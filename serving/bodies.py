@@ -14,7 +14,7 @@ T = TypeVar("T", bound=schemas.Request)
 
 
 async def parse(request: Request, model: type[T]) -> T:
-    """The body as `model`: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`.
+    """The body as `model`: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`.
 
     Raises: RequestValidationError, which FastAPI answers with 422.
     """
@@ -32,8 +32,8 @@ async def _form(request: Request) -> dict[str, Any]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             out.setdefault("images", []).append({"base64": base64.b64encode(await value.read()).decode()})
-        elif name == "domain":
-            out["domain"] = value
+        elif name in ("domain", "dimensions"):
+            out[name] = value
         else:
             out.setdefault({"text": "texts", "class": "classes"}.get(name, name), []).append(value)
     return out
@@ -49,11 +49,13 @@ def documented(model: type[schemas.Request]) -> dict[str, Any]:
             many["items"] = defs["ImageIn"]
         schema["properties"][name] = {"anyOf": [many["items"], many], "description": many["description"]}
     files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-    fields = {
+    fields: dict[str, Any] = {
         "domain": {"type": "string"},
         "text": {"type": "array", "items": {"type": "string"}},
         "class": {"type": "array", "items": {"type": "string"}},
     }
+    if "dimensions" in schema["properties"]:
+        fields["dimensions"] = {"type": "integer"}
     body = {
         "required": True,
         "content": {

@@ -7,6 +7,7 @@ encrypted disk. Deleting, by request or by age, deletes the bytes.
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import random
@@ -23,6 +24,7 @@ from clipft_tasks.domains import get_domain
 from .live import Ranking
 from .metrics import Metrics
 
+log = logging.getLogger("uvicorn.error")
 TIDY = 600.0  # seconds without anything new after which the old is looked at
 
 
@@ -72,6 +74,7 @@ class Captures:
         self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
         self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
         self._writing = threading.Lock()
+        self._failing = False
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
 
@@ -193,8 +196,12 @@ class Captures:
                 with self._writing:
                     self._keep(capture, data)
                 outcome = capture.why
-            except OSError:  # a full disk costs captures, never answers
+                self._failing = False
+            except Exception as error:  # a full disk costs captures, never answers, and never this thread
                 outcome = "failed"
+                if not self._failing:  # said once, not for every picture
+                    log.error("captures of %s cannot be kept: %r; answers go on", capture.domain, error)
+                self._failing = True
             self.metrics.captures.labels(capture.domain, outcome).inc()
             self._queue.task_done()
 
@@ -214,7 +221,11 @@ class Captures:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         shelf = self._shelf(capture.domain)
         _write(place.with_suffix(".picture"), data)
-        _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        try:
+            _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        except OSError:
+            self._remove(place.with_suffix(".json"))  # or its picture would stay where nothing finds it
+            raise
         shelf.append((capture.time, place.with_suffix(".json"), len(data)))
         self._bound(capture.domain)
 

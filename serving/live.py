@@ -38,6 +38,17 @@ class Live:
         """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
         return float(self.clip.model.logit_scale.detach().exp())
 
+    @property
+    def dimensions(self) -> list[int]:
+        """Lengths that embeddings may be cut to: those that the model was trained for (Kusupati et al. 2022,
+        https://arxiv.org/abs/2205.13147)."""
+        return sorted(self.card.get("dimensions") or [])
+
+    def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
+        """The first `dimensions` numbers of embeddings (n, d), of unit length again."""
+        short = embeddings[:, :dimensions]
+        return short / np.linalg.norm(short, axis=1, keepdims=True)
+
     def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """Embeddings (n, d) and (m, d) -> how alike they are, (n, m)."""
         return image @ text.T

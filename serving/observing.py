@@ -90,6 +90,8 @@ def label(domain: str, name: str, asked: schemas.Label, request: Request) -> dic
         _captures(request).label(domain, name, asked.label)
     except KeyError:
         raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+    except OSError as error:
+        raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
     return {"id": name, "label": asked.label}
 
 

@@ -46,11 +46,19 @@ class Request(BaseModel):
     domain: str = Field("", description="whose model answers; may be left out while only one domain is live")
 
 
-class EmbedImages(Request):
+class Embed(Request):
+    dimensions: int | None = Field(
+        None,
+        gt=0,
+        description="first so many numbers of each embedding; only those that the model was trained for (`/v1/models`)",
+    )
+
+
+class EmbedImages(Embed):
     images: Images
 
 
-class EmbedTexts(Request):
+class EmbedTexts(Embed):
     texts: Texts
 
 
@@ -127,6 +135,7 @@ class ModelInfo(BaseModel):
     since: float
     side: int = Field(description="picture side in pixels")
     classes: list[str]
+    dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
     lineage: dict[str, str]
 
 

@@ -71,7 +71,8 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
         return Diagnosis("prior", [*said, f"The pictures look as before; {mix}."])
     if "similarity" in over or "margin" in over:
         return Diagnosis(
-            "certainty", [*said, "The pictures look as before and fall into the same classes; how sure the model is of them changed."]
+            "certainty",
+            [*said, "The pictures look as before and fall into the same classes; how sure the model is of them changed."],
         )
     return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
 
@@ -103,7 +104,9 @@ def advise(
     if diagnosis.kind == "prior" and not losing:
         return Advice("nothing", "the mix of classes moved, which zero-shot classes do not depend on; watch the accuracy")
     if diagnosis.kind == "certainty" and not losing:
-        return Advice("nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy")
+        return Advice(
+            "nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy"
+        )
     if diagnosis.kind == "camera" and not losing:
         return Advice("camera", "look at the camera and the export first; train only if that is how pictures are from now on")
     if not enough:

@@ -3,8 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,21 @@ import pytest
 from conftest import COLOURS, made_picture
 from PIL import Image
 
-from behaviour.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS, Plain, Server, b64, package, png
+from behaviour.live_server import (
+    CLASSES,
+    IMAGES,
+    PAIRS,
+    PICTURES,
+    TEXTS,
+    TOKEN,
+    WORDS,
+    Plain,
+    Server,
+    b64,
+    changed_card,
+    package,
+    png,
+)
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
@@ -106,20 +119,6 @@ def disputed(plain: dict[str, Plain]) -> tuple[list[dict[str, str]], list[dict[s
     unlike = [b64(f) for f, c, s in zip(files, clear, same, strict=True) if c and not s]
     assert alike and unlike
     return alike, unlike
-
-
-@contextmanager
-def changed_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
-    """A package whose card says something else for a while."""
-    card = folder / "card.json"
-    kept = card.read_text()
-    said = json.loads(kept)
-    change(said)
-    card.write_text(json.dumps(said))
-    try:
-        yield
-    finally:
-        card.write_text(kept)
 
 
 def too_small(card: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from behaviour.live_server import FILES, PICTURES, TEXTS, close
+from behaviour.live_server import FILES, PICTURES, TEXTS, Server, changed_card, close, package
 from clipft_tasks import tracking
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,61 @@ def test_embeddings_are_those_of_the_plain_model(server, plain, domain):
     texts = server.post("/v1/embed/texts", {"texts": TEXTS, **domain}).json()
     assert close(texts["embeddings"], plain["1"].texts())
     assert close(server.post("/v1/embed/texts", {"texts": TEXTS[2], **domain}).json()["embeddings"], plain["1"].texts()[2:])
+
+
+LENGTHS = [16, 8]
+
+
+@pytest.fixture
+def elastic(server: Server) -> Iterator[Server]:
+    """Version 2 is live, and its card says that it was trained for shorter embeddings too."""
+    with changed_card(package("2"), lambda card: card.update(dimensions=LENGTHS)):
+        assert server.put("2").status_code == 200
+    yield server
+    server.put("1")
+
+
+def short(embeddings: np.ndarray, length: int) -> np.ndarray:
+    return embeddings[:, :length] / np.linalg.norm(embeddings[:, :length], axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_an_embedding_may_be_cut_to_a_length_that_the_model_was_trained_for(elastic, plain, length):
+    asked: dict[str, Any] = {"dimensions": length}
+    images = elastic.post("/v1/embed/images", {"images": PICTURES, **asked}).json()
+    assert close(images["embeddings"], short(plain["2"].images(), length)) and images["dimension"] == length
+    texts = elastic.post("/v1/embed/texts", {"texts": TEXTS, **asked}).json()
+    assert close(texts["embeddings"], short(plain["2"].texts(), length)) and texts["dimension"] == length
+    form = elastic.client.post("/v1/embed/texts", files=[("text", (None, TEXTS[0])), ("dimensions", (None, str(length)))])
+    assert close(form.json()["embeddings"], short(plain["2"].texts(), length)[:1])
+    whole = elastic.post("/v1/embed/images", {"images": PICTURES}).json()
+    assert close(whole["embeddings"], plain["2"].images()) and whole["dimension"] == 32
+
+
+def test_what_is_cut_for_the_caller_is_whole_in_the_window(elastic):
+    before = elastic.get("/v1/drift/general").json()
+    elastic.post("/v1/embed/images", {"images": PICTURES * 10, "dimensions": 8})
+    elastic.post("/v1/embed/images", {"images": PICTURES * 10})
+    after = elastic.get("/v1/drift/general").json()
+    assert after["pictures"] == before["pictures"] + 20 * len(PICTURES) and "image" in after["drift"]
+
+
+def test_the_lengths_that_are_allowed_are_told(elastic):
+    [model] = elastic.get("/v1/models").json()
+    assert (model["version"], model["dimensions"]) == ("2", [8, 16])
+    for length in (7, 32, 64):
+        for path, body in (("/v1/embed/images", {"images": PICTURES}), ("/v1/embed/texts", {"texts": TEXTS})):
+            refused = elastic.post(path, {**body, "dimensions": length})
+            assert refused.status_code == 422 and "8, 16" in refused.json()["detail"], refused.text
+    for wrong in (0, -8, 8.5, "many", [8]):
+        assert elastic.post("/v1/embed/texts", {"texts": TEXTS, "dimensions": wrong}).status_code == 422
+    assert elastic.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS, "dimensions": 8}).status_code == 422
+
+
+def test_a_model_that_was_trained_for_one_length_has_only_that(server):
+    assert server.get("/v1/models").json()[0]["dimensions"] == []
+    refused = server.post("/v1/embed/texts", {"texts": TEXTS, "dimensions": 8})
+    assert refused.status_code == 422 and "no other length" in refused.json()["detail"]
 
 
 def test_similarity_is_the_cosine_of_every_picture_with_every_text(server, plain):

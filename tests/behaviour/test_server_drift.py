@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,25 @@ def test_a_flood_of_one_label_changes_only_what_was_really_answered(server):
     assert verdicts(server) == (right + blue, wrong + 4 - blue)
     said = drift(server)
     assert (said["feedback"], said["values"]["accuracy"]) == (4, blue / 4)
+
+
+def test_the_same_judgement_many_times_at_once_counts_once(server):
+    right, wrong = verdicts(server)
+    request_id, labels = classify(server, ordinary(1))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: judge(server, request_id, 0, labels[0]), range(40)))
+    assert sum(a.json()["counted"] for a in answers) == 1
+    assert verdicts(server) == (right + 1, wrong) and drift(server)["feedback"] == 1
+
+
+@pytest.mark.parametrize("label", ["a class that nobody knows", "Red Square", "<script>", "red square\x00"])
+def test_a_label_that_is_no_class_of_the_model_is_a_wrong_answer_and_no_label_of_a_figure(server, label):
+    right, wrong = verdicts(server)
+    request_id, _ = classify(server, ordinary(1))
+    assert judge(server, request_id, 0, label).json()["counted"] is True
+    assert verdicts(server) == (right, wrong + 1)
+    assert not any(label in k for k in server.figures())
+    assert judge(server, request_id, 0, "x" * 501).status_code == 422
 
 
 # Without what it needs ----------------------------------------------------------------------------------------------
