@@ -14,7 +14,10 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +75,7 @@ class Captures:
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
         self.asked: dict[str, float] = {}  # shares set while running, by domain
         self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
-        self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
+        self._queue: queue.Queue[tuple[str, str, Callable[[], None]] | None] = queue.Queue(256)  # domain, outcome, work
         self._writing = threading.Lock()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
@@ -120,7 +123,7 @@ class Captures:
             return
         kept = replace(capture, why=capture.why or "random", sha256=hashlib.sha256(data).hexdigest())
         try:
-            self._queue.put_nowait((kept, data))
+            self._queue.put_nowait((kept.domain, kept.why, partial(self._keep, kept, data)))
         except queue.Full:
             self.metrics.captures.labels(capture.domain, "skipped").inc()
 
@@ -149,14 +152,21 @@ class Captures:
             raise KeyError(name) from None
 
     def label(self, domain: str, name: str, label: str) -> None:
-        """Say what a picture shows. Raises KeyError when there is none."""
+        """Say what a picture shows. Raises KeyError when there is none, OSError when it cannot be written."""
         with self._writing:
-            path = self._place(domain, name).with_suffix(".json")
-            try:
-                content = json.loads(path.read_text())
-            except (OSError, ValueError):
-                raise KeyError(name) from None
-            _write(path, json.dumps(content | {"label": label}).encode())
+            self._label(domain, name, label)
+
+    def judged(self, domain: str, name: str, label: str) -> None:
+        """Say what a picture shows that may still be on its way; it need not have been kept."""
+
+        def work() -> None:
+            with suppress(KeyError):
+                self._label(domain, name, label)
+
+        try:
+            self._queue.put((domain, "", work), timeout=5)
+        except queue.Full:
+            self.metrics.captures.labels(domain, "skipped").inc()
 
     def delete(self, request_id: str) -> int:
         """Delete every picture of a request, whatever its domain; returns how many."""
@@ -191,18 +201,18 @@ class Captures:
             if item is None:
                 self._queue.task_done()
                 return
-            capture, data = item
+            domain, outcome, work = item
             try:
                 with self._writing:
-                    self._keep(capture, data)
-                outcome = capture.why
+                    work()
                 self._failing = False
             except Exception as error:  # a full disk costs captures, never answers, and never this thread
                 outcome = "failed"
                 if not self._failing:  # said once, not for every picture
-                    log.error("captures of %s cannot be kept: %r; answers go on", capture.domain, error)
+                    log.error("captures of %s cannot be kept: %r; answers go on", domain, error)
                 self._failing = True
-            self.metrics.captures.labels(capture.domain, outcome).inc()
+            if outcome:
+                self.metrics.captures.labels(domain, outcome).inc()
             self._queue.task_done()
 
     def _tidy(self) -> None:
@@ -213,6 +223,14 @@ class Captures:
                     self._bound(folder.name)
         except OSError:
             pass
+
+    def _label(self, domain: str, name: str, label: str) -> None:
+        path = self._place(domain, name).with_suffix(".json")
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise KeyError(name) from None
+        _write(path, json.dumps(content | {"label": label}).encode())
 
     def _keep(self, capture: Capture, data: bytes) -> None:
         place = self._folder(capture.domain) / capture.id

@@ -30,10 +30,7 @@ def feedback(asked: schemas.Feedback, request: Request) -> dict[str, Any]:
         why = f"No answer of request {asked.request_id!r} with a picture {asked.index} is remembered."
         raise HTTPException(404, why) from None
     request.state.domain = answer.domain
-    try:
-        _captures(request).label(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
-    except (KeyError, OSError):
-        pass  # it was not captured, or its folder cannot be written: the judgement counts all the same
+    _captures(request).judged(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
     return {"predicted": answer.labels[asked.index], "version": answer.version, "counted": new}
 
 
