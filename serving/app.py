@@ -136,7 +136,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/embed/images", response_model=schemas.Embeddings, **bodies.documented(schemas.EmbedImages))
     async def embed_images(request: Request, response: Response) -> dict[str, Any]:
-        """Unit embeddings of pictures."""
+        """Embeddings of pictures, unit vectors where the model's similarity is the cosine."""
         asked, answering, live = await read(request, schemas.EmbedImages)
         out = await answering.images(live, asked.images, not probing(request), asked.dimensions)
         response.headers.update(live.headers)
@@ -144,7 +144,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/embed/texts", response_model=schemas.Embeddings, **bodies.documented(schemas.EmbedTexts))
     async def embed_texts(request: Request, response: Response) -> dict[str, Any]:
-        """Unit embeddings of texts."""
+        """Embeddings of texts, unit vectors where the model's similarity is the cosine."""
         asked, answering, live = await read(request, schemas.EmbedTexts)
         out = await answering.texts(live, asked.texts, not probing(request), asked.dimensions)
         response.headers.update(live.headers)
@@ -152,7 +152,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/similarity", response_model=schemas.Similarities, **bodies.documented(schemas.Similarity))
     async def similarity(request: Request, response: Response) -> dict[str, Any]:
-        """Cosine of every picture with every text."""
+        """How alike every picture is with every text, by the model's own similarity."""
         asked, answering, live = await read(request, schemas.Similarity)
         scores = await answering.similarity(live, asked.images, asked.texts, not probing(request))
         response.headers.update(live.headers)
@@ -181,6 +181,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 "since": m.since,
                 "side": m.side,
                 "classes": m.card["classes"],
+                "similarity": m.clip.similarity.name,
                 "dimensions": m.dimensions,
                 "lineage": m.lineage,
             }

@@ -1,14 +1,17 @@
 """A version that answers (the model, its card, where it comes from), and what it says about pictures."""
 
+import copy
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
+from clipft_tasks.model.similarity import Similarity
 
 
 @dataclass
@@ -35,23 +38,28 @@ class Live:
 
     @cached_property
     def temperature_scale(self) -> float:
-        """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
+        """What a similarity is multiplied with before a softmax: the model's learned inverse temperature."""
         return float(self.clip.model.logit_scale.detach().exp())
 
     @property
     def dimensions(self) -> list[int]:
         """Lengths that embeddings may be cut to: those that the model was trained for (Kusupati et al. 2022,
         https://arxiv.org/abs/2205.13147)."""
-        return sorted(self.card.get("dimensions") or [])
+        return sorted(d for d in self.card.get("dimensions") or [] if d <= self.clip.embed_dim)
+
+    @cached_property
+    def _similarity(self) -> Similarity:
+        """The model's similarity on the CPU, so that any thread may compare; first asked for in the inference thread."""
+        return copy.deepcopy(self.clip.similarity).cpu()
 
     def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
-        """The first `dimensions` numbers of embeddings (n, d), of unit length again."""
-        short = embeddings[:, :dimensions]
-        return short / np.linalg.norm(short, axis=1, keepdims=True)
+        """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""
+        with torch.inference_mode():
+            return self._similarity.prefix(torch.from_numpy(embeddings), dimensions).numpy()
 
     def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) and (m, d) -> how alike they are, (n, m)."""
-        return image @ text.T
+        """Embeddings (n, d) of pictures and (m, d) of texts -> how alike they are, (n, m)."""
+        return self._similarity.compare(image, text)
 
     @property
     def headers(self) -> dict[str, str]:

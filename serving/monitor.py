@@ -91,11 +91,11 @@ class Monitor:
             if watched := self._of(live):
                 watched.window.add_texts(text)
 
-    def pairs(self, live: Live, cosines: np.ndarray) -> None:
-        """Cosines of pictures with the text that came along with each."""
+    def pairs(self, live: Live, similarity: np.ndarray) -> None:
+        """Similarity (n,) of pictures with the text that came along with each."""
         with self._lock:
             if watched := self._of(live):
-                watched.window.add_pairs(cosines.tolist())
+                watched.window.add_pairs(similarity.tolist())
 
     def answered(self, live: Live, request_id: str, labels: list[str]) -> None:
         """Remember an answer, so that feedback may say whether it was right."""

@@ -68,7 +68,7 @@ class Window:
             setattr(self, name, deque(maxlen=self.size))
 
     def add_pictures(self, image: Array, appearance: Array, similarity: Array) -> None:
-        """Pictures of one request: embeddings (n, d), appearance (n, 5), cosines with the model's own classes (n, c) or (n, 0).
+        """Pictures of one request: embeddings (n, d), appearance (n, 5), similarity with the model's own classes (n, c) or (n, 0).
 
         Rows that are no numbers are counted but not kept.
         """
@@ -85,11 +85,11 @@ class Window:
         self.changes += len(text)
         self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
 
-    def add_pairs(self, cosines: Sequence[float]) -> None:
-        """Cosines of pictures with the text that a client sent along with each."""
+    def add_pairs(self, similarity: Sequence[float]) -> None:
+        """Similarity of pictures with the text that a client sent along with each."""
         now = time.time()
-        self.changes += len(cosines)
-        self._paired.extend((now, float(c)) for c in cosines if np.isfinite(c))
+        self.changes += len(similarity)
+        self._paired.extend((now, float(s)) for s in similarity if np.isfinite(s))
 
     def add_feedback(self, right: bool) -> None:
         self.changes += 1

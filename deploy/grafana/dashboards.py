@@ -38,7 +38,7 @@ MODEL: list[Panel] = [
         ("clipft_estimated_accuracy_ratio", "estimate without labels {{domain}}"),
     ]),
     ("Predicted classes a second", "ops", [("sum by (domain, label) (rate(clipft_predictions_total[5m]))", "{{domain}} {{label}}")]),
-    ("Best cosine and its lead, median", "short", [
+    ("Best similarity and its lead, median", "short", [
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_top_bucket[5m])))", "{{domain}} best"),
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_margin_bucket[5m])))", "{{domain}} lead"),
     ]),

@@ -181,7 +181,7 @@ def test_a_picture_with_a_text_of_its_own_tells_how_well_they_agree(server, plai
     server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS})
     expected = float(np.diag(plain["1"].images(FILES[:3]) @ plain["1"].texts(TEXTS).T).mean())
     assert drift(server)["values"]["alignment"] == pytest.approx(expected, abs=1e-4)
-    assert server.figures()["clipft_alignment_cosine", "general", "1"] == pytest.approx(expected, abs=1e-4)
+    assert server.figures()["clipft_alignment_similarity", "general", "1"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_refused_is_not_in_the_window(server):
@@ -293,7 +293,14 @@ def test_prometheus_accepts_the_figures_of_a_full_window(server):
     assert judge(server, request_id, 0, labels[0]).status_code == 200
     said = drift(server)
     text = server.get("/metrics").text
-    for name in ("drift_ratio", "text_drift_mmd", "modality_gap", "alignment_cosine", "live_accuracy_ratio", "feedback_total"):
+    for name in (
+        "drift_ratio",
+        "text_drift_mmd",
+        "modality_gap",
+        "alignment_similarity",
+        "live_accuracy_ratio",
+        "feedback_total",
+    ):
         assert f"\nclipft_{name}{{" in text
     assert len(said["drift"]) >= 10
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
