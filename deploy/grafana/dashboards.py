@@ -46,7 +46,8 @@ MODEL: list[Panel] = [
     ("Pictures outside the reference's range", "percentunit", [("clipft_out_of_range_ratio", "{{domain}}")]),
     ("Live versions", "short", [("clipft_model_info", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
-                                        ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}")]),
+                                        ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),
+                                        ("sum by (domain, what) (clipft_unnoted_answers_total)", "{{domain}} {{what}} missed")]),
 ]  # fmt: skip
 
 PIPELINE: list[Panel] = [
