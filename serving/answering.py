@@ -126,7 +126,7 @@ class Answering:
                 for label in found.labels:
                     self.metrics.predictions.labels(found.live.domain, found.live.version, label).inc()
                 with self._beside(found.live, "captures"):
-                    self.captures.consider(request_id, found, [image.data for image in asked.images])
+                    self.captures.consider(request_id, found, asked.images)
         return found
 
     async def _beside_shadow(self, shadow: Shadow, live: Live, images: list[schemas.ImageIn], classes: list[str]) -> Ranking:

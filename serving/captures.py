@@ -26,6 +26,7 @@ from clipft_tasks.domains import get_domain
 
 from .live import Ranking
 from .metrics import Metrics
+from .schemas import ImageIn
 
 log = logging.getLogger("uvicorn.error")
 TIDY = 600.0  # seconds without anything new after which the old is looked at
@@ -85,7 +86,7 @@ class Captures:
         self._queue.put(None)
         self._thread.join(timeout=10)
 
-    def consider(self, request_id: str, said: Ranking, pictures: list[bytes]) -> None:
+    def consider(self, request_id: str, said: Ranking, images: list[ImageIn]) -> None:
         """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
         live = said.live
         usual = self.share if self.share is not None else get_domain(live.domain).captures
@@ -93,11 +94,11 @@ class Captures:
         if share <= 0:
             return
         reference = live.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
-        novelty = reference.novelty(said.image) if reference else np.zeros(len(pictures))
+        novelty = reference.novelty(said.image) if reference else np.zeros(len(images))
         ranked = np.sort(said.scores, axis=1)
         unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
         key, now, labels = hashed(request_id), time.time(), said.labels
-        for i, data in enumerate(pictures):
+        for i, image in enumerate(images):
             why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
             found = Capture(
                 f"{key}-{i}",
@@ -110,7 +111,7 @@ class Captures:
                 float(novelty[i]),
                 why,
             )
-            self.offer(found, data, share)
+            self.offer(found, image.data, share)
 
     def offer(self, capture: Capture, data: bytes, share: float) -> None:
         """Keep a picture, perhaps; never makes a request wait.
