@@ -17,7 +17,7 @@ class Refusal(ClipftError):
 
 
 def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> httpx.Response:
-    """One request to the server, with the token that lets it change state. It is no traffic, so no drift is measured on it.
+    """One request to the server, with the token that lets it change state and marks it as no traffic: no drift is measured on it.
 
     Raises:
         Transient: the server does not answer, or is not ready (5xx).

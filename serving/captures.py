@@ -7,17 +7,28 @@ encrypted disk. Deleting, by request or by age, deletes the bytes.
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from .metrics import Metrics
+import numpy as np
 
+from clipft_tasks.domains import get_domain
+
+from .live import Ranking
+from .metrics import Metrics
+from .schemas import ImageIn
+
+log = logging.getLogger("uvicorn.error")
 TIDY = 600.0  # seconds without anything new after which the old is looked at
 
 
@@ -57,21 +68,50 @@ class Captures:
     Args:
         root: folder; one below it for each domain.
         most_bytes: of each domain, most_seconds: age; beyond either the oldest go first.
+        share: of requests that is kept; None leaves it to each domain.
     """
 
-    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float) -> None:
-        self.root, self.metrics = root, metrics
+    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float, share: float | None = None) -> None:
+        self.root, self.metrics, self.share = root, metrics, share
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
         self.asked: dict[str, float] = {}  # shares set while running, by domain
         self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
-        self._queue: queue.Queue[tuple[Capture, bytes] | None] = queue.Queue(256)
+        self._queue: queue.Queue[tuple[str, str, Callable[[], None]] | None] = queue.Queue(256)  # domain, outcome, work
         self._writing = threading.Lock()
+        self._failing = False
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join(timeout=10)
+
+    def consider(self, request_id: str, said: Ranking, images: list[ImageIn]) -> None:
+        """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
+        live = said.live
+        usual = self.share if self.share is not None else get_domain(live.domain).captures
+        share = self.asked.get(live.domain, usual)
+        if share <= 0:
+            return
+        reference = live.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
+        novelty = reference.novelty(said.image) if reference else np.zeros(len(images))
+        ranked = np.sort(said.scores, axis=1)
+        unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
+        key, now, labels = hashed(request_id), time.time(), said.labels
+        for i, image in enumerate(images):
+            why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
+            found = Capture(
+                f"{key}-{i}",
+                key,
+                live.domain,
+                live.version,
+                now,
+                labels[i],
+                float(said.odds[i].max()),
+                float(novelty[i]),
+                why,
+            )
+            self.offer(found, image.data, share)
 
     def offer(self, capture: Capture, data: bytes, share: float) -> None:
         """Keep a picture, perhaps; never makes a request wait.
@@ -84,7 +124,7 @@ class Captures:
             return
         kept = replace(capture, why=capture.why or "random", sha256=hashlib.sha256(data).hexdigest())
         try:
-            self._queue.put_nowait((kept, data))
+            self._queue.put_nowait((kept.domain, kept.why, partial(self._keep, kept, data)))
         except queue.Full:
             self.metrics.captures.labels(capture.domain, "skipped").inc()
 
@@ -113,14 +153,21 @@ class Captures:
             raise KeyError(name) from None
 
     def label(self, domain: str, name: str, label: str) -> None:
-        """Say what a picture shows. Raises KeyError when there is none."""
+        """Say what a picture shows. Raises KeyError when there is none, OSError when it cannot be written."""
         with self._writing:
-            path = self._place(domain, name).with_suffix(".json")
-            try:
-                content = json.loads(path.read_text())
-            except (OSError, ValueError):
-                raise KeyError(name) from None
-            _write(path, json.dumps(content | {"label": label}).encode())
+            self._label(domain, name, label)
+
+    def judged(self, domain: str, name: str, label: str) -> None:
+        """Say what a picture shows that may still be on its way; it need not have been kept."""
+
+        def work() -> None:
+            with suppress(KeyError):
+                self._label(domain, name, label)
+
+        try:
+            self._queue.put((domain, "", work), timeout=5)
+        except queue.Full:
+            self.metrics.captures.labels(domain, "skipped").inc()
 
     def delete(self, request_id: str) -> int:
         """Delete every picture of a request, whatever its domain; returns how many."""
@@ -155,14 +202,18 @@ class Captures:
             if item is None:
                 self._queue.task_done()
                 return
-            capture, data = item
+            domain, outcome, work = item
             try:
                 with self._writing:
-                    self._keep(capture, data)
-                outcome = capture.why
-            except OSError:  # a full disk costs captures, never answers
+                    work()
+                self._failing = False
+            except Exception as error:  # a full disk costs captures, never answers, and never this thread
                 outcome = "failed"
-            self.metrics.captures.labels(capture.domain, outcome).inc()
+                if not self._failing:  # said once, not for every picture
+                    log.error("captures of %s cannot be kept: %r; answers go on", domain, error)
+                self._failing = True
+            if outcome:
+                self.metrics.captures.labels(domain, outcome).inc()
             self._queue.task_done()
 
     def _tidy(self) -> None:
@@ -174,6 +225,14 @@ class Captures:
         except OSError:
             pass
 
+    def _label(self, domain: str, name: str, label: str) -> None:
+        path = self._place(domain, name).with_suffix(".json")
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise KeyError(name) from None
+        _write(path, json.dumps(content | {"label": label}).encode())
+
     def _keep(self, capture: Capture, data: bytes) -> None:
         place = self._folder(capture.domain) / capture.id
         if place.with_suffix(".json").exists():
@@ -181,7 +240,11 @@ class Captures:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         shelf = self._shelf(capture.domain)
         _write(place.with_suffix(".picture"), data)
-        _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        try:
+            _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+        except OSError:
+            self._remove(place.with_suffix(".json"))  # or its picture would stay where nothing finds it
+            raise
         shelf.append((capture.time, place.with_suffix(".json"), len(data)))
         self._bound(capture.domain)
 

@@ -65,11 +65,11 @@ class Engine:
         self._thread.start()
 
     async def images(self, live: "Live", pictures: np.ndarray) -> np.ndarray:
-        """uint8 (n, 3, s, s) -> unit embeddings (n, d). Raises Busy."""
+        """uint8 (n, 3, s, s) -> embeddings (n, d). Raises Busy."""
         return await asyncio.wrap_future(self._put(_Job(live, "images", pictures, Future())))
 
     async def texts(self, live: "Live", texts: list[str]) -> np.ndarray:
-        """Texts -> unit embeddings (n, d). Raises Busy."""
+        """Texts -> embeddings (n, d). Raises Busy."""
         return await asyncio.wrap_future(self._put(_Job(live, "texts", texts, Future())))
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":

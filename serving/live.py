@@ -1,14 +1,17 @@
-"""A version that answers: the model, its card, and where it comes from."""
+"""A version that answers (the model, its card, where it comes from), and what it says about pictures."""
 
+import copy
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
+from clipft_tasks.model.similarity import Similarity
 
 
 @dataclass
@@ -35,8 +38,28 @@ class Live:
 
     @cached_property
     def temperature_scale(self) -> float:
-        """What a cosine is multiplied with before a softmax: the model's learned inverse temperature."""
+        """What a similarity is multiplied with before a softmax: the model's learned inverse temperature."""
         return float(self.clip.model.logit_scale.detach().exp())
+
+    @property
+    def dimensions(self) -> list[int]:
+        """Lengths that embeddings may be cut to: those that the model was trained for (Kusupati et al. 2022,
+        https://arxiv.org/abs/2205.13147)."""
+        return sorted(d for d in self.card.get("dimensions") or [] if d <= self.clip.embed_dim)
+
+    @cached_property
+    def _similarity(self) -> Similarity:
+        """The model's similarity on the CPU, so that any thread may compare; first asked for in the inference thread."""
+        return copy.deepcopy(self.clip.similarity).cpu()
+
+    def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
+        """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""
+        with torch.inference_mode():
+            return self._similarity.prefix(torch.from_numpy(embeddings), dimensions).numpy()
+
+    def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Embeddings (n, d) of pictures and (m, d) of texts -> how alike they are, (n, m)."""
+        return self._similarity.compare(image, text)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,3 +71,34 @@ class Live:
             "X-Clipft-Dataset": self.lineage.get("dataset", ""),
             "X-Clipft-Dag-Run": self.lineage.get("dag_run", ""),
         }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a version says about a request's pictures.
+
+    Args:
+        image: (n, d) embeddings; looks: (n, 5), see `appearance`; scores: (n, c) similarity with each class.
+    """
+
+    live: Live
+    classes: list[str]
+    image: np.ndarray
+    looks: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """The number of each picture's best class, (n,)."""
+        return self.scores.argmax(axis=1)
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.classes[i] for i in self.best]
+
+    @cached_property
+    def odds(self) -> np.ndarray:
+        """Softmax over the classes at the model's temperature, (n, c)."""
+        logits = self.scores * self.live.temperature_scale
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)

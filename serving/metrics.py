@@ -1,11 +1,14 @@
 """What Prometheus reads. Names and units follow its conventions; every histogram is additive over replicas."""
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from clipft_tasks.drift.window import Figures
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
-COSINE = tuple(round(x * 0.05, 2) for x in range(0, 21))
+# Finest from 0 to 1, where cosines lie; distances are negative, and inner products have no end.
+LEAD = (*(round(x * 0.05, 2) for x in range(0, 21)), 2.0, 5.0, 10.0)
+SIMILARITY = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, *LEAD)
 
 
 class Metrics:
@@ -34,14 +37,14 @@ class Metrics:
         )
         self.queue = Gauge("clipft_queue_jobs", "Jobs that wait for the inference thread.", registry=registry)
         self.margin = Histogram(
-            "clipft_similarity_margin", "Cosine of the best class or text minus that of the second best.",
-            ["domain", "version"], buckets=COSINE, registry=registry,
+            "clipft_similarity_margin", "Similarity of the best class or text minus that of the second best.",
+            ["domain", "version"], buckets=LEAD, registry=registry,
         )  # fmt: skip
         self.top = Histogram(
             "clipft_similarity_top",
-            "Cosine of the best class or text.",
+            "Similarity of the best class or text.",
             ["domain", "version"],
-            buckets=COSINE,
+            buckets=SIMILARITY,
             registry=registry,
         )
         self.predictions = Counter(
@@ -92,14 +95,24 @@ class Metrics:
         self.captures = Counter(
             "clipft_captures_total", "Requests kept for labelling, or why not.", ["domain", "outcome"], registry=registry
         )
+        self.unnoted = Counter(
+            "clipft_unnoted_answers_total", "Answers that the window, feedback or captures failed to take note of.",
+            ["domain", "what"], registry=registry,
+        )  # fmt: skip
         self._signals: dict[tuple[str, str], set[str]] = {}
+
+    def ranked(self, domain: str, version: str, scores: np.ndarray) -> None:
+        """Similarities of pictures with classes or texts, (n, c): the best one, and its lead over the second."""
+        for row in np.sort(scores, axis=1):
+            self.top.labels(domain, version).observe(float(row[-1]))
+            if len(row) > 1:
+                self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
 
     def publish(self, domain: str, version: str, figures: Figures) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
         for name, ratio in figures.drift.items():
             self.drift.labels(domain, version, name).set(ratio)
-            behind = {"text": figures.texts, "performance": figures.feedback}.get(name, figures.pictures)
-            self.drift_items.labels(domain, version, name).set(behind)
+            self.drift_items.labels(domain, version, name).set(figures.behind[name])
         before = self._signals.get((domain, version), set())
         for name in before - figures.drift.keys():
             self.drift.remove(domain, version, name)
@@ -132,7 +145,7 @@ VALUES = {
     "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
     "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
     "modality_gap": ("modality_gap", "Distance between the mean picture and the mean text."),
-    "alignment": ("alignment_cosine", "Mean cosine of pictures with the text that was sent along."),
+    "alignment": ("alignment_similarity", "Mean similarity of pictures with the text that was sent along."),
     "out_of_range": ("out_of_range_ratio", "Share of pictures whose appearance lies outside the reference's range."),
     "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
     "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),

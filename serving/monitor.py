@@ -81,7 +81,7 @@ class Monitor:
     def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray) -> None:
         """Pictures that were encoded: embeddings (n, d), appearance (n, 5)."""
         classes = live.own_class_texts
-        similarity = image @ classes.T if classes is not None else np.zeros((len(image), 0), np.float32)
+        similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)
         with self._lock:
             if watched := self._of(live):
                 watched.window.add_pictures(image, looks, similarity)
@@ -91,11 +91,11 @@ class Monitor:
             if watched := self._of(live):
                 watched.window.add_texts(text)
 
-    def pairs(self, live: Live, cosines: np.ndarray) -> None:
-        """Cosines of pictures with the text that came along with each."""
+    def pairs(self, live: Live, similarity: np.ndarray) -> None:
+        """Similarity (n,) of pictures with the text that came along with each."""
         with self._lock:
             if watched := self._of(live):
-                watched.window.add_pairs(cosines.tolist())
+                watched.window.add_pairs(similarity.tolist())
 
     def answered(self, live: Live, request_id: str, labels: list[str]) -> None:
         """Remember an answer, so that feedback may say whether it was right."""
@@ -147,19 +147,13 @@ class Monitor:
         }
 
     def rows(self, domain: str) -> dict[str, Any] | None:
-        """The window's pictures as the suggestion needs them: appearance, cosines with the classes, embeddings."""
+        """The window's pictures as the suggestion needs them: appearance, similarity with the classes."""
         with self._lock:
             watched = self._watched.get(domain)
             if watched is None:
                 return None
             rows = watched.window.rows()
-        return {
-            "version": watched.live.version,
-            "classes": watched.live.card["classes"],
-            "appearance": rows.appearance.tolist(),
-            "similarity": rows.similarity.tolist(),
-            "image": rows.image.round(4).tolist(),
-        }
+        return {"appearance": rows.appearance.tolist(), "similarity": rows.similarity.tolist()}
 
     def _of(self, live: Live) -> _Watched | None:
         watched = self._watched.get(live.domain)

@@ -30,10 +30,7 @@ def feedback(asked: schemas.Feedback, request: Request) -> dict[str, Any]:
         why = f"No answer of request {asked.request_id!r} with a picture {asked.index} is remembered."
         raise HTTPException(404, why) from None
     request.state.domain = answer.domain
-    try:
-        _captures(request).label(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
-    except (KeyError, OSError):
-        pass  # it was not captured, or its folder cannot be written: the judgement counts all the same
+    _captures(request).judged(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
     return {"predicted": answer.labels[asked.index], "version": answer.version, "counted": new}
 
 
@@ -49,7 +46,7 @@ def drift(domain: str, request: Request) -> dict[str, Any]:
 
 @router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])
 def window(domain: str, request: Request) -> dict[str, Any]:
-    """The rows of the window: embeddings, appearance, cosines with the classes. For the suggestion."""
+    """The rows of the window: appearance, similarity with the classes. For the suggestion."""
     rows = _monitor(request).rows(domain)
     if rows is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
@@ -90,6 +87,8 @@ def label(domain: str, name: str, asked: schemas.Label, request: Request) -> dic
         _captures(request).label(domain, name, asked.label)
     except KeyError:
         raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+    except OSError as error:
+        raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
     return {"id": name, "label": asked.label}
 
 

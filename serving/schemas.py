@@ -46,11 +46,19 @@ class Request(BaseModel):
     domain: str = Field("", description="whose model answers; may be left out while only one domain is live")
 
 
-class EmbedImages(Request):
+class Embed(Request):
+    dimensions: int | None = Field(
+        None,
+        gt=0,
+        description="first so many numbers of each embedding; only those that the model was trained for (`/v1/models`)",
+    )
+
+
+class EmbedImages(Embed):
     images: Images
 
 
-class EmbedTexts(Request):
+class EmbedTexts(Embed):
     texts: Texts
 
 
@@ -74,18 +82,20 @@ class Classify(Request):
 
 
 class Embeddings(BaseModel):
-    embeddings: list[list[float]] = Field(description="unit vectors, one an item, in the order asked")
+    embeddings: list[list[float]] = Field(description="one an item, in the order asked: what the model's similarity compares")
     dimension: int
 
 
 class Similarities(BaseModel):
-    similarity: list[list[float]] = Field(description="cosines: one row a picture, one column a text")
+    similarity: list[list[float]] = Field(
+        description="one row a picture, one column a text; which similarity it is, `/v1/models` says"
+    )
 
 
 class Prediction(BaseModel):
     label: str
     probability: float = Field(description="softmax over the classes at the model's temperature; not calibrated")
-    scores: dict[str, float] = Field(description="cosine by class")
+    scores: dict[str, float] = Field(description="similarity by class")
 
 
 class Predictions(BaseModel):
@@ -127,6 +137,8 @@ class ModelInfo(BaseModel):
     since: float
     side: int = Field(description="picture side in pixels")
     classes: list[str]
+    similarity: str = Field(description="how its embeddings are compared: cosine (unit vectors), dot, euclidean, hyperbolic, …")
+    dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
     lineage: dict[str, str]
 
 

@@ -152,7 +152,7 @@ class ModelStore:
             images, texts = encode(live, "images", pictures), encode(live, "texts", recorded["texts"])
             if card["classes"]:
                 live.class_texts[tuple(card["classes"])] = class_embeddings(live, card["classes"])
-            return [[float(x) for x in row] for row in images @ texts.T]
+            return [[float(x) for x in row] for row in live.similarity(images, texts)]
 
         difference = probe.disagreement(recorded, self.engine.call(warm_and_ask).result(timeout=240))
         if difference > recorded["tolerance"]:

@@ -7,13 +7,12 @@ from .appearance import STATISTICS
 
 LABELS_NEEDED = 40  # judged pictures before any training or comparison on them is worth a word
 PER_CLASS = 5
-ACTIONS = ("nothing", "camera", "label", "rollback", "readapt")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """Attributes:
-    kind: noise, camera, new_pictures, prior, concept or texts.
+    kind: noise, camera, new_pictures, concept, prior, certainty or texts.
     reasons: what speaks for it, in sentences.
     """
 
@@ -34,7 +33,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Advice:
     """Attributes:
-    action: one of ACTIONS; rollback names the version to go to.
+    action: nothing, camera, label, rollback (to `version`) or readapt.
     why: in one sentence. expected_gain: of accuracy on today's traffic, None where nothing is known.
     """
 
@@ -63,14 +62,19 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
         return Diagnosis(
             "camera", [*said, "Pictures look different, while what they show moved little: light, focus, size or export."]
         )
-    if set(over) == {"text"}:
-        return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
     if "performance" in over:
         return Diagnosis(
             "concept", [*said, "The pictures look as before and are judged wrong more often: their meaning changed."]
         )
-    said.append(f"The pictures look as before; only their mix changed (a class by {100 * classes_moved:.0f} points).")
-    return Diagnosis("prior", said)
+    if "prediction" in over:
+        mix = f"their mix changed (a class by {100 * classes_moved:.0f} points)"
+        return Diagnosis("prior", [*said, f"The pictures look as before; {mix}."])
+    if "similarity" in over or "margin" in over:
+        return Diagnosis(
+            "certainty",
+            [*said, "The pictures look as before and fall into the same classes; how sure the model is of them changed."],
+        )
+    return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
 
 
 def advise(
@@ -99,6 +103,10 @@ def advise(
         return Advice("nothing", "nothing is over its limit any more")
     if diagnosis.kind == "prior" and not losing:
         return Advice("nothing", "the mix of classes moved, which zero-shot classes do not depend on; watch the accuracy")
+    if diagnosis.kind == "certainty" and not losing:
+        return Advice(
+            "nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy"
+        )
     if diagnosis.kind == "camera" and not losing:
         return Advice("camera", "look at the camera and the export first; train only if that is how pictures are from now on")
     if not enough:

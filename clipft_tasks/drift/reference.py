@@ -49,7 +49,7 @@ class Rows:
 
     Args:
         image: (n, d) unit embeddings; appearance: (n, 5), see `appearance`.
-        similarity: (n, c) cosines with the classes; (n, 0) for a model without classes.
+        similarity: (n, c) similarity with the classes; (n, 0) for a model without classes.
     """
 
     image: Array
@@ -64,7 +64,7 @@ class Rows:
 
     @property
     def ranked(self) -> tuple[Array, Array, Array]:
-        """Best cosine, its margin over the second best, and the best class, (n,) each; empty without two classes."""
+        """Best similarity, its margin over the second best, and the best class, (n,) each; empty without two classes."""
         if self.similarity.shape[1] < 2:
             none = np.zeros(0)
             return none, none, none.astype(int)
@@ -179,7 +179,7 @@ def measure(
         rows: pictures of the training and validation splits, in the model's space, at the size that is served.
         text: embeddings of their captions.
         groups: of each row; "" where a row stands for itself.
-        held_out: cosines (n, c) and class numbers (n,) of validation rows: what accuracy is promised and confidence calibrated by.
+        held_out: similarities (n, c) and class numbers (n,) of validation rows: what accuracy is promised and confidence calibrated by.
         scale: the model's learned inverse temperature.
         weights: digest of the model's weights.
         tolerance: the domain's factor on every limit.
@@ -199,34 +199,37 @@ def measure(
     return made
 
 
-def _promised(cosines: Array, truth: Array) -> dict[str, float]:
-    right = int((cosines.argmax(axis=1) == truth).sum()) if len(truth) else 0
+def _promised(similarity: Array, truth: Array) -> dict[str, float]:
+    right = int((similarity.argmax(axis=1) == truth).sum()) if len(truth) else 0
     low, high = wilson(right, len(truth))
     return {"value": right / len(truth) if len(truth) else 0.0, "low": low, "high": high, "rows": len(truth)}
 
 
-def calibrated_temperature(cosines: Array, truth: Array) -> float:
-    """The softmax temperature of cosines under which held-out rows are likeliest (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+def calibrated_temperature(similarity: Array, truth: Array) -> float:
+    """The softmax temperature of similarities under which held-out rows are likeliest (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     choices = np.geomspace(0.002, 1.0, 120)
 
     def loss(temperature: float) -> float:
-        logits = cosines / temperature
+        logits = similarity / temperature
         peak = logits.max(axis=1)
         return float(np.mean(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)) - logits[np.arange(len(truth)), truth]))
 
     return float(min(choices, key=loss))
 
 
-def signals(reference: Reference, base: Rows, window: Rows) -> dict[str, float]:
-    """Every figure of a window of pictures beside a base, without tests: image, predictions, appearance."""
-    return {"image": mmd(base.image, window.image, reference.facts["width"])[0], **_quick_signals(base, window)}
+def signals(
+    reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0
+) -> tuple[dict[str, float], float]:
+    """Every figure of a window of pictures (image, predictions, appearance), and the p-value of its MMD.
 
-
-def measured_signals(reference: Reference, window: Rows, permutations: int) -> tuple[dict[str, float], float]:
-    """The signals of a window beside the reference, and the p-value of its MMD."""
-    image, width = reference.rows.image, reference.facts["width"]
-    distance, p = mmd(image, window.image, width, permutations, own=reference.own_kernel)
-    return {"image": distance, **_quick_signals(reference.rows, window)}, p
+    Args:
+        base: what the window is compared with; the reference's own rows unless others are given.
+        permutations: behind the p-value; 0 skips the test (p = 1).
+    """
+    own = reference.own_kernel if base is None else None
+    base = reference.rows if base is None else base
+    distance, p = mmd(base.image, window.image, reference.facts["width"], permutations, own=own)
+    return {"image": distance, **_quick_signals(base, window)}, p
 
 
 def image_auc(reference: Reference, window: Rows) -> float:
@@ -270,7 +273,7 @@ def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
 
     def simulate(inside: np.ndarray) -> dict[str, float]:
         window = rng.permutation(np.flatnonzero(inside))[:size]
-        return signals(reference, rows.take(np.flatnonzero(~inside)), rows.take(window))
+        return signals(reference, rows.take(window), rows.take(np.flatnonzero(~inside)))[0]
 
     def chance() -> np.ndarray:
         inside = np.zeros(len(rows), dtype=bool)

@@ -62,7 +62,7 @@ def lines(
 
 
 def page(
-    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate], labels: Mapping[str, int],
+    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate],
     minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes]],
     reference: Reference, window: Mapping[str, Any], grey_bits: int,
 ) -> str:  # fmt: skip
@@ -72,7 +72,7 @@ def page(
     template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others, labels=labels,
+        domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
         pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, grey_bits))],

@@ -28,7 +28,8 @@ class Figures:
     Attributes:
         drift: signal -> figure over its limit; above 1 is drift. "performance" is there once feedback came.
         values: further figures by name, in their own units.
-        pictures, texts, feedback: how many are behind them.
+        pictures, texts, feedback: how many the window holds.
+        behind: signal -> rows that it was measured on: the whole window's, or only its newest where those drift more.
     """
 
     drift: dict[str, float]
@@ -36,6 +37,7 @@ class Figures:
     pictures: int
     texts: int
     feedback: int
+    behind: dict[str, int] = field(default_factory=dict)
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -66,7 +68,7 @@ class Window:
             setattr(self, name, deque(maxlen=self.size))
 
     def add_pictures(self, image: Array, appearance: Array, similarity: Array) -> None:
-        """Pictures of one request: embeddings (n, d), appearance (n, 5), cosines with the model's own classes (n, c) or (n, 0).
+        """Pictures of one request: embeddings (n, d), appearance (n, 5), similarity with the model's own classes (n, c) or (n, 0).
 
         Rows that are no numbers are counted but not kept.
         """
@@ -83,11 +85,11 @@ class Window:
         self.changes += len(text)
         self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
 
-    def add_pairs(self, cosines: Sequence[float]) -> None:
-        """Cosines of pictures with the text that a client sent along with each."""
+    def add_pairs(self, similarity: Sequence[float]) -> None:
+        """Similarity of pictures with the text that a client sent along with each."""
         now = time.time()
-        self.changes += len(cosines)
-        self._paired.extend((now, float(c)) for c in cosines if np.isfinite(c))
+        self.changes += len(similarity)
+        self._paired.extend((now, float(s)) for s in similarity if np.isfinite(s))
 
     def add_feedback(self, right: bool) -> None:
         self.changes += 1
@@ -113,15 +115,19 @@ class Window:
         """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
         ref, rows = self.reference, self.rows()
         drift: dict[str, float] = {}
+        behind: dict[str, int] = {}
         values: dict[str, Any] = {}
         limits = ref.limits
         if len(rows) >= self.least:
             drift, values["image_mmd"], values["image_p"] = self._ratios(rows, permutations)
             values["image_auc"] = references.image_auc(ref, rows)
+            behind = dict.fromkeys(drift, len(rows))
             if len(rows) > self.least:
                 # The newest rows alone show a change long before the whole window is full of it.
                 newest, _, _ = self._ratios(rows.take(np.arange(len(rows) - self.least, len(rows))), permutations)
-                drift = {name: max(ratio, newest[name]) for name, ratio in drift.items()}
+                for name, ratio in newest.items():
+                    if ratio > drift[name]:
+                        drift[name], behind[name] = ratio, self.least
             low, high = (np.array(ref.facts["range"][side]) for side in ("low", "high"))
             outside = ((rows.appearance < low) | (rows.appearance > high)).any(axis=1)
             values["out_of_range"] = float(outside.mean())
@@ -132,6 +138,7 @@ class Window:
             drift["text"] = max(0.0, values["text_mmd"] / limits["text"])
             if values["text_p"] > SIGNIFICANT:
                 drift["text"] = min(drift["text"], 1.0)
+            behind["text"] = len(text)
             if len(rows) >= self.least:
                 gap = np.linalg.norm(rows.image.mean(axis=0) - text.mean(axis=0))
                 values["modality_gap"] = float(gap)
@@ -144,14 +151,13 @@ class Window:
             if ref.facts["promised"]["rows"] and count >= JUDGED:
                 # Only what even the upper end of the interval misses is a loss.
                 missed = ref.facts["promised"]["value"] - values["accuracy_high"]
-                drift["performance"] = max(0.0, missed / DROP)
-        return Figures(
-            {k: float(v) for k, v in drift.items()}, {k: float(v) for k, v in values.items()}, len(rows), len(text), count
-        )
+                drift["performance"], behind["performance"] = max(0.0, missed / DROP), count
+        ratios, others = ({k: float(v) for k, v in found.items()} for found in (drift, values))
+        return Figures(ratios, others, len(rows), len(text), count, behind)
 
     def _ratios(self, rows: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
         """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
-        signals, p = references.measured_signals(self.reference, rows, permutations)
+        signals, p = references.signals(self.reference, rows, permutations=permutations)
         ratios = {name: max(0.0, value / self.reference.limits[name]) for name, value in signals.items()}
         if p > SIGNIFICANT:
             ratios["image"] = min(ratios["image"], 1.0)

@@ -48,10 +48,8 @@ def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
     lines = report.lines(spec.domain, seen, found, advice, others, labels, minutes)
     table = "\n".join(lines)
     say(table)
-    page = report.page(
-        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window,
-        get_domain(spec.domain).grey_bits,
-    )  # fmt: skip
+    examples, bits = _examples(spec.domain, captures), get_domain(spec.domain).grey_bits
+    page = report.page(spec.domain, seen, found, advice, others, minutes, moved, examples, reference, window, bits)
     with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")

@@ -38,7 +38,7 @@ MODEL: list[Panel] = [
         ("clipft_estimated_accuracy_ratio", "estimate without labels {{domain}}"),
     ]),
     ("Predicted classes a second", "ops", [("sum by (domain, label) (rate(clipft_predictions_total[5m]))", "{{domain}} {{label}}")]),
-    ("Best cosine and its lead, median", "short", [
+    ("Best similarity and its lead, median", "short", [
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_top_bucket[5m])))", "{{domain}} best"),
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_margin_bucket[5m])))", "{{domain}} lead"),
     ]),
@@ -46,7 +46,8 @@ MODEL: list[Panel] = [
     ("Pictures outside the reference's range", "percentunit", [("clipft_out_of_range_ratio", "{{domain}}")]),
     ("Live versions", "short", [("clipft_model_info", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
-                                        ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}")]),
+                                        ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),
+                                        ("sum by (domain, what) (clipft_unnoted_answers_total)", "{{domain}} {{what}} missed")]),
 ]  # fmt: skip
 
 PIPELINE: list[Panel] = [

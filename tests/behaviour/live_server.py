@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import torch
 from conftest import COLOURS, made_picture, small, write_pictures, write_tiny
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from clipft_tasks import tracking
 from clipft_tasks.data.pictures import open_picture, square
@@ -81,6 +83,20 @@ def copied(home: Path, to: Path) -> Path:
 def package(version: str) -> Path:
     """The cached package of a version in this process's home."""
     return tracking.fetch_package(tracking.version_of(f"models:/clipft-general/{version}"))
+
+
+@contextmanager
+def changed_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
+    """A package whose card says something else for a while."""
+    card = folder / "card.json"
+    kept = card.read_text()
+    said = json.loads(kept)
+    change(said)
+    card.write_text(json.dumps(said))
+    try:
+        yield
+    finally:
+        card.write_text(kept)
 
 
 # A server in a process of its own -----------------------------------------------------------------------------------
@@ -228,11 +244,18 @@ def cut_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
+def no_numbers(folder: Path) -> None:
+    weights = folder / "open_clip_model.safetensors"
+    tensors = load_file(weights)
+    save_file({k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in tensors.items()}, weights)
+
+
 TAMPERED: dict[str, Callable[[Path], Any]] = {
     "other recorded answers": change_answers,
     "another model's weights": change_model,
     "weights cut short": cut_weights,
     "weights that are no weights": lambda folder: (folder / "open_clip_model.safetensors").write_bytes(b"not weights"),
+    "weights that are no numbers": no_numbers,
     "no weights": lambda folder: (folder / "open_clip_model.safetensors").unlink(),
     "no recorded answers": lambda folder: (folder / "probe.json").unlink(),
     "recorded answers that are no JSON": lambda folder: (folder / "probe.json").write_text("{"),

@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,21 @@ import pytest
 from conftest import COLOURS, made_picture
 from PIL import Image
 
-from behaviour.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS, Plain, Server, b64, package, png
+from behaviour.live_server import (
+    CLASSES,
+    IMAGES,
+    PAIRS,
+    PICTURES,
+    TEXTS,
+    TOKEN,
+    WORDS,
+    Plain,
+    Server,
+    b64,
+    changed_card,
+    package,
+    png,
+)
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
@@ -23,6 +37,7 @@ from clipft_tasks.stages import rollout
 pytestmark = pytest.mark.slow
 
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+PROBE = SHOWN | {"X-Clipft-Probe": "1"}
 TRIAL = "/v1/shadows/general"
 OWN = ["a tree", "a house"]
 
@@ -107,20 +122,6 @@ def disputed(plain: dict[str, Plain]) -> tuple[list[dict[str, str]], list[dict[s
     return alike, unlike
 
 
-@contextmanager
-def changed_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
-    """A package whose card says something else for a while."""
-    card = folder / "card.json"
-    kept = card.read_text()
-    said = json.loads(kept)
-    change(said)
-    card.write_text(json.dumps(said))
-    try:
-        yield
-    finally:
-        card.write_text(kept)
-
-
 def too_small(card: dict[str, Any]) -> None:
     """Pictures of less than one patch: such a version loads, and fails at every picture."""
     card["resolutions"]["serve"] = 4
@@ -199,7 +200,7 @@ def test_a_canary_of_everything_answers_everything_under_its_own_name(server, pl
     assert began["answers"] is True
     answer = classify(server)
     assert answer.headers["x-clipft-model-version"] == "2" and answer.headers["x-clipft-domain"] == "general"
-    assert answer.headers["x-clipft-run-id"] != classify(server, **{"X-Clipft-Probe": "1"}).headers["x-clipft-run-id"]
+    assert answer.headers["x-clipft-run-id"] != classify(server, **PROBE).headers["x-clipft-run-id"]
     expected = plain["2"].images() @ plain["2"].classes(plain["2"].card["classes"]).T
     scores = [list(p["scores"].values()) for p in answer.json()["predictions"]]
     assert np.abs(np.array(scores) - expected).max() < 1e-4
@@ -265,7 +266,7 @@ def test_only_ordinary_classify_requests_are_tried(server, answers):
     others = [
         server.post(CLASSES, {"images": PICTURES, "classes": OWN}),
         server.post(CLASSES, {"images": PICTURES, "classes": ["blue square", "red square"]}),
-        classify(server, **{"X-Clipft-Probe": "1"}),
+        classify(server, **PROBE),
         server.post(IMAGES, {"images": PICTURES}),
         server.post(WORDS, {"texts": TEXTS}),
         server.post(PAIRS, {"images": PICTURES, "texts": TEXTS}),

@@ -1,15 +1,22 @@
 """What the server answers, beside the plain model; and what it says of itself."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from behaviour.live_server import FILES, PICTURES, TEXTS, close
+from behaviour.live_server import FILES, PICTURES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
 from clipft_tasks import tracking
+from clipft_tasks.data.pictures import open_picture, square
+from clipft_tasks.model import probe
+from clipft_tasks.model import similarity as similarities
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +38,105 @@ def test_embeddings_are_those_of_the_plain_model(server, plain, domain):
     texts = server.post("/v1/embed/texts", {"texts": TEXTS, **domain}).json()
     assert close(texts["embeddings"], plain["1"].texts())
     assert close(server.post("/v1/embed/texts", {"texts": TEXTS[2], **domain}).json()["embeddings"], plain["1"].texts()[2:])
+
+
+LENGTHS = [16, 8]
+
+
+@pytest.fixture
+def elastic(server: Server) -> Iterator[Server]:
+    """Version 2 is live, and its card says that it was trained for shorter embeddings too."""
+    with changed_card(package("2"), lambda card: card.update(dimensions=LENGTHS)):
+        assert server.put("2").status_code == 200
+    yield server
+    server.put("1")
+
+
+def short(embeddings: np.ndarray, length: int) -> np.ndarray:
+    return embeddings[:, :length] / np.linalg.norm(embeddings[:, :length], axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_an_embedding_may_be_cut_to_a_length_that_the_model_was_trained_for(elastic, plain, length):
+    asked: dict[str, Any] = {"dimensions": length}
+    images = elastic.post("/v1/embed/images", {"images": PICTURES, **asked}).json()
+    assert close(images["embeddings"], short(plain["2"].images(), length)) and images["dimension"] == length
+    texts = elastic.post("/v1/embed/texts", {"texts": TEXTS, **asked}).json()
+    assert close(texts["embeddings"], short(plain["2"].texts(), length)) and texts["dimension"] == length
+    form = elastic.client.post("/v1/embed/texts", files=[("text", (None, TEXTS[0])), ("dimensions", (None, str(length)))])
+    assert close(form.json()["embeddings"], short(plain["2"].texts(), length)[:1])
+    whole = elastic.post("/v1/embed/images", {"images": PICTURES}).json()
+    assert close(whole["embeddings"], plain["2"].images()) and whole["dimension"] == 32
+
+
+def test_what_is_cut_for_the_caller_is_whole_in_the_window(elastic):
+    before = elastic.get("/v1/drift/general").json()
+    elastic.post("/v1/embed/images", {"images": PICTURES * 10, "dimensions": 8})
+    elastic.post("/v1/embed/images", {"images": PICTURES * 10})
+    after = elastic.get("/v1/drift/general").json()
+    assert after["pictures"] == before["pictures"] + 20 * len(PICTURES) and "image" in after["drift"]
+
+
+def test_the_lengths_that_are_allowed_are_told(elastic):
+    [model] = elastic.get("/v1/models").json()
+    assert (model["version"], model["dimensions"]) == ("2", [8, 16])
+    for length in (7, 32, 64):
+        for path, body in (("/v1/embed/images", {"images": PICTURES}), ("/v1/embed/texts", {"texts": TEXTS})):
+            refused = elastic.post(path, {**body, "dimensions": length})
+            assert refused.status_code == 422 and "8, 16" in refused.json()["detail"], refused.text
+    for wrong in (0, -8, 8.5, "many", [8]):
+        assert elastic.post("/v1/embed/texts", {"texts": TEXTS, "dimensions": wrong}).status_code == 422
+    assert elastic.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS, "dimensions": 8}).status_code == 422
+
+
+def test_a_model_that_was_trained_for_one_length_has_only_that(server):
+    assert server.get("/v1/models").json()[0]["dimensions"] == []
+    refused = server.post("/v1/embed/texts", {"texts": TEXTS, "dimensions": 8})
+    assert refused.status_code == 422 and "no other length" in refused.json()["detail"]
+
+
+@pytest.fixture(params=["euclidean", "hyperbolic", "bilinear"])
+def warped(request: pytest.FixtureRequest, server: Server, plain: dict[str, Plain], tmp_path: Path) -> Iterator[Server]:
+    """Version 2 is live and compares otherwise than by the cosine; `plain["2"]` with it."""
+    folder, clip = package("2"), plain["2"].clip
+    shutil.copytree(folder, tmp_path / "kept")
+    cosine = clip.similarity
+    clip.similarity = similarities.make(request.param, clip.embed_dim)
+    clip.similarity.begin(torch.from_numpy(plain["2"].images()) * 3, torch.from_numpy(plain["2"].texts()) * 2)
+    for weights in clip.similarity.parameters():
+        weights.data += 0.1  # as training would have moved them
+    try:
+        save_file({k: v.contiguous() for k, v in clip.similarity.state_dict().items()}, folder / "similarity.safetensors")
+        squares = np.stack([square(open_picture(f).rgb, 32) for f in FILES])
+        (folder / "probe.json").write_text(json.dumps(probe.record(clip, squares, TEXTS)))
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps(card | {"similarity": request.param, "dimensions": [8]}))
+        done = server.put("2")
+        assert done.status_code == 200, done.text
+        yield server
+    finally:
+        clip.similarity = cosine
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "kept", folder)
+        server.put("1")
+
+
+def test_a_model_answers_by_its_own_similarity(warped, plain):
+    model, compare = plain["2"], plain["2"].clip.similarity.compare
+    classes = model.card["classes"]
+    expected, scores = compare(model.images(), model.texts()), compare(model.images(), model.classes(classes))
+    assert np.abs(expected - model.images() @ model.texts().T).max() > 0.01  # it is not the cosine
+    assert close(warped.post("/v1/embed/images", {"images": PICTURES}).json()["embeddings"], model.images())
+    assert close(warped.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS}).json()["similarity"], expected)
+    given = warped.post("/v1/classify", {"images": PICTURES}).json()["predictions"]
+    assert close([[p["scores"][n] for n in classes] for p in given], scores)
+    assert [p["label"] for p in given] == [classes[i] for i in scores.argmax(1)]
+    rows = warped.client.get("/v1/windows/general", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    assert close(rows["similarity"][-len(FILES) :], scores)
+    short = model.clip.similarity.prefix(torch.from_numpy(model.images()), 8).numpy()
+    assert close(warped.post("/v1/embed/images", {"images": PICTURES, "dimensions": 8}).json()["embeddings"], short)
+    [told] = warped.get("/v1/models").json()
+    assert told["similarity"] == model.clip.similarity.name != "cosine"
 
 
 def test_similarity_is_the_cosine_of_every_picture_with_every_text(server, plain):

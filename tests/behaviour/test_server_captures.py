@@ -15,6 +15,7 @@ import pytest
 from conftest import COLOURS, made_picture
 
 from behaviour.live_server import CLASSES, FILES, IMAGES, TOKEN, Server, b64, package, png
+from serving.captures import hashed
 
 pytestmark = pytest.mark.slow
 
@@ -120,8 +121,13 @@ def test_a_picture_of_another_kind_is_kept_because_it_looks_new(server, folder):
 
 
 def test_what_the_pipeline_itself_asks_is_not_kept(server, folder):
-    ask(server, FILES, **{"X-Clipft-Probe": "1"})
+    ask(server, FILES, **SHOWN, **{"X-Clipft-Probe": "1"})
     assert kept(server) == []
+
+
+def test_a_stranger_that_calls_itself_the_pipeline_is_kept_like_anybody(server, folder):
+    ask(server, FILES, **{"X-Clipft-Probe": "1"})
+    assert pictures(server) == FILES
 
 
 def test_what_is_refused_is_not_kept(server, folder):
@@ -309,6 +315,48 @@ def test_a_folder_that_cannot_be_written_costs_captures_and_no_answers(server, f
         root.unlink()
     ask(server, FILES)
     assert pictures(server) == FILES
+
+
+FULL = Path("/dev/full")  # every write to it fails as on a full disk
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("what", ["picture", "json"])
+def test_a_full_disk_costs_captures_and_no_answers_and_is_said_once(server, folder, what):
+    folder.mkdir(parents=True)
+    for n in range(3):
+        (folder / f"{hashed('full')}-{n}.{what}.part").symlink_to(FULL)
+    failed, said = outcomes(server).get("failed", 0), server.log.read_text().count("cannot be kept")
+    answer = ask(server, FILES, "full")
+    assert len(answer.json()["predictions"]) == len(FILES)
+    assert pictures(server) == FILES[3:] and outcomes(server)["failed"] == failed + 3
+    assert len(list(folder.iterdir())) == 2  # no half of the others lies about
+    assert delete(server, "full").json() == {"deleted": 1}
+    log = server.log.read_text()
+    assert log.count("cannot be kept") == said + 1 and "No space left" in log
+    ask(server, FILES, "full")  # there is space again
+    assert pictures(server) == FILES
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_label_on_a_full_disk_is_refused_with_the_reason_and_the_one_before_stands(server, folder):
+    ask(server, FILES[:1])
+    [found] = kept(server)
+    assert label(server, found["id"], "red square").status_code == 200
+    (folder / f"{found['id']}.json.part").symlink_to(FULL)
+    refused = label(server, found["id"], "blue square")
+    assert refused.status_code == 507 and "No space left" in refused.json()["detail"]
+    assert kept(server) == [found | {"label": "red square"}] and pictures(server) == FILES[:1]
+    assert label(server, found["id"], "blue square").status_code == 200
+
+
+def test_a_flood_of_one_label_labels_only_the_pictures_that_were_asked_about(server, folder):
+    request_id = ask(server, FILES[:2]).headers["x-request-id"]
+    ask(server, FILES[2:], "somebody else's")
+    for index in range(10):
+        for request in (request_id, "nobody asked this", f"{hashed(request_id)}-0", "*", "../../general"):
+            judge(server, request, index, "blue square")
+    assert [c["label"] for c in kept(server)] == ["blue square"] * 2 + [""] * (len(FILES) - 2)
 
 
 def test_a_label_that_cannot_be_written_does_not_fail_the_feedback(server, folder):

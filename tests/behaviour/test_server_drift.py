@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow
 LEAST, SIZE = 32, 64
 FEEDBACK, DRIFT, WINDOW = "/v1/feedback", "/v1/drift/general", "/v1/windows/general"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+PROBE = SHOWN | {"X-Clipft-Probe": "1"}
 CAPTIONS = [f"a photo of a {label} square." for label in COLOURS]
 
 
@@ -179,7 +181,7 @@ def test_a_picture_with_a_text_of_its_own_tells_how_well_they_agree(server, plai
     server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS})
     expected = float(np.diag(plain["1"].images(FILES[:3]) @ plain["1"].texts(TEXTS).T).mean())
     assert drift(server)["values"]["alignment"] == pytest.approx(expected, abs=1e-4)
-    assert server.figures()["clipft_alignment_cosine", "general", "1"] == pytest.approx(expected, abs=1e-4)
+    assert server.figures()["clipft_alignment_similarity", "general", "1"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_refused_is_not_in_the_window(server):
@@ -197,9 +199,28 @@ PROBES = {
 
 @pytest.mark.parametrize("path", PROBES)
 def test_what_the_pipeline_itself_asks_is_not_in_the_window(server, path):
-    assert server.client.post(path, json=PROBES[path], headers={"X-Clipft-Probe": "1"}).status_code == 200
+    assert server.client.post(path, json=PROBES[path], headers=PROBE).status_code == 200
     said = drift(server)
     assert (said["pictures"], said["texts"], said["values"]) == (0, 0, {})
+
+
+@pytest.mark.parametrize("token", ["", "Bearer", "Bearer wrong", TOKEN, f"Basic {TOKEN}"])
+def test_a_stranger_cannot_stay_out_of_the_window_by_calling_itself_the_pipeline(server, token):
+    headers = PROBE | {"Authorization": token}
+    assert server.client.post(CLASSES, json={"images": PICTURES}, headers=headers).status_code == 200
+    assert server.client.post(WORDS, json={"texts": TEXTS}, headers=headers).status_code == 200
+    assert (drift(server)["pictures"], drift(server)["texts"]) == (len(PICTURES), len(TEXTS))
+
+
+def test_what_the_pipeline_itself_asks_is_in_no_figure_of_the_answers(server):
+    def counted() -> dict[tuple[str, ...], float]:
+        names = ("clipft_similarity_top_count", "clipft_similarity_margin_count", "clipft_predictions_total")
+        return {k: v for k, v in server.figures().items() if k[0] in names}
+
+    before = counted()
+    for path, body in PROBES.items():
+        assert server.client.post(path, json=body, headers=PROBE).status_code == 200
+    assert counted() == before
 
 
 def test_a_domain_that_is_not_live_has_no_drift_and_no_window(server):
@@ -217,15 +238,15 @@ def test_the_rows_of_the_window_are_what_the_model_makes_of_the_pictures(server,
     labels = [p["label"] for p in server.post(CLASSES, {"images": PICTURES}).json()["predictions"]]
     answer = server.client.get(WINDOW, headers=SHOWN)
     rows = answer.json()
-    assert answer.status_code == 200 and rows["version"] == "1" and sorted(rows["classes"]) == ["blue square", "red square"]
-    assert np.allclose(rows["image"], plain["1"].images(), atol=2e-4)
-    assert np.allclose(rows["similarity"], plain["1"].images() @ plain["1"].classes(rows["classes"]).T, atol=2e-4)
-    assert [rows["classes"][int(np.argmax(s))] for s in rows["similarity"]] == labels
+    classes = plain["1"].card["classes"]
+    assert answer.status_code == 200 and set(rows) == {"appearance", "similarity"}
+    assert np.allclose(rows["similarity"], plain["1"].images() @ plain["1"].classes(classes).T, atol=2e-4)
+    assert [classes[int(np.argmax(s))] for s in rows["similarity"]] == labels
     assert np.shape(rows["appearance"]) == (len(FILES), 5)
     assert [row[3] for row in rows["appearance"]] == pytest.approx([np.log2(48)] * len(FILES))
     classify(server, ordinary(SIZE))
     rows = server.client.get(WINDOW, headers=SHOWN).json()
-    assert len(rows["image"]) == len(rows["similarity"]) == len(rows["appearance"]) == SIZE
+    assert len(rows["similarity"]) == len(rows["appearance"]) == SIZE
 
 
 def test_without_the_token_there_is_no_feedback_and_nothing_to_see_of_the_traffic(server):
@@ -272,7 +293,14 @@ def test_prometheus_accepts_the_figures_of_a_full_window(server):
     assert judge(server, request_id, 0, labels[0]).status_code == 200
     said = drift(server)
     text = server.get("/metrics").text
-    for name in ("drift_ratio", "text_drift_mmd", "modality_gap", "alignment_cosine", "live_accuracy_ratio", "feedback_total"):
+    for name in (
+        "drift_ratio",
+        "text_drift_mmd",
+        "modality_gap",
+        "alignment_similarity",
+        "live_accuracy_ratio",
+        "feedback_total",
+    ):
         assert f"\nclipft_{name}{{" in text
     assert len(said["drift"]) >= 10
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
@@ -390,6 +418,25 @@ def test_a_flood_of_one_label_changes_only_what_was_really_answered(server):
     assert verdicts(server) == (right + blue, wrong + 4 - blue)
     said = drift(server)
     assert (said["feedback"], said["values"]["accuracy"]) == (4, blue / 4)
+
+
+def test_the_same_judgement_many_times_at_once_counts_once(server):
+    right, wrong = verdicts(server)
+    request_id, labels = classify(server, ordinary(1))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: judge(server, request_id, 0, labels[0]), range(40)))
+    assert sum(a.json()["counted"] for a in answers) == 1
+    assert verdicts(server) == (right + 1, wrong) and drift(server)["feedback"] == 1
+
+
+@pytest.mark.parametrize("label", ["a class that nobody knows", "Red Square", "<script>", "red square\x00"])
+def test_a_label_that_is_no_class_of_the_model_is_a_wrong_answer_and_no_label_of_a_figure(server, label):
+    right, wrong = verdicts(server)
+    request_id, _ = classify(server, ordinary(1))
+    assert judge(server, request_id, 0, label).json()["counted"] is True
+    assert verdicts(server) == (right, wrong + 1)
+    assert not any(label in k for k in server.figures())
+    assert judge(server, request_id, 0, "x" * 501).status_code == 422
 
 
 # Without what it needs ----------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from behaviour.live_server import CLASSES, PICTURES, TOKEN, WORDS
+from behaviour.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS
 from clipft_tasks.settings import settings
 
 pytestmark = pytest.mark.slow
@@ -87,3 +88,106 @@ def test_a_dead_inference_thread_is_a_failed_health_check(inside):
     client = inside()
     client.app.state.engine.close()
     assert client.get("/healthz").status_code == 500
+
+
+# Numbers that are none, and what fails beside an answer -------------------------------------------------------------
+
+ASKED: dict[str, dict[str, Any]] = {
+    IMAGES: {"images": PICTURES}, WORDS: {"texts": TEXTS}, PAIRS: {"images": PICTURES[:3], "texts": TEXTS},
+    CLASSES: {"images": PICTURES},
+}  # fmt: skip
+SHOWN = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """From now on the second thing that a version embeds comes out as NaN."""
+    from serving import engine
+
+    whole = engine.encode
+
+    def encode(live: Any, kind: str, part: Any) -> np.ndarray:
+        out = whole(live, kind, part)
+        if live.version == version:
+            out[1] = np.nan
+        return out
+
+    monkeypatch.setattr(engine, "encode", encode)
+
+
+def figure(client: Any, name: str, **labels: str) -> float:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return sum(s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items())
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_an_embedding_that_is_no_number_is_said_and_reaches_neither_window_nor_captures(inside, monkeypatch, path):
+    client = inside(capture=1)
+    kept = client.get("/v1/captures/general", headers=SHOWN).json()
+    spoil(monkeypatch, "1")
+    answer = client.post(path, json=ASKED[path])
+    assert answer.status_code == 500
+    assert "Version 1 of general gave no number" in answer.json()["detail"] and "item 2" in answer.json()["detail"]
+    assert figure(client, "clipft_refused_items_total", reason="unsound") == 1
+    seen = client.get("/v1/drift/general").json()
+    assert (seen["pictures"], seen["texts"], seen["values"]) == (0, 0, {})
+    assert client.get("/v1/captures/general", headers=SHOWN).json() == kept
+    assert figure(client, "clipft_predictions_total") == 0 and client.get("/healthz").status_code == 200
+    monkeypatch.undo()
+    assert client.post(path, json=ASKED[path]).status_code == 200
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["canary", "shadow"])
+def test_where_a_challengers_embedding_is_no_number_the_champion_answers(inside, monkeypatch, answers):
+    client = inside()
+    tried = {"version": "2", "share": 1, "answers": answers}
+    assert client.put("/v1/shadows/general", json=tried, headers=SHOWN).status_code == 200
+    spoil(monkeypatch, "2")
+    answer = client.post(CLASSES, json=ASKED[CLASSES])
+    assert (answer.status_code, answer.headers["x-clipft-model-version"]) == (200, "1")
+    for _ in range(100):
+        if (said := client.get("/v1/shadows/general").json())["requests"]:
+            break
+        time.sleep(0.1)
+    assert (said["requests"], said["errors"]) == (1, 1)
+
+
+@pytest.mark.parametrize("what", ["monitor.pictures", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
+def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monkeypatch, what):
+    client = inside(capture=1)
+    before = {path: client.post(path, json=body).json() for path, body in ASKED.items()}
+    place, method = what.split(".")
+    calls = []
+
+    def broken(*_: object) -> None:
+        calls.append(what)
+        raise MemoryError("no room for another row")
+
+    monkeypatch.setattr(getattr(client.app.state, place), method, broken)
+    for path, body in ASKED.items():
+        answer = client.post(path, json=body)
+        assert (answer.status_code, answer.json()) == (200, before[path]), path
+    assert calls and figure(client, "clipft_unnoted_answers_total", domain="general") == len(calls)
+
+
+def test_a_window_that_cannot_be_measured_fails_no_answer_and_is_measured_again(inside, monkeypatch, caplog):
+    from clipft_tasks.drift.window import Window
+
+    client = inside(drift_seconds=0.1)
+    whole = Window.figures
+    monkeypatch.setattr(Window, "figures", lambda self: 1 / 0)
+    assert client.post(CLASSES, json=ASKED[CLASSES]).status_code == 200
+    for _ in range(100):
+        if "cannot be measured" in caplog.text:
+            break
+        time.sleep(0.1)
+    assert "cannot be measured" in caplog.text
+    assert client.post(CLASSES, json=ASKED[CLASSES]).status_code == 200
+    assert client.get("/healthz").status_code == 200
+    monkeypatch.setattr(Window, "figures", whole)
+    for _ in range(100):
+        if figure(client, "clipft_window_items", kind="pictures") == 2 * len(PICTURES):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the window is not measured any more")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from behaviour.live_server import CLASSES, FILES, GOOD, HUGE, IMAGES, PAIRS, WORDS, Server, b64, png
+from behaviour.live_server import CLASSES, FILES, GOOD, HUGE, IMAGES, PAIRS, TOKEN, WORDS, Server, b64, png
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,26 @@ def test_bad_input_is_refused_with_a_reason_that_names_the_item(server, case):
 )
 def test_a_body_that_cannot_be_read_is_refused(server, content, kind, says):
     check_refusal(server, server.client.post(WORDS, content=content, headers={"Content-Type": kind}), says)
+
+
+ASKING = {IMAGES, WORDS, PAIRS, CLASSES}  # the routes for everybody that are no GET
+
+
+def test_every_route_that_changes_something_needs_the_token(server):
+    paths = server.get("/openapi.json").json()["paths"]
+    guarded = {(method, path) for path, item in paths.items() for method in item if method != "get" and path not in ASKING}
+    assert {path for _, path in guarded} >= {"/v1/models/{domain}", "/v1/shadows/{domain}", "/v1/feedback"}
+    assert {method for method, _ in guarded} == {"put", "post", "delete"} and paths.keys() > ASKING
+    for method, path in guarded:
+        place = re.sub(r"\{\w+\}", "general", path)
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"X-Clipft-Probe": "1"}):
+            answer = server.client.request(method, place, json={}, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), (method, path)
+
+
+@pytest.mark.parametrize("path", ["/v1/windows/general", "/v1/captures/general", "/v1/captures/general/00-0"])
+def test_every_route_that_shows_what_others_sent_needs_the_token(server, path):
+    assert server.get(path).status_code == 401
 
 
 def test_a_form_with_a_bad_picture_names_it(server):

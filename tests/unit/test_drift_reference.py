@@ -26,7 +26,6 @@ from clipft_tasks.drift.reference import (
     calibrated_temperature,
     image_auc,
     measure,
-    measured_signals,
     sample,
     signals,
     text_signal,
@@ -104,7 +103,7 @@ def a_reference(classes: int = 3) -> Reference:
 
 
 def ratios(reference: Reference, window: Rows) -> dict[str, float]:
-    return {name: value / reference.limits[name] for name, value in signals(reference, reference.rows, window).items()}
+    return {name: value / reference.limits[name] for name, value in signals(reference, window)[0].items()}
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ def test_texts_of_the_same_kind_rarely_exceed_their_limit():
 def test_pictures_of_the_same_kind_are_not_told_from_the_references_own_however_few_those_are(count, dims):
     reference = told(looked(count, 0, dims=dims))
     windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
-    assert sum(measured_signals(reference, w, 250)[1] <= 0.005 for w in windows) <= 1
+    assert sum(signals(reference, w, permutations=250)[1] <= 0.005 for w in windows) <= 1
     assert np.mean([image_auc(reference, w) for w in windows]) == pytest.approx(0.5, abs=0.1)
 
 

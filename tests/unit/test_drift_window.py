@@ -9,7 +9,7 @@ from test_drift_reference import PICTURES, PREDICTIONS, a_reference, brighter, c
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows
 from clipft_tasks.drift.statistics import wilson
-from clipft_tasks.drift.window import DROP, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window
+from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window
 
 NOW = 1_800_000_000.0
 
@@ -105,6 +105,39 @@ def test_the_gap_and_alignment_of_pictures_with_texts_are_told():
     values = window.figures().values
     assert values["alignment"] == pytest.approx(0.3)
     assert values["modality_gap"] == pytest.approx(np.linalg.norm(window.rows().image.mean(0) - texts.mean(0)), rel=1e-4)
+
+
+def test_each_signal_says_on_how_many_rows_it_was_measured():
+    window = add(Window(a_reference()), looked(SIZE, 5))
+    window.add_texts(captions(100, 6))
+    for n in range(JUDGED):
+        window.add_feedback(n > 2)
+    settled = window.figures()
+    assert set(settled.behind) == set(settled.drift) and set(settled.behind.values()) == {SIZE, LEAST, 100, JUDGED}
+    assert (settled.behind["text"], settled.behind["performance"]) == (100, JUDGED)
+    assert set(add(Window(a_reference()), looked(LEAST, 5)).figures().behind.values()) == {LEAST}
+    add(window, looked(LEAST, 7, strange=1.0))
+    changed = window.figures()
+    assert changed.behind["image"] == LEAST  # they alone are what is drifting so much
+    add(window, looked(SIZE - LEAST, 8, strange=1.0))
+    add(window, looked(LEAST, 9))
+    recovering = window.figures()
+    assert recovering.behind["image"] == SIZE and recovering.drift["image"] > 1
+
+
+def test_prometheus_weighs_a_signal_with_the_rows_that_it_was_measured_on():
+    from serving.metrics import Metrics
+
+    metrics = Metrics()
+    metrics.publish("d", "1", Figures({"image": 3.0, "text": 0.5}, {}, SIZE, 100, 0, {"image": LEAST, "text": 100}))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"domain": "d", "version": "1", **labels})
+
+    assert value("clipft_drift_items", signal="image") == LEAST and value("clipft_drift_items", signal="text") == 100
+    assert value("clipft_window_items", kind="pictures") == SIZE
+    metrics.forget("d", "1")
+    assert value("clipft_drift_items", signal="image") is None
 
 
 def test_the_worst_signal_of_a_silent_window_has_no_name():
