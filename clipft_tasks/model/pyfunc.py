@@ -1,7 +1,8 @@
-"""The registered model as `mlflow.pyfunc` loads it. A script of its own: it needs open_clip, not clipft.
+"""The registered model as `mlflow.pyfunc` loads it. A script of its own: it needs open_clip, and clipft only for a model that
+compares by something else than cosines.
 
-Input: a table with a column `image` (bytes, base64 text or a path) and/or `text`. Output: a table with the unit embeddings
-(`image_embedding`, `text_embedding`) and, when a row has both, their cosine `similarity`.
+Input: a table with a column `image` (bytes, base64 text or a path) and/or `text`. Output: a table with the embeddings
+(`image_embedding`, `text_embedding`; unit vectors for cosines) and, when a row has both, their `similarity`.
 """
 
 import base64
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch.nn.functional import normalize
 
 
 class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -24,28 +26,42 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     def load_context(self, context):  # type: ignore[no-untyped-def]
         folder = Path(context.artifacts["package"]).resolve()
         config = json.loads((folder / "open_clip_config.json").read_text())
-        side = json.loads((folder / "card.json").read_text())["resolutions"]["serve"]
+        card = json.loads((folder / "card.json").read_text())
         text = config["model_cfg"]["text_cfg"]
         local = {"text_cfg": text | {"hf_model_name": str(folder)}} if text.get("hf_model_name") == "." else {}
         self.model = open_clip.create_model(f"local-dir:{folder}", **local).eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": side})
+        preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": card["resolutions"]["serve"]})
         self.transform = image_transform_v2(preprocess, is_train=False)
+        self.similarity = None
+        if card.get("similarity", "cosine") != "cosine":
+            try:
+                from clipft_tasks.model.package import open_similarity
+            except ImportError as error:
+                raise RuntimeError(f"this model compares by {card['similarity']}: install clipft[model]") from error
+            self.similarity = open_similarity(folder, card["embed_dim"])
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # type: ignore[no-untyped-def]
         out = {}
         with torch.inference_mode():
             if "image" in model_input:
                 pictures = torch.stack([self.transform(self._open(x)) for x in model_input["image"]])
-                out["image_embedding"] = self.model.encode_image(pictures, normalize=True)
+                features = self.model.encode_image(pictures)
+                out["image_embedding"] = (
+                    self.similarity.embed_image(features) if self.similarity else normalize(features, dim=-1)
+                )
             if "text" in model_input:
                 tokens = self.tokenizer(model_input["text"].tolist())
-                out["text_embedding"] = self.model.encode_text(tokens, normalize=True)
+                features = self.model.encode_text(tokens)
+                out["text_embedding"] = self.similarity.embed_text(features) if self.similarity else normalize(features, dim=-1)
+            if len(out) == 2:
+                pairs = out["image_embedding"], out["text_embedding"]
+                alike = self.similarity(*pairs).diagonal() if self.similarity else (pairs[0] * pairs[1]).sum(1)
         if not out:
             raise ValueError("the input has neither a column 'image' nor a column 'text'")
         table = {name: value.tolist() for name, value in out.items()}
         if len(out) == 2:
-            table["similarity"] = (out["image_embedding"] * out["text_embedding"]).sum(1).tolist()
+            table["similarity"] = alike.tolist()
         return pd.DataFrame(table)
 
     @staticmethod
