@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -467,3 +468,75 @@ def test_many_long_causes_fit_into_the_registry(registry, count):
     assert tell(breach("general", *causes), run="b") == []
     assert ended("general", FAILED)["failures"] == 1
     assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1
+
+
+# On watch -----------------------------------------------------------------------------------------------------------
+
+
+def watched(at: float = NOW, undone: bool = False) -> State:
+    """An incident of version 1 that version 2 came of at `at`."""
+    state, _, _ = incidents.admit(State(failures=1, undone=undone), alarm(at - 10 * MINUTE), at - 10 * MINUTE)
+    return incidents.watch(state, Watch("2", "1", at, 0.75, 40))
+
+
+def test_a_version_that_survives_its_watch_is_what_recovery_means():
+    state = watched()
+    assert incidents.settle(state, NOW + WATCH - 1) == state and state.incident and state.incident.quiet
+    done = incidents.settle(state, NOW + WATCH)
+    assert done.incident is None and (done.failures, done.undone) == (0, False)
+    assert (done.last_closed, done.history[-1]["outcome"]) == (NOW, "recovered")
+
+
+def test_whoever_reads_the_record_sees_that_a_watch_is_over(registry):
+    tracking.keep_incidents("general", watched(time.time() - WATCH))
+    state = tracking.incidents("general")
+    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
+
+
+def test_during_the_watch_the_cool_down_counts_from_when_the_version_went_live():
+    state = watched()
+    soon, admitted, reason = incidents.admit(state, alarm(NOW + COOL_DOWN - 1), NOW + COOL_DOWN - 1)
+    assert not admitted and soon == state and "version 2" in reason and "60 minutes" in reason
+    later, admitted, _ = incidents.admit(state, alarm(NOW + COOL_DOWN, version="2"), NOW + COOL_DOWN)
+    assert admitted and later.incident.version == "2" and later.history[-1]["outcome"] == "recovered"
+
+
+def test_what_is_taken_up_again_is_being_handled_until_it_is_closed_or_lost():
+    state = incidents.undo(watched(), "it is worse", "a run")
+    found = state.incident
+    assert found and not found.quiet and (found.watch.worse, found.watch.asks, found.run) == ("it is worse", False, "a run")
+    assert incidents.settle(state, NOW + 2 * WATCH) == state
+    for at in (NOW + MINUTE, NOW + STALE - 1):
+        assert not incidents.admit(state, alarm(at), at, cool_down=0)[1]
+    gone, admitted, _ = incidents.admit(state, alarm(NOW + STALE), NOW + STALE, cool_down=0)
+    assert admitted and (gone.history[-1]["outcome"], gone.failures) == ("lost", 2)
+
+
+def test_one_rollback_goes_by_itself_until_something_recovers():
+    first = incidents.close(incidents.undo(watched(), "worse"), "failed", NOW + HOUR)
+    assert first.undone and (first.failures, first.breaker(NOW + HOUR)) == (2, "closed")
+    second = incidents.undo(watched(undone=True), "worse")
+    assert second.incident.watch.asks
+    assert incidents.close(second, "failed", NOW + HOUR).breaker(NOW + HOUR) == "open"
+    assert not incidents.settle(watched(undone=True), NOW + WATCH).undone
+    assert not incidents.reset(first).undone
+
+
+def test_only_what_is_on_watch_can_be_taken_up_again():
+    opened, _, _ = incidents.admit(State(), alarm(), NOW)
+    for state in (State(), opened, incidents.undo(watched(), "worse")):
+        assert incidents.undo(state, "once more", "another run") == state
+
+
+def test_a_reset_ends_a_watch_too():
+    state = incidents.reset(watched())
+    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
+    assert incidents.admit(state, alarm(NOW + MINUTE), NOW + MINUTE)[1]
+    handled_now = incidents.undo(watched(), "worse")
+    assert incidents.reset(handled_now).incident == handled_now.incident
+
+
+def test_a_watch_survives_being_written_down():
+    for state in (watched(), incidents.undo(watched(), "worse " * 200, "run")):
+        assert State.of(json.loads(json.dumps(state.to_dict()))) == state
+        assert len(json.dumps(state.to_dict())) < TAG
