@@ -22,19 +22,22 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         incident: which one is answered. When its version on watch is worse, the answer is to go back.
     Returns: kind, action (nothing, camera, label, rollback, readapt), version (to go back to, or ""), why, expected_gain,
         minutes (what training would take), labels by class, live (accuracy and judged, so far), table (Markdown), links.
-    Raises: Transient when the server or MLflow is away.
+    Raises: Transient when the server or MLflow is away; ClipftError when nothing of the domain is live, its version is no longer
+        registered, or its reference belongs to other weights.
     """
     import mlflow
 
     from .. import tracking
     from ..drift import diagnosis, report
     from ..drift.reference import Reference
+    from ..model.package import WEIGHTS, weights_digest
 
     seen = call("GET", f"/v1/drift/{spec.domain}").json()
     window = call("GET", f"/v1/windows/{spec.domain}").json()
     captures = call("GET", f"/v1/captures/{spec.domain}").json()
     champion = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
-    reference = Reference.load(tracking.fetch_package(champion))
+    package = tracking.fetch_package(champion)
+    reference = Reference.load(package, weights_digest(package / WEIGHTS))
 
     moved = report.class_shares(reference, window)
     found = diagnosis.diagnose(seen["drift"], max((abs(now - before) for before, now in moved.values()), default=0.0))
@@ -49,7 +52,8 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         if sum(labels.values()) >= diagnosis.LABELS_NEEDED:
             others = _others(spec, seen["version"], judged)
         advice = diagnosis.advise(found, labels, others, seen["promised"]["value"], live, losing)
-    minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
+    with tracking.neighbour():
+        minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
 
     lines = report.lines(spec.domain, seen, found, advice, others, labels, minutes)
     table = "\n".join(lines)
@@ -112,7 +116,8 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
         except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
     name = tracking.model_name(spec.domain)
-    versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+    with tracking.neighbour():
+        versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
     rest = [v for v in versions if str(v.version) != champion and v.tags.get("clipft.deploy") != "failed"][:COMPARED]
     right: dict[str, Any] = {}
     for version in [v for v in versions if str(v.version) == champion] + rest:

@@ -239,3 +239,114 @@ def test_a_rollback_that_cannot_be_is_a_failure_and_the_new_version_goes_on(serv
     said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken["incident"])
     assert (said["outcome"], said["failed"]) == ("failed", ["rollback"])
     assert (champion(), serving(server)) == ("2", "2") and now().incident is None
+
+
+# Bad days -----------------------------------------------------------------------------------------------------------
+
+
+def drifting(run: str = "drifting") -> dict[str, Any]:
+    taken = alarm(breach("1", "image"), run=run)
+    assert taken["admitted"]
+    return taken
+
+
+def test_a_window_too_small_to_say_anything_is_said_to_be_noise(server):
+    judge(server, 2, 1)
+    suggested = suggest.run(SPEC, ["image"])
+    assert (suggested["action"], suggested["kind"]) == ("nothing", "noise")
+    assert suggested["live"] == {"accuracy": pytest.approx(2 / 3), "judged": 3}
+
+
+@pytest.mark.parametrize("who", ["MLFLOW_URI", "SERVER_URL"])
+def test_whoever_is_away_at_the_suggestion_it_is_worth_another_try_and_nothing_changed(server, monkeypatch, who):
+    judge(server, 20, 0)
+    taken, before = drifting(), now()
+    with monkeypatch.context() as patch:
+        patch.setenv(f"CLIPFT_{who}", NOBODY)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        settings.cache_clear()
+        with pytest.raises(Transient, match="does not answer"):
+            suggest.run(SPEC, taken["causes"], taken["incident"])
+    settings.cache_clear()
+    assert now() == before and (champion(), serving(server)) == ("1", "1")
+    assert suggest.run(SPEC, taken["causes"], taken["incident"])["action"]
+
+
+def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monkeypatch):
+    """Neither admitted nor closed while nobody can write it down; the retry does it once."""
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPFT_MLFLOW_URI", NOBODY)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        settings.cache_clear()
+        with pytest.raises(Transient, match="does not answer"):
+            alarm(breach("1", "image"), run="drifting")
+    settings.cache_clear()
+    assert now() == incidents.State()
+    taken = drifting()
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPFT_MLFLOW_URI", NOBODY)
+        settings.cache_clear()
+        with pytest.raises(Transient, match="does not answer"):
+            close.run(SPEC, {"finetune": "failed"}, taken["incident"])
+    settings.cache_clear()
+    assert now().incident and now().failures == 0
+    for _ in range(2):  # the retry, and one too many
+        close.run(SPEC, {"finetune": "failed"}, taken["incident"])
+    assert now().incident is None and now().failures == 1 and len(now().history) == 1
+
+
+def test_a_new_model_that_does_not_verify_leaves_the_old_champion_and_counts_as_a_failure(server):
+    taken = drifting()
+    promoted = promote.run(SPEC, "2")
+    deploy.run(SPEC, **promoted)
+    change_answers(package("2"))
+    with pytest.raises(ClipftError, match="did not verify"):
+        verify.run(SPEC, **promoted)
+    said = close.run(SPEC, {"suggest": "success", "dataset": "success", "finetune": "failed"}, taken["incident"])
+    assert (said["outcome"], said["failed"], said["failures"]) == ("failed", ["finetune"], 1)
+    assert (champion(), serving(server)) == ("1", "1") and now().incident is None
+
+
+def test_a_champion_deleted_from_the_registry_is_named_and_goes_on_serving(server, tmp_path, monkeypatch):
+    home = copied(server.home, tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPFT_HOME", str(home))
+        settings.cache_clear()
+        taken = drifting()
+        tracking.client().delete_model_version(NAME, "1")
+        with pytest.raises(ClipftError, match="registry does not know"):
+            suggest.run(SPEC, taken["causes"], taken["incident"])
+        said = close.run(SPEC, {"suggest": "failed", "finetune": "upstream_failed"}, taken["incident"])
+        assert (said["outcome"], said["failures"]) == ("failed", 1)
+        assert now().incident is None
+    settings.cache_clear()
+    assert serving(server) == "1"
+
+
+def test_a_version_to_go_back_to_that_was_deleted_is_a_failure_and_the_new_one_goes_on(server, tmp_path, monkeypatch):
+    home = copied(server.home, tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPFT_HOME", str(home))
+        settings.cache_clear()
+        readapted(server)
+        judge(server, 0, 30)
+        taken = alarm(breach("2", "performance"), run="worse")
+        tracking.client().delete_model_version(NAME, "1")
+        with pytest.raises(ClipftError, match="registry does not know"):
+            answer(taken)
+        said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken["incident"])
+        assert said["outcome"] == "failed" and champion() == "2"
+    settings.cache_clear()
+    assert serving(server) == "2"
+
+
+def test_a_reference_of_another_embedding_space_is_refused_and_nothing_is_suggested_from_it(server):
+    """The package's reference was swapped for one that other weights made: the version answers, its drift is not measured."""
+    for name in ("reference.safetensors", "reference.json"):
+        shutil.copy(package("2") / name, package("1") / name)
+    with pytest.raises(ClipftError, match="embedding space of other weights"):
+        suggest.run(SPEC, ["image"])
+    assert server.put("2").status_code == 200 and server.put("1").status_code == 200
+    assert serving(server) == "1" and server.figures()["clipft_drift_measured", "general", "1"] == 0
+    with pytest.raises(ClipftError, match="No live version of general with a reference"):
+        suggest.run(SPEC, ["image"])
