@@ -74,7 +74,7 @@ def traffic() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
         def rows(pictures: list[Image.Image]) -> Rows:
             squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in pictures]))
             image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
-            return Rows(image, np.stack([appearance(p) for p in pictures]), image @ of_classes.T)
+            return Rows(image, np.stack([appearance(p) for p in pictures]), clip.similarity.compare(image, of_classes))
 
         test = dataset.split("test")
         plain = [open_picture(dataset.picture(r)).rgb for r in test.itertuples()]

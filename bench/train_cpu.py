@@ -60,27 +60,36 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
     return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset)}
 
 
-def peers(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
-    """open_clip_train.main on the same pictures as files, from the same start model."""
+def open_clip_train(
+    dataset: Any, folder: Path, epochs: int, side: int, seed: int, rate: float | None, extra: dict[str, Any] | None = None
+) -> tuple[Any, float, int]:
+    """open_clip_train.main on the same pictures as files, from the same start model.
+
+    Args:
+        rate: learning rate, with a warm-up of a tenth; None leaves rate, warm-up and weight decay at the trainer's defaults.
+    Returns: the model, pairs per second of its steps, pairs.
+    """
     from clipft_tasks.model import build, starter
     from clipft_tasks.train.hardware import usable_cores
 
     (folder / "pictures").mkdir()
-    lines = ["filepath,title"]
+    lines = ["filepath\ttitle"]
     for row in dataset.split("train").itertuples():
         path = folder / "pictures" / f"{row.key}.png"
         path.write_bytes(dataset.picture(row))
-        lines.append(f"{path},{row.caption}")
-    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+        lines.append(f"{path}\t{row.caption}")
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n")
     steps = (len(lines) - 1) // BATCH
     arguments = {
-        "model": "local-dir:.", "train-data": folder / "train.csv", "dataset-type": "csv", "csv-separator": ",", "csv-img-key": "filepath",
-        "csv-caption-key": "title", "batch-size": BATCH, "epochs": epochs, "lr": RATE, "wd": 0.05, "warmup": max(1, steps * epochs // 10),
-        "workers": usable_cores(), "device": "cpu", "precision": "fp32", "force-image-size": SIDE, "grad-clip-norm": 1.0,
-        "logs": folder / "logs", "name": "peer", "log-every-n-steps": 1, "save-frequency": epochs, "seed": 0,
+        "model": "local-dir:.", "train-data": folder / "train.tsv", "dataset-type": "csv", "csv-separator": "\t", "csv-img-key": "filepath",
+        "csv-caption-key": "title", "batch-size": BATCH, "epochs": epochs, "workers": usable_cores(), "device": "cpu",
+        "precision": "fp32", "force-image-size": side, "logs": folder / "logs", "name": "peer", "log-every-n-steps": 1,
+        "save-frequency": epochs, "seed": seed,
     }  # fmt: skip
-    command = [sys.executable, "-m", "open_clip_train.main", "--aug-cfg", "scale=(0.85,1.0)"]
-    for name, value in arguments.items():
+    if rate:
+        arguments |= {"lr": rate, "wd": 0.05, "warmup": max(1, steps * epochs // 10), "grad-clip-norm": 1.0}
+    command = [sys.executable, "-m", "open_clip_train.main"]
+    for name, value in (arguments | (extra or {})).items():
         command += [f"--{name}", str(value)]
     env = os.environ | {"OMP_NUM_THREADS": str(usable_cores()), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=starter.build(), env=env, capture_output=True, text=True, check=False)
@@ -91,11 +100,12 @@ def peers(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
     clip = build.load("starter")
     state = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{epochs}.pt", weights_only=False)["state_dict"]
     clip.model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
-    return {
-        "pairs_per_second": BATCH * len(seconds) / sum(seconds),
-        "pairs": BATCH * len(seconds),
-        "score": score(clip, dataset),
-    }
+    return clip, BATCH * len(seconds) / sum(seconds), BATCH * len(seconds)
+
+
+def peers(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
+    clip, speed, pairs = open_clip_train(dataset, folder, epochs, SIDE, 0, RATE, {"aug-cfg": "scale=(0.85,1.0)"})
+    return {"pairs_per_second": speed, "pairs": pairs, "score": score(clip, dataset)}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from . import cli_drift
+from . import cli_domain, cli_drift
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -52,7 +52,7 @@ def _spec_options(command: Any) -> Any:
     """One option a field of RunSpec, made from its JSON schema."""
     for name, field in reversed(form().items()):
         kind = field["type"] if isinstance(field["type"], str) else field["type"][0]
-        kinds: dict[str, Any] = {"integer": int, "number": float, "boolean": bool, "array": str, "string": str}
+        kinds: dict[str, Any] = {"integer": int, "number": float, "boolean": bool, "array": str, "object": str, "string": str}
         choices = [c for c in field.get("enum", []) if c is not None]
         shown = "" if field.get("default") in (None, "") else f" [default: {field['default']}]"
         command = click.option(
@@ -83,8 +83,10 @@ def read_spec(file: Path | None, options: dict[str, Any]) -> RunSpec:
             flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
     flat |= {name.replace("__", "."): value for name, value in options.items() if value is not None}
     for name, field in form().items():
-        if field["type"] == "array" or "array" in field["type"]:
-            flat |= {name: _list(flat[name], field["items"]["type"])} if name in flat else {}
+        if name in flat and "array" in field["type"]:
+            flat[name] = _list(flat[name], field["items"]["type"])
+        elif name in flat and "object" in field["type"]:
+            flat[name] = _object(name, flat[name])
     return RunSpec.from_flat(flat)
 
 
@@ -94,6 +96,19 @@ def _list(value: Any, kind: str) -> Any:
         words = value.strip("[] ").replace(",", " ").split()
         return [int(w) if kind == "integer" and w.isdigit() else w for w in words]
     return value if isinstance(value, list) else [value]
+
+
+def _object(name: str, value: Any) -> Any:
+    """Named values as people write them: `hardness=0.5, distillation.weight=1`, or YAML and JSON alike."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value) if value.lstrip().startswith("{") else dict(p.split("=", 1) for p in value.split(","))
+    except (yaml.YAMLError, ValueError):
+        read = None
+    if not isinstance(read, dict):
+        raise ClipftError(f"{name} {value!r}", "it is not a list of name=value", "For example hardness=0.5,text_weight=0.4.")
+    return {str(k).strip(): yaml.safe_load(v) if isinstance(v, str) else v for k, v in read.items()}
 
 
 class Ledger:
@@ -197,18 +212,7 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
         click.echo(yaml.safe_dump(read_spec(file, options).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-@main.command("domains", help="List the domains, and why each of their choices stands.")
-def domains() -> None:
-    from .domains import domain_names, get_domain
-
-    for name in domain_names():
-        domain = get_domain(name)
-        click.echo(click.style(f"{name}: {domain.title}", bold=True))
-        for choice, reason in domain.why.items():
-            click.echo(f"  {choice}: {reason}")
-
-
-for _command in (cli_drift.drift, cli_drift.label, cli_drift.breaker):
+for _command in (cli_domain.domains, cli_domain.domain, cli_drift.drift, cli_drift.label, cli_drift.breaker):
     main.add_command(_command)
 
 

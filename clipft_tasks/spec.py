@@ -82,13 +82,32 @@ class ObjectiveSpec(Section):
 
     name: str = Field(
         "info_nce",
-        description="`info_nce`, `multi_positive`, or a class of your own as `module:Class`",
+        description="one of the menu (docs/objectives.md says which for what), or a class of your own as `module:Class`",
         examples=["info_nce", "multi_positive"],
     )
     positives: Literal["pair", "caption", "label"] = Field(
-        "caption", description="for multi_positive: which rows of a batch count as the same thing"
+        "caption", description="which rows of a batch count as the same thing, for objectives that ask"
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
+    options: dict[str, float | int | str | bool] = Field(
+        {},
+        description="further options of the objective by name, and of those beside it as `name.option`",
+        examples=[{"text_weight": 0.4}],
+    )
+    also: list[str] = Field(
+        [],
+        description="objectives beside it, `name=weight` or `name=from>to` over the run",
+        examples=[["distillation=0.5"]],
+    )
+    similarity: str = Field(
+        "cosine",
+        description="how embeddings are compared: `cosine`, `dot`, `euclidean`, `hyperbolic`, `bilinear`, or `module:Class`",
+        examples=["cosine", "dot", "euclidean", "hyperbolic", "bilinear"],
+    )
+    temperature: float | None = Field(None, gt=0.005, le=10, description="temperature to begin with; empty: the start model's")
+    dimensions: list[int] = Field(
+        [], max_length=8, description="prefixes of the embedding that must work by themselves, so that the server may cut it"
+    )
 
 
 class TrainSpec(Section):
@@ -198,10 +217,10 @@ class RunSpec(Section):
     source: str = Field(
         "",
         description=(
-            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `elpv:mono`, or `captures:<domain>` (the newest "
-            "version and what was captured and labelled since)"
+            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `elpv:mono`, `molecules:2000`, or "
+            "`captures:<domain>` (the newest version and what was captured and labelled since)"
         ),
-        examples=["elpv:mono", "elpv:poly", "/data/pictures.csv", "/data/pictures"],
+        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/pictures.csv", "/data/pictures"],
     )
     dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
     data: DataSpec = DataSpec()

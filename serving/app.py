@@ -152,9 +152,11 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         if len(images) > options.max_items:
             raise Refused(413, f"{len(images)} pictures in one request, more than {options.max_items}.", "too_many")
 
+        grey_bits = get_domain(live.domain).grey_bits
+
         def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray]:
             try:
-                rgb = open_picture(image.data, limits).rgb
+                rgb = open_picture(image.data, limits, grey_bits=grey_bits).rgb
                 return square(rgb, live.side, live.clip.aspect), appearance(rgb)
             except BadPicture as error:
                 raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error

@@ -42,6 +42,23 @@ def shared_home(home: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) ->
     return installed
 
 
+@pytest.fixture
+def own_domains(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Calls with paths put them on CLIPFT_DOMAINS_PATH; the menu is read anew, and again afterwards."""
+
+    from clipft_tasks import domains
+
+    def put(*paths: Path) -> None:
+        monkeypatch.setenv("CLIPFT_DOMAINS_PATH", ":".join(map(str, paths)))
+        domains.settings.cache_clear()
+        domains._all.cache_clear()
+
+    yield put
+    monkeypatch.delenv("CLIPFT_DOMAINS_PATH", raising=False)
+    domains.settings.cache_clear()
+    domains._all.cache_clear()
+
+
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
+from ..domains import get_domain
 from ..errors import ClipftError
 from ..progress import progress, say
 from ..settings import settings
@@ -29,6 +30,7 @@ class Decoded:
 
     def __init__(self, dataset: Dataset, frame: pd.DataFrame, side: int, aspect: Aspect, draft: bool, workers: int) -> None:
         self.dataset, self.side, self.aspect, self.draft, self.workers = dataset, side, aspect, draft, workers
+        self.grey_bits = get_domain(dataset.version.domain).grey_bits
         self._rows = list(frame.itertuples())
         self.store: np.ndarray | None = None
 
@@ -55,7 +57,8 @@ class Decoded:
 
     def _one(self, row: object) -> np.ndarray:
         try:
-            picture = open_picture(self.dataset.picture(row), draft=2 * self.side if self.draft else 0)
+            draft = 2 * self.side if self.draft else 0
+            picture = open_picture(self.dataset.picture(row), draft=draft, grey_bits=self.grey_bits)
         except BadPicture as error:  # it decoded when it was ingested
             name = getattr(row, "name", "?")
             raise ClipftError(
@@ -102,7 +105,7 @@ def decoded(
         say(f"{name} pictures of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")
         return out
     folder = settings().folder("cache", "pictures", version.domain)
-    kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}"
+    kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}{'' if out.grey_bits == 16 else f'-grey{out.grey_bits}'}"
     path = folder / f"v{version.number}-{version.revision[:10]}-{name}-{kind}.npy"
     if not path.exists():
         _make_room(settings().folder("cache", "pictures"), limit - out.bytes)

@@ -38,6 +38,7 @@ class Batch:
         caption: (n,) index into tokens; equal captions have equal ids.
         label: (n,) class id, -1 where unknown.
         keys: (n,) manifest keys, to name a row that breaks something.
+        new: (n,) whether the row came with this dataset version; None where nobody asks.
     """
 
     side: int
@@ -48,6 +49,7 @@ class Batch:
     caption: Tensor
     label: Tensor
     keys: np.ndarray
+    new: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.caption)
@@ -70,6 +72,7 @@ class TrainingData:
     lengths: Tensor  # (captions,) tokens that count; the full context where a tower must see all
     caption_ids: np.ndarray
     keys: np.ndarray
+    new: Tensor
     sampler: Sampler
     how: Augment
 
@@ -99,6 +102,7 @@ class TrainingData:
             lengths=lengths,
             caption_ids=np.array([ids[c] for c in frame["caption"]]),
             keys=frame["key"].to_numpy(),
+            new=torch.from_numpy(dataset.added(frame)),
             sampler=Sampler(
                 labels, batch, seed, sampling if classes or sampling != "balanced" else "shuffled",
                 pictures=pictures, groups=groups,
@@ -134,6 +138,7 @@ class TrainingData:
             caption=torch.from_numpy(caption),
             label=torch.from_numpy(self.sampler.labels[rows]),
             keys=self.keys[rows],
+            new=self.new[rows],
         )
 
 

@@ -37,11 +37,12 @@ class Picture:
     format: str
 
 
-def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0) -> Picture:
+def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0, grey_bits: int = 16) -> Picture:
     """Decode a picture completely.
 
     Args:
         draft: JPEG may be decoded at a half, quarter or eighth of its size that is still at least this many pixels; 0 never.
+        grey_bits: how grey deeper than 8 bits is read, see `deep_grey`; the domain says.
     Raises:
         BadPicture: empty, too large, not a known format, cut short, or broken inside.
     """
@@ -62,7 +63,7 @@ def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0) -> Pict
         if draft:
             image.draft(None, (draft, draft))
         image.load()
-        rgb = _rgb(ImageOps.exif_transpose(image))
+        rgb = _rgb(ImageOps.exif_transpose(image), grey_bits)
     except BadPicture:
         raise
     except Image.DecompressionBombError as error:
@@ -74,12 +75,30 @@ def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0) -> Pict
     return Picture(rgb, width, height, *described)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit grey keeps its full range; a plain convert("RGB") would clip everything above 255 to white.
-        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+def deep_grey(values: np.ndarray, bits: int) -> np.ndarray:
+    """Grey values of any depth as uint8; a plain conversion would clip everything above 255 to white.
+
+    Args:
+        values: integers or floating-point numbers, any shape.
+        bits: white is 2**bits - 1, the same for every picture, so that intensities stay comparable; 0 spreads the picture's own
+            range, from its 0.1% to its 99.9% percentile. Percentiles rather than least and most, because one hot pixel or
+            burnt-in marker would else take the range; a picture that is nearly all one value spans least to most after all.
+            They are values of the picture, not between them: the result is the same on every machine.
+    """
+    values = values.astype(np.float64)
+    if bits:
+        return np.floor(values / 2.0 ** (bits - 8)).clip(0, 255).astype(np.uint8)
+    low, high = np.percentile(values, 0.1, method="lower"), np.percentile(values, 99.9, method="higher")
+    if low == high:
+        low, high = values.min(), values.max()
+    return ((values - low) / max(high - low, np.finfo(np.float64).tiny) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _rgb(image: Image.Image, grey_bits: int) -> Image.Image:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
         raise BadPicture("it has pixels that are no numbers")
+    if image.mode.startswith("I") or (image.mode == "F" and not grey_bits):  # floating point has no white of its own
+        return Image.fromarray(deep_grey(np.asarray(image), grey_bits)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(flat, image.convert("RGBA")).convert("RGB")

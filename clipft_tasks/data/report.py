@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from ..domains import get_domain
 from . import shards
 from .expectations import Check
 from .pictures import open_picture
@@ -40,8 +41,12 @@ def write(
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
         ("Content digest", card["content"]),
     ]
+    grey_bits = get_domain(card["domain"]).grey_bits
     examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
-    pictures = [{"src": _thumbnail(row, folders), "caption": row.caption, "split": row.split} for row in examples.itertuples()]
+    pictures = [
+        {"src": _thumbnail(row, folders, grey_bits), "caption": row.caption, "split": row.split}
+        for row in examples.itertuples()
+    ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
         title=f"Data report: {card['domain']}",
@@ -57,11 +62,11 @@ def write(
     path.write_text(html, "utf-8")
 
 
-def _thumbnail(row: Any, folders: list[Path]) -> str:
+def _thumbnail(row: Any, folders: list[Path], grey_bits: int) -> str:
     for folder in folders:
         if (folder / row.shard).is_file():
             data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))
-            small = open_picture(data).rgb
+            small = open_picture(data, grey_bits=grey_bits).rgb
             small.thumbnail((160, 160))
             out = io.BytesIO()
             small.save(out, "JPEG", quality=80)

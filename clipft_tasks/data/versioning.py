@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -59,6 +60,14 @@ class Dataset:
     @property
     def classes(self) -> list[str]:
         return sorted(set(self.frame["label"]) - {""})
+
+    def added(self, frame: pd.DataFrame) -> np.ndarray:
+        """Which rows came with this version (n,), bool: captured and judged since its parent. All False without a parent."""
+        card = self.version.card
+        if not card.get("source", "").startswith("captures:") or not card.get("parents"):
+            return np.zeros(len(frame), dtype=bool)
+        parent = read_manifest(find(card["parents"][-1], self.version.domain))
+        return ~frame["sha256"].isin(set(parent["sha256"])).to_numpy()
 
     def picture(self, row: Any) -> bytes:
         """The bytes of a row's picture (a Series or named tuple with shard, offset, length)."""

@@ -1,6 +1,6 @@
 """The menu of domains: the four that ship, entry points of group `clipft.domains`, and files on `CLIPFT_DOMAINS_PATH`.
 
-A domain of your own is one Python file that defines `DOMAIN = Domain(...)`; copy `industrial.py` to start.
+A domain of your own is one Python file that defines `DOMAIN = Domain(...)`; `clipft domain new NAME` writes one to start with.
 """
 
 import importlib.util
@@ -25,10 +25,14 @@ def _from_file(path: Path) -> Domain:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever a file of a person's own may raise
-        raise ClipftError(f"domain file {path}", f"it cannot be read: {error}", "See domains/industrial.py.") from error
+        raise ClipftError(
+            f"domain file {path}", f"it cannot be read: {error}", "`clipft domain new` writes one that can."
+        ) from error
     found = getattr(module, "DOMAIN", None)
     if not isinstance(found, Domain):
-        raise ClipftError(f"domain file {path}", "it defines no DOMAIN = Domain(...)", "See domains/industrial.py.")
+        raise ClipftError(
+            f"domain file {path}", "it defines no DOMAIN = Domain(...)", "`clipft domain new` writes one that does."
+        )
     return found
 
 

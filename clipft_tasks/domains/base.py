@@ -1,58 +1,57 @@
 """What a domain is: one frozen profile that the rest of a run derives from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+# Each field says what it is in its annotation: `clipft domain new` writes that beside the value.
 
 
 @dataclass(frozen=True)
 class Augment:
     """What may be done to a training picture without making its caption a lie."""
 
-    crop_min: float = 0.7  # smallest share of the picture's area that a random crop keeps
-    flip_horizontal: bool = True
-    flip_vertical: bool = False
-    rotate90: bool = False
-    brightness: float = 0.0  # gain is drawn from 1 ± this
-    contrast: float = 0.0
+    crop_min: Annotated[float, "smallest share of the picture's area that a random crop keeps; 1 never crops"] = 0.7
+    flip_horizontal: Annotated[bool, "mirror left and right: only where laterality means nothing"] = True
+    flip_vertical: Annotated[bool, "mirror top and bottom"] = False
+    rotate90: Annotated[bool, "quarter turns: only where a picture has no up"] = False
+    brightness: Annotated[float, "gain is drawn from 1 ± this; 0 where intensity is a measurement"] = 0.0
+    contrast: Annotated[float, "spread about the mean is drawn from 1 ± this"] = 0.0
 
 
 @dataclass(frozen=True)
 class Checks:
     """Limits that a data set must meet before it becomes a version."""
 
-    min_side: int = 32
-    max_side: int = 20_000
-    modes: tuple[str, ...] = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1")
-    max_rejected_share: float = 0.05
-    max_truncated_share: float = 0.05  # captions longer than the tokenizer's context
-    min_class_share: float = 0.01
-    min_rows: int = 20
+    min_side: Annotated[int, "pixels of the shorter side"] = 32
+    max_side: Annotated[int, "pixels of the shorter side"] = 20_000
+    modes: Annotated[tuple[str, ...], "colour modes as Pillow names them"] = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1")
+    max_rejected_share: Annotated[float, "of all rows"] = 0.05
+    max_truncated_share: Annotated[float, "captions longer than the tokenizer's context"] = 0.05
+    min_class_share: Annotated[float, "of the rarest class among the rows with a label"] = 0.01
+    min_rows: Annotated[int, "rows after rejection"] = 20
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A profile: how pictures are treated, how classes are worded, and what counts as better.
+    """A profile: how pictures are treated, how classes are worded, and what counts as better."""
 
-    Args:
-        name: lower-case identifier; becomes a folder, a git tag prefix and part of a registry name.
-        prompts: zero-shot templates with one `{}` for the class text; embeddings are averaged over them.
-        caption: template for rows that have a label but no caption.
-        defaults: `RunSpec` fields by dotted name, where this domain differs from the general default.
-        why: the reason for each choice that a reader may want to question, by field.
-    """
-
-    name: str
-    title: str
-    prompts: tuple[str, ...]
-    caption: str
+    name: Annotated[str, "lower-case identifier; becomes a folder, a git tag prefix and part of a registry name"]
+    title: Annotated[str, "as people call it"]
+    prompts: Annotated[tuple[str, ...], "zero-shot templates, `{}` is the class; embeddings are averaged over them"]
+    caption: Annotated[str, "template for rows that have a label but no caption"]
     augment: Augment = Augment()
     checks: Checks = Checks()
-    near_duplicate_bits: int = 6  # of a 256-bit perceptual hash
-    drift_tolerance: float = 1.0  # factor on every drift limit; more where batches of traffic differ by nature
-    captures: float = 0.0  # share of requests that the server keeps for labelling; 0 keeps none
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    why: Mapping[str, str] = field(default_factory=dict)
+    grey_bits: Annotated[
+        int, "grey deeper than 8 bits: white is 2**this - 1; 0: each picture spans its own 0.1% to 99.9% percentile"
+    ] = 16
+    near_duplicate_bits: Annotated[int, "pictures whose 256-bit perceptual hashes differ by at most this share a split"] = 6
+    drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
+    captures: Annotated[float, "share of requests that the server keeps for labelling; 0 keeps none"] = 0.0
+    defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
+        field(default_factory=dict)
+    )
+    why: Annotated[Mapping[str, str], "the reason for each choice, by field"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():
@@ -60,3 +59,17 @@ class Domain:
         for prompt in (*self.prompts, self.caption):
             if prompt.count("{}") != 1:
                 raise ValueError(f"domain {self.name}: template {prompt!r} needs exactly one {{}}")
+        if self.grey_bits not in (0, *range(8, 17)):
+            raise ValueError(f"domain {self.name}: grey_bits {self.grey_bits} is neither 0 nor 8 to 16")
+
+    def choices(self) -> dict[str, Any]:
+        """Every choice by dotted name that is not the general default: what `why` has to explain."""
+        general = Domain(self.name, self.title, self.prompts, self.caption)
+        parts = (("augment.", self.augment, general.augment), ("checks.", self.checks, general.checks), ("", self, general))
+        out: dict[str, Any] = {"prompts": self.prompts}
+        for prefix, own, usual in parts:
+            for name in (each.name for each in fields(own)):
+                value = getattr(own, name)
+                if name not in ("augment", "checks", "defaults", "why") and value != getattr(usual, name):
+                    out[prefix + name] = value
+        return out | dict(self.defaults)

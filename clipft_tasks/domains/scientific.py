@@ -5,14 +5,36 @@ from .base import Augment, Checks, Domain
 DOMAIN = Domain(
     name="scientific",
     title="Scientific figures and micrographs",
-    prompts=("a figure of {}.", "a scientific image of {}.", "a diagram showing {}."),
+    prompts=(
+        "{}.",
+        "a figure of {}.",
+        "a scientific image of {}.",
+        "a diagram showing {}.",
+        "a structural drawing of {}.",
+        "a micrograph of {}.",
+    ),
     caption="a scientific image of {}.",
     augment=Augment(crop_min=0.9, flip_horizontal=False),
-    checks=Checks(modes=("RGB", "L", "RGBA", "P", "I;16"), min_class_share=0.0),
-    defaults={"objective.name": "info_nce"},
+    checks=Checks(modes=("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "I;16B", "F"), min_class_share=0.0),
+    grey_bits=0,
+    drift_tolerance=1.5,
+    defaults={"resolution.aspect": "pad", "gate.metric": "image_to_text_r1"},
     why={
+        "prompts": "the kind of picture is named, as CLIP does for satellite photos and the like (Radford et al. 2021, section 3.1.4, "
+        "https://arxiv.org/abs/2103.00020); and the bare name, since captions here often are just that",
+        "augment.crop_min": "an axis label or the last atom of a chain lies at the edge, and without it the figure means another thing",
         "augment.flip_horizontal": "a mirrored molecule or axis is another molecule or axis",
+        "augment.rotate90": "letters turn with the picture: an N on its side is a Z. For micrographs, which have no up, set it in a "
+        "domain of your own",
+        "augment.brightness": "grey values and colour scales are data, stains are measurements",
+        "augment.contrast": "as brightness",
+        "checks.modes": "microscopes write 16-bit and floating-point grey, figures are often 1-bit or have a palette; CMYK is print",
         "checks.min_class_share": "captions are often unique names, so a class may have one picture",
-        "objective": "captions are nearly all different, so every other row is a true negative",
+        "grey_bits": "exposure and gain differ from picture to picture, so each spans its own range; percentiles, since one hot pixel "
+        "would else take it",
+        "drift_tolerance": "every paper and every instrument has a look of its own: batches differ by nature",
+        "resolution.aspect": "figures are wide and plots have axes at their edges: nothing may be cut off",
+        "objective.name": "captions are nearly all different, so every other row is a true negative",
+        "gate.metric": "captions are names: finding the right one is the task, classes are a coarse by-product",
     },
 )

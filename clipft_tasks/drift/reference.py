@@ -18,7 +18,19 @@ from safetensors.numpy import load_file, save_file
 
 from ..errors import ClipftError
 from .appearance import STATISTICS
-from .statistics import Array, Projection, classifier_auc, gaussian, median_distance, mmd, psi, quantile_edges, shares, wilson
+from .statistics import (
+    Array,
+    Projection,
+    classifier_auc,
+    gaussian,
+    median_distance,
+    mmd,
+    psi,
+    quantile_edges,
+    shares,
+    unit,
+    wilson,
+)
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
 ROWS = 512  # of pictures, at most
@@ -89,7 +101,7 @@ class Reference:
 
     def novelty(self, image: Array) -> Array:
         """How far embeddings (n, d) lie from the nearest picture of the sample, over what 99% of the sample itself shows: (n,)."""
-        return (1 - (image @ self.rows.image.T).max(axis=1)) / self.facts["apart"]
+        return (1 - (unit(image) @ self.rows.image.T).max(axis=1)) / self.facts["apart"]
 
     @cached_property
     def unsure_below(self) -> float:

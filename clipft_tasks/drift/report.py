@@ -64,7 +64,7 @@ def lines(
 def page(
     domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate], labels: Mapping[str, int],
     minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes]],
-    reference: Reference, window: Mapping[str, Any],
+    reference: Reference, window: Mapping[str, Any], grey_bits: int,
 ) -> str:  # fmt: skip
     """The page, HTML with everything inside."""
     import jinja2
@@ -75,7 +75,7 @@ def page(
         domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others, labels=labels,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data))],
+        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, grey_bits))],
     )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ def _histogram(name: str, before: np.ndarray, now: np.ndarray, bins: int = 24) -
     return {"name": name, "low": low, "high": high, "bars": list(zip((old / top).round(3), (new / top).round(3), strict=True))}
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(data: bytes, grey_bits: int) -> str:
     try:
-        rgb = open_picture(data).rgb
+        rgb = open_picture(data, grey_bits=grey_bits).rgb
     except BadPicture:
         return ""
     rgb.thumbnail((SIDE, SIDE))

@@ -48,6 +48,11 @@ class Projection:
         return np.column_stack([along, rest])
 
 
+def unit(embeddings: Array) -> Array:
+    """Embeddings (n, d) at length one: drift looks at directions, whatever similarity a model compares with."""
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
 def median_distance(points: Array) -> float:
     """The median distance between two different points of (n, k): the usual width of a Gaussian kernel; 1 where all are equal."""
     apart = _squared_distances(points, points)[np.triu_indices(len(points), 1)]

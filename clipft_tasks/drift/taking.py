@@ -1,5 +1,7 @@
 """Taking a model's reference from the data set that it was trained on."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,6 +13,7 @@ from ..model.clip import Clip
 from ..progress import progress
 from . import reference
 from .appearance import STATISTICS, appearance
+from .statistics import unit
 
 HELD_OUT = 512  # validation rows behind the promised accuracy
 
@@ -34,7 +37,7 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         """Embeddings (n, d) and appearance (n, 5), from the pictures as they came."""
         embedded, looks, squares = [np.zeros((0, clip.embed_dim), np.float32)], [], []
         for number, row in enumerate(progress(rows.itertuples(), what, len(rows)), 1):
-            picture = open_picture(dataset.picture(row)).rgb
+            picture = open_picture(dataset.picture(row), grey_bits=domain.grey_bits).rgb
             looks.append(appearance(picture))
             squares.append(square(picture, side, clip.aspect))
             if len(squares) == batch or number == len(rows):
@@ -50,14 +53,15 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         image, looks = look(frame, "reference pictures")
         judged, _ = look(held_out, "validation pictures")
     position = {caption: i for i, caption in enumerate(captions)}
-    rows = reference.Rows(image, looks, image @ of_classes.T)
+    compare = copy.deepcopy(clip.similarity).cpu().compare
+    rows = reference.Rows(unit(image), looks, compare(image, of_classes))
     truth = np.array([classes.index(label) for label in held_out["label"]], dtype=int)
     return reference.measure(
         rows,
-        text[[position[c] for c in said]],
+        unit(text)[[position[c] for c in said]],
         frame["group"].tolist(),
         classes,
-        (judged @ of_classes.T, truth),
+        (compare(judged, of_classes), truth),
         float(clip.model.logit_scale.detach().exp()),
         weights,
         domain.drift_tolerance,

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import reference as references
 from .reference import Reference, Rows
-from .statistics import Array, wilson
+from .statistics import Array, unit, wilson
 
 SIZE = 256  # pictures, and texts, that a window holds
 LEAST = 64  # below this nothing is said: chance would speak
@@ -74,12 +74,14 @@ class Window:
         self.seen += len(image)
         self.changes += len(image)
         whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
-        self._pictures.extend((now, *parts) for parts in zip(image[whole], appearance[whole], similarity[whole], strict=True))
+        self._pictures.extend(
+            (now, *parts) for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True)
+        )
 
     def add_texts(self, text: Array) -> None:
         now = time.time()
         self.changes += len(text)
-        self._texts.extend((now, row) for row in text if np.isfinite(row).all())
+        self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
 
     def add_pairs(self, cosines: Sequence[float]) -> None:
         """Cosines of pictures with the text that a client sent along with each."""

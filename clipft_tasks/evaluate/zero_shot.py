@@ -1,5 +1,6 @@
 """Zero-shot classification and retrieval of one model on one split at one size."""
 
+import copy
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -62,7 +63,8 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
 
     position = {caption: i for i, caption in enumerate(captions)}
     own = np.array([position[c] for c in frame["caption"]])
-    similarity = (images @ texts.T).numpy()
+    compare = copy.deepcopy(clip.similarity).cpu()
+    similarity = compare.compare(images.numpy(), texts.numpy())
     relevant = np.zeros_like(similarity, dtype=bool)
     relevant[np.arange(len(frame)), own] = True
     per_caption = recall_at(similarity.T, relevant.T, 1)
@@ -71,7 +73,7 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
     if class_texts is None:
         predicted, margin = np.zeros(len(frame), int), np.zeros(len(frame))
     else:
-        best = (images @ class_texts.T).topk(2, dim=1)
+        best = torch.from_numpy(compare.compare(images.numpy(), class_texts.numpy())).topk(2, dim=1)
         predicted, margin = best.indices[:, 0].numpy(), (best.values[:, 0] - best.values[:, 1]).numpy()
     groups = np.array([g or k for g, k in zip(frame["group"], frame["key"], strict=True)])
     return Scored(groups, truth, predicted, margin, recall_at(similarity, relevant, 1), per_caption[own])

@@ -1,6 +1,7 @@
 """Where a model comes from: one string in the spec, one `Clip` out."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from ..data.pictures import RESIZE_MODES
 from ..errors import ClipftError
 from ..settings import settings
 from ..spec import RunSpec
-from . import starter
+from . import similarity, starter
 from .clip import Clip
 from .fastpath import quicken
-from .package import WEIGHTS, open_folder, read_config, weights_digest
+from .package import WEIGHTS, open_folder, open_similarity, read_config, weights_digest
 from .resolution import set_context, set_patch, set_side
 
 RESIZE_MODE = {aspect: mode for mode, aspect in RESIZE_MODES.items()}
@@ -36,11 +37,15 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
 
 
 def prepare(clip: Clip, spec: RunSpec) -> Clip:
-    """Change a start model to what a run asks for: patch, text length, picture side. Raises ClipftError when it cannot be."""
+    """Change a start model to what a run asks for: patch, text length, picture side, similarity. Raises ClipftError when it cannot be."""
     if spec.model.patch:
         set_patch(clip, spec.model.patch)
     if spec.model.context:
         set_context(clip, spec.model.context)
+    if spec.objective.similarity != clip.similarity.name:
+        clip.similarity = similarity.make(spec.objective.similarity, clip.embed_dim).to(clip.device)
+    if spec.objective.temperature:
+        clip.model.logit_scale.data.fill_(-math.log(spec.objective.temperature))
     clip.config["preprocess_cfg"] |= {"resize_mode": RESIZE_MODE[spec.resolution.aspect]}
     return set_side(clip, spec.resolution.train)
 
@@ -74,7 +79,9 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
 def from_folder(folder: Path, *, source: str) -> Clip:
     model, tokenizer = open_folder(folder)
     quicken(model)
-    return Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
+    clip = Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
+    clip.similarity = open_similarity(folder, clip.embed_dim)
+    return clip
 
 
 def _unknown(start: str) -> ClipftError:

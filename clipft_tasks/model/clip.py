@@ -7,11 +7,12 @@ from typing import Any
 
 import open_clip
 import torch
-from torch.nn import functional
 
 from ..data.pictures import RESIZE_MODES, Aspect
 from . import positions
+from .similarity import Cosine, Similarity
 
+SIMILARITY = "similarity."  # before the names of its weights
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
 
@@ -38,6 +39,7 @@ class Clip:
         source: where the model came from, as a person would name it.
         digest: sha256 of its weights.
         folder: the package or starter folder, when there is one (tokenizer files are copied from it).
+        similarity: how its embeddings are compared.
     """
 
     model: Any  # open_clip's classes share their methods by convention only
@@ -46,8 +48,10 @@ class Clip:
     source: str
     digest: str
     folder: Path | None = None
+    similarity: Similarity = None  # type: ignore[assignment]  # cosine, when nothing is given
 
     def __post_init__(self) -> None:
+        self.similarity = self.similarity or Cosine(self.embed_dim)
         preprocess = self.config["preprocess_cfg"]
         self._mean = torch.tensor(preprocess["mean"]).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(preprocess["std"]).view(1, 3, 1, 1) * 255
@@ -77,7 +81,18 @@ class Clip:
 
     def to(self, device: torch.device | str) -> "Clip":
         self.model.to(device)
+        self.similarity.to(device)
         return self
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All weights: the model's by their names, the similarity's with `similarity.` before theirs."""
+        return self.model.state_dict() | self.similarity.state_dict(prefix=SIMILARITY)
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """What `state` gave."""
+        own = {k.removeprefix(SIMILARITY): v for k, v in state.items() if k.startswith(SIMILARITY)}
+        self.similarity.load_state_dict(own)
+        self.model.load_state_dict({k: v for k, v in state.items() if not k.startswith(SIMILARITY)})
 
     def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 or 0-255 float pictures (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""
@@ -136,16 +151,16 @@ class Clip:
         return positions.encode_image(self.model, self.side, pictures)
 
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 pictures (n, 3, s, s) -> unit embeddings (n, embed_dim), fp32."""
-        return functional.normalize(self.image_features(self.normalise(pictures)).float(), dim=-1)
+        """uint8 pictures (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them."""
+        return self.similarity.embed_image(self.image_features(self.normalise(pictures)).float())
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts -> unit embeddings (n, embed_dim), fp32."""
+        """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them."""
         tokens = self.tokenise(texts).to(self.device)
-        return functional.normalize(self.text_features(tokens).float(), dim=-1)
+        return self.similarity.embed_text(self.text_features(tokens).float())
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """One unit vector per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""
+        """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""
         texts = [template.format(name) for name in classes for template in templates]
         embedded = self.encode_texts(texts).view(len(classes), len(templates), -1)
-        return functional.normalize(embedded.mean(dim=1), dim=-1)
+        return self.similarity.mean(embedded, 1)

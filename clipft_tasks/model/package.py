@@ -3,6 +3,7 @@
     open_clip_config.json      architecture and preprocessing, as open_clip writes it
     open_clip_model.safetensors
     config.json, tokenizer*    of a transformers text tower, when the model has one
+    similarity.safetensors     what the similarity learned, when it learns something; the card names it
     card.json                  domain, data version, resolutions, objective, scores, lineage
     reference.safetensors, .json  what the model was made for: what drift is measured against
     probe.json                 pictures, texts and the answers this model gave: what a deployment must reproduce
@@ -22,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ..errors import ClipftError
+from .clip import Clip
+from .similarity import Similarity
+from .similarity import make as make_similarity
 
 WEIGHTS = "open_clip_model.safetensors"
+SIMILARITY = "similarity.safetensors"
 CONFIG = "open_clip_config.json"
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
@@ -53,6 +57,24 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     finally:
         logging.disable(logging.NOTSET)
     return model.eval(), tokenizer
+
+
+def open_similarity(folder: Path, width: int) -> Similarity:
+    """The similarity that a package's card names, with what it learned; cosine where no card says another.
+
+    Raises: ClipftError: when what it learned is not there.
+    """
+    card = folder / "card.json"
+    name = json.loads(card.read_text()).get("similarity", "cosine") if card.exists() else "cosine"
+    found = make_similarity(name, width)
+    found.fitted = True
+    if found.state_dict():
+        try:
+            found.load_state_dict(load_file(folder / SIMILARITY))
+        except (OSError, RuntimeError) as error:
+            why = f"{SIMILARITY} does not hold what {name} learned ({error})"
+            raise ClipftError(f"model package {folder}", why, "Register the model again.") from error
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -81,13 +103,15 @@ class Package:
     tokenizer_from: Path | None = None  # folder with the files of a transformers tokenizer
 
 
-def write_package(folder: Path, model: torch.nn.Module, parts: Package) -> Path:
+def write_package(folder: Path, clip: Clip, parts: Package) -> Path:
     """Write a package whole or not at all: built beside its place, then renamed."""
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
     save_file(state, building / WEIGHTS, metadata={"format": "pt"})
+    if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
+        save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
     _write_json(building / CONFIG, {"model_cfg": parts.model_cfg, "preprocess_cfg": parts.preprocess_cfg})
     _write_json(building / "card.json", parts.card)
     _write_json(building / "probe.json", parts.probe)

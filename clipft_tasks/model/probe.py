@@ -34,7 +34,7 @@ def answers(clip: "Clip", pictures: np.ndarray, texts: list[str]) -> list[list[f
 
     with torch.inference_mode():
         images = clip.encode_images(torch.from_numpy(np.ascontiguousarray(pictures)))
-        return (images @ clip.encode_texts(texts).T).cpu().double().numpy().round(6).tolist()
+        return clip.similarity(images, clip.encode_texts(texts)).cpu().double().numpy().round(6).tolist()
 
 
 def disagreement(recorded: dict[str, Any], given: list[list[float]]) -> float:

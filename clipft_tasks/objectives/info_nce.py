@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .base import Objective
+from .base import Anchor, Objective, Pairs
 from .softmax import symmetric
+from .space import Range
 
 
 class InfoNCE(Objective):
@@ -15,19 +16,23 @@ class InfoNCE(Objective):
 
     Args:
         smoothing: share of the target spread evenly over all rows, 0 <= smoothing < 1.
+        text_weight: share of the direction in which texts look for pictures, 0 to 1.
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020
     Example:
-        >>> loss = InfoNCE()(image=i, text=t, scale=s, captions=c, labels=l)["contrastive_loss"]
+        >>> loss = InfoNCE()(pairs)["contrastive_loss"]
     """
 
-    def __init__(self, smoothing: float = 0.0, **_: object) -> None:
+    space = {"text_weight": Range(0.25, 0.75)}
+
+    def __init__(self, smoothing: float = 0.0, text_weight: float = 0.5) -> None:
         super().__init__()
         self.smoothing = smoothing
+        self.text_weight = text_weight
 
-    def forward(self, *, image, text, scale, captions, labels, bias=None) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-        own = torch.arange(len(image), device=image.device)
+    def forward(self, pairs: Pairs) -> dict[str, Tensor]:
+        own = torch.arange(len(pairs), device=pairs.image.device)
 
-        def rows_loss(logits: Tensor, rows: slice) -> Tensor:
+        def rows_loss(logits: Tensor, anchor: Anchor, rows: slice) -> Tensor:
             return cross_entropy(logits, own[rows], label_smoothing=self.smoothing, reduction="sum")
 
-        return {"contrastive_loss": symmetric(image, text, scale, bias, rows_loss)}
+        return {"contrastive_loss": symmetric(pairs, rows_loss, self.text_weight)}

@@ -1,11 +1,11 @@
 """Multi-positive InfoNCE: rows that say the same thing are positives of each other."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from .base import Objective
+from .base import Anchor, Objective, Pairs
 from .softmax import symmetric
+from .space import Range
 
 
 class MultiPositive(Objective):
@@ -18,32 +18,26 @@ class MultiPositive(Objective):
         positives: what makes two rows the same thing: "pair" (only the row itself), "caption" or "label" (rows without a
             label fall back to their caption).
         smoothing: share of the target spread evenly over all rows, 0 <= smoothing < 1.
+        text_weight: share of the direction in which texts look for pictures, 0 to 1.
     Source: Khosla et al. 2020, equation 2, https://arxiv.org/abs/2004.11362, with pictures against texts;
         UniCL, Yang et al. 2022, https://arxiv.org/abs/2204.03610
     Example:
-        >>> loss = MultiPositive("label")(image=i, text=t, scale=s, captions=c, labels=l)["contrastive_loss"]
+        >>> loss = MultiPositive("label")(pairs)["contrastive_loss"]
     """
 
-    def __init__(self, positives: str = "caption", smoothing: float = 0.0, **_: object) -> None:
+    space = {"text_weight": Range(0.25, 0.75)}
+
+    def __init__(self, positives: str = "caption", smoothing: float = 0.0, text_weight: float = 0.5) -> None:
         super().__init__()
         self.positives = positives
         self.smoothing = smoothing
+        self.text_weight = text_weight
 
-    def forward(self, *, image, text, scale, captions, labels, bias=None) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-        def rows_loss(logits: Tensor, rows: slice) -> Tensor:
-            target = self._same(captions, labels, rows).to(logits.dtype)
+    def forward(self, pairs: Pairs) -> dict[str, Tensor]:
+        def rows_loss(logits: Tensor, anchor: Anchor, rows: slice) -> Tensor:
+            target = pairs.same(self.positives, rows).to(logits.dtype)
             target = target / target.sum(dim=1, keepdim=True)  # symmetric relation: rows and columns have equal sums
-            target = (1 - self.smoothing) * target + self.smoothing / len(captions)
+            target = (1 - self.smoothing) * target + self.smoothing / len(pairs)
             return -(target * log_softmax(logits, dim=1)).sum()
 
-        return {"contrastive_loss": symmetric(image, text, scale, bias, rows_loss)}
-
-    def _same(self, captions: Tensor, labels: Tensor, rows: slice) -> Tensor:
-        """Which of all rows say the same as each of `rows`: (k, n)."""
-        if self.positives == "pair":
-            every = torch.arange(len(captions), device=captions.device)
-            return every[rows, None] == every
-        same = captions[rows, None] == captions[None]
-        if self.positives == "label":
-            same = same | ((labels[rows, None] == labels[None]) & (labels[rows] >= 0)[:, None])
-        return same
+        return {"contrastive_loss": symmetric(pairs, rows_loss, self.text_weight)}

@@ -1,39 +1,41 @@
-"""The symmetric softmax over a batch, in memory that does not grow with its square."""
+"""Losses that are sums over rows of logits, in memory that does not grow with the square of the batch."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .base import Anchor, Pairs
+
 LOGITS = 2**24  # at once: 64 MiB in fp32
 
-RowsLoss = Callable[[Tensor, slice], Tensor]
+RowsLoss = Callable[[Tensor, Anchor, slice], Tensor]
 
 
-def symmetric(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, rows_loss: RowsLoss) -> Tensor:
+def symmetric(pairs: Pairs, rows_loss: RowsLoss, text_weight: float = 0.5) -> Tensor:
     """Mean of `rows_loss` over pictures against all texts, and over texts against all pictures.
 
     A batch whose logits are many is worked through in blocks of rows, which are computed again in the backward pass; the
     result is the same.
 
     Args:
-        image, text: unit embeddings (n, d).
-        scale, bias: of the logits.
-        rows_loss: logits (k, n) of the rows `slice` -> the sum of their losses.
+        rows_loss: logits (k, n) of an anchor's rows, which anchor, which rows -> the sum of their losses.
+        text_weight: share of the second direction, texts that look for pictures.
     """
-    n = len(image)
+    n = len(pairs)
     rows = max(1, LOGITS // n)
+    blocks = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def part(a: Tensor, b: Tensor, which: slice) -> Tensor:
-        logits = scale * a[which] @ b.T
-        return rows_loss(logits if bias is None else logits + bias, which)
+    def part(anchor: Anchor, which: slice) -> Tensor:
+        return rows_loss(pairs.logits(anchor, which), anchor, which)
 
-    if rows >= n:
-        whole = slice(0, n)
-        return (part(image, text, whole) + part(text, image, whole)) / (2 * n)
-    total = image.new_zeros(())
-    for start in range(0, n, rows):
-        which = slice(start, min(start + rows, n))
-        for a, b in ((image, text), (text, image)):
-            total = total + checkpoint(part, a, b, which, use_reentrant=False, preserve_rng_state=False)
-    return total / (2 * n)
+    total = pairs.image.new_zeros(())
+    anchors: tuple[tuple[Anchor, float], ...] = (("image", 1 - text_weight), ("text", text_weight))
+    for which in blocks:
+        for anchor, weight in anchors:
+            if len(blocks) == 1:
+                loss = part(anchor, which)
+            else:
+                loss = checkpoint(part, anchor, which, use_reentrant=False, preserve_rng_state=False)
+            total = total + weight * loss
+    return total / n

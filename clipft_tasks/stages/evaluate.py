@@ -87,17 +87,14 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
 
 def _slices(dataset: Any, scored: dict[str, Any], metric: str, resamples: int) -> dict[str, Any]:
     """Old and new test rows apart, where captures made the data set grow: better on the new must not mean worse on the old."""
-    from ..data import versioning
     from ..evaluate import zero_shot
 
-    card = dataset.version.card
-    if not card.get("source", "").startswith("captures:") or not card.get("parents"):
+    is_new = dataset.added(dataset.split("test"))
+    if not dataset.version.card.get("parents"):
         return {}
-    parent = versioning.read_manifest(versioning.find(card["parents"][-1], dataset.version.domain))
-    is_old = dataset.split("test")["sha256"].isin(set(parent["sha256"])).to_numpy()
     opponent = "champion" if "champion" in scored else "before"
     out: dict[str, Any] = {}
-    for name, rows in (("old", is_old.nonzero()[0]), ("new", (~is_old).nonzero()[0])):
+    for name, rows in (("old", (~is_new).nonzero()[0]), ("new", is_new.nonzero()[0])):
         if not len(rows):
             continue
         part = {who: zero_shot.only(s, rows) for who, s in scored.items()}

@@ -10,7 +10,7 @@ from ..progress import say
 from ..settings import settings
 from ..spec import RunSpec
 
-RECIPE = 3  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 4  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, Any]:
@@ -116,7 +116,8 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         "resolutions": {"train": list(sides(spec.resolution)), "serve": side, "evaluated": spec.resolution.evaluate},
         "tokenizer": {"name": type(clip.tokenizer).__name__, "context_length": clip.context_length},
         "embed_dim": clip.embed_dim,
-        "similarity": "cosine",
+        "similarity": clip.similarity.name,
+        "dimensions": spec.objective.dimensions,
         "run_id": run_id,
         "key": key,
     }
@@ -128,4 +129,4 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         reference=lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
         tokenizer_from=clip.folder,
     )
-    return write_package(folder, clip.model, parts)
+    return write_package(folder, clip, parts)

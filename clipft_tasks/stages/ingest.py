@@ -40,7 +40,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        taken, rejected = _take(source.rows(), spec, domain, earlier, staging)
+        taken, rejected = _take(progress(source.rows(), "pictures", source.total), spec, domain, earlier, staging)
     except OSError as error:  # reading a row's picture is caught there; this is the writing
         raise ClipftError(
             f"staging folder {staging}", f"it cannot be written: {error.strerror}", "Make space, then run again."
@@ -98,13 +98,13 @@ def _take(
     names: dict[str, int] = {}
 
     def entries() -> Iterator[shards.Entry]:
-        for row in progress(rows, "pictures"):
+        for row in rows:
             try:
                 caption = _caption(row, template)
                 if row.split and row.split not in SPLITS:
                     raise BadPicture(f"split {row.split!r} is none of {', '.join(SPLITS)}")
                 data = row.picture()
-                picture = open_picture(data)
+                picture = open_picture(data, grey_bits=domain.grey_bits)
             except (BadPicture, OSError) as error:
                 rejected.append({"where": row.where, "name": row.key, "reason": str(error)})
                 continue

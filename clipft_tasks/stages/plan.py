@@ -13,10 +13,12 @@ def run(spec: RunSpec) -> dict[str, Any]:
         name).
     Raises: ClipftError when the data set or start model cannot be had, or no batch fits.
     """
+    from .. import objectives
     from ..data import versioning
     from ..model import build
     from ..train import plan
 
+    objectives.make(spec.objective)  # a wrong option shows here, not after the data was read
     dataset = versioning.find(spec.dataset, spec.domain)
     clip = build.prepare(build.load(spec.model.start, domain=spec.domain), spec)
     decided = plan.make(spec, clip, rows=dataset.card["counts"]["train"])

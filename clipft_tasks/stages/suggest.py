@@ -28,6 +28,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     import mlflow
 
     from .. import tracking
+    from ..domains import get_domain
     from ..drift import diagnosis, report
     from ..drift.reference import Reference
     from ..model.package import WEIGHTS, weights_digest
@@ -59,8 +60,9 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     table = "\n".join(lines)
     say(table)
     page = report.page(
-        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window
-    )
+        spec.domain, seen, found, advice, others, labels, minutes, moved, _examples(spec.domain, captures), reference, window,
+        get_domain(spec.domain).grey_bits,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")
@@ -108,10 +110,12 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
     from ..drift.diagnosis import Candidate
     from ..model import build
 
+    domain = get_domain(spec.domain)
     pictures, truth = [], []
     for capture in judged[-200:]:
         try:
-            pictures.append(open_picture(call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content).rgb)
+            data = call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content
+            pictures.append(open_picture(data, grey_bits=domain.grey_bits).rgb)
             truth.append(capture["label"])
         except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
@@ -124,10 +128,10 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
         clip = build.from_folder(tracking.fetch_package(version), source=f"version {version.version}")
         classes = sorted(set(truth))
         with torch.inference_mode():
-            of_classes = clip.class_embeddings(classes, get_domain(spec.domain).prompts)
+            of_classes = clip.class_embeddings(classes, domain.prompts)
             squares = np.stack([square(p, clip.side, clip.aspect) for p in pictures])
             image = torch.cat([clip.encode_images(torch.from_numpy(squares[i : i + 64])) for i in range(0, len(squares), 64)])
-        said = (image @ of_classes.T).argmax(dim=1).numpy()
+        said = clip.similarity(image, of_classes).argmax(dim=1).numpy()
         right[str(version.version)] = np.array([classes[i] == t for i, t in zip(said, truth, strict=True)], dtype=float)
     out = []
     for number in [str(v.version) for v in rest]:

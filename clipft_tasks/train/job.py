@@ -73,7 +73,7 @@ def train(job: Job, clip: Clip, log: Log) -> dict[str, float]:
         if said and said["kind"] == "ClipftError":
             raise ClipftError(said["what"], said["why"], said["fix"])
         raise Transient(said["what"] if said else f"A training process ended with {done.returncode}; the next try resumes.")
-    clip.model.load_state_dict(load_file(job.folder / "trained.safetensors"))
+    clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "figures.json").read_text()))
 
@@ -117,7 +117,7 @@ def _take_part(folder: Path) -> None:
 
         figures = loop.train(_work(job, clip, log, world))
         if world.leads:
-            state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
+            state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")
             (folder / "figures.json").write_text(json.dumps(figures))
     except (ClipftError, Transient) as error:

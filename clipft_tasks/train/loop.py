@@ -1,5 +1,6 @@
 """The training loop: flat, from the first step to the last."""
 
+import copy
 import math
 import signal
 import threading
@@ -7,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,7 @@ def train(work: Work) -> dict[str, float]:
     keep_freed_memory()
     device = torch.device(plan.device.value)
     hold_to(device.type, int(plan.memory_gb.value * 2**30))
+    start = _frozen(clip, plan) if work.objective.needs_start else None
     if spec.lora_rank:
         add_low_rank(clip.model, spec.lora_rank, spec.seed)
     clip.to(device)
@@ -88,14 +90,14 @@ def train(work: Work) -> dict[str, float]:
     towers = _towers(clip, plan)
 
     trained = groups(model, spec)
-    trained.append({"params": list(work.objective.parameters()), "factor": 1.0, "head": True, "weight_decay": 0.0})
+    shared = [*work.objective.parameters(), *clip.similarity.parameters()]  # gradients that every process computes whole
+    trained.append({"params": shared, "factor": 1.0, "head": True, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW([g for g in trained if g["params"]], lr=spec.learning_rate, fused=device.type == "cuda")
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
-    shared = [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
-    shared += list(work.objective.parameters())
+    shared += [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
     half = plan.precision.value == "fp16"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    average = _Average(model, spec.ema) if spec.ema else None
+    average = _Average(clip, spec.ema) if spec.ema else None
     per_epoch = work.data.sampler.steps_per_epoch
     last = per_epoch * spec.epochs
     schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
@@ -105,7 +107,7 @@ def train(work: Work) -> dict[str, float]:
 
     first = overflows = in_a_row = 0
     if state := work.checkpoints.latest():
-        model.load_state_dict(state["model"])
+        clip.load_state(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         work.objective.load_state_dict(state["objective"])
@@ -114,7 +116,9 @@ def train(work: Work) -> dict[str, float]:
         stopping.load(state["stopping"])
         first = last if stopping.stopped else state["step"]
         say(f"Resumed at step {state['step']} of {last}.")
-    world.copy_from_leader([*model.state_dict().values()])  # a process without the file has the same weights
+    else:
+        _fit_similarity(towers, work)
+    world.copy_from_leader([*clip.state().values()])  # a process without the file has the same weights
 
     pending: list[tuple[int, dict[str, float]]] = []
     unread: deque[_Unread] = deque()
@@ -133,7 +137,7 @@ def train(work: Work) -> dict[str, float]:
     def save(done: int) -> None:
         settle()
         if world.leads:
-            content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
+            content = {"model": clip.state(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
             content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
             work.checkpoints.save(done, content | {"stopping": stopping.state(), "plan": plan.to_dict()})
             work.log(list(pending))  # after the checkpoint: what a resumed run repeats was not logged before
@@ -178,6 +182,8 @@ def train(work: Work) -> dict[str, float]:
                             seed=seed,
                             loss_scale=scaler.scale,
                             world=world,
+                            start=start,
+                            progress=number / last,
                         )
                     break
                 except OutOfMemory as error:  # the same rows again in smaller parts; the gradient is the same
@@ -206,7 +212,7 @@ def train(work: Work) -> dict[str, float]:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
             if average and not overflow:
-                average.update(model)
+                average.update(clip)
 
             rows = len(batch)
             pairs += rows
@@ -237,7 +243,7 @@ def train(work: Work) -> dict[str, float]:
                     )
                 settle()
                 pending[-1][1]["validation_loss"] = value
-                if stopping.enough(value, average.state() if average else model.state_dict()):
+                if stopping.enough(value, average.state() if average else clip.state()):
                     say(f"Stopped after epoch {done // per_epoch}: no lower validation loss in {spec.patience} epochs.")
                     break
             if world.any(stop.is_set()):
@@ -253,9 +259,9 @@ def train(work: Work) -> dict[str, float]:
     seconds = time.monotonic() - began
 
     if stopping.best is not None:
-        model.load_state_dict(stopping.best)
+        clip.load_state(stopping.best)
     elif average:
-        model.load_state_dict(average.state())
+        clip.load_state(average.state())
     plain_blocks(model)
     merge_low_rank(model)
     model.requires_grad_(True).eval()
@@ -267,6 +273,23 @@ def train(work: Work) -> dict[str, float]:
         "overflows": overflows,
         "out_of_memory": micro.failures,
     }
+
+
+def _frozen(clip: Clip, plan: Plan) -> steps.Towers:
+    """The model as it is now, on the plan's device, never to change."""
+    model = copy.deepcopy(clip.model).eval().requires_grad_(False).to(plan.device.value)
+    still = replace(clip, model=model.to(memory_format=probes.MEMORY_FORMATS[plan.layout.value]))
+    return _towers(still, plan)
+
+
+def _fit_similarity(towers: steps.Towers, work: Work) -> None:
+    """Fit a similarity that the start model did not have to the features that it will see first."""
+    similarity = towers.clip.similarity
+    if not similarity.fitted and similarity.state_dict():
+        batch, part = work.data.batch(0, work.resolution.train, how=PLAIN), slice(0, 32)
+        with torch.no_grad():
+            similarity.begin(towers.images(batch, part, 0), towers.texts(batch.tokens[part], 0))
+    similarity.fitted = True
 
 
 def _towers(clip: Clip, plan: Plan) -> steps.Towers:
@@ -343,15 +366,15 @@ def _signals() -> Iterator[threading.Event]:
 class _Average:
     """A running average of the weights (EMA), in fp32 beside them."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, clip: Clip, decay: float) -> None:
         self.decay, self.steps = decay, 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.weights = {name: value.detach().clone() for name, value in clip.state().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, clip: Clip) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the start would weigh too much in short runs
-        for name, value in model.state_dict().items():
+        for name, value in clip.state().items():
             if value.is_floating_point():
                 self.weights[name].lerp_(value, 1 - decay)
             else:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..data.loader import Batch
 from ..model.clip import Clip
-from ..objectives import Objective
+from ..objectives import Objective, Pairs
 from .memory import OutOfMemory, is_out_of_memory
 from .parallel import ALONE, World
 
@@ -64,6 +64,8 @@ def backward(
     seed: int,
     loss_scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     world: World = ALONE,
+    start: Towers | None = None,
+    progress: float = 0.0,
 ) -> dict[str, Tensor]:
     """Add the gradient of the batch's loss to the weights.
 
@@ -72,7 +74,9 @@ def backward(
         seed: random numbers of the towers (dropout), the same in both passes.
         loss_scale: a gradient scaler's `scale`.
         world: the processes that share the batch; each ends with the gradient of its own share, to be summed.
-    Returns: the loss terms, their sum as `loss`, and similarities of matched and unmatched pairs, as scalars on the device.
+        start: the frozen start model, for objectives that look at its features too.
+        progress: share of the run that is done, for weights on schedule.
+    Returns: the loss terms, their sum as `loss`, and mean cosines of matched and unmatched pairs, as scalars on the device.
     Raises:
         OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
@@ -80,22 +84,31 @@ def backward(
     own_texts = batch.tokens[world.rank * share : (world.rank + 1) * share]
     pictures, texts = parts_of(len(batch.pictures), micro_batch), parts_of(len(own_texts), micro_batch)
     base = seed * world.size + world.rank
+    device = towers.clip.device
 
-    def encode(number: int) -> Tensor:
+    def encode(number: int, towers: Towers = towers) -> Tensor:
         if number < len(pictures):
             return towers.images(batch, pictures[number], base + number)
         return towers.texts(own_texts[texts[number - len(pictures)]], base + number)
+
+    def gathered(features: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
+        """Features of the parts, here and elsewhere, as those of all pictures and of all texts."""
+        own = _joined(features[: len(pictures)], width, device), _joined(features[len(pictures) :], width, device)
+        return world.gather(own[0], batch.rows.stop - batch.rows.start), world.gather(own[1], len(own_texts))
 
     everything = range(len(pictures) + len(texts))
     single = max(-(-len(batch) // world.size), share) <= micro_batch  # the same answer on every process
     with _agreeing(world), torch.enable_grad() if single else torch.no_grad():
         features = [encode(i) for i in everything]
     leaves = features if single else [f.requires_grad_() for f in features]
-    width = towers.clip.embed_dim
-    image = world.gather(_joined(leaves[: len(pictures)], width, towers.clip.device), batch.rows.stop - batch.rows.start)
-    text = world.gather(_joined(leaves[len(pictures) :], width, towers.clip.device), len(own_texts))
+    image, text = gathered(leaves, towers.clip.embed_dim)
+    before = None
+    if start is not None:
+        with _agreeing(world), torch.no_grad():
+            frozen = [encode(i, start) for i in everything]
+        before = gathered(frozen, start.clip.embed_dim)
     with _agreeing(world):
-        loss, report = batch_loss(towers.clip, objective, image, text, batch)
+        loss, report = batch_loss(towers.clip, objective, image, text, batch, before, progress)
         loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale, bias and objective
     if not single:
         with _agreeing(world):
@@ -131,17 +144,43 @@ def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Ten
     return torch.cat(list(features)) if features else torch.zeros((0, width), device=device)
 
 
-def batch_loss(clip: Clip, objective: Objective, image: Tensor, text: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_loss(
+    clip: Clip,
+    objective: Objective,
+    image: Tensor,
+    text: Tensor,
+    batch: Batch,
+    before: tuple[Tensor, Tensor] | None = None,
+    progress: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of features, and figures about it.
+
+    Args:
+        image: of every picture of the batch (n, d); text: of its captions, each once (u, d).
+        before: the same of the frozen start model.
+    """
     device = image.device
     caption, label = batch.caption.to(device), batch.label.to(device)
-    image = normalize(image, dim=-1)
-    unique = normalize(text, dim=-1)
-    text = unique[caption]  # a repeated caption was encoded once
     scale = clip.model.logit_scale.exp()
-    bias = getattr(clip.model, "logit_bias", None)
-    terms = objective(image=image, text=text, scale=scale, captions=caption, labels=label, bias=bias)
+    embedded = clip.similarity.embed_text(text)
+    pairs = Pairs(
+        image=clip.similarity.embed_image(image),
+        text=embedded[caption],  # a repeated caption was encoded once
+        similarity=clip.similarity,
+        scale=scale,
+        captions=caption,
+        labels=label,
+        bias=getattr(clip.model, "logit_bias", None),
+        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device),
+        start_image=None if before is None else normalize(before[0], dim=-1),
+        start_text=None if before is None else normalize(before[1], dim=-1)[caption],
+        progress=progress,
+    )
+    terms = objective(pairs)
     loss = torch.stack(list(terms.values())).sum()
     with torch.no_grad():
+        image, unique = normalize(image, dim=-1), normalize(text, dim=-1)
+        text = unique[caption]
         # Sums over all pairs, and over pairs of equal captions, without the matrix of all pairs.
         n = len(image)
         each = torch.bincount(caption, minlength=len(unique)).float()

@@ -118,8 +118,8 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         torch._amp_foreach_non_finite_check_and_unscale_([p.grad for p in gradients], torch.zeros(1), torch.ones(1))
         torch.nn.utils.clip_grad_norm_(gradients, 1.0)
         optimiser.step()
-        average = loop._Average(model, 0.9)
-        average.update(model)
+        average = loop._Average(clip, 0.9)
+        average.update(clip)
         model.eval()
         with torch.inference_mode():
             for side in sides:

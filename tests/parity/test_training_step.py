@@ -9,7 +9,8 @@ import torch
 
 from clipft_tasks.data.loader import Batch
 from clipft_tasks.model.clip import Clip
-from clipft_tasks.objectives import InfoNCE, MultiPositive
+from clipft_tasks.model.similarity import Cosine
+from clipft_tasks.objectives import InfoNCE, MultiPositive, Pairs
 from clipft_tasks.train import step
 from parity.shared import a_batch, a_clip, towers
 
@@ -75,21 +76,24 @@ def test_cut_texts_equal_full_length_texts(clip):
     )
 
 
+def some_pairs(image: torch.Tensor, text: torch.Tensor, captions: torch.Tensor) -> Pairs:
+    labels = torch.full((len(captions),), -1)
+    return Pairs(image, text, Cosine(image.shape[1]), torch.tensor(14.0), captions, labels)
+
+
 def test_multi_positive_is_info_nce_when_all_captions_differ():
     torch.manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=-1) for _ in range(2))
-    ids = {"captions": torch.arange(6), "labels": torch.full((6,), -1), "scale": torch.tensor(14.0)}
+    pairs = some_pairs(image, text, torch.arange(6))
     for kind in ("pair", "caption", "label"):
-        ours = MultiPositive(kind)(image=image, text=text, **ids)["contrastive_loss"]
-        torch.testing.assert_close(ours, InfoNCE()(image=image, text=text, **ids)["contrastive_loss"])
+        torch.testing.assert_close(MultiPositive(kind)(pairs)["contrastive_loss"], InfoNCE()(pairs)["contrastive_loss"])
 
 
 def test_info_nce_is_open_clips_loss():
     torch.manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=-1) for _ in range(2))
     theirs = open_clip.ClipLoss()(image, text, torch.tensor(14.0))
-    ids = {"captions": torch.arange(6), "labels": torch.full((6,), -1)}
-    ours = InfoNCE()(image=image, text=text, scale=torch.tensor(14.0), **ids)["contrastive_loss"]
+    ours = InfoNCE()(some_pairs(image, text, torch.arange(6)))["contrastive_loss"]
     torch.testing.assert_close(ours, theirs)
 
 
@@ -97,8 +101,7 @@ def test_the_gradient_of_equal_captions_pulls_them_together():
     """With InfoNCE, a picture is pushed away from its own caption's twin; with multi-positive it is not."""
     image = torch.eye(2, 4).requires_grad_()
     text = torch.nn.functional.normalize(torch.ones(2, 4), dim=-1)
-    ids = {"captions": torch.zeros(2, dtype=torch.long), "labels": torch.full((2,), -1), "scale": torch.tensor(10.0)}
-    loss = MultiPositive()(image=image, text=text, **ids)["contrastive_loss"]
+    loss = MultiPositive()(some_pairs(image, text, torch.zeros(2, dtype=torch.long)))["contrastive_loss"]
     assert torch.autograd.grad(loss, image)[0].abs().max() < 1e-6
 
 

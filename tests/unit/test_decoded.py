@@ -1,5 +1,6 @@
 """Decoded pictures: once and then read back, dropped when space is short, and the same pixels as open_clip's own transform."""
 
+import ast
 import io
 import os
 import shutil
@@ -19,8 +20,10 @@ from clipft_tasks.data import versioning
 from clipft_tasks.data.decoded import MIN_AGE, Decoded, decoded
 from clipft_tasks.data.pictures import RESIZE_MODES, BadPicture, open_picture, square
 from clipft_tasks.data.versioning import Dataset
+from clipft_tasks.domains import get_domain
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.settings import settings
+from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 
 
@@ -167,3 +170,37 @@ def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
     Image.fromarray(pixels).save(out, "TIFF")
     with pytest.raises(BadPicture, match="no numbers"):
         open_picture(out.getvalue())
+
+
+# Sixteen bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("domain", "greys"), [("medical", 200), ("industrial", 16)])
+def test_deep_grey_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, greys):
+    """Detectors that fill 12 of 16 bits: every picture spans its own range, or all share one scale."""
+    rng = np.random.default_rng(0)
+    lines = ["image,label"]
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 4096, (64, 64)).astype(np.uint16)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[number % 2]}")
+    (tmp_path / "deep.csv").write_text("\n".join(lines))
+    spec = RunSpec.from_flat({"domain": domain, "source": str(tmp_path / "deep.csv")})
+    version.run(spec, ingest.run(spec)["staging"])
+    dataset = versioning.fetch(versioning.find("", domain))
+    found = everything(opened(dataset, 64))
+    assert (len(found.unique()) > 200) == (greys > 16) and (int(found.max()) == 255) == (greys > 16)
+    again = open_picture(dataset.picture(dataset.split("train").iloc[0]), grey_bits=get_domain(domain).grey_bits)
+    assert torch.equal(found[0], torch.from_numpy(square(again.rgb, 64)))
+
+
+def test_everyone_who_opens_a_picture_says_how_deep_grey_is_read():
+    """One who forgets would see other pixels than the model was trained on."""
+    project = Path(module.__file__).parents[2]
+    calls = [
+        (file.name, node)
+        for file in [*project.glob("clipft_tasks/**/*.py"), *project.glob("serving/**/*.py")]
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_picture"
+    ]
+    silent = {name for name, call in calls if "grey_bits" not in {k.arg for k in call.keywords}}
+    assert len(calls) > 6 and silent == {"store.py"}  # a package's own probes are eight bits deep

@@ -205,6 +205,7 @@ def page(**given: Any) -> str:
     reference, window = given.pop("reference", a_reference()), given.pop("window", a_window())
     facts: dict[str, Any] = {
         "domain": "industrial",
+        "grey_bits": 16,
         "seen": seen_by_the_server(accuracy=0.5),
         "found": Diagnosis("new_pictures", ["image is 2.5 times its limit"]),
         "advice": Advice("readapt", "there are judged pictures", "", 0.31),

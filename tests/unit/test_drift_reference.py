@@ -470,7 +470,7 @@ def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(c
         clip.config["preprocess_cfg"],
         reference=lambda place, weights: taken(dataset, clip, weights).save(place),
     )
-    package = write_package(tmp_path / "package", clip.model, parts)
+    package = write_package(tmp_path / "package", clip, parts)
     assert (package / TENSORS).stat().st_size + (package / FACTS).stat().st_size < 5e6
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
     assert reference.classes == sorted(COLOURS) and reference.facts["groups"] == len(reference.rows) == 80

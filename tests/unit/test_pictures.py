@@ -11,7 +11,7 @@ import pytest
 from conftest import made_picture
 from PIL import Image
 
-from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, perceptual_hash, square
+from clipft_tasks.data.pictures import BadPicture, Limits, deep_grey, open_picture, perceptual_hash, square
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks about broken TIFF tags
 
@@ -169,6 +169,76 @@ def test_sixteen_bit_grey_keeps_its_range(kind):
     assert picture.mode == "I;16" and picture.rgb.mode == "RGB"
     assert np.array_equal(grey, (ramp >> 8).astype(np.uint8))
     assert len(np.unique(grey)) == 256
+
+
+def grey16(values: np.ndarray, bits: int, kind: str = "PNG") -> np.ndarray:
+    """What becomes of 16-bit (or floating-point) grey in a file: uint8, same shape."""
+    return np.asarray(open_picture(encoded(Image.fromarray(values), kind), grey_bits=bits).rgb)[..., 0]
+
+
+RAMP12 = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [12, 0], ids=["camera's depth", "own range"])
+def test_twelve_bits_in_sixteen_become_all_greys(kind, bits):
+    found = grey16(RAMP12, bits, kind)
+    assert len(np.unique(found)) == 256 and (np.diff(found.ravel().astype(int)) >= 0).all()
+    assert len(np.unique(grey16(RAMP12, 16, kind))) == 16  # what a wrong depth costs
+
+
+def test_one_scale_for_all_keeps_a_dark_part_dark_and_an_own_range_does_not():
+    dark = RAMP12 // 8
+    assert grey16(dark, 12).mean() < 0.13 * 256 and 120 < grey16(dark, 0).mean() < 136
+
+
+def test_what_is_brighter_than_the_cameras_depth_is_white():
+    assert (grey16(np.full((8, 8), 5000, np.uint16), 12) == 255).all()
+
+
+def test_a_small_range_far_from_black_is_spread():
+    thermal = (27_000 + RAMP12 // 10).astype(np.uint16)
+    assert np.ptp(grey16(thermal, 0)) == 255 and np.ptp(grey16(thermal, 16)) <= 2
+
+
+def test_a_hot_and_a_dead_pixel_do_not_take_the_range():
+    spoilt = RAMP12 // 4 + 1000
+    clean = grey16(spoilt, 0).astype(int)
+    spoilt[5, 5], spoilt[6, 6] = 65_535, 0
+    found = grey16(spoilt, 0).astype(int)
+    assert (found[5, 5], found[6, 6]) == (255, 0)
+    others = np.ones_like(found, dtype=bool)
+    others[5, 5] = others[6, 6] = False
+    assert np.abs(found - clean)[others].max() <= 1
+
+
+@pytest.mark.parametrize(("value", "spots"), [(300, 0), (0, 0), (300, 2)], ids=["grey", "black", "two bright spots"])
+def test_a_picture_of_nearly_one_value_is_still_a_picture(value, spots):
+    flat = np.full((64, 64), value, np.uint16)
+    flat.ravel()[:spots] = 60_000
+    found = grey16(flat, 0)
+    assert (found.ravel()[:spots] == 255).all() and (found.ravel()[spots:] == 0).all()
+
+
+def test_floating_point_grey_spans_its_own_range():
+    picture = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    assert len(np.unique(grey16(picture, 0, "TIFF"))) == 256
+    picture[0, 0] = np.nan
+    with pytest.raises(BadPicture, match="no numbers"):
+        grey16(picture, 0, "TIFF")
+
+
+@pytest.mark.parametrize("bits", [0, 8, 12, 16])
+def test_deep_grey_never_turns_bright_into_dark(bits):
+    values = np.random.default_rng(0).integers(-5, 70_000, 5000)
+    found = deep_grey(values, bits).astype(int)
+    assert found.dtype == int and (np.diff(found[np.argsort(values)]) >= 0).all()
+
+
+@pytest.mark.parametrize("bits", [0, 12])
+def test_eight_bit_pictures_are_left_alone(bits):
+    picture = made_picture("red", 1).convert("L")
+    assert np.array_equal(np.asarray(open_picture(encoded(picture), grey_bits=bits).rgb)[..., 0], np.asarray(picture))
 
 
 def test_big_endian_sixteen_bit_grey_keeps_its_range():

@@ -1,7 +1,6 @@
 """RunSpec: what a form, a command line or a file says becomes one spec, or an error that names the field."""
 
 import json
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -23,21 +22,6 @@ def leaves() -> list[str]:
         else:
             out.append(name)
     return out
-
-
-@pytest.fixture
-def own_domains(home: Path, monkeypatch: pytest.MonkeyPatch):
-    """Calls with paths put them on CLIPFT_DOMAINS_PATH; the menu is read anew, and again afterwards."""
-
-    def put(*paths: Path) -> None:
-        monkeypatch.setenv("CLIPFT_DOMAINS_PATH", ":".join(map(str, paths)))
-        domains.settings.cache_clear()
-        domains._all.cache_clear()
-
-    yield put
-    monkeypatch.delenv("CLIPFT_DOMAINS_PATH", raising=False)
-    domains.settings.cache_clear()
-    domains._all.cache_clear()
 
 
 FERNS = """
@@ -253,3 +237,14 @@ def test_a_domain_file_that_is_not_there_is_named(tmp_path, own_domains):
 def test_a_domain_that_does_not_exist_is_answered_with_those_that_do():
     with pytest.raises(ClipftError, match="culinary.*industrial, medical, scientific, general"):
         domains.get_domain("culinary")
+
+
+def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
+    from clipft_tasks.cli import read_spec
+
+    for written in ("text_weight=0.4, distillation.weight=1", '{"text_weight": 0.4, "distillation.weight": 1}'):
+        spec = read_spec(None, {"objective__options": written})
+        assert spec.objective.options == {"text_weight": 0.4, "distillation.weight": 1}
+        assert RunSpec.from_flat(spec.flat()) == spec
+    with pytest.raises(ClipftError, match=r"objective\.options .*name=value"):
+        read_spec(None, {"objective__options": "text_weight"})

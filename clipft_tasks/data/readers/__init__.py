@@ -37,20 +37,24 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     licence: str = ""
     name: str = ""
+    total: int | None = None  # rows, where the source knows
 
 
 def open_source(source: str, data: DataSpec) -> Source:
-    """The reader for a source: `elpv:<type>`, `captures:<domain>`, a table (.csv, .jsonl, .parquet) or a folder.
+    """The reader for a source: `elpv:<type>`, `molecules[:<number>]`, `captures:<domain>`, a table (.csv, .jsonl, .parquet) or a folder.
 
     Raises:
         ClipftError: the source is missing or of no known kind.
     """
-    from . import captures, elpv, folder, table
+    from . import captures, elpv, folder, molecules, table
 
     if not source:
         raise ClipftError("source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.")
     if source.startswith("elpv:"):
         return elpv.open_elpv(source.removeprefix("elpv:"))
+    kind, _, limit = source.partition(":")
+    if kind == "molecules":
+        return molecules.open_molecules(limit)
     if source.startswith("captures:"):
         return captures.open_captures(source.removeprefix("captures:"))
     path = Path(source.removeprefix("file://")).expanduser()
@@ -62,7 +66,9 @@ def open_source(source: str, data: DataSpec) -> Source:
         return table.open_table(path, data)
     raise ClipftError(
         f"source {source}",
-        "it is neither an existing folder nor a table (" + ", ".join(table.KINDS) + ") nor elpv:<type> nor captures:<domain>",
+        "it is neither an existing folder nor a table ("
+        + ", ".join(table.KINDS)
+        + ") nor elpv:<type>, molecules[:<number>] or captures:<domain>",
         "Check the spelling.",
     )
 

@@ -28,6 +28,7 @@ def open_elpv(kind: str) -> Source:
         raise ClipftError("source elpv", "the package elpv-dataset is not installed", "Install `clipft[demo]`.")
     root = Path(next(iter(found.submodule_search_locations)), "data")
     listed = [line.split() for line in (root / "labels.csv").read_text().splitlines() if line.strip()]
+    total = sum(kind in ("all", crystal) for *_, crystal in listed)
 
     def rows() -> Iterator[Row]:
         run, previous = -1, -1
@@ -48,4 +49,4 @@ def open_elpv(kind: str) -> Source:
                 group=f"elpv-{run:04d}",
             )
 
-    return Source(rows, licence=LICENCE, name=f"elpv:{kind}")
+    return Source(rows, licence=LICENCE, name=f"elpv:{kind}", total=total)

@@ -40,4 +40,4 @@ def open_folder(root: Path) -> Source:
                 split=split,
             )
 
-    return Source(rows, name=root.name)
+    return Source(rows, name=root.name, total=len(found))

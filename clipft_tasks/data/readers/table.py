@@ -56,4 +56,4 @@ def open_table(path: Path, data: DataSpec) -> Source:
                 split=text(record, data.split_column).lower(),
             )
 
-    return Source(rows, name=path.name)
+    return Source(rows, name=path.name, total=len(frame))

@@ -1,0 +1,31 @@
+"""What tuning may vary. No torch: forms and DAGs read it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between two ends, or a choice of a few.
+
+    Args:
+        low, high: ends, both included.
+        log: whether equal factors, not equal distances, are equally likely.
+        choices: instead of ends.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[float | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.choices and not (self.low <= self.high and (self.low > 0 or not self.log)):
+            raise ValueError(f"{self} is no range: low must not exceed high, and a logarithmic one must be positive")
+
+    @classmethod
+    def of(cls, *choices: float | str) -> "Range":
+        return cls(choices=choices)
+
+
+Space = Mapping[str, Range]
