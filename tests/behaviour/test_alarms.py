@@ -509,6 +509,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Source
         values = {
             "SERVER_ADDRESS": source.url.removeprefix("http://"),
             "ALERTMANAGER_ADDRESS": NOBODY.removeprefix("http://"),
+            "METRICS_ADDRESS": NOBODY.removeprefix("http://"),
             "RULES": str(ROOT / "deploy" / "prometheus" / "rules.yml"),
         }
         text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text().partition("\n")[2]
