@@ -29,7 +29,7 @@ demo: setup  ## the main job on real pictures, through the real Airflow, start t
 demo-drift: setup  ## after demo: another kind of picture arrives, and the loop closes
 	@$(BIN)/python -m deploy.embedded.demo_drift
 
-up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus)
+up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus, Alertmanager)
 	@$(BIN)/python -m deploy.embedded.stack up
 
 down:  ## stop the stack; nothing is lost

@@ -7,14 +7,20 @@ from typing import Any
 
 import click
 
+from .domains import get_domain
 from .errors import ClipftError
 from .server_client import Refusal, call
 
 COLUMNS = ("label", "picture", "predicted", "confidence", "novelty", "why", "id")
 
 
+def _known(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """The domain's name; raises ClipftError with the names there are."""
+    return get_domain(name).name
+
+
 @click.command("drift")
-@click.argument("domain")
+@click.argument("domain", callback=_known)
 def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
     from . import tracking
@@ -29,14 +35,19 @@ def drift(domain: str) -> None:
         click.echo(f"  {name:20} {value:.4f}")
     state, now = tracking.incidents(domain), time.time()
     click.echo(f"Breaker {state.breaker(now)}, {state.failures} failures in a row.")
-    if state.incident:
-        click.echo(f"Being handled since {_hours(now - state.incident.opened)}: {', '.join(state.incident.causes)}")
+    if (found := state.incident) and found.watch and found.quiet:
+        click.echo(
+            f"Version {found.watch.version} came of {', '.join(found.causes)}; on watch since {_hours(now - found.watch.since)}."
+        )
+    elif found:
+        why = found.watch.worse if found.watch else ", ".join(found.causes)
+        click.echo(f"Being handled since {_hours(now - found.opened)}: {why}")
     for past in state.history[-5:]:
         click.echo(f"  {_hours(now - past['closed'])} ago: {', '.join(past['causes'])}: {past['outcome']} {past['note']}")
 
 
 @click.command("breaker")
-@click.argument("domain")
+@click.argument("domain", callback=_known)
 @click.option("--reset", is_flag=True, help="close it, and forget the cool-down")
 def breaker(domain: str, reset: bool) -> None:
     """Show or reset the circuit breaker of DOMAIN, which stops re-adaptations after repeated failures."""
@@ -50,7 +61,7 @@ def breaker(domain: str, reset: bool) -> None:
 
 
 @click.command("label")
-@click.argument("domain")
+@click.argument("domain", callback=_known)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="pictures that have a label too")
 def label(domain: str, folder: Path, everything: bool) -> None:

@@ -328,7 +328,7 @@ def incidents(domain: str) -> incident_rules.State:
             if _away(error):
                 raise
             return incident_rules.State()
-    return incident_rules.State.of(json.loads(tags.get(INCIDENTS, "{}")))
+    return incident_rules.settle(incident_rules.State.of(json.loads(tags.get(INCIDENTS, "{}"))), time.time())
 
 
 def change_incidents(domain: str, change: Callable[[incident_rules.State], incident_rules.State]) -> incident_rules.State:

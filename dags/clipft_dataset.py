@@ -1,8 +1,9 @@
 """
 ### A source becomes a dataset version
 
-`ingest` reads a table, a folder, `elpv:mono` or `molecules:2000` into shards; `validate` holds the rows against the domain's
-expectations (Great Expectations) and links the **data report**; `version` adds, pushes, commits and tags them with DVC and git.
+`ingest` reads a table, a folder, `elpv:mono`, `molecules:2000` or `captures:<domain>` (the newest version's rows, and what the
+server captured and people judged since) into shards; `validate` holds the rows against the domain's expectations (Great
+Expectations) and links the **data report**; `version` adds, pushes, commits and tags them with DVC and git.
 
 * A failing check stops the run and names the rows. A few bad rows are left out and listed in the report.
 * Unchanged rows give the version that there already is.

@@ -5,6 +5,9 @@ Started by the asset `clipft-drift` (a watcher polls Prometheus once for all dom
 `watch` looks for itself what drifts now; `admit` is the one gate behind all three: one incident at a time per domain, a
 cool-down after it, and a circuit breaker after repeated failures. What is admitted starts `clipft_readapt`.
 
+A version that came of an incident stays on watch for a day. When its judged answers or its failing requests show that it is
+worse than the version before, `clipft_readapt` goes back by itself, once; the second time it asks, and the breaker opens.
+
 Where there is no Prometheus, the same watcher and sensor read the server's own figures.
 """
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, AssetWatcher, Param, dag, task
-from clipft_dag import DEFAULTS
+from clipft_dag import DEFAULTS, stage
 from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
 
 from clipft_tasks.domains import domain_names
@@ -42,7 +45,10 @@ drift = Asset(name="clipft-drift", uri="clipft://drift", group="clipft", watcher
             60, type="number", minimum=0, maximum=10080, title="Cool down minutes",
             description="after an incident of a domain the next is taken no sooner",
         ),
-        "approval": Param(True, type="boolean", title="Approval", description="whether a person decides before anything is changed"),
+        "approval": Param(
+            True, type="boolean", title="Approval",
+            description="whether a person decides before a model re-adapts; going back asks only where the domain's spec requires it",
+        ),
     },
     tags=["clipft", "drift"],
     doc_md=__doc__,
@@ -61,14 +67,22 @@ def clipft_drift_watch() -> None:
     def admit(
         breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
     ) -> list[dict[str, Any]]:
-        from clipft_tasks.stages import admit as stage
-
-        given = dict(params or {})
-        admitted = stage.run(breaches, cool_down=60 * float(given["cool_down_minutes"]), run=f"clipft_drift_watch/{run_id}")
-        return [
-            {"trigger_run_id": f"drift__{conf['incident']}", "conf": {**conf, "approval.required": bool(given["approval"])}}
-            for conf in admitted
-        ]
+        given, runs = dict(params or {}), []
+        for domain in [d for d in domain_names() if any(b["domain"] == d for b in breaches)]:
+            found = stage(
+                "admit",
+                {"domain": domain},
+                breaches=[b for b in breaches if b["domain"] == domain],
+                cool_down=60 * float(given["cool_down_minutes"]),
+                dag_run=f"clipft_drift_watch/{run_id}",
+            )
+            if found["admitted"]:
+                asks = found["approval"] if found["rollback"] else found["approval"] or bool(given["approval"])
+                conf = {"domain": domain, "causes": found["causes"], "incident": found["incident"], "approval.required": asks}
+                runs.append(
+                    {"trigger_run_id": f"{'undo' if found['rollback'] else 'drift'}__{found['incident']}", "conf": conf}
+                )
+        return runs
 
     TriggerDagRunOperator.partial(
         task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, skip_when_already_exists=True

@@ -5,7 +5,8 @@
 the camera, label pictures, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
 dataset version of the old rows and the judged captures, trains from the champion, and goes through the same evaluation, gate,
 promotion and verification as any training: better on the new rows, and forgetting on the old ones within
-`gate.max_forgotten`. `close` records what came of it; repeated failures open the circuit breaker of the domain.
+`gate.max_forgotten`. `close` records what came of it: a new champion is on watch for a day before that counts as recovered, and
+`clipft_drift_watch` starts this DAG again to go back when it is worse; repeated failures open the circuit breaker of the domain.
 """
 
 from typing import Any
@@ -45,9 +46,8 @@ def clipft_readapt() -> None:
     @task(doc_md="What drifted, what it looks like, what to do. The drift report is linked above.")
     def suggest(params: dict[str, Any] | None = None) -> dict[str, Any]:
         given = dict(params or {})
-        causes = given.pop("causes", None)
-        given.pop("incident", None)
-        return stage("suggest", given, causes=causes)
+        causes, incident = given.pop("causes", None), given.pop("incident", None)
+        return stage("suggest", given, causes=causes, incident=incident or "")
 
     approve = Approval(
         task_id="approve",
@@ -80,12 +80,16 @@ def clipft_readapt() -> None:
 
     @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
     def close(params: dict[str, Any] | None = None, run_id: str | None = None, ti: Any = None) -> dict[str, Any]:
-        from clipft_tasks.stages import close as closing
-
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
-        given = dict(params or {})
-        closed = closing.run(given["domain"], states, given.get("incident") or "")
-        if closed["outcome"] == "failed":
+        given, suggested = dict(params or {}), ti.xcom_pull(task_ids="suggest") or {}
+        closed = stage(
+            "close",
+            {"domain": given["domain"]},
+            states=states,
+            incident=given.get("incident") or "",
+            live=suggested.get("live"),
+        )
+        if closed["failed"]:
             raise AirflowFailException(f"{', '.join(closed['failed'])} failed; the old champion goes on serving.")
         return closed
 

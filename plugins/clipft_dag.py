@@ -119,5 +119,7 @@ class Approval(ApprovalOperator):
         if str(self.required).lower() != "true":
             self.log.info("No approval asked for (approval.required is off).")
             return None
-        self.response_timeout = timedelta(hours=float(context["params"]["approval.hours"]))
+        hours = float(context["params"]["approval.hours"])
+        self.response_timeout = timedelta(hours=hours)
+        self.body = f"{self.body or ''}\n\nUnanswered after {hours:g} h means {', '.join(self.defaults or [])}."
         return super().execute(context)

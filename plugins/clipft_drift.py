@@ -17,7 +17,8 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from clipft_tasks.settings import settings
 
-ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow")
+ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow", "ClipftErrors")
+ERRORS = 0.05  # share of failing requests above which ClipftErrors fires; it carries no signal and no version
 POLL = 6.0  # longer than the server takes between two measurements, so that two looks see two of them
 AGAIN = 900.0  # seconds after which a breach that lasts is told of once more
 TIMEOUT = 10
@@ -32,9 +33,11 @@ def from_prometheus(alerts: Iterable[dict[str, Any]]) -> list[Breach]:
         labels = alert.get("labels", {})
         if alert.get("state") == "firing" and labels.get("alertname") in ALERTS and labels.get("domain"):
             signals = found.setdefault((labels["domain"], labels.get("version", "")), {})
-            signal, at = labels.get("signal", ""), alert.get("activeAt", "")
+            signal, value, at = labels.get("signal", ""), _number(alert.get("value")), alert.get("activeAt", "")
+            if labels["alertname"] == "ClipftErrors":
+                signal, value = "errors", value / ERRORS
             ratio, since = signals.get(signal, (0.0, at))
-            signals[signal] = (max(ratio, _number(alert.get("value"))), min(since, at))
+            signals[signal] = (max(ratio, value), min(since, at))
     return [
         _breach(domain, version, {s: r for s, (r, _) in signals.items()}, min(at for _, at in signals.values()), "prometheus")
         for (domain, version), signals in sorted(found.items())
@@ -67,11 +70,6 @@ def _breach(domain: str, version: str, signals: dict[str, float], since: str, so
     }
 
 
-def _lasting(breach: Breach, before: set[tuple[str, str, str]]) -> Breach:
-    """The breach with those of its causes that were there at the last look."""
-    return breach | {"causes": [c for c in breach["causes"] if (breach["domain"], breach["version"], c) in before]}
-
-
 def _number(value: Any) -> float:
     try:
         return float(value)
@@ -101,6 +99,34 @@ async def look(prometheus: str, server: str) -> list[Breach] | None:
             return None
 
 
+class Looks:
+    """Look after look. Prometheus' rules ask twice before an alert fires; of the server's own figures this does.
+
+    Attributes:
+        unsure: whether the last look saw something for the first time, which one more look would settle.
+    """
+
+    def __init__(self, prometheus: str, server: str) -> None:
+        self.prometheus, self.server, self.unsure = prometheus, server, False
+        self._before: set[tuple[str, str, str]] = set()
+
+    async def __call__(self) -> list[Breach] | None:
+        """The breaches of now that count; None when nobody can be asked."""
+        found = await look(self.prometheus, self.server)
+        seen = {(b["domain"], b["version"], c) for b in found or [] if b["source"] == "server" for c in b["causes"]}
+        before, self._before = self._before, seen
+        self.unsure = bool(seen - before)
+        if found is None:
+            return None
+        lasting = [
+            b
+            if b["source"] == "prometheus"
+            else b | {"causes": [c for c in b["causes"] if (b["domain"], b["version"], c) in before]}
+            for b in found
+        ]
+        return [b for b in lasting if b["causes"]]
+
+
 class PrometheusDriftTrigger(BaseEventTrigger):
     """Polls for breaches.
 
@@ -116,6 +142,7 @@ class PrometheusDriftTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()
         self.prometheus, self.server, self.domains, self.once, self.poll = prometheus, server, domains or [], once, poll
+        self._known: dict[tuple[str, str], tuple[float, set[str]]] = {}  # what was told: when, and which causes
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         kept = {k: getattr(self, k) for k in ("prometheus", "server", "domains", "once", "poll")}
@@ -129,24 +156,15 @@ class PrometheusDriftTrigger(BaseEventTrigger):
                     return
 
     async def _polled(self) -> AsyncIterator[list[Breach]]:
-        before: list[Breach] = []
+        looks = Looks(self.prometheus, self.server)
         while True:
-            found = await look(self.prometheus, self.server) or []
-            if any(b["source"] == "server" for b in found):
-                # Without Prometheus' rules it is we who ask twice, so that one high figure is not told.
-                lasting = {(b["domain"], b["version"], cause) for b in before for cause in b["causes"]}
-                before, found = found, [_lasting(b, lasting) for b in found]
-                found = [b for b in found if b["causes"]]
-            else:
-                before = []
-            yield [b for b in found if not self.domains or b["domain"] in self.domains]
+            yield [b for b in await looks() or [] if not self.domains or b["domain"] in self.domains]
             await asyncio.sleep(self.poll)
 
     def _told(self, breaches: list[Breach]) -> list[TriggerEvent]:
         if self.once:
             return [TriggerEvent(breaches)] if breaches else []
-        known: dict[tuple[str, str], tuple[float, set[str]]] = self.__dict__.setdefault("_known", {})
-        events, now = [], time.monotonic()
+        known, events, now = self._known, [], time.monotonic()
         for breach in breaches:
             key = (breach["domain"], breach["version"])
             at, causes = known.get(key, (-AGAIN, set()))
@@ -164,7 +182,8 @@ class PrometheusDriftSensor(BaseSensorOperator):
 
     Args:
         domains: whom to watch; empty: all. Templated.
-        wait_minutes: 0 looks once. Templated.
+        wait_minutes: 0 looks now. Templated.
+        poll: seconds between two looks.
     """
 
     template_fields = ("domains", "wait_minutes")
@@ -175,7 +194,7 @@ class PrometheusDriftSensor(BaseSensorOperator):
 
     def execute(self, context: Any) -> Any:
         domains = [d for d in (self.domains or []) if d]
-        found = asyncio.run(look(settings().prometheus_url, settings().server_url))
+        found = asyncio.run(self._now())
         if found is None:
             self.log.warning("Neither Prometheus (%s) nor the server answers.", settings().prometheus_url or "none set")
         found = [b for b in found or [] if not domains or b["domain"] in domains]
@@ -186,6 +205,14 @@ class PrometheusDriftSensor(BaseSensorOperator):
             raise AirflowSkipException("Nothing drifts now.")
         trigger = PrometheusDriftTrigger(settings().prometheus_url, settings().server_url, domains, once=True, poll=self.poll)
         self.defer(trigger=trigger, method_name="resume", timeout=timedelta(minutes=wait))
+
+    async def _now(self) -> list[Breach] | None:
+        looks = Looks(settings().prometheus_url, settings().server_url)
+        found = await looks()
+        if looks.unsure:
+            await asyncio.sleep(self.poll)
+            found = await looks()
+        return found
 
     def resume_execution(self, *args: Any, **kwargs: Any) -> Any:
         try:

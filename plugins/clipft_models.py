@@ -29,50 +29,47 @@ def models(user: GetUserDep) -> dict[str, Any]:
     """Everything that the page shows. What cannot be reached is named in `problems`, and the rest is shown all the same."""
     problems: list[str] = []
     alerts, lines = _prometheus(problems)
-    return {
-        "domains": [_domain(name, alerts, lines, problems) for name in domain_names()],
-        "mlflow": settings().mlflow_ui,
-        "problems": sorted(set(problems)),
-    }
+    registered = _registered(problems)
+    domains = [
+        {
+            "name": name,
+            "title": get_domain(name).title,
+            "alerts": [{"causes": a["causes"], "ratio": a["ratio"]} for a in alerts if a["domain"] == name],
+            "sparkline": lines.get(name, []),
+            "drift": _drift(name, problems) if registered is None or name in registered else None,
+            **(_UNKNOWN if registered is None else registered.get(name, _NONE)),
+        }
+        for name in domain_names()
+    ]
+    return {"domains": domains, "problems": sorted(set(problems))}
 
 
-def _domain(name: str, alerts: list[dict[str, Any]], lines: dict[str, list[float]], problems: list[str]) -> dict[str, Any]:
+_NONE: dict[str, Any] = {"versions": {}, "breaker": "closed", "incident": [], "watched": "", "history": []}
+_UNKNOWN = _NONE | {"versions": None, "breaker": "unknown"}
+
+
+def _registered(problems: list[str]) -> dict[str, dict[str, Any]] | None:
+    """Versions and incidents of each domain that has a model; None when the registry cannot be asked."""
     from clipft_tasks import tracking
 
-    found: dict[str, Any] = {
-        "name": name,
-        "title": get_domain(name).title,
-        "versions": {},
-        "history": [],
-        "breaker": "unknown",
-        "incident": [],
-    }
+    found = {}
     try:
-        model = _registered(name)
-        if model is None:
-            return found
-        for alias in ("champion", "challenger", "previous"):
-            if number := model.aliases.get(alias):
-                found["versions"][alias] = _version(tracking.client().get_model_version(model.name, number))
-        state = tracking.incidents(name)
-        found["breaker"] = state.breaker(time.time())
-        found["failures"] = state.failures
-        found["incident"] = state.incident.causes if state.incident else []
-        found["history"] = state.history[::-1][:5]
+        for model in tracking.client().search_registered_models("name LIKE 'clipft-%'"):
+            name = model.name.removeprefix("clipft-")
+            aliases = [a for a in ("champion", "challenger", "previous") if a in model.aliases]
+            state = tracking.incidents(name)
+            incident = state.incident
+            found[name] = {
+                "versions": {a: _version(tracking.client().get_model_version(model.name, model.aliases[a])) for a in aliases},
+                "breaker": state.breaker(time.time()),
+                "incident": incident.causes if incident and not incident.quiet else [],
+                "watched": incident.watch.version if incident and incident.watch and incident.quiet else "",
+                "history": [{k: past[k] for k in ("closed", "causes", "outcome")} for past in state.history[::-1][:5]],
+            }
     except Exception as error:  # a page about many things must not fail for one of them
         problems.append(f"MLflow: {error}"[:300])
-    found["alerts"] = [a for a in alerts if a["domain"] == name]
-    found["sparkline"] = lines.get(name, [])
-    if found["versions"]:
-        found["drift"] = _drift(name, problems)
+        return None
     return found
-
-
-def _registered(domain: str) -> Any:
-    from clipft_tasks import tracking
-
-    name = tracking.model_name(domain)
-    return next(iter(tracking.client().search_registered_models(f"name = '{name}'")), None)
 
 
 def _version(version: Any) -> dict[str, Any]:
@@ -84,16 +81,18 @@ def _version(version: Any) -> dict[str, Any]:
         "metric": tags.get("clipft.metric", "").replace("_", " "),
         "scores": dict(sorted(scores.items(), key=lambda kv: int(kv[0]))),
         "dag_run": tags.get("clipft.dag_run", ""),
-        "run_id": str(version.run_id),
         "link": f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}",
-        "since": version.creation_timestamp,
     }
 
 
 def _drift(domain: str, problems: list[str]) -> dict[str, Any] | None:
     try:
         answer = httpx.get(f"{settings().server_url}/v1/drift/{domain}", timeout=3)
-        return dict(answer.json()) if answer.is_success else None
+        return (
+            {k: answer.json()[k] for k in ("drift", "values", "pictures", "feedback", "promised")}
+            if answer.is_success
+            else None
+        )
     except httpx.HTTPError as error:
         problems.append(f"The server does not answer: {error}"[:300])
         return None

@@ -66,9 +66,15 @@ def captures(domain: str, request: Request) -> list[dict[str, Any]]:
 
 @router.put("/v1/captures/{domain}", dependencies=[Depends(authorised)])
 def capture(domain: str, asked: schemas.Share, request: Request) -> dict[str, Any]:
-    """Turn keeping on or off until the server restarts. CLIPFT_SERVING_CAPTURE and the domain's profile do so for good."""
-    _captures(request).asked[domain] = asked.share
-    return {"domain": domain, "share": asked.share}
+    """Turn keeping on or off until the server restarts. CLIPFT_SERVING_CAPTURE and the domain's profile do so for good.
+
+    Returns: domain, share, before (the share that was set so far; null for none).
+    """
+    kept = _captures(request)
+    before = kept.asked.pop(domain, None)
+    if asked.share is not None:
+        kept.asked[domain] = asked.share
+    return {"domain": domain, "share": asked.share, "before": before}
 
 
 @router.get("/v1/captures/{domain}/{name}", response_class=Response, dependencies=[Depends(authorised)])

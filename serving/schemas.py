@@ -183,7 +183,7 @@ class Captured(BaseModel):
 
 class Share(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    share: float = Field(ge=0, le=1, description="of requests that are kept")
+    share: float | None = Field(ge=0, le=1, description="of requests that are kept; null: what the domain's profile says")
 
 
 class Label(BaseModel):

@@ -182,6 +182,16 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
+def difference(right: int, count: int, right_before: int, count_before: int) -> tuple[float, float]:
+    """The 95% interval of one share minus another of other rows (Newcombe 1998, method 10); (-1, 1) without rows."""
+    if not (count and count_before):
+        return -1.0, 1.0
+    now, before = right / count, right_before / count_before
+    (low, high), (low_before, high_before) = wilson(right, count), wilson(right_before, count_before)
+    below, above = np.hypot(now - low, high_before - before), np.hypot(high - now, before - low_before)
+    return float(now - before - below), float(now - before + above)
+
+
 def _squared_distances(a: Array, b: Array) -> Array:
     distances = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
     return np.maximum(distances, 0)

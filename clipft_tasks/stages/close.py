@@ -6,34 +6,47 @@ from typing import Any
 
 from ..drift import incidents
 from ..progress import say
+from ..spec import RunSpec
 
-ACTED = ("finetune", "rollback")
 
-
-def run(domain: str, states: Mapping[str, str | None], incident: str = "") -> dict[str, Any]:
-    """Close the domain's incident, if one is open.
+def run(
+    spec: RunSpec, states: Mapping[str, str | None], incident: str = "", live: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """End the domain's incident, or begin to watch the version that came of it.
 
     Args:
         states: of the run's tasks, by name.
         incident: which one the run answered; "" for none (a person started it), or one that is closed since.
-    Returns: outcome (recovered, declined or failed), failed (the tasks), breaker, failures.
+        live: accuracy and judged of the version that saw the drift, from `suggest`.
+    Returns: outcome (watched, recovered, declined or failed), failed (the tasks), breaker, failures.
+    Raises: Transient when MLflow is away.
     """
     from .. import tracking
 
-    failed = [name for name, state in states.items() if state in ("failed", "upstream_failed")]
-    if failed:
-        outcome = "failed"
-    elif any(states.get(name) == "success" for name in ACTED):
-        outcome = "recovered"
-    else:
-        outcome = "declined"
-    now = time.time()
+    failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
+    done = {name for name, state in states.items() if state == "success"}
+    now, champion = time.time(), tracking.number(tracking.champion(spec.domain))
+    outcome = "failed" if failed else "recovered" if done & {"finetune", "rollback"} else "declined"
 
     def ended(state: incidents.State) -> incidents.State:
-        if state.incident is None or state.incident.id != incident:
+        nonlocal outcome
+        found = state.incident
+        if found is None or found.id != incident:
             return state
-        return incidents.close(state, outcome, now, ", ".join(sorted(failed)))
+        if found.watch and found.quiet:  # a retry of what was written below
+            outcome = "watched"
+            return state
+        if found.watch:  # the new version was worse, whatever was done about it
+            outcome = "failed"
+            what = f"back to version {found.watch.before}" if "rollback" in done else "not gone back"
+            return incidents.close(state, outcome, now, ", ".join([found.watch.worse, what, *failed]))
+        if outcome == "recovered" and "finetune" in done and champion not in ("", found.version):
+            outcome = "watched"
+            figures = live or {}
+            watched = incidents.Watch(champion, found.version, now, figures.get("accuracy"), figures.get("judged", 0))
+            return incidents.watch(state, watched)
+        return incidents.close(state, outcome, now, ", ".join(failed))
 
-    state = tracking.change_incidents(domain, ended)
-    say(f"{domain}: {outcome}; the breaker is {state.breaker(now)} ({state.failures} failures in a row).")
-    return {"outcome": outcome, "failed": sorted(failed), "breaker": state.breaker(now), "failures": state.failures}
+    state = tracking.change_incidents(spec.domain, ended)
+    say(f"{spec.domain}: {outcome}; the breaker is {state.breaker(now)} ({state.failures} failures in a row).")
+    return {"outcome": outcome, "failed": failed, "breaker": state.breaker(now), "failures": state.failures}

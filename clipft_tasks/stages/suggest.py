@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..drift.incidents import Watch
 from ..progress import say
 from ..server_client import Refusal, call
 from ..spec import RunSpec
@@ -13,14 +14,16 @@ COMPARED = 4  # other registered versions that are tried on judged captures
 SHOWN = 8  # pictures of a kind in the report
 
 
-def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
+def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> dict[str, Any]:
     """Compare the server's window with the champion's reference, and other versions on what was captured and judged.
 
     Args:
         causes: the signals of the alarm, for the record.
+        incident: which one is answered. When its version on watch is worse, the answer is to go back.
     Returns: kind, action (nothing, camera, label, rollback, readapt), version (to go back to, or ""), why, expected_gain,
-        minutes (what training would take), labels by class, table (Markdown), links.
-    Raises: Transient when the server or MLflow is away.
+        minutes (what training would take), labels by class, live (accuracy and judged, so far), table (Markdown), links.
+    Raises: Transient when the server or MLflow is away; ClipftError when nothing of the domain is live, its version is no longer
+        registered, or its reference belongs to other weights.
     """
     import mlflow
 
@@ -28,22 +31,30 @@ def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
     from ..domains import get_domain
     from ..drift import diagnosis, report
     from ..drift.reference import Reference
+    from ..model.package import WEIGHTS, weights_digest
 
     seen = call("GET", f"/v1/drift/{spec.domain}").json()
     window = call("GET", f"/v1/windows/{spec.domain}").json()
     captures = call("GET", f"/v1/captures/{spec.domain}").json()
     champion = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
-    reference = Reference.load(tracking.fetch_package(champion))
+    package = tracking.fetch_package(champion)
+    reference = Reference.load(package, weights_digest(package / WEIGHTS))
 
     moved = report.class_shares(reference, window)
     found = diagnosis.diagnose(seen["drift"], max((abs(now - before) for before, now in moved.values()), default=0.0))
     labels = Counter(c["label"] for c in captures if c["label"])
     judged = [c for c in captures if c["label"]]
-    others = _others(spec, seen["version"], judged) if sum(labels.values()) >= diagnosis.LABELS_NEEDED else []
     live = seen["values"].get("accuracy")
     losing = seen["drift"].get("performance", 0.0) > 1
-    advice = diagnosis.advise(found, labels, others, seen["promised"]["value"], live, losing)
-    minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
+    others: list[Any] = []
+    if (watch := _worse(spec, incident)) is not None:
+        advice = diagnosis.Advice("rollback", watch.worse, watch.before)
+    else:
+        if sum(labels.values()) >= diagnosis.LABELS_NEEDED:
+            others = _others(spec, seen["version"], judged)
+        advice = diagnosis.advise(found, labels, others, seen["promised"]["value"], live, losing)
+    with tracking.neighbour():
+        minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
 
     lines = report.lines(spec.domain, seen, found, advice, others, labels, minutes)
     table = "\n".join(lines)
@@ -71,10 +82,19 @@ def run(spec: RunSpec, causes: list[str] | None = None) -> dict[str, Any]:
         "expected_gain": advice.expected_gain,
         "minutes": minutes,
         "labels": dict(labels),
+        "live": {"accuracy": live, "judged": seen["feedback"]},
         "champion": seen["version"],
         "table": table,
         "links": {"Drift report": tracking.run_link(run_, "artifacts/drift.html")},
     }
+
+
+def _worse(spec: RunSpec, incident: str) -> Watch | None:
+    """The watch of this incident, if the version that came of it turned out worse."""
+    from .. import tracking
+
+    found = tracking.incidents(spec.domain).incident
+    return found.watch if found and found.id == incident and not found.quiet else None
 
 
 def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[Any]:
@@ -98,7 +118,8 @@ def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[
         except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
     name = tracking.model_name(spec.domain)
-    versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+    with tracking.neighbour():
+        versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
     rest = [v for v in versions if str(v.version) != champion and v.tags.get("clipft.deploy") != "failed"][:COMPARED]
     right: dict[str, Any] = {}
     for version in [v for v in versions if str(v.version) == champion] + rest:

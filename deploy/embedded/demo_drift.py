@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from rich.panel import Panel
@@ -46,7 +47,17 @@ def main() -> None:
     before = server.live(60)
     if before is None:
         raise ClipftError("make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.")
-    _start_afresh(server)
+    _start_afresh()
+    with server.keeping():
+        summary = _play(airflow, server, before)
+    summary["seconds"]["total"] = round(time.monotonic() - began, 1)
+    path = settings().folder("demo") / "drift.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    _show(summary, path)
+
+
+def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
+    """The shift, from the first picture of the new kind to the answers of the new version; what came of it."""
     mono, stream, poly = _cells()
 
     console.rule("before: monocrystalline cells")
@@ -100,14 +111,13 @@ def main() -> None:
     scores["after"] = {"mono": server.accuracy(mono), "poly": server.accuracy(poly)}
     outcome = airflow.result("clipft_readapt", run, "close")
     first, promoted = load.first_answer(after or ""), _ended(airflow, "clipft_finetune", "promote")
-    summary = {
+    return {
         "scores": scores,
         "versions": {"before": before, "after": after},
         "requests_until_breach": breached_at,
         "seconds": {
             "breach_to_run": round((fired or 0) - (breach or 0), 1),
             "promotion_to_first_answer": round(first - promoted, 1) if promoted and first else None,
-            "total": round(time.monotonic() - began, 1),
         },
         "failed_requests": load.failed,
         "requests_under_load": load.count,
@@ -118,9 +128,6 @@ def main() -> None:
             "Airflow run": f"{address('airflow')}/dags/clipft_readapt/runs/{run}",
         },
     }
-    path = settings().folder("demo") / "drift.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    _show(summary, path)
 
 
 class _Server:
@@ -139,6 +146,20 @@ class _Server:
         while not (version := self.http.get("/readyz").json()["live"].get(DOMAIN)) and time.monotonic() < until:
             time.sleep(0.5)
         return str(version) if version else None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep every picture for as long as the block lasts."""
+        before = self._keep(1.0)
+        try:
+            yield
+        finally:
+            self._keep(before)
+
+    def _keep(self, share: float | None) -> float | None:
+        answer = self.own.put(f"/v1/captures/{DOMAIN}", json={"share": share})
+        answer.raise_for_status()
+        return cast("float | None", answer.json()["before"])
 
     def drift(self) -> dict[str, Any]:
         return dict(self.http.get(f"/v1/drift/{DOMAIN}").json())
@@ -202,8 +223,8 @@ class _Load:
                 self.failed += 1
 
 
-def _start_afresh(server: _Server) -> None:
-    """Keep what is asked about; a cool-down of an earlier demo does not count."""
+def _start_afresh() -> None:
+    """A cool-down or a watch of an earlier demo does not count."""
     from clipft_tasks import tracking
     from clipft_tasks.drift import incidents
 
@@ -211,7 +232,6 @@ def _start_afresh(server: _Server) -> None:
     if state.incident:
         what = f"an incident of {DOMAIN} ({', '.join(state.incident.causes)})"
         raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")
-    server.own.put(f"/v1/captures/{DOMAIN}", json={"share": 1.0}).raise_for_status()
 
 
 def _cells() -> tuple[list[Cell], list[Cell], list[Cell]]:

@@ -11,7 +11,7 @@ from typing import Any
 from clipft_tasks.settings import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093}
+PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093, "statsd": 9102}
 USER = "admin"
 NAMES = {"jwt", "session", "server", "alerts", "password", "fernet"}
 
@@ -83,6 +83,12 @@ def environment() -> dict[str, str]:
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__PRINT_STATS_INTERVAL": 0,
+        # Its own metrics, with labels instead of long names.
+        "METRICS__STATSD_ON": True,
+        "METRICS__STATSD_HOST": "127.0.0.1",
+        "METRICS__STATSD_PORT": ports()["statsd"],
+        "METRICS__STATSD_INFLUXDB_ENABLED": True,
+        "METRICS__LEGACY_NAMES_ON": False,
     }
     artifacts = settings().folder("mlflow", "artifacts")
     # Import paths of stages inside tasks: the project itself, whether or not it is installed.

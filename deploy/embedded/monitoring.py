@@ -32,6 +32,7 @@ def prepare() -> list[str]:
     token.write_text(keep_secrets()["alerts"])
     values = {
         "SERVER_ADDRESS": f"127.0.0.1:{ports()['server']}",
+        "METRICS_ADDRESS": f"127.0.0.1:{ports()['statsd']}",
         "ALERTMANAGER_ADDRESS": f"127.0.0.1:{ports()['alertmanager']}",
         "AIRFLOW_ADDRESS": address("airflow"),
         "RULES": str(deploy / "prometheus" / "rules.yml"),

@@ -28,6 +28,7 @@ HEALTH = {
     "mlflow": ("mlflow", "/health"),
     "server": ("server", "/healthz"),
     "airflow": ("airflow", "/api/v2/monitor/health"),
+    "statsd": ("statsd", "/metrics"),
     "prometheus": ("prometheus", "/-/ready"),
     "alertmanager": ("alertmanager", "/-/ready"),
 }
@@ -44,7 +45,7 @@ def up() -> None:
         return addresses()
     _check_machine()
     down(quiet=True)
-    programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer"]
+    programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer", "statsd"]
     watching = monitoring.prepare()
     programs += watching
     _check_ports(programs)

@@ -2,7 +2,7 @@
 
 service   rate, errors, latency, batches, queue, saturation
 model     drift, alignment, live accuracy, versions
-pipeline  runs and tasks of Airflow, from its own StatsD metrics behind statsd_exporter
+pipeline  runs and tasks of Airflow, from its own StatsD metrics
 """
 
 from pathlib import Path
@@ -51,14 +51,20 @@ MODEL: list[Panel] = [
 ]  # fmt: skip
 
 PIPELINE: list[Panel] = [
-    ("Runs that ended, by DAG", "short", [
-        ("sum by (dag_id) (increase(airflow_dagrun_duration_success_count[1h]))", "{{dag_id}} succeeded"),
-        ("sum by (dag_id) (increase(airflow_dagrun_duration_failed_count[1h]))", "{{dag_id}} failed"),
+    # Totals: a DAG's first run makes its series, and `increase` would not see it.
+    ("Runs since Airflow started", "short", [
+        ("sum by (dag_id) (airflow_dagrun_duration_success_count)", "{{dag_id}} succeeded"),
+        ("sum by (dag_id) (airflow_dagrun_duration_failed_count) or 0 * sum by (dag_id) (airflow_dagrun_duration_success_count)",
+         "{{dag_id}} failed"),
+    ]),
+    ("Mean duration of a run", "s", [
+        ("sum by (dag_id) (airflow_dagrun_duration_success_sum) / sum by (dag_id) (airflow_dagrun_duration_success_count)",
+         "{{dag_id}}"),
     ]),
     ("Tasks that ended a minute", "short", [("sum by (state) (rate(airflow_ti_finish[5m])) * 60", "{{state}}")]),
     ("The accelerator's pool", "short", [
-        ("airflow_pool_running_slots{pool='accelerator'}", "running"), ("airflow_pool_queued_slots{pool='accelerator'}", "queued"),
-        ("airflow_pool_open_slots{pool='accelerator'}", "free"),
+        ("airflow_pool_running_slots{pool_name='accelerator'}", "running"), ("airflow_pool_queued_slots{pool_name='accelerator'}", "queued"),
+        ("airflow_pool_open_slots{pool_name='accelerator'}", "free"),
     ]),
     ("Heartbeats a minute", "short", [("rate(airflow_scheduler_heartbeat[1m]) * 60", "scheduler"),
                                       ("rate(airflow_triggerer_heartbeat[1m]) * 60", "triggerer")]),

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import math
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -193,6 +195,15 @@ def test_a_breach_that_became_severe_later_lasts_since_it_began(alarms):
     assert breach["since"] == "2026-03-01T09:00:00Z"
 
 
+def test_failing_requests_are_a_breach_without_a_version_in_units_of_their_limit(alarms):
+    errors = alert("medical", value=0.2, name="ClipftErrors")
+    errors["labels"] = {k: v for k, v in errors["labels"].items() if k not in ("version", "signal")}
+    drifting, failing = sorted(alarms.from_prometheus([errors, alert("medical")]), key=lambda b: b["causes"], reverse=True)
+    assert (drifting["version"], drifting["causes"]) == ("1", ["image"])
+    assert (failing["domain"], failing["version"], failing["causes"]) == ("medical", "", ["errors"])
+    assert failing["ratio"] == 4.0 and failing["since"] == errors["activeAt"]
+
+
 def test_domains_and_versions_are_told_apart(alarms):
     found = alarms.from_prometheus([alert("medical"), alert("general", version="2"), alert("general", version="1")])
     assert [(b["domain"], b["version"]) for b in found] == [("general", "1"), ("general", "2"), ("medical", "1")]
@@ -285,6 +296,60 @@ def test_a_trigger_survives_being_stored(alarms):
         assert type(again) is type(trigger) and again.serialize() == (path, kwargs)
         for kept in ("prometheus", "server", "domains", "once", "poll"):
             assert getattr(again, kept) == getattr(trigger, kept)
+
+
+TRIGGERER = """
+import asyncio, importlib, json, sys
+module, name = sys.argv[1].rsplit(".", 1)
+
+async def run():
+    async for event in getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2])).run():
+        print(json.dumps(event.payload), flush=True)
+
+asyncio.run(run())
+"""
+
+
+def triggerer(trigger: Any) -> "subprocess.Popen[str]":
+    """A process that runs a stored trigger, as Airflow's triggerer would."""
+    path, kwargs = trigger.serialize()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "plugins"), str(ROOT)])}
+    command = [sys.executable, "-c", TRIGGERER, path, json.dumps(kwargs)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["prometheus", "server"])
+def test_a_triggerer_killed_while_the_sensor_waits_loses_nothing(alarms, server, prometheus, where):
+    """What it knew lies in Airflow's database, as classpath and arguments; whoever takes over sees the breach, once."""
+    source, path = (prometheus, ALERTS) if where == "prometheus" else (server, "/metrics")
+    url = prometheus.url if where == "prometheus" else ""
+    trigger = alarms.PrometheusDriftTrigger(url, server.url, ["general"], once=True, poll=0.1)
+    first = triggerer(trigger)
+    try:
+        end = time.monotonic() + 60
+        while source.asked.get(path, 0) < 3:
+            assert first.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        first.kill()  # SIGKILL: it cannot hand anything over
+        assert first.communicate(timeout=30)[0] == ""
+    if where == "prometheus":
+        source.says(path, fired(alert(value=4.0)))
+    else:
+        source.shows(HIGH)
+    second = triggerer(trigger)
+    try:
+        said, _ = second.communicate(timeout=60)
+    finally:
+        second.kill()
+    [told] = [json.loads(line) for line in said.splitlines()]
+    assert [(b["domain"], b["causes"], b["ratio"]) for b in told] == [("general", ["image"], 4.0)]
+
+
+def test_two_triggers_do_not_share_what_they_told(alarms, prometheus):
+    breaches = alarms.from_prometheus([alert()])
+    first, second = (alarms.PrometheusDriftTrigger(prometheus.url, NOBODY) for _ in range(2))
+    assert [len(t._told(breaches)) for t in (first, first, second)] == [1, 0, 1]
 
 
 def test_a_breach_is_told_once_for_each_cause(alarms, server, prometheus):
@@ -444,6 +509,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Source
         values = {
             "SERVER_ADDRESS": source.url.removeprefix("http://"),
             "ALERTMANAGER_ADDRESS": NOBODY.removeprefix("http://"),
+            "METRICS_ADDRESS": NOBODY.removeprefix("http://"),
             "RULES": str(ROOT / "deploy" / "prometheus" / "rules.yml"),
         }
         text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text().partition("\n")[2]
@@ -521,7 +587,7 @@ def sensor(alarms: ModuleType, home: Path, server: Source, monkeypatch: pytest.M
     """Makes sensors in an installation without Prometheus."""
     monkeypatch.setenv("CLIPFT_SERVER_URL", server.url)
     settings.cache_clear()
-    return lambda **given: alarms.PrometheusDriftSensor(task_id="watch", **given)
+    return lambda **given: alarms.PrometheusDriftSensor(task_id="watch", **({"poll": QUICK} | given))
 
 
 @pytest.mark.parametrize("wait", [0, None, "0", 0.0])
@@ -546,6 +612,41 @@ def test_the_sensor_returns_the_breaches_of_the_domains_asked_for(sensor, server
     server.shows(HIGH | {("industrial", "7", "image"): 3.0})
     expected = ["general"] if domains else ["general", "industrial"]
     assert [b["domain"] for b in sensor(domains=domains).execute({})] == expected
+
+
+def test_without_prometheus_the_sensor_looks_twice_before_it_says_anything(sensor, server):
+    """The same hysteresis as the rules': one high figure is chance, whoever asks."""
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    server.shows(HIGH, CALM)
+    with pytest.raises(AirflowSkipException):
+        sensor().execute({})
+    assert server.asked["/metrics"] == 2
+    server.shows(HIGH, CALM | {("general", "1", "text"): 3.0})
+    with pytest.raises(AirflowSkipException):
+        sensor().execute({})
+    server.shows(HIGH | {("general", "1", "text"): 9.0}, HIGH)
+    [breach] = sensor().execute({})
+    assert breach["causes"] == ["image"]
+
+
+def test_the_sensors_two_looks_see_two_measurements(alarms):
+    assert alarms.PrometheusDriftSensor(task_id="watch").poll > ServingSettings().drift_seconds
+
+
+def test_a_sensor_that_sees_nothing_does_not_wait_for_a_second_look(sensor, server):
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    with pytest.raises(AirflowSkipException):
+        sensor(poll=3600).execute({})
+    assert server.asked["/metrics"] == 1
+
+
+def test_what_prometheus_says_needs_no_second_look(sensor, server, prometheus, monkeypatch):
+    prometheus.says(ALERTS, fired(alert()))
+    monkeypatch.setenv("CLIPFT_PROMETHEUS_URL", prometheus.url)
+    settings.cache_clear()
+    assert len(sensor(poll=3600).execute({})) == 1
 
 
 def test_drift_of_other_domains_is_none_for_the_sensor(sensor, server):

@@ -366,3 +366,23 @@ def test_a_label_that_cannot_be_written_does_not_fail_the_feedback(server, folde
     judged = judge(server, answer.headers["x-request-id"], 0, "red square")
     assert judged.status_code == 200 and judged.json()["counted"] is True
     assert pictures(server) == FILES[:1]
+
+
+# How much is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_a_share_set_while_running_can_be_taken_back_and_what_was_set_before_is_said(server, folder):
+    def share(value: float | None) -> dict[str, Any]:
+        answer = server.client.put(CAPTURES, json={"share": value}, headers=SHOWN)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    assert share(0.0) == {"domain": "general", "share": 0.0, "before": None}
+    ask(server, FILES[:1])
+    assert kept(server) == []
+    assert share(0.5)["before"] == 0.0
+    assert share(None) == {"domain": "general", "share": None, "before": 0.5}
+    ask(server, FILES[:1])
+    assert len(kept(server)) == 1  # as the server was started
+    assert share(None)["before"] is None
+    assert server.client.put(CAPTURES, json={}, headers=SHOWN).status_code == 422

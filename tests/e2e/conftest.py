@@ -38,7 +38,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
     for name in [n for n in os.environ if n.startswith(("CLIPFT_", "AIRFLOW"))]:
         del os.environ[name]
     os.environ["CLIPFT_HOME"] = str(tmp_path_factory.mktemp("installation") / "home")
-    for program in ("AIRFLOW", "MLFLOW", "SERVER", "PROMETHEUS", "ALERTMANAGER"):
+    for program in ("AIRFLOW", "MLFLOW", "SERVER", "PROMETHEUS", "ALERTMANAGER", "STATSD"):
         os.environ[f"CLIPFT_{program}_PORT"] = str(free_port())
     settings.cache_clear()
     from deploy.embedded import environment

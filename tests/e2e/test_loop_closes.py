@@ -26,7 +26,7 @@ def test_the_new_kind_is_learned_and_the_old_one_is_not_forgotten(drifted):
     before, during, after = (drifted["scores"][when] for when in ("before", "during", "after"))
     assert after["poly"] > during["poly"] + 0.15
     assert after["mono"] > before["mono"] - 0.1
-    assert drifted["versions"]["after"] != drifted["versions"]["before"] and drifted["outcome"] == "recovered"
+    assert drifted["versions"]["after"] != drifted["versions"]["before"] and drifted["outcome"] == "watched"
 
 
 def test_no_request_failed_while_models_were_swapped(drifted):
@@ -44,11 +44,22 @@ def test_the_new_versions_window_starts_on_its_own_reference(drifted):
     assert seen["version"] == drifted["versions"]["after"] and not any(ratio > 1 for ratio in seen["drift"].values())
 
 
-def test_the_incident_is_closed_and_the_breaker_too(drifted):
+def test_the_new_version_is_on_watch_beside_the_one_that_saw_the_drift(drifted):
     from clipft_tasks import tracking
 
     state = tracking.incidents("industrial")
-    assert state.incident is None and state.history[-1]["outcome"] == "recovered" and state.failures == 0
+    assert state.incident and state.incident.quiet and state.failures == 0 and not state.breaker_opened
+    watch = state.incident.watch
+    assert (watch.version, watch.before) == (drifted["versions"]["after"], drifted["versions"]["before"])
+    assert watch.judged >= 64 and 0 < watch.accuracy < 1
+
+
+def test_pictures_are_kept_as_before(drifted):
+    token = settings().server_token.get_secret_value()
+    answer = httpx.put(
+        f"{settings().server_url}/v1/captures/industrial", json={"share": None}, headers={"Authorization": f"Bearer {token}"}
+    )
+    assert answer.json()["before"] is None
 
 
 def test_the_data_set_says_where_its_rows_come_from(drifted):
@@ -67,7 +78,7 @@ def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
     shown = Airflow().raw("GET", "/clipft/models.json").json()
     industrial = next(d for d in shown["domains"] if d["name"] == "industrial")
     assert industrial["versions"]["champion"]["number"] == drifted["versions"]["after"]
-    assert industrial["history"][0]["outcome"] == "recovered" and shown["problems"] == []
+    assert industrial["watched"] == drifted["versions"]["after"] and shown["problems"] == []
 
 
 def test_alertmanagers_message_is_refused_without_its_token(drifted):
@@ -86,5 +97,4 @@ def test_every_query_of_the_dashboards_finds_figures(drifted):
             span = {"query": query, "start": now - 3600, "end": now, "step": 15}
             found = httpx.get(f"{address('prometheus')}/api/v1/query_range", params=span, timeout=30).json()
             assert found["status"] == "success", (query, found)
-            # Airflow's own metrics need statsd_exporter, which this stack does not run: there, the grammar alone is checked.
-            assert found["data"]["result"] or "airflow_" in query or "refused" in query, query
+            assert found["data"]["result"] or "refused" in query, query

@@ -37,3 +37,22 @@ def test_every_metric_of_the_server_that_a_panel_names_exists():
         for query, _ in queries:
             named = set(re.findall(r"\bclipft[a-z0-9_:]*", query.replace("'clipft-server'", "")))
             assert named <= there, named - there
+
+
+def test_every_metric_of_airflow_that_a_panel_names_exists_with_its_labels():
+    """By Airflow's own registry of names, as statsd_exporter (or deploy/embedded/statsd.py) writes them."""
+    from importlib.resources import files
+
+    registry = yaml.safe_load((files("airflow") / "_shared/observability/metrics/metrics_template.yaml").read_text())["metrics"]
+    kinds = {"counter": ("",), "gauge": ("",), "timer": ("_sum", "_count")}
+    there = {
+        f"airflow_{re.sub(r'[^a-z0-9_]', '_', m['name'])}{suffix}": set(m["name_variables"]) | {"run_type"}
+        for m in registry
+        for suffix in kinds[m["type"]]
+    }
+    asked = [query for _, _, queries in dashboards.PIPELINE for query, _ in queries]
+    named = {name: query for query in asked for name in re.findall(r"\bairflow_\w+", query)}
+    assert len(named) >= 8 and named.keys() <= there.keys(), named.keys() - there.keys()
+    for name, query in named.items():
+        labels = set(re.findall(r"by \((\w+)\)", query)) | set(re.findall(r"\{(\w+)=", query))
+        assert labels <= there[name], (query, there[name])

@@ -13,6 +13,7 @@ from clipft_tasks.drift.statistics import (
     Projection,
     area_under_curve,
     classifier_auc,
+    difference,
     median_distance,
     mmd,
     psi,
@@ -327,3 +328,18 @@ def test_of_a_huge_picture_only_the_centre_is_looked_at():
     assert [found[n] for n in STATISTICS[:3]] == [centre[n] for n in STATISTICS[:3]]
     assert found["side"] == pytest.approx(np.log2(4000))
     assert peak < 40 * CROP * CROP  # bytes: a few arrays of the centre, where the picture has 24 million pixels
+
+
+@pytest.mark.parametrize(
+    ("shares", "interval"),
+    [((56, 70, 48, 80), (0.0524, 0.3339)), ((9, 10, 3, 10), (0.1705, 0.8090)), ((10, 10, 0, 20), (0.6791, 1.0))],
+)
+def test_the_difference_of_two_shares_has_newcombes_published_interval(shares, interval):
+    """Newcombe 1998, table II, method 10."""
+    assert difference(*shares) == pytest.approx(interval, abs=1e-4)
+
+
+def test_a_difference_turns_its_sign_with_the_order_and_says_nothing_without_rows():
+    low, high = difference(48, 80, 56, 70)
+    assert (-high, -low) == pytest.approx(difference(56, 70, 48, 80))
+    assert difference(0, 0, 5, 10) == difference(5, 10, 0, 0) == (-1.0, 1.0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from clipft_tasks import tracking
 from clipft_tasks.drift import incidents
-from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, Incident, State
+from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, Incident, State, Watch
 from clipft_tasks.settings import settings
+from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import admit, close
 
 NOW = 1_800_000_000.0
@@ -278,18 +280,32 @@ def breach(domain: str = "general", *causes: str, version: str = "1") -> dict[st
     return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": "", "source": ""}
 
 
+def spec(domain: str = "general", **more: Any) -> RunSpec:
+    return RunSpec.from_flat({"domain": domain, **more})
+
+
+def tell(*breaches: dict[str, Any], run: str = "", cool_down: float = COOL_DOWN) -> list[dict[str, Any]]:
+    """What `admit` lets in of the breaches that a run of clipft_drift_watch sees, domain by domain."""
+    domains = [d for d in DOMAINS if any(b["domain"] == d for b in breaches)]
+    said = [(d, admit.run(spec(d), [b for b in breaches if b["domain"] == d], cool_down, run)) for d in domains]
+    return [{"domain": d, **found} for d, found in said if found["admitted"]]
+
+
 def later(domain: str, seconds: float) -> None:
     """Let time go by for a domain."""
     state = tracking.incidents(domain)
     at = {name: max(0.0, getattr(state, name) - seconds) for name in ("breaker_opened", "last_closed")}
-    opened = replace(state.incident, opened=state.incident.opened - seconds) if state.incident else None
+    opened = state.incident
+    if opened:
+        watch = replace(opened.watch, since=opened.watch.since - seconds) if opened.watch else None
+        opened = replace(opened, opened=opened.opened - seconds, watch=watch)
     tracking.keep_incidents(domain, replace(state, incident=opened, **at))
 
 
-def ended(domain: str, states: dict[str, str | None]) -> dict[str, Any]:
+def ended(domain: str, states: dict[str, str | None], live: dict[str, Any] | None = None) -> dict[str, Any]:
     """What `close` says when the run that answers the open incident ends."""
     state = tracking.incidents(domain)
-    return close.run(domain, states, state.incident.id if state.incident else "")
+    return close.run(spec(domain), states, state.incident.id if state.incident else "", live)
 
 
 FAILED = {"suggest": "success", "finetune": "failed"}
@@ -297,51 +313,53 @@ RECOVERED = {"suggest": "success", "finetune": "success"}
 
 
 def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
-    [found] = admit.run([breach("general", "image", "margin")], run="a")
+    [found] = tell(breach("general", "image", "margin"), run="a")
     kept = tracking.incidents("general").incident
-    assert kept and found == {"domain": "general", "causes": ["image", "margin"], "incident": kept.id}
+    assert kept and (found["causes"], found["incident"]) == (["image", "margin"], kept.id)
+    assert found["reason"] and found["rollback"] is False and found["approval"] is False
     assert (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
 
 
 def test_two_domains_are_handled_beside_each_other(registry):
     both = [breach("general"), breach("industrial", "text")]
-    assert [b["domain"] for b in admit.run(both, run="a")] == ["general", "industrial"]
-    assert admit.run(both, run="b") == []
+    assert [b["domain"] for b in tell(*both, run="a")] == ["general", "industrial"]
+    assert tell(*both, run="b") == []
     ended("general", FAILED)
     assert tracking.incidents("industrial").incident and tracking.incidents("industrial").failures == 0
     assert tracking.incidents("general").incident is None and tracking.incidents("general").failures == 1
 
 
 def test_one_domain_that_is_busy_does_not_hold_another_up(registry):
-    admit.run([breach("general")], run="a")
-    assert [b["domain"] for b in admit.run([breach("general"), breach("industrial")], run="b")] == ["industrial"]
+    tell(breach("general"), run="a")
+    assert [b["domain"] for b in tell(breach("general"), breach("industrial"), run="b")] == ["industrial"]
 
 
 def test_the_same_run_is_admitted_again_when_it_is_tried_again(registry):
-    first = admit.run([breach("general", "image")], run="a")
-    assert admit.run([breach("general", "image")], run="a") == first
-    assert admit.run([breach("general", "image")], run="b") == []
-    assert admit.run([breach("general", "image")]) == []
+    [first] = tell(breach("general", "image"), run="a")
+    [again] = tell(breach("general", "image"), run="a")
+    assert first | {"reason": ""} == again | {"reason": ""}
+    assert tell(breach("general", "image"), run="b") == []
+    assert tell(breach("general", "image")) == []
 
 
 def test_nobody_in_particular_is_not_let_in_twice(registry):
-    assert len(admit.run([breach()])) == 1
-    assert admit.run([breach()]) == []
+    assert len(tell(breach())) == 1
+    assert tell(breach()) == []
 
 
 @pytest.mark.parametrize("run", ["a", ""])
 def test_each_domain_is_admitted_once_although_two_of_its_versions_drift(registry, run):
-    found = admit.run([breach("general", "image", version="1"), breach("general", "text", version="2")], run=run)
-    assert [b["domain"] for b in found] == ["general"]
-    again = admit.run([breach("general", "image", version="1"), breach("general", "text", version="2")], run=run)
-    assert len(again) == (1 if run else 0)
+    versions = [breach("general", "image", version="1"), breach("general", "text", version="2")]
+    [found] = tell(*versions, run=run)
+    assert found["causes"] == ["image"]
+    assert len(tell(*versions, run=run)) == (1 if run else 0)
 
 
 def test_why_an_alarm_is_not_taken_is_said(registry, capsys):
-    admit.run([breach("general", "image")], run="a")
-    admit.run([breach("general", "text")], run="b")
+    tell(breach("general", "image"), run="a")
+    tell(breach("general", "text"), run="b")
     said = "".join(capsys.readouterr())
-    assert "general version 1 (image): admitted" in said and "general version 1 (text): not taken" in said
+    assert "general (image): admitted" in said and "general (text): not taken" in said
 
 
 OUTCOMES: list[tuple[dict[str, str | None], str]] = [
@@ -363,7 +381,7 @@ OUTCOMES: list[tuple[dict[str, str | None], str]] = [
 
 @pytest.mark.parametrize(("states", "outcome"), OUTCOMES)
 def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, outcome):
-    admit.run([breach()])
+    tell(breach())
     failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
     told = ended("general", states)
     assert (told["outcome"], told["failed"]) == (outcome, failed)
@@ -374,16 +392,16 @@ def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, out
 
 
 def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
-    admit.run([breach()])
+    tell(breach())
     for other in ("", "general-1.000"):
-        close.run("general", RECOVERED, other)
+        close.run(spec("general"), RECOVERED, other)
         assert tracking.incidents("general").incident
 
 
 @pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
 def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(registry, states):
     for _ in range(2):
-        admit.run([breach()], cool_down=0)
+        tell(breach(), cool_down=0)
         ended("general", FAILED)
     before = tracking.incidents("general")
     assert ended("general", states)["failures"] == 2
@@ -394,30 +412,30 @@ def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(regist
 
 def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
     for number in range(FAILURES):
-        assert len(admit.run([breach()])) == 1
-        assert admit.run([breach()]) == []  # one at a time
+        assert len(tell(breach())) == 1
+        assert tell(breach()) == []  # one at a time
         told = ended("general", FAILED)
         assert (told["breaker"], told["failures"]) == ("open" if number + 1 == FAILURES else "closed", number + 1)
-        assert admit.run([breach()]) == []  # the cool-down
+        assert tell(breach()) == []  # the cool-down
         later("general", COOL_DOWN + MINUTE)
-    assert admit.run([breach()]) == []
+    assert tell(breach()) == []
     later("general", OPEN_FOR)
-    assert len(admit.run([breach()])) == 1
+    assert len(tell(breach())) == 1
     assert ended("general", FAILED)["breaker"] == "open"
     later("general", OPEN_FOR + MINUTE)
-    assert len(admit.run([breach()])) == 1 and admit.run([breach()]) == []
+    assert len(tell(breach())) == 1 and tell(breach()) == []
     told = ended("general", RECOVERED)
     assert (told["outcome"], told["breaker"], told["failures"]) == ("recovered", "closed", 0)
     later("general", COOL_DOWN + MINUTE)
-    assert len(admit.run([breach()])) == 1
+    assert len(tell(breach())) == 1
 
 
 def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_for_good(registry):
-    admit.run([breach()], run="vanished")
+    tell(breach(), run="vanished")
     later("general", STALE + MINUTE)
-    admit.run([breach()], run="next")
+    tell(breach(), run="next")
     later("general", COOL_DOWN + MINUTE)
-    admit.run([breach()], run="next")
+    tell(breach(), run="next")
     state = tracking.incidents("general")
     assert state.incident and state.incident.run == "next"
     assert [past["outcome"] for past in state.history] == ["lost"] and state.failures == 1
@@ -430,9 +448,9 @@ def stored(domain: str) -> str:
 def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(registry):
     causes = [f"a signal with a long name {n}" for n in range(12)]
     for number in range(HISTORY):
-        assert admit.run([breach("general", *causes, version=str(number))], cool_down=0)
+        assert tell(breach("general", *causes, version=str(number)), cool_down=0)
         ended("general", RECOVERED)
-    admit.run([breach("general", *causes, version="now")], cool_down=0, run="r" * 100)
+    tell(breach("general", *causes, version="now"), cool_down=0, run="r" * 100)
     assert len(stored("general")) <= TAG
     state = tracking.incidents("general")
     assert state.incident and state.incident.version == "now" and state.incident.causes == causes
@@ -443,10 +461,82 @@ def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(regi
 @pytest.mark.parametrize("count", [60, 100])
 def test_many_long_causes_fit_into_the_registry(registry, count):
     causes = [f"{n}-" + "x" * 60 for n in range(count)]
-    assert len(admit.run([breach("general", *causes)], run="a")) == 1
+    assert len(tell(breach("general", *causes), run="a")) == 1
     assert len(stored("general")) <= TAG
     kept = tracking.incidents("general").incident
     assert kept and kept.causes[:5] == causes[:5]  # the worst come first
-    assert admit.run([breach("general", *causes)], run="b") == []
+    assert tell(breach("general", *causes), run="b") == []
     assert ended("general", FAILED)["failures"] == 1
     assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1
+
+
+# On watch -----------------------------------------------------------------------------------------------------------
+
+
+def watched(at: float = NOW, undone: bool = False) -> State:
+    """An incident of version 1 that version 2 came of at `at`."""
+    state, _, _ = incidents.admit(State(failures=1, undone=undone), alarm(at - 10 * MINUTE), at - 10 * MINUTE)
+    return incidents.watch(state, Watch("2", "1", at, 0.75, 40))
+
+
+def test_a_version_that_survives_its_watch_is_what_recovery_means():
+    state = watched()
+    assert incidents.settle(state, NOW + WATCH - 1) == state and state.incident and state.incident.quiet
+    done = incidents.settle(state, NOW + WATCH)
+    assert done.incident is None and (done.failures, done.undone) == (0, False)
+    assert (done.last_closed, done.history[-1]["outcome"]) == (NOW, "recovered")
+
+
+def test_whoever_reads_the_record_sees_that_a_watch_is_over(registry):
+    tracking.keep_incidents("general", watched(time.time() - WATCH))
+    state = tracking.incidents("general")
+    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
+
+
+def test_during_the_watch_the_cool_down_counts_from_when_the_version_went_live():
+    state = watched()
+    soon, admitted, reason = incidents.admit(state, alarm(NOW + COOL_DOWN - 1), NOW + COOL_DOWN - 1)
+    assert not admitted and soon == state and "version 2" in reason and "60 minutes" in reason
+    later, admitted, _ = incidents.admit(state, alarm(NOW + COOL_DOWN, version="2"), NOW + COOL_DOWN)
+    assert admitted and later.incident.version == "2" and later.history[-1]["outcome"] == "recovered"
+
+
+def test_what_is_taken_up_again_is_being_handled_until_it_is_closed_or_lost():
+    state = incidents.undo(watched(), "it is worse", "a run")
+    found = state.incident
+    assert found and not found.quiet and (found.watch.worse, found.watch.asks, found.run) == ("it is worse", False, "a run")
+    assert incidents.settle(state, NOW + 2 * WATCH) == state
+    for at in (NOW + MINUTE, NOW + STALE - 1):
+        assert not incidents.admit(state, alarm(at), at, cool_down=0)[1]
+    gone, admitted, _ = incidents.admit(state, alarm(NOW + STALE), NOW + STALE, cool_down=0)
+    assert admitted and (gone.history[-1]["outcome"], gone.failures) == ("lost", 2)
+
+
+def test_one_rollback_goes_by_itself_until_something_recovers():
+    first = incidents.close(incidents.undo(watched(), "worse"), "failed", NOW + HOUR)
+    assert first.undone and (first.failures, first.breaker(NOW + HOUR)) == (2, "closed")
+    second = incidents.undo(watched(undone=True), "worse")
+    assert second.incident.watch.asks
+    assert incidents.close(second, "failed", NOW + HOUR).breaker(NOW + HOUR) == "open"
+    assert not incidents.settle(watched(undone=True), NOW + WATCH).undone
+    assert not incidents.reset(first).undone
+
+
+def test_only_what_is_on_watch_can_be_taken_up_again():
+    opened, _, _ = incidents.admit(State(), alarm(), NOW)
+    for state in (State(), opened, incidents.undo(watched(), "worse")):
+        assert incidents.undo(state, "once more", "another run") == state
+
+
+def test_a_reset_ends_a_watch_too():
+    state = incidents.reset(watched())
+    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
+    assert incidents.admit(state, alarm(NOW + MINUTE), NOW + MINUTE)[1]
+    handled_now = incidents.undo(watched(), "worse")
+    assert incidents.reset(handled_now).incident == handled_now.incident
+
+
+def test_a_watch_survives_being_written_down():
+    for state in (watched(), incidents.undo(watched(), "worse " * 200, "run")):
+        assert State.of(json.loads(json.dumps(state.to_dict()))) == state
+        assert len(json.dumps(state.to_dict())) < TAG

@@ -65,7 +65,11 @@ def test_every_figure_that_the_rules_read_is_one_that_the_server_gives():
 def test_the_watcher_listens_to_the_alerts_that_there_are():
     source = (ROOT / "plugins" / "clipft_drift.py").read_text()
     listened = re.search(r"^ALERTS = \((.*?)\)", source, flags=re.M | re.S)
-    assert listened and set(re.findall(r'"(\w+)"', listened[1])) == OF_DRIFT <= {rule["alert"] for rule in alerts()}
+    assert listened and set(re.findall(r'"(\w+)"', listened[1])) == OF_DRIFT | {"ClipftErrors"}
+    by_name = {rule["alert"]: rule for rule in alerts()}
+    assert by_name.keys() >= OF_DRIFT
+    share = re.search(r"^ERRORS = ([\d.]+)", source, flags=re.M)
+    assert share and by_name["ClipftErrors"]["expr"].split() == ["clipft:error_ratio", ">", share[1]]
 
 
 def series(name: str, values: str, **labels: str) -> dict[str, str]:

@@ -1,0 +1,249 @@
+"""The drift DAGs' own tasks, as Airflow calls them: storms, who is asked, what a run is named, and what closes an incident."""
+
+import json
+import runpy
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clipft_tasks import tracking
+from clipft_tasks.drift import incidents
+from clipft_tasks.settings import settings
+
+ROOT = Path(__file__).parents[2]
+DOMAINS = ("general", "industrial")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A registry with a model of each of DOMAINS."""
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
+        patch.setenv("CLIPFT_HOME", str(folder))
+        patch.delenv("CLIPFT_MLFLOW_URI", raising=False)
+        settings.cache_clear()
+        for domain in DOMAINS:
+            tracking.client().create_registered_model(tracking.model_name(domain))
+        yield folder
+    settings.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_yet(registry: Path) -> None:
+    settings.cache_clear()
+    for domain in DOMAINS:
+        tracking.keep_incidents(domain, incidents.State())
+
+
+@pytest.fixture(scope="module")
+def task(registry: Path) -> Callable[[str, str], Any]:
+    """A task of a DAG, by the names of both."""
+    dags: dict[str, Any] = {}
+
+    def find(dag: str, name: str) -> Any:
+        if dag not in dags:
+            dags[dag] = runpy.run_path(str(ROOT / "dags" / f"{dag}.py"))[dag]()
+        return dags[dag].get_task(name)
+
+    return find
+
+
+@pytest.fixture
+def admit(task) -> Callable[..., list[dict[str, Any]]]:
+    def call(
+        *breaches: dict[str, Any], run: str = "a run", approval: bool = True, cool_down: float = 60
+    ) -> list[dict[str, Any]]:
+        params = {"cool_down_minutes": cool_down, "approval": approval}
+        return task("clipft_drift_watch", "admit").python_callable(list(breaches), params, run)
+
+    return call
+
+
+def breach(domain: str = "general", *causes: str, version: str = "1", since: str = "") -> dict[str, Any]:
+    return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": since}
+
+
+def open_incident(domain: str = "general") -> incidents.Incident:
+    found = tracking.incidents(domain).incident
+    assert found
+    return found
+
+
+# admit --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_admitted_starts_one_run_named_after_its_incident(admit):
+    [run] = admit(breach("general", "image", "text"))
+    incident = open_incident().id
+    assert run["trigger_run_id"] == f"drift__{incident}"
+    assert run["conf"] == {"domain": "general", "causes": ["image", "text"], "incident": incident, "approval.required": True}
+    assert admit(breach(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
+
+
+def test_two_alerts_at_once_for_one_domain_are_one_run(admit):
+    """Alertmanager's delivery, the watcher's event and a person, in the same second."""
+    with ThreadPoolExecutor(6) as crowd:
+        started = [run for runs in crowd.map(lambda n: admit(breach(), run=f"run {n}"), range(6)) for run in runs]
+    assert len(started) == 1
+    assert started[0]["conf"]["incident"] == open_incident().id and tracking.incidents("general").history == []
+
+
+def test_two_alerts_at_once_for_two_domains_are_two_runs(admit):
+    with ThreadPoolExecutor(6) as crowd:
+        asked = [(f"run {n}", DOMAINS[n % 2]) for n in range(6)]
+        started = [run for runs in crowd.map(lambda one: admit(breach(one[1]), run=one[0]), asked) for run in runs]
+    assert sorted(run["conf"]["domain"] for run in started) == list(DOMAINS)
+    both = admit(breach("general"), breach("industrial"), run="late")
+    assert both == []
+
+
+def test_drift_of_a_domain_that_this_airflow_does_not_know_holds_nobody_up(admit):
+    [run] = admit(breach("somebody_elses"), breach("general"))
+    assert run["conf"]["domain"] == "general"
+
+
+def test_no_click_is_needed_where_that_was_set(admit):
+    [run] = admit(breach(), approval=False)
+    assert run["conf"]["approval.required"] is False
+
+
+def test_the_cool_down_of_the_form_is_obeyed(admit):
+    admit(breach())
+    tracking.change_incidents("general", lambda state: incidents.close(state, "declined", time.time() - 120))
+    assert admit(breach(), run="soon", cool_down=3) == []
+    assert len(admit(breach(), run="later", cool_down=1)) == 1
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(admit, undone):
+    admit(breach())
+    incident = open_incident().id
+    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
+    tracking.change_incidents("general", lambda state: incidents.State(**{**vars(state), "undone": undone}))
+    failing = breach("general", "errors", version="", since="2999-01-01T00:00:00Z")
+    [run] = admit(failing, run="failing", approval=True)
+    assert run["trigger_run_id"] == f"undo__{incident}"
+    assert run["conf"]["incident"] == incident and run["conf"]["approval.required"] is undone
+    assert admit(failing, run="another") == []
+
+
+# close --------------------------------------------------------------------------------------------------------------
+
+
+def closing(task, states: dict[str, str], incident: str = "", suggested: dict[str, Any] | None = None) -> dict[str, Any]:
+    ti = SimpleNamespace(get_task_states=lambda dag_id, run_ids: {run_ids[0]: states}, xcom_pull=lambda task_ids: suggested)
+    return task("clipft_readapt", "close").python_callable({"domain": "general", "incident": incident}, "a run", ti)
+
+
+def test_a_run_whose_training_failed_fails_and_its_incident_too(admit, task):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    admit(breach())
+    with pytest.raises(AirflowFailException, match="dataset, finetune failed; the old champion goes on serving"):
+        closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
+    assert tracking.incidents("general").failures == 1
+
+
+def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(admit, task):
+    from airflow.sdk.exceptions import AirflowFailException
+
+    admit(breach())
+    with pytest.raises(AirflowFailException, match="suggest"):
+        closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
+    assert tracking.incidents("general").incident is None
+
+
+def test_a_rejected_or_unanswered_suggestion_is_declined(admit, task):
+    admit(breach())
+    said = closing(task, {"suggest": "success", "approve": "success", "choose": "skipped"}, open_incident().id)
+    assert said["outcome"] == "declined" and tracking.incidents("general").failures == 0
+
+
+def test_a_rollback_of_a_worse_version_ends_the_run_well_and_the_incident_badly(admit, task):
+    admit(breach())
+    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
+    admit(breach("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
+    said = closing(task, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, open_incident().id)
+    assert (said["outcome"], said["failed"], said["failures"]) == ("failed", [], 1)
+
+
+# approve ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(task, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, Any]]:
+    """What a person is asked, and until when."""
+    from airflow.providers.standard.operators import hitl
+    from airflow.sdk.exceptions import TaskAwaitingInput
+
+    def ask(hours: float) -> dict[str, Any]:
+        form: dict[str, Any] = {}
+        monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **given: form.update(given))
+        approve = task("clipft_readapt", "approve").prepare_for_execution()
+        approve.required, approve.body = "True", "**Re-adapt the model**: …"
+        with pytest.raises(TaskAwaitingInput) as waiting:
+            approve.execute({"params": {"approval.hours": hours}, "task_instance": SimpleNamespace(id="1")})
+        return form | {"timeout": waiting.value.timeout}
+
+    return ask
+
+
+def test_an_approval_that_nobody_answers_ends_and_the_form_says_what_that_means(asked):
+    form = asked(36)
+    assert form["timeout"] == timedelta(hours=36) and form["defaults"] == ["Reject"]
+    assert form["body"].startswith("**Re-adapt the model**") and form["body"].endswith("Unanswered after 36 h means Reject.")
+    assert asked(0.5)["body"].endswith("Unanswered after 0.5 h means Reject.")
+
+
+def test_no_approval_is_asked_for_where_none_is_required(task):
+    approve = task("clipft_readapt", "approve").prepare_for_execution()
+    for required in ("False", False):
+        approve.required = required
+        assert approve.execute({"params": {"approval.hours": 1}}) is None
+
+
+# The page of models -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(registry: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    from importlib import import_module
+
+    monkeypatch.setenv("CLIPFT_SERVER_URL", "http://127.0.0.1:9")
+    settings.cache_clear()
+    return lambda: json.loads(json.dumps(import_module("clipft_models").models(None)))
+
+
+def test_the_page_says_unknown_where_mlflow_is_away(page, monkeypatch):
+    monkeypatch.setenv("CLIPFT_MLFLOW_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings.cache_clear()
+    shown = page()
+    assert all(d["versions"] is None and d["breaker"] == "unknown" for d in shown["domains"])
+    assert any(problem.startswith("MLflow: ") for problem in shown["problems"])
+
+
+def test_the_page_says_what_is_handled_and_what_is_on_watch(page, admit):
+    domains = {d["name"]: d for d in page()["domains"]}
+    assert domains["medical"]["versions"] == {} and domains["general"]["breaker"] == "closed"
+    admit(breach())
+    assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == (["image"], "")
+    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time())))
+    assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == ([], "2")
+
+
+def test_the_page_is_sent_nothing_that_it_does_not_show(page, admit):
+    admit(breach())
+    tracking.change_incidents("general", lambda state: incidents.close(state, "failed", time.time(), "finetune"))
+    script = (ROOT / "plugins" / "models.html").read_text()
+    shown = page()
+    general = next(d for d in shown["domains"] if d["name"] == "general")
+    for name in [*shown, *general, *general["history"][0]]:
+        assert f".{name}" in script, name
