@@ -37,5 +37,8 @@ def probe(train: Scored, test: Scored) -> tuple[dict[str, float], str]:
             warnings.simplefilter("ignore")  # lbfgs says when it stops early; the figure says it better
             model.fit(m.unit(train.image[known]), train.truth[known])
         said = model.predict(here)
-        found |= {f"{name}_accuracy": float(np.mean(said == truth)), f"{name}_balanced_accuracy": m.balanced_accuracy(truth, said)}
+        found |= {
+            f"{name}_accuracy": float(np.mean(said == truth)),
+            f"{name}_balanced_accuracy": m.balanced_accuracy(truth, said),
+        }
     return found, ""

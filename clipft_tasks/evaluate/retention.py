@@ -13,10 +13,11 @@ starter its distance from chance is 16 standard errors, that of recall@5 only 8:
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from ..data import versioning
 from ..data.decoded import decoded
 from ..data.pictures import Aspect, open_picture, square
 from ..model.clip import Clip
-from ..progress import progress
+from ..progress import progress, say
 from . import metrics as m
 from .resampling import Sums, interval, resampled
+from .zero_shot import compare
 
 EVERYDAY = "everyday"
 WAYS = 10
@@ -131,7 +133,7 @@ def look(clip: Clip, side: int, name: str = EVERYDAY, batch: int = 64) -> Seen |
     return Seen(torch.cat(image), torch.cat(text))
 
 
-def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None) -> dict[str, dict[str, float] | int | str]:
+def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None) -> dict[str, Any]:
     """How much a model knows of the set, in 0..1.
 
     Args:
@@ -156,7 +158,7 @@ def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None)
 
 def _hits(clip: Clip, seen: Seen, texts: Sequence[str]) -> np.ndarray:
     """Per row: the mean of both directions, in 0..1."""
-    similarity = (seen.image @ seen.text.T).numpy()
+    similarity = compare(clip, seen.image, seen.text)
     ids = np.unique(texts, return_inverse=True)[1]
     same = ids[:, None] == ids
     # Equal texts are one item: the copies are as relevant as the row's own, and stand in nobody's way twice.
@@ -186,4 +188,17 @@ def drift(now: Seen, start: Seen) -> dict[str, float]:
     return {
         name: float(np.mean(np.sum(m.unit(a.double().numpy()) * m.unit(b.double().numpy()), axis=1)))
         for name, a, b in (("image", now.image, start.image), ("text", now.text, start.text))
+    }
+
+
+def of(models: Mapping[str, Clip], side: int, name: str = EVERYDAY) -> dict[str, Any]:
+    """By model what `score` gives, and `cosine_to_start`, its `drift` from the model called `before`; {} with a message where
+    the set is not installed."""
+    seen = {who: found for who, clip in models.items() if (found := look(clip, side, name))}
+    if len(seen) < len(models):
+        say("The general set is not installed, so retention is not measured. Install `clipft[demo]`.")
+        return {}
+    return {
+        who: score(models[who], side, name, found) | {"cosine_to_start": drift(found, seen["before"])}
+        for who, found in seen.items()
     }

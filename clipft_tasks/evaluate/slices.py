@@ -7,7 +7,6 @@ from ..domains import Domain
 
 FEWEST = 10  # rows, below which an interval says nothing
 MOST = 8  # values of a column, the commonest first
-GROWTH = ("old", "new")  # rows of the parent version, rows that came with this one
 
 
 def slices(dataset: Dataset, domain: Domain) -> dict[str, np.ndarray]:
@@ -19,8 +18,8 @@ def slices(dataset: Dataset, domain: Domain) -> dict[str, np.ndarray]:
     """
     test = dataset.split("test")
     found: dict[str, np.ndarray] = {}
-    is_new = dataset.added(test)
-    if is_new.any():
+    if dataset.version.card.get("source", "").startswith("captures:"):
+        is_new = dataset.added(test)
         found |= {"old": ~is_new, "new": is_new}
     seen = set(dataset.split("train")["label"])
     unseen = ~test["label"].isin(seen | {""}).to_numpy()

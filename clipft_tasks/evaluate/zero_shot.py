@@ -17,7 +17,7 @@ from ..errors import ClipftError
 from ..model.clip import Clip
 from ..progress import progress
 from . import metrics as m
-from .resampling import Sums, interval, p_value, resampled
+from .resampling import Sums, holm, interval, p_value, resampled
 
 LABELLED = ("balanced_accuracy", "accuracy")
 RETRIEVAL = ("image_to_text_r1", "text_to_image_r1")
@@ -71,7 +71,7 @@ class Scored:
             n, hits, called = (sums[..., i * len(classes) : (i + 1) * len(classes)] for i in range(3))
             there = n > 0
             with np.errstate(invalid="ignore", divide="ignore"):
-                return np.where(there, of(n, hits, called), 0).sum(axis=-1) / there.sum(axis=-1)
+                return np.where(there, of(n, hits, called), 0).sum(axis=-1) / there.sum(axis=-1)  # type: ignore[no-any-return]
 
         return Sums(sparse.csr_array((np.ones(len(at[0])), at), shape=shape), figure)
 
@@ -144,18 +144,20 @@ def sample(frame: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def look(
-    clip: Clip, take: Callable[[np.ndarray], torch.Tensor], frame: pd.DataFrame, batch: int, side: int
+    clip: Clip, take: Callable[[np.ndarray], torch.Tensor], frame: pd.DataFrame, batch: int, side: int, quiet: bool = False
 ) -> tuple[torch.Tensor, float]:
     """Embeddings of the rows' pictures (rows, d), each different picture once, and the median seconds per picture.
 
     Args:
         take: row numbers of the frame -> uint8 pictures (k, 3, side, side).
+        quiet: without progress.
     """
     codes, different = pd.factorize(frame["sha256"])
     first = np.flatnonzero(~frame["sha256"].duplicated().to_numpy())
     found, seconds = [], []
     with torch.inference_mode():
-        for start in progress(range(0, len(different), batch), f"batches at {side} px", -(-len(different) // batch)):
+        starts = range(0, len(different), batch)
+        for start in starts if quiet else progress(starts, f"batches at {side} px", len(starts)):
             pictures = take(first[start : start + batch])
             began = time.perf_counter()
             found.append(clip.encode_images(pictures).cpu())
@@ -173,15 +175,15 @@ def judge(
     first = np.flatnonzero(~frame["sha256"].duplicated().to_numpy())
     belongs = np.zeros((len(different), len(words.captions)), dtype=bool)
     belongs[codes, words.own] = True
-    image_rank = _ranked(belongs, lambda some: _compare(clip, image[first[some]], words.captions))
-    text_rank = _ranked(belongs.T, lambda some: _compare(clip, image[first], words.captions[some]).T)
+    image_rank = _ranked(belongs, lambda some: compare(clip, image[first[some]], words.captions))
+    text_rank = _ranked(belongs.T, lambda some: compare(clip, image[first], words.captions[some]).T)
 
     number = {name: i for i, name in enumerate(classes)}
     truth = np.array([number.get(name, -1) for name in frame["label"]])
     if words.classes is None:
         scores, predicted, margin = np.zeros((len(frame), 0), np.float32), np.zeros(len(frame), int), np.zeros(len(frame))
     else:
-        scores = _compare(clip, image, words.classes)
+        scores = compare(clip, image, words.classes)
         predicted, margin = m.answers(scores), m.margins(scores)
     names = ("group", "sha256", "key")
     group, picture, keys = (frame[name].to_numpy(dtype=str) for name in names)
@@ -202,8 +204,10 @@ def judge(
     )
 
 
-def _compare(clip: Clip, image: torch.Tensor, text: torch.Tensor) -> np.ndarray:
-    return (image @ text.T).numpy()
+def compare(clip: Clip, image: torch.Tensor, text: torch.Tensor) -> np.ndarray:
+    """Similarities of pictures (k, d) and texts (m, d): (k, m)."""
+    with torch.inference_mode():
+        return clip.similarity(image.to(clip.device), text.to(clip.device)).cpu().numpy()  # type: ignore[no-any-return]
 
 
 def _ranked(relevant: np.ndarray, similarity: Callable[[slice], np.ndarray]) -> np.ndarray:
@@ -236,17 +240,35 @@ def difference(new: Scored, old: Scored, metric: str, resamples: int) -> dict[st
 
     Raises: ClipftError when the two were scored on different rows.
     """
-    if not np.array_equal(new.keys, old.keys):
-        both = len(np.intersect1d(new.keys, old.keys))
-        raise ClipftError(
-            "a comparison of two models",
-            f"they were scored on different test rows ({len(new.keys)} and {len(old.keys)}, {both} of them shared)",
-            "Evaluate both on the same dataset version and split.",
-        )
-    sums = [new.sums(metric), old.sums(metric)]
-    of_new, of_old = resampled(sums, new.groups, resamples)
-    low, high = interval(of_new - of_old)
-    return {"value": sums[0].value - sums[1].value, "low": low, "high": high, "p": p_value(of_new - of_old)}
+    found = comparisons(new, {"": old}, [metric], resamples)[0]
+    return {name: found[name] for name in ("value", "low", "high", "p")}
+
+
+def comparisons(new: Scored, others: dict[str, Scored], names: Sequence[str], resamples: int) -> list[dict[str, Any]]:
+    """new minus each other in each metric, on the same rows and the same resamples.
+
+    Returns: metric, against, value, low, high (95%), p (two-sided), p_holm (corrected for the number of comparisons).
+    Raises: ClipftError when two were scored on different rows.
+    """
+    for old in others.values():
+        if not np.array_equal(new.keys, old.keys):
+            both = len(np.intersect1d(new.keys, old.keys))
+            raise ClipftError(
+                "a comparison of two models",
+                f"they were scored on different test rows ({len(new.keys)} and {len(old.keys)}, {both} of them shared)",
+                "Evaluate both on the same dataset version and split.",
+            )
+    everyone = [new, *others.values()]
+    sums = [[scored.sums(name) for name in names] for scored in everyone]
+    drawn = resampled([s for each in sums for s in each], new.groups, resamples).reshape(len(everyone), len(names), -1)
+    out: list[dict[str, Any]] = []
+    for against, old_sums, old_drawn in zip(others, sums[1:], drawn[1:], strict=True):
+        for i, name in enumerate(names):
+            gained = drawn[0, i] - old_drawn[i]
+            low, high = interval(gained)
+            value = sums[0][i].value - old_sums[i].value
+            out.append({"metric": name, "against": against, "value": value, "low": low, "high": high, "p": p_value(gained)})
+    return [c | {"p_holm": p} for c, p in zip(out, holm([c["p"] for c in out]), strict=True)]
 
 
 def figures(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
@@ -259,7 +281,11 @@ def figures(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
     elif not known.any():
         absent["classification"] = "no row of the split has a label"
     else:
-        truth, predicted, sure = scored.truth[known], scored.predicted[known], m.log_softmax(scored.scale * scored.scores[known])
+        truth, predicted, sure = (
+            scored.truth[known],
+            scored.predicted[known],
+            m.log_softmax(scored.scale * scored.scores[known]),
+        )
         found |= m.classification(truth, predicted, sure)
         found["calibration_error"] = m.calibration_error(m.reliability(truth, predicted, sure))
         if len(np.unique(truth)) < 2:
@@ -271,7 +297,9 @@ def figures(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
     found |= scored.space | {"milliseconds_per_picture": scored.seconds * 1000}
     for name, value in found.items():
         if not np.isfinite(value):
-            absent.setdefault(name, "the model's scores are not all numbers" if np.isnan(scored.scores).any() else "too few rows")
+            absent.setdefault(
+                name, "the model's scores are not all numbers" if np.isnan(scored.scores).any() else "too few rows"
+            )
     return {name: value for name, value in found.items() if np.isfinite(value)}, absent
 
 
@@ -281,20 +309,12 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.mean([values[order][np.searchsorted(reached, half)] for half in (0.5 - 1e-9, 0.5 + 1e-9)]))
 
 
-def details(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
-    """What fills a page rather than a line: each class, who is taken for whom, the reliability curve."""
-    known = scored.truth >= 0
-    if scored.scores.shape[1] < 2 or not known.any():
-        return {"classes": [], "confusion": [], "reliability": []}
-    truth, predicted = scored.truth[known], scored.predicted[known]
-    sure = m.log_softmax(scored.scale * scored.scores[known])
-    counts = m.confusion(truth, predicted, len(classes))
-    taken = [
-        {"truth": classes[i], "answer": classes[j] if j < len(classes) else "", "rows": int(counts[i, j])}
-        for i, j in zip(*np.nonzero(counts), strict=True)
-    ]
-    return {
-        "classes": m.by_class(truth, predicted, list(classes)),
-        "confusion": sorted(taken, key=lambda c: -c["rows"]),
-        "reliability": m.reliability(truth, predicted, sure),
-    }
+def calibrated(test: Scored, val: Scored) -> dict[str, float]:
+    """The temperature that fits the validation rows best, and what is left of the calibration error with it; {} without labels."""
+    labelled, known = val.truth >= 0, test.truth >= 0
+    scale = m.fitted_scale(val.truth[labelled], val.scores[labelled])
+    if not np.isfinite(scale) or not known.any() or np.isnan(test.scores).any():
+        return {}
+    sure = m.log_softmax(scale * test.scores[known])
+    error = m.calibration_error(m.reliability(test.truth[known], test.predicted[known], sure))
+    return {"temperature": 1 / test.scale, "fitted_temperature": 1 / scale, "fitted_calibration_error": error}
