@@ -23,7 +23,7 @@ def slices(dataset: Dataset, domain: Domain) -> dict[str, np.ndarray]:
         found |= {"old": ~is_new, "new": is_new}
     seen = set(dataset.split("train")["label"])
     unseen = ~test["label"].isin(seen | {""}).to_numpy()
-    if unseen.any():
+    if not unseen.all():
         found["class=unseen"] = unseen
     for column in domain.slices:
         if column == "size":

@@ -146,4 +146,3 @@ def _slices(
         out[name] = {"rows": len(rows), **{who: zero_shot.summary(s, [metric], resamples) for who, s in part.items()}}
         out[name]["gain"] = zero_shot.difference(part["after"], part[opponent], metric, resamples)
     return out
-
