@@ -15,7 +15,7 @@ from .zero_shot import Scored
 
 MISTAKES = 12
 SHOWN = 144  # pixels
-CONFUSIONS = 100  # pairs of classes, the most frequent first
+CONFUSIONS = 200  # pairs of classes, the most frequent first
 
 
 def of(dataset: Dataset, scored: Mapping[str, Scored], *, pictures: bool) -> dict[str, Any]:

@@ -272,7 +272,8 @@ def test_a_domain_with_an_unknown_slice_or_corruption_is_refused():
 def photo() -> np.ndarray:
     """Smooth waves: what blur, pixels and turns change little by little."""
     y, x = np.mgrid[:96, :96] / 96
-    waves = [np.sin(5 * x * k + y) * 60 + 120 + 40 * y for k in (1, 2, 3)]
+    grain = 12 * (np.indices((96, 96)).sum(axis=0) % 2)
+    waves = [np.sin(5 * x * k + y) * 60 + 100 + 40 * y + grain for k in (1, 2, 3)]
     return np.stack(waves).clip(0, 255).astype(np.uint8)
 
 
