@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..data.pictures import open_picture
 from ..data.versioning import Dataset
+from ..domains import get_domain
 from . import metrics as m
 from .zero_shot import Scored
 
@@ -97,7 +98,7 @@ def _mistakes(dataset: Dataset, scored: Scored) -> list[dict[str, Any]]:
 
 
 def _small(dataset: Dataset, row: Any) -> str:
-    small = open_picture(dataset.picture(row)).rgb
+    small = open_picture(dataset.picture(row), grey_bits=get_domain(dataset.version.domain).grey_bits).rgb
     small.thumbnail((SHOWN, SHOWN))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=75)

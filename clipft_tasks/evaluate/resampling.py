@@ -74,14 +74,18 @@ def drawn(groups: int, resamples: int, seed: int = 0, width: int = 1) -> Iterato
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile interval of resampled values; NaN when they are."""
+    """95% percentile interval of resampled values; those that could not be computed (no row with a label was drawn) do not count."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def p_value(differences: np.ndarray) -> float:
     """Two-sided p of no difference: how rarely resampled differences lie on the other side of zero, at least 1/resamples."""
-    if np.isnan(differences).any():
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
         return float("nan")
     fewer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (fewer + 1) / (len(differences) + 1))

@@ -128,6 +128,10 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
     Raises: ClipftError when the split is empty.
     """
     every = dataset.split(split)
+    if not len(every):
+        raise ClipftError(
+            f"the {split} rows of {dataset.version.tag}", "there are none", "Choose larger shares for the splits."
+        )
     frame, rows = sample(every, limit)
     pictures = decoded(dataset, every, side, split, aspect=clip.aspect)
     words = Words.of(clip, frame, dataset.classes, domain)

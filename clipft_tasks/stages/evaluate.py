@@ -1,7 +1,8 @@
 """evaluate: the candidate, the start model and the champion on the same test rows, at one picture size."""
 
-import math
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from ..progress import say
 from ..spec import RunSpec
 
 RECIPE = 2  # raise when the same models and rows give another result, so that an old one is not taken for it
-CALIBRATION_ROWS = 1000  # of the validation split; one number is fitted
 
 
 def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     from .. import tracking
     from ..data import versioning
     from ..domains import get_domain
-    from ..evaluate import details, frozen, retention, robustness, zero_shot
-    from ..evaluate.slices import slices
+    from ..evaluate import together, zero_shot
     from ..model import build
     from ..train import hardware, plan, probes
 
@@ -71,57 +70,15 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     if metric not in names:
         metric = names[0]
         say(f"{spec.gate.metric} cannot be told from the test rows of {dataset.version.tag}: the gate looks at {metric}.")
-    batch, resamples = spec.evaluate.batch, spec.evaluate.bootstrap
-    is_main = resolution == min(spec.resolution.evaluate, key=lambda size: abs(size - spec.resolution.train))
-
-    def look(clip: Any, split: str, limit: int = 0) -> zero_shot.Scored:
-        return zero_shot.score(clip, dataset, domain, split, resolution, batch, limit)
-
-    scored = {who: look(clip, "test") for who, clip in models.items()}
-    opponents = [who for who in ("champion", "before") if who in models]
-    figures, absent = {}, {}
-    for who, s in scored.items():
-        figures[who], absent[who] = zero_shot.figures(s)
-        if is_main:
-            figures[who] |= zero_shot.calibrated(s, look(models[who], "val", CALIBRATION_ROWS))
-        if is_main and spec.evaluate.probe:
-            found, why = frozen.probe(look(models[who], "train"), s)
-            figures[who] |= found
-            absent[who] |= {"linear_probe": why, "nearest_neighbours": why} if why else {}
-    comparisons = zero_shot.comparisons(scored["after"], {who: scored[who] for who in opponents}, names, resamples)
-    result: dict[str, Any] = {
-        "key": key,
-        "resolution": resolution,
-        "rows": len(scored["after"].truth),
-        "metric": metric,
-        "opponent": tracking.number(champion),
-        **{who: zero_shot.summary(s, names, resamples) for who, s in scored.items()},
-        **{f"gain_over_{c['against']}": {k: c[k] for k in ("value", "low", "high", "p")}
-           for c in comparisons if c["metric"] == metric},
-        "comparisons": comparisons,
-        "slices": _slices(slices(dataset, domain), scored, opponents[0], metric, resamples),
-        "figures": figures,
-        "absent": absent,
-        "retention": retention.of(models, resolution, domain.retention) if is_main else {},
-        "robustness": {},
-    }  # fmt: skip
-    if is_main and spec.evaluate.robustness:
-        result["robustness"] = {
-            who: robustness.score(clip, dataset, domain, resolution, batch, metric, spec.evaluate.robustness)
-            for who, clip in models.items()
-        }
+    found = together.evaluate(models, dataset, domain, spec, resolution, metric, names)
+    result = {"key": key, "opponent": tracking.number(champion), **found.result}
+    now = int(time.time() * 1000)
     with tracking.neighbour():
-        for who in models:
-            values = {name: value["value"] for name, value in result[who].items()} | figures[who]
-            if result["retention"]:
-                values["retention"] = result["retention"][who]["retention"]["value"]
-            for figure, value in values.items():
-                client.log_metric(run_id, f"test.{who}.{figure}", value, step=resolution)
-        page = details.of(dataset, scored, pictures=is_main)
-        mlflow.MlflowClient().log_dict(run_id, page, f"evaluation/{resolution}-details.json")
+        client.log_batch(run_id, metrics=[mlflow.entities.Metric(f"test.{n}", v, now, resolution) for n, v in _flat(result)])
+        mlflow.MlflowClient().log_dict(run_id, found.details, f"evaluation/{resolution}-details.json")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{resolution}-rows.parquet")
-            details.rows(scored).to_parquet(path, index=False)
+            found.rows.to_parquet(path, index=False)
             client.log_artifact(run_id, str(path), "evaluation")
         mlflow.MlflowClient().log_dict(run_id, result, name)  # last: its key says that all of it is there
     before, after = result["before"][metric], result["after"][metric]
@@ -132,17 +89,12 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     return result
 
 
-def _slices(
-    parts: dict[str, Any], scored: dict[str, Any], opponent: str, metric: str, resamples: int
-) -> dict[str, dict[str, Any]]:
-    """Each part of the test rows by itself; one where the metric cannot be computed (no labels, say) is left out."""
-    from ..evaluate import zero_shot
-
-    out: dict[str, dict[str, Any]] = {}
-    for name, rows in parts.items():
-        part = {who: zero_shot.only(s, rows) for who, s in scored.items()}
-        if math.isnan(part["after"].sums(metric).value):
-            continue
-        out[name] = {"rows": len(rows), **{who: zero_shot.summary(s, [metric], resamples) for who, s in part.items()}}
-        out[name]["gain"] = zero_shot.difference(part["after"], part[opponent], metric, resamples)
-    return out
+def _flat(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Each model's figures by name, for MLflow."""
+    for who, figures in result["figures"].items():
+        for name, value in figures.items():
+            yield f"{who}.{name}", value
+        if result["retention"]:
+            yield f"{who}.retention", result["retention"][who]["retention"]["value"]
+        if result["robustness"]:
+            yield f"{who}.mean_corruption_score", result["robustness"][who]["mean_corruption_score"]

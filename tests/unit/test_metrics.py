@@ -240,7 +240,13 @@ def test_a_difference_that_is_none_has_a_p_like_any_number():
 def test_a_difference_that_is_there_has_a_small_p_and_never_none():
     gain = np.random.default_rng(0).normal(0.2, 0.01, 999)
     assert p_value(gain) == p_value(-gain) == pytest.approx(2 / 1000)
-    assert p_value(np.zeros(99)) == 1 and np.isnan(p_value(np.array([0.1, np.nan])))
+    assert p_value(np.zeros(99)) == 1
+
+
+def test_a_resample_that_draws_no_label_does_not_count():
+    values = np.array([0.1, np.nan, 0.3])
+    assert interval(values) == pytest.approx((0.105, 0.295)) and p_value(values) == pytest.approx(2 / 3)
+    assert np.isnan([*interval(values[1:2]), p_value(values[1:2])]).all()
 
 
 def test_holm_is_what_its_paper_says():
