@@ -1,0 +1,101 @@
+"""The share of an evaluation that is spent in the models: python -m bench.evaluation [--pairs N] [--sides S ...]
+
+Made pictures, since only time is measured: the starter and a copy of it, all headline metrics with intervals, comparisons,
+slices, details. Pictures are decoded before, as a second evaluation finds them; the time of that is shown apart.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+
+def made(folder: Path, pairs: int) -> Any:
+    """Pictures of coloured blocks with captions, classes and groups, a fifth more of them for validation."""
+    from clipft_tasks.data import shards
+    from clipft_tasks.data.versioning import Dataset, Version
+
+    rows, entries = [], []
+    for i in range(pairs + pairs // 5):
+        out = io.BytesIO()
+        blocks = np.random.default_rng(i).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+        Image.fromarray(blocks).resize((200, 200), Image.Resampling.BICUBIC).save(out, "PNG")
+        key = f"{i:032x}"
+        entries.append(shards.Entry(key, "png", out.getvalue(), {}))
+        rows.append(
+            {"key": key, "name": key, "caption": f"a photo of thing {i % (pairs // 4)}", "label": f"kind {i % 20}",
+             "group": f"group {i // 4}", "split": "test" if i < pairs else "val", "width": 200, "height": 200, "mode": "RGB",
+             "format": "PNG", "sha256": hashlib.sha256(out.getvalue()).hexdigest(), "phash": ""}
+        )  # fmt: skip
+    places = dict(shards.pack(entries, folder))
+    frame = pd.DataFrame(rows)
+    for name in ("shard", "offset", "length"):
+        frame[name] = [getattr(places[key], name) for key in frame["key"]]
+    return Dataset(Version("general", 1, f"{pairs:040x}", {"source": "made"}), frame, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--sides", type=int, nargs="+", default=[96, 128, 160, 192])
+    asked = parser.parse_args()
+
+    from clipft_tasks.data.decoded import decoded
+    from clipft_tasks.domains import get_domain
+    from clipft_tasks.evaluate import retention, together, zero_shot
+    from clipft_tasks.model import build
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.train import hardware
+
+    hardware.use_threads(hardware.probe("cpu").cores)
+    in_models = 0.0
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal in_models
+            began = time.perf_counter()
+            out = function(*args)
+            in_models += time.perf_counter() - began
+            return out
+
+        return call
+
+    models = {who: build.load("starter") for who in ("after", "before")}
+    for clip in models.values():
+        for name in ("encode_images", "encode_texts"):
+            setattr(clip, name, timed(getattr(clip, name)))
+    spec = RunSpec.from_flat(
+        {"domain": "general", "resolution.evaluate": asked.sides, "resolution.train": asked.sides[len(asked.sides) // 2]}
+    )
+    domain = get_domain("general")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = made(Path(folder), asked.pairs)
+        began = time.perf_counter()
+        for side in asked.sides:
+            for split in ("test", "val"):
+                decoded(dataset, dataset.split(split), side, split, aspect=models["after"].aspect)
+        decoding = time.perf_counter() - began
+        retention.retention_set()
+        began = time.perf_counter()
+        names = zero_shot.metrics(dataset)
+        for side in asked.sides:
+            together.evaluate(models, dataset, domain, spec, side, names[0], names)
+        seconds = time.perf_counter() - began
+    print(
+        json.dumps(
+            {"pairs": asked.pairs, "sides": asked.sides, "seconds": round(seconds, 1), "in_models": round(in_models, 1),
+             "share_in_models": round(in_models / seconds, 4), "decoding_once": round(decoding, 1)}
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
