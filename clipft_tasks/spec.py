@@ -158,6 +158,8 @@ class EvaluateSpec(Section):
 
     bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
     batch: int = Field(64, ge=1, le=4096, description="pictures per forward pass")
+    probe: bool = Field(False, description="also a linear probe and nearest neighbours; embeds the training rows too")
+    robustness: int = Field(0, ge=0, le=5, description="severities of common corruptions to try, mildest first; 0 for none")
 
 
 class GateSpec(Section):

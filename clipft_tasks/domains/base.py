@@ -32,6 +32,11 @@ class Checks:
     min_rows: Annotated[int, "rows after rejection"] = 20
 
 
+# What test rows can be split by (evaluate/slices.py), and what may be wrong with a picture (evaluate/corruptions.py).
+SLICES = ("size", "mode", "format", "label", "group", "caption")
+CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate", "rotation")
+
+
 @dataclass(frozen=True)
 class Domain:
     """A profile: how pictures are treated, how classes are worded, and what counts as better."""
@@ -48,6 +53,9 @@ class Domain:
     near_duplicate_bits: Annotated[int, "pictures whose 256-bit perceptual hashes differ by at most this share a split"] = 6
     drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
     captures: Annotated[float, "share of requests that the server keeps for labelling; 0 keeps none"] = 0.0
+    slices: Annotated[tuple[str, ...], "how test rows are split into parts that are looked at by themselves"] = ("size", "mode")
+    corruptions: Annotated[tuple[str, ...], "what may be wrong with a picture here and leaves its caption true"] = CORRUPTIONS
+    retention: Annotated[str, "what must not be forgotten: `everyday`, or a dataset version's test rows"] = "everyday"
     defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
         field(default_factory=dict)
     )
@@ -61,6 +69,10 @@ class Domain:
                 raise ValueError(f"domain {self.name}: template {prompt!r} needs exactly one {{}}")
         if self.grey_bits not in (0, *range(8, 17)):
             raise ValueError(f"domain {self.name}: grey_bits {self.grey_bits} is neither 0 nor 8 to 16")
+        if unknown := set(self.corruptions) - set(CORRUPTIONS):
+            raise ValueError(f"domain {self.name}: no corruption {', '.join(sorted(unknown))}; known: {', '.join(CORRUPTIONS)}")
+        if unknown := set(self.slices) - set(SLICES):
+            raise ValueError(f"domain {self.name}: no slice {', '.join(sorted(unknown))}; known: {', '.join(SLICES)}")
 
     def choices(self) -> dict[str, Any]:
         """Every choice by dotted name that is not the general default: what `why` has to explain."""

@@ -1,14 +1,45 @@
-"""The evaluation as a table and a plot."""
+"""The names of all figures, and the evaluation as a small table."""
 
-import io
 from typing import Any
 
-COLOURS = {"before": "#8a94a0", "champion": "#b8860b", "after": "#1769aa"}
+WHO = ("before", "champion", "after")  # the start model, what serves now, the candidate
+
+# What each figure is, which way is better (1, -1; 0 neither), in the order of a page.
+NAMES: dict[str, tuple[str, int]] = {
+    "balanced_accuracy": ("mean recall over the classes, zero-shot", 1),
+    "accuracy": ("share of pictures whose class is named right", 1),
+    "macro_f1": ("mean over the classes of the harmonic mean of precision and recall", 1),
+    "macro_auroc": ("area under the ROC curve, one class against the rest, mean", 1),
+    "macro_average_precision": ("area under precision over recall, one class against the rest, mean", 1),
+    "top3_accuracy": ("the right class among the best three", 1),
+    "top5_accuracy": ("the right class among the best five", 1),
+    "image_to_text_r1": ("pictures that find a caption of their own first", 1),
+    "image_to_text_r5": ("… among the first five", 1),
+    "image_to_text_r10": ("… among the first ten", 1),
+    "image_to_text_median_rank": ("median place of a picture's own caption", -1),
+    "text_to_image_r1": ("captions that find a picture of their own first", 1),
+    "text_to_image_r5": ("… among the first five", 1),
+    "text_to_image_r10": ("… among the first ten", 1),
+    "text_to_image_median_rank": ("median place of a caption's own picture", -1),
+    "calibration_error": ("mean distance of confidence from accuracy (ECE, 15 bins)", -1),
+    "temperature": ("of the model's softmax", 0),
+    "fitted_temperature": ("that fits the validation rows best", 0),
+    "fitted_calibration_error": ("what is left of the error with it", -1),
+    "linear_probe_accuracy": ("logistic regression on frozen picture features", 1),
+    "linear_probe_balanced_accuracy": ("… mean recall over the classes", 1),
+    "nearest_neighbours_accuracy": ("vote of the 20 nearest training pictures", 1),
+    "nearest_neighbours_balanced_accuracy": ("… mean recall over the classes", 1),
+    "modality_gap": ("distance between the mean picture and the mean text", 0),
+    "alignment": ("mean squared distance of a picture and its caption", -1),
+    "uniformity_image": ("how evenly pictures fill the sphere (log potential)", -1),
+    "uniformity_text": ("how evenly captions do", -1),
+    "milliseconds_per_picture": ("in the picture tower, median over batches, on the device of the evaluation", -1),
+}
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one row a resolution, one column a model, values with 95% intervals."""
-    who = [w for w in COLOURS if any(w in r for r in results)]
+    who = [w for w in WHO if any(w in r for r in results)]
     metric = results[0]["metric"]
     lines = [f"| {metric} at | " + " | ".join(who) + " | gain |", "|---|" + "---|" * (len(who) + 1)]
     for r in results:
@@ -23,34 +54,3 @@ def table(results: list[dict[str, Any]]) -> str:
             + f" | {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] |"
         )
     return "\n".join(lines)
-
-
-def plot(results: list[dict[str, Any]]) -> bytes:
-    """PNG: the gate's metric over picture size, one line a model, bars for 95% intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    metric = results[0]["metric"]
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), dpi=140)
-    for who, colour in COLOURS.items():
-        rows = [r for r in results if who in r]
-        if rows:
-            value = [r[who][metric]["value"] for r in rows]
-            spread = [
-                [r[who][metric]["value"] - r[who][metric]["low"] for r in rows],
-                [r[who][metric]["high"] - r[who][metric]["value"] for r in rows],
-            ]
-            axes.errorbar([r["resolution"] for r in rows], value, yerr=spread, marker="o", capsize=3, color=colour, label=who)
-    axes.set(
-        xlabel="picture side, pixels", ylabel=metric.replace("_", " "), ylim=(0, 1), title=f"{results[0]['rows']} test rows"
-    )
-    axes.set_xticks([r["resolution"] for r in results])
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    pyplot.close(figure)
-    return out.getvalue()

@@ -1,25 +1,38 @@
 """evaluate: the candidate, the start model and the champion on the same test rows, at one picture size."""
 
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..progress import say
 from ..spec import RunSpec
 
+RECIPE = 2  # raise when the same models and rows give another result, so that an old one is not taken for it
+
 
 def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     """Score all models at one resolution; figures go to the candidate's MLflow run with the resolution as step.
 
-    Returns: resolution, rows, and by model (`before`, `after`, `champion`) each metric's value and 95% interval;
-        `gain_over_before` and `gain_over_champion` in the gate's metric, paired; `opponent` (version number or "");
-        `slices`, when the data set grew by captures: the same for its `old` and its `new` rows.
-    Raises: ClipftError when the run has no model.
+    Returns, small enough for XCom (who is `before`, `after`, `champion`):
+        resolution, rows, metric (the gate's), opponent (version number or "");
+        by who: the headline metrics, each value and 95% interval;
+        gain_over_before, gain_over_champion: in the gate's metric, paired, with p;
+        comparisons: the same for every headline metric and opponent, with p after Holm's correction;
+        slices: by name rows, by who the gate's metric, gain over the opponent;
+        figures: by who every other figure; absent: why one is missing;
+        retention, robustness: at the size nearest to the training size only, else {}.
+    What fills a page (classes, confusion, reliability, worst mistakes) is in the run's `evaluation/<size>-details.json`, what
+    each model said of each row in `evaluation/<size>-rows.parquet`.
+    Raises: ClipftError when the run has no model, or the test rows nothing to tell apart.
     """
     import mlflow
 
     from .. import tracking
     from ..data import versioning
     from ..domains import get_domain
-    from ..evaluate import zero_shot
+    from ..evaluate import together, zero_shot
     from ..model import build
     from ..train import hardware, plan, probes
 
@@ -34,7 +47,8 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     candidate = build.from_folder(package, source="candidate")
     key = spec.identity(
         "evaluate", "evaluate", "gate", model=candidate.digest, dataset=dataset.version.revision, resolution=resolution,
-        start=mlflow_run.data.tags["clipft.start"], champion=champion.run_id if champion else "",
+        start=mlflow_run.data.tags["clipft.start"], champion=champion.run_id if champion else "", recipe=RECIPE,
+        domain=[domain.prompts, domain.slices, domain.corruptions, domain.retention], train=spec.resolution.train,
     )  # fmt: skip
     name = f"evaluation/{resolution}.json"
     done = tracking.card_of(run_id, name)
@@ -51,32 +65,22 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     for clip in models.values():
         clip.to(machine.device)  # any side as it comes: the weights stay as they are stored
         clip.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
-    scored = {
-        who: zero_shot.score(clip, dataset, domain, "test", resolution, spec.evaluate.batch) for who, clip in models.items()
-    }
     names = zero_shot.metrics(dataset)
     metric: str = spec.gate.metric
     if metric not in names:
         metric = names[0]
-        say(
-            f"{spec.gate.metric} needs two classes and {dataset.version.tag} has none to tell apart: the gate looks at {metric}."
-        )
-    result: dict[str, Any] = {
-        "key": key,
-        "resolution": resolution,
-        "rows": len(scored["after"].truth),
-        "metric": metric,
-        "opponent": tracking.number(champion),
-        **{who: zero_shot.summary(s, names, spec.evaluate.bootstrap) for who, s in scored.items()},
-    }
-    for who in models.keys() - {"after"}:
-        result[f"gain_over_{who}"] = zero_shot.difference(scored["after"], scored[who], metric, spec.evaluate.bootstrap)
-    result["slices"] = _slices(dataset, scored, metric, spec.evaluate.bootstrap)
+        say(f"{spec.gate.metric} cannot be told from the test rows of {dataset.version.tag}: the gate looks at {metric}.")
+    found = together.evaluate(models, dataset, domain, spec, resolution, metric, names)
+    result = {"key": key, "opponent": tracking.number(champion), **found.result}
+    now = int(time.time() * 1000)
     with tracking.neighbour():
-        for who in models:
-            for figure, value in result[who].items():
-                client.log_metric(run_id, f"test.{who}.{figure}", value["value"], step=resolution)
-        mlflow.MlflowClient().log_dict(run_id, result, name)
+        client.log_batch(run_id, metrics=[mlflow.entities.Metric(f"test.{n}", v, now, resolution) for n, v in _flat(result)])
+        mlflow.MlflowClient().log_dict(run_id, found.details, f"evaluation/{resolution}-details.json")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{resolution}-rows.parquet")
+            found.rows.to_parquet(path, index=False)
+            client.log_artifact(run_id, str(path), "evaluation")
+        mlflow.MlflowClient().log_dict(run_id, result, name)  # last: its key says that all of it is there
     before, after = result["before"][metric], result["after"][metric]
     say(
         f"{resolution} px, {result['rows']} rows, {metric}: {before['value']:.3f} before, {after['value']:.3f} after "
@@ -85,19 +89,12 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     return result
 
 
-def _slices(dataset: Any, scored: dict[str, Any], metric: str, resamples: int) -> dict[str, Any]:
-    """Old and new test rows apart, where captures made the data set grow: better on the new must not mean worse on the old."""
-    from ..evaluate import zero_shot
-
-    is_new = dataset.added(dataset.split("test"))
-    if not dataset.version.card.get("parents"):
-        return {}
-    opponent = "champion" if "champion" in scored else "before"
-    out: dict[str, Any] = {}
-    for name, rows in (("old", (~is_new).nonzero()[0]), ("new", is_new.nonzero()[0])):
-        if not len(rows):
-            continue
-        part = {who: zero_shot.only(s, rows) for who, s in scored.items()}
-        out[name] = {"rows": len(rows), **{who: zero_shot.summary(s, [metric], resamples) for who, s in part.items()}}
-        out[name]["gain"] = zero_shot.difference(part["after"], part[opponent], metric, resamples)
-    return out
+def _flat(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Each model's figures by name, for MLflow."""
+    for who, figures in result["figures"].items():
+        for name, value in figures.items():
+            yield f"{who}.{name}", value
+        if result["retention"]:
+            yield f"{who}.retention", result["retention"][who]["retention"]["value"]
+        if result["robustness"]:
+            yield f"{who}.mean_corruption_score", result["robustness"][who]["mean_corruption_score"]

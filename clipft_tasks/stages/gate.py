@@ -1,12 +1,12 @@
 """gate: is the candidate good enough to be registered? A table of rule, measured, limit, verdict."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from ..errors import ClipftError
 from ..progress import say
 from ..spec import RunSpec
+
+REPORT = "evaluation/report.html"
 
 
 def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,10 +55,9 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         say(f"  {'pass' if r['passed'] else 'FAIL'}  {r['rule']}: {r['measured']:+.4f} (at least {r['limit']:+.4f})")
     verdict = {"passed": passed, "metric": metric, "opponent": opponent, "rules": rules, "table": table}
     client = tracking.client()
-    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
-        path = Path(folder, "resolutions.png")
-        path.write_bytes(figures.plot(results))
-        client.log_artifact(run_id, str(path), "evaluation")
+    link = tracking.run_link(client.get_run(run_id), f"artifacts/{REPORT}")
+    with tracking.neighbour():
+        client.log_text(run_id, _page(spec, run_id, results, verdict, main), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
         client.log_dict(run_id, verdict, "gate.json")
         client.set_tag(run_id, "clipft.gate", "passed" if passed else "failed")
@@ -66,12 +65,29 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         reasons = "; ".join(
             f"{r['rule']} is {r['measured']:+.4f}, at least {r['limit']:+.4f} is asked" for r in rules if not r["passed"]
         )
-        raise ClipftError(f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", "Nothing was registered.")
+        raise ClipftError(
+            f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", f"Nothing was registered. See {link}"
+        )
     scores = {
         str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results
     }
-    link = tracking.run_link(client.get_run(run_id), "artifacts/evaluation/resolutions.png")
     return verdict | {"scores": scores, "slices": slices, "links": {"Evaluation": link}}
+
+
+def _page(spec: RunSpec, run_id: str, results: list[dict[str, Any]], verdict: dict[str, Any], main: int) -> str:
+    """The report, from what the evaluations left in the run."""
+    from .. import tracking
+    from ..evaluate import report
+
+    details = {r["resolution"]: tracking.card_of(run_id, f"evaluation/{r['resolution']}-details.json") for r in results}
+    tags = tracking.client().get_run(run_id).data.tags
+    facts = {
+        "dataset": tags.get("clipft.dataset", ""),
+        "from": tags.get("clipft.start", ""),
+        "licence": details[main].get("licence", ""),
+        "run": run_id,
+    }
+    return report.page(f"Evaluation: {spec.domain}", results, details, verdict, main, facts)
 
 
 def _rule(rule: str, measured: float, limit: float) -> dict[str, Any]:

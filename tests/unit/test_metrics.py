@@ -2,24 +2,76 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score
+from sklearn import metrics as theirs
 
-from clipft_tasks.evaluate.metrics import accuracy, balanced_accuracy, bootstrap, recall_at
+from clipft_tasks.evaluate import metrics
+from clipft_tasks.evaluate.metrics import bootstrap, ranks, recall_at
+from clipft_tasks.evaluate.resampling import Sums, drawn, holm, interval, p_value, resampled
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_balanced_accuracy_is_scikit_learns(seed):
+def made(seed: int, rows: int = 200, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    truth = rng.choice(4, 200, p=[0.7, 0.2, 0.08, 0.02])
-    predicted = np.where(rng.random(200) < 0.6, truth, rng.integers(0, 4, 200))
-    assert balanced_accuracy(truth, predicted) == pytest.approx(balanced_accuracy_score(truth, predicted))
-    assert accuracy(truth, predicted) == pytest.approx((truth == predicted).mean())
+    truth = rng.choice(classes, rows, p=np.array([8.0, 3, *[1] * (classes - 2)]) / (9 + classes))
+    scores = rng.normal(size=(rows, classes)).astype(np.float32)
+    scores[np.arange(rows), truth] += 1
+    return truth, metrics.answers(scores), metrics.log_softmax(scores)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_figures_are_scikit_learns(seed):
+    truth, predicted, sure = made(seed)
+    found = metrics.classification(truth, predicted, sure)
+    chance = np.exp(sure)
+    assert found["accuracy"] == pytest.approx(theirs.accuracy_score(truth, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(truth, predicted))
+    assert found["macro_f1"] == pytest.approx(theirs.f1_score(truth, predicted, average="macro"))
+    assert found["macro_auroc"] == pytest.approx(theirs.roc_auc_score(truth, chance, multi_class="ovr", average="macro"))
+    one_hot = truth[:, None] == np.arange(4)
+    assert found["macro_average_precision"] == pytest.approx(theirs.average_precision_score(one_hot, chance, average="macro"))
+    assert found["top3_accuracy"] == pytest.approx(theirs.top_k_accuracy_score(truth, chance, k=3))
+    assert "top5_accuracy" not in found  # of four classes
 
 
 def test_always_saying_the_common_class_is_worth_half_in_balanced_accuracy():
-    truth = np.array([0] * 95 + [1] * 5)
-    assert accuracy(truth, np.zeros(100, int)) == 0.95
-    assert balanced_accuracy(truth, np.zeros(100, int)) == 0.5
+    truth, scores = np.array([0] * 95 + [1] * 5), np.tile([1.0, 0.0], (100, 1))
+    found = metrics.classification(truth, metrics.answers(scores), metrics.log_softmax(scores))
+    assert (found["accuracy"], found["balanced_accuracy"], found["macro_auroc"]) == (0.95, 0.5, 0.5)
+
+
+def test_classes_that_do_not_occur_neither_help_nor_crash():
+    truth, predicted, sure = made(1, classes=6)
+    rows = truth < 2
+    found = metrics.classification(truth[rows], predicted[rows], sure[rows])
+    assert found["balanced_accuracy"] == pytest.approx(np.mean([np.mean(predicted[truth == c] == c) for c in (0, 1)]))
+    assert all(np.isfinite(list(found.values())))
+    table = metrics.by_class(truth[rows], predicted[rows], list("abcdef"))
+    assert [c["rows"] for c in table] == [*np.bincount(truth[rows]), 0, 0, 0, 0] and table[5]["recall"] is None
+
+
+def test_rows_of_one_class_have_no_auroc_and_the_other_figures():
+    truth, predicted, sure = made(2)
+    found = metrics.classification(truth[truth == 0], predicted[truth == 0], sure[truth == 0])
+    assert np.isnan(found["macro_auroc"]) and np.isnan(found["macro_average_precision"])
+    assert found["accuracy"] == found["balanced_accuracy"] == np.mean(predicted[truth == 0] == 0)
+
+
+def test_a_model_that_answers_nan_is_right_about_nothing():
+    scores = np.full((4, 3), np.nan)
+    assert metrics.answers(scores).tolist() == [-1] * 4
+    found = metrics.classification(np.zeros(4, int), metrics.answers(scores), scores)
+    assert found["accuracy"] == found["balanced_accuracy"] == found["macro_f1"] == 0
+    scores[1] = [0.9, 0.1, 0.2]
+    assert metrics.answers(scores).tolist() == [-1, 0, -1, -1]
+    assert metrics.confusion(np.zeros(4, int), metrics.answers(scores), 3)[0].tolist() == [1, 0, 0, 3]
+
+
+def test_the_confusion_matrix_is_scikit_learns():
+    truth, predicted, _ = made(3)
+    ours = metrics.confusion(truth, predicted, 4)
+    assert (ours[:, :4] == theirs.confusion_matrix(truth, predicted)).all() and not ours[:, 4].any()
+
+
+# retrieval ------------------------------------------------------------------------------------------------------------
 
 
 def ranked(similarity: np.ndarray, relevant: np.ndarray, k: int) -> list[float]:
@@ -39,7 +91,7 @@ def test_recall_is_what_sorting_says(k):
 def test_ties_count_against_the_query():
     relevant = np.eye(4, dtype=bool)
     collapsed = np.ones((4, 4))  # a model that gives every picture the same embedding
-    assert recall_at(collapsed, relevant, 1).tolist() == [0.0] * 4
+    assert ranks(collapsed, relevant).tolist() == [3.0] * 4
     assert recall_at(collapsed, relevant, 3).tolist() == [0.0] * 4
     assert recall_at(collapsed, relevant, 4).tolist() == [1.0] * 4
 
@@ -60,7 +112,64 @@ def test_a_query_without_any_relevant_item_is_never_a_hit():
     assert recall_at(np.ones((1, 3)), np.zeros((1, 3), bool), 5).tolist() == [0.0]
 
 
+# calibration ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
+    sure = np.log(np.tile([0.8, 0.2], (1000, 1)))
+    predicted = np.zeros(1000, int)
+    truth = (np.arange(1000) % 5 == 0).astype(int)  # right four times of five
+    assert metrics.calibration_error(metrics.reliability(truth, predicted, sure)) == pytest.approx(0)
+    [curve] = metrics.reliability(np.ones(1000, int), predicted, sure)
+    assert curve["rows"] == 1000 and curve["confidence"] == pytest.approx(0.8) and curve["accuracy"] == 0
+    assert metrics.calibration_error([curve]) == pytest.approx(0.8)
+
+
+def test_the_fitted_temperature_is_the_one_that_made_the_labels():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(20_000, 5)) * 0.1
+    chances = np.exp(metrics.log_softmax(25 * scores))
+    truth = (rng.random((20_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+    assert metrics.fitted_scale(truth, scores) == pytest.approx(25, rel=0.03)
+
+
+@pytest.mark.parametrize("scores", [np.zeros((0, 3)), np.zeros((4, 0)), np.full((4, 3), np.nan)])
+def test_no_temperature_fits_nothing(scores):
+    assert np.isnan(metrics.fitted_scale(np.zeros(len(scores), int), scores))
+
+
+def test_probabilities_near_one_stay_apart():
+    sure = metrics.log_softmax(np.array([[20.0, 0, 0], [21.0, 0, 0]], np.float32))
+    assert sure[0, 0] < sure[1, 0] < 0
+
+
+# where embeddings lie -------------------------------------------------------------------------------------------------
+
+
+def test_alignment_uniformity_and_gap_are_what_their_paper_says():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    image, text = (metrics.unit(rng.normal(size=(50, 8))) for _ in range(2))
+    found = metrics.geometry(image * 3, text * 0.1)  # lengths do not matter
+    x, y = torch.from_numpy(image), torch.from_numpy(text)
+    assert found["alignment"] == pytest.approx(float((x - y).norm(p=2, dim=1).pow(2).mean()))
+    assert found["uniformity_image"] == pytest.approx(float(torch.pdist(x).pow(2).mul(-2).exp().mean().log()))
+    assert found["modality_gap"] == pytest.approx(float((x.mean(0) - y.mean(0)).norm()))
+    same = metrics.geometry(image, image)
+    assert same["alignment"] == pytest.approx(0) and same["modality_gap"] == pytest.approx(0)
+
+
+def test_one_caption_for_all_has_no_uniformity_of_texts():
+    rng = np.random.default_rng(0)
+    found = metrics.geometry(rng.normal(size=(9, 4)), np.ones((9, 4)))
+    assert np.isnan(found["uniformity_text"]) and np.isfinite(found["uniformity_image"])
+
+
 # bootstrap ------------------------------------------------------------------------------------------------------------
+
+
+def mean(hits: np.ndarray) -> Sums:
+    return Sums.ratio(hits, np.ones(len(hits)))
 
 
 def test_the_interval_holds_the_truth_about_nineteen_times_of_twenty():
@@ -68,7 +177,7 @@ def test_the_interval_holds_the_truth_about_nineteen_times_of_twenty():
     held = 0
     for trial in range(200):
         hits = rng.random(120) < 0.7
-        low, high = bootstrap(lambda rows, hits=hits: float(hits[rows].mean()), np.arange(120), 200, seed=trial)
+        low, high = interval(resampled([mean(hits)], np.arange(120), 200, seed=trial)[0])
         held += low <= 0.7 <= high
     assert 0.89 <= held / 200 <= 0.99
 
@@ -79,27 +188,69 @@ def test_rows_that_depend_on_each_other_make_the_interval_wider():
     groups = np.repeat([f"patient-{i}" for i in range(30)], 20)
 
     def width(by: np.ndarray) -> float:
-        low, high = bootstrap(lambda rows: float(hits[rows].mean()), by, 500)
+        low, high = interval(resampled([mean(hits)], by, 500)[0])
         return high - low
 
     assert width(groups) > 3 * width(np.arange(600))
 
 
-def test_groups_are_drawn_whole_wherever_their_rows_lie():
+def test_a_resample_is_what_its_rows_say_whole_groups_wherever_they_lie():
     groups = np.array(["b", "a", "b", "c", "a", "b"])
-    members = {"a": [1, 4], "b": [0, 2, 5], "c": [3]}
-    seen: list[np.ndarray] = []
-    bootstrap(lambda rows: float(seen.append(rows) or 0), groups, 50)
-    assert len(seen) == 50
-    for rows in seen:
-        counts = np.bincount(rows, minlength=6)
-        assert all(len({counts[i] for i in m}) == 1 for m in members.values())
-        assert sum(counts[m[0]] for m in members.values()) == 3
+    hits = np.array([1, 0, 0, 1, 1, 0])
+    [values] = resampled([mean(hits)], groups, 50)
+    [weights] = drawn(3, 50)
+    assert (weights.sum(axis=1) == 3).all()
+    for value, (a, b, c) in zip(values, weights, strict=True):
+        rows = np.repeat(np.arange(6), np.array([b, a, b, c, a, b], int))
+        assert value == pytest.approx(hits[rows].mean())
+
+
+def test_the_bootstrap_of_rows_says_the_same_as_that_of_sums():
+    rng = np.random.default_rng(5)
+    hits, groups = rng.random(200) < 0.6, rng.integers(0, 50, 200)
+    of_rows = bootstrap(lambda rows: float(hits[rows].mean()), groups, 2000)
+    assert of_rows == pytest.approx(interval(resampled([mean(hits)], groups, 2000)[0]), abs=0.01)
+
+
+def test_blocks_change_memory_and_nothing_else(monkeypatch):
+    hits = np.random.default_rng(2).random(40) < 0.5
+    whole = resampled([mean(hits)], np.arange(40), 300)
+    monkeypatch.setattr("clipft_tasks.evaluate.resampling.BLOCK", 40 * 7)
+    assert (resampled([mean(hits)], np.arange(40), 300) == whole).all()
 
 
 def test_the_interval_is_the_same_each_time_and_holds_the_figure():
     hits = np.random.default_rng(2).random(100) < 0.5
-    figure = lambda rows: float(hits[rows].mean())  # noqa: E731
-    one = bootstrap(figure, np.arange(100), 300, seed=3)
-    assert one == bootstrap(figure, np.arange(100), 300, seed=3) != bootstrap(figure, np.arange(100), 300, seed=4)
-    assert one[0] <= hits.mean() <= one[1]
+    one, again, other = (resampled([mean(hits)], np.arange(100), 300, seed=s)[0] for s in (3, 3, 4))
+    assert (one == again).all() and (one != other).any()
+    low, high = interval(one)
+    assert low <= hits.mean() <= high
+
+
+def test_a_difference_that_is_none_has_a_p_like_any_number():
+    rng = np.random.default_rng(0)
+    found = []
+    for trial in range(200):
+        a, b = rng.random(80) < 0.6, rng.random(80) < 0.6
+        new, old = resampled([mean(a), mean(b)], np.arange(80), 200, seed=trial)
+        found.append(p_value(new - old))
+    assert np.mean(np.array(found) < 0.05) < 0.12 and np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_difference_that_is_there_has_a_small_p_and_never_none():
+    gain = np.random.default_rng(0).normal(0.2, 0.01, 999)
+    assert p_value(gain) == p_value(-gain) == pytest.approx(2 / 1000)
+    assert p_value(np.zeros(99)) == 1
+
+
+def test_a_resample_that_draws_no_label_does_not_count():
+    values = np.array([0.1, np.nan, 0.3])
+    assert interval(values) == pytest.approx((0.105, 0.295)) and p_value(values) == pytest.approx(2 / 3)
+    assert np.isnan([*interval(values[1:2]), p_value(values[1:2])]).all()
+
+
+def test_holm_is_what_its_paper_says():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+    corrected = holm([0.02, float("nan"), 0.01])
+    assert corrected[0] == 0.02 and corrected[2] == 0.02 and np.isnan(corrected[1])

@@ -1,0 +1,112 @@
+"""The stages evaluate and gate on a trained candidate: what they return, what they leave in the run, and the page."""
+
+import json
+import re
+
+import mlflow
+import pandas as pd
+import pytest
+
+from clipft_tasks import tracking
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.evaluate import robustness
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import chain, evaluate, gate
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    return {}
+
+
+@pytest.fixture
+def results(shared_home, small_spec, kept) -> dict:
+    """Everything up to the evaluation, once for this file, with robustness and the probe."""
+    if not kept:
+        spec = RunSpec.from_flat(small_spec.flat() | {"evaluate.robustness": 1, "evaluate.probe": True})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(robustness, "ROWS", 8)
+            for name in ("ingest", "validate", "version", "plan", "finetune", "evaluate"):
+                kept[name] = chain.run_stage(name, spec, kept.__getitem__)
+        kept["spec"] = spec
+    return kept
+
+
+def artifact(results: dict, name: str) -> str:
+    tracking.client()
+    return mlflow.artifacts.load_text(f"runs:/{results['finetune']['run_id']}/evaluation/{name}")
+
+
+def test_the_result_holds_every_figure_and_is_plain_json(results):
+    small, large = results["evaluate"]["evaluations"]
+    assert json.loads(json.dumps(small, allow_nan=False)) == small and len(json.dumps(small)) < 20_000
+    for who in ("before", "after"):
+        for metric in ("balanced_accuracy", "accuracy", "image_to_text_r1", "text_to_image_r1"):
+            assert small[who][metric]["low"] <= small[who][metric]["value"] <= small[who][metric]["high"]
+            assert small["figures"][who][metric] == pytest.approx(small[who][metric]["value"])
+        assert small["figures"][who]["milliseconds_per_picture"] > 0
+        assert {"fitted_temperature", "linear_probe_accuracy", "macro_auroc"} <= small["figures"][who].keys()
+    assert small["gain_over_before"].keys() == {"value", "low", "high", "p"}
+    assert {c["metric"] for c in small["comparisons"]} == {
+        "balanced_accuracy",
+        "accuracy",
+        "image_to_text_r1",
+        "text_to_image_r1",
+    }
+    assert all(c["p_holm"] >= c["p"] for c in small["comparisons"])
+    # What costs more is done once, at the size that the model is for.
+    assert small["resolution"] == 32 and small["retention"] and small["robustness"]
+    assert large["retention"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["figures"]["after"]
+
+
+def test_retention_is_of_before_and_after_and_the_start_model_did_not_move(results):
+    found = results["evaluate"]["evaluations"][0]["retention"]
+    assert found["before"]["cosine_to_start"] == pytest.approx({"image": 1, "text": 1})
+    assert found["after"]["cosine_to_start"]["image"] < 0.999 and 0 <= found["after"]["retention"]["value"] <= 1
+
+
+def test_what_was_said_of_each_row_is_in_the_run(results):
+    tracking.client()
+    run_id = results["finetune"]["run_id"]
+    path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/evaluation/32-rows.parquet")
+    rows = pd.read_parquet(path)
+    first = results["evaluate"]["evaluations"][0]
+    assert len(rows) == first["rows"] and rows["key"].is_unique
+    assert (rows["after.predicted"] == rows["truth"]).mean() == pytest.approx(first["after"]["accuracy"]["value"])
+    details = json.loads(artifact(results, "32-details.json"))
+    assert sum(c["rows"] for c in details["models"]["after"]["classes"]) == first["rows"]
+    assert client_metrics(run_id)["test.after.macro_f1"] == pytest.approx(
+        results["evaluate"]["evaluations"][1]["figures"]["after"]["macro_f1"]
+    )
+
+
+def client_metrics(run_id: str) -> dict[str, float]:
+    return tracking.client().get_run(run_id).data.metrics
+
+
+def test_the_same_again_is_not_computed_again(results, capsys):
+    spec, run_id = results["spec"], results["finetune"]["run_id"]
+    again = evaluate.run(spec, run_id, 32)
+    assert again == results["evaluate"]["evaluations"][0] and "Evaluated before" in capsys.readouterr().out
+
+
+def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
+    spec, run_id = results["spec"], results["finetune"]["run_id"]
+    verdict = gate.run(spec, run_id, results["evaluate"]["evaluations"])
+    assert verdict["links"]["Evaluation"].endswith("artifacts/evaluation/report.html")
+    page = artifact(results, "report.html")
+    value = results["evaluate"]["evaluations"][0]["after"]["balanced_accuracy"]["value"]
+    assert "Passed the gate" in page and f"<b>{value:.3f}</b>" in page and "general/v1" in page
+    for heading in ("Rules", "At every size", "All figures", "Is the difference real?", "Classes", "Who is taken for whom",
+                    "Is it as sure as it is right?", "Corrupted pictures", "What it still knows of the world"):  # fmt: skip
+        assert f"<h2>{heading}" in page, heading
+    assert page.count("<svg") == 3 and "currentColor" in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "<script" not in page and "@import" not in page
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
+
+
+def test_a_candidate_that_does_not_pass_has_its_page_too(results):
+    spec = RunSpec.from_flat(results["spec"].flat() | {"gate.min_gain": 0.99})
+    with pytest.raises(ClipftError, match=r"did not pass.*report\.html"):
+        gate.run(spec, results["finetune"]["run_id"], results["evaluate"]["evaluations"])
+    assert "Did not pass the gate" in artifact(results, "report.html")

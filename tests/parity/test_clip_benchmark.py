@@ -1,0 +1,88 @@
+"""Our figures are clip-benchmark's, to the fourth decimal, for one model and the same data."""
+
+import numpy as np
+import pytest
+import torch
+from evaluation_lab import a_dataset
+from torch.utils.data import DataLoader
+
+from clipft_tasks.data.decoded import decoded
+from clipft_tasks.domains import Domain
+from clipft_tasks.evaluate import zero_shot
+from parity.shared import a_clip
+
+classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+
+CLASSES = ["ash", "birch", "cedar", "elm", "fir", "oak", "pine"]
+PROMPTS = ("a photo of a {}.", "the wood of a {}.")
+DOMAIN = Domain("general", "Trees", PROMPTS, PROMPTS[0])
+SIDE = 32
+
+
+@pytest.fixture
+def clip():
+    clip = a_clip().to("cpu")
+    clip.model.eval()
+    return clip
+
+
+class Pictures(torch.utils.data.Dataset):
+    """What clip-benchmark loads: normalised pictures, and a class or a list of texts for each."""
+
+    classes = CLASSES
+
+    def __init__(self, clip, dataset, targets):
+        frame = dataset.split("test").drop_duplicates("sha256")
+        self.pictures = clip.normalise(decoded(dataset, frame, SIDE, "once", aspect=clip.aspect).take(np.arange(len(frame))))
+        self.targets = targets
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, i):
+        return self.pictures[i], self.targets[i]
+
+
+def texts_as_lists(batch):
+    pictures, texts = zip(*batch, strict=True)
+    return torch.stack(pictures), texts
+
+
+@pytest.fixture
+def with_new_numpy(monkeypatch):
+    """clip-benchmark 1.6.2 takes float() of an array with one number, which numpy 2.4 refuses; its arithmetic stays its own."""
+    monkeypatch.setattr(classification, "float", lambda x: x.item() if isinstance(x, np.ndarray) else float(x), raising=False)
+
+
+def test_classification(home, clip, tmp_path, with_new_numpy):
+    labels = [CLASSES[i] for i in np.random.default_rng(0).choice(7, 180, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])]
+    rows = [{"picture": i, "caption": f"tree {i}", "label": label} for i, label in enumerate(labels)]
+    dataset = a_dataset(tmp_path, rows)
+    loader = DataLoader(Pictures(clip, dataset, [CLASSES.index(x) for x in labels]), batch_size=64)
+    templates = [p.replace("{}", "{c}") for p in PROMPTS]
+    theirs = classification.evaluate(clip.model, loader, clip.tokenizer, CLASSES, templates, "cpu", amp=False)
+
+    ours, absent = zero_shot.figures(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 50))
+    assert absent == {}
+    assert ours["accuracy"] == pytest.approx(theirs["acc1"], abs=5e-5)
+    assert ours["top5_accuracy"] == pytest.approx(theirs["acc5"], abs=5e-5)
+    assert ours["balanced_accuracy"] == pytest.approx(theirs["mean_per_class_recall"], abs=5e-5)
+    assert 0 < ours["accuracy"] < ours["top5_accuracy"] < 1
+
+
+def test_retrieval_with_several_captions_a_picture(home, clip, tmp_path):
+    rng = np.random.default_rng(1)
+    texts = [
+        [f"picture {i} seen {way} by {rng.integers(1e6)}" for way in ("near", "far", "twice")[: i % 3 + 1]] for i in range(60)
+    ]
+    rows = [{"picture": i, "caption": text} for i, some in enumerate(texts) for text in some]
+    dataset = a_dataset(tmp_path, rows)
+    loader = DataLoader(Pictures(clip, dataset, texts), batch_size=25, collate_fn=texts_as_lists)
+    theirs = retrieval.evaluate(clip.model, loader, clip.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+
+    ours, _ = zero_shot.figures(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 16))
+    for k in (1, 5, 10):
+        assert ours[f"text_to_image_r{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=5e-5)
+        assert ours[f"image_to_text_r{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=5e-5)
+    assert 0 < ours["text_to_image_r10"] < 1 and 0 < ours["image_to_text_r10"] < 1
