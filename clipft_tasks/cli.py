@@ -84,17 +84,19 @@ def read_spec(file: Path | None, options: dict[str, Any]) -> RunSpec:
     flat |= {name.replace("__", "."): value for name, value in options.items() if value is not None}
     for name, field in form().items():
         if name in flat and "array" in field["type"]:
-            flat[name] = _list(flat[name], field["items"]["type"])
+            flat[name] = _list(flat[name], field)
         elif name in flat and "object" in field["type"]:
             flat[name] = _object(name, flat[name])
     return RunSpec.from_flat(flat)
 
 
-def _list(value: Any, kind: str) -> Any:
-    """A list as people write one: `96, 128`, `96 128`, `[96, 128]`, or already a list."""
+def _list(value: Any, field: dict[str, Any]) -> Any:
+    """A list as people write one: `96, 128`, `96 128`, `[96, 128]`, or already a list; sentences end with a semicolon."""
+    if isinstance(value, str) and "separator" in field:
+        return [part.strip() for part in value.split(field["separator"]) if part.strip()]
     if isinstance(value, str):
         words = value.strip("[] ").replace(",", " ").split()
-        return [int(w) if kind == "integer" and w.isdigit() else w for w in words]
+        return [int(w) if field["items"]["type"] == "integer" and w.isdigit() else w for w in words]
     return value if isinstance(value, list) else [value]
 
 
