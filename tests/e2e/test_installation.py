@@ -192,8 +192,7 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     _, training = form
     run = airflow.trigger(
         "clipft_finetune",
-        training
-        | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
+        training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
     )
     victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
     from deploy.embedded import stack

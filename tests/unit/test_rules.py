@@ -174,7 +174,9 @@ def test_a_figure_that_was_not_evaluated_is_answered_with_those_that_were():
         one("sure_gain(accuracy) >= 0", evaluation(128, 0.5, 0.6))
 
 
-@pytest.mark.parametrize("text", ["gain(score) >= -1", "gain(score) <= 1", "score at every size >= -1", "score at every size < 9"])
+@pytest.mark.parametrize(
+    "text", ["gain(score) >= -1", "gain(score) <= 1", "score at every size >= -1", "score at every size < 9"]
+)
 def test_what_cannot_be_computed_is_no_pass(text):
     broken = evaluation(96, 0.5, math.nan)
     verdict = one(text, evaluation(128, 0.5, 0.6), broken, size=96)
