@@ -3,8 +3,8 @@
     gain(score) >= 0                       over the opponent (the champion, else the start model), on the same rows
     sure_gain(score) > 0                   lower end of its 95% interval, by a paired bootstrap: a paired test
     gain(score) at every size >= -0.05     the worst of the evaluated picture sizes counts
-    gain(macro_f1) on every slice >= -0.1  the worst of the slices counts; or one slice, by its name
-    balanced_accuracy at 96 >= 0.5         the candidate's own figure
+    gain(score) on every slice >= -0.1     the worst of the slices counts; or one slice, by its name
+    balanced_accuracy at 96 >= 0.5         the candidate's own figure (FIGURES has all of them)
     forgetting <= 0.05                     retention before minus after
 
 `score` is the figure that `gate.metric` names. Without `at`, the evaluated size nearest to the training size counts.
@@ -12,6 +12,7 @@
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,52 @@ from typing import Any
 
 from .errors import ClipftError
 
-# What an evaluation can measure of a model, and which way is better.
-HIGHER, LOWER = "higher", "lower"
-FIGURES: dict[str, tuple[str, str]] = {
-    "balanced_accuracy": ("mean recall over classes, zero-shot", HIGHER),
-    "accuracy": ("share of pictures named right, zero-shot", HIGHER),
-    "image_to_text_r1": ("share of pictures whose own caption ranks first", HIGHER),
-    "text_to_image_r1": ("share of captions whose own picture ranks first", HIGHER),
+
+@dataclass(frozen=True)
+class Figure:
+    """What an evaluation measures of a model."""
+
+    what: str
+    better: str = "higher"
+
+
+CLASSIFICATION = {  # these take labels of two classes
+    "balanced_accuracy": Figure("mean recall over classes, zero-shot"),
+    "accuracy": Figure("share of pictures named right, zero-shot"),
+    "macro_f1": Figure("mean over classes of the harmonic mean of precision and recall"),
+    "macro_auroc": Figure("mean over classes of the area under the ROC curve"),
+    "macro_average_precision": Figure("mean over classes of the area under the precision-recall curve"),
+    "top3_accuracy": Figure("share of pictures whose class is among the first three"),
+    "top5_accuracy": Figure("share of pictures whose class is among the first five"),
+    "calibration_error": Figure("mean distance between confidence and accuracy (ECE)", "lower"),
+    "fitted_calibration_error": Figure("the same at the temperature that fits the validation rows", "lower"),
+}
+FIGURES: dict[str, Figure] = {
+    **CLASSIFICATION,
+    **{
+        f"{a}_to_{b}_r{k}": Figure(f"share of queries, {a} to {b}, with a right answer among the first {k}")
+        for a, b in (("image", "text"), ("text", "image"))
+        for k in (1, 5, 10)
+    },
+    "image_to_text_median_rank": Figure("median rank of the first right caption", "lower"),
+    "text_to_image_median_rank": Figure("median rank of the first right picture", "lower"),
+    "linear_probe_accuracy": Figure("accuracy of a linear classifier on the frozen features"),
+    "linear_probe_balanced_accuracy": Figure("its mean recall over classes"),
+    "nearest_neighbours_accuracy": Figure("accuracy of the nearest training pictures' vote"),
+    "nearest_neighbours_balanced_accuracy": Figure("its mean recall over classes"),
+    "modality_gap": Figure("distance between the mean picture and the mean text", "lower"),
+    "alignment": Figure("mean squared distance of a picture and its text", "lower"),
+    "uniformity_image": Figure("how evenly pictures fill the space", "lower"),
+    "uniformity_text": Figure("how evenly texts fill the space", "lower"),
+    "milliseconds_per_picture": Figure("in the model, on the device that evaluated", "lower"),
+    "retention": Figure("what is still known of everyday pictures, 0 to 1"),
+    "forgetting": Figure("retention before training minus after", "lower"),
+    "robustness": Figure("share of the score that is left under corruptions"),
 }
 GAINS = ("gain", "sure_gain")
 GROWTH = ("new", "old")  # slices of a data set that grew by captures; rules about them apply only there
 EVERY_SIZE, EVERY_SLICE = "every size", "every slice"
-SIGNS = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, "<": lambda a, b: a < b}
+SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -154,45 +189,76 @@ def _judge(rule: Rule, by_size: Mapping[int, Mapping[str, Any]], main: int) -> V
                 f"gate rule `{rule.text}`", f"there is no slice `{rule.part}`", f"There are {', '.join(slices) or 'none'}."
             )
         for part in slices if rule.part == EVERY_SLICE else [rule.part]:
-            rows = slices[part] if part else result
-            where = f"{side} px" + (f", {part} ({rows['rows']} rows)" if part else "")
-            found.append((_measure(rule, result, rows), where))
+            where = f"{side} px" + (f", {part} ({slices[part]['rows']} rows)" if part else "")
+            try:
+                found.append((_measure(rule, result, part), where))
+            except _Absent as reason:
+                found.append((math.nan, f"{where}: {reason}"))
     if not found:
         return Verdict(rule, None, "does not apply: the data set has no slices", True)
     # The worst counts, and what cannot be computed (NaN) is the worst of all and no pass.
     better_is_more = rule.sign.startswith(">")
     value, where = min(found, key=lambda f: -math.inf if math.isnan(f[0]) else f[0] if better_is_more else -f[0])
     if math.isnan(value):
-        return Verdict(rule, None, f"{where}: it cannot be computed", False)
+        return Verdict(rule, None, where if ": " in where else f"{where}: it cannot be computed", False)
     return Verdict(rule, value, where, bool(SIGNS[rule.sign](value, rule.limit)))
 
 
-def _measure(rule: Rule, result: Mapping[str, Any], rows: Mapping[str, Any]) -> float:
-    """The rule's figure on some rows of one evaluation: `rows` is the evaluation itself or one of its slices."""
+def _measure(rule: Rule, result: Mapping[str, Any], part: str) -> float:
+    """The rule's figure at one size, on all rows or on a slice."""
     figure = result["metric"] if rule.figure == "score" else rule.figure
     opponent = "champion" if result["opponent"] else "before"
-    if rule.gain:
-        paired = rows.get(f"gain_over_{opponent}") or rows.get("gain")
-        if figure == result["metric"] and paired:
-            return _number(paired["value" if rule.gain == "gain" else "low"])
-        if rule.gain == "sure_gain":
-            raise ClipftError(
-                f"gate rule `{rule.text}`",
-                f"a paired interval was made of `{result['metric']}` only",
-                "Write sure_gain(score), or choose the figure as gate.metric.",
-            )
-        return _value(rule, rows, "after", figure) - _value(rule, rows, opponent, figure)
-    return _value(rule, rows, "after", figure)
-
-
-def _value(rule: Rule, rows: Mapping[str, Any], who: str, figure: str) -> float:
-    figures = rows[who]
-    if figure not in figures:
+    if not rule.gain:
+        return _value(rule, result, part, "after", figure)
+    if part:
+        paired = [result["slices"][part]["gain"]] if figure == result["metric"] else []
+    elif figure == result["metric"]:
+        paired = [result[f"gain_over_{opponent}"]]
+    else:
+        paired = [c for c in result.get("comparisons", ()) if (c["metric"], c["against"]) == (figure, opponent)]
+    if paired:
+        return _number(paired[0]["value" if rule.gain == "gain" else "low"])
+    if rule.gain == "sure_gain":
+        tested = dict.fromkeys([result["metric"], *([] if part else [c["metric"] for c in result.get("comparisons", ())])])
+        where = f" on {part}" if part else ""
         raise ClipftError(
-            f"gate rule `{rule.text}`", f"the evaluation has no figure `{figure}` here", f"There are {', '.join(figures)}."
+            f"gate rule `{rule.text}`", f"`{figure}` has no paired test{where}", f"Those that have: {', '.join(tested)}."
         )
-    found = figures[figure]
-    return _number(found["value"] if isinstance(found, Mapping) else found)
+    return _value(rule, result, part, "after", figure) - _value(rule, result, part, opponent, figure)
+
+
+class _Absent(Exception):
+    """A figure that there is in general, and why not on these rows."""
+
+
+def _value(rule: Rule, result: Mapping[str, Any], part: str, who: str, figure: str) -> float:
+    """A model's own figure. Raises _Absent where the evaluation says why it has none, ClipftError where it does not know it."""
+    found = figures(result, who, part)
+    if figure in found:
+        return found[figure]
+    absent = {} if part else result.get("absent", {}).get(who, {})
+    if figure in absent or (figure in CLASSIFICATION and "classification" in absent):
+        raise _Absent(absent.get(figure) or absent["classification"])
+    if figure in ("retention", "forgetting") and not part and "retention" in result:
+        raise _Absent("retention was not measured at this size, or its general set is not installed")
+    where = f"{result['resolution']} px" + (f" on {part}" if part else "")
+    raise ClipftError(f"gate rule `{rule.text}`", f"`{figure}` was not evaluated at {where}", f"There are {', '.join(found)}.")
+
+
+def figures(result: Mapping[str, Any], who: str, part: str = "") -> dict[str, float]:
+    """Every figure of a model (`before`, `after`, `champion`) in one evaluation, or in one slice of it."""
+    rows = result["slices"][part] if part else result
+    out = {name: _number(f["value"]) for name, f in rows[who].items()}
+    if part:
+        return out
+    out |= {name: _number(value) for name, value in result.get("figures", {}).get(who, {}).items()}
+    kept = result.get("retention") or {}
+    if kept:
+        out["retention"] = _number(kept[who]["retention"]["value"])
+        out["forgetting"] = _number(kept["before"]["retention"]["value"]) - out["retention"]
+    if result.get("robustness"):
+        out["robustness"] = _number(result["robustness"][who]["kept"])
+    return out
 
 
 def _number(value: float | None) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..rules import FIGURES
 from . import resampling, zero_shot
 from .zero_shot import Scored
 
@@ -287,7 +288,7 @@ def curve(group: Mapping[str, Any], width: int = 560, height: int = 250) -> dict
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 1e9) if (high - low) / s <= 5)
     low, high = step * np.floor(low / step), step * np.ceil(high / step) if high > low else low + step
     high = high if high > low else low + step
-    left, right, top, bottom = 52, width - 14, 12, height - 34
+    left, right, top, bottom = 52, width - 24, 12, height - 34
     first, last = sizes[0], sizes[-1]
 
     def x(size: float) -> float:
@@ -331,6 +332,7 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, 
     template = Path(__file__).with_name("compare.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"cell": _cell, "words": lambda text: str(text).replace("_", " ")}
+    environment.globals["figures"] = FIGURES
     names = [m["name"] for m in found["models"]]
     style = {name: {"colour": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
     return environment.from_string(template).render(

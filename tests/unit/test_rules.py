@@ -139,6 +139,49 @@ def test_at_every_size_the_worst_counts_whichever_way_is_worse():
     assert (ceiling.measured, ceiling.where, ceiling.passed) == (pytest.approx(0.8), "128 px", False)
 
 
+def measured(**after: float) -> dict:
+    """An evaluation with figures that have no interval, retention and robustness."""
+    figures = {"before": dict.fromkeys(after, 0.1), "after": after}
+    retention = {who: {"retention": figure(value)} for who, value in (("before", 0.8), ("after", 0.74))}
+    robustness = {"before": {"kept": 0.8}, "after": {"kept": 0.9}}
+    return evaluation(128, 0.5, 0.6, figures=figures, absent={}, retention=retention, robustness=robustness)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "passed"),
+    [
+        ("calibration_error <= 0.2", 0.15, True),
+        ("gain(calibration_error) <= 0", 0.05, False),
+        ("milliseconds_per_picture at 128 <= 50", 62.0, False),
+        ("forgetting <= 0.05", 0.06, False),
+        ("retention >= 0.7", 0.74, True),
+        ("robustness > 0.85", 0.9, True),
+    ],
+)
+def test_calibration_latency_forgetting_and_robustness(text, value, passed):
+    verdict = one(text, measured(calibration_error=0.15, milliseconds_per_picture=62.0))
+    assert verdict.measured == pytest.approx(value) and verdict.passed == passed
+
+
+def test_a_paired_test_of_another_figure_is_taken_where_there_is_one():
+    made = {"metric": "accuracy", "against": "before", "value": 0.1, "low": 0.03, "high": 0.2}
+    result = evaluation(128, 0.5, 0.6, comparisons=[made | {"against": "champion", "low": 0.5}, made])
+    assert one("sure_gain(accuracy) > 0", result).measured == 0.03
+    with pytest.raises(ClipftError, match="`macro_f1` has no paired test. Those that have: balanced_accuracy, accuracy"):
+        one("sure_gain(macro_f1) > 0", result)
+
+
+def test_a_figure_that_these_rows_cannot_give_is_no_pass_and_says_why():
+    one_class = {"macro_auroc": "the rows are all of one class"}
+    result = evaluation(128, 0.5, 0.6, figures={}, absent={"after": one_class, "before": {}}, retention={})
+    verdict = one("macro_auroc >= 0", result)
+    assert not verdict.passed and verdict.where == "128 px: the rows are all of one class"
+    nowhere = evaluation(128, 0.5, 0.6, figures={}, absent={"after": {"classification": "no row has a label"}}, retention={})
+    assert one("macro_f1 >= 0", nowhere).where == "128 px: no row has a label"
+    verdict = one("forgetting <= 0.05", result)
+    assert not verdict.passed and "general set is not installed" in verdict.where
+
+
 def slices(**gains: float) -> dict:
     return {
         name: {"rows": 9, "after": {"balanced_accuracy": figure(0.5 + g)}, "before": {"balanced_accuracy": figure(0.5)}}
@@ -166,11 +209,13 @@ def test_a_slice_that_is_not_there_is_an_error_except_growth_by_captures():
 
 
 def test_a_figure_that_was_not_evaluated_is_answered_with_those_that_were():
-    with pytest.raises(ClipftError, match="no figure `image_to_text_r1` here. There are balanced_accuracy, accuracy"):
+    with pytest.raises(
+        ClipftError, match="`image_to_text_r1` was not evaluated at 128 px. There are balanced_accuracy, accuracy"
+    ):
         one("image_to_text_r1 >= 0", evaluation(128, 0.5, 0.6))
     with pytest.raises(ClipftError, match="64 px was not evaluated. There are 128 px"):
         one("score at 64 >= 0", evaluation(128, 0.5, 0.6))
-    with pytest.raises(ClipftError, match="paired interval was made of `balanced_accuracy` only"):
+    with pytest.raises(ClipftError, match="`accuracy` has no paired test. Those that have: balanced_accuracy"):
         one("sure_gain(accuracy) >= 0", evaluation(128, 0.5, 0.6))
 
 
