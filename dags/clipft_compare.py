@@ -49,7 +49,7 @@ WHAT, HOW = "What to compare", "How"
             None, type=["number", "null"], exclusiveMinimum=0, title="Watts", section=HOW,
             description="power of the training device, for the energy estimate; empty: its own meter, else an assumption by its kind",
         ),
-        **params("evaluate", only=("memory.device",)),
+        **params(only=("evaluate.bootstrap", "evaluate.batch", "memory.device")),
     },
     tags=["clipft", "evaluation"],
     doc_md=__doc__,

@@ -331,7 +331,7 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, 
 
     template = Path(__file__).with_name("compare.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"cell": _cell, "words": lambda text: str(text).replace("_", " ")}
+    environment.filters |= {"cell": _cell, "duration": _duration, "words": lambda text: str(text).replace("_", " ")}
     environment.globals["figures"] = FIGURES
     names = [m["name"] for m in found["models"]]
     style = {name: {"colour": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
@@ -349,3 +349,9 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, 
 def _cell(value: Any, form: str = "%.3f") -> str:
     """A number for a table, a dash for none."""
     return "–" if value is None or value != value else form % value
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
