@@ -19,49 +19,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ClipftError
+from .evaluate.figures import NAMES
 
-
-@dataclass(frozen=True)
-class Figure:
-    """What an evaluation measures of a model."""
-
-    what: str
-    better: str = "higher"
-
-
-CLASSIFICATION = {  # these take labels of two classes
-    "balanced_accuracy": Figure("mean recall over classes, zero-shot"),
-    "accuracy": Figure("share of pictures named right, zero-shot"),
-    "macro_f1": Figure("mean over classes of the harmonic mean of precision and recall"),
-    "macro_auroc": Figure("mean over classes of the area under the ROC curve"),
-    "macro_average_precision": Figure("mean over classes of the area under the precision-recall curve"),
-    "top3_accuracy": Figure("share of pictures whose class is among the first three"),
-    "top5_accuracy": Figure("share of pictures whose class is among the first five"),
-    "calibration_error": Figure("mean distance between confidence and accuracy (ECE)", "lower"),
-    "fitted_calibration_error": Figure("the same at the temperature that fits the validation rows", "lower"),
+# What an evaluation measures of a model, and which way is better (1, -1; 0 neither).
+FIGURES: dict[str, tuple[str, int]] = NAMES | {
+    "retention": ("what is still known of everyday pictures, 0 to 1", 1),
+    "forgetting": ("retention before training minus after", -1),
+    "robustness": ("share of the score that is left under corruptions", 1),
 }
-FIGURES: dict[str, Figure] = {
-    **CLASSIFICATION,
-    **{
-        f"{a}_to_{b}_r{k}": Figure(f"share of queries, {a} to {b}, with a right answer among the first {k}")
-        for a, b in (("image", "text"), ("text", "image"))
-        for k in (1, 5, 10)
-    },
-    "image_to_text_median_rank": Figure("median rank of the first right caption", "lower"),
-    "text_to_image_median_rank": Figure("median rank of the first right picture", "lower"),
-    "linear_probe_accuracy": Figure("accuracy of a linear classifier on the frozen features"),
-    "linear_probe_balanced_accuracy": Figure("its mean recall over classes"),
-    "nearest_neighbours_accuracy": Figure("accuracy of the nearest training pictures' vote"),
-    "nearest_neighbours_balanced_accuracy": Figure("its mean recall over classes"),
-    "modality_gap": Figure("distance between the mean picture and the mean text", "lower"),
-    "alignment": Figure("mean squared distance of a picture and its text", "lower"),
-    "uniformity_image": Figure("how evenly pictures fill the space", "lower"),
-    "uniformity_text": Figure("how evenly texts fill the space", "lower"),
-    "milliseconds_per_picture": Figure("in the model, on the device that evaluated", "lower"),
-    "retention": Figure("what is still known of everyday pictures, 0 to 1"),
-    "forgetting": Figure("retention before training minus after", "lower"),
-    "robustness": Figure("share of the score that is left under corruptions"),
-}
+LABELLED = (  # what cannot be computed without labels of two classes
+    *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "top3_accuracy", "top5_accuracy"),
+    *("calibration_error", "fitted_calibration_error"),
+)
 GAINS = ("gain", "sure_gain")
 GROWTH = ("new", "old")  # slices of a data set that grew by captures; rules about them apply only there
 EVERY_SIZE, EVERY_SLICE = "every size", "every slice"
@@ -237,7 +206,7 @@ def _value(rule: Rule, result: Mapping[str, Any], part: str, who: str, figure: s
     if figure in found:
         return found[figure]
     absent = {} if part else result.get("absent", {}).get(who, {})
-    if figure in absent or (figure in CLASSIFICATION and "classification" in absent):
+    if figure in absent or (figure in LABELLED and "classification" in absent):
         raise _Absent(absent.get(figure) or absent["classification"])
     if figure in ("retention", "forgetting") and not part and "retention" in result:
         raise _Absent("retention was not measured at this size, or its general set is not installed")
