@@ -85,7 +85,8 @@ def run(
         path = Path(folder, "comparison.html")
         path.write_text(page, "utf-8")
         tracking.client().log_artifact(run_id, str(path))
-        tracking.client().log_dict(run_id, found | {"problems": problems}, "comparison.json")
+        plain = json.loads(json.dumps(found | {"problems": problems}), parse_constant=lambda _: None)  # JSON knows no NaN
+        tracking.client().log_dict(run_id, plain, "comparison.json")
         tracking.finish(run_id)
     for line in (*found["said"], *problems):
         say(line)
