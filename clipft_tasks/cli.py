@@ -84,17 +84,19 @@ def read_spec(file: Path | None, options: dict[str, Any]) -> RunSpec:
     flat |= {name.replace("__", "."): value for name, value in options.items() if value is not None}
     for name, field in form().items():
         if name in flat and "array" in field["type"]:
-            flat[name] = _list(flat[name], field["items"]["type"])
+            flat[name] = _list(flat[name], field)
         elif name in flat and "object" in field["type"]:
             flat[name] = _object(name, flat[name])
     return RunSpec.from_flat(flat)
 
 
-def _list(value: Any, kind: str) -> Any:
-    """A list as people write one: `96, 128`, `96 128`, `[96, 128]`, or already a list."""
+def _list(value: Any, field: dict[str, Any]) -> Any:
+    """A list as people write one: `96, 128`, `96 128`, `[96, 128]`, or already a list; sentences end with a semicolon."""
+    if isinstance(value, str) and "separator" in field:
+        return [part.strip() for part in value.split(field["separator"]) if part.strip()]
     if isinstance(value, str):
         words = value.strip("[] ").replace(",", " ").split()
-        return [int(w) if kind == "integer" and w.isdigit() else w for w in words]
+        return [int(w) if field["items"]["type"] == "integer" and w.isdigit() else w for w in words]
     return value if isinstance(value, list) else [value]
 
 
@@ -200,6 +202,34 @@ def rollback(domain: str, version: str) -> None:
     back = promote.run(spec, stage.run(spec, version)["version"])
     deploy.run(spec, back["version"], back["previous"])
     click.echo(json.dumps(verify.run(spec, back["version"], back["previous"]), indent=1))
+
+
+@main.command("compare")
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--size", "sizes", type=int, multiple=True, help="picture side; may be repeated [default: all that were evaluated]"
+)
+@click.option(
+    "--dataset", default="", help="whose test rows: a version, or `newest` of those trained on [default: each its own]"
+)
+@click.option("--metric", default="", help="figure that is tested [default: the domain's gate.metric]")
+@click.option("--unpaired", is_flag=True, help="go on without a test where test rows differ")
+@click.option("--watts", type=float, help="power of the training device, for the energy estimate")
+@click.option("--device", help="where to run the models [default: the fastest here]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="also write the page here")
+def compare(models: tuple[str, ...], out: Path | None, device: str | None, **options: Any) -> None:
+    """Put MODELS beside one another, in one page: figures, paired tests, what changed, what it cost.
+
+    MODELS: `industrial` (its champion and challenger), `industrial@champion`, `models:/clipft-industrial/3`, MLflow run ids.
+    """
+    import mlflow
+
+    from .stages import compare as stage
+
+    result = stage.run(RunSpec.from_flat({"memory.device": device}), models, **options)
+    if out:
+        out.write_text(mlflow.artifacts.load_text(f"runs:/{result['run_id']}/comparison.html"), "utf-8")
+    click.echo(json.dumps(result, indent=1))
 
 
 @main.command("spec", help="Print the spec that these options make, every field, as YAML; --schema prints its JSON schema.")

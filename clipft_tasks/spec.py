@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .domains import domain_names, get_domain
 from .errors import ClipftError
+from .rules import Rule
 
 
 class Section(BaseModel):
@@ -168,11 +169,21 @@ class GateSpec(Section):
     metric: Literal["balanced_accuracy", "accuracy", "image_to_text_r1"] = Field(
         "balanced_accuracy", description="figure compared with the champion (or the start model) on the same test rows"
     )
-    min_gain: float = Field(0.0, ge=-1, le=1, description="least gain over the opponent, as a fraction (0.01 = 1 point)")
-    max_drop: float = Field(0.05, ge=0, le=1, description="largest loss allowed at any single resolution")
-    max_forgotten: float = Field(
-        0.03, ge=0, le=1, description="largest loss on the rows of the version before, when the data set grew by captures"
+    rules: list[str] = Field(
+        ["gain(score) >= 0", "gain(score) at every size >= -0.05", "gain(score) on new >= 0", "gain(score) on old >= -0.03"],
+        min_length=1,
+        description=(
+            "what must hold, one rule a line: `gain(score)` is over the opponent, `sure_gain(score)` the lower end of its interval, "
+            "a bare name the candidate's own figure; `at every size` and `on every slice` take the worst (docs/gate.md)"
+        ),
+        examples=[["sure_gain(score) > 0", "gain(score) on every slice >= -0.05", "balanced_accuracy at every size >= 0.5"]],
+        json_schema_extra={"separator": ";"},
     )
+
+    @field_validator("rules")
+    @classmethod
+    def _rules(cls, texts: list[str]) -> list[str]:
+        return [Rule.parse(text).text for text in texts]
 
 
 class ApprovalSpec(Section):
@@ -255,6 +266,14 @@ class RunSpec(Section):
     def _shares(self) -> "RunSpec":
         if self.data.val_share + self.data.test_share > 0.7:
             raise ValueError("data.val_share + data.test_share leave less than 30% to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_of_rules(self) -> "RunSpec":
+        for rule in map(Rule.parse, self.gate.rules):
+            if isinstance(rule.size, int) and rule.size not in self.resolution.evaluate:
+                there = ", ".join(map(str, self.resolution.evaluate))
+                raise ValueError(f"gate.rules: `{rule.text}`: resolution.evaluate has no {rule.size} px, only {there}")
         return self
 
     @classmethod

@@ -4,8 +4,8 @@
 `suggest` compares what the server sees with the references of the registered versions and says what to do: nothing, look at
 the camera, label pictures, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
 dataset version of the old rows and the judged captures, trains from the champion, and goes through the same evaluation, gate,
-promotion and verification as any training: better on the new rows, and forgetting on the old ones within
-`gate.max_forgotten`. `close` records what came of it: a new champion is on watch for a day before that counts as recovered, and
+promotion and verification as any training: no worse on the new rows, and hardly worse on the old ones (`gain(score) on old`
+in `gate.rules`). `close` records what came of it: a new champion is on watch for a day before that counts as recovered, and
 `clipft_drift_watch` starts this DAG again to go back when it is worse; repeated failures open the circuit breaker of the domain.
 """
 

@@ -7,7 +7,8 @@ from airflow.sdk import BaseOperatorLink
 from clipft_alerts import app as web
 from clipft_models import router as models
 
-NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server", "Drift report")  # Airflow wants a fixed list
+# Airflow wants a fixed list.
+NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server", "Drift report", "Comparison")
 
 web.include_router(models)
 

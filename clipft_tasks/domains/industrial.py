@@ -16,7 +16,16 @@ DOMAIN = Domain(
     caption="an inspection image of a {}.",
     augment=Augment(crop_min=0.85, flip_vertical=True, rotate90=True),
     checks=Checks(min_side=64, min_class_share=0.02, modes=(*Checks().modes, "I;16", "I;16B")),
-    defaults={"resolution.aspect": "pad", "objective.name": "multi_positive", "gate.max_drop": 0.03},
+    defaults={
+        "resolution.aspect": "pad",
+        "objective.name": "multi_positive",
+        "gate.rules": [
+            "gain(score) >= 0",
+            "gain(score) at every size >= -0.03",
+            "gain(score) on new >= 0",
+            "gain(score) on old >= -0.03",
+        ],
+    },
     why={
         "prompts": "views of one part in words of inspection, after WinCLIP's templates; the state (defective, cracked) is part of "
         "the class text (Jeong et al. 2023, https://arxiv.org/abs/2303.14814)",
@@ -34,7 +43,7 @@ DOMAIN = Domain(
         "resolution.aspect": "a defect at the edge of a long part must stay in the picture, and its shape carries meaning",
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "captions name defect and part; equal captions are equal findings, where a label may be coarser",
-        "gate.max_drop": "lines differ in camera and picture size: a model that loses at one of them costs that line",
+        "gate.rules": "lines differ in camera and picture size: a model that loses at one of them costs that line",
         "drift_tolerance": "a line's pictures differ little from batch to batch, so the limits stand as they are",
     },
 )

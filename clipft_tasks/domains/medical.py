@@ -25,9 +25,12 @@ DOMAIN = Domain(
         "resolution.aspect": "pad",
         "objective.name": "multi_positive",
         "objective.positives": "label",
-        "gate.min_gain": 0.005,
-        "gate.max_drop": 0.02,
-        "gate.max_forgotten": 0.01,
+        "gate.rules": [
+            "gain(score) >= 0.005",
+            "gain(score) at every size >= -0.02",
+            "gain(score) on new >= 0.005",
+            "gain(score) on old >= -0.01",
+        ],
     },
     why={
         "prompts": "the bare finding, as CheXzero asks (Tiu et al. 2022, https://doi.org/10.1038/s41551-022-00936-9), and sentences "
@@ -49,8 +52,7 @@ DOMAIN = Domain(
         "resolution.aspect": "a finding at the border must stay in the picture, undistorted",
         "objective.name": "two patients with one diagnosis are positives of each other",
         "objective.positives": "reports word one diagnosis in many ways; the label is what they share",
-        "gate.min_gain": "every new version is validated by people: less than half a point is not worth their time",
-        "gate.max_drop": "sites send different sizes, and none may pay for another",
-        "gate.max_forgotten": "what was diagnosed yesterday must be diagnosed tomorrow",
+        "gate.rules": "every new version is validated by people: less than half a point is not worth their time; sites send "
+        "different sizes, and none may pay for another; what was diagnosed yesterday must be diagnosed tomorrow",
     },
 )

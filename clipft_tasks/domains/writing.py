@@ -64,8 +64,9 @@ def _source(value: Any, indent: str) -> str:
     if isinstance(value, Mapping):
         items = [f"{inner}{_source(k, inner)}: {_source(v, inner)}," for k, v in value.items()]
         return "\n".join(["{", *items, f"{indent}}}"]) if items else "{}"
-    if isinstance(value, tuple):
-        return "\n".join(["(", *(f"{inner}{_source(v, inner)}," for v in value), f"{indent})"]) if value else "()"
+    if isinstance(value, tuple | list):
+        first, last = "()" if isinstance(value, tuple) else "[]"
+        return "\n".join([first, *(f"{inner}{_source(v, inner)}," for v in value), indent + last]) if value else first + last
     if isinstance(value, str):
         lines = textwrap.wrap(value, WIDTH - len(inner) - 2, drop_whitespace=False) or [""]
         quoted = [json.dumps(line, ensure_ascii=False) for line in lines]

@@ -46,7 +46,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         champion = tracking.by_alias(spec.domain, tracking.PREVIOUS)  # a second look at what already won
     candidate = build.from_folder(package, source="candidate")
     key = spec.identity(
-        "evaluate", "evaluate", "gate", model=candidate.digest, dataset=dataset.version.revision, resolution=resolution,
+        "evaluate", "evaluate", metric=spec.gate.metric, model=candidate.digest, dataset=dataset.version.revision, resolution=resolution,
         start=mlflow_run.data.tags["clipft.start"], champion=champion.run_id if champion else "", recipe=RECIPE,
         domain=[domain.prompts, domain.slices, domain.corruptions, domain.retention], train=spec.resolution.train,
     )  # fmt: skip

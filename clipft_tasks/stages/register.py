@@ -38,7 +38,7 @@ def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
         f"Classes: {', '.join(card['classes']) or 'none'}. Data licence: {card['licence'] or 'not stated'}."
     )
     with tracking.neighbour():
-        version, new = tracking.register(spec.domain, run_id, tags, description)
+        version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
     link = f"{tracking.settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
     return {"model": version.name, "version": str(version.version), "new": new, "links": {"Model version": link}}

@@ -48,7 +48,7 @@ def use(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def spec(base: Path, seed: int) -> RunSpec:
-    more = {"resolution.evaluate": [32], "train.seed": seed, "gate.min_gain": -1, "gate.max_drop": 1}
+    more = {"resolution.evaluate": [32], "train.seed": seed, "gate.rules": ["gain(score) >= -1"]}
     return RunSpec.from_flat(small(base / "source" / "pictures.csv", base / "tiny", **more))
 
 

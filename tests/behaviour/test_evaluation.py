@@ -106,7 +106,7 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
 
 
 def test_a_candidate_that_does_not_pass_has_its_page_too(results):
-    spec = RunSpec.from_flat(results["spec"].flat() | {"gate.min_gain": 0.99})
+    spec = RunSpec.from_flat(results["spec"].flat() | {"gate.rules": ["gain(score) >= 0.99"]})
     with pytest.raises(ClipftError, match=r"did not pass.*report\.html"):
         gate.run(spec, results["finetune"]["run_id"], results["evaluate"]["evaluations"])
     assert "Did not pass the gate" in artifact(results, "report.html")

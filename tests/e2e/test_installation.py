@@ -165,7 +165,7 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
 def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     _, training = form
     run = airflow.trigger(
-        "clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.min_gain": -1, "gate.max_drop": 1}
+        "clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.rules": ["gain(score) >= -1"]}
     )
     until = time.monotonic() + 300
     while time.monotonic() < until:
@@ -192,8 +192,7 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     _, training = form
     run = airflow.trigger(
         "clipft_finetune",
-        training
-        | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.min_gain": -1, "gate.max_drop": 1},
+        training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
     )
     victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
     from deploy.embedded import stack

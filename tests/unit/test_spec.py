@@ -56,6 +56,9 @@ def test_an_unknown_field_is_refused_by_its_name(name, domain):
         ("resolution.evaluate", [101]),
         ("resolution.evaluate", []),
         ("gate.metric", "beauty"),
+        ("gate.rules", []),
+        ("gate.rules", ["gain(beauty) >= 0"]),
+        ("gate.rules", ["balanced_accuracy at 512 >= 0.5"]),
         ("dataset", "industrial-3"),
         ("domain", "culinary"),
     ],
@@ -84,7 +87,7 @@ def test_null_and_the_empty_string_mean_not_given(domain, empty):
 
 
 def test_zero_and_false_are_values():
-    spec = RunSpec.from_flat({"train.sampling": "shuffled", "train.weight_decay": 0, "gate.min_gain": 0})
+    spec = RunSpec.from_flat({"train.sampling": "shuffled", "train.weight_decay": 0})
     assert spec.train.sampling == "shuffled" and spec.train.weight_decay == 0
 
 
@@ -181,7 +184,7 @@ def test_a_named_section_changes_the_identity_and_an_unnamed_one_does_not():
     assert identity(**{"train.epochs": 9}) != plain
     assert identity(**{"train.seed": 1}) != plain
     assert identity(domain="scientific") != plain
-    assert identity(**{"gate.max_drop": 0.5, "approval.required": True, "source": "x.csv"}) == plain
+    assert identity(**{"gate.rules": ["gain(score) > 0"], "approval.required": True, "source": "x.csv"}) == plain
 
 
 def test_stage_and_inputs_are_part_of_the_identity():

@@ -1,0 +1,64 @@
+"""The gate on a real evaluation: its verdict is kept with the run, whichever way it went."""
+
+import pytest
+
+from behaviour.live_server import copied, spec, trained, use
+from clipft_tasks import tracking
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
+from clipft_tasks.stages import gate
+
+
+@pytest.fixture(scope="module")
+def judged(base, tmp_path_factory):
+    """Judge version 2 by some rules, in a registry of this module's own; returns the verdict."""
+    home = copied(trained(base), tmp_path_factory.mktemp("gate") / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        use(home, patch)
+        run_id = str(tracking.version_of("models:/clipft-general/2").run_id)
+        evaluated = tracking.card_of(run_id, "evaluation/32.json")
+
+        def judge(*rules: str):
+            wanted = spec(base, 1)
+            return gate.run(
+                wanted.model_copy(update={"gate": wanted.gate.model_copy(update={"rules": list(rules)})}), run_id, [evaluated]
+            )
+
+        judge.run_id, judge.evaluated = run_id, evaluated
+        yield judge
+    settings.cache_clear()
+
+
+def test_a_verdict_is_a_table_that_is_kept_with_the_run(judged):
+    rules = ["gain(score) >= -1", "score at every size >= 0.5", "gain(score) on old >= -0.03"]
+    verdict = judged(*rules)
+    after, champion = (judged.evaluated[who]["balanced_accuracy"]["value"] for who in ("after", "champion"))
+    assert [v["rule"] for v in verdict["rules"]] == rules and verdict["opponent"] == "1"
+    assert [v["measured"] for v in verdict["rules"]] == [pytest.approx(after - champion), pytest.approx(after), None]
+    kept = tracking.card_of(judged.run_id, "gate.json")
+    assert kept == {k: verdict[k] for k in kept} and kept["passed"]
+    # The same text stands in the approval form, in the version's description and in the run.
+    assert verdict["table"].startswith("| rule | measured | limit | pass |")
+    assert all(f"| {rule} |" in verdict["table"] for rule in rules) and "| after |" in verdict["table"]
+    assert tracking.client().get_run(judged.run_id).data.tags["clipft.gate"] == "passed"
+
+
+def test_one_rule_that_fails_stops_the_candidate_and_says_which(judged):
+    with pytest.raises(ClipftError, match=r"did not pass the gate: `gain\(score\) > 0.9` measured .* at 32 px\. Nothing was"):
+        judged("gain(score) >= -1", "gain(score) > 0.9")
+    assert [v["passed"] for v in tracking.card_of(judged.run_id, "gate.json")["rules"]] == [True, False]
+    assert tracking.client().get_run(judged.run_id).data.tags["clipft.gate"] == "failed"
+
+
+def test_a_rule_about_what_was_not_evaluated_is_answered_with_what_was(judged):
+    with pytest.raises(ClipftError, match="`linear_probe_accuracy` was not evaluated at 32 px. There are .*balanced_accuracy"):
+        judged("linear_probe_accuracy >= 0.5")
+    with pytest.raises(ClipftError, match="there is no slice `polly`"):
+        judged("gain(score) on polly >= 0")
+
+
+def test_every_figure_of_an_evaluation_can_stand_in_a_rule(judged):
+    from clipft_tasks import rules
+
+    found = rules.figures(judged.evaluated, "after")
+    assert found and set(found) <= set(rules.FIGURES)
