@@ -114,7 +114,9 @@ class TuneSpec(Section):
     """Trials before the real training, that find better values than the template's; judged on the validation split alone."""
 
     trials: int = Field(0, ge=0, le=1000, description="short trainings to choose values by; 0 takes the values as they stand")
-    minutes: float = Field(60, gt=0, le=10_080, description="budget of all trials together; the one under way ends with its epoch")
+    minutes: float = Field(
+        60, gt=0, le=10_080, description="budget of all trials together; the one under way ends with its epoch"
+    )
     objective: bool = Field(
         True,
         description="tune the options that the objective and those beside it declare, their weights, temperature and smoothing",
