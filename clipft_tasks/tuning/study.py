@@ -24,7 +24,6 @@ from optuna.trial import FrozenTrial, TrialState
 from ..errors import Transient
 from ..progress import say
 from ..settings import settings
-from ..spec import TuneSpec
 from . import rules
 from .rules import Tried
 from .space import Dimension, Space
