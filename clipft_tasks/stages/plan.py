@@ -1,5 +1,6 @@
 """plan: what this machine allows the run, each decision with its reason."""
 
+import math
 from typing import Any
 
 from ..progress import say
@@ -21,7 +22,8 @@ def run(spec: RunSpec) -> dict[str, Any]:
     objectives.make(spec.objective)  # a wrong option shows here, not after the data was read
     dataset = versioning.find(spec.dataset, spec.domain)
     clip = build.load(spec.model.start, domain=spec.domain)
-    start = {"start": clip.source, "digest": clip.digest, "temperature": float((-clip.model.logit_scale.detach()).exp())}
+    temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
+    start = {"start": clip.source, "digest": clip.digest, "temperature": temperature}
     build.prepare(clip, spec)
     decided = plan.make(spec, clip, rows=dataset.card["counts"]["train"])
     say(f"{dataset.tag} from {clip.source}")

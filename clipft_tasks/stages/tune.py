@@ -65,7 +65,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     with tracking.neighbour():
         mlflow_run = tracking.begin(spec.domain, key, f"tuning {spec.objective.name} on {version.tag}", tags)
         tracking.log_params(mlflow_run.info.run_id, {f"space.{field}": _shown(d) for field, d in space.items()})
-    _, reason = studies.open_study(name, subject, space, code, spec.tune.trials)
+    reason = studies.open_study(name, subject, space, code, spec.tune.trials)
     say(f"{reason[0].upper()}{reason[1:]}. {len(space)} fields vary:")
     for field, dimension in space.items():
         say(f"  {field:40} {_shown(dimension)}")
@@ -161,6 +161,9 @@ class _OutOfTime(Exception):
 
 def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: Any, number: int) -> None:
     """Train with the values of a trial, and write down what came of it."""
+    from ..domains import get_domain
+    from ..train import job as jobs
+    from ..train import selection
     from ..tuning import rules
 
     values = study.begin(number)
@@ -176,6 +179,7 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
     folder = settings().folder("work", f"{begun['key']}-{number}")
 
     def after_epoch(epoch: int, judged: Any) -> None:
+        beat()
         hopeless = study.report(number, epoch, judged.score)
         say(f"Trial {number}, epoch {epoch} of {epochs}: {judged.rows.metric} {judged.score:.4f}")
         _record(spec, begun, study, number)
@@ -184,48 +188,40 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         if epoch < epochs and rules.spent(study.tried()) >= spec.tune.minutes:
             raise _OutOfTime
 
-    with study.beating(number):
+    outcome: dict[str, Any] = {}
+    with study.beating(number) as beat:
+        clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
-            trial_spec = spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0})
-            judged = _train(trial_spec, planned, f"{begun['key']}-{number}", folder, after_epoch)
+            jobs.train(job, clip, lambda steps: None, after_epoch)
+            judged = selection.judge(clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch)
+            outcome = {"state": rules.COMPLETE, "score": judged.score, "right": selection.pack(judged.right)}
         except _Pruned as why:
-            study.end(number, rules.PRUNED, reason=str(why))
+            outcome = {"state": rules.PRUNED, "reason": str(why)}
         except _OutOfTime:
-            say(
-                f"The budget of {spec.tune.minutes:g} minutes ended in trial {number}; with more it goes on from its checkpoint."
-            )
+            say(f"The {spec.tune.minutes:g} minutes ended in trial {number}; with more it goes on from its checkpoint.")
             return
         except ClipftError as error:
-            study.end(number, rules.FAILED, reason=str(error))
-        else:
-            from ..train.selection import pack
-
-            study.end(number, rules.COMPLETE, score=judged.score, right=pack(judged.right))
+            outcome = {"state": rules.FAILED, "reason": str(error)}
+    study.end(number, **outcome)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(spec: RunSpec, planned: dict[str, Any], key: str, folder: Path, after_epoch: Any) -> Any:
-    """Train on the training split; what the trained model gets right of the validation split."""
+def _job(spec: RunSpec, planned: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:
+    """Start model, data set and job of a trial. What is wrong with these is wrong for all trials, and fails none of them."""
     from ..data import versioning
     from ..decision import Decision
-    from ..domains import get_domain
     from ..model import build
-    from ..train import job as jobs
-    from ..train import selection
+    from ..train.job import Job
     from .finetune import plan_of
 
     version = versioning.find(planned["dataset"], spec.domain)
     clip = build.prepare(build.load(planned["start"], domain=spec.domain), spec)
-    decided = plan_of(spec, clip, planned["plan"], folder / "plan.json", version.card["counts"]["train"])
     decided = replace(
-        decided,
+        plan_of(spec, clip, planned["plan"], folder / "plan.json", version.card["counts"]["train"]),
         processes=Decision(1, "a trial runs in one process; the batch that the objective sees is the same"),
         compile=Decision(False, "a trial is too short for it to pay"),
     )
-    dataset = versioning.fetch(version)
-    job = jobs.Job(spec, decided, planned["start"], version.tag, key, "", folder)
-    jobs.train(job, clip, lambda steps: None, after_epoch)
-    return selection.judge(clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch)
+    return clip, versioning.fetch(version), Job(spec, decided, planned["start"], version.tag, folder.name, "", folder)
 
 
 def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> None:

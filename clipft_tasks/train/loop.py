@@ -242,7 +242,7 @@ def train(work: Work) -> dict[str, float]:
             done = number + 1
 
             if done % per_epoch == 0 and work.judge is not None and world.leads:
-                with _as_kept(model, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
+                with _as_kept(clip, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
                     judged = work.judge()
                 settle()
                 pending[-1][1]["validation_score"] = judged.score
@@ -332,19 +332,19 @@ def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingDa
 
 
 @contextmanager
-def _as_kept(model: nn.Module, average: "_Average | None") -> Iterator[None]:
+def _as_kept(clip: Clip, average: "_Average | None") -> Iterator[None]:
     """The model as it would be kept if training ended here: not training, with the averaged weights where there are any."""
-    trained = {name: value.clone() for name, value in model.state_dict().items()} if average else {}
+    trained = {name: value.clone() for name, value in clip.state().items()} if average else {}
     if average:
-        model.load_state_dict(average.state())
-    model.eval()
+        clip.load_state(average.state())
+    clip.model.eval()
     try:
         yield
     finally:
         if average:
-            model.load_state_dict(trained)
-        model.train()
-        steps.freeze_statistics(model)
+            clip.load_state(trained)
+        clip.model.train()
+        steps.freeze_statistics(clip.model)
 
 
 def _not_finite(

@@ -93,7 +93,8 @@ def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -
             texts = torch.cat([clip.encode_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)])
             own = torch.tensor([captions.index(c) for c in frame["caption"]])
         right = [
-            _finds(images[i : i + BLOCK] @ texts.T, own[i : i + BLOCK].to(images.device)) for i in range(0, len(images), BLOCK)
+            _finds(clip.similarity(images[i : i + BLOCK], texts), own[i : i + BLOCK].to(images.device))
+            for i in range(0, len(images), BLOCK)
         ]
     return Judged(rows, torch.cat(right).cpu().numpy())
 

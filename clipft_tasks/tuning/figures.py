@@ -22,8 +22,7 @@ def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
         points = [(t.number, last[t.number]) for t in tried if t.state == state and last[t.number] is not None]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, label=state, zorder=3)
-    lost = [t.number for t in tried if t.ended and last[t.number] is None]
-    for number in lost:
+    for number in (n for n, score in last.items() if score is None):  # failed before it had any
         axes.axvline(number, color=MARKS[rules.FAILED][1], alpha=0.25, linewidth=1)
     complete = [t for t in tried if t.score is not None]
     if complete:
@@ -39,7 +38,8 @@ def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
             axes.annotate("taken", (taken.number, taken.score), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.set(xlabel="trial", ylabel=f"{metric.replace('_', ' ')}, validation split", title=f"{len(last)} trials")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 

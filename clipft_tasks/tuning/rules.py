@@ -129,7 +129,8 @@ def decide(tried: Sequence[Tried], rows: Rows, min_gain: float) -> Decision:
     measured |= {"template": template.score, "gain": (best.score or 0.0) - template.score}
     others = len([t for t in ended if t.number != TEMPLATE])
     if best.number == TEMPLATE:
-        return Decision({}, f"none of {others} other trials scored more than the template's {template.score:.4f}", measured)
+        why = f"none of {others} other trials scored more than" if others else "no other trial was run beside"
+        return Decision({}, f"{why} the template's {template.score:.4f}; its values stay", measured)
     new, old = (unpack(t.right, len(rows.truth)) for t in (best, template))
     low, high = bootstrap(lambda drawn: rows.score(new, drawn) - rows.score(old, drawn), rows.groups, RESAMPLES)
     measured |= {"gain_low": low, "gain_high": high}

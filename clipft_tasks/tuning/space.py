@@ -15,7 +15,7 @@ from ..spec import RunSpec
 
 AROUND = 8.0  # factor below and above the template's value, where nobody declared a range
 SMOOTHING = 0.3  # most label smoothing that is tried
-COOLEST, WARMEST = 0.006, 1.0  # temperatures
+COOLEST, WARMEST = 0.01, 1.0  # temperatures; training keeps it above 0.01
 RANKS = (4, 8, 16, 32, 64)  # of low-rank updates
 
 
@@ -65,11 +65,9 @@ def space_of(spec: RunSpec, temperature: float | None) -> Space:
     """
     found: dict[str, Dimension] = {}
     if spec.tune.objective:
-        terms = [text.partition("=")[0].strip() for text in spec.objective.also]
-        for prefix, name in [("", spec.objective.name), *((f"{term}.", term) for term in terms)]:
-            found |= _declared(spec, prefix, name)
-        for text, term in zip(spec.objective.also, terms, strict=True):
-            found |= _weight(spec, text, term)
+        found |= _declared(spec, "", spec.objective.name)
+        for term, weight in _terms(spec).items():
+            found |= _declared(spec, f"{term}.", term) | _weight(spec, term, weight)
         found |= _temperature(spec, temperature)
     if spec.tune.learning_rate:
         rate = spec.train.learning_rate
@@ -98,9 +96,14 @@ def _declared(spec: RunSpec, prefix: str, name: str) -> dict[str, Dimension]:
     return out
 
 
-def _weight(spec: RunSpec, text: str, term: str) -> dict[str, Dimension]:
+def _terms(spec: RunSpec) -> dict[str, str]:
+    """The objectives beside the main one, each with its weight as it stands in the spec."""
+    return {name.strip(): weight or "1" for name, _, weight in (text.partition("=") for text in spec.objective.also)}
+
+
+def _weight(spec: RunSpec, term: str, weight: Any) -> dict[str, Dimension]:
     """The weight of a term beside the objective, unless it follows a schedule."""
-    weight = spec.objective.options.get(f"{term}.weight", text.partition("=")[2] or 1.0)
+    weight = spec.objective.options.get(f"{term}.weight", weight)
     if ">" in str(weight) or float(weight) <= 0:
         return {}
     around = Range(float(weight) / AROUND, float(weight) * AROUND, log=True)
@@ -127,9 +130,8 @@ def _with(declared: Range, own: Any) -> Dimension:
 
 def code_of(spec: RunSpec) -> Mapping[str, str]:
     """A digest of the source file of each objective that does not ship with clipft, by name."""
-    names = [spec.objective.name, *(text.partition("=")[0].strip() for text in spec.objective.also)]
     out = {}
-    for name in names:
+    for name in [spec.objective.name, *_terms(spec)]:
         kind = objectives.kind_of(name)
         if not kind.__module__.startswith("clipft_tasks."):
             path = inspect.getsourcefile(kind)

@@ -11,8 +11,9 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import optuna
@@ -47,9 +48,9 @@ def database() -> Iterator[None]:
         raise Transient(f"The database of tuning studies at {where} does not answer: {error}") from error
 
 
-def _storage() -> optuna.storages.RDBStorage:
+@cache
+def _storage(url: str) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the stages say what happens themselves
-    url = settings().studies
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
     with database(), FileLock(str(settings().folder("tuning") / "database.lock")):  # two must not make the tables at once
         return optuna.storages.RDBStorage(url, engine_kwargs=waits)
@@ -65,11 +66,10 @@ class Study:
 
     def __init__(self, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed
-        self._storage = _storage()
+        self._storage = _storage(settings().studies)
         with database():
             self._study = optuna.load_study(study_name=name, storage=self._storage)
         self.about: dict[str, Any] = dict(self._study.user_attrs)
-        self._beating = (0.0, 0.0)  # when this attempt began, and what those before took
 
     @property
     def space(self) -> dict[str, BaseDistribution]:
@@ -97,7 +97,7 @@ class Study:
             # A sampler of its own for each number: what it draws depends on the trials before, not on who else drew.
             self._study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=self.seed * SEEDS + number)
             trial = optuna.trial.Trial(self._study, identity)
-            fixed = trial.system_attrs.get("fixed_params", {})
+            fixed = self._storage.get_trial(identity).system_attrs.get("fixed_params", {})
             for field, kind in self.space.items():
                 if number == rules.TEMPLATE and field not in fixed:
                     continue  # the template leaves it to the objective
@@ -114,8 +114,8 @@ class Study:
             return number != rules.TEMPLATE and trial.should_prune()
 
     @contextmanager
-    def beating(self, number: int) -> Iterator[None]:
-        """Give signs of life, and count the seconds, while trial `number` runs here."""
+    def beating(self, number: int) -> Iterator[Callable[[], None]]:
+        """Give signs of life, and count the seconds, while trial `number` runs here. Yields what gives one at once."""
         identity, stop = self._id(number), threading.Event()
         before = float(self._attribute(number, "beat").get("seconds", 0.0))
         began = time.monotonic()
@@ -134,7 +134,7 @@ class Study:
         thread = threading.Thread(target=beats, daemon=True, name="beat")
         thread.start()
         try:
-            yield
+            yield beat
         finally:
             stop.set()
             thread.join()
@@ -180,26 +180,25 @@ class Study:
 
     def importance(self) -> dict[str, float]:
         """How much of the score's variation each field explains (fANOVA, Hutter et al. 2014,
-        https://proceedings.mlr.press/v32/hutter14.html); {} while too little was tried."""
+        https://proceedings.mlr.press/v32/hutter14.html); {} while too little was tried to say."""
+        if len({t.score for t in self.tried() if t.score is not None}) < 3:
+            return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         with database(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
-            except (ValueError, RuntimeError, ZeroDivisionError):  # fewer than two complete trials, or all of one score
-                return {}
+            return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
 
-def open_study(name: str, subject: str, space: Space, code: dict[str, Any], trials: int) -> tuple[Study, str]:
+def open_study(name: str, subject: str, space: Space, code: dict[str, Any], trials: int) -> str:
     """The study `name` with at least `trials` trials to run, made when there is none.
 
     Args:
         subject: what is tuned on what; studies of one subject differ in space or code.
         space: of the search; the template's values are those of trial 0.
         code: versions of what trains, by name.
-    Returns: the study, and why it is what it is.
+    Returns: whether it is new or goes on, and why.
     """
-    storage = _storage()
+    storage = _storage(settings().studies)
     about = {"subject": subject, "code": code}
     kinds = {field: optuna.distributions.distribution_to_json(_distribution(d)) for field, d in space.items()}
     with database(), FileLock(str(settings().folder("tuning") / "open.lock")):
@@ -215,9 +214,9 @@ def open_study(name: str, subject: str, space: Space, code: dict[str, Any], tria
             study.enqueue_trial({})
     if same:
         ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-        return Study(name), f"goes on with study {name}, in which {ended} trials have ended"
+        return f"goes on with study {name}, in which {ended} trials have ended"
     why = [_differs(dict(s.user_attrs), kinds, code) for s in known if "space" in s.user_attrs]
-    return Study(name), f"study {name} is new" + (f": since the last one, {why[-1]}" if why else "")
+    return f"study {name} is new" + (f": since the last one, {why[-1]}" if why else "")
 
 
 def _differs(before: dict[str, Any], space: dict[str, str], code: dict[str, Any]) -> str:
