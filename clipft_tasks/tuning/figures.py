@@ -37,6 +37,7 @@ def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
         if taken is not None:
             axes.annotate("taken", (taken.number, taken.score), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.set(xlabel="trial", ylabel=f"{metric.replace('_', ' ')}, validation split", title=f"{len(last)} trials")
+    axes.margins(y=0.12)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

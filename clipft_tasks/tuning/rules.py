@@ -75,8 +75,10 @@ def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
     mean = minutes / len(ended)
     if minutes + mean / 2 > tune.minutes:
         return f"{tune.minutes - minutes:.1f} minutes are left of {tune.minutes:g}, and a trial takes {mean:.1f}"
-    if template.score is not None and 1 - template.score <= tune.min_gain:
-        return f"the template scores {template.score:.4f}: nothing could gain more than min_gain = {tune.min_gain:g}"
+    best = best_of(ended)
+    if best is not None and best.score is not None and 1 - best.score <= tune.min_gain:
+        who = f"trial {best.number}" if best.number else "the template"
+        return f"{who} scores {best.score:.4f}: nothing could gain more than min_gain = {tune.min_gain:g} on it"
     whole = max(len(t.values) for t in ended)
     if len({tuple(sorted(t.values.items())) for t in ended if len(t.values) == whole}) >= points:
         return f"all {points:g} sets of values were tried"
@@ -91,8 +93,7 @@ def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
         else:
             since += 1
     if tune.patience and since >= tune.patience:
-        gained = best_of(ended)
-        if template.score is not None and gained is not None and (gained.score or 0) - template.score <= tune.min_gain:
+        if template.score is not None and best is not None and (best.score or 0) - template.score <= tune.min_gain:
             return f"nothing is gained: {since} trials, none better than the template by more than {tune.min_gain:g}"
         return f"nothing more is gained: none of the last {since} trials was better than the best before"
     return ""

@@ -93,6 +93,24 @@ def test_only_objectives_of_ones_own_are_known_by_their_source():
     assert set(space.code_of(spec(**{"objective.also": [f"{HERE}:Margins=1"]}))) == {f"{HERE}:Margins"}
 
 
+def test_importance_is_told_once_scores_differ(home):
+    from clipft_tasks.tuning.study import Study, open_study
+
+    found = space.space_of(spec(**{"tune.learning_rate": True}), 0.07)
+    open_study("s", "subject", found, {}, 6)
+    study = Study("s")
+    for number in range(6):
+        assert study.importance() == {} or number > 2
+        values = study.begin(number)
+        assert study.begin(number) == values  # a second start changes nothing
+        study.end(number, rules.COMPLETE, score=0.1 * number)
+        study.end(number, rules.FAILED, reason="too late")
+    assert [t.score for t in study.tried()] == pytest.approx([0.1 * n for n in range(6)])
+    assert study.tried()[0].values == {field: d.template for field, d in found.items()}
+    shares = study.importance()
+    assert set(shares) == set(found) and sum(shares.values()) == pytest.approx(1)
+
+
 # stopping -------------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +142,8 @@ def test_it_stops_when_nothing_more_is_gained():
 
 
 def test_it_stops_when_nothing_can_be_gained():
-    assert "nothing could gain" in rules.enough([complete(0, 0.995)], tune(), math.inf)
+    assert "the template scores 0.9950: nothing could gain" in rules.enough([complete(0, 0.995)], tune(), math.inf)
+    assert "trial 1 scores 1.0000: nothing could gain" in rules.enough([complete(0, 0.5), complete(1, 1.0)], tune(), math.inf)
 
 
 def test_it_stops_with_its_budget_and_before_a_trial_that_would_break_it():
