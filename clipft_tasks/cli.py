@@ -21,6 +21,7 @@ STAGES = {
     "validate": "Check the staged rows with Great Expectations and write the report.",
     "version": "Make a dataset version of the checked rows.",
     "plan": "Say what this machine allows, each decision with its reason.",
+    "tune": "Find better values than the template's by short trials, or say that there are none.",
     "finetune": "Train a candidate, or resume it.",
     "evaluate": "Score candidate, start model and champion at every resolution.",
     "gate": "Decide whether the candidate may be registered.",

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     mlflow_ui: str = Field("http://127.0.0.1:5050", description="address of MLflow's pages, for links")
     data_repo: str | None = Field(None, description="git repository of data sets, path or URL; default: home/datasets")
     dvc_remote: str | None = Field(None, description="DVC remote, folder or URL; default: home/dvc-remote")
+    tuning_url: str | None = Field(None, description="database of tuning studies (SQLAlchemy URL); default: SQLite under home")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
     prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
     alert_token: SecretStr | None = Field(None, description="what Alertmanager must show to call back")
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
     @property
     def tracking_uri(self) -> str:
         return self.mlflow_uri or f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def studies(self) -> str:
+        return self.tuning_url or f"sqlite:///{self.folder('tuning') / 'studies.db'}"
 
     @property
     def datasets(self) -> str:

@@ -111,6 +111,27 @@ class ObjectiveSpec(Section):
     )
 
 
+class TuneSpec(Section):
+    """Trials before the real training, that find better values than the template's; judged on the validation split alone."""
+
+    trials: int = Field(0, ge=0, le=1000, description="short trainings to choose values by; 0 takes the values as they stand")
+    minutes: float = Field(
+        60, gt=0, le=10_080, description="budget of all trials together; the one under way ends with its epoch"
+    )
+    objective: bool = Field(
+        True,
+        description="tune the options that the objective and those beside it declare, their weights, temperature and smoothing",
+    )
+    learning_rate: bool = Field(False, description="tune the learning rate too")
+    lora_rank: bool = Field(False, description="tune the rank of low-rank updates too")
+    epochs: int | None = Field(None, ge=1, le=1000, description="epochs of one trial; empty: as many as the training has")
+    patience: int = Field(8, ge=0, description="trials without a better one before it stops early; 0 never")
+    min_gain: float = Field(
+        0.005, ge=0, le=1, description="least gain over the template's values, as a fraction; below it they stay"
+    )
+    seed: int = Field(0, ge=0, description="seed of the search")
+
+
 class TrainSpec(Section):
     """The optimisation."""
 
@@ -214,6 +235,7 @@ SECTIONS: dict[str, str] = {
     "model": "Start model",
     "resolution": "Resolutions",
     "objective": "Objective",
+    "tune": "Tuning",
     "train": "Training",
     "memory": "Hardware and memory",
     "evaluate": "Evaluation",
@@ -240,6 +262,7 @@ class RunSpec(Section):
     model: ModelSpec = ModelSpec()
     resolution: ResolutionSpec = ResolutionSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
+    tune: TuneSpec = TuneSpec()
     train: TrainSpec = TrainSpec()
     memory: MemorySpec = MemorySpec()
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -308,6 +331,17 @@ class RunSpec(Section):
             else:
                 out[name] = value
         return out
+
+    def changed(self, values: Mapping[str, Any]) -> "RunSpec":
+        """The same with other values, by dotted name; `objective.options.NAME` sets one option. Raises ClipftError."""
+        flat = self.flat()
+        for name, value in values.items():
+            section, _, option = name.partition(".options.")
+            if option:
+                flat[f"{section}.options"] = flat[f"{section}.options"] | {option: value}
+            else:
+                flat[name] = value
+        return RunSpec.from_flat(flat)
 
     def identity(self, stage: str, *sections: str, **inputs: Any) -> str:
         """The hash that a stage's work is known by: the named sections of the spec and the stage's inputs."""

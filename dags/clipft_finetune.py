@@ -1,8 +1,8 @@
 """
 ### A dataset version becomes a served model
 
-`plan` pins the data and start model and decides, with reasons, how this machine will train → `finetune` trains a candidate
-in an MLflow run → `evaluate` scores it beside the start model and the champion, once per **resolution** → `gate` compares →
+`plan` pins the data and start model and decides, with reasons, how this machine will train → `tune` looks for better values
+by short trials, judged on the validation split, if the form asks for any → `finetune` trains a candidate in an MLflow run → `evaluate` scores it beside the start model and the champion, once per **resolution** → `gate` compares →
 `register` makes it challenger → `approve` waits for a person and `rollout` tries it on live traffic, both if the form says
 so → `promote` makes it champion → `deploy` has the server load it → `verify` asks the server the questions whose answers were recorded at training.
 
@@ -14,7 +14,8 @@ so → `promote` makes it champion → `deploy` has the server load it → `veri
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import dag, get_current_context, task
+from airflow.sdk import dag, get_current_context, task, task_group
+from airflow.sdk.exceptions import AirflowFailException
 from clipft_dag import ACCELERATOR, DEFAULTS, Approval, params, spec_of, stage
 
 
@@ -28,6 +29,7 @@ from clipft_dag import ACCELERATOR, DEFAULTS, Approval, params, spec_of, stage
         "model",
         "resolution",
         "objective",
+        "tune",
         "train",
         "memory",
         "evaluate",
@@ -50,9 +52,43 @@ def clipft_finetune() -> None:
     def plan(params: dict[str, Any] | None = None) -> dict[str, Any]:
         return stage("plan", params or {})
 
+    @task_group(
+        group_id="tune", tooltip="Short trainings with other values than the template's; skipped when tune.trials is 0."
+    )
+    def tune(planned: dict[str, Any]) -> Any:
+        @task(**ACCELERATOR, doc_md="The study of this work: what varies, and how often it is tried.")
+        def begin(planned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
+            return stage("tune.begin", params or {}, planned=planned, dag_run=f"clipft_finetune/{run_id}")
+
+        @task(doc_md="The trials' numbers: one mapped task each.")
+        def numbers(begun: dict[str, Any]) -> list[int]:
+            return list(begun["trials"])
+
+        @task(**ACCELERATOR, map_index_template="{{ trial }}", doc_md="One trial, or its rest after a kill; at once when over.")
+        def trial(
+            number: int, planned: dict[str, Any], begun: dict[str, Any], params: dict[str, Any] | None = None
+        ) -> dict[str, Any]:
+            get_current_context()["trial"] = f"trial {number}"  # type: ignore[typeddict-unknown-key]
+            return stage("tune.trial", params or {}, planned=planned, begun=begun, number=number)
+
+        # Runs whatever became of the trials: the study knows, and says which were lost.
+        @task(trigger_rule="all_done", doc_md="The best trial's values, or the template's, with the reason.")
+        def decide(planned: Any, begun: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
+            if not begun:
+                raise AirflowFailException("There is nothing to decide: the study was not begun.")
+            return stage("tune.decide", params or {}, planned=planned, begun=begun)
+
+        begun = begin(planned)
+        tried = trial.partial(planned=planned, begun=begun).expand(number=numbers(begun))
+        decided = decide(planned, begun)
+        tried >> decided
+        return decided
+
     @task(**ACCELERATOR, doc_md="Train, or resume from the newest checkpoint, or find the finished run of the same work.")
-    def finetune(planned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
-        return stage("finetune", params or {}, planned=planned, dag_run=f"clipft_finetune/{run_id}")
+    def finetune(
+        planned: dict[str, Any], tuned: dict[str, Any], params: dict[str, Any] | None = None, run_id: str | None = None
+    ) -> dict[str, Any]:
+        return stage("finetune", params or {}, planned=planned, tuned=tuned, dag_run=f"clipft_finetune/{run_id}")
 
     @task(**ACCELERATOR, map_index_template="{{ size }}", doc_md="Candidate, start model and champion on the same test rows.")
     def evaluate(resolution: int, candidate: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -84,7 +120,7 @@ def clipft_finetune() -> None:
         return stage("verify", params or {}, version=deployed["version"], previous=promoted["previous"])
 
     planned = plan()
-    candidate = finetune(planned)
+    candidate = finetune(planned, tune(planned))
     scores = evaluate.partial(candidate=candidate).expand(resolution=resolutions())
     verdict = gate(candidate, scores)
     registered = register(candidate, verdict)

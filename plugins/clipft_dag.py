@@ -69,15 +69,16 @@ def spec_of(given: Mapping[str, Any]) -> RunSpec:
 
 
 def stage(name: str, given: Mapping[str, Any], **inputs: Any) -> dict[str, Any]:
-    """Run a stage in this task's process.
+    """Run a stage in this task's process: `NAME` for its `run`, `NAME.PART` for a part of one that takes several tasks.
 
     What a person must mend fails the task without retries; everything else is tried again.
     """
     _end_with_parent()
     spec = spec_of(given)
     began = time.monotonic()
+    module, _, part = name.partition(".")
     try:
-        result = importlib.import_module(f"clipft_tasks.stages.{name}").run(spec, **inputs)
+        result = getattr(importlib.import_module(f"clipft_tasks.stages.{module}"), part or "run")(spec, **inputs)
     except ClipftError as error:
         raise AirflowFailException(str(error)) from error
     return dict(result) | {"seconds": round(time.monotonic() - began, 2)}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..spec import RunSpec
-from . import deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, validate, verify, version
+from . import deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, tune, validate, verify, version
 
 Done = Callable[[str], dict[str, Any]]  # a stage's result by its name
 
@@ -25,7 +25,8 @@ CHAIN: dict[str, Callable[[RunSpec, Done], dict[str, Any]]] = {
     "validate": lambda spec, done: validate.run(spec, done("ingest")["staging"]),
     "version": lambda spec, done: version.run(spec, done("ingest")["staging"]),
     "plan": _plan,
-    "finetune": lambda spec, done: finetune.run(spec, done("plan")),
+    "tune": lambda spec, done: tune.run(spec, done("plan")),
+    "finetune": lambda spec, done: finetune.run(spec, done("plan"), done("tune") if spec.tune.trials else None),
     "evaluate": _evaluate,
     "gate": lambda spec, done: gate.run(spec, done("finetune")["run_id"], done("evaluate")["evaluations"]),
     "register": lambda spec, done: register.run(spec, done("finetune")["run_id"], done("gate")),
@@ -46,4 +47,4 @@ def run_stage(name: str, spec: RunSpec, done: Done) -> dict[str, Any]:
 
 def stages_of(spec: RunSpec) -> list[str]:
     """The stages that a whole run of `spec` takes: without a source it starts from an existing dataset version."""
-    return [name for name in CHAIN if spec.source or name not in DATA_STAGES]
+    return [name for name in CHAIN if (spec.source or name not in DATA_STAGES) and (spec.tune.trials or name != "tune")]

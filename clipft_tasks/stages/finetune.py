@@ -13,11 +13,12 @@ from ..spec import RunSpec
 RECIPE = 4  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
-def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, Any]:
+def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = None, dag_run: str = "") -> dict[str, Any]:
     """Train, or resume, or find the finished run of the same work.
 
     Args:
         planned: result of the plan stage.
+        tuned: result of the tune stage; its values enter the spec, so that the run's spec.json says everything.
         dag_run: the Airflow run that asked, for lineage.
     Returns: run_id, key, dataset, done_before (bool), steps, pairs_per_second, links.
     Raises: ClipftError (spec, data, NaN, full disk); Transient (MLflow or the data remote is away).
@@ -29,6 +30,9 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     from ..model import build
     from ..train import job as jobs
 
+    tuned = tuned or {"values": {}}
+    # What is logged, hashed and packed is the whole truth: run again, it gives this run.
+    spec = spec.changed(tuned["values"] | {"tune.trials": 0, "dataset": planned["dataset"], "model.start": planned["start"]})
     version = versioning.find(planned["dataset"], spec.domain)
     clip = build.load(planned["start"], domain=spec.domain)
     key = spec.identity(
@@ -49,7 +53,7 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     work = settings().folder("work", key)
     build.prepare(clip, spec)
     rows = version.card["counts"]["train"]
-    decided = _plan(spec, clip, planned["plan"], work / "plan.json", rows)
+    decided = plan_of(spec, clip, planned["plan"], work / "plan.json", rows)
     for line in decided.lines():
         say(line)
     if rows < spec.train.batch:
@@ -61,6 +65,8 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     with tracking.neighbour(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
         mlflow.log_dict(decided.to_dict(), "plan.json")
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
+        if tuned["values"]:
+            mlflow.log_dict(tuned, "tuning.json")
         trained = jobs.train(job, clip, lambda steps: tracking.log_steps(run_id, steps))
         mlflow.log_metrics({k: v for k, v in trained.items() if k != "pairs_per_second" or v})
         package = _package(spec, clip, dataset, work / "package", run_id, key)
@@ -71,7 +77,7 @@ def run(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str, 
     return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}
 
 
-def _plan(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: int) -> Any:
+def plan_of(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: int) -> Any:
     """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first."""
     from ..train import plan as plans
     from ..train.hardware import probe
@@ -113,6 +119,7 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         "classes": dataset.classes,
         "start": clip.source,
         "objective": spec.objective.model_dump(),
+        "spec": spec.model_dump(mode="json"),
         "resolutions": {"train": list(sides(spec.resolution)), "serve": side, "evaluated": spec.resolution.evaluate},
         "tokenizer": {"name": type(clip.tokenizer).__name__, "context_length": clip.context_length},
         "embed_dim": clip.embed_dim,

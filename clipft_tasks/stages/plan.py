@@ -1,5 +1,6 @@
 """plan: what this machine allows the run, each decision with its reason."""
 
+import math
 from typing import Any
 
 from ..progress import say
@@ -9,8 +10,8 @@ from ..spec import RunSpec
 def run(spec: RunSpec) -> dict[str, Any]:
     """Pin down what the run works on, and probe the hardware with the start model.
 
-    Returns: dataset (tag) and start (a version, never `champion`), so that a retry works on the same; plan (decisions by
-        name).
+    Returns: dataset (tag) and start (a version, never `champion`), so that a retry works on the same; digest and temperature
+        of the start model; plan (decisions by name).
     Raises: ClipftError when the data set or start model cannot be had, or no batch fits.
     """
     from .. import objectives
@@ -20,9 +21,12 @@ def run(spec: RunSpec) -> dict[str, Any]:
 
     objectives.make(spec.objective)  # a wrong option shows here, not after the data was read
     dataset = versioning.find(spec.dataset, spec.domain)
-    clip = build.prepare(build.load(spec.model.start, domain=spec.domain), spec)
+    clip = build.load(spec.model.start, domain=spec.domain)
+    temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
+    start = {"start": clip.source, "digest": clip.digest, "temperature": temperature}
+    build.prepare(clip, spec)
     decided = plan.make(spec, clip, rows=dataset.card["counts"]["train"])
     say(f"{dataset.tag} from {clip.source}")
     for line in decided.lines():
         say(line)
-    return {"dataset": dataset.tag, "start": clip.source, "plan": decided.to_dict()}
+    return {"dataset": dataset.tag, **start, "plan": decided.to_dict()}

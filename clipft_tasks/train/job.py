@@ -20,12 +20,13 @@ from ..model import build
 from ..model.clip import Clip
 from ..objectives import make
 from ..spec import RunSpec
-from . import loop, parallel
+from . import loop, parallel, selection
 from .checkpoints import Checkpoints
 from .plan import Plan, multiple
 from .schedule import sides
 
 Log = Callable[[list[tuple[int, dict[str, float]]]], None]
+AfterEpoch = Callable[[int, selection.Judged], None]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Job:
         return cls(spec=spec, plan=plan, folder=folder, **content)
 
 
-def train(job: Job, clip: Clip, log: Log) -> dict[str, float]:
-    """Train `clip` in place, here or in as many processes as the plan says. Returns the loop's figures."""
+def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None) -> dict[str, float]:
+    """Train `clip` in place, here or in as many processes as the plan says. Returns the loop's figures.
+
+    Args:
+        after_epoch: called in this process after each epoch; only where the plan has a single one.
+    """
     if job.plan.processes.value == 1:
-        return loop.train(_work(job, clip, log, parallel.ALONE))
+        return loop.train(_work(job, clip, log, parallel.ALONE, after_epoch))
+    assert after_epoch is None
     job.write()
     ports = ["--standalone", "--nproc-per-node", str(job.plan.processes.value)]
     command = [sys.executable, "-m", "torch.distributed.run", *ports, "-m", __name__, str(job.folder)]
@@ -78,7 +84,7 @@ def train(job: Job, clip: Clip, log: Log) -> dict[str, float]:
     return dict(json.loads((job.folder / "figures.json").read_text()))
 
 
-def _work(job: Job, clip: Clip, log: Log, world: parallel.World) -> loop.Work:
+def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: AfterEpoch | None = None) -> loop.Work:
     spec, domain = job.spec, get_domain(job.spec.domain)
     dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
 
@@ -87,6 +93,9 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World) -> loop.Work:
             dataset, clip, domain.augment, split=split, largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
             seed=spec.train.seed, sampling=sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
         )  # fmt: skip
+
+    def judge() -> selection.Judged:
+        return selection.judge(clip, dataset, domain, spec.resolution.train, spec.evaluate.batch)
 
     return loop.Work(
         clip=clip,
@@ -99,6 +108,8 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World) -> loop.Work:
         log=log,
         validation=data("val", "shuffled") if spec.train.patience else None,
         world=world,
+        judge=judge if after_epoch else None,
+        after_epoch=after_epoch,
     )
 
 

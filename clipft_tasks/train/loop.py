@@ -35,6 +35,7 @@ from .memory import MicroBatches, OutOfMemory
 from .parallel import ALONE, World
 from .plan import EVERY, Plan, multiple
 from .schedule import Schedule
+from .selection import Judged
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
@@ -50,6 +51,8 @@ class Work:
         validation: the split that early stopping watches.
         log: receives (step, figures) of steps, each once, after the checkpoint that covers them.
         world: the processes that share the run.
+        judge: asks the model, as it would be kept now, about the validation split; called after each epoch.
+        after_epoch: receives (epochs done, its answer); may end the run by raising.
     """
 
     clip: Clip
@@ -62,6 +65,8 @@ class Work:
     log: Log
     validation: TrainingData | None = None
     world: World = field(default=ALONE)
+    judge: Callable[[], Judged] | None = None
+    after_epoch: Callable[[int, Judged], None] | None = None
 
 
 def train(work: Work) -> dict[str, float]:
@@ -236,6 +241,13 @@ def train(work: Work) -> dict[str, float]:
             settle(keep=1 if late else 0)
             done = number + 1
 
+            if done % per_epoch == 0 and work.judge is not None and world.leads:
+                with _as_kept(clip, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
+                    judged = work.judge()
+                settle()
+                pending[-1][1]["validation_score"] = judged.score
+                if work.after_epoch is not None:
+                    work.after_epoch(done // per_epoch, judged)
             if done % per_epoch == 0 and work.validation is not None and spec.patience:
                 with attention.use(plan.policy(free_memory(device.type))):
                     value = validation_loss(
@@ -317,6 +329,22 @@ def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingDa
     model.train()
     steps.freeze_statistics(model)
     return sum(losses) / len(losses)
+
+
+@contextmanager
+def _as_kept(clip: Clip, average: "_Average | None") -> Iterator[None]:
+    """The model as it would be kept if training ended here: not training, with the averaged weights where there are any."""
+    trained = {name: value.clone() for name, value in clip.state().items()} if average else {}
+    if average:
+        clip.load_state(average.state())
+    clip.model.eval()
+    try:
+        yield
+    finally:
+        if average:
+            clip.load_state(trained)
+        clip.model.train()
+        steps.freeze_statistics(clip.model)
 
 
 def _not_finite(

@@ -30,7 +30,8 @@ def dying(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return out
 setattr(owner, leaf, dying)
-importlib.import_module("clipft_tasks.stages." + stage).run(RunSpec.from_flat(flat), **inputs)
+stage, _, part = stage.partition(".")
+getattr(importlib.import_module("clipft_tasks.stages." + stage), part or "run")(RunSpec.from_flat(flat), **inputs)
 """
 
 

@@ -20,7 +20,8 @@ print("RESULT" + json.dumps({
     "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params),
     "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
     "kinds": {t.task_id: t.task_type for t in dag.tasks},
-    "pools": {t.task_id: t.pool for t in dag.tasks},
+    "pools": {t.task_id: t.pool for t in dag.tasks}, "mapped": [t.task_id for t in dag.tasks if t.is_mapped],
+    "upstream": {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks},
 }))
 """
 
@@ -52,7 +53,8 @@ def test_lost_tasks_are_tried_again_and_none_runs_for_ever(dag):
 
 def test_training_and_evaluation_share_one_accelerator(dag):
     if dag["id"] == "clipft_finetune":
-        assert {t for t, pool in dag["pools"].items() if pool == "accelerator"} == {"plan", "finetune", "evaluate"}
+        on_it = {"plan", "tune.begin", "tune.trial", "finetune", "evaluate"}
+        assert {t for t, pool in dag["pools"].items() if pool == "accelerator"} == on_it
 
 
 def test_a_form_is_made_of_the_specs_fields(dag):
@@ -66,3 +68,10 @@ def test_a_form_is_made_of_the_specs_fields(dag):
         "clipft_drift_watch": {"domains", "wait_minutes", "cool_down_minutes", "approval"},
     }.get(dag["id"], set())
     assert set(dag["params"]) - own <= set(form())
+
+
+def test_training_waits_for_its_tuning_one_mapped_task_a_trial(dag):
+    if dag["id"] == "clipft_finetune":
+        assert "tune.trial" in dag["mapped"]
+        assert {"tune.trial", "tune.begin"} <= set(dag["upstream"]["tune.decide"])
+        assert dag["upstream"]["finetune"] == ["plan", "tune.decide"]
