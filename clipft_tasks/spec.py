@@ -154,7 +154,13 @@ class TrainSpec(Section):
     lora_rank: int = Field(0, ge=0, le=256, description="rank of low-rank updates beside frozen weights; 0 trains the weights")
     head_first: float = Field(0.0, ge=0, le=0.9, description="share of the steps in which only the heads train")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a running average of the weights, which is kept; 0 for none")
-    patience: int = Field(0, ge=0, description="epochs without a lower validation loss before stopping early; 0 never")
+    keep: Literal["best", "last"] = Field(
+        "best", description="which epoch's weights: the best on the validation split (balanced accuracy, else R@1), or the last"
+    )
+    max_forgetting: float = Field(
+        1.0, gt=0, le=1, description="most that an epoch may lose on the general set, as a fraction, to be the best; 1: any"
+    )
+    patience: int = Field(0, ge=0, description="epochs without a better one before stopping early; 0 never")
     seed: int = Field(0, ge=0, description="seed of order, augmentation and dropout")
     checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
 

@@ -108,9 +108,13 @@ def log_params(run_id: str, params: Mapping[str, Any]) -> None:
 
 
 def log_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-    """Log figures of training steps, many at a time."""
+    """Log figures of training steps, many at a time; those of an epoch begin with `val.`."""
     now = int(time.time() * 1000)
-    metrics = [mlflow.entities.Metric(f"train.{k}", float(v), now, step) for step, figures in steps for k, v in figures.items()]
+    metrics = [
+        mlflow.entities.Metric(k if k.startswith("val.") else f"train.{k}", float(v), now, step)
+        for step, figures in steps
+        for k, v in figures.items()
+    ]
     for i in range(0, len(metrics), 1000):
         client().log_batch(run_id, metrics=metrics[i : i + 1000])
 

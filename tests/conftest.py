@@ -159,26 +159,35 @@ def a_plan(sides: tuple[int, ...] = (32,), **values: object):
     return Plan(**{name: Decision(value, "test") for name, value in (decided | values).items()})
 
 
-def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, validation: bool = False):
-    """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it."""
+def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, judge=None, retention=None):
+    """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it.
+
+    Args:
+        judge: of each epoch, as in `Work`; None asks about the validation split where the spec keeps the best.
+    """
     from clipft_tasks.data.loader import TrainingData
     from clipft_tasks.domains import get_domain
     from clipft_tasks.objectives import make
-    from clipft_tasks.train import checkpoints, loop, parallel
+    from clipft_tasks.train import checkpoints, loop, parallel, selection
     from clipft_tasks.train.schedule import sides
 
-    how = get_domain(spec.domain).augment
+    domain = get_domain(spec.domain)
     every = sides(spec.resolution, 8)
     common = {"largest": max(every), "batch": spec.train.batch, "seed": spec.train.seed, "workers": 1}
+
+    def choose(batch):
+        return selection.judge(clip, dataset, domain, spec.resolution.train, batch)
+
     return loop.Work(
         clip=clip,
         objective=make(spec.objective),
-        data=TrainingData.open(dataset, clip, how, sampling=spec.train.sampling, **common),
+        data=TrainingData.open(dataset, clip, domain.augment, sampling=spec.train.sampling, **common),
         spec=spec.train,
         resolution=spec.resolution,
         plan=plan or a_plan(every),
         checkpoints=checkpoints.Checkpoints(folder, "k"),
         log=log,
-        validation=TrainingData.open(dataset, clip, how, split="val", **common) if validation else None,
         world=world or parallel.ALONE,
+        judge=judge or (choose if spec.train.keep == "best" else None),
+        retention=retention,
     )

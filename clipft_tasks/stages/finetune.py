@@ -10,7 +10,7 @@ from ..progress import say
 from ..settings import settings
 from ..spec import RunSpec
 
-RECIPE = 4  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 5  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = None, dag_run: str = "") -> dict[str, Any]:

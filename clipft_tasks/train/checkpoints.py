@@ -9,7 +9,7 @@ import torch
 from ..errors import ClipftError
 from ..progress import say
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoints:

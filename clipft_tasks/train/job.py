@@ -19,6 +19,7 @@ from ..errors import ClipftError, Transient
 from ..model import build
 from ..model.clip import Clip
 from ..objectives import make
+from ..progress import say
 from ..spec import RunSpec
 from . import loop, parallel, selection
 from .checkpoints import Checkpoints
@@ -88,27 +89,31 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: Af
     spec, domain = job.spec, get_domain(job.spec.domain)
     dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
 
-    def data(split: str, sampling: str) -> TrainingData:
-        return TrainingData.open(
-            dataset, clip, domain.augment, split=split, largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
-            seed=spec.train.seed, sampling=sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
-        )  # fmt: skip
+    data = TrainingData.open(
+        dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
+        seed=spec.train.seed, sampling=spec.train.sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
+    )  # fmt: skip
 
-    def judge() -> selection.Judged:
-        return selection.judge(clip, dataset, domain, spec.resolution.train, spec.evaluate.batch)
+    def judge(batch: int) -> selection.Judged:
+        return selection.judge(clip, dataset, domain, spec.resolution.train, batch)
 
+    chooses = spec.train.keep == "best" or spec.train.patience > 0
+    if chooses and not selection.Rows.of(dataset.frame).tells:
+        say("The validation rows have neither two classes nor two captions: no epoch is better than another, the last is kept.")
+        chooses = False
+    limited = chooses and spec.train.max_forgetting < 1
     return loop.Work(
         clip=clip,
         objective=make(spec.objective),
-        data=data("train", spec.train.sampling),
+        data=data,
         spec=spec.train,
         resolution=spec.resolution,
         plan=job.plan,
         checkpoints=Checkpoints(job.folder / "checkpoints", job.key),
         log=log,
-        validation=data("val", "shuffled") if spec.train.patience else None,
         world=world,
-        judge=judge if after_epoch else None,
+        judge=judge if chooses or after_epoch else None,
+        retention=(lambda: selection.retention(clip, domain, spec.resolution.train)) if limited else None,
         after_epoch=after_epoch,
     )
 

@@ -35,7 +35,7 @@ from .memory import MicroBatches, OutOfMemory
 from .parallel import ALONE, World
 from .plan import EVERY, Plan, multiple
 from .schedule import Schedule
-from .selection import Judged
+from .selection import Best, Judged
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
@@ -48,11 +48,12 @@ class Work:
 
     Attributes:
         data: the training split.
-        validation: the split that early stopping watches.
         log: receives (step, figures) of steps, each once, after the checkpoint that covers them.
         world: the processes that share the run.
-        judge: asks the model, as it would be kept now, about the validation split; called after each epoch.
-        after_epoch: receives (epochs done, its answer); may end the run by raising.
+        judge: asks the model, as it would be kept now, about the validation split, some pictures at a time; called after each
+            epoch. None: the last weights are kept.
+        retention: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
+        after_epoch: receives (epochs done, the judge's answer); may end the run by raising.
     """
 
     clip: Clip
@@ -63,17 +64,17 @@ class Work:
     plan: Plan
     checkpoints: Checkpoints
     log: Log
-    validation: TrainingData | None = None
     world: World = field(default=ALONE)
-    judge: Callable[[], Judged] | None = None
+    judge: Callable[[int], Judged] | None = None
+    retention: Callable[[], float] | None = None
     after_epoch: Callable[[int, Judged], None] | None = None
 
 
 def train(work: Work) -> dict[str, float]:
     """Fine-tune the model in place, from its newest checkpoint if there is one.
 
-    Returns: figures of the whole run: steps, pairs, pairs per second of this process, the step resumed from, and how often
-        memory was short or fp16 overflowed.
+    Returns: figures of the whole run: steps, the epoch whose weights are kept, pairs, pairs per second of this process, the
+        step resumed from, and how often memory was short or fp16 overflowed.
     Raises:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
         Transient: SIGTERM came; a checkpoint was written first.
@@ -102,27 +103,29 @@ def train(work: Work) -> dict[str, float]:
     shared += [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
     half = plan.precision.value == "fp16"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    average = _Average(clip, spec.ema) if spec.ema else None
     per_epoch = work.data.sampler.steps_per_epoch
     last = per_epoch * spec.epochs
     schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
     share = -(-work.data.sampler.batch // world.size)
     micro = MicroBatches(plan.micro_batches, share, int(plan.memory_gb.value * 2**30))
-    stopping = _Stopping(spec.patience)
+    best = Best(spec.keep == "best", spec.patience, spec.max_forgetting)
 
-    first = overflows = in_a_row = 0
-    if state := work.checkpoints.latest():
+    first = done = overflows = in_a_row = 0
+    state = work.checkpoints.latest()
+    if not state:
+        _fit_similarity(towers, work)
+    average = _Average(clip, spec.ema) if spec.ema else None
+    if state:
         clip.load_state(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         work.objective.load_state_dict(state["objective"])
         if average:
             average.load(state["average"])
-        stopping.load(state["stopping"])
-        first = last if stopping.stopped else state["step"]
+        best.load(state["best"])
+        first = last if best.stopped else state["step"]
+        done = state["step"]
         say(f"Resumed at step {state['step']} of {last}.")
-    else:
-        _fit_similarity(towers, work)
     world.copy_from_leader([*clip.state().values()])  # a process without the file has the same weights
 
     pending: list[tuple[int, dict[str, float]]] = []
@@ -144,7 +147,7 @@ def train(work: Work) -> dict[str, float]:
         if world.leads:
             content = {"model": clip.state(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
             content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
-            work.checkpoints.save(done, content | {"stopping": stopping.state(), "plan": plan.to_dict()})
+            work.checkpoints.save(done, content | {"best": best.state(), "plan": plan.to_dict()})
             work.log(list(pending))  # after the checkpoint: what a resumed run repeats was not logged before
         pending.clear()
 
@@ -154,10 +157,29 @@ def train(work: Work) -> dict[str, float]:
             bucketed=device.type != "cpu", pinned=device.type == "cuda",
         )  # fmt: skip
 
+    @contextmanager
+    def asked() -> Iterator[None]:
+        with _as_kept(clip, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
+            yield
+
+    def judge(epoch: int) -> dict[str, float]:
+        assert work.judge is not None
+        with asked():
+            judged = work.judge(micro.at(plan.sides[-1]))
+            known = work.retention() if work.retention else None
+        beside = best.note(epoch, judged, known, average.weights if average else clip.state())
+        say(f"Epoch {epoch} of {spec.epochs}: {judged}{beside}")
+        if work.after_epoch is not None:
+            work.after_epoch(epoch, judged)
+        return {"val.score": judged.score} | ({} if known is None else {"val.retention": known})
+
+    if work.retention and not done and world.leads:
+        with asked():
+            best.start = work.retention()
     resident = all(micro.fits(side, share) for side in plan.sides)
     batches = loader.ahead(prepare, first, last, device=device, resident=resident, workers=plan.workers.value)
     began = saved = time.monotonic()
-    pairs = done = 0
+    pairs = 0
     side = 0
     with _signals() as stop:
         for number in progress(range(first, last), "steps", last - first) if world.leads else range(first, last):
@@ -241,22 +263,13 @@ def train(work: Work) -> dict[str, float]:
             settle(keep=1 if late else 0)
             done = number + 1
 
-            if done % per_epoch == 0 and work.judge is not None and world.leads:
-                with _as_kept(clip, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
-                    judged = work.judge()
+            if done % per_epoch == 0 and work.judge is not None:
                 settle()
-                pending[-1][1]["validation_score"] = judged.score
-                if work.after_epoch is not None:
-                    work.after_epoch(done // per_epoch, judged)
-            if done % per_epoch == 0 and work.validation is not None and spec.patience:
-                with attention.use(plan.policy(free_memory(device.type))):
-                    value = validation_loss(
-                        towers, work.objective, work.validation, work.resolution.train, micro.at(plan.sides[-1])
-                    )
-                settle()
-                pending[-1][1]["validation_loss"] = value
-                if stopping.enough(value, average.state() if average else clip.state()):
-                    say(f"Stopped after epoch {done // per_epoch}: no lower validation loss in {spec.patience} epochs.")
+                if world.leads:
+                    pending[-1][1].update(judge(done // per_epoch))
+                if world.any(best.stopped):
+                    if world.leads:
+                        say(f"Stopped after epoch {done // per_epoch}: nothing better in {spec.patience} epochs.")
                     break
             if world.any(stop.is_set()):
                 save(done)
@@ -270,15 +283,17 @@ def train(work: Work) -> dict[str, float]:
             save(done)
     seconds = time.monotonic() - began
 
-    if stopping.best is not None:
-        clip.load_state(stopping.best)
+    if best.weights:
+        clip.load_state(best.weights)
     elif average:
-        clip.load_state(average.state())
+        clip.load_state(average.weights)
+    world.copy_from_leader([*clip.state().values()])  # who alone has the best
     plain_blocks(model)
     merge_low_rank(model)
     model.requires_grad_(True).eval()
     return {
-        "steps": last if first < last or not stopping.stopped else first,
+        "steps": done,
+        "kept_epoch": best.epoch if best.weights else done / per_epoch,
         "resumed_at": first,
         "pairs": pairs,
         "pairs_per_second": pairs / seconds if pairs else 0.0,
@@ -315,28 +330,12 @@ def _towers(clip: Clip, plan: Plan) -> steps.Towers:
     return steps.Towers(clip, image, text, context, probes.MEMORY_FORMATS[plan.layout.value])
 
 
-def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingData, side: int, micro_batch: int) -> float:
-    """Mean loss over a split's batches of the training size, on plain pictures; the model is as in training afterwards."""
-    model = towers.clip.model
-    model.eval()
-    losses = []
-    with torch.no_grad():
-        for number in range(data.sampler.steps_per_epoch):
-            batch = data.batch(number, side, how=PLAIN)
-            images = torch.cat([towers.images(batch, p, 0) for p in steps.parts_of(len(batch.pictures), micro_batch)])
-            texts = torch.cat([towers.texts(batch.tokens[p], 0) for p in steps.parts_of(len(batch.tokens), micro_batch)])
-            losses.append(float(steps.batch_loss(towers.clip, objective, images, texts, batch)[0]))
-    model.train()
-    steps.freeze_statistics(model)
-    return sum(losses) / len(losses)
-
-
 @contextmanager
 def _as_kept(clip: Clip, average: "_Average | None") -> Iterator[None]:
     """The model as it would be kept if training ended here: not training, with the averaged weights where there are any."""
     trained = {name: value.clone() for name, value in clip.state().items()} if average else {}
     if average:
-        clip.load_state(average.state())
+        clip.load_state(average.weights)
     clip.model.eval()
     try:
         yield
@@ -409,34 +408,9 @@ class _Average:
                 self.weights[name].copy_(value)
 
     def state(self) -> dict[str, Any]:
-        return self.weights
-
-    def load(self, weights: dict[str, Any]) -> None:
-        for name, value in weights.items():
-            self.weights[name].copy_(value)
-
-
-class _Stopping:
-    """Early stopping: the best weights so far, and how long ago that was."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self.lowest, self.since, self.stopped = math.inf, 0, False
-        self.best: dict[str, Any] | None = None
-
-    def enough(self, value: float, weights: dict[str, Any]) -> bool:
-        """Note an epoch's validation loss; whether to stop."""
-        if value < self.lowest:
-            self.lowest, self.since = value, 0
-            self.best = {name: w.detach().cpu().clone() for name, w in weights.items()}
-        else:
-            self.since += 1
-        self.stopped = self.since >= self.patience
-        return self.stopped
-
-    def state(self) -> dict[str, Any]:
-        return {"lowest": self.lowest, "since": self.since, "stopped": self.stopped, "best": self.best}
+        return {"steps": self.steps, "weights": self.weights}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.lowest, self.since, self.stopped = state["lowest"], state["since"], state["stopped"]
-        self.best = state["best"]
+        self.steps = state["steps"]
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(value)

@@ -1,10 +1,12 @@
-"""The figure that models of one run are chosen by, on the validation split. Tuning and the choice of a checkpoint share it.
+"""What models of one run are chosen by, on the validation split. Tuning, the choice of an epoch and blending share it.
 
 The test split is for the report alone: nothing here reads a row of it, not even the names of its classes.
 """
 
 import base64
+import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,12 @@ import torch
 from ..data.decoded import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
+from ..errors import ClipftError
 from ..evaluate.metrics import balanced_accuracy
 from ..model.clip import Clip
 
 SPLIT = "val"
+ROWS = 512  # of the split that are asked about, at most: standard error of 2 points, and seconds even on a CPU
 BLOCK = 1024  # rows of the similarity matrix at a time
 
 
@@ -25,27 +29,40 @@ class Rows:
     """The rows that models are judged on, and how.
 
     Attributes:
-        metric: balanced_accuracy (zero-shot) where there are classes, else image_to_text_r1.
+        metric: balanced_accuracy (zero-shot) where there are classes to tell apart, else image_to_text_r1.
+        at: (rows,) their numbers in the split.
         truth: (rows,) class id, -1 where unknown; 0 everywhere where nothing is classified.
         groups: (rows,) what bootstrap resamples as a whole.
         classes: names, by id.
+        tells: whether a model could be wrong: not where every row has the same caption and none a class.
     """
 
     metric: str
+    at: np.ndarray
     truth: np.ndarray
     groups: np.ndarray
     classes: list[str]
+    tells: bool
 
     @classmethod
-    def of(cls, frame: pd.DataFrame) -> "Rows":
-        """Those of a manifest. Only the training and validation rows say which classes there are."""
+    def of(cls, frame: pd.DataFrame, limit: int = ROWS) -> "Rows":
+        """Those of a manifest. Only the training and validation rows say which classes there are.
+
+        Args:
+            limit: most rows, the same ones each time: as many of one class as of another, of as many groups as there are.
+        """
         classes = sorted(set(frame.loc[frame["split"].isin(("train", SPLIT)), "label"]) - {""})
-        held = frame[frame["split"] == SPLIT]
+        held = frame[frame["split"] == SPLIT].reset_index(drop=True)
+        # Rows of one class cannot show that a model calls everything by its name.
+        if held.loc[held["label"] != "", "label"].nunique() < 2:
+            classes = []
+        at = _spread(held, limit, bool(classes))
+        held = held.iloc[at]
         groups = np.array([g or k for g, k in zip(held["group"], held["key"], strict=True)])
-        if len(classes) < 2 or not (held["label"] != "").any():
-            return cls("image_to_text_r1", np.zeros(len(held), int), groups, [])
+        if not classes:
+            return cls("image_to_text_r1", at, np.zeros(len(held), int), groups, [], held["caption"].nunique() > 1)
         truth = np.array([classes.index(x) if x else -1 for x in held["label"]])
-        return cls("balanced_accuracy", truth, groups, classes)
+        return cls("balanced_accuracy", at, truth, groups, classes, True)
 
     def score(self, right: np.ndarray, rows: np.ndarray | None = None) -> float:
         """The metric, from what a model got right, on all rows or on some (row numbers, repeats allowed)."""
@@ -68,8 +85,25 @@ class Judged:
     def score(self) -> float:
         return self.rows.score(self.right)
 
+    def __str__(self) -> str:
+        return f"{self.rows.metric} {self.score:.4f} on {len(self.right)} validation rows"
 
-def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -> Judged:
+
+def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
+    """At most `limit` rows of a split, by number: the first of each group before the second of any, the classes in turn."""
+    if len(held) <= limit:
+        return np.arange(len(held))
+    if classified:
+        held = held[held["label"] != ""]
+    held = held.assign(order=[hashlib.sha256(k.encode()).hexdigest() for k in held["key"]]).sort_values("order")
+    held = held.assign(turn=held.groupby(held["group"].where(held["group"] != "", held["key"])).cumcount())
+    held = held.sort_values("turn", kind="stable")
+    if classified:
+        held = held.assign(turn=held.groupby("label").cumcount()).sort_values("turn", kind="stable")
+    return np.sort(held.index.to_numpy()[:limit])
+
+
+def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, limit: int = ROWS) -> Judged:
     """Ask a model about the validation split, on plain pictures of the size that it is for.
 
     The model stays in the mode (training or not) that it is in; put it into `eval()` first.
@@ -77,26 +111,39 @@ def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -
     Args:
         side: of the pictures, pixels.
         batch: pictures per forward pass.
+        limit: most rows that it is asked about.
     """
-    rows = Rows.of(dataset.frame)
+    rows = Rows.of(dataset.frame, limit)
     frame = dataset.split(SPLIT)
     pictures = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
     with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
-        images = torch.cat(
-            [clip.encode_images(pictures.take(np.arange(i, min(i + batch, len(frame))))) for i in range(0, len(frame), batch)]
-        )
+        images = torch.cat([clip.encode_images(pictures.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
         if rows.classes:
             texts = clip.class_embeddings(rows.classes, domain.prompts)
             own = torch.from_numpy(rows.truth)
         else:
-            captions = sorted(frame["caption"].unique())
+            own_captions = frame["caption"].iloc[rows.at]
+            captions = sorted(own_captions.unique())
             texts = torch.cat([clip.encode_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)])
-            own = torch.tensor([captions.index(c) for c in frame["caption"]])
+            own = torch.tensor([captions.index(c) for c in own_captions])
         right = [
             _finds(clip.similarity(images[i : i + BLOCK], texts), own[i : i + BLOCK].to(images.device))
             for i in range(0, len(images), BLOCK)
         ]
     return Judged(rows, torch.cat(right).cpu().numpy())
+
+
+def retention(clip: Clip, domain: Domain, side: int) -> float:
+    """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
+    from ..evaluate import retention as general
+
+    figures = general.score(clip, side, domain.retention)
+    if not figures:
+        raise ClipftError(
+            f"the general set {domain.retention!r}", "it is not installed, so what was forgotten cannot be measured",
+            "Install `clipft[demo]`, name a dataset version in the domain, or set train.max_forgetting to 1 and blend.points to 0.",
+        )  # fmt: skip
+    return float(figures["retention"]["value"])
 
 
 def validation_score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -> float:
@@ -118,3 +165,57 @@ def pack(right: np.ndarray) -> str:
 def unpack(text: str, rows: int) -> np.ndarray:
     """What `pack` packed."""
     return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=rows).astype(bool)
+
+
+class Best:
+    """The best epoch so far: what is kept in the end, and what early stopping looks at.
+
+    An epoch that forgot more than it may is worse than any that did not; of two such, the one that forgot less is better. Of
+    equals, the earlier stays.
+
+    Args:
+        keep: whether its weights are kept.
+        patience: epochs without a better one until `stopped`; 0 for never.
+        max_forgetting: largest fall of the retention from the start model's.
+    """
+
+    def __init__(self, keep: bool, patience: int, max_forgetting: float) -> None:
+        self.keep, self.patience, self.max_forgetting = keep, patience, max_forgetting
+        self.start: float | None = None  # retention of the start model
+        self.epoch = self.since = 0
+        self.rank: tuple[bool, float] | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+
+    @property
+    def stopped(self) -> bool:
+        return 0 < self.patience <= self.since
+
+    def note(self, epoch: int, judged: Judged, known: float | None, weights: dict[str, torch.Tensor]) -> str:
+        """Look at an epoch's weights.
+
+        Args:
+            known: their retention, where forgetting is limited.
+        Returns: what became of them, in words.
+        """
+        if not judged.rows.tells:
+            return ""
+        forgotten = 0.0 if known is None or self.start is None else self.start - known
+        within = forgotten <= self.max_forgetting
+        rank = (within, judged.score if within else -forgotten)
+        better = self.rank is None or rank > self.rank
+        if better:
+            self.rank, self.epoch, self.since = rank, epoch, 0
+            if self.keep:
+                self.weights = {name: w.detach().cpu().clone() for name, w in weights.items()}
+        else:
+            self.since += 1
+        said = "" if known is None else f", {forgotten:+.4f} forgotten" + ("" if within else f" (over {self.max_forgetting:g})")
+        return said + ("; the best so far." if better else f"; epoch {self.epoch} is better.")
+
+    def state(self) -> dict[str, Any]:
+        names = ("start", "epoch", "since", "rank", "weights")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
