@@ -160,24 +160,17 @@ def a_plan(sides: tuple[int, ...] = (32,), **values: object):
 
 
 def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, judge=None, retention=None):
-    """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it.
-
-    Args:
-        judge: of each epoch, as in `Work`; None asks about the validation split where the spec keeps the best.
-    """
+    """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it. The last weights are kept
+    where nobody judges them."""
     from clipft_tasks.data.loader import TrainingData
     from clipft_tasks.domains import get_domain
     from clipft_tasks.objectives import make
-    from clipft_tasks.train import checkpoints, loop, parallel, selection
+    from clipft_tasks.train import checkpoints, loop, parallel
     from clipft_tasks.train.schedule import sides
 
     domain = get_domain(spec.domain)
     every = sides(spec.resolution, 8)
     common = {"largest": max(every), "batch": spec.train.batch, "seed": spec.train.seed, "workers": 1}
-
-    def choose(batch):
-        return selection.judge(clip, dataset, domain, spec.resolution.train, batch)
-
     return loop.Work(
         clip=clip,
         objective=make(spec.objective),
@@ -188,6 +181,6 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
         checkpoints=checkpoints.Checkpoints(folder, "k"),
         log=log,
         world=world or parallel.ALONE,
-        judge=judge or (choose if spec.train.keep == "best" else None),
+        judge=judge,
         retention=retention,
     )

@@ -196,17 +196,6 @@ def test_the_running_average_is_what_is_kept(dataset, small_spec, tmp_path):
     assert 0 < (weights(average) - start).norm() < (weights(plain) - start).norm()
 
 
-def test_early_stopping_keeps_the_best_epoch(dataset, small_spec, tmp_path, monkeypatch):
-    values = iter([3.0, 1.0, 2.0, 2.5, 2.6])
-    monkeypatch.setattr(loop, "validation_loss", lambda *a: next(values))
-    spec = changed(small_spec, train__epochs=50, train__patience=2)
-    stopped, _, rows = trained(spec, dataset, tmp_path / "a", validation=True)
-    assert len(rows) == 4 * 3 and rows[-1][1]["validation_loss"] == 2.5
-    values = iter([])
-    again, _, _ = trained(spec, dataset, tmp_path / "a", validation=True)  # nothing is trained again
-    assert torch.equal(weights(stopped), weights(again))
-
-
 def test_one_class_and_a_batch_larger_than_the_data_train(dataset, small_spec, tmp_path):
     spec = changed(small_spec, train__batch=4096, train__sampling="balanced")
     frame = dataset.frame[dataset.frame["label"] == dataset.classes[0]]
