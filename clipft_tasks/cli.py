@@ -23,6 +23,7 @@ STAGES = {
     "plan": "Say what this machine allows, each decision with its reason.",
     "tune": "Find better values than the template's by short trials, or say that there are none.",
     "finetune": "Train a candidate, or resume it.",
+    "blend": "Score the way from start to candidate, and take the point that forgets less, if the spec asks for that.",
     "evaluate": "Score candidate, start model and champion at every resolution.",
     "gate": "Decide whether the candidate may be registered.",
     "register": "Register the candidate as challenger.",

@@ -181,6 +181,16 @@ class MemorySpec(Section):
     processes: int | None = Field(None, ge=1, le=64, description="training processes; empty: one a CUDA device")
 
 
+class BlendSpec(Section):
+    """A point between the start model and the candidate that forgot less, if it is nearly as good (WiSE-FT)."""
+
+    points: int = Field(
+        0, ge=0, le=100, description="points of the way that are scored, evenly; 0 leaves the candidate as it is, 10 is usual"
+    )
+    min_gain: float = Field(0.9, ge=0, le=1, description="share of the candidate's gain that the point should keep")
+    max_forgetting: float = Field(0.5, ge=0, le=1, description="share of the candidate's forgetting that it may have")
+
+
 class EvaluateSpec(Section):
     """How a model is judged."""
 
@@ -244,6 +254,7 @@ SECTIONS: dict[str, str] = {
     "tune": "Tuning",
     "train": "Training",
     "memory": "Hardware and memory",
+    "blend": "Blending",
     "evaluate": "Evaluation",
     "gate": "Gate",
     "approval": "Approval",
@@ -271,6 +282,7 @@ class RunSpec(Section):
     tune: TuneSpec = TuneSpec()
     train: TrainSpec = TrainSpec()
     memory: MemorySpec = MemorySpec()
+    blend: BlendSpec = BlendSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     approval: ApprovalSpec = ApprovalSpec()

@@ -2,7 +2,9 @@
 ### A dataset version becomes a served model
 
 `plan` pins the data and start model and decides, with reasons, how this machine will train → `tune` looks for better values
-by short trials, judged on the validation split, if the form asks for any → `finetune` trains a candidate in an MLflow run → `evaluate` scores it beside the start model and the champion, once per **resolution** → `gate` compares →
+by short trials, judged on the validation split, if the form asks for any → `finetune` trains a candidate in an MLflow run →
+`blend` takes a point on the way from the start model that forgets less, if the form asks for one → `evaluate` scores it beside
+the start model and the champion, once per **resolution** → `gate` compares →
 `register` makes it challenger → `approve` waits for a person and `rollout` tries it on live traffic, both if the form says
 so → `promote` makes it champion → `deploy` has the server load it → `verify` asks the server the questions whose answers were recorded at training.
 
@@ -32,6 +34,7 @@ from clipft_dag import ACCELERATOR, DEFAULTS, Approval, params, spec_of, stage
         "tune",
         "train",
         "memory",
+        "blend",
         "evaluate",
         "gate",
         "approval",
@@ -90,6 +93,10 @@ def clipft_finetune() -> None:
     ) -> dict[str, Any]:
         return stage("finetune", params or {}, planned=planned, tuned=tuned, dag_run=f"clipft_finetune/{run_id}")
 
+    @task(**ACCELERATOR, doc_md="The point between start and candidate that forgets less, if the form asks for one.")
+    def blend(trained: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return stage("blend", params or {}, run_id=trained["run_id"])
+
     @task(**ACCELERATOR, map_index_template="{{ size }}", doc_md="Candidate, start model and champion on the same test rows.")
     def evaluate(resolution: int, candidate: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         get_current_context()["size"] = f"{resolution} px"  # type: ignore[typeddict-unknown-key]
@@ -120,7 +127,7 @@ def clipft_finetune() -> None:
         return stage("verify", params or {}, version=deployed["version"], previous=promoted["previous"])
 
     planned = plan()
-    candidate = finetune(planned, tune(planned))
+    candidate = blend(finetune(planned, tune(planned)))
     scores = evaluate.partial(candidate=candidate).expand(resolution=resolutions())
     verdict = gate(candidate, scores)
     registered = register(candidate, verdict)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..spec import RunSpec
-from . import deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, tune, validate, verify, version
+from . import blend, deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, tune, validate, verify, version
 
 Done = Callable[[str], dict[str, Any]]  # a stage's result by its name
 
 
 def _evaluate(spec: RunSpec, done: Done) -> dict[str, Any]:
-    run_id = done("finetune")["run_id"]
+    run_id = done("blend")["run_id"]
     return {"evaluations": [evaluate.run(spec, run_id, size) for size in spec.resolution.evaluate]}
 
 
@@ -27,9 +27,10 @@ CHAIN: dict[str, Callable[[RunSpec, Done], dict[str, Any]]] = {
     "plan": _plan,
     "tune": lambda spec, done: tune.run(spec, done("plan")),
     "finetune": lambda spec, done: finetune.run(spec, done("plan"), done("tune") if spec.tune.trials else None),
+    "blend": lambda spec, done: blend.run(spec, done("finetune")["run_id"]),
     "evaluate": _evaluate,
-    "gate": lambda spec, done: gate.run(spec, done("finetune")["run_id"], done("evaluate")["evaluations"]),
-    "register": lambda spec, done: register.run(spec, done("finetune")["run_id"], done("gate")),
+    "gate": lambda spec, done: gate.run(spec, done("blend")["run_id"], done("evaluate")["evaluations"]),
+    "register": lambda spec, done: register.run(spec, done("blend")["run_id"], done("gate")),
     "rollout": lambda spec, done: rollout.run(spec, done("register")["version"]),
     "promote": lambda spec, done: promote.run(spec, done("rollout")["version"]),
     "deploy": lambda spec, done: deploy.run(spec, done("promote")["version"], done("promote")["previous"]),

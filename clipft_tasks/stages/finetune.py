@@ -69,7 +69,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
             mlflow.log_dict(tuned, "tuning.json")
         trained = jobs.train(job, clip, lambda steps: tracking.log_steps(run_id, steps))
         mlflow.log_metrics({k: v for k, v in trained.items() if k != "pairs_per_second" or v})
-        package = _package(spec, clip, dataset, work / "package", run_id, key)
+        package = package_of(spec, clip, dataset, work / "package", run_id, key)
         uri = tracking.log_model(package)
         mlflow.set_tag("clipft.model_uri", uri)  # last: a run with this tag is whole
     shutil.rmtree(work, ignore_errors=True)
@@ -95,7 +95,8 @@ def plan_of(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: i
     return decided
 
 
-def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str) -> Path:
+def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str, **more: Any) -> Path:
+    """Write a candidate's package. `more` goes into the card."""
     import numpy as np
 
     from ..data.decoded import decoded
@@ -127,6 +128,7 @@ def _package(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, 
         "dimensions": spec.objective.dimensions,
         "run_id": run_id,
         "key": key,
+        **more,
     }
     parts = Package(
         model_cfg=clip.config["model_cfg"],

@@ -16,10 +16,13 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """
     from .. import objectives
     from ..data import versioning
+    from ..domains import get_domain
     from ..model import build
-    from ..train import plan
+    from ..train import plan, selection
 
     objectives.make(spec.objective)  # a wrong option shows here, not after the data was read
+    if spec.blend.points or spec.train.max_forgetting < 1:
+        selection.general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
     clip = build.load(spec.model.start, domain=spec.domain)
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)

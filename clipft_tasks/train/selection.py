@@ -133,17 +133,24 @@ def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, l
     return Judged(rows, torch.cat(right).cpu().numpy())
 
 
+def general_set(domain: Domain) -> str:
+    """The name of the pictures and words that a domain's models must not forget. Raises ClipftError where they are not installed."""
+    from ..evaluate.retention import retention_set
+
+    if retention_set(domain.retention) is None:
+        raise ClipftError(
+            f"the general set {domain.retention!r}",
+            "it is not installed, so what was forgotten cannot be measured",
+            "Install `clipft[demo]`, or set blend.points to 0 and train.max_forgetting to 1.",
+        )
+    return domain.retention
+
+
 def retention(clip: Clip, domain: Domain, side: int) -> float:
     """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
     from ..evaluate import retention as general
 
-    figures = general.score(clip, side, domain.retention)
-    if not figures:
-        raise ClipftError(
-            f"the general set {domain.retention!r}", "it is not installed, so what was forgotten cannot be measured",
-            "Install `clipft[demo]`, name a dataset version in the domain, or set train.max_forgetting to 1 and blend.points to 0.",
-        )  # fmt: skip
-    return float(figures["retention"]["value"])
+    return float(general.score(clip, side, general_set(domain))["retention"]["value"])
 
 
 def validation_score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -> float:

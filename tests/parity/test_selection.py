@@ -251,6 +251,6 @@ def with_frame(dataset, frame):
 def test_a_budget_without_a_general_set_says_what_to_do(dataset, small_spec, monkeypatch):
     from clipft_tasks.evaluate import retention
 
-    monkeypatch.setattr(retention, "score", lambda *a, **k: {})
+    monkeypatch.setattr(retention, "retention_set", lambda name: None)
     with pytest.raises(ClipftError, match=r"not installed.*max_forgetting"):
         selection.retention(build.load(small_spec.model.start), get_domain("general"), 32)

@@ -53,7 +53,7 @@ def test_lost_tasks_are_tried_again_and_none_runs_for_ever(dag):
 
 def test_training_and_evaluation_share_one_accelerator(dag):
     if dag["id"] == "clipft_finetune":
-        on_it = {"plan", "tune.begin", "tune.trial", "finetune", "evaluate"}
+        on_it = {"plan", "tune.begin", "tune.trial", "finetune", "blend", "evaluate"}
         assert {t for t, pool in dag["pools"].items() if pool == "accelerator"} == on_it
 
 

@@ -1,0 +1,114 @@
+"""blend: a point on the way from the start model to the candidate that forgot less, if it is nearly as good (WiSE-FT)."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..progress import progress, say
+from ..settings import settings
+from ..spec import RunSpec
+
+
+def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
+    """Score points of the path on the validation split and the general set, and make the best one the candidate.
+
+    Args:
+        run_id: MLflow run of the candidate, from the finetune stage.
+    Returns: run_id of the candidate from here on (the same one where alpha is 1), alpha, reason, metric, curve (alpha, score,
+        retention, gain, forgotten by point; empty where blending is off), links.
+    Raises: ClipftError when the general set is not installed, or start and candidate are not of one architecture.
+    """
+    if not spec.blend.points:
+        return {"run_id": run_id, "alpha": 1.0, "reason": "blending is off (blend.points = 0)", "metric": "", "curve": []}
+
+    from .. import tracking
+    from ..data import versioning
+    from ..domains import get_domain
+    from ..evaluate import path as paths
+    from ..model import blending, build
+    from ..train import hardware, plan, probes, selection
+
+    client = tracking.client()
+    package = tracking.fetch_candidate(run_id)
+    tags = client.get_run(run_id).data.tags
+    trained = RunSpec.model_validate(tracking.card_of(run_id, "spec.json"))  # as the candidate was, tuned values and all
+    dataset = versioning.fetch(versioning.find(tags["clipft.dataset"], spec.domain))
+    candidate = build.from_folder(package, source=tags["clipft.start"])
+    start = build.load(tags["clipft.start"], domain=spec.domain)
+    key = spec.identity(
+        "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=selection.ROWS
+    )
+    done = tracking.card_of(run_id, "blend.json")
+    if done.get("key") == key:
+        say(f"Blended before with the same models and rows: alpha {done['alpha']:g}.")
+        return done
+
+    machine = hardware.probe(spec.memory.device)
+    hardware.use_threads(machine.cores)
+    hardware.keep_freed_memory()
+    build.prepare(start, trained)
+    ends = blending.starting_point(start, candidate), candidate.state()
+    ends = tuple({name: w.detach().cpu().clone() for name, w in state.items()} for state in ends)
+    candidate.to(machine.device)
+    candidate.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, candidate).value])
+    domain, side = get_domain(spec.domain), trained.resolution.train
+    points, metric = [], ""
+    for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
+        alpha = i / spec.blend.points
+        candidate.load_state(blending.between(*ends, alpha))
+        judged = selection.judge(candidate, dataset, domain, side, spec.evaluate.batch)
+        points.append(paths.Point(alpha, judged.score, selection.retention(candidate, domain, side)))
+        metric = judged.rows.metric
+    decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
+    say(f"alpha {decided}")
+
+    taken = run_id
+    if decided.value < 1:
+        candidate.load_state(blending.between(*ends, decided.value))
+        taken = _candidate(trained.model_copy(update={"blend": spec.blend}), candidate, dataset, decided, key, run_id)
+    curve = paths.rows(points)
+    table = paths.table(curve, metric, decided.value)
+    say(table)
+    link = tracking.run_link(client.get_run(taken), "artifacts/blend/curve.png")
+    result = {"key": key, "run_id": taken, "alpha": decided.value, "reason": decided.reason, "metric": metric, "curve": curve}
+    result |= {"links": {"Blending": link}}
+    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+        for form in ("png", "svg"):
+            Path(folder, f"curve.{form}").write_bytes(paths.plot(curve, metric, decided.value, form))
+        for each in {taken, run_id}:
+            client.log_artifacts(each, folder, "blend")
+            client.log_text(each, f"{table}\n\nalpha {decided}\n", "blend/table.md")
+            for point in curve:
+                for name in ("score", "retention"):
+                    client.log_metric(each, f"blend.{name}", point[name], step=round(100 * point["alpha"]))
+        client.log_dict(run_id, result, "blend.json")  # last: a run with this file is whole
+    return result
+
+
+def _candidate(spec: RunSpec, clip: Any, dataset: Any, decided: Any, key: str, parent: str) -> str:
+    """A run of its own with the blended package, below the run of the candidate that it was made from; the one that there is."""
+    import mlflow
+
+    from .. import tracking
+    from .finetune import package_of
+
+    before = tracking.client().get_run(parent)
+    inherited = ("clipft.domain", "clipft.dataset", "clipft.revision", "clipft.start", "clipft.dag_run")
+    tags = {name: before.data.tags[name] for name in inherited if name in before.data.tags}
+    tags |= {"mlflow.parentRunId": parent, "clipft.alpha": f"{decided.value:g}"}
+    with tracking.neighbour():
+        own = tracking.begin(spec.domain, key, f"{before.info.run_name}, alpha {decided.value:g}", tags)
+    run_id = str(own.info.run_id)
+    if "clipft.model_uri" in own.data.tags:
+        tracking.finish(run_id)
+        return run_id
+    work = settings().folder("work", key)
+    with tracking.neighbour(), mlflow.start_run(run_id=run_id):
+        mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
+        mlflow.log_metrics({k: v for k, v in before.data.metrics.items() if "." not in k and "/" not in k})  # cost of training
+        made = {"alpha": decided.value, "reason": decided.reason, "parents": [clip.source, f"run {parent}"]}
+        package = package_of(spec, clip, dataset, work / "package", run_id, key, blend=made)
+        mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
+    shutil.rmtree(work, ignore_errors=True)
+    return run_id
