@@ -94,7 +94,7 @@ def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str 
         if taken:
             axes.scatter(r["retention"], r["score"], s=140, facecolors="none", edgecolors="#b8860b", linewidths=2.5, zorder=2)
         if taken or r["alpha"] in (0, 1):
-            name = {0: "start", 1: "candidate"}.get(r["alpha"], f"alpha {r['alpha']:.2f}")
+            name = "start" if r["alpha"] == 0 else "candidate" if r["alpha"] == 1 else f"alpha {r['alpha']:.2f}"
             axes.annotate(name, (r["retention"], r["score"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
     axes.set(xlabel="retention, general set", ylabel=f"{metric.replace('_', ' ')}, validation", title="From start to candidate")
     axes.margins(0.15)

@@ -48,15 +48,17 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     hardware.use_threads(machine.cores)
     hardware.keep_freed_memory()
     build.prepare(start, trained)
-    ends = blending.starting_point(start, candidate), candidate.state()
-    ends = tuple({name: w.detach().cpu().clone() for name, w in state.items()} for state in ends)
+    first, last = (
+        {name: w.detach().cpu().clone() for name, w in state.items()}
+        for state in (blending.starting_point(start, candidate), candidate.state())
+    )
     candidate.to(machine.device)
     candidate.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, candidate).value])
     domain, side = get_domain(spec.domain), trained.resolution.train
     points, metric = [], ""
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
         alpha = i / spec.blend.points
-        candidate.load_state(blending.between(*ends, alpha))
+        candidate.load_state(blending.between(first, last, alpha))
         judged = selection.judge(candidate, dataset, domain, side, spec.evaluate.batch)
         points.append(paths.Point(alpha, judged.score, selection.retention(candidate, domain, side)))
         metric = judged.rows.metric
@@ -65,7 +67,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
 
     taken = run_id
     if decided.value < 1:
-        candidate.load_state(blending.between(*ends, decided.value))
+        candidate.load_state(blending.between(first, last, decided.value))
         taken = _candidate(trained.model_copy(update={"blend": spec.blend}), candidate, dataset, decided, key, run_id)
     curve = paths.rows(points)
     table = paths.table(curve, metric, decided.value)
