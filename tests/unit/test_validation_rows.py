@@ -1,0 +1,64 @@
+"""Which validation rows a model is judged on, and by what figure."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clipft_tasks.train.selection import Judged, Rows
+
+
+def manifest(labels, groups=None, captions=None, split="val"):
+    n = len(labels)
+    return pd.DataFrame(
+        {
+            "key": [f"{split} {i:04d}" for i in range(n)],
+            "split": split,
+            "label": labels,
+            "group": groups or [""] * n,
+            "caption": captions or [f"a picture of {x or i}." for i, x in enumerate(labels)],
+        }
+    )
+
+
+def test_few_rows_are_all_taken_in_order():
+    rows = Rows.of(manifest(["a", "b"] * 5), limit=10)
+    assert rows.at.tolist() == list(range(10)) and rows.metric == "balanced_accuracy" and rows.classes == ["a", "b"]
+
+
+def test_many_rows_are_cut_to_as_many_of_each_class_the_same_ones_each_time():
+    frame = manifest(["common"] * 90 + ["rare"] * 10 + [""] * 50)
+    rows = Rows.of(frame, limit=20)
+    assert len(rows.at) == 20 and np.bincount(rows.truth).tolist() == [10, 10]
+    assert rows.at.tolist() == Rows.of(frame, limit=20).at.tolist() == sorted(rows.at)
+    assert [rows.classes[t] for t in rows.truth] == frame["label"].iloc[rows.at].tolist()
+    # Rows that come and go elsewhere leave the choice as it is.
+    more = pd.concat([manifest(["rare"] * 30, split="train"), frame], ignore_index=True)
+    assert Rows.of(more, limit=20).at.tolist() == rows.at.tolist()
+
+
+def test_a_large_group_does_not_stand_for_many():
+    groups = ["one large patient"] * 60 + [f"patient {i}" for i in range(40)]
+    rows = Rows.of(manifest(["a", "b"] * 50, groups), limit=30)
+    assert len(set(rows.groups)) >= 29
+
+
+@pytest.mark.parametrize(
+    ("labels", "captions", "metric", "tells"),
+    [
+        (["a", "b"], None, "balanced_accuracy", True),
+        (["a", "a"], ["one", "two"], "image_to_text_r1", True),  # a model that calls everything `a` would be perfect
+        (["", ""], ["one", "two"], "image_to_text_r1", True),
+        (["a", "a"], ["same", "same"], "image_to_text_r1", False),
+        ([], [], "image_to_text_r1", False),
+    ],
+)
+def test_the_figure_follows_what_the_rows_can_tell(labels, captions, metric, tells):
+    train = manifest(["a", "b"], split="train")
+    rows = Rows.of(pd.concat([train, manifest(labels, captions=captions)], ignore_index=True))
+    assert (rows.metric, rows.tells) == (metric, tells)
+
+
+def test_balanced_accuracy_does_not_follow_the_common_class():
+    rows = Rows.of(manifest(["common"] * 8 + ["rare"] * 2))
+    assert Judged(rows, np.array([True] * 8 + [False] * 2)).score == 0.5
+    assert "balanced_accuracy 0.5000 on 10 validation rows" in str(Judged(rows, np.array([True] * 8 + [False] * 2)))
