@@ -42,6 +42,10 @@ class Weighted(Objective):
     def needs_start(self) -> bool:  # type: ignore[override]
         return any(o.needs_start for o in (self.main, *self.others.values()))
 
+    def prepare(self, classes: Sequence[str]) -> None:
+        for objective in (self.main, *self.others.values()):
+            objective.prepare(classes)
+
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         seen = [pairs.prefix(width) for width in self.dimensions if width < pairs.image.shape[1]] + [pairs]
         terms: dict[str, Tensor] = {}

@@ -99,7 +99,7 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: Af
 
     return loop.Work(
         clip=clip,
-        objective=make(spec.objective),
+        objective=make(spec.objective, dataset.classes),
         data=data("train", spec.train.sampling),
         spec=spec.train,
         resolution=spec.resolution,

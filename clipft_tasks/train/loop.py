@@ -111,6 +111,10 @@ def train(work: Work) -> dict[str, float]:
     stopping = _Stopping(spec.patience)
 
     first = overflows = in_a_row = 0
+    _fit_similarity(towers, work)
+    if start:
+        start.clip.similarity = copy.deepcopy(clip.similarity).requires_grad_(False)
+    pull = _Pull(trained[:-1], spec.l2_start) if spec.l2_start else None
     if state := work.checkpoints.latest():
         clip.load_state(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -121,8 +125,6 @@ def train(work: Work) -> dict[str, float]:
         stopping.load(state["stopping"])
         first = last if stopping.stopped else state["step"]
         say(f"Resumed at step {state['step']} of {last}.")
-    else:
-        _fit_similarity(towers, work)
     world.copy_from_leader([*clip.state().values()])  # a process without the file has the same weights
 
     pending: list[tuple[int, dict[str, float]]] = []
@@ -216,6 +218,8 @@ def train(work: Work) -> dict[str, float]:
             scaler.update()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+            if pull and not overflow:
+                pull(rate)
             if average and not overflow:
                 average.update(clip)
 
@@ -251,7 +255,7 @@ def train(work: Work) -> dict[str, float]:
             if done % per_epoch == 0 and work.validation is not None and spec.patience:
                 with attention.use(plan.policy(free_memory(device.type))):
                     value = validation_loss(
-                        towers, work.objective, work.validation, work.resolution.train, micro.at(plan.sides[-1])
+                        towers, work.objective, work.validation, work.resolution.train, micro.at(plan.sides[-1]), start
                     )
                 settle()
                 pending[-1][1]["validation_loss"] = value
@@ -315,17 +319,28 @@ def _towers(clip: Clip, plan: Plan) -> steps.Towers:
     return steps.Towers(clip, image, text, context, probes.MEMORY_FORMATS[plan.layout.value])
 
 
-def validation_loss(towers: steps.Towers, objective: Objective, data: TrainingData, side: int, micro_batch: int) -> float:
-    """Mean loss over a split's batches of the training size, on plain pictures; the model is as in training afterwards."""
+def validation_loss(
+    towers: steps.Towers, objective: Objective, data: TrainingData, side: int, micro_batch: int, start: steps.Towers | None
+) -> float:
+    """Mean loss over a split's batches of the training size, on plain pictures; the model is as in training afterwards.
+
+    Weights on schedule are those of the run's end, or epochs could not be compared.
+    """
     model = towers.clip.model
     model.eval()
     losses = []
+
+    def features(towers: steps.Towers, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures, texts = (steps.parts_of(len(x), micro_batch) for x in (batch.pictures, batch.tokens))
+        images = [towers.images(batch, part, 0) for part in pictures]
+        return torch.cat(images), torch.cat([towers.texts(batch.tokens[part], 0) for part in texts])
+
     with torch.no_grad():
         for number in range(data.sampler.steps_per_epoch):
             batch = data.batch(number, side, how=PLAIN)
-            images = torch.cat([towers.images(batch, p, 0) for p in steps.parts_of(len(batch.pictures), micro_batch)])
-            texts = torch.cat([towers.texts(batch.tokens[p], 0) for p in steps.parts_of(len(batch.tokens), micro_batch)])
-            losses.append(float(steps.batch_loss(towers.clip, objective, images, texts, batch)[0]))
+            before = steps.as_pairs(start.clip, *features(start, batch), batch) if start else None
+            loss, _ = steps.batch_loss(towers.clip, objective, *features(towers, batch), batch, before, progress=1.0)
+            losses.append(float(loss))
     model.train()
     steps.freeze_statistics(model)
     return sum(losses) / len(losses)
@@ -389,6 +404,25 @@ def _signals() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Pull:
+    """Weights drawn back to where they began, beside the gradient as in AdamW's weight decay (L2-SP, Li et al. 2018,
+    https://arxiv.org/abs/1802.01483). A resumed run begins with the start model again, so nothing of it is kept.
+
+    Args:
+        groups: of the optimiser; only the start model's own weights.
+        strength: share of the way back that a step goes, over the learning rate.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], strength: float) -> None:
+        self.strength = strength
+        self.members = [(g["params"], [p.detach().clone() for p in g["params"]], g["factor"]) for g in groups]
+
+    @torch.no_grad()
+    def __call__(self, rate: float) -> None:
+        for parameters, start, factor in self.members:
+            torch._foreach_lerp_(parameters, start, min(1.0, rate * factor * self.strength))
 
 
 class _Average:
