@@ -21,6 +21,7 @@ import numpy as np
 import open_clip
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from ..data import augment
 from ..data.loader import Batch
@@ -146,12 +147,12 @@ def finite(subject: Subject) -> None:
             raise Failed(f"the gradient is no number on {name}")
 
 
-def gradient(subject: Subject) -> None:
+def gradients(subject: Subject) -> None:
     """The gradient is that of the value, by finite differences in float64."""
     objective, given = subject.make().double(), pairs(subject)
     try:
-        torch.autograd.gradcheck(lambda *_: total(objective, given), leaves(objective, given), atol=1e-5, rtol=1e-3)
-    except torch.autograd.gradcheck.GradcheckError as error:  # type: ignore[attr-defined]
+        gradcheck(lambda *_: total(objective, given), leaves(objective, given), atol=1e-5, rtol=1e-3)
+    except GradcheckError as error:
         why = "a .detach(), a cast to fp32 or something random in it would do that"
         raise Failed(f"its gradient is not that of its value ({why}): {' '.join(str(error).split())[:160]}") from None
 
@@ -384,7 +385,7 @@ def _take_part(folder: Path) -> None:
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "form": form,
     "finite": finite,
-    "gradient": gradient,
+    "gradient": gradients,
     "blocks": in_blocks,
     "parts": in_parts,
     "operators": operators,
@@ -393,7 +394,7 @@ ALL = (*CHECKS, "processes")
 
 
 def checked(objective: ObjectiveSpec, names: Iterable[str] = similarities.MENU, skip: Iterable[str] = ()) -> Iterator[Finding]:
-    """Run all checks on an objective, under each similarity.
+    """Run all checks on an objective, under each similarity; none but the first where already its form is wrong.
 
     Args:
         skip: names of checks to leave out.
@@ -401,12 +402,14 @@ def checked(objective: ObjectiveSpec, names: Iterable[str] = similarities.MENU, 
     subjects = [Subject(objective.model_copy(update={"similarity": name})) for name in names]
     for name, check in CHECKS.items():
         if name not in skip:
-            for subject in subjects:
-                yield Finding(name, subject.objective.similarity, _problem(partial(check, subject)))
+            found = [Finding(name, s.objective.similarity, _problem(partial(check, s))) for s in subjects]
+            yield from found
+            if name == "form" and any(f.problem for f in found):
+                return
     if "processes" not in skip:
-        found = two_processes([case for subject in subjects for case in process_cases(subject)])
+        shared = two_processes([case for subject in subjects for case in process_cases(subject)])
         for subject in subjects:
-            its = [(case, gradients) for case, gradients in found if case.objective == subject.objective]
+            its = [(case, gradients) for case, gradients in shared if case.objective == subject.objective]
             yield Finding("processes", subject.objective.similarity, _problem(partial(in_processes, its)))
 
 

@@ -52,7 +52,7 @@ class Weighted(Objective):
         for part in seen:
             for name, value in self.main(part).items():
                 terms[name] = terms.get(name, 0) + value / len(seen)
-        for name, objective in self.others.items():
-            if weight := self.weights[name].at(pairs.progress):
-                terms |= {f"{name}_{term}": weight * value for term, value in objective(pairs).items()}
+        for name, weight in self.weights.items():
+            if now := weight.at(pairs.progress):
+                terms |= {f"{name}_{term}": now * value for term, value in self.others[name](pairs).items()}
         return terms
