@@ -43,8 +43,9 @@ class Weighted(Objective):
         return any(o.needs_start for o in (self.main, *self.others.values()))
 
     def prepare(self, classes: Sequence[str]) -> None:
-        for objective in (self.main, *self.others.values()):
-            objective.prepare(classes)
+        self.main.prepare(classes)
+        for objective in self.others.values():
+            objective.prepare(classes)  # type: ignore[operator]  # a ModuleDict knows modules only
 
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         seen = [pairs.prefix(width) for width in self.dimensions if width < pairs.image.shape[1]] + [pairs]
