@@ -25,7 +25,7 @@ class MultiPositive(Objective):
         >>> loss = MultiPositive("label")(pairs)["contrastive_loss"]
     """
 
-    space = {"smoothing": Range(0.0, 0.2), "text_weight": Range(0.25, 0.75)}
+    space = {"text_weight": Range(0.25, 0.75)}
 
     def __init__(self, positives: str = "caption", smoothing: float = 0.0, text_weight: float = 0.5) -> None:
         super().__init__()
