@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from . import cli_domain, cli_drift
+from . import cli_domain, cli_drift, cli_objective
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -88,7 +88,7 @@ def read_spec(file: Path | None, options: dict[str, Any]) -> RunSpec:
         if name in flat and "array" in field["type"]:
             flat[name] = _list(flat[name], field)
         elif name in flat and "object" in field["type"]:
-            flat[name] = _object(name, flat[name])
+            flat[name] = as_object(name, flat[name])
     return RunSpec.from_flat(flat)
 
 
@@ -102,7 +102,7 @@ def _list(value: Any, field: dict[str, Any]) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _object(name: str, value: Any) -> Any:
+def as_object(name: str, value: Any) -> Any:
     """Named values as people write them: `hardness=0.5, distillation.weight=1`, or YAML and JSON alike."""
     if not isinstance(value, str):
         return value
@@ -244,7 +244,8 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
         click.echo(yaml.safe_dump(read_spec(file, options).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-for _command in (cli_domain.domains, cli_domain.domain, cli_drift.drift, cli_drift.label, cli_drift.breaker):
+COMMANDS = (cli_domain.domains, cli_domain.domain, cli_drift.drift, cli_drift.label, cli_drift.breaker, cli_objective.objective)
+for _command in COMMANDS:
     main.add_command(_command)
 
 

@@ -83,21 +83,26 @@ class ObjectiveSpec(Section):
 
     name: str = Field(
         "info_nce",
-        description="one of the menu (docs/objectives.md says which for what), or a class of your own as `module:Class`",
-        examples=["info_nce", "multi_positive"],
+        description=(
+            "`info_nce`, `multi_positive`, `sigmoid`, `hard_negative`, `soft_target`, `guided` or `margin` (docs/objectives.md "
+            "says which for what), or a class of your own as `module:Class`"
+        ),
+        examples=["info_nce", "multi_positive", "sigmoid", "hard_negative", "soft_target", "guided", "margin"],
     )
     positives: Literal["pair", "caption", "label"] = Field(
         "caption", description="which rows of a batch count as the same thing, for objectives that ask"
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
-    options: dict[str, float | int | str | bool] = Field(
+    options: dict[str, float | int | str | bool | dict[str, str]] = Field(
         {},
         description="further options of the objective by name, and of those beside it as `name.option`",
         examples=[{"text_weight": 0.4}],
     )
     also: list[str] = Field(
         [],
-        description="objectives beside it, `name=weight` or `name=from>to` over the run",
+        description=(
+            "objectives beside it, `name=weight` or `name=from>to` over the run: `cyclic`, `alignment`, `distillation`, or any other"
+        ),
         examples=[["distillation=0.5"]],
     )
     similarity: str = Field(
@@ -139,6 +144,9 @@ class TrainSpec(Section):
     batch: int = Field(64, ge=2, le=65536, description="effective batch, in pairs; what the objective sees at once")
     learning_rate: float = Field(2e-4, gt=0, le=1.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
+    l2_start: float = Field(
+        0.0, ge=0, le=100, description="pull of the weights towards the start model's, decoupled like the decay; 0 for none"
+    )
     warmup: float = Field(0.1, ge=0, le=0.9, description="share of the steps in which the learning rate rises")
     grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
     sampling: Literal["balanced", "shuffled", "spread"] = Field(

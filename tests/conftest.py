@@ -173,7 +173,7 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
     common = {"largest": max(every), "batch": spec.train.batch, "seed": spec.train.seed, "workers": 1}
     return loop.Work(
         clip=clip,
-        objective=make(spec.objective),
+        objective=make(spec.objective, dataset.classes),
         data=TrainingData.open(dataset, clip, domain.augment, sampling=spec.train.sampling, **common),
         spec=spec.train,
         resolution=spec.resolution,

@@ -1,29 +1,64 @@
 """The menu of objectives.
 
-| your data looks like this                          | use            |
-|----------------------------------------------------|----------------|
-| captions nearly all different                      | info_nce       |
-| many pictures share few captions, or a class each  | multi_positive |
+| your data looks like this                                        | use                                     |
+|------------------------------------------------------------------|-----------------------------------------|
+| captions nearly all different                                    | info_nce                                |
+| many pictures share few captions, or a class each                | multi_positive                          |
+| small batches, or a SigLIP to start from                         | sigmoid                                 |
+| fine-grained classes: most negatives are easy, a few decide      | hard_negative                           |
+| classes form a tree, or captions say nearly the same             | soft_target                             |
+| captions are noisy, and the start model knows the domain a bit   | guided                                  |
+| only the order of results counts (retrieval)                     | margin                                  |
+
+| and beside it (`objective.also`)                                 |                                         |
+|------------------------------------------------------------------|-----------------------------------------|
+| the old must not be forgotten                                    | distillation (and `train.l2_start`)     |
+| new pictures come from another device, site or season            | alignment                               |
+| texts must be able to stand for their pictures                   | cyclic                                  |
+| embeddings are to be cut to save space                           | `objective.dimensions`                  |
 
 One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Objective`; or an entry point of the group
-`clipft.objectives`.
+`clipft.objectives`. `clipft objective check my_package.losses:MyLoss` says whether it keeps what training promises.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ClipftError
 from ..named import find
 from ..spec import ObjectiveSpec
+from .alignment import Alignment
 from .base import Objective, Pairs
+from .cyclic import Cyclic
+from .distillation import Distillation
+from .guided import Guided
+from .hard_negative import HardNegative
 from .info_nce import InfoNCE
+from .margin import Margin
 from .multi_positive import MultiPositive
+from .sigmoid import Sigmoid
+from .soft_target import SoftTarget
+from .space import Range
 from .weighted import Weight, Weighted
 
-__all__ = ["MENU", "InfoNCE", "MultiPositive", "Objective", "Pairs", "kind_of", "make"]
+__all__ = [
+    "MENU", "Alignment", "Cyclic", "Distillation", "Guided", "HardNegative", "InfoNCE", "Margin", "MultiPositive", "Objective",
+    "Pairs", "Range", "Sigmoid", "SoftTarget", "kind_of", "make", "one",
+]  # fmt: skip
 
-MENU: dict[str, type[Objective]] = {"info_nce": InfoNCE, "multi_positive": MultiPositive}
+MENU: dict[str, type[Objective]] = {
+    "info_nce": InfoNCE,
+    "multi_positive": MultiPositive,
+    "sigmoid": Sigmoid,
+    "hard_negative": HardNegative,
+    "soft_target": SoftTarget,
+    "guided": Guided,
+    "margin": Margin,
+    "cyclic": Cyclic,
+    "alignment": Alignment,
+    "distillation": Distillation,
+}
 
 
 def kind_of(name: str) -> type[Objective]:
@@ -31,11 +66,17 @@ def kind_of(name: str) -> type[Objective]:
     return find("objective", name, MENU, Objective)  # type: ignore[no-any-return]
 
 
-def make(spec: ObjectiveSpec) -> Objective:
+def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
     """The objective that a spec describes.
 
-    Raises: ClipftError for a name that is not on the menu, an option that the objective does not have or does not take.
+    Args:
+        classes: which class each label id stands for.
+    Raises: ClipftError for a name that is not on the menu, an option that the objective does not have or does not take, or an
+        objective that teaches nothing without another.
     """
+    if kind_of(spec.name).beside:
+        fix = f'Set objective.name to another, and objective.also to ["{spec.name}=1"].'
+        raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix)
     added = dict(_term(text) for text in spec.also)
     main: dict[str, Any] = {}
     of_others: dict[str, dict[str, Any]] = {name: {} for name in added}
@@ -48,19 +89,21 @@ def make(spec: ObjectiveSpec) -> Objective:
                 f"objective.options {option!r}", f"{term!r} is not in objective.also", "Add it there, or drop this."
             )
         elif leaf == "weight":
-            added[term] = Weight(float(value), float(value))
+            added[term] = _term(f"{term}={value}")[1]
         else:
             of_others[term][leaf] = value
-    objective = _made(spec, spec.name, main)
-    if not added and not spec.dimensions:
-        return objective
+    objective = one(spec, spec.name, main)
     others = [
-        (name.replace(":", "_").replace(".", "_"), _made(spec, name, of_others[name]), weight) for name, weight in added.items()
+        (name.replace(":", "_").replace(".", "_"), one(spec, name, of_others[name]), weight) for name, weight in added.items()
     ]
-    return Weighted(objective, others, spec.dimensions)
+    if others or spec.dimensions:
+        objective = Weighted(objective, others, spec.dimensions)
+    objective.prepare(classes)
+    return objective
 
 
-def _made(spec: ObjectiveSpec, name: str, options: Mapping[str, Any]) -> Objective:
+def one(spec: ObjectiveSpec, name: str, options: Mapping[str, Any]) -> Objective:
+    """A single objective by name, with its options and with what the spec says to all of them."""
     kind = kind_of(name)
     known = inspect.signature(kind).parameters
     shared = {"positives": spec.positives, "smoothing": spec.label_smoothing}

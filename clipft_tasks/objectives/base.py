@@ -4,13 +4,14 @@ Because it sees features only, every objective works with the gradient cache, ac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ClipftError
 from ..model.similarity import Similarity
 from .space import Range
 
@@ -29,9 +30,9 @@ class Pairs:
         scale: inverse temperature, a positive scalar.
         captions: integer id of each row's caption (n,); equal ids mean equal captions.
         labels: integer id of each row's class (n,); -1 where unknown.
-        bias: learned logit bias, for models that have one.
         new: rows that came with this dataset version (n,), bool; all False for a version without parents.
-        start_image, start_text: unit embeddings of the frozen start model (n, e), for objectives with `needs_start`.
+        bias: learned logit bias, for models that have one.
+        start: the same batch as the frozen start model sees it, for objectives with `needs_start`.
         progress: share of the run that is done, 0 to 1.
     """
 
@@ -41,29 +42,24 @@ class Pairs:
     scale: Tensor
     captions: Tensor
     labels: Tensor
+    new: Tensor
     bias: Tensor | None = None
-    new: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    start_image: Tensor | None = None
-    start_text: Tensor | None = None
+    start: "Pairs | None" = None
     progress: float = 0.0
 
     def __len__(self) -> int:
         return len(self.image)
 
-    def logits(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
-        """Some anchors against everything of the other kind: (k, n)."""
+    def alike(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
+        """How alike some anchors and everything of the other kind are, in the similarity's own units: (k, n)."""
         if anchor == "image":
-            compared = self.similarity(self.image[rows], self.text)
-        else:
-            compared = self.similarity(self.image, self.text[rows]).T
-        scaled = self.scale * compared
-        return scaled if self.bias is None else scaled + self.bias
+            return self.similarity(self.image[rows], self.text)  # type: ignore[no-any-return]
+        return self.similarity(self.image, self.text[rows]).T  # type: ignore[no-any-return]
 
-    def start_cosines(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
-        """What the frozen start model says of the same pairs: (k, n)."""
-        assert self.start_image is not None and self.start_text is not None
-        one, other = (self.start_image, self.start_text) if anchor == "image" else (self.start_text, self.start_image)
-        return one[rows] @ other.T
+    def logits(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
+        """The same over the temperature, and with the model's bias if it has one: (k, n)."""
+        scaled = self.scale * self.alike(anchor, rows)
+        return scaled if self.bias is None else scaled + self.bias
 
     def same(self, kind: str, rows: slice = ALL) -> Tensor:
         """Which rows say the same thing as each of some rows: bool (k, n).
@@ -89,13 +85,45 @@ class Objective(nn.Module, ABC):
     """Base of all objectives. A subclass implements `forward`; its keyword arguments are what `objective.options` sets.
 
     Attributes:
-        needs_start: whether `forward` looks at the start model's features, which cost a forward pass of it.
+        needs_start: whether `forward` looks at `pairs.start`, which costs a forward pass of the start model.
+        beside: whether it makes sense only beside another objective (`objective.also`), since alone it teaches nothing.
         space: what tuning may vary, by keyword argument.
     """
 
-    needs_start: ClassVar[bool] = False
+    needs_start: bool = False
+    beside: ClassVar[bool] = False
     space: ClassVar[Mapping[str, Range]] = {}
+
+    def prepare(self, classes: Sequence[str]) -> None:
+        """Told once, before training, which class each label id stands for; empty for data without labels."""
 
     @abstractmethod
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         """The loss terms of one effective batch, scalars by name, each name ending in `_loss`. Their sum is minimised."""
+
+    def __call__(self, pairs: Pairs) -> dict[str, Tensor]:
+        """`forward`, and a look at the form of what came out. Raises ClipftError that names what is wrong with it."""
+        terms = nn.Module.__call__(self, pairs)
+        if problem := _defect(terms, pairs):
+            kind = type(self)
+            raise ClipftError(f"objective {kind.__module__}:{kind.__qualname__}", *problem)
+        return terms  # type: ignore[no-any-return]
+
+
+def _defect(terms: Any, pairs: Pairs) -> tuple[str, str] | None:
+    """What is wrong with an objective's answer, and the way out. Looks at form only, so the device never waits."""
+    if not isinstance(terms, dict) or not terms:
+        return f"forward returned {type(terms).__name__}, not a dict with a term", 'Return {"my_loss": value}.'
+    for name, value in terms.items():
+        if not (isinstance(name, str) and name.endswith("_loss")):
+            return f"its term {name!r} does not end in _loss", f'Call it "{name}_loss"; only loss terms are returned.'
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            return f"its term {name!r} is {what}, not a tensor of real numbers", "Return the tensor itself, without .item()."
+        if value.ndim:
+            return f"its term {name!r} has shape {tuple(value.shape)}, not that of a scalar", "Take its mean over the batch."
+    learning = torch.is_grad_enabled() and pairs.image.requires_grad and pairs.text.requires_grad
+    if learning and not any(value.requires_grad for value in terms.values()):
+        fix = "Compute it from pairs by torch's operations, without .detach(), .item(), numpy or no_grad."
+        return "no term has a gradient towards the embeddings", fix
+    return None

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .base import Anchor, Objective, Pairs
-from .softmax import symmetric
+from .blocks import symmetric
 from .space import Range
 
 
@@ -30,9 +30,10 @@ class InfoNCE(Objective):
         self.text_weight = text_weight
 
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
-        own = torch.arange(len(pairs), device=pairs.image.device)
+        every = torch.arange(len(pairs), device=pairs.image.device)
 
-        def rows_loss(logits: Tensor, anchor: Anchor, rows: slice) -> Tensor:
-            return cross_entropy(logits, own[rows], label_smoothing=self.smoothing, reduction="sum")
+        def rows_loss(anchor: Anchor, rows: slice) -> Tensor:
+            logits = pairs.logits(anchor, rows)
+            return cross_entropy(logits, every[rows], label_smoothing=self.smoothing, reduction="sum")
 
         return {"contrastive_loss": symmetric(pairs, rows_loss, self.text_weight)}

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from .base import Anchor, Objective, Pairs
-from .softmax import symmetric
+from .blocks import symmetric
 from .space import Range
 
 
@@ -34,7 +34,8 @@ class MultiPositive(Objective):
         self.text_weight = text_weight
 
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
-        def rows_loss(logits: Tensor, anchor: Anchor, rows: slice) -> Tensor:
+        def rows_loss(anchor: Anchor, rows: slice) -> Tensor:
+            logits = pairs.logits(anchor, rows)
             target = pairs.same(self.positives, rows).to(logits.dtype)
             target = target / target.sum(dim=1, keepdim=True)  # symmetric relation: rows and columns have equal sums
             target = (1 - self.smoothing) * target + self.smoothing / len(pairs)

@@ -42,13 +42,18 @@ class Weighted(Objective):
     def needs_start(self) -> bool:  # type: ignore[override]
         return any(o.needs_start for o in (self.main, *self.others.values()))
 
+    def prepare(self, classes: Sequence[str]) -> None:
+        self.main.prepare(classes)
+        for objective in self.others.values():
+            objective.prepare(classes)  # type: ignore[operator]  # a ModuleDict knows modules only
+
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         seen = [pairs.prefix(width) for width in self.dimensions if width < pairs.image.shape[1]] + [pairs]
         terms: dict[str, Tensor] = {}
         for part in seen:
             for name, value in self.main(part).items():
                 terms[name] = terms.get(name, 0) + value / len(seen)
-        for name, objective in self.others.items():
-            if weight := self.weights[name].at(pairs.progress):
-                terms |= {f"{name}_{term}": weight * value for term, value in objective(pairs).items()}
+        for name, weight in self.weights.items():
+            if now := weight.at(pairs.progress):
+                terms |= {f"{name}_{term}": now * value for term, value in self.others[name](pairs).items()}
         return terms

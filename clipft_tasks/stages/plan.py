@@ -20,10 +20,10 @@ def run(spec: RunSpec) -> dict[str, Any]:
     from ..model import build
     from ..train import plan, selection
 
-    objectives.make(spec.objective)  # a wrong option shows here, not after the data was read
     if spec.blend.points or spec.train.max_forgetting < 1:
         selection.general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
+    objectives.make(spec.objective, sorted(dataset.card["classes"]))  # a wrong option shows here, not after the data was read
     clip = build.load(spec.model.start, domain=spec.domain)
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
     start = {"start": clip.source, "digest": clip.digest, "temperature": temperature}

@@ -104,7 +104,7 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: Af
     limited = chooses and spec.train.max_forgetting < 1
     return loop.Work(
         clip=clip,
-        objective=make(spec.objective),
+        objective=make(spec.objective, dataset.classes),
         data=data,
         spec=spec.train,
         resolution=spec.resolution,

@@ -111,11 +111,12 @@ def train(work: Work) -> dict[str, float]:
     best = Best(spec.keep == "best", spec.patience, spec.max_forgetting)
 
     first = done = overflows = in_a_row = 0
-    state = work.checkpoints.latest()
-    if not state:
-        _fit_similarity(towers, work)
+    _fit_similarity(towers, work)
+    if start:
+        start.clip.similarity = copy.deepcopy(clip.similarity).requires_grad_(False)
+    pull = _Pull(trained[:-1], spec.l2_start) if spec.l2_start else None
     average = _Average(clip, spec.ema) if spec.ema else None
-    if state:
+    if state := work.checkpoints.latest():
         clip.load_state(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
@@ -238,6 +239,8 @@ def train(work: Work) -> dict[str, float]:
             scaler.update()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+            if pull and not overflow:
+                pull(rate)
             if average and not overflow:
                 average.update(clip)
 
@@ -388,6 +391,25 @@ def _signals() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Pull:
+    """Weights drawn back to where they began, beside the gradient as in AdamW's weight decay (L2-SP, Li et al. 2018,
+    https://arxiv.org/abs/1802.01483). A resumed run begins with the start model again, so nothing of it is kept.
+
+    Args:
+        groups: of the optimiser; only the start model's own weights.
+        strength: share of the way back that a step goes, over the learning rate.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], strength: float) -> None:
+        self.strength = strength
+        self.members = [(g["params"], [p.detach().clone() for p in g["params"]], g["factor"]) for g in groups]
+
+    @torch.no_grad()
+    def __call__(self, rate: float) -> None:
+        for parameters, start, factor in self.members:
+            torch._foreach_lerp_(parameters, start, min(1.0, rate * factor * self.strength))
 
 
 class _Average:

@@ -106,15 +106,16 @@ def backward(
     if start is not None:
         with _agreeing(world), torch.no_grad():
             frozen = [encode(i, start) for i in everything]
-        before = gathered(frozen, start.clip.embed_dim)
+            before = as_pairs(start.clip, *gathered(frozen, start.clip.embed_dim), batch)
     with _agreeing(world):
         loss, report = batch_loss(towers.clip, objective, image, text, batch, before, progress)
-        loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale, bias and objective
+        if loss.requires_grad:  # or no row is this process's own, and the objective looks at nothing else that learns
+            loss_scale(loss).backward()  # fills the leaves' gradients, and those of scale, bias and objective
     if not single:
         with _agreeing(world):
             for i, leaf in zip(everything, leaves, strict=True):
                 again = encode(i)
-                if again.requires_grad:  # a tower may be frozen whole
+                if again.requires_grad and leaf.grad is not None:  # a tower may be frozen whole, or not be looked at
                     again.backward(leaf.grad)
     return report
 
@@ -144,41 +145,45 @@ def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Ten
     return torch.cat(list(features)) if features else torch.zeros((0, width), device=device)
 
 
+def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs | None = None, progress: float = 0.0) -> Pairs:
+    """What an objective sees of a batch: features of every picture (n, d), and of its captions, each once (u, d)."""
+    device = image.device
+    caption, label = batch.caption.to(device), batch.label.to(device)
+    return Pairs(
+        image=clip.similarity.embed_image(image),
+        text=clip.similarity.embed_text(text)[caption],  # a repeated caption was encoded once
+        similarity=clip.similarity,
+        scale=clip.model.logit_scale.exp(),
+        captions=caption,
+        labels=label,
+        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device),
+        bias=getattr(clip.model, "logit_bias", None),
+        start=start,
+        progress=progress,
+    )
+
+
 def batch_loss(
     clip: Clip,
     objective: Objective,
     image: Tensor,
     text: Tensor,
     batch: Batch,
-    before: tuple[Tensor, Tensor] | None = None,
+    start: Pairs | None = None,
     progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of features, and figures about it.
 
     Args:
         image: of every picture of the batch (n, d); text: of its captions, each once (u, d).
-        before: the same of the frozen start model.
+        start: what the frozen start model sees of the same batch.
+    Raises: ClipftError for an objective that returns no loss.
     """
-    device = image.device
-    caption, label = batch.caption.to(device), batch.label.to(device)
-    scale = clip.model.logit_scale.exp()
-    embedded = clip.similarity.embed_text(text)
-    pairs = Pairs(
-        image=clip.similarity.embed_image(image),
-        text=embedded[caption],  # a repeated caption was encoded once
-        similarity=clip.similarity,
-        scale=scale,
-        captions=caption,
-        labels=label,
-        bias=getattr(clip.model, "logit_bias", None),
-        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device),
-        start_image=None if before is None else normalize(before[0], dim=-1),
-        start_text=None if before is None else normalize(before[1], dim=-1)[caption],
-        progress=progress,
-    )
+    pairs = as_pairs(clip, image, text, batch, start, progress)
     terms = objective(pairs)
     loss = torch.stack(list(terms.values())).sum()
     with torch.no_grad():
+        caption = pairs.captions
         image, unique = normalize(image, dim=-1), normalize(text, dim=-1)
         text = unique[caption]
         # Sums over all pairs, and over pairs of equal captions, without the matrix of all pairs.
@@ -188,7 +193,7 @@ def batch_loss(
         matched = (each * (pictures * unique).sum(dim=1)).sum()
         equal = (each**2).sum()
         report = {name: value.detach() for name, value in terms.items()}
-        report |= {"loss": loss.detach(), "temperature": 1 / scale.detach(), "similarity_matched": matched / equal}
+        report |= {"loss": loss.detach(), "temperature": 1 / pairs.scale.detach(), "similarity_matched": matched / equal}
         report["similarity_unmatched"] = ((image.sum(0) * text.sum(0)).sum() - matched) / (n * n - equal).clamp_min(1)
     return loss, report
 

@@ -202,3 +202,38 @@ def test_one_class_and_a_batch_larger_than_the_data_train(dataset, small_spec, t
     object.__setattr__(dataset, "frame", frame)
     _, figures, rows = trained(spec, dataset, tmp_path)
     assert figures["steps"] == spec.train.epochs and all(f["loss"] == f["loss"] for _, f in rows)
+
+
+def test_weights_are_held_near_the_start(dataset, small_spec, tmp_path):
+    start = weights(build.load(small_spec.model.start))
+    away = [
+        (weights(trained(changed(small_spec, train__l2_start=l2), dataset, tmp_path / str(l2))[0]) - start).norm()
+        for l2 in (0, 20, 100)
+    ]
+    assert away[0] > away[1] > away[2] > 0
+
+
+def test_what_looks_at_the_start_is_validated_with_it_and_resumes_exactly(dataset, small_spec, tmp_path):
+    """A resumed run is held by the start model, not by the checkpoint; on a similarity that the start did not have."""
+    also = {"objective__also": ["distillation=1>0.5"], "objective__options": {"distillation.features": 0.1}}
+    spec = changed(small_spec, train__l2_start=50, train__patience=9, objective__similarity="hyperbolic", **also)
+    unbroken, _, rows = trained(spec, dataset, tmp_path / "a", validation=True)
+    assert rows[0][1]["distillation_kl_loss"] < 1e-3 < rows[-1][1]["distillation_kl_loss"]
+    assert "validation_loss" in rows[-1][1]
+
+    def interrupt(work):
+        whole = work.data.batch
+
+        def batch(step, *args, **kwargs):
+            if step == 5:
+                raise InterruptedError
+            return whole(step, *args, **kwargs)
+
+        object.__setattr__(work.data, "batch", batch)
+
+    each = changed(spec, train__checkpoint_seconds=0)
+    with pytest.raises(InterruptedError):
+        trained(each, dataset, tmp_path / "b", validation=True, before=interrupt)
+    resumed, figures, _ = trained(each, dataset, tmp_path / "b", validation=True)
+    assert figures["resumed_at"] == 5
+    assert all(torch.equal(unbroken.state()[name], value) for name, value in resumed.state().items())

@@ -5,57 +5,32 @@ with torch (torchgen). Anything that would fall back to the CPU fails by name.
 """
 
 import copy
-from functools import cache, partial
+from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-import torchgen
 from conftest import TINY
-from torch.utils._python_dispatch import TorchDispatchMode
-from torchgen.gen import parse_native_yaml
-from torchgen.model import DispatchKey
 
 from clipft_tasks.data import augment
 from clipft_tasks.data.loader import Batch
 from clipft_tasks.domains import Augment
 from clipft_tasks.model import attention, build
+from clipft_tasks.model import similarity as similarities
 from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.attention import Policy
 from clipft_tasks.model.checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
-from clipft_tasks.objectives import InfoNCE, MultiPositive
+from clipft_tasks.objectives import InfoNCE, MultiPositive, check
 from clipft_tasks.spec import TrainSpec
 from clipft_tasks.train import loop, step
 from clipft_tasks.train.groups import groups
+from clipft_tasks.train.operators import Recorder, fallbacks, on_mps
 from clipft_tasks.train.probes import precision_context
-
-# The CPU's fused attention has a name of its own; on MPS the same call takes MPS's own kernel, which is declared.
-CPU_ONLY = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
-EVERYWHERE = {
-    DispatchKey.CompositeImplicitAutograd,
-    DispatchKey.CompositeExplicitAutograd,
-    DispatchKey.CompositeExplicitAutogradNonFunctional,
-}
-
-
-@cache
-def on_mps() -> frozenset[str]:
-    """Names (with overload) of the aten operators that run on MPS without a fallback."""
-    folder = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native"
-    parsed = parse_native_yaml(str(folder / "native_functions.yaml"), str(folder / "tags.yaml"))
-    found = set()
-    has = {key: {str(name) for name in parsed.backend_indices[key].index} for key in (DispatchKey.MPS, *EVERYWHERE)}
-    for function in parsed.native_functions:
-        name = str(function.func.name)
-        delegate = str(function.structured_delegate) if function.structured_delegate else name
-        if any(name in names or delegate in names for names in has.values()) or function.has_composite_kernel:
-            found.add(name)
-    return frozenset(found)
+from parity.test_objectives import VARIANTS, subject
 
 
 @pytest.fixture(autouse=True)
@@ -67,21 +42,9 @@ def attention_as_on_mps():
     torch.backends.mha.set_fastpath_enabled(before)
 
 
-class Recorder(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::") + (f".{func._overloadname}" if func._overloadname != "default" else "")
-        self.names.add(name)
-        return func(*args, **(kwargs or {}))
-
-
 def missing(recorder: Recorder) -> set[str]:
-    names = {n for n in recorder.names if not n.startswith("profiler::")}
-    assert len(names) > 20
-    return {n for n in names if n not in on_mps() and n.split(".")[0] not in CPU_ONLY}
+    assert len(recorder.names) > 20
+    return fallbacks(recorder.names)
 
 
 POLICIES = [Policy("fused"), Policy("sliced", 2000), Policy("chunked", 2000)]
@@ -120,6 +83,7 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         optimiser.step()
         average = loop._Average(clip, 0.9)
         average.update(clip)
+        loop._Pull(optimiser.param_groups, 0.5)(1e-3)
         model.eval()
         with torch.inference_mode():
             for side in sides:
@@ -151,6 +115,12 @@ def test_low_rank_updates_run_on_mps_without_fallback():
         step.backward(towers, InfoNCE(), batch(clip, 32), micro_batch=3, seed=1)
         merge_low_rank(clip.model)
     assert missing(recorder) == set()
+
+
+@pytest.mark.parametrize("similarity", list(similarities.MENU))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_objective_runs_on_mps_without_fallback(variant, similarity):
+    check.operators(subject(variant, similarity))
 
 
 def test_the_audit_would_notice_a_missing_kernel():

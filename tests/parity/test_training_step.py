@@ -78,7 +78,7 @@ def test_cut_texts_equal_full_length_texts(clip):
 
 def some_pairs(image: torch.Tensor, text: torch.Tensor, captions: torch.Tensor) -> Pairs:
     labels = torch.full((len(captions),), -1)
-    return Pairs(image, text, Cosine(image.shape[1]), torch.tensor(14.0), captions, labels)
+    return Pairs(image, text, Cosine(image.shape[1]), torch.tensor(14.0), captions, labels, labels >= 0)
 
 
 def test_multi_positive_is_info_nce_when_all_captions_differ():
