@@ -161,7 +161,7 @@ def test_it_stops_when_every_point_was_tried():
 # deciding -------------------------------------------------------------------------------------------------------------
 
 ROWS = 60
-GROUPED = Rows("balanced_accuracy", np.arange(ROWS) % 2, np.repeat(np.arange(12), 5), ["a", "b"])
+GROUPED = Rows("balanced_accuracy", np.arange(ROWS), np.arange(ROWS) % 2, np.repeat(np.arange(12), 5), ["a", "b"], True)
 
 
 def trial(number: int, right: np.ndarray, **values) -> Tried:
@@ -222,7 +222,8 @@ def test_rows_are_those_of_the_validation_split_and_classes_not_those_of_the_tes
             "label": ["b", "a", "", "b", "c"],
             "group": ["", "g", "", "g", ""],
             "key": list("12345"),
-        }
+            "key": list("12345"),
+            "caption": ["b", "a", "x", "b", "c"],
     )
     rows = Rows.of(frame)
     assert (rows.metric, rows.classes) == ("balanced_accuracy", ["a", "b"])
