@@ -222,8 +222,8 @@ def test_rows_are_those_of_the_validation_split_and_classes_not_those_of_the_tes
             "label": ["b", "a", "", "b", "c"],
             "group": ["", "g", "", "g", ""],
             "key": list("12345"),
-            "key": list("12345"),
             "caption": ["b", "a", "x", "b", "c"],
+        }
     )
     rows = Rows.of(frame)
     assert (rows.metric, rows.classes) == ("balanced_accuracy", ["a", "b"])
