@@ -21,11 +21,14 @@ One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Obje
 `clipft.objectives`. `clipft objective check my_package.losses:MyLoss` says whether it keeps what training promises.
 """
 
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import ClipftError
+from ..model import similarity
 from ..named import find
 from ..spec import ObjectiveSpec
 from .alignment import Alignment
@@ -44,7 +47,7 @@ from .weighted import Weight, Weighted
 
 __all__ = [
     "MENU", "Alignment", "Cyclic", "Distillation", "Guided", "HardNegative", "InfoNCE", "Margin", "MultiPositive", "Objective",
-    "Pairs", "Range", "Sigmoid", "SoftTarget", "kind_of", "make", "one",
+    "Pairs", "Range", "Sigmoid", "SoftTarget", "code_of", "kind_of", "make", "one",
 ]  # fmt: skip
 
 MENU: dict[str, type[Objective]] = {
@@ -115,6 +118,21 @@ def one(spec: ObjectiveSpec, name: str, options: Mapping[str, Any]) -> Objective
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise ClipftError(f"objective.options of {name}", str(error), "See the objective's description.") from error
+
+
+def code_of(spec: ObjectiveSpec) -> dict[str, str]:
+    """A digest of the source file of each objective and similarity that does not ship with clipft, by name.
+
+    It is part of what a run is known by: an edited loss is another piece of work.
+    """
+    kinds: dict[str, type] = {name: kind_of(name) for name in (spec.name, *(_term(text)[0] for text in spec.also))}
+    kinds[spec.similarity] = find("similarity", spec.similarity, similarity.MENU, similarity.Similarity)
+    out = {}
+    for name, kind in kinds.items():
+        if not kind.__module__.startswith("clipft_tasks."):
+            path = inspect.getsourcefile(kind)
+            out[name] = hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
+    return out
 
 
 def _term(text: str) -> tuple[str, Weight]:

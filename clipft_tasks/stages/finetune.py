@@ -25,7 +25,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     """
     import mlflow
 
-    from .. import tracking
+    from .. import objectives, tracking
     from ..data import versioning
     from ..model import build
     from ..train import job as jobs
@@ -38,6 +38,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     key = spec.identity(
         "finetune", "domain", "objective", "train", "memory", resolution=spec.resolution.model_dump(exclude={"evaluate"}),
         model=spec.model.model_dump(exclude={"start"}), dataset=version.revision, start=clip.digest, recipe=RECIPE,
+        code=objectives.code_of(spec.objective),
     )  # fmt: skip
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip

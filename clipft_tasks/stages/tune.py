@@ -40,7 +40,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     if not spec.tune.trials:
         return nothing | {"reason": "tuning is off (tune.trials = 0)"}
 
-    from .. import tracking
+    from .. import objectives, tracking
     from ..data import versioning
     from ..tuning import space as spaces
     from ..tuning import study as studies
@@ -57,7 +57,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
         resolution=spec.resolution.model_dump(exclude={"evaluate"}), model=spec.model.model_dump(exclude={"start"}),
         dataset=version.revision, start=planned["digest"],
     )  # fmt: skip
-    code = {"clipft": RECIPE, **spaces.code_of(spec)}
+    code = {"clipft": RECIPE, **objectives.code_of(spec.objective)}
     key = spec.identity("tune", subject=subject, space=space.to_dict(), code=code)
     name = f"clipft-{spec.domain}-{key}"
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,

@@ -1,11 +1,8 @@
 """What tuning may vary: fields of the spec by dotted name, each with its range and the template's own value in it."""
 
-import hashlib
 import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from .. import objectives
@@ -126,14 +123,3 @@ def _with(declared: Range, own: Any) -> Dimension:
     if not isinstance(own, int | float) or isinstance(own, bool) or (declared.log and own <= 0):
         return Dimension(declared)
     return Dimension(Range(min(declared.low, own), max(declared.high, own), declared.log), own)
-
-
-def code_of(spec: RunSpec) -> Mapping[str, str]:
-    """A digest of the source file of each objective that does not ship with clipft, by name."""
-    out = {}
-    for name in [spec.objective.name, *_terms(spec)]:
-        kind = objectives.kind_of(name)
-        if not kind.__module__.startswith("clipft_tasks."):
-            path = inspect.getsourcefile(kind)
-            out[name] = hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
-    return out

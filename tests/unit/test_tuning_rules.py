@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from clipft_tasks import objectives
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.objectives.space import Range
@@ -89,8 +90,8 @@ def test_a_range_for_an_option_that_is_not_there_is_refused():
 
 
 def test_only_objectives_of_ones_own_are_known_by_their_source():
-    assert space.code_of(spec()) == {}
-    assert set(space.code_of(spec(**{"objective.also": [f"{HERE}:Margins=1"]}))) == {f"{HERE}:Margins"}
+    assert objectives.code_of(spec().objective) == {}
+    assert set(objectives.code_of(spec(**{"objective.also": [f"{HERE}:Margins=1"]}).objective)) == {f"{HERE}:Margins"}
 
 
 def test_importance_is_told_once_scores_differ(home):
