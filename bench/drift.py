@@ -1,7 +1,7 @@
 """False alarms, sensitivity and cost of drift detection: python -m bench.drift [--peers PYTHON]
 
 The starter, fine-tuned on monocrystalline elpv; undrifted traffic is its test split (modules that training never saw), shifted
-traffic the same pictures changed, or others. `--peers` names a Python that has evidently and alibi-detect (they need older
+traffic the same pictures changed, or others. Then drawings of molecules alike. `--peers` names a Python that has evidently and alibi-detect (they need older
 packages than ours: `uv venv peers; uv pip install evidently==0.7.23 alibi-detect==0.13.0 tensorflow-cpu==2.15.1
 tensorflow-probability==0.23.0`); both then see the same embeddings at their defaults.
 """
@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from clipft_tasks.settings import settings
 
@@ -43,63 +44,115 @@ SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def traffic() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
-    """The reference, picture rows by kind of traffic, and text embeddings by kind."""
-    from sklearn.datasets import load_sample_images
+@dataclass
+class Watched:
+    """A model that was fine-tuned on a data set, its reference, and its eye."""
 
-    from bench.train_cpu import prepare
-    from clipft_tasks.data.pictures import open_picture, square
-    from clipft_tasks.data.readers import open_source
-    from clipft_tasks.domains import get_domain
-    from clipft_tasks.drift.appearance import appearance
-    from clipft_tasks.drift.reference import Rows
-    from clipft_tasks.drift.taking import take
-    from clipft_tasks.model import build
-    from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import job, plan
+    dataset: Any
+    spec: Any
+    clip: Any
+    reference: Any
+    rows: Callable[[list[Image.Image]], Any]
 
-    dataset, domain = prepare(), get_domain("industrial")
-    spec = RunSpec.from_flat(
-        {"domain": "industrial", "train.epochs": EPOCHS, "resolution.train": SIDE, "train.checkpoint_seconds": 1e9}
-    )
-    clip = build.prepare(build.load("starter"), spec)
-    decided = plan.make(spec, clip, len(dataset.split("train")))
-    folder = settings().folder("bench")
-    job.train(job.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
-    reference = take(clip, dataset, domain, SIDE, "bench")
+    @classmethod
+    def trained(cls, domain_name: str, source: str, epochs: int) -> "Watched":
+        """The starter, fine-tuned by the ordinary stages."""
+        from clipft_tasks.data import versioning
+        from clipft_tasks.data.pictures import square
+        from clipft_tasks.domains import get_domain
+        from clipft_tasks.drift.appearance import appearance
+        from clipft_tasks.drift.reference import Rows
+        from clipft_tasks.drift.taking import take
+        from clipft_tasks.model import build
+        from clipft_tasks.spec import RunSpec
+        from clipft_tasks.stages import ingest, version
+        from clipft_tasks.train import job, plan
 
-    with torch.inference_mode():
-        of_classes = clip.class_embeddings(dataset.classes, domain.prompts).numpy()
+        domain = get_domain(domain_name)
+        spec = RunSpec.from_flat(
+            {
+                "domain": domain_name,
+                "source": source,
+                "train.epochs": epochs,
+                "resolution.train": SIDE,
+                "train.checkpoint_seconds": 1e9,
+            }
+        )
+        made = version.run(spec, ingest.run(spec)["staging"])
+        dataset = versioning.fetch(versioning.find(made["dataset"], domain_name))
+        clip = build.prepare(build.load("starter"), spec)
+        decided = plan.make(spec, clip, len(dataset.split("train")))
+        folder = settings().folder("bench", domain_name)
+        job.train(job.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+        with torch.inference_mode():
+            of_classes = clip.class_embeddings(dataset.classes, domain.prompts).numpy()
 
         def rows(pictures: list[Image.Image]) -> Rows:
             squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in pictures]))
-            image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
+            with torch.inference_mode():
+                image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
             return Rows(image, np.stack([appearance(p) for p in pictures]), clip.similarity.compare(image, of_classes))
 
-        test = dataset.split("test")
-        plain = [open_picture(dataset.picture(r)).rgb for r in test.itertuples()]
-        found = {"undrifted": rows(plain)} | {name: rows([change(p) for p in plain]) for name, change in SHIFTS.items()}
-        poly = list(open_source("elpv:poly", spec.data).rows())
-        random.Random(0).shuffle(poly)
-        found["polycrystalline cells"] = rows([open_picture(r.picture()).rgb for r in poly[:252]])
-        defective = [p for p, label in zip(plain, test["label"], strict=True) if label.startswith("defective")]
-        found["defective cells only"] = rows(defective)
-        rng = random.Random(0)
-        scenes = [Image.fromarray(i) for i in load_sample_images().images]
-        crops = [
-            (s, rng.randrange(s.width - 200), rng.randrange(s.height - 200)) for s in (rng.choice(scenes) for _ in range(252))
-        ]
-        found["no cells at all"] = rows([s.crop((x, y, x + 200, y + 200)) for s, x, y in crops])
-        captions = dataset.split("test")["caption"].tolist()
-        spanish = [
-            c.replace("an electroluminescence image of a", "una imagen de electroluminiscencia de una célula solar")
-            .replace("defective", "defectuosa")
-            .replace("functional", "funcional")
-            .replace("monocrystalline solar cell", "monocristalina")
-            for c in captions
-        ]
-        texts = {"undrifted texts": clip.encode_texts(captions).numpy(), "texts in Spanish": clip.encode_texts(spanish).numpy()}
-    return reference, found, texts
+        return cls(dataset, spec, clip, take(clip, dataset, domain, SIDE, "bench"), rows)
+
+    def plain(self) -> list[Image.Image]:
+        """The pictures of the test split, which no training saw."""
+        from clipft_tasks.data.pictures import open_picture
+
+        return [open_picture(self.dataset.picture(r)).rgb for r in self.dataset.split("test").itertuples()]
+
+
+def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
+    """elpv: the reference, picture rows by kind of traffic, and text embeddings by kind."""
+    from sklearn.datasets import load_sample_images
+
+    from clipft_tasks.data.pictures import open_picture
+    from clipft_tasks.data.readers import open_source
+
+    watched = Watched.trained("industrial", "elpv:mono", EPOCHS)
+    test, plain, rows = watched.dataset.split("test"), watched.plain(), watched.rows
+    found = {"undrifted": rows(plain)} | {name: rows([change(p) for p in plain]) for name, change in SHIFTS.items()}
+    poly = list(open_source("elpv:poly", watched.spec.data).rows())
+    random.Random(0).shuffle(poly)
+    found["polycrystalline cells"] = rows([open_picture(r.picture()).rgb for r in poly[:252]])
+    defective = [p for p, label in zip(plain, test["label"], strict=True) if label.startswith("defective")]
+    found["defective cells only"] = rows(defective)
+    rng = random.Random(0)
+    scenes = [Image.fromarray(i) for i in load_sample_images().images]
+    crops = [(s, rng.randrange(s.width - 200), rng.randrange(s.height - 200)) for s in (rng.choice(scenes) for _ in range(252))]
+    found["no cells at all"] = rows([s.crop((x, y, x + 200, y + 200)) for s, x, y in crops])
+    captions = test["caption"].tolist()
+    spanish = [
+        c.replace("an electroluminescence image of a", "una imagen de electroluminiscencia de una célula solar")
+        .replace("defective", "defectuosa")
+        .replace("functional", "funcional")
+        .replace("monocrystalline solar cell", "monocristalina")
+        for c in captions
+    ]
+    with torch.inference_mode():
+        texts = {
+            kind: watched.clip.encode_texts(t).numpy()
+            for kind, t in (("undrifted texts", captions), ("texts in Spanish", spanish))
+        }
+    return watched.reference, found, texts
+
+
+def molecules() -> dict[str, Any]:
+    """Drawings of molecules, whose groups are scaffolds: alarms of undrifted windows, and of some that changed."""
+    watched = Watched.trained("scientific", "molecules:1500", 2)
+    plain, rng = watched.plain(), np.random.default_rng(0)
+    changes = {"undrifted": lambda p: p} | {
+        n: SHIFTS[n] for n in ("blur, 3 px", "30% darker", "turned by 15°", "camera of 100 px")
+    }
+    changes["white on black"] = ImageOps.invert
+    out = {}
+    print(f"\nMolecules: reference of {len(watched.reference.rows)} drawings\n\n| traffic | alarms |\n|---|---|")
+    for name, change in changes.items():
+        seen, count = watched.rows([change(p) for p in plain]), WINDOWS if name == "undrifted" else EACH
+        windows = [seen.take(rng.choice(len(seen), SIZE, replace=False)) for _ in range(count)]
+        out[name] = sum(ours(watched.reference, w)[0] > 1 for w in windows) / count
+        print(f"| {name} ({count} windows) | {out[name]:.1%} |", flush=True)
+    return out
 
 
 def ours(reference: Any, rows: Any, text: np.ndarray | None = None) -> tuple[float, float]:
@@ -182,7 +235,7 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="a Python with evidently and alibi-detect")
     parser.add_argument("--peer-windows", type=int, default=3, help="windows of each kind of traffic that the peers see")
     asked = parser.parse_args()
-    reference, found, texts = traffic()
+    reference, found, texts = cells()
     rng = np.random.default_rng(0)
     drawn = {
         name: [rng.choice(len(rows), SIZE, replace=False) for _ in range(WINDOWS if name == "undrifted" else EACH)]
@@ -237,7 +290,7 @@ def main() -> None:
             )
     mine = float(np.mean([figures[n]["alarms"] for n in results if n != "undrifted"]))
     print(f"clipft: {1000 * seconds:.1f} ms a window; it sees {mine:.0%} of shifted windows.")
-    print(json.dumps(figures))
+    print(json.dumps(figures | {"molecules": molecules()}))
 
 
 if __name__ == "__main__":
