@@ -178,7 +178,7 @@ class Best:
     """The best epoch so far: what is kept in the end, and what early stopping looks at.
 
     An epoch that forgot more than it may is worse than any that did not; of two such, the one that forgot less is better. Of
-    equals, the earlier stays.
+    equals the later is kept, since it has trained longer and at a lower rate; for early stopping it is no better.
 
     Args:
         keep: whether its weights are kept.
@@ -209,15 +209,16 @@ class Best:
         forgotten = 0.0 if known is None or self.start is None else self.start - known
         within = forgotten <= self.max_forgetting
         rank = (within, judged.score if within else -forgotten)
-        better = self.rank is None or rank > self.rank
-        if better:
-            self.rank, self.epoch, self.since = rank, epoch, 0
+        better, equal = self.rank is None or rank > self.rank, rank == self.rank
+        self.since = 0 if better else self.since + 1
+        if better or equal:
+            self.rank, self.epoch = rank, epoch
             if self.keep:
                 self.weights = {name: w.detach().cpu().clone() for name, w in weights.items()}
-        else:
-            self.since += 1
         said = "" if known is None else f", {forgotten:+.4f} forgotten" + ("" if within else f" (over {self.max_forgetting:g})")
-        return said + ("; the best so far." if better else f"; epoch {self.epoch} is better.")
+        return said + (
+            "; the best so far." if better else "; as good as the best." if equal else f"; epoch {self.epoch} is better."
+        )
 
     def state(self) -> dict[str, Any]:
         names = ("start", "epoch", "since", "rank", "weights")

@@ -52,7 +52,7 @@ def grown(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         done: dict = {}
         for name in ("ingest", "validate", "version"):
             done[name] = chain.run_stage(name, spec, done.__getitem__)
-        for name in ("ingest", "validate", "version", "plan", "finetune", "evaluate"):
+        for name in ("ingest", "validate", "version", "plan", "finetune", "blend", "evaluate"):
             done[name] = chain.run_stage(name, more, done.__getitem__)
         assert done["version"]["dataset"] == "general/v2"
         yield done["finetune"]["run_id"]

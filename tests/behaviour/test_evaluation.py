@@ -26,7 +26,7 @@ def results(shared_home, small_spec, kept) -> dict:
         spec = RunSpec.from_flat(small_spec.flat() | {"evaluate.robustness": 1, "evaluate.probe": True})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(robustness, "ROWS", 8)
-            for name in ("ingest", "validate", "version", "plan", "finetune", "evaluate"):
+            for name in ("ingest", "validate", "version", "plan", "finetune", "blend", "evaluate"):
                 kept[name] = chain.run_stage(name, spec, kept.__getitem__)
         kept["spec"] = spec
     return kept
