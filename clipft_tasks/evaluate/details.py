@@ -91,13 +91,14 @@ def _mistakes(dataset: Dataset, scored: Scored) -> list[dict[str, Any]]:
                 "name": row["name"],
                 "truth": row["label"] or row["caption"],
                 "said": said,
-                "src": _small(dataset, row),
+                "src": small_picture(dataset, row),
             }
         )
     return out
 
 
-def _small(dataset: Dataset, row: Any) -> str:
+def small_picture(dataset: Dataset, row: Any) -> str:
+    """A row's picture as a page holds it: a small JPEG in a data URL."""
     small = open_picture(dataset.picture(row), grey_bits=get_domain(dataset.version.domain).grey_bits).rgb
     small.thumbnail((SHOWN, SHOWN))
     out = io.BytesIO()

@@ -1,8 +1,6 @@
 """compare: any set of runs, versions or domains beside one another, in one page."""
 
-import base64
 import hashlib
-import io
 import json
 import re
 import tempfile
@@ -19,7 +17,6 @@ from ..spec import RunSpec
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 NEWEST = "newest"
 WATTS = re.compile(r"system/gpu_\d+_power_usage_watts")  # MLflow's own, where the driver tells
-SIDE = 112  # of the pictures in the page
 WAYS = "Name a domain (`industrial`), `industrial@champion`, `models:/clipft-industrial/3`, or an MLflow run id."
 
 
@@ -295,6 +292,7 @@ def _pictures(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[d
     """The changed pictures that the page shows, as small JPEGs."""
     from ..data import versioning
     from ..evaluate.compare import SHOWN_PICTURES
+    from ..evaluate.details import small_picture
 
     by_name = {m.name: m for m in members}
     out: dict[str, list[dict[str, str]]] = {}
@@ -304,17 +302,6 @@ def _pictures(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[d
         rows = opened.split("test").sort_values("key", kind="stable")
         for kind in ("mended", "broken"):
             out[f"{change['from']}→{change['to']}→{kind}"] = [
-                {"src": _thumbnail(opened.picture(rows.iloc[i])), **change["rows"][str(i)]}
-                for i in change[kind][:SHOWN_PICTURES]
+                {"src": small_picture(opened, rows.iloc[i]), **change["rows"][str(i)]} for i in change[kind][:SHOWN_PICTURES]
             ]
     return out
-
-
-def _thumbnail(data: bytes) -> str:
-    from ..data.pictures import open_picture
-
-    rgb = open_picture(data).rgb
-    rgb.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -135,7 +135,7 @@ def test_a_side_first_seen_in_inference_can_be_trained_at_afterwards():
 def test_sides_that_cannot_be_are_refused_with_one_that_can():
     with pytest.raises(ClipftError, match="multiple of the patch of 8.*Use 32"):
         clip_of().image_features(torch.randn(1, 3, 36, 36))
-    config = {"model_cfg": {"vision_cfg": {"image_size": 64}}, "preprocess_cfg": TINY["preprocess_cfg"]}
+    config = {"model_cfg": {"embed_dim": 32, "vision_cfg": {"image_size": 64}}, "preprocess_cfg": TINY["preprocess_cfg"]}
     resnet = open_clip.CLIP(32, {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}, TINY["model_cfg"]["text_cfg"])
     with pytest.raises(ClipftError, match="attention pool has positions of one size"):
         Clip(resnet, open_clip.SimpleTokenizer(), config, "resnet", "").image_features(torch.randn(1, 3, 96, 96))

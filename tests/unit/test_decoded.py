@@ -203,4 +203,4 @@ def test_everyone_who_opens_a_picture_says_how_deep_grey_is_read():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_picture"
     ]
     silent = {name for name, call in calls if "grey_bits" not in {k.arg for k in call.keywords}}
-    assert len(calls) > 6 and silent == {"store.py"}  # a package's own probes are eight bits deep
+    assert len(calls) > 6 and silent == {"retention.py", "store.py"}  # the general set and probes are eight bits deep
