@@ -37,8 +37,9 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     candidate = build.from_folder(package, source=tags["clipft.start"])
     start = build.load(tags["clipft.start"], domain=spec.domain)
     key = spec.identity(
-        "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=selection.ROWS
-    )
+        "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=selection.ROWS,
+        metric=spec.gate.metric,
+    )  # fmt: skip
     done = tracking.card_of(run_id, "blend.json")
     if done.get("key") == key:
         say(f"Blended before with the same models and rows: alpha {done['alpha']:g}.")
@@ -59,7 +60,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
         alpha = i / spec.blend.points
         candidate.load_state(blending.between(first, last, alpha))
-        judged = selection.judge(candidate, dataset, domain, side, spec.evaluate.batch)
+        judged = selection.judge(candidate, dataset, domain, side, spec.evaluate.batch, metric=spec.gate.metric)
         points.append(paths.Point(alpha, judged.score, selection.retention(candidate, domain, side)))
         metric = judged.rows.metric
     decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)

@@ -55,7 +55,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     subject = spec.identity(
         "tune", "domain", "objective", "train", "memory", tune={"epochs": spec.tune.epochs, "seed": spec.tune.seed},
         resolution=spec.resolution.model_dump(exclude={"evaluate"}), model=spec.model.model_dump(exclude={"start"}),
-        dataset=version.revision, start=planned["digest"],
+        dataset=version.revision, start=planned["digest"], metric=spec.gate.metric,
     )  # fmt: skip
     code = {"clipft": RECIPE, **objectives.code_of(spec.objective)}
     key = spec.identity("tune", subject=subject, space=space.to_dict(), code=code)
@@ -127,7 +127,7 @@ def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dic
     study = Study(begun["study"], spec.tune.seed)
     tried = study.tried()
     version = versioning.find(planned["dataset"], spec.domain)
-    rows = Rows.of(versioning.read_manifest(version))
+    rows = Rows.of(versioning.read_manifest(version), metric=spec.gate.metric)
     decision = rules.decide(tried, rows, spec.tune.min_gain)
     stopped = rules.enough(tried, spec.tune, begun["points"] or float("inf"))
     if all(t.ended for t in tried):
@@ -193,7 +193,9 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
             jobs.train(job, clip, lambda steps: None, after_epoch)
-            judged = selection.judge(clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch)
+            judged = selection.judge(
+                clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch, metric=spec.gate.metric
+            )
             outcome = {"state": rules.COMPLETE, "score": judged.score, "right": selection.pack(judged.right)}
         except _Pruned as why:
             outcome = {"state": rules.PRUNED, "reason": str(why)}

@@ -95,10 +95,10 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: Af
     )  # fmt: skip
 
     def judge(batch: int) -> selection.Judged:
-        return selection.judge(clip, dataset, domain, spec.resolution.train, batch)
+        return selection.judge(clip, dataset, domain, spec.resolution.train, batch, metric=spec.gate.metric)
 
     chooses = spec.train.keep == "best" or spec.train.patience > 0
-    if chooses and not selection.Rows.of(dataset.frame).tells:
+    if chooses and not selection.Rows.of(dataset.frame, metric=spec.gate.metric).tells:
         say("The validation rows have neither two classes nor two captions: no epoch is better than another, the last is kept.")
         chooses = False
     limited = chooses and spec.train.max_forgetting < 1

@@ -29,7 +29,7 @@ class Rows:
     """The rows that models are judged on, and how.
 
     Attributes:
-        metric: balanced_accuracy (zero-shot) where there are classes to tell apart, else image_to_text_r1.
+        metric: balanced_accuracy (zero-shot) where the gate looks at classes and there are some, else image_to_text_r1.
         at: (rows,) their numbers in the split.
         truth: (rows,) class id, -1 where unknown; 0 everywhere where nothing is classified.
         groups: (rows,) what bootstrap resamples as a whole.
@@ -45,16 +45,17 @@ class Rows:
     tells: bool
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, limit: int = ROWS) -> "Rows":
+    def of(cls, frame: pd.DataFrame, limit: int = ROWS, metric: str = "balanced_accuracy") -> "Rows":
         """Those of a manifest. Only the training and validation rows say which classes there are.
 
         Args:
             limit: most rows, the same ones each time: as many of one class as of another, of as many groups as there are.
+            metric: what the domain's gate looks at; where that is retrieval, classes are not asked about.
         """
         classes = sorted(set(frame.loc[frame["split"].isin(("train", SPLIT)), "label"]) - {""})
         held = frame[frame["split"] == SPLIT].reset_index(drop=True)
         # Rows of one class cannot show that a model calls everything by its name.
-        if held.loc[held["label"] != "", "label"].nunique() < 2:
+        if metric == "image_to_text_r1" or held.loc[held["label"] != "", "label"].nunique() < 2:
             classes = []
         at = _spread(held, limit, bool(classes))
         held = held.iloc[at]
@@ -103,7 +104,15 @@ def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
     return np.sort(held.index.to_numpy()[:limit])
 
 
-def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, limit: int = ROWS) -> Judged:
+def judge(
+    clip: Clip,
+    dataset: Dataset,
+    domain: Domain,
+    side: int,
+    batch: int,
+    limit: int = ROWS,
+    metric: str = "balanced_accuracy",
+) -> Judged:
     """Ask a model about the validation split, on plain pictures of the size that it is for.
 
     The model stays in the mode (training or not) that it is in; put it into `eval()` first.
@@ -112,8 +121,9 @@ def judge(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, l
         side: of the pictures, pixels.
         batch: pictures per forward pass.
         limit: most rows that it is asked about.
+        metric: see `Rows.of`.
     """
-    rows = Rows.of(dataset.frame, limit)
+    rows = Rows.of(dataset.frame, limit, metric)
     frame = dataset.split(SPLIT)
     pictures = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
     with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
@@ -151,11 +161,6 @@ def retention(clip: Clip, domain: Domain, side: int) -> float:
     from ..evaluate import retention as general
 
     return float(general.score(clip, side, general_set(domain))["retention"]["value"])
-
-
-def validation_score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int) -> float:
-    """How good a model is at the domain, 0..1, on the validation split."""
-    return judge(clip, dataset, domain, side, batch).score
 
 
 def _finds(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

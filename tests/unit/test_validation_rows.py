@@ -62,3 +62,10 @@ def test_balanced_accuracy_does_not_follow_the_common_class():
     rows = Rows.of(manifest(["common"] * 8 + ["rare"] * 2))
     assert Judged(rows, np.array([True] * 8 + [False] * 2)).score == 0.5
     assert "balanced_accuracy 0.5000 on 10 validation rows" in str(Judged(rows, np.array([True] * 8 + [False] * 2)))
+
+
+def test_a_domain_whose_gate_looks_at_retrieval_is_judged_by_it():
+    frame = manifest(["a", "b"] * 20)
+    assert Rows.of(frame).metric == "balanced_accuracy"
+    found = Rows.of(frame, metric="image_to_text_r1")
+    assert (found.metric, found.classes) == ("image_to_text_r1", []) and (found.truth == 0).all()
