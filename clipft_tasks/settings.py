@@ -6,7 +6,7 @@ Settings say *where things are*; what a run does is in `spec.RunSpec`, and nowhe
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -23,6 +23,19 @@ class Settings(BaseSettings):
     tuning_url: str | None = Field(None, description="database of tuning studies (SQLAlchemy URL); default: SQLite under home")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
     prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
+    alertmanager_url: str = Field("", description="Alertmanager; empty: there is none")
+    grafana_url: str = Field("", description="Grafana; empty: there is none")
+    airflow_url: str = Field("http://127.0.0.1:8080", description="Airflow's pages and API, for `clipft doctor` and `clipft gc`")
+    airflow_user: str = Field("admin", description="who asks Airflow")
+    airflow_password: SecretStr | None = Field(None, description="that user's password")
+    airflow_db: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("CLIPFT_AIRFLOW_DB", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"),
+        description="Airflow's own database (SQLAlchemy URL), for backup and upgrade; default: SQLite under home",
+    )
+    mlflow_store: SecretStr | None = Field(
+        None, description="MLflow's own database (SQLAlchemy URL), for backup, gc and upgrade; default: SQLite under home"
+    )
     alert_token: SecretStr | None = Field(None, description="what Alertmanager must show to call back")
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
@@ -42,6 +55,13 @@ class Settings(BaseSettings):
     @property
     def studies(self) -> str:
         return self.tuning_url or f"sqlite:///{self.folder('tuning') / 'studies.db'}"
+
+    @property
+    def databases(self) -> dict[str, str]:
+        """Where Airflow, MLflow and the tuning studies keep their tables (SQLAlchemy URLs), by name."""
+        airflow = self.airflow_db.get_secret_value() if self.airflow_db else f"sqlite:///{self.root / 'airflow' / 'airflow.db'}"
+        own = self.mlflow_store.get_secret_value() if self.mlflow_store else f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+        return {"airflow": airflow, "mlflow": own, "tuning": self.studies}
 
     @property
     def datasets(self) -> str:
