@@ -277,10 +277,10 @@ class RunSpec(Section):
     source: str = Field(
         "",
         description=(
-            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `elpv:mono`, `molecules:2000`, or "
-            "`captures:<domain>` (the newest version and what was captured and labelled since)"
+            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `webdataset:<folder or .tar>`, `dicom:<folder>`, "
+            "`elpv:mono`, `molecules:2000`, or `captures:<domain>` (the newest version and what was captured and labelled since)"
         ),
-        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/pictures.csv", "/data/pictures"],
+        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/pictures.csv", "/data/pictures", "dicom:/data/studies"],
     )
     dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
     data: DataSpec = DataSpec()

@@ -141,3 +141,58 @@ def test_the_demo_pictures_say_their_licence(home):
 
 
 # Bad rows -------------------------------------------------------------------------------------------------------------
+
+
+# WebDataset shards ----------------------------------------------------------------------------------------------------
+
+
+def write_shard(path: Path, rows: pd.DataFrame, pictures: Path, texts: str = "json") -> Path:
+    """As the webdataset library writes one."""
+    import webdataset
+
+    with webdataset.TarWriter(str(path)) as out:
+        for row in rows.itertuples():
+            said = (
+                {"json": {"caption": row.caption, "label": row.label}}
+                if texts == "json"
+                else {"txt": row.caption, "cls": row.label}
+            )
+            said = {k: v if isinstance(v, dict) else v.encode() for k, v in said.items()}
+            out.write({"__key__": f"data/{Path(row.name).stem}", "png": (pictures.parent / row.name).read_bytes(), **said})
+    return path
+
+
+@pytest.mark.parametrize("texts", ["json", "txt and cls"])
+def test_webdataset_shards_give_the_same_rows(as_csv, pictures, tmp_path, texts):
+    (tmp_path / "tars").mkdir()
+    for number, part in enumerate((as_csv.iloc[:9], as_csv.iloc[9:])):
+        write_shard(tmp_path / "tars" / f"{number:03d}.tar", part, pictures, texts)
+    found = taken(ingest.run(spec_of(f"webdataset:{tmp_path / 'tars'}")))
+    pd.testing.assert_frame_equal(same_rows(found), same_rows(as_csv))
+
+
+def test_our_own_shards_are_a_source_again(as_csv, pictures, home):
+    result = ingest.run(spec_of(pictures))
+    shutil.copytree(Path(result["staging"], "shards"), home / "copied")
+    found = taken(ingest.run(spec_of(f"webdataset:{home / 'copied'}")))
+    pd.testing.assert_frame_equal(
+        same_rows(found).sort_values("key", ignore_index=True), same_rows(as_csv).sort_values("key", ignore_index=True)
+    )
+
+
+def test_a_shard_that_is_cut_short_gives_its_whole_rows_and_says_so(as_csv, pictures, tmp_path):
+    shard = write_shard(tmp_path / "cut.tar", as_csv, pictures)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    result = ingest.run(spec_of(shard))
+    assert 8 <= result["rows"] < len(as_csv) and result["rejected"] >= 1
+    reasons = (Path(result["staging"]) / "rejected.jsonl").read_text()
+    assert "cut short" in reasons
+
+
+def test_what_is_no_shard_is_named(home, tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"no tar file at all" * 100)
+    with pytest.raises(ClipftError, match="no plain tar"):
+        ingest.run(spec_of(tmp_path / "x.tar"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipftError, match="no shard"):
+        ingest.run(spec_of(f"webdataset:{tmp_path / 'empty'}"))

@@ -41,12 +41,13 @@ class Source:
 
 
 def open_source(source: str, data: DataSpec) -> Source:
-    """The reader for a source: `elpv:<type>`, `molecules[:<number>]`, `captures:<domain>`, a table (.csv, .jsonl, .parquet) or a folder.
+    """The reader for a source: a table (.csv, .jsonl, .parquet), a folder, `webdataset:<folder or .tar>`, `dicom:<folder>`,
+    `elpv:<type>`, `molecules[:<number>]` or `captures:<domain>`.
 
     Raises:
         ClipftError: the source is missing or of no known kind.
     """
-    from . import captures, elpv, folder, molecules, table
+    from . import captures, dicom, elpv, folder, molecules, table, webdataset
 
     if not source:
         raise ClipftError("source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.")
@@ -57,6 +58,10 @@ def open_source(source: str, data: DataSpec) -> Source:
         return molecules.open_molecules(limit)
     if source.startswith("captures:"):
         return captures.open_captures(source.removeprefix("captures:"))
+    if kind == "dicom":
+        return dicom.open_tree(Path(limit).expanduser())
+    if kind == "webdataset" or source.endswith(".tar"):
+        return webdataset.open_shards(Path(source.removeprefix("webdataset:")).expanduser(), data)
     path = Path(source.removeprefix("file://")).expanduser()
     if path.is_dir():
         return folder.open_folder(path)
@@ -68,18 +73,23 @@ def open_source(source: str, data: DataSpec) -> Source:
         f"source {source}",
         "it is neither an existing folder nor a table ("
         + ", ".join(table.KINDS)
-        + ") nor elpv:<type>, molecules[:<number>] or captures:<domain>",
+        + ") nor webdataset:<folder>, dicom:<folder>, elpv:<type>, molecules[:<number>] or captures:<domain>",
         "Check the spelling.",
     )
 
 
-def read_inside(root: Path, name: str) -> bytes:
+def read_inside(root: Path, name: str, as_it_is: bool = False) -> bytes:
     """The bytes of `name` below `root`; anything that would leave `root` is refused, links included.
 
+    A DICOM file comes as the PNG of its pixels, so that no header, and nobody's name, goes any further.
+
+    Args:
+        as_it_is: a DICOM file comes as it is.
     Raises:
         BadPicture: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
+    from .. import dicom
     from ..pictures import BadPicture, Limits
 
     if Path(name).is_absolute():
@@ -95,4 +105,5 @@ def read_inside(root: Path, name: str) -> bytes:
         raise BadPicture(f"no such file: {name}" if not path.exists() else f"{name} is not a plain file")
     if path.stat().st_size > Limits().bytes:
         raise BadPicture(f"{name} has {path.stat().st_size:,} bytes, more than the limit of {Limits().bytes:,}")
-    return path.read_bytes()
+    data = path.read_bytes()
+    return data if as_it_is or not dicom.is_dicom(data) else dicom.as_png(data)

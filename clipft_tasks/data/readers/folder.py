@@ -23,21 +23,36 @@ def open_folder(root: Path) -> Source:
         if Path(name).suffix.lower() in PICTURES
     )
     if not found:
-        raise ClipftError(f"folder {root}", "there are no pictures in it", f"Known: {', '.join(sorted(PICTURES))}.")
+        raise ClipftError(
+            f"folder {root}",
+            "there are no pictures in it",
+            f"Known: {', '.join(sorted(PICTURES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
+        )
 
     def rows() -> Iterator[Row]:
         for path in found:
-            parents = list(path.parent.parts)
-            split = parents.pop(0).lower() if parents and parents[0].lower() in SPLITS else ""
-            caption = root / path.with_suffix(".txt")
-            inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
+            split, label = labelled(path)
             yield Row(
                 where=f"{root.name}/{path}",
                 picture=partial(read_inside, root, str(path)),
                 key=str(path),
-                caption=caption.read_text("utf-8", errors="replace").strip() if inside else "",
-                label="/".join(parents),
+                caption=beside(root, path),
+                label=label,
                 split=split,
             )
 
     return Source(rows, name=root.name, total=len(found))
+
+
+def labelled(path: Path) -> tuple[str, str]:
+    """(split, label) that the folders of a path, relative to its root, give it."""
+    parents = list(path.parent.parts)
+    split = parents.pop(0).lower() if parents and parents[0].lower() in SPLITS else ""
+    return split, "/".join(parents)
+
+
+def beside(root: Path, path: Path) -> str:
+    """The text of the same name; "" where there is none, or where it leads out of `root`."""
+    caption = root / path.with_suffix(".txt")
+    inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
+    return caption.read_text("utf-8", errors="replace").strip() if inside else ""
