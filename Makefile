@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo demo-drift up down status clean test lint lock
+COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
+
+.PHONY: help setup demo demo-drift up down status clean team-env team-up team-down team-status test lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +42,22 @@ status:  ## where everything is
 
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
+
+team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=host.example.org TLS=1 for one that others reach)
+	@$(BIN)/python -m deploy.team.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls)
+
+team-up:  ## build and start the team's deployment with Docker Compose
+	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }
+	@mkdir -p sources deploy/gateway/certificates
+	@$(COMPOSE) up --build --detach
+	@$(MAKE) --no-print-directory team-status
+
+team-down:  ## stop the team's deployment; its volumes stay, nothing is lost
+	@$(COMPOSE) down
+
+team-status:  ## the team's deployment: where everything is, and whether it is healthy
+	@$(COMPOSE) ps
+	@$(COMPOSE) exec airflow-scheduler clipft doctor
 
 test: setup  ## every test, from unit to end to end (those on the running stack beside the others)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e > .stack-tests.log 2>&1 & stack=$$!; \

@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
     alertmanager_url: str = Field("", description="Alertmanager; empty: there is none")
     grafana_url: str = Field("", description="Grafana; empty: there is none")
-    airflow_url: str = Field("http://127.0.0.1:8080", description="Airflow's pages and API, for `clipft doctor` and `clipft gc`")
+    airflow_url: str = Field(
+        "http://127.0.0.1:8080", description="Airflow's pages and API, for `clipft doctor` and `clipft gc`"
+    )
     airflow_user: str = Field("admin", description="who asks Airflow")
     airflow_password: SecretStr | None = Field(None, description="that user's password")
     airflow_db: SecretStr | None = Field(
@@ -40,6 +42,7 @@ class Settings(BaseSettings):
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
+    accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
     cache_gb: float = Field(50, ge=0, description="most space that decoded pictures may take under home, GiB")
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")

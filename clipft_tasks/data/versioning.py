@@ -275,6 +275,7 @@ def _versions(repo: Path, domain: str) -> list[Version]:
 
 
 def _publish(repo: Path, tag: str) -> None:
+    _git(repo, "update-server-info")  # a plain file server may hand the repository on
     if _git(repo, "remote"):
         _git(repo, "push", "--quiet", "--atomic", "origin", "HEAD:main", f"refs/tags/{tag}", transient=True)
 

@@ -74,12 +74,12 @@ class _Listener(asyncio.DatagramProtocol):
         self.figures.take(data)
 
 
-async def listen(port: int) -> None:
+async def listen(port: int, host: str = "127.0.0.1") -> None:
     """Hear StatsD on a UDP port and answer Prometheus on the TCP port of the same number, until cancelled."""
     figures, registry = Figures(), CollectorRegistry()
     registry.register(figures)
-    http, thread = start_http_server(port, "127.0.0.1", registry)
-    line, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Listener(figures), ("127.0.0.1", port))
+    http, thread = start_http_server(port, host, registry)
+    line, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Listener(figures), (host, port))
     try:
         await asyncio.Event().wait()
     finally:
@@ -92,8 +92,10 @@ async def listen(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    asked = parser.parse_args()
     try:
-        asyncio.run(listen(parser.parse_args().port))
+        asyncio.run(listen(asked.port, asked.host))
     except KeyboardInterrupt:
         pass
 

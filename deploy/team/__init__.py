@@ -1,0 +1,1 @@
+"""What the team's deployment (docker-compose.yaml) runs besides the programs themselves."""

@@ -1,0 +1,65 @@
+"""`.env` of the team's deployment: every secret generated, once, readable by its owner only."""
+
+import argparse
+import base64
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from clipft_tasks.errors import ClipftError
+
+FRONT = {"AIRFLOW": 8080, "MLFLOW": 5050, "SERVER": 8800, "DATA": 8090, "GRAFANA": 3000}
+SECRETS = (
+    "DOOR_SECRET", "DOOR_TOKEN", "SERVER_TOKEN", "ALERT_TOKEN", "JWT_SECRET", "SESSION_SECRET", "GRAFANA_SECRET",
+    "POSTGRES_PASSWORD", "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "TUNING_DB_PASSWORD",
+    "STORE_ADMIN_SECRET", "STORE_MLFLOW_SECRET", "STORE_DATA_SECRET",
+)  # fmt: skip
+KEYS = ("STORE_ADMIN_KEY", "STORE_MLFLOW_KEY", "STORE_DATA_KEY")
+
+
+def content(host: str = "localhost", tls: bool = False) -> str:
+    """The text of a new `.env` for a team whose people and workers reach the gateway by the name `host`."""
+    scheme = "https" if tls else "http"
+    lines = [
+        "# Made by `make team-env`. Secrets of this installation: keep this file, back it up, show it to nobody.",
+        f"CLIPFT_SITE={host if tls else 'http://'}",
+        f"CLIPFT_PUBLISH={'127.0.0.1' if host == 'localhost' else '0.0.0.0'}",
+        *(f"CLIPFT_{name}_ADDRESS={scheme}://{host}:{port}" for name, port in FRONT.items()),
+        "CLIPFT_TEAM_USER=admin",
+        f"CLIPFT_TEAM_PASSWORD={secrets.token_urlsafe(15)}",
+        # Fernet wants exactly 32 bytes, padded.
+        f"CLIPFT_FERNET_KEY={base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}",
+        *(f"CLIPFT_{name}={secrets.token_urlsafe(36)}" for name in SECRETS),
+        *(f"CLIPFT_{name}={secrets.token_hex(10)}" for name in KEYS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, host: str, tls: bool) -> None:
+    """Make `.env`. Raises ClipftError when there is one: its secrets are in the databases already."""
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    except FileExistsError:
+        raise ClipftError(
+            f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."
+        ) from None
+    with file:
+        file.write(content(host, tls))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="localhost", help="the name by which people and workers reach this host")
+    parser.add_argument("--tls", action="store_true", help="TLS with a certificate for that name")
+    parser.add_argument("--file", type=Path, default=Path(".env"))
+    asked = parser.parse_args()
+    try:
+        write(asked.file, asked.host, asked.tls)
+    except ClipftError as error:
+        sys.exit(f"Error: {error}")
+    print(f"Made {asked.file}. `make team-up` starts the team's deployment; its user and password stand there.")
+
+
+if __name__ == "__main__":
+    main()

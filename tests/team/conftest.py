@@ -1,0 +1,43 @@
+"""One team's deployment for every test that needs it."""
+
+import shutil
+
+import pytest
+from conftest import write_pictures, write_tiny
+
+from deploy.team import secrets
+
+from . import compose, engine
+
+# What a test's machine has less of than a team's host.
+SMALL = {
+    "CLIPFT_SERVER_REPLICAS": "3",
+    "CLIPFT_MLFLOW_WORKERS": "1",
+    "CLIPFT_AIRFLOW_API_WORKERS": "1",
+    "CLIPFT_LIGHT_TASKS": "3",
+}
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory):
+    """The profiles core and monitoring with three replicas of the server, healthy; stopped at the end, whatever happened.
+
+    Accelerator tasks run on the host's own executor. `team.sources` holds made pictures (`/sources` for the tasks).
+    """
+    if reason := engine.lacking():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("team")
+    sources = folder / "sources"
+    write_pictures(sources / "pictures")
+    write_tiny(sources / "tiny")
+    folder.chmod(0o755)
+    env = compose.dotenv(secrets.content()) | SMALL | {"CLIPFT_SOURCES": str(sources)}
+    env |= {"CLIPFT_ACCELERATOR_EXECUTOR": "LocalExecutor", "CLIPFT_ACCELERATOR_QUEUE": "default"}
+    made = engine.Team(folder / "engine", env)
+    made.sources = sources
+    try:
+        made.up(600)
+        yield made
+    finally:
+        made.down()
+        shutil.rmtree(folder / "engine" / "volumes", ignore_errors=True)
