@@ -90,7 +90,7 @@ class Team:
     def _slot(self) -> int:
         """A number of our own among the stacks that run on this machine: it makes names and addresses differ."""
         for slot in range(16):
-            self._lock = Path(f"/tmp/clipft-team-{slot}.lock").open("w")  # held until the end
+            self._lock = Path(f"/tmp/clipft-team-{slot}.lock").open("w")  # noqa: SIM115 - held until the end
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot
