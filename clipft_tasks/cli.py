@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from . import cli_domain, cli_drift, cli_objective
+from . import cli_domain, cli_drift, cli_objective, cli_worker
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -244,7 +244,15 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
         click.echo(yaml.safe_dump(read_spec(file, options).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-COMMANDS = (cli_domain.domains, cli_domain.domain, cli_drift.drift, cli_drift.label, cli_drift.breaker, cli_objective.objective)
+COMMANDS = (
+    cli_domain.domains,
+    cli_domain.domain,
+    cli_drift.drift,
+    cli_drift.label,
+    cli_drift.breaker,
+    cli_objective.objective,
+    cli_worker.worker,
+)
 for _command in COMMANDS:
     main.add_command(_command)
 
@@ -260,3 +268,7 @@ def _quieten() -> None:
     for name in ("mlflow", "alembic", "great_expectations", "open_clip", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    main()

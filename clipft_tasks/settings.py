@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
     cache_gb: float = Field(50, ge=0, description="most space that decoded pictures may take under home, GiB")
+    shards_gb: float = Field(0, ge=0, description="most space that fetched shards may take under home, GiB; 0 keeps all")
+    worker_name: str = Field("", description="who this worker is to a team's control plane")
+    worker_secret: SecretStr | None = Field(None, description="its secret, for data and tuning studies over HTTP")
+    upload_seconds: float = Field(
+        0, ge=0, description="seconds between checkpoints that go to MLflow; 0: they stay on this disk"
+    )
+    door_url: str = Field("http://127.0.0.1:8070", description="the door that enrols workers, for its operator")
+    door_token: SecretStr | None = Field(None, description="what an operator shows to the door")
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
 
     @property
@@ -65,6 +73,16 @@ class Settings(BaseSettings):
         airflow = self.airflow_db.get_secret_value() if self.airflow_db else f"sqlite:///{self.root / 'airflow' / 'airflow.db'}"
         own = self.mlflow_store.get_secret_value() if self.mlflow_store else f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
         return {"airflow": airflow, "mlflow": own, "tuning": self.studies}
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether data comes over HTTP, where nothing can be pushed to."""
+        return self.remote.startswith(("http://", "https://"))
+
+    @property
+    def credentials(self) -> tuple[str, str] | None:
+        """Name and secret of this worker, where it is one."""
+        return (self.worker_name, self.worker_secret.get_secret_value()) if self.worker_secret else None
 
     @property
     def datasets(self) -> str:

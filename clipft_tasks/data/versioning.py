@@ -9,6 +9,7 @@ Data is pushed before the commit, and the tag comes last: a tag never points at 
 killed process leaves behind is put back by the next one.
 """
 
+import base64
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from ..errors import ClipftError, Transient
 from ..settings import settings
 from . import manifest, shards
 
+REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not read Username")  # trying again does not help
 TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
 
 
@@ -131,7 +133,24 @@ def fetch(version: Version) -> Dataset:
                 shards.path_of(folder, name)  # refuses it with the reason
             if not (folder / name).is_file():
                 _fetch_file(repo, version, f"shards/{name}", folder / name)
+        if settings().shards_gb:
+            _make_room(folder, int(settings().shards_gb * 2**30), set(frame["shard"]))
     return Dataset(version, frame, folder)
+
+
+def _make_room(folder: Path, limit: int, needed: set[str]) -> None:
+    """Drop the shards that were needed longest ago until all take at most `limit` bytes; those needed now stay in any case."""
+    kept = []
+    for path in folder.iterdir():
+        if path.name in needed:
+            os.utime(path)
+        if shards.NAME.match(path.name):
+            kept.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in sorted(kept):
+        if total > limit and path.name not in needed:
+            path.unlink()
+            total -= size
 
 
 def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, bool]:
@@ -144,7 +163,14 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
         the version, and whether it is new.
     Raises:
         Transient: the remote or the repository's origin does not answer; nothing was tagged.
+        ClipftError: this machine may only read.
     """
+    if settings().reads_only:
+        raise ClipftError(
+            f"a new version of {domain}",
+            "this machine reads data over HTTP and cannot push any",
+            "Make it on the control plane.",
+        )
     with _repo() as repo:
         found = _versions(repo, domain)
         for version in reversed(found):
@@ -243,6 +269,8 @@ def _create(path: Path, url: str | None) -> None:
 
 def _init(path: Path, url: str | None) -> None:
     path.mkdir(parents=True, exist_ok=True)
+    if settings().reads_only and not (path / ".dvc" / "config").exists():
+        raise ClipftError("the data sets", f"there is none at {url} yet", "Run the dataset DAG first.")
     if not (path / ".git").exists():
         _git(path, "init", "--quiet", "--initial-branch", "main")
     _git(path, "config", "user.name", "clipft")
@@ -289,7 +317,8 @@ def _fetch_file(repo: Path, version: Version, name: str, target: Path | None = N
     if name.startswith("shards/") or not (target.exists() and stamp.exists()):
         part = target.with_name(target.name + ".part")
         try:
-            DVCFileSystem(repo=str(repo), rev=version.revision).get_file(f"{version.domain}/{name}", str(part))
+            files = DVCFileSystem(repo=str(repo), rev=version.revision, config=_reading())
+            files.get_file(f"{version.domain}/{name}", str(part))
         except FileNotFoundError as error:
             raise ClipftError(
                 f"dataset {version.tag}", f"{name} is neither in the cache nor in the remote", "Push it again."
@@ -302,6 +331,16 @@ def _fetch_file(repo: Path, version: Version, name: str, target: Path | None = N
         if not name.startswith("shards/"):
             stamp.touch()
     return target
+
+
+def _reading() -> dict[str, Any] | None:
+    """Where a reader over HTTP finds the bytes; the repository itself names the remote that versions are pushed to."""
+    if not settings().reads_only:
+        return None
+    remote: dict[str, Any] = {"url": settings().remote}
+    if who := settings().credentials:
+        remote |= {"auth": "basic", "user": who[0], "password": who[1]}
+    return {"core": {"remote": "reader"}, "remote": {"reader": remote}}
 
 
 def _git(cwd: Path, *args: str, transient: bool = False) -> str:
@@ -317,12 +356,16 @@ def _call(command: list[str], cwd: Path, transient: bool) -> str:
     callers = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
     inherited = {k: v for k, v in os.environ.items() if k not in callers}  # set inside a git hook
     env = {**inherited, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
+    if who := settings().credentials:  # by the environment: neither a command line nor a file shows it
+        basic = base64.b64encode(":".join(who).encode()).decode()
+        env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.{settings().datasets}.extraHeader"}
+        env |= {"GIT_CONFIG_VALUE_0": f"Authorization: Basic {basic}"}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         shown = " ".join(a for a in command if a != sys.executable)
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
         message = f"`{shown}` in {cwd} failed: {' '.join(reason[-3:])}"
-        if transient:
+        if transient and not REFUSED.search(message):
             raise Transient(message)
         raise ClipftError("the repository of data sets", message, "Mend the repository, then run again.")
     return done.stdout.strip()

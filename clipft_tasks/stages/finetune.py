@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     from ..data import versioning
     from ..model import build
     from ..train import job as jobs
+    from ..train.handover import Patient
+    from ..train.hardware import probe
 
     tuned = tuned or {"values": {}}
     # What is logged, hashed and packed is the whole truth: run again, it gives this run.
@@ -54,7 +57,11 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     work = settings().folder("work", key)
     build.prepare(clip, spec)
     rows = version.card["counts"]["train"]
-    decided = plan_of(spec, clip, planned["plan"], work / "plan.json", rows)
+    with tracking.neighbour():
+        before = tracking.card_of(run_id, "handover.json")  # where another machine began this run
+        if settings().upload_seconds and (got := tracking.fetch_checkpoint(run_id, work / "checkpoints")):
+            say(f"Checkpoint {got.name} came from MLflow: another machine got that far.")
+    decided = plan_of(spec, clip, [before, planned], work / "plan.json", rows)
     for line in decided.lines():
         say(line)
     if rows < spec.train.batch:
@@ -65,27 +72,42 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     job = jobs.Job(spec, decided, planned["start"], version.tag, key, run_id, work)
     with tracking.neighbour(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
         mlflow.log_dict(decided.to_dict(), "plan.json")
+        mlflow.log_dict({"plan": decided.to_dict(), "hardware": probe(spec.memory.device).likeness()}, "handover.json")
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
         if tuned["values"]:
             mlflow.log_dict(tuned, "tuning.json")
-        trained = jobs.train(job, clip, lambda steps: tracking.log_steps(run_id, steps))
+
+        def send(rows: list[tuple[int, dict[str, float]]]) -> None:
+            with tracking.neighbour():
+                tracking.log_steps(run_id, rows)
+
+        log = Patient(send)
+        trained = jobs.train(job, clip, log)
+        log.flush()
         mlflow.log_metrics({k: v for k, v in trained.items() if k != "pairs_per_second" or v})
         package = package_of(spec, clip, dataset, work / "package", run_id, key)
         uri = tracking.log_model(package)
         mlflow.set_tag("clipft.model_uri", uri)  # last: a run with this tag is whole
+        tracking.forget_checkpoint(run_id)
     shutil.rmtree(work, ignore_errors=True)
     say(f"Candidate in run {run_id}: {trained['pairs']} pairs at {trained['pairs_per_second']:.1f}/s.")
     return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}
 
 
-def plan_of(spec: RunSpec, clip: Any, given: dict[str, Any], path: Path, rows: int) -> Any:
-    """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first."""
+def plan_of(spec: RunSpec, clip: Any, given: Sequence[Mapping[str, Any]], path: Path, rows: int) -> Any:
+    """The plan of this piece of work. Probes are measurements and may differ next time, so a resumed run keeps its first.
+
+    Args:
+        given: plans that were made elsewhere, each with the hardware that it is for; they hold on a machine that is alike.
+        path: of the plan that this machine used before.
+    """
     from ..train import plan as plans
     from ..train.hardware import probe
 
     hardware = probe(spec.memory.device)
-    for source in (json.loads(path.read_text()) if path.exists() else None, given):
-        if source and source["device"]["value"] == hardware.device:
+    alike = [g["plan"] for g in given if g.get("hardware") == hardware.likeness()]
+    for source in ([json.loads(path.read_text())] if path.exists() else []) + alike:
+        if source["device"]["value"] == hardware.device:
             decided = plans.Plan.from_dict(source)
             break
     else:

@@ -11,7 +11,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """Pin down what the run works on, and probe the hardware with the start model.
 
     Returns: dataset (tag) and start (a version, never `champion`), so that a retry works on the same; digest and temperature
-        of the start model; plan (decisions by name).
+        of the start model; plan (decisions by name); hardware (what it was made for).
     Raises: ClipftError when the data set or start model cannot be had, or no batch fits.
     """
     from .. import objectives
@@ -19,6 +19,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     from ..domains import get_domain
     from ..model import build
     from ..train import plan, selection
+    from ..train.hardware import probe
 
     if spec.blend.points or spec.train.max_forgetting < 1:
         selection.general_set(get_domain(spec.domain))  # and not after the training
@@ -32,4 +33,5 @@ def run(spec: RunSpec) -> dict[str, Any]:
     say(f"{dataset.tag} from {clip.source}")
     for line in decided.lines():
         say(line)
-    return {"dataset": dataset.tag, **start, "plan": decided.to_dict()}
+    hardware = probe(spec.memory.device).likeness()
+    return {"dataset": dataset.tag, **start, "plan": decided.to_dict(), "hardware": hardware}

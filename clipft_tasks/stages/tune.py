@@ -219,7 +219,7 @@ def _job(spec: RunSpec, planned: dict[str, Any], folder: Path) -> tuple[Any, Any
     version = versioning.find(planned["dataset"], spec.domain)
     clip = build.prepare(build.load(planned["start"], domain=spec.domain), spec)
     decided = replace(
-        plan_of(spec, clip, planned["plan"], folder / "plan.json", version.card["counts"]["train"]),
+        plan_of(spec, clip, [planned], folder / "plan.json", version.card["counts"]["train"]),
         processes=Decision(1, "a trial runs in one process; the batch that the objective sees is the same"),
         compile=Decision(False, "a trial is too short for it to pay"),
     )

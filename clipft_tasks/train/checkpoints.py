@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, the last few kept, the newest readable one found again."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ class Checkpoints:
         folder: created when missing.
         key: identity of the run; a checkpoint of another key is never resumed from.
         keep: how many to keep.
+        saved: called with each checkpoint's path once it stands there.
     """
 
-    def __init__(self, folder: Path, key: str, keep: int = 2) -> None:
-        self.folder, self.key, self.keep = folder, key, keep
+    def __init__(self, folder: Path, key: str, keep: int = 2, saved: Callable[[Path], None] | None = None) -> None:
+        self.folder, self.key, self.keep, self.saved = folder, key, keep, saved
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -42,6 +44,8 @@ class Checkpoints:
             ) from error
         for old in self._paths()[: -self.keep]:
             old.unlink()
+        if self.saved:
+            self.saved(path)
         return path
 
     def latest(self) -> dict[str, Any] | None:

@@ -32,6 +32,14 @@ class Hardware:
     devices: int = 1
     chip: chips.Chip | None = field(default=None)
 
+    def likeness(self) -> dict[str, str | int]:
+        """What two machines must have in common to share a plan; what is free at the moment is no part of it."""
+        total = int(psutil.virtual_memory().total)
+        if self.device == "cuda":
+            total = int(torch.cuda.mem_get_info()[1])
+        memory = round(total / 2**30)
+        return {"device": self.device, "name": self.name, "devices": self.devices, "cores": self.cores, "memory_gb": memory}
+
 
 def probe(wanted: str = "auto") -> Hardware:
     """The device to train on: what is asked for, else MPS, else CUDA, else the CPU.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from ..model import build
 from ..model.clip import Clip
 from ..objectives import make
 from ..progress import say
+from ..settings import settings
 from ..spec import RunSpec
 from . import loop, parallel, selection
 from .checkpoints import Checkpoints
+from .handover import Handover, Patient
 from .plan import Plan, multiple
 from .schedule import sides
 
 Log = Callable[[list[tuple[int, dict[str, float]]]], None]
+STOPPING = 120  # seconds that processes get to write a checkpoint and hand it over
 AfterEpoch = Callable[[int, selection.Judged], None]
 
 
@@ -68,24 +72,56 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
         after_epoch: called in this process after each epoch; only where the plan has a single one.
     """
     if job.plan.processes.value == 1:
-        return loop.train(_work(job, clip, log, parallel.ALONE, after_epoch))
+        with _handover(job) as handover:
+            return loop.train(_work(job, clip, log, parallel.ALONE, after_epoch, handover.saved))
     assert after_epoch is None
     job.write()
     ports = ["--standalone", "--nproc-per-node", str(job.plan.processes.value)]
     command = [sys.executable, "-m", "torch.distributed.run", *ports, "-m", __name__, str(job.folder)]
-    done = subprocess.run(command, check=False)
+    returncode = _see_through(command)
     problem = job.folder / "problem.json"
-    if done.returncode:
+    if returncode:
         said = json.loads(problem.read_text()) if problem.exists() else None
         if said and said["kind"] == "ClipftError":
             raise ClipftError(said["what"], said["why"], said["fix"])
-        raise Transient(said["what"] if said else f"A training process ended with {done.returncode}; the next try resumes.")
+        raise Transient(said["what"] if said else f"A training process ended with {returncode}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "figures.json").read_text()))
 
 
-def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: AfterEpoch | None = None) -> loop.Work:
+def _see_through(command: list[str]) -> int:
+    """Run the training processes. Should this one be asked to stop, so are they, and they get to write their checkpoint."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(STOPPING)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+
+
+def _handover(job: Job) -> Handover:
+    """What sends this run's checkpoints to MLflow, where settings ask for that and the run has a place there."""
+    from .. import tracking
+
+    def send(path: Path) -> None:
+        tracking.keep_checkpoint(job.run_id, path)
+
+    return Handover(send, job.folder / "handover", settings().upload_seconds if job.run_id else 0)
+
+
+def _work(
+    job: Job,
+    clip: Clip,
+    log: Log,
+    world: parallel.World,
+    after_epoch: AfterEpoch | None = None,
+    saved: Callable[[Path], None] | None = None,
+) -> loop.Work:
     spec, domain = job.spec, get_domain(job.spec.domain)
     dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
 
@@ -109,7 +145,7 @@ def _work(job: Job, clip: Clip, log: Log, world: parallel.World, after_epoch: Af
         spec=spec.train,
         resolution=spec.resolution,
         plan=job.plan,
-        checkpoints=Checkpoints(job.folder / "checkpoints", job.key),
+        checkpoints=Checkpoints(job.folder / "checkpoints", job.key, saved=saved),
         log=log,
         world=world,
         judge=judge if chooses or after_epoch else None,
@@ -127,11 +163,15 @@ def _take_part(folder: Path) -> None:
         clip = build.load(job.start, domain=job.spec.domain)
         build.prepare(clip, job.spec)
 
-        def log(rows: list[tuple[int, dict[str, float]]]) -> None:
+        def send(rows: list[tuple[int, dict[str, float]]]) -> None:
             if job.run_id:
-                tracking.log_steps(job.run_id, rows)
+                with tracking.neighbour():
+                    tracking.log_steps(job.run_id, rows)
 
-        figures = loop.train(_work(job, clip, log, world))
+        log = Patient(send)
+        with _handover(job) if world.leads else nullcontext() as handover:
+            figures = loop.train(_work(job, clip, log, world, saved=handover.saved if handover else None))
+        log.flush()
         if world.leads:
             state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")

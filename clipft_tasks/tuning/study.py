@@ -49,8 +49,12 @@ def database() -> Iterator[None]:
 
 
 @cache
-def _storage(url: str) -> optuna.storages.RDBStorage:
+def _storage(url: str) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the stages say what happens themselves
+    if url.startswith(("http://", "https://")):  # a worker that reaches no database
+        from .remote import HttpStorage
+
+        return HttpStorage(url, *(settings().credentials or ("", "")))
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
     with database(), FileLock(str(settings().folder("tuning") / "database.lock")):  # two must not make the tables at once
         return optuna.storages.RDBStorage(url, engine_kwargs=waits)

@@ -1,0 +1,108 @@
+"""What must be right before a machine takes tasks: one line each, and the command that mends it."""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from .. import versions
+from ..errors import ClipftError
+from ..settings import settings
+from .membership import Membership
+
+LEEWAY = 30  # seconds that the clocks may differ; the door's own
+NEEDED_GB = 8  # shards, decoded pictures, two checkpoints and a package of a mid-sized model
+
+
+@dataclass(frozen=True)
+class Line:
+    """One check. `fix` is a command, or a sentence where no command helps; a line that is wrong has one."""
+
+    name: str
+    right: bool
+    said: str
+    fix: str = ""
+
+
+def alike(theirs: dict[str, Any]) -> Iterator[Line]:
+    """Clock, versions and code, beside what the control plane says of itself."""
+    skew = theirs["skew"]
+    said = f"{abs(skew):.1f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
+    mend = "sudo sntp -sS time.apple.com" if platform.system() == "Darwin" else "sudo timedatectl set-ntp true"
+    right = abs(skew) <= LEEWAY
+    yield Line("clock", right, said if right else f"{said}; {LEEWAY} are allowed", "" if right else mend)
+    differ = versions.differences(theirs)
+    shown = ", ".join(f"{k} {v}" for k, v in theirs["versions"].items())
+    if not differ:
+        revision = f", revision {theirs['revision'][:12]}" if theirs["revision"] else ""
+        yield Line("versions", True, f"{shown}; code {theirs['code']}{revision}")
+    for what, way in differ:
+        yield Line("versions", False, what, way)
+
+
+def machine() -> Iterator[Line]:
+    """Disk and device. Imports torch."""
+    free = shutil.disk_usage(settings().folder()).free / 2**30
+    right = free >= NEEDED_GB
+    said = f"{free:.1f} GiB free under {settings().root}"
+    yield Line(
+        "disk",
+        right,
+        said if right else f"{said}; {NEEDED_GB} are needed",
+        "" if right else "df -h; then free some, or set CLIPFT_HOME to another disk",
+    )
+    from ..train.hardware import probe
+
+    try:
+        device = probe()
+        many = f"{device.devices} x " if device.devices > 1 else ""
+        yield Line(
+            "device", True, f"{device.device}: {many}{device.name}, {device.memory / 2**30:.0f} GiB, {device.cores} cores"
+        )
+    except ClipftError as error:
+        yield Line("device", False, error.why, error.fix)
+    if low_power():
+        yield Line("power", False, "low-power mode is on: training takes about twice as long", "sudo pmset -a lowpowermode 0")
+
+
+def low_power() -> bool:
+    """Whether a Mac runs in low-power mode."""
+    if platform.system() != "Darwin":
+        return False
+    try:
+        shown = subprocess.run(["pmset", "-g"], capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return any(line.split()[:2] == ["lowpowermode", "1"] for line in shown.splitlines())
+
+
+def reach(member: Membership) -> Iterator[Line]:
+    """Airflow, MLflow and the data, each as this worker."""
+    places = member.addresses
+    wanted = {
+        "airflow": (f"{places['airflow']}/edge_worker/v1/health", (200,)),
+        "mlflow": (f"{places['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1", (200,)),
+        "data": (f"{places['data']}/datasets.git/HEAD", (200, 404)),  # before the first version there is no repository
+        "objects": (f"{places['data']}/objects/files", (200, 403, 404)),
+    }
+    for name, (url, good) in wanted.items():
+        try:
+            answer = httpx.get(url, auth=(member.name, member.secret), timeout=20, verify=member.ca or True)
+        except httpx.TransportError as error:
+            yield Line(name, False, f"{url} does not answer ({error or type(error).__name__})", f"curl -v {url}")
+            continue
+        right = answer.status_code in good and "turned" not in answer.text
+        note = "" if answer.status_code == 200 else "; nothing is there yet"
+        if right:
+            yield Line(name, True, f"{url.partition('?')[0]}{note}")
+        else:
+            yield Line(
+                name,
+                False,
+                f"{url} answered {answer.status_code}: {answer.text[:200]}",
+                "see the control plane: `clipft doctor`",
+            )

@@ -1,0 +1,158 @@
+"""What makes this machine a worker: a name, a secret, addresses. Kept in one file that only its owner can read."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ..errors import ClipftError, Transient
+from ..settings import settings
+from ..versions import PROJECT
+
+# What a person may set for this machine alone; everything else comes from the control plane.
+OWN = ("CLIPFT_CACHE_GB", "CLIPFT_SHARDS_GB", "CLIPFT_UPLOAD_SECONDS", "CLIPFT_THREADS", "CLIPFT_DOMAINS_PATH")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Attributes:
+    url: of the team's Airflow, as given to `join`.
+    addresses: of airflow, mlflow, data and studies, as the control plane says.
+    queue: whose tasks this machine takes: mps, cuda or cpu.
+    ca: file with the certificate authority to trust beside the system's own; empty for none.
+    """
+
+    url: str
+    name: str
+    secret: str
+    addresses: dict[str, str]
+    queue: str
+    ca: str = ""
+
+    def keep(self) -> None:
+        """Write it down, readable by its owner alone."""
+        path = file()
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            json.dump(asdict(self), out, indent=1)
+        os.replace(part, path)
+
+    @classmethod
+    def read(cls) -> "Membership":
+        """Raises ClipftError when this machine has not joined."""
+        try:
+            return cls(**json.loads(file().read_text()))
+        except FileNotFoundError:
+            raise ClipftError(
+                "this machine", f"it is no worker yet: there is no {file()}", "Run `clipft worker join URL --code …` first."
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise ClipftError(f"{file()}", f"it cannot be read: {error}", "Join again.") from None
+
+    def ask(self, method: str = "GET") -> dict[str, Any]:
+        """What the control plane says of itself to this worker, with `skew`: seconds that its clock is ahead of ours.
+
+        Raises: Transient (nobody answers); ClipftError (it turns this worker away, and why).
+        """
+        return ask(self.url, "me", method=method, auth=(self.name, self.secret), ca=self.ca)
+
+    def environment(self, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """What `airflow edge worker` and its tasks read."""
+        home, air = settings().root, self.addresses["airflow"]
+        user = {
+            k: v for k, v in given.items() if k in OWN or not k.startswith(("CLIPFT_", "MLFLOW_TRACKING", "MLFLOW_REGISTRY"))
+        }
+        defaults = {
+            "AIRFLOW__EDGE__JOB_POLL_INTERVAL": "2",
+            "AIRFLOW__EDGE__HEARTBEAT_INTERVAL": "10",
+            # A control plane that is away for a while costs patience, not the task.
+            "AIRFLOW__EDGE__API_RETRIES": "60",
+            "AIRFLOW__EDGE__API_RETRY_WAIT_MAX": "20",
+            "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "30",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "15",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
+            "CLIPFT_UPLOAD_SECONDS": "300",
+            "CLIPFT_SHARDS_GB": "50",
+        }
+        fixed = {
+            "AIRFLOW_HOME": settings().folder("worker", "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": PROJECT / "dags",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": PROJECT / "plugins",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # Two threads must not use MPS, and it hangs in a forked child.
+            "AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{air}/execution/",
+            "AIRFLOW__EDGE__API_ENABLED": "True",
+            "AIRFLOW__EDGE__API_URL": f"{air}/edge_worker/v1/rpcapi",
+            "AIRFLOW__API_AUTH__JWT_SECRET": self.secret,
+            "AIRFLOW__API_AUTH__JWT_KID": self.name,
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": settings().folder("worker", "airflow", "logs"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), user.get("PYTHONPATH", "")])),
+            "PYTHONUNBUFFERED": "1",
+            "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0",  # fail before the machine swaps; the loop takes smaller parts then
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), user.get("PATH", os.defpath)]),
+            "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_TRACKING_USERNAME": self.name,
+            "MLFLOW_TRACKING_PASSWORD": self.secret,
+            "DO_NOT_TRACK": "1",
+            "CLIPFT_HOME": home,
+            "CLIPFT_MLFLOW_URI": self.addresses["mlflow"],
+            "CLIPFT_MLFLOW_UI": self.addresses["mlflow"],
+            "CLIPFT_DATA_REPO": f"{self.addresses['data']}/datasets.git",
+            "CLIPFT_DVC_REMOTE": f"{self.addresses['data']}/objects",
+            "CLIPFT_WORKER_NAME": self.name,
+            "CLIPFT_WORKER_SECRET": self.secret,
+        }
+        if self.addresses.get("studies"):
+            fixed["CLIPFT_TUNING_URL"] = self.addresses["studies"]
+        if self.ca:
+            fixed |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"), self.ca)
+        return defaults | user | {k: str(v) for k, v in fixed.items()}
+
+
+def file() -> Path:
+    return settings().folder("worker") / "worker.json"
+
+
+def forget() -> None:
+    """This machine is no worker any more."""
+    file().unlink(missing_ok=True)
+
+
+def ask(url: str, path: str, *, method: str = "GET", ca: str = "", **how: Any) -> dict[str, Any]:
+    """One request to the door, below `url`; the answer with `skew`, seconds that the control plane's clock is ahead of ours.
+
+    Raises: Transient (nobody answers, or 5xx); ClipftError (it refuses, with its own reason; or it is no door).
+    """
+    import time
+
+    where = f"{url.rstrip('/')}/door/v1/{path}"
+    before = time.time()
+    try:
+        answer = httpx.request(method, where, timeout=20, verify=ca or True, **how)
+    except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise Transient(f"The control plane at {url} does not answer ({error or type(error).__name__}).") from error
+    after = time.time()
+    if answer.status_code >= 500:
+        raise Transient(f"The control plane at {url} answered {answer.status_code}.")
+    said: Any = {}
+    with contextlib.suppress(ValueError):
+        said = answer.json()
+    if answer.is_error and isinstance(said, dict) and isinstance(said.get("detail"), str) and answer.status_code != 404:
+        raise ClipftError(f"the control plane at {url}", f"it turned this machine away: {said['detail'].rstrip('.')}")
+    if answer.is_error or not isinstance(said, dict):
+        raise ClipftError(
+            f"{where}", f"it answered {answer.status_code}, and not as a clipft control plane does", "Is that the address of its Airflow?"
+        )  # fmt: skip
+    if "time" in said:
+        said["skew"] = float(said["time"]) - (before + after) / 2
+    return said

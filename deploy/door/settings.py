@@ -1,0 +1,22 @@
+"""What the door reads from its environment."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DoorSettings(BaseSettings):
+    """Addresses are those that a worker must use, as seen from outside."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
+
+    door_home: Path = Field(Path(".clipft/door"), description="folder of the door's own table")
+    door_secret: SecretStr = Field(description="what every worker's secret and the door's signature are derived from")
+    door_token: SecretStr = Field(description="what an operator shows to invite and revoke")
+    team_user: str = Field("team", description="whom MLflow's pages and the data ask people for")
+    team_password: SecretStr | None = Field(None, description="their password; none: people are turned away there")
+    airflow_address: str = Field("http://127.0.0.1:8080", description="Airflow, and below it /door")
+    mlflow_address: str = Field("http://127.0.0.1:5050", description="MLflow")
+    data_address: str = Field("http://127.0.0.1:8090", description="datasets.git and objects")
+    tuning_url: str | None = Field(None, description="database of tuning studies; none: workers bring their own")
