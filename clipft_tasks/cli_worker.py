@@ -20,7 +20,6 @@ def worker() -> None:
 
 _ca = click.option(
     "--ca",
-    default="",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
     help="certificate authority to trust, a PEM file",
 )
@@ -34,13 +33,13 @@ _code = click.option(
 @_code
 @_ca
 @click.option("--queue", type=click.Choice(["mps", "cuda", "cpu"]), help="whose tasks to take [default: this machine's device]")
-def join(url: str, code: str | None, ca: str, queue: str | None) -> None:
+def join(url: str, code: str | None, ca: str | None, queue: str | None) -> None:
     """Make this machine a worker of the control plane whose Airflow is at URL.
 
     Checks clock, versions, code, disk and device first, and uses the code only when they are right; then takes the secret and
     looks whether Airflow, MLflow and the data can be reached.
     """
-    _join(url, code, ca, queue)
+    _join(url, code, ca or "", queue)
     click.echo("Start it:           clipft worker run\nStart it at login:  clipft worker install")
 
 
@@ -84,12 +83,12 @@ def check() -> None:
 @click.option("--join", "url", help="first join the control plane at this URL, if this machine has not joined yet")
 @_code
 @_ca
-def run(url: str | None, code: str | None, ca: str) -> None:
+def run(url: str | None, code: str | None, ca: str | None) -> None:
     """Take tasks until stopped. Ctrl-C finishes the running task first; a second one, or SIGTERM, hands it over at once."""
     from .worker import membership, running
 
     if url and not membership.file().exists():
-        _join(url, code, ca, None)
+        _join(url, code, ca or "", None)
     running.Runner(membership.Membership.read()).run()
 
 

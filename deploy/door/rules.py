@@ -1,7 +1,7 @@
 """What a worker may ask of its neighbours: read data, read the registry, write runs. Everything else is refused."""
 
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 # MLflow, below /api/2.0/ or /api/3.0/. Registered models and their versions are written by the control plane alone.
 READS = re.compile(
@@ -29,7 +29,7 @@ OWN = re.compile(r"(?:worker|worker/queues|jobs/fetch)/(?P<name>[^/]+)")
 
 def path_of(uri: str) -> str | None:
     """The decoded path of a request's URI; None when it tries to be another path than it looks like."""
-    path = unquote(urlsplit(uri).path)
+    path = unquote(uri.partition("?")[0].partition("#")[0])
     parts = path.split("/")
     if ".." in parts or "." in parts or "\\" in path or "%" in path or "//" in path:
         return None
