@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean team-env team-up team-down team-status test lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status test lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,13 +43,21 @@ status:  ## where everything is
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
 
+worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a CUDA box, or any other machine)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Error: Python {v[0]}.{v[1]} is not one of 3.11 to 3.13. Install one and run: make PYTHON=python3.12 worker")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable ".[worker]"
+	@echo "This machine is ready. Next, with the command that an operator gets from \`clipft worker invite NAME\`:"
+	@echo "  $(BIN)/clipft worker join https://HOST:8080 --code …"
+
 team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=host.example.org TLS=1 for one that others reach)
 	@$(BIN)/python -m deploy.team.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls)
 
 team-up:  ## build and start the team's deployment with Docker Compose
 	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }
 	@mkdir -p sources deploy/gateway/certificates
-	@$(COMPOSE) up --build --detach
+	@CLIPFT_REVISION=$$(git rev-parse HEAD 2>/dev/null) $(COMPOSE) up --build --detach
 	@$(MAKE) --no-print-directory team-status
 
 team-down:  ## stop the team's deployment; its volumes stay, nothing is lost

@@ -78,6 +78,7 @@ class Membership:
             "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "30",
             "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "15",
             "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
+            "AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": "True",
             "CLIPFT_UPLOAD_SECONDS": "300",
             "CLIPFT_SHARDS_GB": "50",
         }
@@ -86,8 +87,6 @@ class Membership:
             "AIRFLOW__CORE__DAGS_FOLDER": PROJECT / "dags",
             "AIRFLOW__CORE__PLUGINS_FOLDER": PROJECT / "plugins",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            # Two threads must not use MPS, and it hangs in a forked child.
-            "AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": "True",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{air}/execution/",
             "AIRFLOW__EDGE__API_ENABLED": "True",
             "AIRFLOW__EDGE__API_URL": f"{air}/edge_worker/v1/rpcapi",
@@ -112,6 +111,8 @@ class Membership:
             "CLIPFT_WORKER_NAME": self.name,
             "CLIPFT_WORKER_SECRET": self.secret,
         }
+        if self.queue == "mps":  # it hangs in a forked child
+            fixed["AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER"] = "True"
         if self.addresses.get("studies"):
             fixed["CLIPFT_TUNING_URL"] = self.addresses["studies"]
         if self.ca:

@@ -169,7 +169,8 @@ def running() -> dict[str, Any] | None:
             return None
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    return content | {"tasks": [_named(t) for t in sorted(_tasks(process.pid), key=lambda p: p.pid)]}
+    tasks = {task for edge in _edges(process.pid) for task in _tasks(edge)}
+    return content | {"tasks": [_named(t) for t in sorted(tasks, key=lambda p: p.pid)]}
 
 
 def stop(number: signal.Signals, patience: float) -> bool:
@@ -222,13 +223,20 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _tasks(pid: int) -> set[psutil.Process]:
-    """The supervisors of tasks below a process."""
-    found = set()
-    for process in _family(pid)[1:]:
+def _tasks(edge: int) -> set[psutil.Process]:
+    """The tasks' supervisors: what Airflow's worker itself started."""
+    try:
+        return set(psutil.Process(edge).children())
+    except psutil.Error:
+        return set()
+
+
+def _edges(runner: int) -> list[int]:
+    found = []
+    for child in _tasks(runner):
         try:
-            if "airflow.sdk.execution_time.execute_workload" in process.cmdline():
-                found.add(process)
+            if "edge worker" in " ".join(child.cmdline()):
+                found.append(child.pid)
         except psutil.Error:
             continue
     return found
