@@ -37,7 +37,7 @@ up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus, Ale
 down:  ## stop the stack; nothing is lost
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack down || echo "Nothing was running."
 
-status:  ## where everything is
+status: setup  ## where everything is, and whether it is well
 	@$(BIN)/python -m deploy.embedded.stack status
 
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import yaml
 
-from . import cli_domain, cli_drift, cli_objective, cli_worker
+from . import cli_care, cli_domain, cli_drift, cli_objective, cli_worker
 from .errors import ClipftError, Transient
 from .settings import settings
 from .spec import RunSpec, form
@@ -252,6 +252,11 @@ COMMANDS = (
     cli_drift.breaker,
     cli_objective.objective,
     cli_worker.worker,
+    cli_care.doctor,
+    cli_care.backup,
+    cli_care.restore,
+    cli_care.gc,
+    cli_care.upgrade,
 )
 for _command in COMMANDS:
     main.add_command(_command)

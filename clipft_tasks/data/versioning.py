@@ -213,6 +213,63 @@ def remote_bytes() -> int:
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.is_dir() else 0
 
 
+def all_tags() -> list[str]:
+    """Every version of every domain, oldest first."""
+    with _repo() as repo:
+        return _git(repo, "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags/").split()
+
+
+def bundle(target: Path) -> bool:
+    """Write the whole repository, every version of every domain, to one file. Returns False when there is no repository yet."""
+    path = working_copy()
+    if not _is_url(settings().datasets) and not (path / ".git").exists():
+        return False
+    with _repo() as repo:
+        _git(repo, "bundle", "create", str(target), "--all")
+    return True
+
+
+def unbundle(source: Path) -> None:
+    """Make the repository anew from a bundle, where there is none, with the remote that settings name.
+
+    Raises:
+        ClipftError: there is a repository with versions already, or the bundle is none.
+        Transient: the repository's origin does not answer.
+    """
+    path, origin = working_copy(), settings().datasets
+    if path.exists() and any(path.iterdir()):
+        raise ClipftError(f"repository {path}", "there is one already", "Restore into an empty home.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path) + ".lock"):
+        building = path.with_name(path.name + ".building")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        _git(building, "init", "--quiet", "--initial-branch", "main")
+        _git(
+            building,
+            "fetch",
+            "--quiet",
+            "--update-head-ok",
+            str(source),
+            "refs/heads/*:refs/heads/*",
+            "refs/tags/*:refs/tags/*",
+        )
+        if _is_url(origin):
+            if _git(building, "ls-remote", "--tags", origin, transient=True):
+                raise ClipftError(f"repository {origin}", "it holds versions already", "Restore into an empty repository.")
+            _git(building, "remote", "add", "origin", origin)
+            _git(building, "push", "--quiet", "--force", "origin", "main", "--tags", transient=True)
+        _git(building, "reset", "--quiet", "--hard", "main")
+        _init(building, None)
+        if path.exists():  # empty: where a volume is mounted, perhaps
+            for child in list(building.iterdir()):
+                shutil.move(child, path / child.name)
+            building.rmdir()
+        else:
+            os.replace(building, path)
+        _dvc(path, "remote", "modify", "--local", "store", "url", settings().remote)  # as here, whatever the versions say
+
+
 def working_copy() -> Path:
     """Where the repository lies on this machine: itself, or the clone of the one that settings name by URL."""
     source = settings().datasets

@@ -12,6 +12,7 @@ from clipft_tasks.settings import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093, "statsd": 9102}
+ALERTMANAGER = ("alertmanager", "prometheus-alertmanager")  # as its packagers call it
 USER = "admin"
 NAMES = {"jwt", "session", "server", "alerts", "password", "fernet"}
 
@@ -116,10 +117,15 @@ def environment() -> dict[str, str]:
         "CLIPFT_MLFLOW_UI": address("mlflow"),
         "CLIPFT_MLFLOW_STORE": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
         "CLIPFT_MLFLOW_ARTIFACTS": artifacts.as_uri(),
+        "CLIPFT_AIRFLOW_URL": address("airflow"),
+        "CLIPFT_AIRFLOW_USER": USER,
+        "CLIPFT_AIRFLOW_PASSWORD": secret["password"],
+        "CLIPFT_AIRFLOW_DB": core["DATABASE__SQL_ALCHEMY_CONN"],
         "CLIPFT_SERVER_URL": address("server"),
         "CLIPFT_SERVER_TOKEN": secret["server"],
         "CLIPFT_ALERT_TOKEN": secret["alerts"],
         "CLIPFT_PROMETHEUS_URL": address("prometheus") if shutil.which("prometheus") else "",
+        "CLIPFT_ALERTMANAGER_URL": address("alertmanager") if any(map(shutil.which, ALERTMANAGER)) else "",
         "CLIPFT_PROMETHEUS_CONFIG": str(home / "prometheus.yml"),
         "CLIPFT_PROMETHEUS_DATA": str(settings().folder("prometheus")),
         "CLIPFT_ALERTMANAGER_CONFIG": str(home / "alertmanager.yml"),

@@ -7,9 +7,9 @@ import sys
 
 from clipft_tasks.settings import settings
 
-from .environment import PROJECT, address, keep_secrets, ports
+from .environment import ALERTMANAGER, PROJECT, address, keep_secrets, ports
 
-BINARIES = {"prometheus": ("prometheus",), "alertmanager": ("alertmanager", "prometheus-alertmanager")}
+BINARIES = {"prometheus": ("prometheus",), "alertmanager": ALERTMANAGER}
 PACKAGES = {"darwin": ["prometheus", "alertmanager"], "linux": ["prometheus", "prometheus-alertmanager"]}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from clipft_tasks.care import health, installation, upgrade
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.settings import settings
 
@@ -52,7 +53,8 @@ def up() -> None:
     env = environment()
     log = settings().folder("logs") / "stack.log"
     began = time.monotonic()
-    _migrate(env, log)
+    _migrate()
+    installation.note(env)
     with log.open("a") as out:
         command = [sys.executable, "-m", "honcho", "start", "--no-colour", *programs]
         manager = subprocess.Popen(
@@ -112,6 +114,17 @@ def addresses() -> None:
     ]
     for name, url, note in rows:
         print(f"  {name:11} {url:24} {note}")
+
+
+def status() -> None:
+    """Where everything is, and whether it is well, as `clipft doctor` says it."""
+    addresses()
+    os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
+    settings.cache_clear()
+    found = health.examine()
+    print("\n".join(health.lines(found)))
+    if not health.well(found):
+        sys.exit(1)
 
 
 def healthy(watching: list[str] | None = None) -> bool:
@@ -211,22 +224,15 @@ def _check_ports(programs: list[str]) -> None:
                 ) from None
 
 
-def _migrate(env: dict[str, str], log: Path) -> None:
-    """Create or upgrade Airflow's and MLflow's tables, once a version, before several programs try to."""
+def _migrate() -> None:
+    """Create or upgrade the tables, once a version, before several programs try to."""
     from importlib.metadata import version
 
     stamp = settings().folder("airflow") / f"migrated-{version('apache-airflow')}-{version('mlflow')}"
-    if stamp.exists():
-        return
-    print("Preparing the databases of Airflow and MLflow…")
-    settings().folder("mlflow")
-    jobs = [["airflow", "db", "migrate"], ["mlflow", "db", "upgrade", env["CLIPFT_MLFLOW_STORE"]]]
-    with log.open("a") as out:
-        started = [subprocess.Popen(job, cwd=PROJECT, env=env, stdout=out, stderr=out) for job in jobs]
-        for job, process in zip(jobs, started, strict=True):
-            if process.wait():
-                raise ClipftError(f"`{' '.join(job[:3])}`", "it failed", f"See {log}.")
-    stamp.touch()
+    if upgrade.due() or not stamp.exists():
+        print("Preparing the databases of Airflow and MLflow…")
+        upgrade.upgrade()
+        stamp.touch()
 
 
 def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
@@ -263,7 +269,7 @@ def _quietly(action: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    actions = {"up": up, "down": down, "clean": clean, "status": addresses}
+    actions = {"up": up, "down": down, "clean": clean, "status": status}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=actions)
     try:
