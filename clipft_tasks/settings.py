@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         return self.data_repo or str(self.root / "datasets")
 
     @property
+    def working_copy(self) -> Path:
+        """The repository of data sets on this machine: itself, or the clone of the one that `data_repo` names by URL."""
+        source = self.datasets
+        return self.root / "datasets" if is_url(source) else Path(source).expanduser().resolve()
+
+    @property
     def remote(self) -> str:
         if self.dvc_remote and "://" in self.dvc_remote:
             return self.dvc_remote
@@ -99,6 +105,11 @@ class Settings(BaseSettings):
         path = self.root.joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def is_url(source: str) -> bool:
+    """Is it a URL (or git's `host:path`), and no folder?"""
+    return "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
 
 
 @cache

@@ -9,10 +9,12 @@ import queue
 import re
 import shutil
 import stat
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -27,7 +29,9 @@ from . import databases, restore
 from .airflow import Airflow
 from .installation import embedded, log_command, readable, start_command
 
-LIMIT = 10.0  # seconds that a check may take
+LIMIT = 15.0  # seconds that a check may take
+SLOW = ("Device",)  # loads PyTorch, which a busy machine takes long for: not waited for beyond PATIENCE, and no fault
+PATIENCE = 6.0
 ANSWER = 4.0  # seconds in which a service answers
 NEEDED = 3 * 2**30  # bytes of free disk that a run needs
 SKEW = 10.0  # seconds that two clocks may differ; tokens are valid from the second they are made
@@ -67,6 +71,8 @@ def examine(limit: float = LIMIT) -> list[Found]:
         try:
             state, said, *fix = check()
             found[i] = Found(thing, address, state, said, *fix)
+        except _Unknown as error:
+            found[i] = Found(thing, address, NONE, str(error))
         except ClipftError as error:
             found[i] = Found(thing, address, WRONG, f"{error.what}: {error.why}", error.fix)
         except Transient as error:
@@ -77,16 +83,19 @@ def examine(limit: float = LIMIT) -> list[Found]:
 
     for i in range(len(checks)):  # daemons: one that hangs does not keep this process
         threading.Thread(target=look, args=(i,), daemon=True, name=checks[i][0]).start()
-    until = time.monotonic() + limit
-    try:
-        for _ in checks:
-            done.get(timeout=max(0.0, until - time.monotonic()))
-    except queue.Empty:
-        pass
-    return [
-        f or Found(thing, address, WRONG, f"no answer within {limit:g} s", _start(thing))
-        for f, (thing, address, _) in zip(list(found), checks, strict=True)
-    ]
+    began, waiting = time.monotonic(), set(range(len(checks)))
+    while waiting:
+        patient = min(limit, PATIENCE) if all(checks[i][0] in SLOW for i in waiting) else limit
+        try:
+            waiting.discard(done.get(timeout=max(0.0, began + patient - time.monotonic())))
+        except queue.Empty:
+            break
+    return [f or _late(*checks[i][:2], time.monotonic() - began) for i, f in enumerate(list(found))]
+
+
+def _late(thing: str, address: str, seconds: float) -> Found:
+    said = f"no answer within {seconds:.0f} s"
+    return Found(thing, address, LOOK, said) if thing in SLOW else Found(thing, address, WRONG, said, _start(thing))
 
 
 def well(found: list[Found]) -> bool:
@@ -145,6 +154,19 @@ def _start(thing: str) -> str:
     return f"{start_command()}; if it does not stay up: {log_command('postgres' if name == 'tables' else name)}"
 
 
+class _Unknown(Exception):
+    """Another check says what is wrong."""
+
+
+@contextmanager
+def _of(service: str) -> Iterator[None]:
+    """What is asked of a service that does not answer is not known, and is no second fault."""
+    try:
+        yield
+    except Transient:
+        raise _Unknown(f"not known while {service} does not answer") from None
+
+
 def _get(address: str, path: str, **more: Any) -> httpx.Response:
     try:
         answer = httpx.get(address.rstrip("/") + path, timeout=ANSWER, **more)
@@ -178,7 +200,9 @@ def _airflow() -> Said:
 
 
 def _dags() -> Said:
-    airflow = Airflow(ANSWER)
+    with _of("Airflow"):
+        _get(settings().airflow_url, "/api/v2/version")
+        airflow = Airflow(ANSWER)
     if not airflow.logged_in:
         return (
             LOOK,
@@ -199,7 +223,8 @@ def _workers() -> Said:
     executor = settings().accelerator_executor or ""
     if "Edge" not in executor:
         return NONE, f"training runs in {executor or 'Airflow’s own executor'} here"
-    airflow = Airflow(ANSWER)
+    with _of("Airflow"):
+        airflow = Airflow(ANSWER)
     if not airflow.logged_in:
         return LOOK, "not looked at without a password", "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD."
     wanted = settings().accelerator_queue
@@ -291,9 +316,7 @@ def _store(remote: str) -> Said:
     """An object store or web server, through DVC itself, with the credentials that DVC would use."""
     from dvc.repo import Repo
 
-    from ..data import versioning
-
-    place = versioning.working_copy()
+    place = settings().working_copy
     if not (place / ".dvc" / "config").exists():
         return NONE, "looked at once there is a data set"
     try:
@@ -313,19 +336,27 @@ def _store(remote: str) -> Said:
 
 
 def _has_versions() -> bool:
-    from ..data import versioning
+    return bool(_tags())
 
-    tags = versioning.working_copy() / ".git" / "refs" / "tags"
-    return tags.is_dir() and any(p.is_file() for p in tags.rglob("*"))
+
+def _tags() -> list[str]:
+    """Every version of every domain, oldest first."""
+    place = settings().working_copy
+    if not (place / ".git").exists():
+        return []
+    command = ["git", "-C", str(place), "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=False)
+    if done.returncode:
+        raise ClipftError(
+            f"repository {place}", (done.stderr.strip() or "git cannot read it").rstrip("."), "clipft restore BACKUP"
+        )
+    return done.stdout.split()
 
 
 def _datasets() -> Said:
-    from ..data import versioning
-
-    place = versioning.working_copy()
-    if not (place / ".git").exists():
+    if not (settings().working_copy / ".git").exists():
         return NONE, "made with the first data set"
-    tags = versioning.all_tags()
+    tags = _tags()
     return OK, f"{len(tags)} versions" + (f", the newest {tags[-1]}" if tags else "")
 
 
@@ -338,8 +369,10 @@ def _server() -> Said:
 
 def _models() -> Said:
     """Is live what should be, and is drift being measured?"""
-    live = {m["domain"]: str(m["version"]) for m in _object(_get(settings().server_url, "/v1/models"))}
-    champions = _champions()
+    with _of("the server"):
+        live = {m["domain"]: str(m["version"]) for m in _object(_get(settings().server_url, "/v1/models"))}
+    with _of("MLflow"):
+        champions = _champions()
     wrong = {d: v for d, v in champions.items() if live.get(d) != v}
     if wrong:
         domain, wanted = next(iter(sorted(wrong.items())))
@@ -424,7 +457,8 @@ def _disk() -> Said:
 
 def _clock() -> Said:
     """Beside the clock of the machine that Airflow's API runs on."""
-    answer = _get(settings().airflow_url, "/api/v2/version")
+    with _of("Airflow"):
+        answer = _get(settings().airflow_url, "/api/v2/version")
     told = answer.headers.get("date")
     if not told:
         return NONE, "Airflow does not tell the time"

@@ -27,7 +27,7 @@ import pandas as pd
 from filelock import FileLock
 
 from ..errors import ClipftError, Transient
-from ..settings import settings
+from ..settings import is_url, settings
 from . import manifest, shards
 
 REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not read Username")  # trying again does not help
@@ -213,16 +213,10 @@ def remote_bytes() -> int:
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.is_dir() else 0
 
 
-def all_tags() -> list[str]:
-    """Every version of every domain, oldest first."""
-    with _repo() as repo:
-        return _git(repo, "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags/").split()
-
-
 def bundle(target: Path) -> bool:
     """Write the whole repository, every version of every domain, to one file. Returns False when there is no repository yet."""
     path = working_copy()
-    if not _is_url(settings().datasets) and not (path / ".git").exists():
+    if not is_url(settings().datasets) and not (path / ".git").exists():
         return False
     with _repo() as repo:
         _git(repo, "bundle", "create", str(target), "--all")
@@ -254,7 +248,7 @@ def unbundle(source: Path) -> None:
             "refs/heads/*:refs/heads/*",
             "refs/tags/*:refs/tags/*",
         )
-        if _is_url(origin):
+        if is_url(origin):
             if _git(building, "ls-remote", "--tags", origin, transient=True):
                 raise ClipftError(f"repository {origin}", "it holds versions already", "Restore into an empty repository.")
             _git(building, "remote", "add", "origin", origin)
@@ -271,13 +265,8 @@ def unbundle(source: Path) -> None:
 
 
 def working_copy() -> Path:
-    """Where the repository lies on this machine: itself, or the clone of the one that settings name by URL."""
-    source = settings().datasets
-    return settings().root / "datasets" if _is_url(source) else Path(source).expanduser().resolve()
-
-
-def _is_url(source: str) -> bool:
-    return "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
+    """Where the repository lies on this machine."""
+    return settings().working_copy
 
 
 # The repository ------------------------------------------------------------------------------------------------------
@@ -287,14 +276,14 @@ def _is_url(source: str) -> bool:
 def _repo() -> Iterator[Path]:
     """The local working copy, alone: created or cloned on first use, put back if a killed process left it half-changed."""
     source, path = settings().datasets, working_copy()
-    is_url = _is_url(source)
+    remote = is_url(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if not (path / ".dvc" / "config").exists() or not (path / ".git").exists():
-            _create(path, source if is_url else None)
+            _create(path, source if remote else None)
         for stale in (path / ".git").rglob("*.lock"):  # ours alone, under the lock above
             stale.unlink()
-        if is_url:
+        if remote:
             # Tags too are the origin's: one that never arrived there is made again, one that lost a race gives way.
             _git(
                 path,

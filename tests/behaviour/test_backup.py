@@ -1,0 +1,372 @@
+"""A backup holds everything, is whole or is not there, and comes back in another home as if nothing had happened."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from behaviour.live_server import FILES, Server, package, spec, trained, use
+from click.testing import CliRunner
+
+from clipft_tasks import tracking
+from clipft_tasks.care import backup as backups
+from clipft_tasks.care import restore as restoring
+from clipft_tasks.care import upgrade
+from clipft_tasks.cli import main
+from clipft_tasks.data import versioning
+from clipft_tasks.errors import ClipftError
+from clipft_tasks.settings import settings
+from clipft_tasks.stages import chain
+
+ROOT = Path(__file__).parents[2]
+PICTURE = "0" * 24 + "-0"
+
+
+@pytest.fixture(scope="module")
+def source(base: Path) -> Path:
+    """The home that is backed up: two versions, a captured picture, secrets."""
+    home = trained(base)
+    shelf = home / "captures" / "general"
+    shelf.mkdir(parents=True, exist_ok=True)
+    (shelf / f"{PICTURE}.picture").write_bytes(FILES[0])
+    (shelf / f"{PICTURE}.json").write_text(json.dumps({"id": PICTURE, "time": time.time(), "label": "red square"}))
+    (shelf / "half.picture").write_bytes(b"its JSON is not written yet")
+    (home / "secrets.json").write_text('{"password": "tell nobody"}')
+    yield home
+    (home / "secrets.json").unlink()
+    shutil.rmtree(home / "captures")
+
+
+@pytest.fixture(scope="module")
+def taken(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of it, through the command, secrets included."""
+    folder = tmp_path_factory.mktemp("backup") / "monday"
+    with pytest.MonkeyPatch.context() as patch:
+        use(source, patch)
+        said = CliRunner().invoke(main, ["backup", str(folder), "--with-secrets"], catch_exceptions=False)
+        assert said.exit_code == 0, said.output
+    settings.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that holds nothing; this process points at it."""
+    use(tmp_path / "fresh", monkeypatch)
+    yield tmp_path / "fresh"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def copy(taken: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(taken, tmp_path / "copy"))
+
+
+def command(*arguments: object) -> subprocess.Popen[str]:
+    code = "from clipft_tasks.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+# Whole ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(taken, source, base, fresh, monkeypatch):
+    away = source.with_name("away")
+    with pytest.MonkeyPatch.context() as patch:
+        use(source, patch)
+        expected = {v: (package(v) / "open_clip_model.safetensors").read_bytes() for v in ("1", "2")}
+        rows = versioning.fetch(versioning.find("", "general")).frame
+    use(fresh, monkeypatch)
+    source.rename(away)  # nothing may come from the old home
+    try:
+        restoring.restore(taken)
+        assert tracking.champions() == {"general": "1"}
+        for version, weights in expected.items():
+            assert (package(version) / "open_clip_model.safetensors").read_bytes() == weights
+        assert versioning.fetch(versioning.find("general/v1", "general")).frame.equals(rows)
+        assert json.loads((fresh / "captures/general" / f"{PICTURE}.json").read_text())["label"] == "red square"
+        assert not (fresh / "captures/general/half.picture").exists()
+        assert not (fresh / "secrets.json").exists()
+
+        # The same spec finds its own work: the data set, the run and the version that there are.
+        done: dict = {}
+        for name in chain.CHAIN:
+            if name == "evaluate":
+                break
+            done[name] = chain.run_stage(name, spec(base, 0), done.__getitem__)
+        assert done["version"]["new"] is False and done["finetune"]["done_before"] is True
+
+        with Server(fresh, poll=1) as server:
+            server.ready()
+            assert server.live() == {"general": "1"}
+            assert server.put("2").status_code == 200  # verified against its own recorded answers
+    finally:
+        away.rename(source)
+
+
+def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh):
+    restoring.restore(taken)
+    before, done = versioning.find("", "general"), {}
+    again = spec(base, 0).changed({"data.caption_template": "one {}"})
+    for name in ("ingest", "validate", "version"):
+        done[name] = chain.run_stage(name, again, done.__getitem__)
+    after = versioning.find("", "general")
+    assert (before.tag, after.tag) == ("general/v1", "general/v2")
+    assert len(versioning.fetch(before).frame) == len(versioning.fetch(after).frame) == 80
+
+
+def test_a_backup_names_its_files_and_their_versions_and_only_its_owner_reads_it(taken):
+    made = backups.Manifest.read(taken)
+    assert made.versions["clipft"] and made.versions["mlflow"] and made.revisions["mlflow"]
+    assert {"databases/mlflow.db", "datasets.bundle", "secrets/secrets.json"} <= set(made.files)
+    assert any(name.startswith("dvc-remote/files/md5/") for name in made.files)
+    assert (taken / "secrets/secrets.json").stat().st_mode & 0o777 == 0o600 and taken.stat().st_mode & 0o077 == 0
+    said = CliRunner().invoke(main, ["backup", "--verify", str(taken)])
+    assert said.exit_code == 0 and "is whole" in said.output
+
+
+def test_secrets_are_taken_and_put_back_only_when_asked_for(source, taken, fresh, tmp_path, monkeypatch):
+    restoring.restore(taken, secrets=True)
+    assert "tell nobody" in (fresh / "secrets.json").read_text()
+    assert (fresh / "secrets.json").stat().st_mode & 0o777 == 0o600
+    use(source, monkeypatch)
+    backups.backup(tmp_path / "plain")
+    held = b"".join(p.read_bytes() for p in (tmp_path / "plain").rglob("*") if p.is_file())
+    assert b"tell nobody" not in held
+    use(tmp_path / "third", monkeypatch)
+    with pytest.raises(ClipftError, match="not taken along"):
+        restoring.restore(tmp_path / "plain", secrets=True)
+
+
+def test_everything_that_the_registry_names_is_in_a_backup_made_while_runs_are_logged(source, tmp_path, monkeypatch):
+    """Writers go on: rows in the copied database never name an artifact that the copy lacks."""
+    use(source, monkeypatch)
+    writer = """
+import sys, tempfile, pathlib
+from clipft_tasks import tracking
+import mlflow
+for i in range(10_000):
+    run = tracking.begin("busy", f"key-{i}", f"run {i}", {})
+    page = pathlib.Path(tempfile.mkdtemp()) / "page.txt"
+    page.write_text("x" * 1000)
+    tracking.client().log_artifact(run.info.run_id, str(page))
+    tracking.client().set_tag(run.info.run_id, "whole", "yes")  # last, as stages do
+    print(i, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", writer], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(3):
+            process.stdout.readline()
+        backups.backup(tmp_path / "busy")
+    finally:
+        process.kill()
+        process.wait()
+    with contextlib.closing(sqlite3.connect(tmp_path / "busy/databases/mlflow.db")) as there:
+        uris = there.execute(
+            "select artifact_uri from runs join tags using (run_uuid) where tags.key = 'whole'",
+        ).fetchall()
+    assert len(uris) >= 2
+    old = (source / "mlflow" / "artifacts").as_uri()
+    for (uri,) in uris:
+        assert (tmp_path / "busy/artifacts" / uri.removeprefix(old + "/") / "page.txt").read_text() == "x" * 1000
+
+
+# Damaged -------------------------------------------------------------------------------------------------------------
+
+
+def cut(folder: Path) -> None:
+    file = next((folder / "dvc-remote").rglob("*/md5/*/*"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flipped(folder: Path) -> None:
+    file = folder / "databases/mlflow.db"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def edited(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 1 ', 1).replace(str(3), str(4), 1))
+
+
+DAMAGE = {
+    "a file cut short": (cut, "bytes instead of"),
+    "a bit flipped": (flipped, "not as it was written"),
+    "a file gone": (lambda f: (f / "datasets.bundle").unlink(), "is missing"),
+    "a file that nobody wrote": (lambda f: (f / "artifacts/planted").write_text("x"), "not in the manifest"),
+    "a link in place of a file": (
+        lambda f: ((f / "datasets.bundle").unlink(), (f / "datasets.bundle").symlink_to("/etc/passwd")),
+        "is missing",
+    ),
+    "a changed manifest": (edited, "not as it was written"),
+    "a manifest that is no JSON": (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
+    "a manifest that is a list": (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_backup_is_found_out_and_changes_nothing(kind, copy, fresh):
+    damage, said = DAMAGE[kind]
+    damage(copy)
+    verified = CliRunner().invoke(main, ["backup", "--verify", str(copy)])
+    assert verified.exit_code == 1 and said in verified.output
+    with pytest.raises(ClipftError, match=said):
+        restoring.restore(copy)
+    assert {p.name for p in fresh.iterdir()} <= {"care.lock"} if fresh.exists() else True
+
+
+def test_a_backup_of_newer_releases_is_refused_with_the_reason(copy, fresh):
+    made = backups.Manifest.read(copy)
+    made.versions["mlflow"] = "99.1"
+    made.write(copy)
+    with pytest.raises(ClipftError, match=r"mlflow 99\.1 made it .* Install the release"):
+        restoring.restore(copy)
+    made.versions["mlflow"] = "1.0"
+    made.revisions["mlflow"] = "of tomorrow"
+    made.write(copy)
+    with pytest.raises(ClipftError, match="of a newer release"):
+        restoring.restore(copy)
+    made.format = 2
+    made.write(copy)
+    with pytest.raises(ClipftError, match="a newer release made it"):
+        restoring.restore(copy)
+
+
+def test_an_installation_that_holds_something_is_never_restored_over(taken, source, monkeypatch):
+    use(source, monkeypatch)
+    before = (source / "mlflow/mlflow.db").read_bytes()
+    with pytest.raises(ClipftError, match=r"it is not empty: .* Set CLIPFT_HOME to a new folder"):
+        restoring.restore(taken)
+    assert (source / "mlflow/mlflow.db").read_bytes() == before and not (source / "restoring.json").exists()
+
+
+# Places --------------------------------------------------------------------------------------------------------------
+
+
+def test_places_that_are_no_places_for_a_backup(source, taken, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    with pytest.raises(ClipftError, match="something at that place"):
+        backups.backup(taken)
+    for inside in (source / "here", source / "dvc-remote" / "here"):
+        with pytest.raises(ClipftError, match="it is to outlive"):
+            backups.backup(inside)
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ClipftError, match="something at that place|cannot be written"):
+        backups.backup(tmp_path / "file")
+    with pytest.raises(ClipftError, match="cannot be written"):
+        backups.backup(tmp_path / "file" / "below")
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_copied(source, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    monkeypatch.setattr(backups.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(ClipftError, match=r"MiB are needed there and 976\.6 KiB are free"):
+        backups.backup(tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    code = limit + "from clipft_tasks.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "backup", str(tmp_path / "full")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Error" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(backups.os, "fsync", full)
+    with pytest.raises(ClipftError, match="No space left on device"):
+        backups.backup(tmp_path / "full")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the right to read away by becoming another user")
+def test_what_cannot_be_read_is_named_and_no_backup_is_made(taken, tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)
+    use(tmp_path / "home", monkeypatch)
+    restoring.restore(taken)
+    for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")):
+        os.chown(path, 65534, 65534)
+    secret = next((tmp_path / "home/dvc-remote").rglob("md5/*"))
+    secret.chmod(0)
+    os.chown(secret, 0, 0)
+    code = f"""
+import os
+from pathlib import Path
+from clipft_tasks.care import backup
+from clipft_tasks.errors import ClipftError
+import clipft_tasks.data.versioning
+os.setgid(65534); os.setuid(65534)
+try:
+    backup.backup(Path({str(tmp_path / "home" / "backups" / "b")!r}))
+except ClipftError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert str(secret) in done.stdout and "cannot be read" in done.stdout and "Run this as the user" in done.stdout, done
+    assert not (tmp_path / "home/backups/b").exists() and not (tmp_path / "home/backups/b.part").exists()
+
+
+# Killed --------------------------------------------------------------------------------------------------------------
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_a_backup_that_is_killed_is_none_and_the_next_one_is_whole(source, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    process = command("backup", tmp_path / "killed")
+    wait_for(tmp_path / "killed.part" / "dvc-remote", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    with pytest.raises(ClipftError, match="has no manifest"):
+        backups.verify(tmp_path / "killed.part")
+    backups.backup(tmp_path / "killed")
+    assert backups.verify(tmp_path / "killed")[1] == [] and not (tmp_path / "killed.part").exists()
+
+
+@pytest.mark.parametrize("part", ["dvc-remote", "datasets", "mlflow/mlflow.db"])
+def test_a_restore_that_is_killed_starts_nothing_and_is_finished_by_the_same_command(part, taken, fresh):
+    process = command("restore", taken)
+    wait_for(fresh / part, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if (fresh / "restoring.json").exists():
+        with pytest.raises(ClipftError, match=rf"cut short.*clipft restore {taken}"):
+            upgrade.due()  # what `make up` asks first
+    if (fresh / "restoring.json").exists():
+        restoring.restore(taken)
+    assert tracking.champions() == {"general": "1"} and (package("1") / "card.json").exists()
+    assert not (fresh / "restoring.json").exists()
+    assert upgrade.due() == []
+
+
+def test_one_at_a_time(source, tmp_path, monkeypatch):
+    from clipft_tasks.care.installation import alone
+
+    use(source, monkeypatch)
+    with alone("gc"), pytest.raises(ClipftError, match="is running"):
+        backups.backup(tmp_path / "second")
