@@ -90,7 +90,8 @@ def examine(limit: float = LIMIT) -> list[Found]:
             waiting.discard(done.get(timeout=max(0.0, began + patient - time.monotonic())))
         except queue.Empty:
             break
-    return [f or _late(*checks[i][:2], time.monotonic() - began) for i, f in enumerate(list(found))]
+    answered = [f or _late(*checks[i][:2], time.monotonic() - began) for i, f in enumerate(list(found))]
+    return [Found(*map(_shown, (f.thing, f.address, f.state, f.said, f.fix))) for f in answered]
 
 
 def _late(thing: str, address: str, seconds: float) -> Found:

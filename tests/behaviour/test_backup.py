@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from behaviour.live_server import FILES, Server, package, spec, trained, use
 from click.testing import CliRunner
 
+from behaviour.live_server import FILES, Server, package, spec, trained, use
 from clipft_tasks import tracking
 from clipft_tasks.care import backup as backups
 from clipft_tasks.care import restore as restoring
@@ -73,7 +73,11 @@ def copy(taken: Path, tmp_path: Path) -> Path:
 def command(*arguments: object) -> subprocess.Popen[str]:
     code = "from clipft_tasks.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
