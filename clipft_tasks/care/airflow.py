@@ -43,9 +43,10 @@ class Airflow:
         return self._read(self._ask("GET", path, headers={"Authorization": f"Bearer {self._token}"} if self._token else {}))
 
     def running(self) -> int:
-        """DAG runs of clipft that run or wait to."""
+        """DAG runs of clipft that run or wait to, but for this care itself."""
         query = "&".join(f"state={state}" for state in ACTIVE)
-        return int(self.get(f"/api/v2/dags/~/dagRuns?{query}&limit=1")["total_entries"])
+        runs = self.get(f"/api/v2/dags/~/dagRuns?{query}&limit=100")["dag_runs"]
+        return sum(run["dag_id"] != "clipft_care" for run in runs)
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
@@ -68,7 +69,7 @@ def database() -> Database:
 
 def program(*arguments: str) -> str:
     """Run `airflow …` on this installation's database; returns what it printed. Raises ClipftError with its last words."""
-    env = dict(os.environ)
+    env = {k: v for k, v in os.environ.items() if k != "_AIRFLOW_PROCESS_CONTEXT"}  # set in a task, which may not
     env.setdefault("AIRFLOW_HOME", str(settings().root / "airflow"))
     env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database().url
     env["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"

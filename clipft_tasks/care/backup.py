@@ -27,7 +27,7 @@ from ..errors import ClipftError
 from ..progress import progress, say
 from ..settings import settings
 from . import databases
-from .installation import alone, folder_size, readable, versions
+from .installation import alone, embedded, folder_size, readable, versions
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -119,7 +119,9 @@ def taken(folder: Path, *, secrets: bool = False, captures: bool = True, only_da
             _datasets(part, made)
             _remote(part, made)
             _artifacts(part, made)
-            if captures:
+            if captures and not embedded():
+                made.references["captures"] = "the servers' own disk (volume `server`)"
+            elif captures:
                 _copy_tree(settings().root / "captures", part, "captures", made, wanted=_whole_capture)
             _copy_tree(settings().root / "runs", part, "runs", made)
         if secrets:

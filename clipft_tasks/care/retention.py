@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..errors import ClipftError, Transient
@@ -49,6 +49,17 @@ class Keep(BaseSettings):
     captures: float = Field(30, ge=1, validation_alias="CLIPFT_SERVING_CAPTURE_DAYS", description="captured pictures")
     logs: float = Field(30, ge=1, description="logs of tasks")
     metadata: float = Field(90, ge=1, description="Airflow's records of runs and tasks")
+
+
+def keep_of_environment() -> Keep:
+    """Raises ClipftError, with the variable's name."""
+    try:
+        return Keep()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        name = name if name.startswith("CLIPFT_") else f"CLIPFT_KEEP_{name.upper()}"
+        raise ClipftError(name, first["msg"], "Give days, at least 1.") from None
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Found:
 
 def find(keep: Keep | None = None) -> Found:
     """Look at everything; change nothing."""
-    keep = keep or Keep()
+    keep = keep or keep_of_environment()
     left: list[str] = []
     items: list[Item] = []
     busy = _busy()

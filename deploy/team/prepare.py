@@ -5,7 +5,6 @@ Runs to its end at every start, and changes nothing where nothing has to change.
 
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,12 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import ClientError
 
+from clipft_tasks.care.upgrade import upgrade
+from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 
 BUCKETS = ("mlflow", "data")
+BACKUPS = "/backups"
 
 
 def passwords() -> None:
@@ -40,12 +42,12 @@ def buckets() -> None:
 
 
 def tables() -> None:
-    """Airflow's and MLflow's tables, created or upgraded."""
-    jobs = [["airflow", "db", "migrate"], ["mlflow", "db", "upgrade", os.environ["CLIPFT_MLFLOW_STORE"]]]
-    running = [subprocess.Popen(job) for job in jobs]
-    for job, process in zip(jobs, running, strict=True):
-        if process.wait():
-            sys.exit(f"`{' '.join(job[:3])}` failed.")
+    """Airflow's, MLflow's and the studies' tables, created or upgraded; tables that are there are backed up before."""
+    kept = Path(BACKUPS)
+    try:
+        upgrade(kept if os.access(kept, os.W_OK) else None)
+    except (ClipftError, Transient) as error:
+        sys.exit(f"Error: {error}")
 
 
 def pool() -> None:

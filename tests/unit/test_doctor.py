@@ -55,7 +55,7 @@ def well_airflow() -> dict[str, tuple[int, object]]:
         "/auth/token": (201, {"access_token": SECRET}),
         "/api/v2/importErrors": (200, {"import_errors": []}),
         "/api/v2/dags": (200, {"dags": [{"dag_id": "clipft_finetune"}]}),
-        "/api/v2/dags/~/dagRuns": (200, {"total_entries": 0}),
+        "/api/v2/dags/~/dagRuns": (200, {"dag_runs": [{"dag_id": "clipft_care"}]}),
         "/edge_worker/ui/worker": (200, {"workers": [{"worker_name": "studio", "queues": ["mps"], "state": "idle"}]}),
     }
 
