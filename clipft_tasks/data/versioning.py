@@ -255,6 +255,7 @@ def unbundle(source: Path) -> None:
             _git(building, "push", "--quiet", "--force", "origin", "main", "--tags", transient=True)
         _git(building, "reset", "--quiet", "--hard", "main")
         _init(building, None)
+        _git(building, "update-server-info")
         if path.exists():  # empty: where a volume is mounted, perhaps
             for child in list(building.iterdir()):
                 shutil.move(child, path / child.name)
