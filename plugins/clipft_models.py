@@ -44,7 +44,7 @@ def models(user: GetUserDep) -> dict[str, Any]:
     return {"domains": domains, "problems": sorted(set(problems))}
 
 
-_NONE: dict[str, Any] = {"versions": {}, "breaker": "closed", "incident": [], "watched": "", "history": []}
+_NONE: dict[str, Any] = {"versions": {}, "breaker": "closed", "incident": [], "watched": "", "report": "", "history": []}
 _UNKNOWN = _NONE | {"versions": None, "breaker": "unknown"}
 
 
@@ -64,12 +64,23 @@ def _registered(problems: list[str]) -> dict[str, dict[str, Any]] | None:
                 "breaker": state.breaker(time.time()),
                 "incident": incident.causes if incident and not incident.quiet else [],
                 "watched": incident.watch.version if incident and incident.watch and incident.quiet else "",
+                "report": _report(name),
                 "history": [{k: past[k] for k in ("closed", "causes", "outcome")} for past in state.history[::-1][:5]],
             }
     except Exception as error:  # a page about many things must not fail for one of them
         problems.append(f"MLflow: {error}"[:300])
         return None
     return found
+
+
+def _report(domain: str) -> str:
+    """The address of the domain's newest drift report; "" before the first."""
+    from clipft_tasks import tracking
+
+    there = tracking.client()
+    experiment = there.get_experiment_by_name(f"clipft-{domain}-drift")
+    found = there.search_runs([experiment.experiment_id], order_by=["start_time DESC"], max_results=1) if experiment else []
+    return tracking.run_link(found[0], "artifacts/drift.html") if found else ""
 
 
 def _version(version: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, square
 from clipft_tasks.domains import get_domain
-from clipft_tasks.drift.appearance import appearance
+from clipft_tasks.drift.appearance import STATISTICS, appearance
 
 from . import schemas
 from .captures import Captures
@@ -91,16 +91,16 @@ class Answering:
                 self.monitor.texts(live, text)
         return cut(text)
 
-    async def similarity(self, live: Live, images: list[schemas.ImageIn], texts: list[str], counts: bool) -> np.ndarray:
+    async def similarity(self, live: Live, asked: schemas.Similarity, counts: bool) -> np.ndarray:
         """Every picture with every text, (n, m). Raises Refused, Busy, Unsound."""
-        self._check(texts)
+        images, texts = asked.images, self._check(asked.texts)
         (image, looks), text = await asyncio.gather(self._images(live, images), self._texts(live, texts))
         scores = _sound(live, live.similarity(image, text), "similarity")
         if counts:
             with self._beside(live, "window"):
                 self.monitor.pictures(live, image, looks)
                 self.monitor.texts(live, text)
-                if len(image) == len(text):
+                if asked.paired:
                     self.monitor.pairs(live, np.diag(scores))
                 self.metrics.ranked(live.domain, live.version, scores)
         return scores
@@ -177,12 +177,13 @@ class Answering:
         if len(images) > self.options.max_items:
             raise Refused(413, f"{len(images)} pictures in one request, more than {self.options.max_items}.", "too_many")
 
-        grey_bits = get_domain(live.domain).grey_bits
+        grey_bits, watched = get_domain(live.domain).grey_bits, self.monitor.watches(live)
 
         def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray]:
             try:
                 rgb = open_picture(image.data, self.limits, grey_bits=grey_bits).rgb
-                return square(rgb, live.side, live.clip.aspect), appearance(rgb)
+                looks = appearance(rgb) if watched else np.zeros(len(STATISTICS), np.float32)
+                return square(rgb, live.side, live.clip.aspect), looks
             except BadPicture as error:
                 raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
 

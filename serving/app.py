@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from clipft_tasks.drift.statistics import one_thread
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.train import hardware
@@ -46,7 +47,9 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             machine.device, machine.cores, metrics,
             max_batch=options.max_batch, max_wait=options.max_wait_ms / 1000, max_queue=options.max_queue,
         )  # fmt: skip
-        monitor = Monitor(metrics, options.drift_seconds, options.window, options.window_least, options.window_minutes * 60)
+        monitor = Monitor(
+            metrics, options.drift_seconds, options.window, options.window_least, options.window_minutes * 60, options.drift
+        )
         captures = Captures(
             settings().root / "captures",
             metrics,
@@ -58,7 +61,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         app.state.engine, app.state.store, app.state.monitor, app.state.captures = engine, store, monitor, captures
         app.state.answering = Answering(options, engine, store, monitor, captures, metrics)
         polling = asyncio.create_task(_poll(store, options.poll_seconds))
-        yield
+        with one_thread():
+            yield
         polling.cancel()
         engine.close()
         monitor.close()
@@ -154,7 +158,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     async def similarity(request: Request, response: Response) -> dict[str, Any]:
         """How alike every picture is with every text, by the model's own similarity."""
         asked, answering, live = await read(request, schemas.Similarity)
-        scores = await answering.similarity(live, asked.images, asked.texts, not probing(request))
+        scores = await answering.similarity(live, asked, not probing(request))
         response.headers.update(live.headers)
         return {"similarity": scores.tolist()}
 

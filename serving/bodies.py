@@ -14,7 +14,7 @@ T = TypeVar("T", bound=schemas.Request)
 
 
 async def parse(request: Request, model: type[T]) -> T:
-    """The body as `model`: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`.
+    """The body as `model`: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`.
 
     Raises: RequestValidationError, which FastAPI answers with 422.
     """
@@ -32,7 +32,7 @@ async def _form(request: Request) -> dict[str, Any]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             out.setdefault("images", []).append({"base64": base64.b64encode(await value.read()).decode()})
-        elif name in ("domain", "dimensions"):
+        elif name in ("domain", "dimensions", "paired"):
             out[name] = value
         else:
             out.setdefault({"text": "texts", "class": "classes"}.get(name, name), []).append(value)
@@ -54,8 +54,9 @@ def documented(model: type[schemas.Request]) -> dict[str, Any]:
         "text": {"type": "array", "items": {"type": "string"}},
         "class": {"type": "array", "items": {"type": "string"}},
     }
-    if "dimensions" in schema["properties"]:
-        fields["dimensions"] = {"type": "integer"}
+    for name, kind in (("dimensions", "integer"), ("paired", "boolean")):
+        if name in schema["properties"]:
+            fields[name] = {"type": kind}
     body = {
         "required": True,
         "content": {

@@ -3,12 +3,16 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
+from clipft_tasks.drift.appearance import STATISTICS
 from clipft_tasks.drift.window import Figures
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 # Finest from 0 to 1, where cosines lie; distances are negative, and inner products have no end.
 LEAD = (*(round(x * 0.05, 2) for x in range(0, 21)), 2.0, 5.0, 10.0)
 SIMILARITY = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, *LEAD)
+
+
+KINDS = ("pictures", "texts", "pairs", "feedback")  # of rows in a window
 
 
 class Metrics:
@@ -47,6 +51,11 @@ class Metrics:
             buckets=SIMILARITY,
             registry=registry,
         )
+        # What pictures look like before any model: the window says how far that moved, these add up over replicas.
+        self.looks = {
+            name: Histogram(f"clipft_picture_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
+            for name, (metric, text, buckets) in LOOKS.items()
+        }
         self.predictions = Counter(
             "clipft_predictions_total", "Answers of the classifier over the model's own classes.",
             ["domain", "version", "label"], registry=registry,
@@ -108,6 +117,15 @@ class Metrics:
             if len(row) > 1:
                 self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
 
+    def looked(self, domain: str, version: str, looks: np.ndarray) -> None:
+        """What pictures look like, (n, 5), see `appearance`."""
+        for i, name in enumerate(STATISTICS):
+            if name in LOOKS:
+                column = looks[:, i]
+                seen = self.looks[name].labels(domain, version)
+                for value in (np.exp2(column) if name == "side" else column).tolist():
+                    seen.observe(value)
+
     def publish(self, domain: str, version: str, figures: Figures) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
         for name, ratio in figures.drift.items():
@@ -123,18 +141,28 @@ class Metrics:
                 gauge.labels(domain, version).set(figures.values[name])
             else:
                 _remove(gauge, domain, version)
-        for kind in ("pictures", "texts", "feedback"):
+        for kind in KINDS:
             self.window.labels(domain, version, kind).set(getattr(figures, kind))
 
     def forget(self, domain: str, version: str) -> None:
         """A version is no longer live: its window's figures end."""
         self.publish(domain, version, Figures({}, {}, 0, 0, 0))
-        for kind in ("pictures", "texts", "feedback"):
+        for kind in KINDS:
             _remove(self.window, domain, version, kind)
         for gauge in (self.promised, self.measured):
             _remove(gauge, domain, version)
 
 
+LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+    "brightness": ("brightness_ratio", "Mean luminance of pictures; 1 is white.", tuple(x / 10 for x in range(1, 10))),
+    "contrast": (
+        "contrast_ratio",
+        "Standard deviation of their luminance.",
+        (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4),
+    ),
+    "sharpness": ("sharpness", "Their detail beside their contrast, as log2.", (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2)),
+    "side": ("side_pixels", "Their shorter side.", (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)),
+}
 VALUES = {
     "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of pictures from the reference."),
     "image_p": ("image_drift_p_value", "Permutation p-value of the pictures' discrepancy."),
@@ -143,9 +171,11 @@ VALUES = {
         "How well a classifier tells the window's pictures from the reference's; .5 is not at all.",
     ),
     "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
+    "text_auc": ("text_drift_auc", "How well a classifier tells the window's texts from the reference's; .5 is not at all."),
     "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
     "modality_gap": ("modality_gap", "Distance between the mean picture and the mean text."),
-    "alignment": ("alignment_similarity", "Mean similarity of pictures with the text that was sent along."),
+    "reference_gap": ("reference_modality_gap", "The same distance in the reference."),
+    "alignment": ("alignment_similarity", "Mean similarity of pictures with the text that belongs to them."),
     "out_of_range": ("out_of_range_ratio", "Share of pictures whose appearance lies outside the reference's range."),
     "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
     "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),

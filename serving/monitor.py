@@ -46,10 +46,11 @@ class Monitor:
 
     Args:
         every: seconds between measurements; 0 measures only when asked.
+        on: False keeps no windows at all.
     """
 
-    def __init__(self, metrics: Metrics, every: float, size: int, least: int, seconds: float) -> None:
-        self.metrics, self.every = metrics, every
+    def __init__(self, metrics: Metrics, every: float, size: int, least: int, seconds: float, on: bool = True) -> None:
+        self.metrics, self.every, self.on = metrics, every, on
         self.options = {"size": size, "least": least, "seconds": seconds}
         self._live: dict[str, Live] = {}
         self._watched: dict[str, _Watched] = {}
@@ -57,7 +58,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
-        if every:
+        if every and on:
             self._thread.start()
 
     def close(self) -> None:
@@ -72,19 +73,29 @@ class Monitor:
             if before := self._live.get(live.domain):
                 self.metrics.forget(before.domain, before.version)
             self._live[live.domain] = live
-            if live.reference is not None:
+            if self.on and live.reference is not None:
                 self._watched[live.domain] = _Watched(live, Window(live.reference, **self.options))  # type: ignore[arg-type]
+        if not self.on:
+            return
         self.metrics.measured.labels(live.domain, live.version).set(live.reference is not None)
         if live.reference is not None and live.reference.facts["promised"]["rows"]:
             self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
 
+    def watches(self, live: Live) -> bool:
+        """Whether a version has a window; without one nothing need be looked at for it."""
+        with self._lock:
+            return self._of(live) is not None
+
     def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray) -> None:
         """Pictures that were encoded: embeddings (n, d), appearance (n, 5)."""
+        if not self.watches(live):
+            return
         classes = live.own_class_texts
         similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)
         with self._lock:
             if watched := self._of(live):
                 watched.window.add_pictures(image, looks, similarity)
+        self.metrics.looked(live.domain, live.version, looks)
 
     def texts(self, live: Live, text: np.ndarray) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 EXAMPLE_PNG = (  # a valid 8x8 grey picture, so that the examples in the docs run as they are
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
@@ -65,6 +65,15 @@ class EmbedTexts(Embed):
 class Similarity(Request):
     images: Images
     texts: Texts
+    paired: bool = Field(
+        False, description="the n-th text belongs to the n-th picture; how well they agree is watched as `alignment`"
+    )
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Similarity":
+        if self.paired and len(self.images) != len(self.texts):
+            raise ValueError(f"{len(self.images)} pictures and {len(self.texts)} texts are no pairs")
+        return self
 
 
 class Classify(Request):

@@ -1,6 +1,6 @@
 """What a drift most likely is, from which signals moved together, and which answer fits it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .appearance import STATISTICS
@@ -12,7 +12,7 @@ PER_CLASS = 5
 @dataclass(frozen=True)
 class Diagnosis:
     """Attributes:
-    kind: noise, camera, new_pictures, concept, prior, certainty or texts.
+    kind: noise, camera, new_pictures, concept, prior, certainty, alignment or texts.
     reasons: what speaks for it, in sentences.
     """
 
@@ -22,7 +22,12 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered version, and how it does on judged pictures of today: accuracy beside the champion's, paired."""
+    """A registered version, or the champion in the words of another domain: how it does on judged pictures of today.
+
+    Attributes:
+        version: its number, or the domain whose words those are.
+        accuracy, gain, gain_low: of it, beside the champion's as it is (paired), and the lower end of that.
+    """
 
     version: str
     accuracy: float
@@ -31,9 +36,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Attributes:
+    confidence: that the champion has in its answers, on average; accuracy: of them, over `judged` pictures.
+    temperature: of similarities, under which its confidence would be right.
+    """
+
+    confidence: float
+    accuracy: float
+    judged: int
+    temperature: float
+
+
+@dataclass(frozen=True)
 class Advice:
     """Attributes:
-    action: nothing, camera, label, rollback (to `version`) or readapt.
+    action: nothing, camera, label, rollback (to `version`), recalibrate (other words or another temperature, by a person) or readapt.
     why: in one sentence. expected_gain: of accuracy on today's traffic, None where nothing is known.
     """
 
@@ -69,6 +87,9 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
     if "prediction" in over:
         mix = f"their mix changed (a class by {100 * classes_moved:.0f} points)"
         return Diagnosis("prior", [*said, f"The pictures look as before; {mix}."])
+    if "alignment" in over:
+        said.append("Pictures look as before, and agree otherwise with the texts that belong to them.")
+        return Diagnosis("alignment", said)
     if "similarity" in over or "margin" in over:
         return Diagnosis(
             "certainty",
@@ -84,6 +105,8 @@ def advise(
     promised: float,
     live: float | None,
     losing: bool,
+    templates: Sequence[Candidate] = (),
+    calibration: Calibration | None = None,
 ) -> Advice:
     """What to do.
 
@@ -92,17 +115,32 @@ def advise(
         others: other registered versions on the same judged pictures, if there were enough.
         promised, live: accuracy at training, and now (None without judgements).
         losing: whether live accuracy is below the promise beyond its interval.
+        templates: the champion in the words of other domains, on the same pictures.
+        calibration: of its confidence, where that misses.
     """
     better = max((c for c in others if c.gain_low > 0), key=lambda c: c.gain, default=None)
     if better:
         why = f"version {better.version} is right {100 * better.gain:.0f} points more often on the judged pictures of today"
         return Advice("rollback", why, better.version, better.gain)
+    words = max((c for c in templates if c.gain_low > 0), key=lambda c: c.gain, default=None)
+    if words:
+        why = (
+            f"in the words of the domain {words.version} this very model is right {100 * words.gain:.0f} points more often on the "
+            "judged pictures of today: take its `prompts` over, nothing need be trained"
+        )
+        return Advice("recalibrate", why, "", words.gain)
     gain = max(0.0, promised - live) if live is not None else None
     enough = sum(labels.values()) >= LABELS_NEEDED and sum(n >= PER_CLASS for n in labels.values()) >= 2
     if diagnosis.kind == "noise":
         return Advice("nothing", "nothing is over its limit any more")
     if diagnosis.kind == "prior" and not losing:
         return Advice("nothing", "the mix of classes moved, which zero-shot classes do not depend on; watch the accuracy")
+    if diagnosis.kind == "certainty" and not losing and calibration:
+        why = (
+            f"the model is as right as it was and expects {calibration.confidence:.0%} of its answers to be right where "
+            f"{calibration.accuracy:.0%} of {calibration.judged} are; a softmax of its `scores` at a temperature of {calibration.temperature:.3g} is right about itself"
+        )
+        return Advice("recalibrate", why)
     if diagnosis.kind == "certainty" and not losing:
         return Advice(
             "nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy"

@@ -25,6 +25,7 @@ from .statistics import (
     gaussian,
     median_distance,
     mmd,
+    one_thread,
     psi,
     quantile_edges,
     shares,
@@ -79,12 +80,14 @@ class Reference:
     Attributes:
         rows: a sample of the pictures.
         text: (m, d) unit embeddings of captions.
+        paired: (n,) similarity of each picture with its own caption; (0,) where none was measured.
         facts: limits by signal, classes, promised accuracy, temperature of calibrated confidence, what it was made from.
     """
 
     rows: Rows
     text: Array
     facts: dict[str, Any] = field(default_factory=dict)
+    paired: Array = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -112,7 +115,7 @@ class Reference:
     def save(self, folder: Path) -> None:
         """Two files: tensors in half precision, facts as JSON."""
         half = {"image": self.rows.image, "text": self.text, "similarity": self.rows.similarity}
-        full = {"appearance": self.rows.appearance}
+        full = {"appearance": self.rows.appearance, "paired": self.paired}
         tensors = {k: np.ascontiguousarray(v, dtype=np.float16) for k, v in half.items()}
         tensors |= {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in full.items()}
         save_file(tensors, folder / TENSORS)
@@ -136,6 +139,7 @@ class Reference:
             limits = [float(limit) for limit in facts.get("limits", {}).values()]
             tensors = {k: v.astype(np.float32) for k, v in load_file(folder / TENSORS).items()}
             rows, text = Rows(tensors["image"], tensors["appearance"], tensors["similarity"]), tensors["text"]
+            paired = tensors.get("paired", np.zeros(0, np.float32))  # packages of before have none, and no signal of it
         except ClipftError:
             raise
         except Exception as error:  # safetensors raises its own; whatever is wrong, it is no reference
@@ -148,7 +152,7 @@ class Reference:
             raise ClipftError(what, "it holds numbers that are none, among its limits", fix)
         if not all(np.isfinite(v).all() for v in tensors.values()):
             raise ClipftError(what, "it holds numbers that are none", fix)
-        return cls(rows, text, facts)
+        return cls(rows, text, facts, paired)
 
 
 def sample(groups: Sequence[str], most: int = ROWS, seed: int = 0) -> np.ndarray:
@@ -172,6 +176,8 @@ def measure(
     scale: float,
     weights: str,
     tolerance: float = 1.0,
+    paired: Array | None = None,
+    pictures: Sequence[str] = (),
 ) -> Reference:
     """Make a reference.
 
@@ -183,8 +189,11 @@ def measure(
         scale: the model's learned inverse temperature.
         weights: digest of the model's weights.
         tolerance: the domain's factor on every limit.
+        paired: similarity (n,) of each picture with its own caption.
+        pictures: sha256 of each, so that a report can show what the reference was made from.
     """
     facts: dict[str, Any] = {"format": FORMAT, "weights": weights, "classes": list(classes), "rows": len(rows)}
+    facts["pictures"] = list(pictures)
     facts["groups"] = len({g or f"row {i}" for i, g in enumerate(groups)})
     facts["width"], facts["text_width"] = median_distance(rows.image), median_distance(text)
     near = rows.image @ rows.image.T - 2 * np.eye(len(rows))
@@ -194,8 +203,9 @@ def measure(
     facts["range"] = {"low": (low - slack).tolist(), "high": (high + slack).tolist()}
     facts["promised"] = _promised(*held_out)
     facts["temperature"] = calibrated_temperature(*held_out) if len(held_out[1]) else 1 / scale
-    made = Reference(rows, text, facts)
-    facts["limits"] = {name: tolerance * limit for name, limit in _limits(made, groups).items()}
+    made = Reference(rows, text, facts, np.zeros(0, np.float32) if paired is None else paired)
+    with one_thread():
+        facts["limits"] = {name: tolerance * limit for name, limit in _limits(made, groups).items()}
     return made
 
 
@@ -217,6 +227,13 @@ def calibrated_temperature(similarity: Array, truth: Array) -> float:
     return float(min(choices, key=loss))
 
 
+def confidence(similarity: Array, temperature: float) -> float:
+    """Mean probability of the best class, of similarities (n, c): the accuracy that a calibrated model expects of itself."""
+    logits = similarity / temperature
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return float((odds.max(axis=1) / odds.sum(axis=1)).mean())
+
+
 def signals(
     reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0
 ) -> tuple[dict[str, float], float]:
@@ -232,9 +249,8 @@ def signals(
     return {"image": distance, **_quick_signals(base, window)}, p
 
 
-def image_auc(reference: Reference, window: Rows) -> float:
-    """How well a classifier tells the window's pictures from the reference's: .5 is not at all."""
-    base, new = reference.rows.image, window.image
+def told_apart(base: Array, new: Array) -> float:
+    """How well a classifier tells a window's embeddings (m, d) from the reference's (n, d): .5 is not at all."""
     # Axes of both together: those of the reference alone would fit its own rows better than any new ones.
     along = Projection.of(np.concatenate([base, new]), AXES)
     return classifier_auc(along(base), along(new))
@@ -249,14 +265,22 @@ def _quick_signals(base: Rows, window: Rows) -> dict[str, float]:
         found["prediction"] = psi(before, now, len(base), len(window))
         found["similarity"] = _shift(top, new_top)
         found["margin"] = _shift(margin, new_margin)
-    for i, name in enumerate(STATISTICS):
-        found[name] = _shift(base.appearance[:, i], window.appearance[:, i])
-    return found
+    return found | looks_signals(base, window.appearance)
+
+
+def looks_signals(base: Rows, looks: Array) -> dict[str, float]:
+    """What pictures look like before any model, (m, 5), beside the reference's."""
+    return {name: _shift(base.appearance[:, i], looks[:, i]) for i, name in enumerate(STATISTICS)}
 
 
 def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tuple[float, float]:
     """MMD of texts beside the reference's captions, and its p-value."""
     return mmd(reference.text, text, reference.facts["text_width"], permutations)
+
+
+def alignment_signal(reference: Reference, paired: Array) -> float:
+    """PSI of the similarity of pictures with their own texts, (m,), beside the reference's pairs."""
+    return _shift(reference.paired, paired)
 
 
 def _shift(base: Array, window: Array) -> float:
@@ -272,8 +296,11 @@ def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
     size = min(WINDOW, max(2, len(rows) // 4))
 
     def simulate(inside: np.ndarray) -> dict[str, float]:
-        window = rng.permutation(np.flatnonzero(inside))[:size]
-        return signals(reference, rows.take(window), rows.take(np.flatnonzero(~inside)))[0]
+        window, rest = rng.permutation(np.flatnonzero(inside))[:size], np.flatnonzero(~inside)
+        found = signals(reference, rows.take(window), rows.take(rest))[0]
+        if len(reference.paired):
+            found["alignment"] = _shift(reference.paired[rest], reference.paired[window])
+        return found
 
     def chance() -> np.ndarray:
         inside = np.zeros(len(rows), dtype=bool)

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..data.pictures import BadPicture, open_picture
 from .appearance import STATISTICS
-from .diagnosis import Advice, Candidate, Diagnosis
+from .comparing import Comparison
+from .diagnosis import Advice, Diagnosis
 from .reference import Reference
 
 HEADINGS = {
@@ -18,6 +19,7 @@ HEADINGS = {
     "camera": "Look at the camera",
     "label": "Label pictures first",
     "rollback": "Go back to another version",
+    "recalibrate": "Read the model otherwise",
     "readapt": "Re-adapt the model",
 }
 SIDE = 120  # of the pictures shown
@@ -34,8 +36,8 @@ def class_shares(reference: Reference, window: Mapping[str, Any]) -> dict[str, t
 
 
 def lines(
-    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate],
-    labels: Mapping[str, int], minutes: float | None,
+    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, compared: Comparison,
+    labels: Mapping[str, int], minutes: float | None, recipe: str = "",
 ) -> list[str]:  # fmt: skip
     """Markdown for the approval form and the task's log."""
     out = [f"**{HEADINGS[advice.action]}**: {advice.why}.", "", f"Drift of {domain} version {seen['version']}: {found.kind}."]
@@ -48,9 +50,16 @@ def lines(
         )
     elif "accuracy_estimate" in values:
         out.append(f"* No judged answers. Estimated accuracy {values['accuracy_estimate']:.2f} (from confidence, an estimate).")
-    for c in others:
+    for c in compared.others:
         out.append(
             f"* Version {c.version}: {c.accuracy:.2f} right on judged captures, {100 * c.gain:+.0f} points beside the champion."
+        )
+    for c in compared.templates:
+        out.append(f"* The champion in the words of {c.version}: {c.accuracy:.2f} right, {100 * c.gain:+.0f} points.")
+    for f in compared.fits:
+        how = "" if f.embedded else ", by looks alone"
+        out.append(
+            f"* Beside the reference of {f.domain} version {f.version}: {f.signal} at {f.ratio:.1f} times its limit{how}."
         )
     if labels:
         out.append("* Judged captures: " + ", ".join(f"{n} {name}" for name, n in sorted(labels.items())) + ".")
@@ -58,24 +67,30 @@ def lines(
         out.append(f"* Expected gain: up to {100 * advice.expected_gain:.0f} points on today's traffic.")
     if advice.action == "readapt" and minutes:
         out.append(f"* Cost: about {minutes:.0f} minutes of training, from the champion, on its data and the judged captures.")
+    if advice.action == "readapt" and recipe:
+        out.append(f"* Recipe: {recipe}.")
     return out
 
 
 def page(
-    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, others: Sequence[Candidate],
-    minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes]],
+    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, compared: Comparison,
+    minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes, bytes]],
     reference: Reference, window: Mapping[str, Any], grey_bits: int,
 ) -> str:  # fmt: skip
-    """The page, HTML with everything inside."""
+    """The page, HTML with everything inside.
+
+    Args:
+        examples: captures with their picture, and the reference's picture most like it (b"" for none).
+    """
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], others=others,
+        domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], compared=compared,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        pictures=[(c, picture) for c, data in examples if (picture := _thumbnail(data, grey_bits))],
+        pictures=[(c, new, _thumbnail(old, grey_bits)) for c, data, old in examples if (new := _thumbnail(data, grey_bits))],
     )  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 All of them are plain numpy on a few hundred rows, so a window costs milliseconds and the server can afford them.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,20 @@ Array = NDArray[np.floating]
 
 SAME = 1e-5  # squared distance of points that differ by rounding alone
 BINS = 5  # quantile bins of a PSI
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """numpy and scipy compute in one thread inside the block, whatever else is busy.
+
+    Their matrix products here take a millisecond; several BLAS threads beside PyTorch's wait for one another by spinning, which
+    cost 30 times the arithmetic on two busy cores.
+    """
+    import scipy.linalg  # noqa: F401 - its BLAS must be there to be limited
+    from threadpoolctl import ThreadpoolController
+
+    found = ThreadpoolController()
+    own = [c.filepath for c in found.lib_controllers if c.internal_api == "openblas" and "torch" not in c.filepath]
+    return found.select(filepath=own).limit(limits=1)
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
     with torch.inference_mode():
         of_classes = clip.class_embeddings(classes, domain.prompts).cpu().numpy() if classes else np.zeros((0, clip.embed_dim))
         said = every.iloc[reference.sample([str(g) for g in every["group"]])]["caption"]
-        captions = sorted(said.unique())
+        captions = sorted({*said, *frame["caption"]})
         text = np.concatenate([clip.encode_texts(captions[i : i + 256]).cpu().numpy() for i in range(0, len(captions), 256)])
         image, looks = look(frame, "reference pictures")
         judged, _ = look(held_out, "validation pictures")
     position = {caption: i for i, caption in enumerate(captions)}
     compare = copy.deepcopy(clip.similarity).cpu().compare
     rows = reference.Rows(unit(image), looks, compare(image, of_classes))
+    own = text[[position[c] for c in frame["caption"]]]
     truth = np.array([classes.index(label) for label in held_out["label"]], dtype=int)
     return reference.measure(
         rows,
@@ -65,4 +66,6 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         float(clip.model.logit_scale.detach().exp()),
         weights,
         domain.drift_tolerance,
+        np.diag(compare(image, own)).astype(np.float32),
+        frame["sha256"].tolist(),
     )

@@ -28,7 +28,7 @@ class Figures:
     Attributes:
         drift: signal -> figure over its limit; above 1 is drift. "performance" is there once feedback came.
         values: further figures by name, in their own units.
-        pictures, texts, feedback: how many the window holds.
+        pictures, texts, feedback, pairs: how many the window holds.
         behind: signal -> rows that it was measured on: the whole window's, or only its newest where those drift more.
     """
 
@@ -38,6 +38,7 @@ class Figures:
     texts: int
     feedback: int
     behind: dict[str, int] = field(default_factory=dict)
+    pairs: int = 0
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -86,7 +87,7 @@ class Window:
         self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
 
     def add_pairs(self, similarity: Sequence[float]) -> None:
-        """Similarity of pictures with the text that a client sent along with each."""
+        """Similarity of pictures with the text that belongs to each, as the client says."""
         now = time.time()
         self.changes += len(similarity)
         self._paired.extend((now, float(s)) for s in similarity if np.isfinite(s))
@@ -120,7 +121,7 @@ class Window:
         limits = ref.limits
         if len(rows) >= self.least:
             drift, values["image_mmd"], values["image_p"] = self._ratios(rows, permutations)
-            values["image_auc"] = references.image_auc(ref, rows)
+            values["image_auc"] = references.told_apart(ref.rows.image, rows.image)
             behind = dict.fromkeys(drift, len(rows))
             if len(rows) > self.least:
                 # The newest rows alone show a change long before the whole window is full of it.
@@ -139,11 +140,16 @@ class Window:
             if values["text_p"] > SIGNIFICANT:
                 drift["text"] = min(drift["text"], 1.0)
             behind["text"] = len(text)
+            values["text_auc"] = references.told_apart(ref.text, text)
             if len(rows) >= self.least:
-                gap = np.linalg.norm(rows.image.mean(axis=0) - text.mean(axis=0))
-                values["modality_gap"] = float(gap)
+                values["modality_gap"] = _gap(rows.image, text)
+                values["reference_gap"] = _gap(ref.rows.image, ref.text)
         if self._paired:
-            values["alignment"] = float(np.mean([c for _, c in self._paired]))
+            paired = np.array([s for _, s in self._paired])
+            values["alignment"] = float(paired.mean())
+            if len(paired) >= self.least and "alignment" in limits:
+                drift["alignment"] = references.alignment_signal(ref, paired) / limits["alignment"]
+                behind["alignment"] = len(paired)
         count, right = len(self._feedback), sum(right for _, right in self._feedback)
         if count:
             values["accuracy"] = right / count
@@ -153,7 +159,7 @@ class Window:
                 missed = ref.facts["promised"]["value"] - values["accuracy_high"]
                 drift["performance"], behind["performance"] = max(0.0, missed / DROP), count
         ratios, others = ({k: float(v) for k, v in found.items()} for found in (drift, values))
-        return Figures(ratios, others, len(rows), len(text), count, behind)
+        return Figures(ratios, others, len(rows), len(text), count, behind, len(self._paired))
 
     def _ratios(self, rows: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
         """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
@@ -167,12 +173,15 @@ class Window:
         """Accuracy as calibrated confidence would have it."""
         if rows.similarity.shape[1] < 2:
             return {}
-        logits = rows.similarity / self.reference.facts["temperature"]
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return {"accuracy_estimate": float((odds.max(axis=1) / odds.sum(axis=1)).mean())}
+        return {"accuracy_estimate": references.confidence(rows.similarity, self.reference.facts["temperature"])}
 
     def _expire(self) -> None:
         oldest = time.time() - self.seconds
         for queue in (self._pictures, self._texts, self._paired, self._feedback):
             while queue and queue[0][0] < oldest:  # type: ignore[index]
                 queue.popleft()  # type: ignore[attr-defined]
+
+
+def _gap(image: Array, text: Array) -> float:
+    """How far the mean picture is from the mean text."""
+    return float(np.linalg.norm(image.mean(axis=0) - text.mean(axis=0)))

@@ -2,34 +2,37 @@
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..drift.appearance import STATISTICS
 from ..drift.incidents import Watch
+from ..errors import ClipftError, Transient
 from ..progress import say
 from ..server_client import Refusal, call
 from ..spec import RunSpec
 
-COMPARED = 4  # other registered versions that are tried on judged captures
 SHOWN = 8  # pictures of a kind in the report
 
 
 def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> dict[str, Any]:
-    """Compare the server's window with the champion's reference, and other versions on what was captured and judged.
+    """Compare the server's window with the champion's reference, and other models and words with it on what was captured.
 
     Args:
         causes: the signals of the alarm, for the record.
         incident: which one is answered. When its version on watch is worse, the answer is to go back.
-    Returns: kind, action (nothing, camera, label, rollback, readapt), version (to go back to, or ""), why, expected_gain,
+    Returns: kind, action (nothing, camera, label, rollback, recalibrate, readapt), version (to go back to, or ""), why, expected_gain,
         minutes (what training would take), labels by class, live (accuracy and judged, so far), table (Markdown), links.
     Raises: Transient when the server or MLflow is away; ClipftError when nothing of the domain is live, its version is no longer
         registered, or its reference belongs to other weights.
     """
     import mlflow
+    import numpy as np
 
     from .. import tracking
     from ..domains import get_domain
-    from ..drift import diagnosis, report
+    from ..drift import comparing, diagnosis, report
     from ..drift.reference import Reference
     from ..model.package import WEIGHTS, weights_digest
 
@@ -43,24 +46,27 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     moved = report.class_shares(reference, window)
     found = diagnosis.diagnose(seen["drift"], max((abs(now - before) for before, now in moved.values()), default=0.0))
     labels = Counter(c["label"] for c in captures if c["label"])
-    judged = [c for c in captures if c["label"]]
+    judged = sum(labels.values())
     live = seen["values"].get("accuracy")
     losing = seen["drift"].get("performance", 0.0) > 1
-    others: list[Any] = []
+    bits, compared = get_domain(spec.domain).grey_bits, comparing.Comparison()
+    taken, data, pictures = _pictures(spec.domain, captures, bits)
     if (watch := _worse(spec, incident)) is not None:
         advice = diagnosis.Advice("rollback", watch.worse, watch.before)
     else:
-        if sum(labels.values()) >= diagnosis.LABELS_NEEDED:
-            others = _others(spec, seen["version"], judged)
-        advice = diagnosis.advise(found, labels, others, seen["promised"]["value"], live, losing)
+        looks = np.array(window["appearance"], dtype=float).reshape(-1, len(STATISTICS))
+        compared = comparing.compare(spec.domain, champion, pictures, [c["label"] for c in taken], looks)
+        advice = diagnosis.advise(
+            found, labels, compared.others, seen["promised"]["value"], live, losing, compared.templates, compared.calibration
+        )
+        if advice.action in ("label", "camera") and (hint := comparing.known_elsewhere(compared, spec.domain, seen["version"])):
+            advice = replace(advice, why=f"{advice.why}; {hint}")
+    examples = _examples(champion, taken, data, compared.nearest or [""] * len(taken))
     with tracking.neighbour():
-        minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, len(judged))
+        minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, judged)
 
-    lines = report.lines(spec.domain, seen, found, advice, others, labels, minutes)
-    table = "\n".join(lines)
-    say(table)
-    examples, bits = _examples(spec.domain, captures), get_domain(spec.domain).grey_bits
-    page = report.page(spec.domain, seen, found, advice, others, minutes, moved, examples, reference, window, bits)
+    lines = report.lines(spec.domain, seen, found, advice, compared, labels, minutes, _recipe(spec))
+    page = report.page(spec.domain, seen, found, advice, compared, minutes, moved, examples, reference, window, bits)
     with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")
@@ -74,6 +80,9 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         for name, ratio in seen["drift"].items():
             tracking.client().log_metric(run_.info.run_id, f"drift.{name}", ratio)
         tracking.finish(run_.info.run_id)
+    link = tracking.run_link(run_, "artifacts/drift.html")
+    table = "\n".join([*lines, "", f"[Drift report]({link})"])
+    say(table)
     return {
         "kind": found.kind,
         "action": advice.action,
@@ -85,7 +94,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         "live": {"accuracy": live, "judged": seen["feedback"]},
         "champion": seen["version"],
         "table": table,
-        "links": {"Drift report": tracking.run_link(run_, "artifacts/drift.html")},
+        "links": {"Drift report": link},
     }
 
 
@@ -97,46 +106,21 @@ def _worse(spec: RunSpec, incident: str) -> Watch | None:
     return found.watch if found and found.id == incident and not found.quiet else None
 
 
-def _others(spec: RunSpec, champion: str, judged: list[dict[str, Any]]) -> list[Any]:
-    """The newest other versions, each asked about the judged captures beside the champion."""
-    import numpy as np
-    import torch
+def _pictures(domain: str, captures: list[dict[str, Any]], bits: int) -> tuple[list[dict[str, Any]], list[bytes], list[Any]]:
+    """The captures that are looked at (the newest, those that somebody judged first), with their bytes and as pictures."""
+    from ..data.pictures import BadPicture, open_picture
+    from ..drift.comparing import MOST
 
-    from .. import tracking
-    from ..data.pictures import BadPicture, open_picture, square
-    from ..domains import get_domain
-    from ..drift.diagnosis import Candidate
-    from ..model import build
-
-    domain = get_domain(spec.domain)
-    pictures, truth = [], []
-    for capture in judged[-200:]:
+    taken, data, pictures = [], [], []
+    for capture in sorted(captures, key=lambda c: (not c["label"], -c["time"]))[:MOST]:
         try:
-            data = call("GET", f"/v1/captures/{spec.domain}/{capture['id']}").content
-            pictures.append(open_picture(data, grey_bits=domain.grey_bits).rgb)
-            truth.append(capture["label"])
+            content = call("GET", f"/v1/captures/{domain}/{capture['id']}").content
+            pictures.append(open_picture(content, grey_bits=bits).rgb)
         except (BadPicture, Refusal):  # damaged, or deleted since it was listed
             continue
-    name = tracking.model_name(spec.domain)
-    with tracking.neighbour():
-        versions = sorted(tracking.client().search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
-    rest = [v for v in versions if str(v.version) != champion and v.tags.get("clipft.deploy") != "failed"][:COMPARED]
-    right: dict[str, Any] = {}
-    for version in [v for v in versions if str(v.version) == champion] + rest:
-        clip = build.from_folder(tracking.fetch_package(version), source=f"version {version.version}")
-        classes = sorted(set(truth))
-        with torch.inference_mode():
-            of_classes = clip.class_embeddings(classes, domain.prompts)
-            squares = np.stack([square(p, clip.side, clip.aspect) for p in pictures])
-            image = torch.cat([clip.encode_images(torch.from_numpy(squares[i : i + 64])) for i in range(0, len(squares), 64)])
-        said = clip.similarity(image, of_classes).argmax(dim=1).numpy()
-        right[str(version.version)] = np.array([classes[i] == t for i, t in zip(said, truth, strict=True)], dtype=float)
-    out = []
-    for number in [str(v.version) for v in rest]:
-        gain = right[number] - right[champion]
-        low = gain.mean() - 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
-        out.append(Candidate(number, float(right[number].mean()), float(gain.mean()), float(low)))
-    return out
+        taken.append(capture)
+        data.append(content)
+    return taken, data, pictures
 
 
 def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | None:
@@ -147,13 +131,35 @@ def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | Non
     return round((pairs + more * spec.train.epochs) / pace / 60, 1)
 
 
-def _examples(domain: str, captures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bytes]]:
-    """The captured pictures that look newest, with their bytes."""
-    newest = sorted(captures, key=lambda c: -c["novelty"])[:SHOWN]
-    found = []
-    for capture in newest:
-        try:
-            found.append((capture, call("GET", f"/v1/captures/{domain}/{capture['id']}").content))
-        except Refusal:  # deleted since it was listed
-            continue
-    return found
+def _recipe(spec: RunSpec) -> str:
+    """How the training that follows would go about it."""
+    beside = "".join(f" and {name}" for name in spec.objective.also)
+    return (
+        f"{spec.objective.name}{beside}, {spec.train.epochs} epochs at {spec.resolution.train} px, from the champion, gate "
+        + "; ".join(spec.gate.rules)
+    )
+
+
+def _examples(
+    champion: Any, captures: list[dict[str, Any]], data: list[bytes], nearest: list[str]
+) -> list[tuple[dict[str, Any], bytes, bytes]]:
+    """The captured pictures that look newest, with their bytes and those of the old picture most like each (b"" for none)."""
+    newest = sorted(range(len(captures)), key=lambda i: -captures[i]["novelty"])[:SHOWN]
+    old = _old(champion, {nearest[i] for i in newest} - {""}) if newest else {}
+    return [(captures[i], data[i], old.get(nearest[i], b"")) for i in newest]
+
+
+def _old(champion: Any, wanted: set[str]) -> dict[str, bytes]:
+    """Pictures of the champion's data set by sha256; none where the data set cannot be had, which a report can do without."""
+    from ..data import versioning
+
+    tag = champion.tags.get("clipft.dataset", "")
+    if not wanted or not tag:
+        return {}
+    try:
+        data = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
+        rows = data.frame[data.frame["sha256"].isin(wanted)].drop_duplicates("sha256")
+        return {str(row.sha256): data.picture(row) for row in rows.itertuples()}
+    except (ClipftError, Transient, OSError) as error:
+        say(f"The report shows no old pictures: {error}")
+        return {}

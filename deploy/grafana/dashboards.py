@@ -15,6 +15,13 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef
 Query = tuple[str, str]  # PromQL, legend
 Panel = tuple[str, str, list[Query]]  # title, unit, queries
 
+
+def weighed(metric: str, kind: str = "pictures") -> str:
+    """A figure of the windows over any number of replicas: each counts by the rows in its window."""
+    rows = f"clipft_window_items{{kind='{kind}'}}"
+    return f"sum by (domain, version) ({metric} * ignoring (kind) {rows}) / sum by (domain, version) ({rows} and ignoring (kind) {metric})"
+
+
 SERVICE: list[Panel] = [
     ("Requests a second", "reqps", [("sum by (route, status) (rate(clipft_requests_total[1m]))", "{{route}} {{status}}")]),
     ("Share of requests that fail", "percentunit", [("clipft:error_ratio", "{{domain}}")]),
@@ -24,27 +31,39 @@ SERVICE: list[Panel] = [
         ("sum by (kind) (rate(clipft_batch_items_sum[1m])) / sum by (kind) (rate(clipft_batch_items_count[1m]))", "{{kind}}")
     ]),
     ("Share of time in forward passes", "percentunit", [("sum by (kind) (rate(clipft_inference_seconds_sum[1m]))", "{{kind}}")]),
-    ("Jobs that wait", "short", [("sum(clipft_queue_jobs)", "jobs")]),
-    ("Memory and CPU", "bytes", [("process_resident_memory_bytes{job='clipft-server'}", "resident"),
-                                 ("rate(process_cpu_seconds_total{job='clipft-server'}[1m]) * 1e9", "CPU (1 GB = one core)")]),
+    ("Jobs that wait", "short", [("sum by (instance) (clipft_queue_jobs)", "{{instance}}")]),
+    ("Memory and CPU", "bytes", [("process_resident_memory_bytes{job='clipft-server'}", "resident {{instance}}"),
+                                 ("rate(process_cpu_seconds_total{job='clipft-server'}[1m]) * 1e9", "CPU {{instance}} (1 GB = one core)")]),
 ]  # fmt: skip
 
 MODEL: list[Panel] = [
     ("Drift over its limit", "short", [("clipft:drift_ratio", "{{domain}} v{{version}} {{signal}}")]),
-    ("Pictures told from the reference (.5 = same)", "short", [("clipft_image_drift_auc", "{{domain}} v{{version}}")]),
-    ("Judged answers that were right", "percentunit", [
-        ("clipft_live_accuracy_ratio", "{{domain}} v{{version}}"), ("clipft_live_accuracy_low_ratio", "low"),
-        ("clipft_live_accuracy_high_ratio", "high"), ("clipft_promised_accuracy_ratio", "promised {{domain}}"),
-        ("clipft_estimated_accuracy_ratio", "estimate without labels {{domain}}"),
+    ("Told from the reference (.5 = same)", "short", [
+        (weighed("clipft_image_drift_auc"), "{{domain}} v{{version}} pictures"),
+        (weighed("clipft_text_drift_auc", "texts"), "{{domain}} v{{version}} texts"),
     ]),
+    ("Judged answers that were right", "percentunit", [
+        ("clipft:live_accuracy_ratio", "{{domain}} v{{version}}"), ("clipft:live_accuracy_low_ratio", "low"),
+        ("clipft:live_accuracy_high_ratio", "high"), ("max by (domain, version) (clipft_promised_accuracy_ratio)", "promised {{domain}}"),
+        (weighed("clipft_estimated_accuracy_ratio"), "estimate without labels {{domain}}"),
+    ]),
+    ("Alignment of pictures with their own texts", "short", [
+        (weighed("clipft_alignment_similarity", "pairs"), "{{domain}} v{{version}}"),
+    ]),
+    ("Modality gap", "short", [(weighed("clipft_modality_gap"), "{{domain}} v{{version}}"),
+                               ("max by (domain, version) (clipft_reference_modality_gap)", "reference {{domain}}")]),
     ("Predicted classes a second", "ops", [("sum by (domain, label) (rate(clipft_predictions_total[5m]))", "{{domain}} {{label}}")]),
     ("Best similarity and its lead, median", "short", [
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_top_bucket[5m])))", "{{domain}} best"),
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_margin_bucket[5m])))", "{{domain}} lead"),
     ]),
+    ("What pictures look like, median", "short", [
+        (f"histogram_quantile(0.5, sum by (le, domain) (rate(clipft_picture_{name}_bucket[5m])))", f"{{{{domain}}}} {name.split('_')[0]}")
+        for name in ("brightness_ratio", "contrast_ratio", "sharpness")
+    ]),
     ("Rows in the window", "short", [("clipft:window_items", "{{domain}} {{kind}}")]),
-    ("Pictures outside the reference's range", "percentunit", [("clipft_out_of_range_ratio", "{{domain}}")]),
-    ("Live versions", "short", [("clipft_model_info", "{{domain}} v{{version}} on {{dataset}}")]),
+    ("Pictures outside the reference's range", "percentunit", [(weighed("clipft_out_of_range_ratio"), "{{domain}}")]),
+    ("Live versions", "short", [("sum by (domain, version, dataset) (clipft_model_info)", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
                                         ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),
                                         ("sum by (domain, what) (clipft_unnoted_answers_total)", "{{domain}} {{what}} missed")]),

@@ -383,6 +383,19 @@ def test_a_breach_of_another_domain_or_version_is_told_too(alarms, server, prome
     assert [(b["domain"], b["version"]) for b in asyncio.run(watch())] == [("general", "1"), ("medical", "1"), ("general", "2")]
 
 
+def test_one_look_serves_all_domains(alarms, server, prometheus):
+    domains = ["general", "industrial", "medical", "scientific"]
+
+    async def watch() -> list[Any]:
+        prometheus.says(ALERTS, fired(*(alert(d) for d in domains)), fired())
+        async with Watching(alarms.PrometheusDriftTrigger(prometheus.url, server.url, poll=QUICK)) as watching:
+            await watching.asked(prometheus, 3, ALERTS)
+            return watching.told
+
+    assert [b["domain"] for b in asyncio.run(watch())] == domains
+    assert server.asked["/metrics"] == 0
+
+
 def test_a_breach_that_lasts_is_told_again_after_a_while(alarms, server, prometheus, monkeypatch):
     monkeypatch.setattr(alarms, "AGAIN", 0.2)
     prometheus.says(ALERTS, fired(alert()))

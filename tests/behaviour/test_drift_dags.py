@@ -87,6 +87,12 @@ def test_what_is_admitted_starts_one_run_named_after_its_incident(admit):
     assert admit(breach(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
 
 
+def test_one_watcher_looks_for_all_domains(registry):
+    found = runpy.run_path(str(ROOT / "dags" / "clipft_drift_watch.py"))
+    [watcher] = found["drift"].watchers
+    assert watcher.trigger.serialize()[1]["domains"] == [] and watcher.trigger.once is False
+
+
 def test_two_alerts_at_once_for_one_domain_are_one_run(admit):
     """Alertmanager's delivery, the watcher's event and a person, in the same second."""
     with ThreadPoolExecutor(6) as crowd:

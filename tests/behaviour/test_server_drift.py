@@ -178,7 +178,10 @@ def test_every_route_that_encodes_fills_the_window(server):
 
 
 def test_a_picture_with_a_text_of_its_own_tells_how_well_they_agree(server, plain: dict[str, Plain]):
-    server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS})
+    server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS})  # texts to choose from, not each picture's own
+    assert "alignment" not in drift(server)["values"]
+    assert server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS[:2], "paired": True}).status_code == 422
+    server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS, "paired": True})
     expected = float(np.diag(plain["1"].images(FILES[:3]) @ plain["1"].texts(TEXTS).T).mean())
     assert drift(server)["values"]["alignment"] == pytest.approx(expected, abs=1e-4)
     assert server.figures()["clipft_alignment_similarity", "general", "1"] == pytest.approx(expected, abs=1e-4)
@@ -289,7 +292,7 @@ def test_prometheus_accepts_the_figures_of_a_full_window(server):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed")
     request_id, labels = classify(server, ordinary(SIZE))
-    server.post(PAIRS, {"images": [b64(png(p)) for p in ordinary(40)], "texts": CAPTIONS * 20})
+    server.post(PAIRS, {"images": [b64(png(p)) for p in ordinary(40)], "texts": CAPTIONS * 20, "paired": True})
     assert judge(server, request_id, 0, labels[0]).status_code == 200
     said = drift(server)
     text = server.get("/metrics").text

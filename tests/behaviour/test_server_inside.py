@@ -90,6 +90,22 @@ def test_a_dead_inference_thread_is_a_failed_health_check(inside):
     assert client.get("/healthz").status_code == 500
 
 
+def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(inside, monkeypatch):
+    from serving import answering
+
+    def never(*_: object) -> None:
+        raise AssertionError("pictures are looked at for a window that is not kept")
+
+    expected = inside().post(CLASSES, json={"images": PICTURES}).json()
+    monkeypatch.setattr(answering, "appearance", never)
+    client = inside(drift=False)
+    assert client.post(CLASSES, json={"images": PICTURES}).json() == expected
+    assert client.get("/v1/drift/general").status_code == 404
+    text = client.get("/metrics").text
+    assert "clipft_predictions_total{" in text
+    assert not [line for line in text.splitlines() if line.startswith(("clipft_drift_measured{", "clipft_window_items{"))]
+
+
 # Numbers that are none, and what fails beside an answer -------------------------------------------------------------
 
 ASKED: dict[str, dict[str, Any]] = {

@@ -92,6 +92,9 @@ def test_the_counters_move_by_what_was_sent(server):
         and moved("clipft_similarity_margin_count", "general", "1") == 4
     )
     assert moved("clipft_predictions_total", "general", "red square", "1") == 1
+    for looks in ("brightness_ratio", "contrast_ratio", "sharpness", "side_pixels"):
+        assert moved(f"clipft_picture_{looks}_count", "general", "1") == 4
+    assert moved("clipft_picture_side_pixels_sum", "general", "1") == pytest.approx(4 * 48, rel=1e-4)
 
 
 def test_a_picture_that_is_not_base64_counts_as_refused(server):

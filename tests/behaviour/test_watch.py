@@ -1,6 +1,7 @@
 """A re-adaptation that made things worse: judged answers show it, the version before comes back by itself, once, then the breaker."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 
 from behaviour.live_server import CLASSES, PICTURES, TOKEN, WORDS, Server, change_answers, copied, package, trained, use
 from clipft_tasks import tracking
+from clipft_tasks.data import versioning
 from clipft_tasks.drift import incidents
 from clipft_tasks.errors import ClipftError, Transient
 from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import admit, close, deploy, promote, rollback, suggest, verify
+from clipft_tasks.stages import admit, close, deploy, ingest, promote, rollback, suggest, verify, version
 
 pytestmark = pytest.mark.slow
 SPEC = RunSpec.from_flat({"domain": "general"})
@@ -350,3 +352,78 @@ def test_a_reference_of_another_embedding_space_is_refused_and_nothing_is_sugges
     assert serving(server) == "1" and server.figures()["clipft_drift_measured", "general", "1"] == 0
     with pytest.raises(ClipftError, match="No live version of general with a reference"):
         suggest.run(SPEC, ["image"])
+
+
+# Captures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captured(server: Server, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Path]:
+    """70 judged captures, the data set that the models came from, and its DVC remote, whose folder this is."""
+    home, repo, remote = tmp_path_factory.getbasetemp() / "two-versions" / "home", tmp_path / "datasets", tmp_path / "remote"
+    shutil.copytree(home / "datasets", repo, symlinks=True)
+    shutil.copytree(home / "dvc-remote", remote)
+    config = repo / ".dvc" / "config"
+    config.write_text(config.read_text().replace(str(home / "dvc-remote"), str(remote)))
+    who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *who, "commit", "-qam", "another remote"], cwd=repo, check=True)
+
+    def keep(share: float | None) -> None:
+        server.client.put("/v1/captures/general", json={"share": share}, headers=SHOWN).raise_for_status()
+
+    keep(1.0)
+    tracking.client().set_model_version_tag(NAME, "2", "clipft.deploy", "")  # an earlier test let it fail
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPFT_DATA_REPO", str(repo))
+        settings.cache_clear()
+        judge(server, 50, 20)
+        yield remote
+        keep(None)
+        shutil.rmtree(server.home / "captures")
+    settings.cache_clear()
+
+
+def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_pictures_beside_new_ones(server, captured):
+    suggested = suggest.run(SPEC, ["performance"])
+    for said in (
+        "Version 2: ", "in the words of industrial", "Beside the reference of general version 1", "of general version 2",
+        f"[Drift report]({suggested['links']['Drift report']})",
+    ):  # fmt: skip
+        assert said in suggested["table"], suggested["table"]
+    assert "by looks alone" not in suggested["table"]
+    assert sum(suggested["labels"].values()) == 70 and suggested["action"] in ("readapt", "rollback", "recalibrate")
+    run = suggested["links"]["Drift report"].split("/runs/")[1].split("/")[0]
+    page = Path(tracking.client().download_artifacts(run, "drift.html")).read_text()
+    assert "each beside the nearest old one" in page and page.count("the nearest picture of the reference") == 8
+
+
+def test_a_model_that_cannot_be_had_is_passed_over_and_the_report_does_without_old_pictures(server, captured, monkeypatch):
+    (package("2") / "reference.json").unlink()
+    monkeypatch.setenv("CLIPFT_DATA_REPO", str(captured / "nothing"))
+    settings.cache_clear()
+    suggested = suggest.run(SPEC, ["performance"])
+    assert "of general version 1" in suggested["table"] and "version 2" not in suggested["table"].lower()
+
+
+def test_captures_become_one_version_once_everybody_is_there_again(server, captured, monkeypatch):
+    """The server away, then the DVC remote: nothing half, and nothing twice."""
+    spec = RunSpec.from_flat({"domain": "general", "source": "captures:general"})
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIPFT_SERVER_URL", NOBODY)
+        settings.cache_clear()
+        with pytest.raises(Transient, match="does not answer"):
+            ingest.run(spec)
+    settings.cache_clear()
+    staging = ingest.run(spec)["staging"]
+    away = captured.with_name("away")
+    captured.rename(away)
+    captured.write_text("no folder")
+    with pytest.raises(Transient, match="dvc push"):
+        version.run(spec, staging)
+    assert [v.tag for v in versioning.versions("general")] == ["general/v1"] and champion() == "1"
+    captured.unlink()
+    away.rename(captured)
+    made, again = version.run(spec, staging), version.run(spec, staging)
+    assert made["dataset"] == again["dataset"] == "general/v2" and len(versioning.versions("general")) == 2
+    card = versioning.find("general/v2", "general").card
+    assert card["parents"] == ["general/v1"] and card["source"] == "captures:general"

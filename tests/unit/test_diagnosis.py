@@ -11,7 +11,17 @@ from conftest import made_picture
 
 from clipft_tasks.drift import report
 from clipft_tasks.drift.appearance import STATISTICS
-from clipft_tasks.drift.diagnosis import LABELS_NEEDED, PER_CLASS, Advice, Candidate, Diagnosis, advise, diagnose
+from clipft_tasks.drift.comparing import Comparison, Fit, candidate, known_elsewhere
+from clipft_tasks.drift.diagnosis import (
+    LABELS_NEEDED,
+    PER_CLASS,
+    Advice,
+    Calibration,
+    Candidate,
+    Diagnosis,
+    advise,
+    diagnose,
+)
 from clipft_tasks.drift.reference import Reference, Rows
 
 # Which kind ---------------------------------------------------------------------------------------------------------
@@ -36,6 +46,9 @@ KINDS: list[tuple[dict[str, float], str]] = [
     ({"performance": 2.0, "margin": 3.0}, "concept"),
     ({"performance": 2.0}, "concept"),
     ({"performance": 2.0, "prediction": 3.0}, "concept"),
+    ({"alignment": 2.0, "margin": 2.0}, "alignment"),
+    ({"alignment": 2.0, "text": 3.0}, "alignment"),
+    ({"alignment": 2.0, "image": 3.0}, "new_pictures"),
     ({"text": 2.0}, "texts"),
     ({"text": 2.0, "image": 0.9, "performance": 0.0}, "texts"),
 ]
@@ -97,7 +110,7 @@ def answer(kind: str, labels: dict[str, int] | None = None, **given: Any) -> Adv
 
 @pytest.mark.parametrize("losing", [False, True])
 @pytest.mark.parametrize("labels", [{}, ENOUGH])
-@pytest.mark.parametrize("kind", ["noise", "camera", "new_pictures", "prior", "certainty", "concept", "texts"])
+@pytest.mark.parametrize("kind", ["noise", "camera", "new_pictures", "prior", "certainty", "concept", "alignment", "texts"])
 def test_every_answer_is_one_of_those_there_are_and_says_why(kind, labels, losing):
     said = answer(kind, labels, losing=losing)
     assert said.action in report.HEADINGS and said.why
@@ -118,6 +131,60 @@ def test_doubt_alone_needs_nothing_unless_accuracy_falls():
     assert answer("certainty").action == answer("certainty", {}).action == "nothing"
     assert answer("certainty", losing=True).action == "readapt"
     assert answer("certainty", {}, losing=True).action == "label"
+
+
+def test_confidence_that_misses_is_read_otherwise_and_nothing_trained():
+    off = Calibration(0.95, 0.75, 60, 0.08)
+    said = answer("certainty", calibration=off)
+    assert (said.action, said.version) == ("recalibrate", "")
+    assert "95%" in said.why and "75% of 60" in said.why and "0.08" in said.why
+    assert answer("certainty", losing=True, calibration=off).action == "readapt"
+    assert answer("new_pictures", calibration=off).action == "readapt"
+
+
+def test_other_words_that_certainly_do_better_come_before_training_and_after_a_better_version():
+    words = [
+        Candidate("medical", 0.9, 0.2, 0.05),
+        Candidate("general", 0.8, 0.1, 0.01),
+        Candidate("scientific", 0.95, 0.3, -0.01),
+    ]
+    said = answer("concept", templates=words, losing=True)
+    assert (said.action, said.version, said.expected_gain) == ("recalibrate", "", 0.2) and "medical" in said.why
+    assert answer("concept", templates=words, others=[BETTER]).action == "rollback"
+
+
+def test_the_more_are_asked_the_more_it_takes_to_be_certainly_better():
+    """Of many that are no better one looks it by chance; the interval allows for that."""
+    rng = np.random.default_rng(0)
+    right, champion = (rng.random(200) < 0.8).astype(float), (rng.random(200) < 0.7).astype(float)
+    alone, of_seven = candidate("2", right, champion, 1), candidate("2", right, champion, 7)
+    assert alone.gain == of_seven.gain == pytest.approx((right - champion).mean())
+    spread = (right - champion).std(ddof=1) / np.sqrt(200)
+    assert alone.gain_low == pytest.approx(alone.gain - 1.96 * spread, abs=1e-4) and of_seven.gain_low < alone.gain_low
+    fooled = 0
+    for _ in range(300):
+        base = (rng.random(200) < 0.7).astype(float)
+        fooled += any(candidate("x", (rng.random(200) < 0.7).astype(float), base, 7).gain_low > 0 for _ in range(7))
+    assert fooled / 300 < 0.05
+
+
+CHAMPION = Fit("industrial", "4", "image", 2.5, True)
+
+
+@pytest.mark.parametrize(
+    ("fits", "said"),
+    [
+        ([Fit("industrial", "2", "image", 0.8, True), CHAMPION], "version 2 was made"),
+        ([Fit("medical", "9", "image", 0.8, True), CHAMPION], "medical"),
+        ([Fit("industrial", "2", "image", 1.2, True), CHAMPION], ""),
+        ([Fit("industrial", "2", "side", 0.8, False), CHAMPION], ""),  # looks alone are no reason to go back
+        ([Fit("industrial", "2", "image", 0.8, True), Fit("industrial", "4", "image", 0.9, True)], ""),
+        ([], ""),
+    ],
+)
+def test_a_model_that_was_made_for_such_pictures_is_named_where_the_champion_was_not(fits, said):
+    hint = known_elsewhere(Comparison(fits=fits), "industrial", "4")
+    assert said in hint and bool(hint) is bool(said)
 
 
 def test_the_camera_alone_trains_nothing_unless_accuracy_falls():
@@ -226,6 +293,15 @@ def png() -> bytes:
     return out.getvalue()
 
 
+NOTHING = Comparison()
+COMPARED = Comparison(
+    [Candidate("2", 0.7, -0.05, -0.1)],
+    [Candidate("medical", 0.6, -0.15, -0.2)],
+    [Fit("general", "7", "sharpness", 0.4, True), Fit("industrial", "4", "image", 2.5, False)],
+    Calibration(0.95, 0.75, 60, 0.08),
+)
+
+
 def page(**given: Any) -> str:
     reference, window = given.pop("reference", a_reference()), given.pop("window", a_window())
     facts: dict[str, Any] = {
@@ -234,10 +310,10 @@ def page(**given: Any) -> str:
         "seen": seen_by_the_server(accuracy=0.5),
         "found": Diagnosis("new_pictures", ["image is 2.5 times its limit"]),
         "advice": Advice("readapt", "there are judged pictures", "", 0.31),
-        "others": [Candidate("2", 0.7, -0.05, -0.1)],
+        "compared": COMPARED,
         "minutes": 12.0,
         "moved": report.class_shares(reference, window),
-        "examples": [(capture(), png()), (capture("", id="b2"), png())],
+        "examples": [(capture(), png(), b""), (capture("", id="b2"), png(), png())],
     }
     return report.page(**(facts | given), reference=reference, window=window)
 
@@ -275,6 +351,7 @@ def test_the_page_says_what_drifted_what_to_do_and_what_it_costs():
     for said in (
         "industrial, version 4", "70 pictures, 3 texts and 12 judged answers", "Re-adapt the model", "there are judged pictures",
         "up to 31 points", "about 12 minutes", "image is 2.5 times its limit", "good cell", "bad cell", "not judged", "62%",
+        "words of medical", "general version 7", "by looks alone", "expects 95% of its answers", "75% of 60 are", "nearest old one",
     ):  # fmt: skip
         assert said in words, said
     assert words.index("2.50") < words.index("0.40")  # the worst signal first
@@ -293,14 +370,16 @@ def test_labels_and_classes_are_shown_and_never_run():
         reference=reference,
         found=Diagnosis("prior", [HOSTILE]),
         advice=Advice("label", HOSTILE),
-        others=[Candidate(HOSTILE, 0.7, 0.1, 0.05)],
-        examples=[(capture(HOSTILE, predicted=HOSTILE, id=HOSTILE), png())],
+        compared=Comparison(
+            [Candidate(HOSTILE, 0.7, 0.1, 0.05)], [Candidate(HOSTILE, 0.7, 0.1, 0.05)], [Fit(HOSTILE, "1", HOSTILE, 2.0, True)]
+        ),
+        examples=[(capture(HOSTILE, predicted=HOSTILE, id=HOSTILE), png(), b"")],
         seen=seen_by_the_server() | {"version": HOSTILE, "drift": {HOSTILE: 2.0}},
     )
     found = Parts(text)
     assert "script" not in found.tags and found.handlers == []
     assert all(r.startswith("data:") for r in found.refers)
-    assert found.words.count(HOSTILE) >= 7
+    assert found.words.count(HOSTILE) >= 10
 
 
 def test_pictures_are_shown_small():
@@ -308,8 +387,8 @@ def test_pictures_are_shown_small():
 
     from PIL import Image
 
-    [shown, _] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page())
-    assert max(Image.open(io.BytesIO(b64decode(shown))).size) == report.SIDE
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page())
+    assert len(shown) == 3 and all(max(Image.open(io.BytesIO(b64decode(s))).size) == report.SIDE for s in shown)
 
 
 WITHOUT_CLASSES: dict[str, dict[str, Any]] = {
@@ -320,7 +399,7 @@ WITHOUT_CLASSES: dict[str, dict[str, Any]] = {
 }
 LITTLE: dict[str, dict[str, Any]] = WITHOUT_CLASSES | {
     "no captures": {"examples": []},
-    "no other versions": {"others": []},
+    "no other models": {"compared": Comparison()},
     "no idea of the time": {"minutes": None},
     "no expected gain": {"advice": Advice("label", "labels are missing")},
     "nothing measured": {"seen": seen_by_the_server() | {"drift": {}, "pictures": 0}},
@@ -337,7 +416,7 @@ def test_the_page_is_made_of_what_there_is(what):
 
 @pytest.mark.parametrize("data", [b"", b"no picture", png()[:200]], ids=["empty", "no picture", "cut short"])
 def test_a_broken_picture_is_left_out_and_the_others_are_shown(data):
-    found = Parts(page(examples=[(capture(), data), (capture("bad cell"), png())]))
+    found = Parts(page(examples=[(capture(), data, b""), (capture("bad cell"), png(), data)]))
     assert found.tags.count("img") == 1
 
 
@@ -362,21 +441,25 @@ def test_shares_of_predicted_classes_before_and_now():
 # What the approval shows --------------------------------------------------------------------------------------------
 
 
-def told(advice: Advice, others: tuple[Candidate, ...] = (), minutes: float | None = None, **values: float) -> str:
+def told(advice: Advice, compared: Comparison = NOTHING, minutes: float | None = None, **values: float) -> str:
     found = Diagnosis("concept", ["performance is 2.0 times its limit"])
     labels = {"good cell": 20, "bad cell": 25}
-    return "\n".join(report.lines("industrial", seen_by_the_server(**values), found, advice, others, labels, minutes))
+    return "\n".join(
+        report.lines("industrial", seen_by_the_server(**values), found, advice, compared, labels, minutes, "info_nce")
+    )
 
 
 def test_the_approval_shows_the_answer_first_and_then_what_it_rests_on():
     said = told(
-        Advice("readapt", "it pays", "", 0.31), (Candidate("2", 0.7, -0.05, -0.1),), 12.0,
+        Advice("readapt", "it pays", "", 0.31), COMPARED, 12.0,
         accuracy=0.6, accuracy_low=0.5, accuracy_high=0.7,
     )  # fmt: skip
     assert said.startswith("**Re-adapt the model**: it pays.")
     for line in (
         "industrial version 4: concept", "performance is 2.0 times its limit", "0.60 right [0.50, 0.70] of 12; promised 0.91",
         "Version 2: 0.70 right on judged captures, -5 points", "25 bad cell, 20 good cell", "up to 31 points", "about 12 minutes",
+        "in the words of medical: 0.60 right, -15 points", "general version 7: sharpness at 0.4 times its limit",
+        "industrial version 4: image at 2.5 times its limit, by looks alone", "Recipe: info_nce",
     ):  # fmt: skip
         assert line in said, line
 

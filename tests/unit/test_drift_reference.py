@@ -23,12 +23,13 @@ from clipft_tasks.drift.reference import (
     TENSORS,
     Reference,
     Rows,
+    alignment_signal,
     calibrated_temperature,
-    image_auc,
     measure,
     sample,
     signals,
     text_signal,
+    told_apart,
 )
 from clipft_tasks.errors import ClipftError
 
@@ -128,7 +129,16 @@ def test_pictures_of_the_same_kind_are_not_told_from_the_references_own_however_
     reference = told(looked(count, 0, dims=dims))
     windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
     assert sum(signals(reference, w, permutations=250)[1] <= 0.005 for w in windows) <= 1
-    assert np.mean([image_auc(reference, w) for w in windows]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean([told_apart(reference.rows.image, w.image) for w in windows]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_pairs_of_the_same_kind_rarely_exceed_their_limit_and_pairs_that_agree_less_do():
+    rng = np.random.default_rng(0)
+    reference = told(looked(SEEN, 0), paired=rng.normal(0.3, 0.05, SEEN).astype(np.float32))
+    limit = reference.limits["alignment"]
+    assert sum(alignment_signal(reference, rng.normal(0.3, 0.05, 64)) > limit for _ in range(200)) <= 3
+    assert all(alignment_signal(reference, rng.normal(0.2, 0.05, 64)) > limit for _ in range(20))
+    assert "alignment" not in a_reference().limits  # where pairs were not measured
 
 
 @pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
@@ -297,13 +307,13 @@ def test_a_sample_is_in_order_without_doubles_and_the_same_each_time():
 
 @pytest.mark.parametrize("classes", [0, 1, 3])
 def test_a_reference_comes_back_as_it_was_saved(classes, tmp_path):
-    written = told(looked(SEEN, 0, classes=classes))
+    written = told(looked(SEEN, 0, classes=classes), paired=looked(SEEN, 0).similarity[:, 0], pictures=["a" * 64] * SEEN)
     written.save(tmp_path)
     found = Reference.load(tmp_path, "w" * 64)
     assert found.facts == written.facts and found.classes == CLASSES[:classes] and found.limits == written.limits
     for name, value in vars(found.rows).items():
         assert value.shape == vars(written.rows)[name].shape and np.allclose(value, vars(written.rows)[name], atol=1e-3), name
-    assert np.array_equal(found.rows.appearance, written.rows.appearance)
+    assert np.array_equal(found.rows.appearance, written.rows.appearance) and np.array_equal(found.paired, written.paired)
     assert np.allclose(found.text, written.text, atol=1e-3)
     window = looked(64, 5, classes=classes)
     assert ratios(found, window) == pytest.approx(ratios(written, window), abs=0.05)
@@ -324,6 +334,14 @@ def test_the_very_captions_of_the_reference_are_no_drift_after_it_was_saved(comm
         value, p = text_signal(found, captions(64, 6, strange=1.0), 250)
         assert value > found.limits["text"] and p <= 0.005
     assert sum(alarms) <= 1
+
+
+def test_a_reference_of_before_pairs_were_measured_is_read_and_says_nothing_of_them(saved):
+    tensors = load_file(saved / TENSORS)
+    del tensors["paired"]
+    save_file(tensors, saved / TENSORS)
+    found = Reference.load(saved)
+    assert len(found.paired) == 0 and found.limits == a_reference().limits
 
 
 def test_a_large_reference_is_still_small_on_disk(tmp_path):
@@ -474,7 +492,9 @@ def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(c
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
     assert reference.classes == sorted(COLOURS) and reference.facts["groups"] == len(reference.rows) == 80
     assert reference.facts["promised"]["rows"] == 16 and reference.facts["promised"]["value"] > 0.8
-    assert set(reference.limits) == PICTURES | PREDICTIONS | {"text"}
+    assert set(reference.limits) == PICTURES | PREDICTIONS | {"text", "alignment"}
+    assert len(reference.paired) == 80 and reference.paired.mean() > reference.rows.similarity.mean()
+    assert sorted(reference.facts["pictures"]) == sorted(dataset.frame["sha256"])
     assert np.linalg.norm(reference.rows.image, axis=1) == pytest.approx(np.ones(80), abs=1e-3)
     assert reference.rows.appearance[:, 3] == pytest.approx(np.full(80, np.log2(48)))
 
@@ -482,7 +502,7 @@ def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(c
 def test_pictures_without_labels_make_a_reference_without_classes(clip, tmp_path):
     reference = taken(packed(tmp_path, 10, labelled=False), clip)
     assert reference.classes == [] and reference.rows.similarity.shape == (20, 0)
-    assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == PICTURES | {"text"}
+    assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == PICTURES | {"text", "alignment"}
 
 
 def test_a_picture_with_several_captions_is_one_picture_of_the_reference(clip, tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_drift_reference import PICTURES, PREDICTIONS, a_reference, brighter, captions, looked, told
+from test_drift_reference import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
 
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows
@@ -105,6 +105,26 @@ def test_the_gap_and_alignment_of_pictures_with_texts_are_told():
     values = window.figures().values
     assert values["alignment"] == pytest.approx(0.3)
     assert values["modality_gap"] == pytest.approx(np.linalg.norm(window.rows().image.mean(0) - texts.mean(0)), rel=1e-4)
+    of_reference = a_reference().rows.image.mean(0) - a_reference().text.mean(0)
+    assert values["reference_gap"] == pytest.approx(np.linalg.norm(of_reference), rel=1e-4)
+    assert values["text_auc"] == pytest.approx(0.5, abs=0.12)
+
+
+def test_pictures_that_agree_less_with_their_own_texts_are_drift_of_the_alignment_once_there_are_enough():
+    rng = np.random.default_rng(0)
+    reference = told(looked(SEEN, 0), paired=rng.normal(0.3, 0.05, SEEN))
+    window = Window(reference)
+    window.add_pairs(rng.normal(0.3, 0.05, LEAST))
+    assert window.figures().drift["alignment"] <= 1
+    window.add_pairs(rng.normal(0.15, 0.05, SIZE))
+    figures = window.figures()
+    assert figures.drift["alignment"] > 1 and figures.behind["alignment"] == SIZE
+    few = Window(reference)
+    few.add_pairs(rng.normal(0.15, 0.05, LEAST - 1))
+    assert few.figures().drift == {} and few.figures().values["alignment"] < 0.2
+    unmeasured = Window(a_reference())
+    unmeasured.add_pairs(rng.normal(0.15, 0.05, SIZE))
+    assert unmeasured.figures().drift == {}
 
 
 def test_each_signal_says_on_how_many_rows_it_was_measured():

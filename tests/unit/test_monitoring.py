@@ -5,9 +5,14 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -143,15 +148,19 @@ def an_alert(version: str, signal: str, rows: str) -> tuple[dict[str, str], dict
     seen = f"Version {version} of d sees traffic that its reference does not show: signal {signal}"
     annotations = {
         "summary": f"d: {signal} is 2.0 times its limit",
-        "description": f"{seen} at 2.00 times its limit, over {rows}.",
+        "description": f"{seen} at 2.00 times its limit, over {rows}, since 1970-01-01 00:00:00 +0000 UTC.",
+        "report": rule["annotations"]["report"].replace("{{ $labels.domain }}", "d"),
         "action": rule["annotations"]["action"].replace("{{ $labels.domain }}", "d"),
     }
     return {"severity": "warning", "domain": "d", "version": version, "signal": signal}, annotations
 
 
-@pytest.mark.parametrize(("signal", "kind"), [("image", "pictures"), ("text", "texts")])
+@pytest.mark.parametrize(("signal", "kind"), [("image", "pictures"), ("text", "texts"), ("alignment", "pairs")])
 def test_an_alert_says_on_how_much_it_rests(tmp_path, signal, kind):
-    given = [ratio("2x20", signal=signal), *(items("150x20" if s == signal else "7x20", signal=s) for s in ("image", "text"))]
+    given = [
+        ratio("2x20", signal=signal),
+        *(items("150x20" if s == signal else "7x20", signal=s) for s in ("image", "text", "alignment")),
+    ]
     with_rules(tmp_path, given, alert_rule_test=[fires("ClipftDrift", "40s", an_alert("1", signal, f"150 {kind}"))])
 
 
@@ -218,6 +227,52 @@ def test_what_drifts_goes_to_airflow_and_the_rest_to_people(prepared, name):
     labels = [f"alertname={name}", "domain=general", "signal=image", "severity=warning"]
     said = tool("amtool", "config", "routes", "test", f"--config.file={prepared / 'alertmanager.yml'}", *labels)
     assert said.splitlines()[0] == ("airflow" if name in OF_DRIFT else "people")
+
+
+@pytest.mark.slow
+def test_alertmanager_sends_one_message_a_domain_without_what_a_worse_alert_says(prepared, tmp_path):
+    program = monitoring.binary("alertmanager")
+    if program is None:
+        pytest.skip("Alertmanager is not installed")
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    class Airflow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            told.append((f"{self.path} {self.headers['authorization']}", json.loads(body)))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    drifting = [
+        ("ClipftDrift", "general", "image", "warning"), ("ClipftDriftSevere", "general", "image", "critical"),
+        ("ClipftDrift", "general", "text", "warning"), ("ClipftDrift", "industrial", "image", "warning"),
+        ("ClipftServerDown", "", "", "critical"),  # one replica of several: the others go on seeing drift
+    ]  # fmt: skip
+    names = ("alertname", "domain", "signal", "severity")
+    sent = [{"labels": {k: v for k, v in zip(names, alert, strict=True) if v} | {"version": "1"}} for alert in drifting]
+    airflow = ThreadingHTTPServer(("127.0.0.1", PORTS["AIRFLOW"]), Airflow)
+    threading.Thread(target=airflow.serve_forever, args=(0.05,), daemon=True).start()
+    url, config = f"http://127.0.0.1:{PORTS['ALERTMANAGER']}", prepared / "alertmanager.yml"
+    command = [program, f"--config.file={config}", f"--storage.path={tmp_path}", "--cluster.listen-address="]
+    process = subprocess.Popen([*command, f"--web.listen-address={url[7:]}"], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while len(told) < 2:
+            assert process.poll() is None and time.monotonic() < end, told
+            with suppress(httpx.TransportError):
+                httpx.post(f"{url}/api/v2/alerts", json=sent, timeout=5)
+            time.sleep(0.2)
+    finally:
+        process.terminate()
+        process.wait(20)
+        airflow.shutdown()
+        airflow.server_close()
+    assert {where for where, _ in told} == {f"/clipft/alerts Bearer {keep_secrets()['alerts']}"}
+    found = {m["groupLabels"]["domain"]: {tuple(a["labels"][n] for n in names) for a in m["alerts"]} for _, m in told}
+    assert found == {"general": set(drifting[1:3]), "industrial": {drifting[3]}}
 
 
 def test_without_the_two_programs_the_stack_goes_on_and_says_so(home, tmp_path, monkeypatch, capsys):
