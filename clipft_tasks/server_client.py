@@ -1,10 +1,12 @@
 """How the pipeline speaks with the clipft server."""
 
+import time
 from typing import Any
 
 import httpx
 
 from .errors import ClipftError, Transient
+from .progress import say
 from .settings import settings
 
 
@@ -39,3 +41,23 @@ def call(method: str, path: str, *, json: Any = None, timeout: float = 30) -> ht
         )
         raise Refusal(response.status_code, f"the server at {settings().server_url}", f"{method} {path} was refused: {reason}")
     return response
+
+
+def agree(domain: str, version: str, seconds: float = 60) -> int:
+    """Wait until every replica of the server that answers has this version live; returns how many there are.
+
+    Raises: Transient when one still answers with another version after `seconds`.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        there = [r for r in call("GET", "/v1/replicas").json() if r["live"]]  # one without any gets no traffic
+        others = {
+            r["address"] or "the one that answers": r["live"].get(domain) for r in there if r["live"].get(domain) != version
+        }
+        if there and not others:
+            if len(there) > 1:
+                say(f"All {len(there)} replicas answer with version {version}.")
+            return len(there)
+        if time.monotonic() > until:
+            raise Transient(f"Not every replica answers with version {version} of {domain}: {others or 'none is ready'}.")
+        time.sleep(0.5)

@@ -27,6 +27,7 @@ from .live import Live
 from .metrics import Metrics
 from .monitor import Monitor
 from .observing import router as observing
+from .peers import WHO, Peers, heard, together
 from .security import authorised, probing
 from .settings import ServingSettings
 from .store import ModelStore
@@ -39,6 +40,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     """An application with its own engine, store and metrics."""
     options = serving or ServingSettings()
     metrics = Metrics()
+    peers = Peers(options.peers)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,6 +61,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         )
         store = ModelStore(engine, metrics, follow=monitor.follow)
         app.state.engine, app.state.store, app.state.monitor, app.state.captures = engine, store, monitor, captures
+        app.state.peers = peers
         app.state.answering = Answering(options, engine, store, monitor, captures, metrics)
         polling = asyncio.create_task(_poll(store, options.poll_seconds))
         with one_thread():
@@ -94,6 +97,8 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
                 response = JSONResponse({"detail": "The server failed at this; its log says why."}, 500)
         route = getattr(request.scope.get("route"), "path", "unknown")
         response.headers["X-Request-Id"] = request.state.id
+        if peers.named:
+            response.headers[WHO] = peers.id
         metrics.requests.labels(route, request.state.domain, str(response.status_code)).inc()
         metrics.latency.labels(route).observe(time.perf_counter() - began)
         return response
@@ -196,29 +201,50 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
     async def deploy(domain: str, asked: schemas.Deploy, request: Request) -> dict[str, Any]:
         """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
         request.state.domain = domain
-        return cast(dict[str, Any], await asyncio.to_thread(request.app.state.store.deploy, domain, asked.version))
+        return await asyncio.to_thread(_deploy, request, domain, asked.version)
 
     app.include_router(observing)
 
     @app.put("/v1/shadows/{domain}", response_model=schemas.ShadowInfo, dependencies=[Depends(authorised)])
     async def shadow(domain: str, asked: schemas.ShadowIn, request: Request) -> dict[str, Any]:
         """Let a registered version see a share of the domain's traffic: in the shadow of the champion, or as a canary."""
-        made = await asyncio.to_thread(request.app.state.store.shadow, domain, asked.version, asked.share, asked.answers)
+        store: ModelStore = request.app.state.store
+
+        def work() -> dict[str, Any]:
+            made = store.shadow(domain, asked.version, asked.share, asked.answers)
+            return together([made.report(), *heard(peers.tell(request, asked.model_dump()))])
+
         request.state.domain = domain
-        return made.report()
+        return await asyncio.to_thread(work)
 
     @app.get("/v1/shadows/{domain}", response_model=schemas.ShadowInfo)
     async def shadow_report(domain: str, request: Request) -> dict[str, Any]:
         """How the challenger fares beside the champion."""
         found = request.app.state.store.shadows.get(domain)
-        if found is None:
+        told = await asyncio.to_thread(peers.tell, request)
+        reports = [a.response.json() for a in told if a.response is not None and a.response.status_code == 200]
+        reports = ([found.report()] if found else []) + reports
+        if not reports:
             raise HTTPException(404, f"No version of {domain!r} is tried at the moment.")
-        return found.report()
+        return together(reports)
 
     @app.delete("/v1/shadows/{domain}", dependencies=[Depends(authorised)])
     async def end_shadow(domain: str, request: Request) -> dict[str, bool]:
         """End the trial; the champion answers everything again."""
-        return {"ended": await asyncio.to_thread(request.app.state.store.end_shadow, domain)}
+        ended = await asyncio.to_thread(request.app.state.store.end_shadow, domain)
+        others = await asyncio.to_thread(peers.tell, request)
+        return {"ended": ended or any(said["ended"] for said in heard(others))}
+
+    @app.get("/v1/replicas", response_model=list[schemas.Replica], dependencies=[Depends(authorised)])
+    async def replicas(request: Request) -> list[dict[str, Any]]:
+        """What is live where: this replica, then the others."""
+        store: ModelStore = request.app.state.store
+        own = {"address": "", "live": {d: m.version for d, m in store.live.items()}, "problem": store.problem}
+        others = []
+        for answer in await asyncio.to_thread(peers.tell, request, None, "/readyz"):
+            said = {"live": {}, "problem": answer.away} if answer.response is None else answer.response.json()
+            others.append({"address": answer.address, "live": said.get("live", {}), "problem": said.get("problem", "")})
+        return [own, *others]
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:
@@ -246,6 +272,26 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
         return (Path(__file__).parent / "playground.html").read_text("utf-8")
 
     return app
+
+
+def _deploy(request: Request, domain: str, version: str) -> dict[str, Any]:
+    """Make a version live here, then on the other replicas; where one of them refuses it, on none.
+
+    Raises: ClipftError when a replica refuses it, Transient when one could not say.
+    """
+    store: ModelStore = request.app.state.store
+    peers: Peers = request.app.state.peers
+    before = store.live.get(domain)
+    made = store.deploy(domain, version)
+    others = peers.tell(request, {"version": version})
+    try:
+        list(heard(others))
+    except ClipftError:
+        if before and before.version != version:
+            store.deploy(domain, before.version)
+            peers.tell(request, {"version": before.version})
+        raise
+    return made | {"replicas": {a.address: "away" if a.response is None else version for a in others}}
 
 
 async def _poll(store: ModelStore, seconds: float) -> None:

@@ -121,6 +121,13 @@ class Deployed(BaseModel):
     replaced: str | None
     load_seconds: float
     disagreement: float = Field(description="largest difference from the answers recorded at training")
+    replicas: dict[str, str] = Field({}, description="the other replicas: the version that is live there now, or away")
+
+
+class Replica(BaseModel):
+    address: str = Field(description="empty: the one that answers")
+    live: dict[str, str] = Field(description="the live version of each domain")
+    problem: str = Field(description="what it cannot do at the moment, or that it does not answer")
 
 
 class ShadowIn(Deploy):

@@ -19,6 +19,9 @@ class ServingSettings(BaseSettings):
     max_pixels: int = Field(25_000_000, gt=0, description="pixels of one picture")
     max_text: int = Field(4000, ge=1, description="characters of one text")
     poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")
+    peers: str = Field(
+        "", description="host:port of all replicas (a name with an address for each); empty: this is the only one"
+    )
     drift: bool = Field(True, description="whether windows of the traffic are kept and measured at all")
     drift_seconds: float = Field(5, ge=0, description="seconds between measurements of the windows; 0 measures when asked")
     window: int = Field(256, ge=16, description="pictures, and texts, that a window holds")

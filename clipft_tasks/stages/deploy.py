@@ -1,17 +1,17 @@
-"""deploy: the server loads the version, checks it against its recorded answers, and swaps."""
+"""deploy: the server loads the version, checks it against its recorded answers, and swaps; so does each of its replicas."""
 
 from typing import Any
 
 from ..progress import say
-from ..server_client import Refusal, call
+from ..server_client import Refusal, agree, call
 from ..spec import RunSpec
 
 
 def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     """Tell the server and wait until this version is live.
 
-    Returns: version, replaced (number or ""), load_seconds, links.
-    Raises: Transient when the server is away; ClipftError when it refuses the version, after the old champion is back.
+    Returns: version, replaced (number or ""), load_seconds, replicas (how many answer with it), links.
+    Raises: Transient when the server is away, or a replica does not follow; ClipftError when it refuses the version, after the old champion is back.
     """
     from .. import tracking
 
@@ -26,10 +26,12 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
         )
         raise
     say(f"Version {answer['version']} of {spec.domain} is live after {answer['load_seconds']:.1f} s.")
+    replicas = agree(spec.domain, version)
     links = {"Server": f"{tracking.settings().server_url}/docs"}
     return {
         "version": version,
         "replaced": answer.get("replaced") or "",
         "load_seconds": answer["load_seconds"],
+        "replicas": replicas,
         "links": links,
     }
