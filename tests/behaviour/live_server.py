@@ -102,13 +102,19 @@ def changed_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Itera
 # A server in a process of its own -----------------------------------------------------------------------------------
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Server:
     """uvicorn on a free loopback port, with a home of its own."""
 
-    def __init__(self, home: Path, *, token: str | None = TOKEN, poll: float = 0, **options: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(
+        self, home: Path, *, token: str | None = TOKEN, poll: float = 0, port: int | None = None, **options: object
+    ) -> None:
+        port = port or free_port()
         self.home, self.token, self.url = home, token or "", f"http://127.0.0.1:{port}"
         env = {k: v for k, v in os.environ.items() if not k.startswith("CLIPFT_")}
         env |= {"CLIPFT_HOME": str(home), "CLIPFT_THREADS": "1", "OMP_NUM_THREADS": "1"}
