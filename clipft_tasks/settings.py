@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     dvc_remote: str | None = Field(None, description="DVC remote, folder or URL; default: home/dvc-remote")
     tuning_url: str | None = Field(None, description="database of tuning studies (SQLAlchemy URL); default: SQLite under home")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
+    server_ui: str = Field("", description="address of the server's pages, for links; default: server_url")
     prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
     alertmanager_url: str = Field("", description="Alertmanager; empty: there is none")
     grafana_url: str = Field("", description="Grafana; empty: there is none")

@@ -27,7 +27,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
         raise
     say(f"Version {answer['version']} of {spec.domain} is live after {answer['load_seconds']:.1f} s.")
     replicas = agree(spec.domain, version)
-    links = {"Server": f"{tracking.settings().server_url}/docs"}
+    links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
     return {
         "version": version,
         "replaced": answer.get("replaced") or "",

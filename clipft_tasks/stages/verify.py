@@ -39,5 +39,5 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
             f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
         )
     say(f"Version {version} answers as recorded: {len(recorded['pictures'])} pictures, largest difference {difference:.5f}.")
-    links = {"Server": f"{tracking.settings().server_url}/docs"}
+    links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
     return {"version": version, "disagreement": difference, "pairs": len(recorded["pictures"]), "links": links}

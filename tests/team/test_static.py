@@ -148,6 +148,7 @@ def test_every_variable_exists_in_the_software_that_reads_it():
     ours = {f"CLIPFT_{name}".upper() for name in Settings.model_fields}
     ours |= {f"CLIPFT_SERVING_{name}".upper() for name in ServingSettings.model_fields}
     read = "".join(p.read_text() for folder in (Path(door.__file__).parent, DEPLOY / "team") for p in folder.glob("*.py"))
+    literal = "".join(p.read_text() for p in (PROJECT / "clipft_tasks").rglob("*.py"))
     foreign = ("POSTGRES_", "GF_", "AWS_", "MLFLOW_", "XDG_")
     for name in OURS | {"gateway"}:
         for variable in SERVICES[name]["environment"]:
@@ -157,7 +158,7 @@ def test_every_variable_exists_in_the_software_that_reads_it():
                 assert f"{{${variable}}}" in (DEPLOY / "gateway" / "Caddyfile").read_text(), variable
             elif variable.startswith("CLIPFT_"):
                 short = variable.removeprefix("CLIPFT_").lower()
-                assert variable in ours or variable in read or re.search(rf"\b{short}\b", read), (name, variable)
+                assert variable in ours or variable in read + literal or re.search(rf"\b{short}\b", read), (name, variable)
             else:
                 assert variable.startswith(foreign) or variable == "FORWARDED_ALLOW_IPS", (name, variable)
     import mlflow.environment_variables as mlflow
@@ -188,6 +189,31 @@ def test_with_a_name_and_tls_everything_is_https():
     addresses = [v for k, v in env.items() if k.endswith("_ADDRESS")]
     assert len(addresses) == 5 and all(a.startswith("https://clipft.example.org:") for a in addresses)
     assert env["CLIPFT_SITE"] == "clipft.example.org" and env["CLIPFT_PUBLISH"] == "0.0.0.0"
+
+
+def test_the_commands_of_the_page_do_what_it_says(tmp_path):
+    """With a `docker` that only writes down what it is asked, in a copy of what make needs."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "$@" >> asked\n')
+    (tmp_path / "docker").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["make", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    page = (PROJECT / "docs" / "team.md").read_text()
+    assert re.findall(r"^make (team-\w+)", page, flags=re.M) == ["team-env", "team-up", "team-status", "team-down"]
+    refused = make("team-up")
+    assert refused.returncode and "make team-env" in refused.stdout and not (tmp_path / "asked").exists()
+    (tmp_path / ".env").write_text(secrets.content())
+    assert make("team-up").returncode == 0 and make("team-down").returncode == 0
+    assert make("team-up", "PROFILES=core cuda").returncode == 0
+    asked = (tmp_path / "asked").read_text().splitlines()
+    both = "compose --profile core --profile monitoring"
+    status = [f"{both} ps", f"{both} exec airflow-scheduler clipft doctor"]
+    assert asked[:4] == [f"{both} up --build --detach", *status, f"{both} down"]
+    assert asked[4].startswith("compose --profile core --profile cuda up")
 
 
 # Images --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,243 @@
+"""The team's deployment as it runs: docker-compose.yaml's own commands and environments, on networks of their own."""
+
+import base64
+import json
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from behaviour.live_server import b64, png
+from conftest import COLOURS, made_picture, small
+
+from .clients import Clients, TeamAirflow
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+CLASSIFY = {"domain": "general", "images": [b64(png(made_picture(label, 700 + n))) for n in range(4) for label in COLOURS]}
+
+
+@pytest.fixture(scope="module")
+def people(team) -> tuple[str, str]:
+    return team.env["CLIPFT_TEAM_USER"], team.env["CLIPFT_TEAM_PASSWORD"]
+
+
+@pytest.fixture(scope="module")
+def airflow(team) -> TeamAirflow:
+    return TeamAirflow(team)
+
+
+@pytest.fixture(scope="module")
+def chain(team, airflow) -> dict[str, str]:
+    """Two models by the real DAGs on made pictures: runs of `clipft_dataset` and of `clipft_finetune`, twice."""
+    flat = small(Path("/sources/pictures/pictures.csv"), Path("/sources/tiny"))
+    data = {k: v for k, v in flat.items() if k in ("domain", "source", "model.start")}
+    training = {k: v for k, v in flat.items() if k != "source"} | {
+        "gate.rules": ["gain(score) >= -1"],
+        "resolution.evaluate": [32],
+    }
+    runs = {"dataset": airflow.finish("clipft_dataset", data)}
+    runs["first"] = airflow.finish("clipft_finetune", training)
+    runs["second"] = airflow.finish("clipft_finetune", training | {"train.seed": 1, "train.epochs": 2})
+    return runs
+
+
+def live(team) -> list[dict[str, str]]:
+    """What each replica that answers has live, by its own word."""
+    found = []
+    for replica in team.of("server"):
+        try:
+            found.append(httpx.get(f"http://{replica.addresses['inside']}:8800/readyz", timeout=5).json()["live"])
+        except httpx.HTTPError:
+            continue
+    return found
+
+
+# Where one gets in ---------------------------------------------------------------------------------------------------
+
+
+def test_every_service_is_healthy_and_airflow_knows_its_dags(team, airflow):
+    assert {c.name for c in team.containers if c.alive} >= team.services.keys() - {"airflow-init"}
+    health = httpx.get(team.address(8080) + "/api/v2/monitor/health").json()
+    assert all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor", "triggerer"))
+    team.until(lambda: len(airflow.dags()) >= 7, 120, "airflow-dag-processor")
+    paused = {d["dag_id"] for d in airflow.call("GET", "/dags?limit=100&paused=true")["dags"]}
+    assert paused == {"clipft_retrain"}
+    assert next(p["slots"] for p in airflow.call("GET", "/pools")["pools"] if p["name"] == "accelerator") == 16
+
+
+@pytest.mark.parametrize(
+    "port, path", [(5050, "/"), (5050, "/api/2.0/mlflow/experiments/search?max_results=1"), (8090, "/datasets.git/HEAD")]
+)
+def test_mlflow_and_data_ask_who_is_there(team, people, port, path):
+    url = team.address(port) + path
+    nobody = httpx.get(url)
+    assert nobody.status_code == 401 and "basic" in nobody.headers["www-authenticate"].lower()
+    assert httpx.get(url, auth=(people[0], "guessed")).status_code == 401
+    assert httpx.get(url, auth=people).status_code in (200, 404)
+
+
+@pytest.mark.parametrize("port, path", [(8080, "/edge_worker/v1/health"), (8080, "/api/v2/dags")])
+def test_workers_routes_and_airflow_ask_too(team, people, port, path):
+    assert httpx.get(team.address(port) + path).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "port, path",
+    [
+        (8080, "/door/jwks"),
+        (8080, "/door/auth/mlflow"),
+        (8800, "/metrics"),
+        (8090, "/objects/"),
+        (8090, "/datasets.git/config"),
+    ],
+)
+def test_inner_pages_are_not_there_from_outside(team, people, port, path):
+    assert httpx.get(team.address(port) + path, auth=people).status_code == 404
+
+
+def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
+    machine = team.join("laptop")
+    ask = team.command(machine, "wget", "-qO", "-", "--tries=1", "--timeout=3")
+    inside = {name: team.one(name) for name in ("postgres", "store", "mlflow", "server", "door", "prometheus")}
+    gateway = machine.addresses["outside"].rsplit(".", 1)[0] + "." + team.one("gateway").addresses["outside"].rsplit(".", 1)[1]
+    assert subprocess.run([*ask, f"http://{gateway}:8800/healthz"], capture_output=True).returncode == 0
+    for container in inside.values():
+        for address in container.addresses.values():
+            done = subprocess.run([*ask, f"http://{address}:8800/healthz"], capture_output=True, text=True)
+            assert done.returncode, container.name
+
+
+def test_files_outside_volumes_cannot_be_written_and_nobody_is_root(team):
+    for name in ("airflow-scheduler", "mlflow", "server", "door"):
+        container = team.one(name)
+        assert team.execute(container, "id", "-u").stdout.strip() == "10001"
+        assert "Read-only" in team.execute(container, "touch", "/opt/clipft/x").stderr
+    assert team.execute(team.one("gateway"), "touch", "/srv/datasets/x").returncode
+
+
+# The chain -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_chain_runs_and_its_model_is_live_on_every_replica(team, airflow, chain):
+    made = airflow.result("clipft_dataset", chain["dataset"], "version")
+    assert made["version"] == "general/v1" and made["new"]
+    for run, version in (("first", "1"), ("second", "2")):
+        assert airflow.result("clipft_finetune", chain[run], "deploy")["replicas"] == 3
+        assert airflow.result("clipft_finetune", chain[run], "verify")["version"] == version
+    assert live(team) == [{"general": "2"}] * 3
+    answer = httpx.post(team.address(8800) + "/v1/classify", json=CLASSIFY, timeout=30)
+    assert answer.status_code == 200 and answer.headers["x-clipft-dataset"] == "general/v1"
+
+
+def test_data_and_models_lie_in_the_store_and_databases_in_postgres(team, chain):
+    names = team.execute(
+        team.one("airflow-scheduler"), "python", "-c",
+        "import boto3, json; print(json.dumps([o['Key'] for o in boto3.client('s3').list_objects_v2(Bucket='data')['Contents']]))",
+    )  # fmt: skip
+    assert names.returncode == 0 and all(k.startswith("files/md5/") for k in json.loads(names.stdout)), names.stderr
+    models = team.execute(
+        team.one("mlflow"), "python", "-c",
+        "import boto3, json; print(json.dumps([o['Key'] for o in boto3.client('s3', endpoint_url='http://store:8333').list_objects_v2(Bucket='mlflow')['Contents']]))",
+    )  # fmt: skip
+    assert any(k.endswith("open_clip_model.safetensors") for k in json.loads(models.stdout)), models.stderr
+    assert not list((team.folder / "volumes" / "home").rglob("*.db")), "a SQLite file beside Postgres"
+
+
+def test_data_sets_are_read_over_http_and_never_written(team, people, chain, tmp_path):
+    host = team.address(8090)
+    credentials = base64.b64encode(":".join(people).encode()).decode()
+    clone = [
+        "git",
+        "-c",
+        f"http.extraHeader=Authorization: Basic {credentials}",
+        "clone",
+        "--quiet",
+        f"{host}/datasets.git",
+        "copy",
+    ]
+    done = subprocess.run(clone, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tags = subprocess.run(["git", "tag"], cwd=tmp_path / "copy", capture_output=True, text=True).stdout.split()
+    assert tags == ["general/v1"]
+    digest = next(
+        line.split()[-1] for line in (tmp_path / "copy/general/manifest.parquet.dvc").read_text().splitlines() if "md5:" in line
+    )
+    thing = f"{host}/objects/files/md5/{digest[:2]}/{digest[2:]}"
+    assert httpx.get(thing).status_code == 401
+    assert httpx.get(thing, auth=people).content[:4] == b"PAR1" and httpx.head(thing, auth=people).status_code == 200
+    for method in ("PUT", "POST", "DELETE"):
+        assert httpx.request(method, thing, auth=people, content=b"x").status_code in (401, 403, 405)
+    assert httpx.get(thing, auth=people).content[:4] == b"PAR1"
+
+
+def test_prometheus_sees_every_replica_and_airflows_own_metrics(team, chain):
+    def up() -> bool:
+        asked = httpx.get(
+            f"http://{team.one('prometheus').addresses['inside']}:9090/api/v1/query", params={"query": "up"}
+        ).json()
+        jobs = [(r["metric"]["job"], r["value"][1]) for r in asked["data"]["result"]]
+        return jobs.count(("clipft-server", "1")) == 3 and jobs.count(("airflow", "1")) == 1
+
+    team.until(up, 60, "prometheus")
+
+
+# Replicas ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_replica_killed_under_load_costs_no_client_more_than_one_retry(team, chain):
+    victim = team.one("server", 2)
+    with Clients(team.address(8800) + "/v1/classify", CLASSIFY, many=4) as clients:
+        team.until(lambda: len(clients.answers) >= 30, 60)
+        team.kill(victim)
+        killed = len(clients.answers)
+        team.until(lambda: len(clients.answers) >= killed + 60, 60)
+        team.start(victim)  # and it takes part again, only once it can answer
+        team.until(lambda: team.healthy(victim) and live(team) == [{"general": "2"}] * 3, 120, "server")
+        team.until(lambda: len(clients.answers) >= killed + 120, 60)
+    assert not clients.lost, clients.lost[:3]
+    assert len(clients.again) <= 4, clients.again  # at most what each client had under way
+    assert {version for _, version, _ in clients.answers} == {"2"}
+
+
+def test_a_promotion_reaches_all_replicas_within_ten_seconds_and_no_batch_mixes_versions(team, airflow, chain):
+    """`clipft_rollback` promotes version 1 again, deploys and verifies it, while clients ask for batches of eight."""
+    seen: dict[int, float] = {}
+    with Clients(team.address(8800) + "/v1/classify", CLASSIFY, many=2) as clients:
+        team.until(lambda: len(clients.answers) >= 20, 60)
+        run = airflow.trigger("clipft_rollback", {"domain": "general"})
+        until = time.monotonic() + 300
+        while len(seen) < 3 and time.monotonic() < until:
+            for number, said in enumerate(live(team)):
+                if said == {"general": "1"}:
+                    seen.setdefault(number, time.time())
+            time.sleep(0.1)
+        airflow.wait("clipft_rollback", run)
+        settled = len(clients.answers)
+        team.until(lambda: len(clients.answers) >= settled + 20, 60)
+    promoted = next(t["end_date"] for t in airflow.tasks("clipft_rollback", run) if t["task_id"] == "promote")
+    took = max(seen.values()) - datetime.fromisoformat(promoted).timestamp()
+    assert len(seen) == 3 and took < 10, took
+    assert not clients.lost, clients.lost[:3]
+    own = {version: said for _, version, said in clients.answers}
+    assert own.keys() == {"1", "2"} and own["1"] != own["2"]
+    assert all(said == own[version] for _, version, said in clients.answers)
+    print(f"\nA promotion reached three replicas {took:.1f} s after its task ended.")
+
+
+# What fails and comes back -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["airflow-api", "postgres"])
+def test_a_run_goes_on_when_a_service_is_restarted_under_it(team, airflow, chain, service):
+    data = {"domain": "general", "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny"}
+    run = airflow.trigger("clipft_dataset", data)
+    team.until(lambda: any(t["state"] in ("running", "success") for t in airflow.tasks("clipft_dataset", run)), 120)
+    team.restart(team.one(service), 180)
+    airflow.wait("clipft_dataset", run)
+    made = airflow.result("clipft_dataset", run, "version")
+    assert made["version"] == "general/v1" and not made["new"], "the same data, once"
+    assert all(team.healthy(c) for c in team.containers if c.name in team.services), team.logs()
+    assert httpx.post(team.address(8800) + "/v1/classify", json=CLASSIFY, timeout=30).status_code == 200
