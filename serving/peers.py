@@ -39,8 +39,8 @@ class Peers:
             except OSError:
                 continue
             for family, _, _, _, address in known:
-                literal = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
-                found.add(f"http://{literal}:{address[1]}")
+                place = str(address[0])
+                found.add(f"http://{f'[{place}]' if family == socket.AF_INET6 else place}:{address[1]}")
         return sorted(found)
 
     def tell(self, request: Request, body: Any = None, path: str = "") -> "list[Answer]":

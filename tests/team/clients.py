@@ -69,7 +69,7 @@ class Clients:
             thread.join()
 
     def _run(self) -> None:
-        with httpx.Client(timeout=30) as http:
+        with httpx.Client(timeout=60) as http:
             for _ in range(self.most):
                 if self._stop.wait(self.pause):
                     return

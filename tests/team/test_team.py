@@ -16,6 +16,7 @@ from .clients import Clients, TeamAirflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
+http = httpx.Client(timeout=60)
 CLASSIFY = {"domain": "general", "images": [b64(png(made_picture(label, 700 + n))) for n in range(4) for label in COLOURS]}
 
 
@@ -49,7 +50,7 @@ def live(team) -> list[dict[str, str]]:
     found = []
     for replica in team.of("server"):
         try:
-            found.append(httpx.get(f"http://{replica.addresses['inside']}:8800/readyz", timeout=5).json()["live"])
+            found.append(http.get(f"http://{replica.addresses['inside']}:8800/readyz").json()["live"])
         except httpx.HTTPError:
             continue
     return found
@@ -60,7 +61,7 @@ def live(team) -> list[dict[str, str]]:
 
 def test_every_service_is_healthy_and_airflow_knows_its_dags(team, airflow):
     assert {c.name for c in team.containers if c.alive} >= team.services.keys() - {"airflow-init"}
-    health = httpx.get(team.address(8080) + "/api/v2/monitor/health").json()
+    health = http.get(team.address(8080) + "/api/v2/monitor/health").json()
     assert all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor", "triggerer"))
     team.until(lambda: len(airflow.dags()) >= 7, 120, "airflow-dag-processor")
     paused = {d["dag_id"] for d in airflow.call("GET", "/dags?limit=100&paused=true")["dags"]}
@@ -73,15 +74,17 @@ def test_every_service_is_healthy_and_airflow_knows_its_dags(team, airflow):
 )
 def test_mlflow_and_data_ask_who_is_there(team, people, port, path):
     url = team.address(port) + path
-    nobody = httpx.get(url)
+    nobody = http.get(url)
     assert nobody.status_code == 401 and "basic" in nobody.headers["www-authenticate"].lower()
-    assert httpx.get(url, auth=(people[0], "guessed")).status_code == 401
-    assert httpx.get(url, auth=people).status_code in (200, 404)
+    assert http.get(url, auth=(people[0], "guessed")).status_code == 401
+    assert http.get(url, auth=people).status_code in (200, 404)
 
 
-@pytest.mark.parametrize("port, path", [(8080, "/edge_worker/v1/health"), (8080, "/api/v2/dags")])
-def test_workers_routes_and_airflow_ask_too(team, people, port, path):
-    assert httpx.get(team.address(port) + path).status_code == 401
+@pytest.mark.parametrize(
+    "method, path", [("POST", "/edge_worker/v1/worker/laptop"), ("GET", "/api/v2/dags"), ("GET", "/door/v1/me")]
+)
+def test_airflow_and_the_door_ask_too(team, method, path):
+    assert http.request(method, team.address(8080) + path, json={}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_workers_routes_and_airflow_ask_too(team, people, port, path):
     ],
 )
 def test_inner_pages_are_not_there_from_outside(team, people, port, path):
-    assert httpx.get(team.address(port) + path, auth=people).status_code == 404
+    assert http.get(team.address(port) + path, auth=people).status_code == 404
 
 
 def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
@@ -128,7 +131,7 @@ def test_the_whole_chain_runs_and_its_model_is_live_on_every_replica(team, airfl
         assert airflow.result("clipft_finetune", chain[run], "deploy")["replicas"] == 3
         assert airflow.result("clipft_finetune", chain[run], "verify")["version"] == version
     assert live(team) == [{"general": "2"}] * 3
-    answer = httpx.post(team.address(8800) + "/v1/classify", json=CLASSIFY, timeout=30)
+    answer = http.post(team.address(8800) + "/v1/classify", json=CLASSIFY)
     assert answer.status_code == 200 and answer.headers["x-clipft-dataset"] == "general/v1"
 
 
@@ -166,16 +169,16 @@ def test_data_sets_are_read_over_http_and_never_written(team, people, chain, tmp
         line.split()[-1] for line in (tmp_path / "copy/general/manifest.parquet.dvc").read_text().splitlines() if "md5:" in line
     )
     thing = f"{host}/objects/files/md5/{digest[:2]}/{digest[2:]}"
-    assert httpx.get(thing).status_code == 401
-    assert httpx.get(thing, auth=people).content[:4] == b"PAR1" and httpx.head(thing, auth=people).status_code == 200
+    assert http.get(thing).status_code == 401
+    assert http.get(thing, auth=people).content[:4] == b"PAR1" and http.head(thing, auth=people).status_code == 200
     for method in ("PUT", "POST", "DELETE"):
-        assert httpx.request(method, thing, auth=people, content=b"x").status_code in (401, 403, 405)
-    assert httpx.get(thing, auth=people).content[:4] == b"PAR1"
+        assert http.request(method, thing, auth=people, content=b"x").status_code in (401, 403, 405)
+    assert http.get(thing, auth=people).content[:4] == b"PAR1"
 
 
 def test_prometheus_sees_every_replica_and_airflows_own_metrics(team, chain):
     def up() -> bool:
-        asked = httpx.get(
+        asked = http.get(
             f"http://{team.one('prometheus').addresses['inside']}:9090/api/v1/query", params={"query": "up"}
         ).json()
         jobs = [(r["metric"]["job"], r["value"][1]) for r in asked["data"]["result"]]
@@ -240,4 +243,4 @@ def test_a_run_goes_on_when_a_service_is_restarted_under_it(team, airflow, chain
     made = airflow.result("clipft_dataset", run, "version")
     assert made["version"] == "general/v1" and not made["new"], "the same data, once"
     assert all(team.healthy(c) for c in team.containers if c.name in team.services), team.logs()
-    assert httpx.post(team.address(8800) + "/v1/classify", json=CLASSIFY, timeout=30).status_code == 200
+    assert http.post(team.address(8800) + "/v1/classify", json=CLASSIFY).status_code == 200
