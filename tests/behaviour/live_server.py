@@ -128,7 +128,7 @@ class Server:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         self.client = httpx.Client(base_url=self.url, timeout=60)
         try:
-            self.until(lambda: self.get("/healthz").status_code == 200, 120)
+            self.until(lambda: self.get("/healthz").status_code == 200, 240)
         except BaseException:
             self.stop()
             raise
@@ -178,7 +178,7 @@ class Server:
         return self.get("/readyz").json()["live"]
 
     def ready(self) -> "Server":
-        self.until(lambda: self.get("/readyz").status_code == 200, 60)
+        self.until(lambda: self.get("/readyz").status_code == 200, 120)
         return self
 
     def figures(self) -> dict[tuple[str, ...], float]:
