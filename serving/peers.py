@@ -40,7 +40,7 @@ class Peers:
                 continue
             for family, _, _, _, address in known:
                 place = str(address[0])
-                found.add(f"http://{f'[{place}]' if family == socket.AF_INET6 else place}:{address[1]}")
+                found.add(f"http://{f'[{place}]' if family == socket.AF_INET6 else place}:{port}")
         return sorted(found)
 
     def tell(self, request: Request, body: Any = None, path: str = "") -> "list[Answer]":

@@ -36,7 +36,7 @@ def team(tmp_path_factory: pytest.TempPathFactory):
     made = engine.Team(folder / "engine", env)
     made.sources = sources
     try:
-        made.up(600)
+        made.up(1500)  # a minute where nothing else runs
         yield made
     finally:
         made.down()
