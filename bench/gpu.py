@@ -19,6 +19,7 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.train import step
+from clipft_tasks.train.parallel import ALONE, World
 from clipft_tasks.train.probes import precision_context
 
 WORDS = 20  # captions of 6 to 20 tokens
@@ -52,14 +53,15 @@ class Ready(Batch):
         return self.pictures[part]
 
 
-def ready(clip: Clip, count: int, pictures: Tensor | None = None) -> Ready:
-    side = clip.side
+def ready(clip: Clip, count: int, pictures: Tensor | None = None, world: World = ALONE) -> Ready:
+    """A batch of `count` pairs; of the pictures, this process's share."""
+    side, mine = clip.side, world.share(count)
     tokens = tokens_of(count)
     return Ready(
         side=side,
-        pictures=torch.rand(count, 3, side, side, device="cuda") * 255 if pictures is None else pictures,
+        pictures=torch.rand(mine.stop - mine.start, 3, side, side, device="cuda") * 255 if pictures is None else pictures[mine],
         geometry=augment.draw(1, augment.PLAIN, 0, 0),
-        rows=slice(0, count),
+        rows=mine,
         tokens=tokens[:, :24],
         caption=torch.arange(count),
         label=torch.full((count,), -1),
@@ -71,7 +73,7 @@ def adamw(clip: Clip) -> torch.optim.Optimizer:
     return torch.optim.AdamW(clip.model.parameters(), lr=1e-5, fused=True)
 
 
-def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int) -> Callable[[], Tensor]:
+def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int, world: World = ALONE) -> Callable[[], Tensor]:
     """One optimisation step as the training loop takes it."""
     image, text = clip.image_features, clip.text_features
     if compiled:
@@ -86,7 +88,8 @@ def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int) -> Callable[[
 
     def run() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
-        report = step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1)
+        report = step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1, world=world)
+        world.sum_gradients(parameters, [clip.model.logit_scale])
         report["norm"] = step.total_norm(parameters)
         figures = torch.stack(list(report.values()))
         step.clip_and_skip(optimiser, figures, report["norm"], 1.0)

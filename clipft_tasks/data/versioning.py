@@ -357,11 +357,11 @@ def _publish(repo: Path, tag: str) -> None:
 
 def _fetch_file(repo: Path, version: Version, name: str, target: Path | None = None) -> Path:
     """A DVC-tracked file of a version, through the repository's cache or its remote; never through the working copy."""
-    from dvc.api import DVCFileSystem
-
     target = target or settings().folder("cache", "datasets", version.domain, f"v{version.number}") / name
     stamp = target.with_name(target.name + f".{version.revision[:12]}")
     if name.startswith("shards/") or not (target.exists() and stamp.exists()):
+        from dvc.api import DVCFileSystem
+
         part = target.with_name(target.name + ".part")
         try:
             files = DVCFileSystem(repo=str(repo), rev=version.revision, config=_reading())

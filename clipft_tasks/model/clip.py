@@ -1,6 +1,6 @@
 """One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ import open_clip
 import torch
 
 from ..data.pictures import RESIZE_MODES, Aspect
+from ..errors import ClipftError
+from ..progress import say
+from ..train.memory import is_out_of_memory, release
 from . import positions
 from .similarity import Cosine, Similarity
 
@@ -97,7 +100,9 @@ class Clip:
     def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 or 0-255 float pictures (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""
         pictures = pictures.to(self.device, torch.float32)
-        return (pictures - self._mean.to(self.device)) / self._std.to(self.device)
+        if self._mean.device != pictures.device:  # moved once: copied at each call, the host would wait for the device
+            self._mean, self._std = self._mean.to(pictures.device), self._std.to(pictures.device)
+        return (pictures - self._mean) / self._std
 
     def tokenise(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids (n, length), int64, cut to the longest text of the list and rounded up to a bucket.
@@ -151,13 +156,39 @@ class Clip:
         return positions.encode_image(self.model, self.side, pictures)
 
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 pictures (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them."""
-        return self.similarity.embed_image(self.image_features(self.normalise(pictures)).float())
+        """uint8 pictures (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them.
+
+        Where memory runs short, in halves. Raises ClipftError when a single picture does not fit.
+        """
+
+        def encode(some: torch.Tensor) -> torch.Tensor:
+            return self.similarity.embed_image(self.image_features(self.normalise(some)).float())
+
+        return self._halving(encode, pictures, f"pictures of {pictures.shape[-1]} px")
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them."""
-        tokens = self.tokenise(texts).to(self.device)
-        return self.similarity.embed_text(self.text_features(tokens).float())
+        """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them. Memory as for pictures."""
+
+        def encode(some: torch.Tensor) -> torch.Tensor:
+            return self.similarity.embed_text(self.text_features(some.to(self.device)).float())
+
+        return self._halving(encode, self.tokenise(texts), "texts")
+
+    def _halving(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, what: str) -> torch.Tensor:
+        """Rows encoded at once, or in halves where that runs out of memory and nobody waits for a gradient."""
+        try:
+            return encode(inputs)
+        except Exception as error:
+            if torch.is_grad_enabled() or not is_out_of_memory(error):
+                raise
+            why = str(error).splitlines()[0][:200]
+        release(self.device)  # here, where the failed pass's tensors are gone
+        count = len(inputs)
+        if count < 2:
+            fix = "Lower the picture size, or close what else uses the device."
+            raise ClipftError(what, f"a single one does not fit into memory ({why})", fix)
+        say(f"Out of memory with {count} {what}: in halves.")
+        return torch.cat([self._halving(encode, part, what) for part in inputs.split(-(-count // 2))])
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""

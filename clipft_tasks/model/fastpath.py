@@ -29,7 +29,12 @@ class PackedAttention(nn.MultiheadAttention):
     """Self-attention straight from the packed projection: torch's own moves batch and sequence about and copies all three.
 
     Calls that are not plain self-attention go to torch's own.
+
+    Attributes:
+        only_causal: every mask (l, l) that comes is the causal one, for which there are kernels that read no mask.
     """
+
+    only_causal: bool = False
 
     def forward(  # type: ignore[override]
         self,
@@ -50,7 +55,7 @@ class PackedAttention(nn.MultiheadAttention):
         n, length, width = x.shape
         packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        causal = is_causal and attn_mask is not None
+        causal = attn_mask is not None and (is_causal or (self.only_causal and attn_mask.ndim == 2))
         mask = None if causal or attn_mask is None else attn_mask
         if mask is not None:
             if mask.dtype == torch.bool:
@@ -76,4 +81,17 @@ def quicken(model: nn.Module) -> nn.Module:
             plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
             if plain and module._qkv_same_embed_dim:
                 module.__class__ = PackedAttention
+    for tower in model.modules():
+        blocks = getattr(tower, "transformer", None)
+        if isinstance(blocks, nn.Module) and _is_causal(getattr(tower, "attn_mask", None)):
+            for module in blocks.modules():
+                if type(module) is PackedAttention:
+                    module.only_causal = True
     return model
+
+
+def _is_causal(mask: object) -> bool:
+    """Whether it is the mask by which each position sees itself and what came before: open_clip's text towers hold one."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or not mask.is_floating_point():
+        return False
+    return torch.equal(mask, torch.full_like(mask, -torch.inf).triu_(1))

@@ -1,15 +1,19 @@
-"""A training job: what any process needs to take part. `python -m clipft_tasks.train.job FOLDER` is one of several."""
+"""A training job: what any process needs to take part. `python -m clipft_tasks.train.job FOLDER PID` is one of several."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -30,7 +34,6 @@ from .plan import Plan, multiple
 from .schedule import sides
 
 Log = Callable[[list[tuple[int, dict[str, float]]]], None]
-STOPPING = 120  # seconds that processes get to write a checkpoint and hand it over
 AfterEpoch = Callable[[int, selection.Judged], None]
 
 
@@ -76,39 +79,46 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
             return loop.train(_work(job, clip, log, parallel.ALONE, after_epoch, handover.saved))
     assert after_epoch is None
     job.write()
-    ports = ["--standalone", "--nproc-per-node", str(job.plan.processes.value)]
-    command = [sys.executable, "-m", "torch.distributed.run", *ports, "-m", __name__, str(job.folder)]
-    returncode = _see_through(command)
     problem = job.folder / "problem.json"
-    if returncode:
+    problem.unlink(missing_ok=True)  # of an earlier try
+    if code := _in_processes(job):
         said = json.loads(problem.read_text()) if problem.exists() else None
         if said and said["kind"] == "ClipftError":
             raise ClipftError(said["what"], said["why"], said["fix"])
-        raise Transient(said["what"] if said else f"A training process ended with {returncode}; the next try resumes.")
+        raise Transient(said["what"] if said else f"A training process ended with {code}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "figures.json").read_text()))
 
 
-def _see_through(command: list[str]) -> int:
-    """Run the training processes. Should this one be asked to stop, so are they, and they get to write their checkpoint."""
-    with subprocess.Popen(command) as process:
+def _in_processes(job: Job) -> int:
+    """Run a job under torchrun; its exit code."""
+    stop = job.folder / "stop"
+    stop.unlink(missing_ok=True)
+    ports = ["--standalone", "--nproc-per-node", str(job.plan.processes.value)]
+    command = [sys.executable, "-m", "torch.distributed.run", *ports, "-m", __name__, str(job.folder), str(os.getpid())]
+    # SIGTERM goes to them by way of a file: torchrun itself gives them 30 s, and a large checkpoint may take longer.
+    with subprocess.Popen(command) as torchrun, loop.on_sigterm(stop.touch):
         try:
-            return process.wait()
+            return torchrun.wait()
         except BaseException:
-            process.terminate()
-            try:
-                process.wait(STOPPING)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            stop.touch()
             raise
+
+
+def _obey(starter: int, stop: Path) -> None:
+    """End as by SIGTERM when told to, or when who started the job is gone: its next try would train beside this one."""
+    while psutil.pid_exists(starter) and not stop.exists():
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _handover(job: Job) -> Handover:
     """What sends this run's checkpoints to MLflow, where settings ask for that and the run has a place there."""
-    from .. import tracking
 
     def send(path: Path) -> None:
+        from .. import tracking
+
         tracking.keep_checkpoint(job.run_id, path)
 
     return Handover(send, job.folder / "handover", settings().upload_seconds if job.run_id else 0)
@@ -156,8 +166,6 @@ def _work(
 
 def _take_part(folder: Path) -> None:
     """One process of several, started by torchrun."""
-    from .. import tracking
-
     job, world = Job.read(folder), parallel.join()
     try:
         clip = build.load(job.start, domain=job.spec.domain)
@@ -165,6 +173,8 @@ def _take_part(folder: Path) -> None:
 
         def send(rows: list[tuple[int, dict[str, float]]]) -> None:
             if job.run_id:
+                from .. import tracking
+
                 with tracking.neighbour():
                     tracking.log_steps(job.run_id, rows)
 
@@ -177,6 +187,8 @@ def _take_part(folder: Path) -> None:
             save_file(state, folder / "trained.safetensors")
             (folder / "figures.json").write_text(json.dumps(figures))
     except (ClipftError, Transient) as error:
+        if isinstance(error, loop.Stopped) and not world.leads:
+            return  # in peace: after a failure torchrun soon ends the others too, while the leader hands its checkpoint over
         said = {"kind": type(error).__name__, "what": str(error)}
         if isinstance(error, ClipftError):
             said |= {"what": error.what, "why": error.why, "fix": error.fix}
@@ -190,7 +202,9 @@ def _take_part(folder: Path) -> None:
 
 def main(arguments: list[str]) -> Any:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    _take_part(Path(arguments[0]))
+    folder = Path(arguments[0])
+    threading.Thread(target=_obey, args=(int(arguments[1]), folder / "stop"), daemon=True).start()
+    _take_part(folder)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
 Log = Callable[[list[tuple[int, dict[str, float]]]], None]
 
 
+class Stopped(Transient):
+    """SIGTERM came, and the checkpoint is written; on every process at the same step."""
+
+
 @dataclass
 class Work:
     """What one training run works on.
@@ -77,7 +81,7 @@ def train(work: Work) -> dict[str, float]:
         step resumed from, and how often memory was short or fp16 overflowed.
     Raises:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
-        Transient: SIGTERM came; a checkpoint was written first.
+        Stopped: SIGTERM came; a checkpoint was written first.
     """
     clip, plan, spec, world = work.clip, work.plan, work.spec, work.world
     use_threads(plan.threads.value)
@@ -182,7 +186,8 @@ def train(work: Work) -> dict[str, float]:
     began = saved = time.monotonic()
     pairs = 0
     side = 0
-    with _signals() as stop:
+    stop = threading.Event()
+    with on_sigterm(stop.set):
         for number in progress(range(first, last), "steps", last - first) if world.leads else range(first, last):
             waited = time.monotonic()
             batch = next(batches)
@@ -257,6 +262,7 @@ def train(work: Work) -> dict[str, float]:
                 "micro_batch": min(micro.at(side), share),
                 "pairs_per_second": rows / seconds,
                 "data_wait_share": data_seconds / seconds,
+                "seconds_left": (last - number - 1) * (time.monotonic() - began) / (number + 1 - first),
                 "memory_gb": in_use / 2**30,
                 "flops_utilisation": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
             }
@@ -276,7 +282,7 @@ def train(work: Work) -> dict[str, float]:
                     break
             if world.any(stop.is_set()):
                 save(done)
-                raise Transient(
+                raise Stopped(
                     f"Stopped by a signal at step {done} of {last}; the checkpoint is written and the next try resumes."
                 )
             if done < last and time.monotonic() - saved >= spec.checkpoint_seconds:
@@ -380,15 +386,14 @@ class _Unread:
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """SIGTERM sets an event instead of ending the process, so that a checkpoint can be written first."""
-    stop = threading.Event()
+def on_sigterm(do: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM calls `do` instead of ending the process, so that a checkpoint can be written first."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: do())
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

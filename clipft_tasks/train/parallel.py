@@ -5,11 +5,13 @@ so a run may be resumed by another number of processes.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+
+BUCKET = 2**24  # gradient elements that are sent together: 64 MiB in fp32
 
 
 @dataclass(frozen=True)
@@ -24,35 +26,40 @@ class World:
         """Whether this process writes checkpoints, logs and progress."""
         return self.rank == 0
 
+    def share(self, total: int, rank: int | None = None) -> slice:
+        """Which of `total` rows are a process's own; this one's, unless another is named. The last ones may have fewer."""
+        each, rank = -(-total // self.size), self.rank if rank is None else rank
+        return slice(min(rank * each, total), min((rank + 1) * each, total))
+
     def any(self, here: bool) -> bool:
-        """Whether it is so on any process; a meeting point."""
+        """Whether it is so on any process; a meeting point of processes, at which no device waits."""
         if self.size == 1:
             return here
-        flag = torch.tensor([float(here)], device=_device())
+        flag = torch.tensor([float(here)])  # on the host, so that its queue of work for the device stays full
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag.item())
 
-    def gather(self, own: Tensor, count: int) -> Tensor:
-        """Everybody's rows, in the order of ranks: (sum of counts, d). Gradients reach this process's rows alone.
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """Everybody's rows, in the order of ranks: (total, d). Gradients reach this process's rows alone.
 
         Args:
-            own: (count, d); processes may differ in count.
+            own: (k, d), this process's share of the rows.
         """
         if self.size == 1:
             return own
-        counts = [torch.zeros(1, dtype=torch.long, device=own.device) for _ in range(self.size)]
-        distributed.all_gather(counts, torch.tensor([count], device=own.device))
-        sizes = [int(c) for c in counts]
-        padded = own.new_zeros((max(sizes), own.shape[1]))
-        padded[:count] = own.detach()
-        all_rows = [torch.empty_like(padded) for _ in range(self.size)]
-        distributed.all_gather(all_rows, padded)
-        parts = [rows[:size] for rows, size in zip(all_rows, sizes, strict=True)]
-        parts[self.rank] = own
-        return torch.cat(parts)
+        each = -(-total // self.size)
+        padded = own.detach().contiguous()
+        if len(own) < each:
+            padded = torch.cat([padded, padded.new_zeros(each - len(own), own.shape[1])])
+        gathered = own.new_empty(self.size * each, own.shape[1])
+        distributed.all_gather_into_tensor(gathered, padded)
+        mine = self.share(total)
+        return torch.cat([gathered[: mine.start], own, gathered[mine.stop : total]])
 
     def sum_gradients(self, parameters: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
-        """Sum gradients over processes.
+        """Sum gradients over processes, a bucket on its way while the next one is packed.
+
+        A gradient ends as a part of its bucket, so nothing is copied back, and no more than a bucket is held twice.
 
         Args:
             shared: parameters whose gradient every process computed whole (temperature, bias, the objective's own).
@@ -62,17 +69,18 @@ class World:
         for parameter in shared:
             if parameter.grad is not None:
                 parameter.grad /= self.size
-        given = [p for p in parameters if p.requires_grad]
-        for parameter in given:  # a process without a row of some kind has no gradient there
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in given if p.grad is not None])
-        distributed.all_reduce(flat)
-        start = 0
-        for parameter in given:
-            assert parameter.grad is not None
-            parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
+        sent = []
+        for bucket in _buckets([p for p in parameters if p.requires_grad]):
+            # A process without a row of some kind has no gradient there.
+            given = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = given[0].new_empty(sum(g.numel() for g in given))
+            places = [_like(part, g) for part, g in zip(flat.split([g.numel() for g in given]), given, strict=True)]
+            torch._foreach_copy_(places, given)
+            for parameter, place in zip(bucket, places, strict=True):
+                parameter.grad = place
+            sent.append(distributed.all_reduce(flat, async_op=True))
+        for work in sent:
+            work.wait()
 
     def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
         """Make these the leader's, everywhere."""
@@ -84,8 +92,25 @@ class World:
 ALONE = World()
 
 
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else torch.device("cpu")
+def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters of one kind and device, together of about BUCKET elements."""
+    bucket: list[Tensor] = []
+    for parameter in parameters:
+        other = bucket and (bucket[0].dtype, bucket[0].device) != (parameter.dtype, parameter.device)
+        if bucket and (other or sum(p.numel() for p in bucket) + parameter.numel() > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
+
+
+def _like(flat: Tensor, gradient: Tensor) -> Tensor:
+    """A part of a bucket in the gradient's shape and memory layout, which the optimiser's fast path looks at."""
+    if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        n, c, h, w = gradient.shape
+        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    return flat.view(gradient.shape)
 
 
 def join() -> World:
@@ -94,8 +119,8 @@ def join() -> World:
     if size == 1:
         return ALONE
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return World(distributed.get_rank(), size)
 
 

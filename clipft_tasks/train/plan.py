@@ -19,6 +19,7 @@ from .hardware import Hardware, free_memory, keep_freed_memory, probe, use_threa
 from .memory import is_out_of_memory, release
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
+EMULATED = 2  # times that fp16 is faster than bf16 on GPUs that only emulate bf16 (before Ampere), at least
 SHARE = 0.7  # of the free memory that a plan fills; the rest is for what is not predicted
 WORKSPACE = 1.5  # times what autograd keeps: gradients in flight and the kernels' own buffers
 SMALL = 8  # pairs a pass below which blocks are rather run again than kept
@@ -148,11 +149,13 @@ def layout_of(device: str, clip: Clip) -> Decision:
 def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Decision:
     if spec.memory.precision != "auto":
         return Decision(spec.memory.precision, "asked for")
-    candidates = {"cuda": ("bf16",), "mps": ("fp16", "bf16"), "cpu": ("bf16",)}[machine.device]
+    candidates = {"cuda": ("bf16", "fp16"), "mps": ("fp16", "bf16"), "cpu": ("bf16",)}[machine.device]
     base = _peak(machine, "fp32")
     products = {name: _peak(machine, name, base / 4) / base for name in candidates}
     measured = {f"product_{name}_speedup": round(ratio, 3) for name, ratio in products.items()}
     likely = max(products, key=lambda name: products[name])
+    if machine.device == "cuda" and products["fp16"] < EMULATED * products["bf16"]:
+        likely = "bf16"  # as fast, and nothing overflows
     # Where a bare matrix product gains nothing the model cannot either, and trying could take minutes.
     if products[likely] < GAIN:
         return Decision("fp32", f"a matrix product in {likely} runs at {products[likely]:.2g}x the speed of fp32", measured)

@@ -80,8 +80,7 @@ def backward(
     Raises:
         OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
-    share = -(-len(batch.tokens) // world.size)
-    own_texts = batch.tokens[world.rank * share : (world.rank + 1) * share]
+    own_texts = batch.tokens[world.share(len(batch.tokens))]
     pictures, texts = parts_of(len(batch.pictures), micro_batch), parts_of(len(own_texts), micro_batch)
     base = seed * world.size + world.rank
     device = towers.clip.device
@@ -94,10 +93,11 @@ def backward(
     def gathered(features: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
         """Features of the parts, here and elsewhere, as those of all pictures and of all texts."""
         own = _joined(features[: len(pictures)], width, device), _joined(features[len(pictures) :], width, device)
-        return world.gather(own[0], batch.rows.stop - batch.rows.start), world.gather(own[1], len(own_texts))
+        return world.gather(own[0], len(batch)), world.gather(own[1], len(batch.tokens))
 
     everything = range(len(pictures) + len(texts))
-    single = max(-(-len(batch) // world.size), share) <= micro_batch  # the same answer on every process
+    largest = -(-max(len(batch), len(batch.tokens)) // world.size)
+    single = largest <= micro_batch  # the same answer on every process
     with _agreeing(world), torch.enable_grad() if single else torch.no_grad():
         features = [encode(i) for i in everything]
     leaves = features if single else [f.requires_grad_() for f in features]
@@ -148,7 +148,8 @@ def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Ten
 def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs | None = None, progress: float = 0.0) -> Pairs:
     """What an objective sees of a batch: features of every picture (n, d), and of its captions, each once (u, d)."""
     device = image.device
-    caption, label = batch.caption.to(device), batch.label.to(device)
+    # Copies that wait for the device would keep it idle until all that follows has been queued.
+    caption, label = batch.caption.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
     return Pairs(
         image=clip.similarity.embed_image(image),
         text=clip.similarity.embed_text(text)[caption],  # a repeated caption was encoded once
@@ -156,7 +157,7 @@ def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs
         scale=clip.model.logit_scale.exp(),
         captions=caption,
         labels=label,
-        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device),
+        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device, non_blocking=True),
         bias=getattr(clip.model, "logit_bias", None),
         start=start,
         progress=progress,
@@ -188,12 +189,14 @@ def batch_loss(
         text = unique[caption]
         # Sums over all pairs, and over pairs of equal captions, without the matrix of all pairs.
         n = len(image)
-        each = torch.bincount(caption, minlength=len(unique)).float()
+        each = image.new_zeros(len(unique)).index_add_(0, caption, image.new_ones(n))  # bincount would wait for the device
         pictures = torch.zeros_like(unique).index_add_(0, caption, image)
         matched = (each * (pictures * unique).sum(dim=1)).sum()
         equal = (each**2).sum()
         report = {name: value.detach() for name, value in terms.items()}
         report |= {"loss": loss.detach(), "temperature": 1 / pairs.scale.detach(), "similarity_matched": matched / equal}
+        if pairs.bias is not None:
+            report["bias"] = pairs.bias.detach()
         report["similarity_unmatched"] = ((image.sum(0) * text.sum(0)).sum() - matched) / (n * n - equal).clamp_min(1)
     return loss, report
 

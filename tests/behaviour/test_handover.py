@@ -1,9 +1,6 @@
 """A run goes on where another machine's last checkpoint reached MLflow; the network's whims end no training."""
 
-import os
 import shutil
-import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -131,29 +128,3 @@ def test_figures_wait_for_mlflow_and_arrive_once(capsys):
     log([(1, {"loss": 0.5})])
     log.flush()
     assert [step for step, _ in got] == [0, 1] and "wait for MLflow" in capsys.readouterr().out
-
-
-def test_processes_of_a_run_are_told_to_stop_and_get_to_write(tmp_path):
-    from clipft_tasks.train import job
-
-    def asked(number, frame):
-        raise SystemExit("stopped")
-
-    def ask() -> None:
-        until = time.monotonic() + 60
-        while not (tmp_path / "up").exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    child = (
-        f"import signal, time\nsignal.signal(15, lambda *a: (open({str(tmp_path / 'written')!r}, 'w').write('yes'), exit(1)))\n"
-    )
-    child += f"open({str(tmp_path / 'up')!r}, 'w').close()\ntime.sleep(60)"
-    before = signal.signal(signal.SIGUSR1, asked)
-    try:
-        threading.Thread(target=ask, daemon=True).start()
-        with pytest.raises(SystemExit):
-            job._see_through([sys.executable, "-c", child])
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert (tmp_path / "written").read_text() == "yes"

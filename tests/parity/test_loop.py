@@ -87,6 +87,7 @@ def test_the_micro_batch_grows_again_when_there_is_room(dataset, small_spec, tmp
     plan = a_plan(micro_batch={"32": 4}, accumulation={"32": 4})
     _, _, rows = trained(small_spec, dataset, tmp_path, plan=plan)
     assert [f["micro_batch"] for _, f in rows][:6] == [4, 8, 8, 16, 16, 16]
+    assert rows[0][1]["seconds_left"] > 0 == rows[-1][1]["seconds_left"]
 
 
 def test_a_signal_writes_a_checkpoint_and_the_next_try_ends_as_if_undisturbed(dataset, small_spec, tmp_path):

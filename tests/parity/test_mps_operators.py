@@ -26,7 +26,7 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE, MultiPositive, check
 from clipft_tasks.spec import TrainSpec
-from clipft_tasks.train import loop, step
+from clipft_tasks.train import loop, selection, step
 from clipft_tasks.train.groups import groups
 from clipft_tasks.train.operators import Recorder, fallbacks, on_mps
 from clipft_tasks.train.probes import precision_context
@@ -79,7 +79,8 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
             plain_blocks(model)
         gradients = [p for p in model.parameters() if p.grad is not None]
         torch._amp_foreach_non_finite_check_and_unscale_([p.grad for p in gradients], torch.zeros(1), torch.ones(1))
-        torch.nn.utils.clip_grad_norm_(gradients, 1.0)
+        torch._amp_update_scale_(torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(1), 2.0, 0.5, 2000)
+        torch.nn.utils.clip_grads_with_norm_(gradients, 1.0, step.total_norm(gradients))
         optimiser.step()
         average = loop._Average(clip, 0.9)
         average.update(clip)
@@ -88,7 +89,8 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         with torch.inference_mode():
             for side in sides:
                 pictures = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-                clip.encode_images(pictures) @ clip.class_embeddings(["a", "b"], ["x {}", "y {}"]).T
+                images, texts = clip.encode_images(pictures), clip.class_embeddings(["a", "b"], ["x {}", "y {}"])
+                selection._finds(clip.similarity(images, texts), torch.tensor([0, 1]))
     return recorder
 
 

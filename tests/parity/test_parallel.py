@@ -1,12 +1,16 @@
 """Several processes share a batch and end with the gradient, the weights and the resumed run of one."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import a_plan
@@ -125,26 +129,71 @@ def job(home, small_spec, tmp_path):
     return make
 
 
-def trained(job, *, epochs: int = 2):
-    spec = job.spec.model_copy(update={"train": job.spec.train.model_copy(update={"epochs": epochs})})
-    clip = build.prepare(build.load(job.start), spec)
-    figures = jobs.train(replace(job, spec=spec), clip, lambda rows: None)
+def longer(job: Job, epochs: int, **train: object) -> Job:
+    spec = job.spec.model_copy(update={"train": job.spec.train.model_copy(update={"epochs": epochs, **train})})
+    return replace(job, spec=spec)
+
+
+def trained(job: Job):
+    clip = build.prepare(build.load(job.start), job.spec)
+    figures = jobs.train(job, clip, lambda rows: None)
     return clip.model.state_dict(), figures
 
 
-def test_a_job_in_two_processes_ends_where_one_ends_and_is_resumed_by_another_number(job):
-    alone, _ = trained(job("one"))
-    both, figures = trained(job("two", processes=2))
+def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([(first[n] - second[n]).flatten() for n in first]).norm())
+
+
+def test_a_job_in_two_processes_ends_where_one_ends(job):
+    alone, _ = trained(longer(job("one"), 2))
+    both, figures = trained(longer(job("two", processes=2), 2))
     assert figures["steps"] == 6 and figures["resumed_at"] == 0
     start = build.load(job("one").start).model.state_dict()
-    moved = torch.cat([(alone[n] - start[n]).flatten() for n in alone])
-    apart = torch.cat([(alone[n] - both[n]).flatten() for n in alone])
-    assert apart.norm() < 0.01 * moved.norm()  # Adam makes much of gradients that are nothing but rounding
+    assert apart(alone, both) < 0.01 * apart(alone, start)  # Adam makes much of gradients that are nothing but rounding
 
-    # Two processes begin, one goes on: what it resumes from carries nothing of how many there were.
-    longer = job("three", processes=2)
-    trained(longer, epochs=1)
-    assert Checkpoints(longer.folder / "checkpoints", "k").latest()["step"] == 3
+
+STARTER = """
+import sys
+from pathlib import Path
+from clipft_tasks.errors import Transient
+from clipft_tasks.model import build
+from clipft_tasks.train import job as jobs
+job = jobs.Job.read(Path(sys.argv[1]))
+try:
+    jobs.train(job, build.prepare(build.load(job.start), job.spec), lambda rows: None)
+except Transient as error:
+    sys.exit(f"again: {error}")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_two_processes_whose_starter_is_stopped_write_a_checkpoint_and_one_goes_on(job, how):
+    begun = longer(job("begun", processes=2), 15, checkpoint_seconds=0.0)
+    begun.write()
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(begun.folder)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    written = begun.folder / "checkpoints"
+    until(lambda: list(written.glob("*.pt")) or starter.poll() is not None)
+    family = psutil.Process(starter.pid).children(recursive=True)
+    os.kill(starter.pid, how)
+    _, said = starter.communicate(timeout=300)
+    assert how == signal.SIGKILL or "again: Stopped by a signal at step" in said, said[-3000:]
+    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
+    assert len(family) >= 3  # torchrun and its two
+
+    # What one process resumes from carries nothing of how many there were.
+    stopped = Checkpoints(written, "k").latest()["step"]
+    assert 0 < stopped < 45
+    resumed, figures = trained(replace(begun, plan=a_plan()))
+    assert figures["resumed_at"] == stopped and figures["steps"] == 45
+    alone, _ = trained(longer(job("alone"), 15))
+    assert apart(alone, resumed) < 0.02 * apart(alone, build.load(begun.start).model.state_dict())
+
+
+def until(true: Callable[[], object], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_problem_in_a_process_reaches_the_person(job, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipft_tasks.data.loader import Batch
+from clipft_tasks.errors import ClipftError
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.similarity import Cosine
 from clipft_tasks.objectives import InfoNCE, MultiPositive, Pairs
@@ -74,6 +75,38 @@ def test_cut_texts_equal_full_length_texts(clip):
     torch.testing.assert_close(
         torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1), rtol=1e-5, atol=1e-6
     )
+
+
+def test_out_of_memory_in_evaluation_halves_what_is_encoded_at_once(clip, monkeypatch, capsys):
+    pictures, texts = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8), ["a", "red square", "b c", "d e f"]
+    clip.model.eval()
+    limit = 100
+
+    def short(encode):
+        def encoding(inputs):
+            if len(inputs) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return encode(inputs)
+
+        return encoding
+
+    for name in ("image_features", "text_features"):
+        monkeypatch.setattr(clip, name, short(getattr(clip, name)), raising=False)
+    with torch.no_grad():
+        whole = clip.encode_images(pictures), clip.encode_texts(texts)
+        limit = 2
+        torch.testing.assert_close((clip.encode_images(pictures), clip.encode_texts(texts)), whole, rtol=1e-5, atol=1e-6)
+        said = capsys.readouterr().out
+        assert "Out of memory with 7 pictures of 32 px: in halves." in said and "with 4 texts" in said
+        limit = 0
+        with pytest.raises(ClipftError, match=r"pictures of 32 px.*a single one does not fit into memory \(CUDA out of"):
+            clip.encode_images(pictures)
+
+
+def test_a_learned_bias_is_reported(clip):
+    clip.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0, device=clip.device))
+    report = step.backward(towers(clip), InfoNCE(), a_batch(clip), micro_batch=99, seed=1)
+    assert report["bias"] == -10 and report["temperature"] == pytest.approx(0.07, rel=1e-4)
 
 
 def some_pairs(image: torch.Tensor, text: torch.Tensor, captions: torch.Tensor) -> Pairs:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,10 +105,13 @@ def test_a_precision_that_is_asked_for_is_taken_unseen(lab, machine, precision):
     assert made.flops.measured == {"device_flops": PRODUCTS[precision]}
 
 
-def test_fp16_is_tried_on_mps_only(lab):
+def test_fp16_is_taken_on_cuda_only_where_bf16_is_emulated_and_never_on_a_cpu(lab, home):
     for machine in (cuda(), CPU):
         assert lab.plan(machine).precision.value == "bf16"
-    assert "fp16" not in {precision for _, precision in lab.measured}
+    assert ("cpu", "fp16") not in lab.measured
+    lab.products["bf16"] = 2e11
+    old = replace(cuda(), name="NVIDIA V100")  # a figure is remembered by chip
+    assert lab.plan(old).precision.value == "fp16" and lab.plan(CPU).precision.value == "fp32"
 
 
 # attention ------------------------------------------------------------------------------------------------------------
