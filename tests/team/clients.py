@@ -52,7 +52,7 @@ class Clients:
 
     def __init__(self, url: str, body: dict[str, Any], many: int, pause: float = 0.02, most: int = 3000) -> None:
         self.url, self.body, self.pause, self.most = url, body, pause, most
-        self.answers: list[tuple[float, str, list[str]]] = []  # when, version, what it said
+        self.answers: list[tuple[str, list[tuple[str, float]]]] = []  # version, label and probability of each picture
         self.again: list[str] = []  # first tries that failed
         self.lost: list[str] = []  # second tries that failed too
         self._stop = threading.Event()
@@ -85,6 +85,6 @@ class Clients:
             return repr(error)
         if answer.status_code != 200:
             return f"{answer.status_code} {answer.text[:200]}"
-        said = [f"{p['label']} {p['probability']:.4f}" for p in answer.json()["predictions"]]
-        self.answers.append((time.time(), answer.headers["x-clipft-model-version"], said))
+        said = [(p["label"], p["probability"]) for p in answer.json()["predictions"]]
+        self.answers.append((answer.headers["x-clipft-model-version"], said))
         return ""

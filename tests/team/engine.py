@@ -58,6 +58,7 @@ class Container:
     namespace: str
     addresses: dict[str, str] = field(default_factory=dict)  # network -> address
     process: subprocess.Popen[bytes] | None = None
+    stopped: bool = False  # by hand, so that no policy starts it again
 
     @property
     def alive(self) -> bool:
@@ -83,7 +84,10 @@ class Team:
         self.containers: list[Container] = []
         self.done: set[str] = set()  # one-shot services that ended well
         self._helpers: list[subprocess.Popen[bytes]] = []
+        self.restarted: list[str] = []  # services whose restart policy was needed
         self._due: dict[str, float] = {}
+        self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._next = 10
         (folder / "logs").mkdir(parents=True)
 
@@ -150,6 +154,7 @@ class Team:
 
     def start(self, container: Container) -> None:
         """Start a container's process, as `docker start` would."""
+        container.stopped = False
         script = self.folder / f"{container.namespace}.sh"
         script.write_text(self._script(container))
         with (self.folder / "logs" / f"{container.name}-{container.number}.log").open("ab") as log:
@@ -285,10 +290,20 @@ class Team:
                     self.start(container)
             self._settle(healthy)
             if healthy >= {c.namespace for c in self.containers}:
+                self._keeper.start()
                 return
             time.sleep(0.3)
         waiting = sorted({c.name for c in self.containers if c.namespace not in healthy})
         raise AssertionError(f"not healthy after {seconds:.0f} s: {waiting}\n{self.logs(*waiting)}")
+
+    def _keep(self) -> None:
+        """The restart policy: what ended by itself is started again."""
+        while not self._over.wait(1):
+            for container in self.containers:
+                ended = container.process is not None and not container.alive and not container.stopped
+                if ended and container.service.get("restart") == "unless-stopped":
+                    self.restarted.append(container.name)
+                    self.start(container)
 
     def _may_start(self, container: Container, healthy: set[str]) -> bool:
         for other, how in (container.service.get("depends_on") or {}).items():
@@ -347,15 +362,17 @@ class Team:
 
     def kill(self, container: Container) -> None:
         """As if the power of this one container were cut."""
+        container.stopped = True
         self.signal(container, signal.SIGKILL)
         assert container.process is not None
         container.process.wait(10)
 
     def stop(self, container: Container, seconds: float = 15) -> None:
-        """As `docker stop`: SIGTERM to the first process, then SIGKILL to whatever is left."""
+        """As `docker stop`: its image's signal to the first process, then SIGKILL to whatever is left."""
+        container.stopped = True
         if container.alive:
             assert container.process is not None
-            container.process.terminate()
+            container.process.send_signal(signal.SIGINT if container.name == "postgres" else signal.SIGTERM)
             try:
                 container.process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -402,6 +419,9 @@ class Team:
 
     def down(self) -> None:
         """Stop everything, and leave neither process nor network behind."""
+        self._over.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
         threads = [threading.Thread(target=self.stop, args=(c, 5)) for c in self.containers]
         for thread in threads:
             thread.start()

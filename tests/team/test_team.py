@@ -20,6 +20,21 @@ http = httpx.Client(timeout=60)
 CLASSIFY = {"domain": "general", "images": [b64(png(made_picture(label, 700 + n))) for n in range(4) for label in COLOURS]}
 
 
+NOISE = 1e-4  # of a probability: batches of another size round differently
+
+Said = list[tuple[str, float]]
+
+
+def distance(one: Said, other: Said) -> float:
+    """How far two answers to the same batch are apart at most."""
+    return max(abs(p - q) if a == b else 1.0 for (a, p), (b, q) in zip(one, other, strict=True))
+
+
+def closest(one: Said, other: Said) -> float:
+    """How far they are apart for the picture that tells them apart least."""
+    return min(abs(p - q) if a == b else 1.0 for (a, p), (b, q) in zip(one, other, strict=True))
+
+
 @pytest.fixture(scope="module")
 def people(team) -> tuple[str, str]:
     return team.env["CLIPFT_TEAM_USER"], team.env["CLIPFT_TEAM_PASSWORD"]
@@ -105,7 +120,7 @@ def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
     machine = team.join("laptop")
     ask = team.command(machine, "wget", "-qO", "-", "--tries=1", "--timeout=3")
     inside = {name: team.one(name) for name in ("postgres", "store", "mlflow", "server", "door", "prometheus")}
-    gateway = machine.addresses["outside"].rsplit(".", 1)[0] + "." + team.one("gateway").addresses["outside"].rsplit(".", 1)[1]
+    gateway = team.one("gateway").addresses["outside"]
     assert subprocess.run([*ask, f"http://{gateway}:8800/healthz"], capture_output=True).returncode == 0
     for container in inside.values():
         for address in container.addresses.values():
@@ -201,8 +216,8 @@ def test_a_replica_killed_under_load_costs_no_client_more_than_one_retry(team, c
         team.until(lambda: team.healthy(victim) and live(team) == [{"general": "2"}] * 3, 120, "server")
         team.until(lambda: len(clients.answers) >= killed + 120, 60)
     assert not clients.lost, clients.lost[:3]
-    assert len(clients.again) <= 4, clients.again  # at most what each client had under way
-    assert {version for _, version, _ in clients.answers} == {"2"}
+    assert len(clients.again) <= 8, clients.again  # what each had under way, or sent on a connection that had just been broken
+    assert {version for version, _ in clients.answers} == {"2"}
 
 
 def test_a_promotion_reaches_all_replicas_within_ten_seconds_and_no_batch_mixes_versions(team, airflow, chain):
@@ -224,9 +239,9 @@ def test_a_promotion_reaches_all_replicas_within_ten_seconds_and_no_batch_mixes_
     took = max(seen.values()) - datetime.fromisoformat(promoted).timestamp()
     assert len(seen) == 3 and took < 10, took
     assert not clients.lost, clients.lost[:3]
-    own = {version: said for _, version, said in clients.answers}
-    assert own.keys() == {"1", "2"} and own["1"] != own["2"]
-    assert all(said == own[version] for _, version, said in clients.answers)
+    own = dict(clients.answers)
+    assert own.keys() == {"1", "2"} and closest(own["1"], own["2"]) > 10 * NOISE
+    assert all(distance(said, own[version]) < NOISE for version, said in clients.answers)
     print(f"\nA promotion reached three replicas {took:.1f} s after its task ended.")
 
 
