@@ -1,21 +1,26 @@
 """What a domain's default recipe is worth beside open_clip's own trainer: python -m bench.quality [--data NAME …] [--seeds N]
 
 Both start from the same model and see the same training rows at the same size, for the same wall-clock time on the CPU: how
-long the recipe took in its first run. The peer is given whole epochs, rounded up, at the speed that it shows in the same
-minutes; so a busy machine changes the time that both get, not who gets more. It runs with its documented defaults, and with the
-best of five learning rates, chosen by the *test* score, which favours it. Domain score and retention are those of the same
-evaluation, on rows and pictures that no training saw.
+long the slowest run of the recipe took. The peer is given whole epochs, rounded up, at the speed that it shows beside the
+recipe's runs; so a busy machine changes the time that both get, not who gets more. It runs with its documented defaults, and
+with the best of five learning rates, chosen by the *test* score, which favours it. Domain score and retention are those of the
+same evaluation, on rows and pictures that no training saw.
+
+`--cores 2` gives each run two cores of its own and fills the machine with runs; without it, one at a time has them all.
 """
 
 import argparse
 import json
 import math
 import os
+import queue
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ DATA = {
     "molecules": {"domain": "scientific", "source": "molecules:900"},
 }
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for the mean of so many seeds
+Run = dict[str, Any]
 
 
 @dataclass
@@ -44,17 +50,16 @@ class Bench:
 
         self.flat = DATA[self.name] | {"train.checkpoint_seconds": 1e9}
         self.spec = RunSpec.from_flat(self.flat)
-        made = version.run(self.spec, ingest.run(self.spec)["staging"])
-        self.dataset = versioning.fetch(versioning.find(made["dataset"], self.spec.domain))
+        if not versioning.versions(self.spec.domain):
+            version.run(self.spec, ingest.run(self.spec)["staging"])
+        self.dataset = versioning.fetch(versioning.find("", self.spec.domain))
         self.domain = get_domain(self.spec.domain)
         self.side = self.spec.resolution.train
 
-    def judge(self, clip: Any) -> dict[str, float]:
+    def judge(self, clip: Any) -> Run:
         from clipft_tasks.evaluate import retention, zero_shot
 
         metric = self.spec.gate.metric
-        if metric not in zero_shot.metrics(self.dataset) or self.name == "molecules":
-            metric = "image_to_text_r1"
         found = zero_shot.score(clip, self.dataset, self.domain, "test", self.side, 64)
         value = zero_shot.summary(found, [metric], 100)[metric]["value"]
         return {"score": float(value), "retention": retention.score(clip, self.side)["retention"]["value"]}
@@ -64,7 +69,7 @@ class Bench:
 
         return build.prepare(build.load("starter"), self.spec)
 
-    def ours(self, seed: int, folder: Path) -> dict[str, float]:
+    def ours(self, seed: int, folder: Path) -> Run:
         """The default recipe, decoding included. The package's kept checkpoint is what is judged."""
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.train import job, plan
@@ -78,10 +83,59 @@ class Bench:
         )
         return {"seconds": time.perf_counter() - began, "pairs": done["pairs"], **self.judge(clip)}
 
-    def theirs(self, folder: Path, epochs: int, seed: int, rate: float | None) -> dict[str, float]:
+    def theirs(self, seed: int, folder: Path, epochs: int, rate: float | None) -> Run:
         """open_clip_train; `rate` None: with its documented defaults."""
         clip, speed, pairs = open_clip_train(self.dataset, folder, epochs, self.side, seed, rate)
         return {"seconds": pairs / speed, "pairs": pairs, "speed": speed, **self.judge(clip)}
+
+
+def one(ask: Run) -> Run:
+    """A single run, in this process: {"data", "who": start, ours or theirs, and its arguments}."""
+    from clipft_tasks.train import hardware
+
+    os.sched_setaffinity(0, ask.pop("cores"))
+    hardware.use_threads(hardware.usable_cores())
+    bench, rest = Bench(ask["data"]), {k: v for k, v in ask.items() if k not in ("data", "who")}
+    if ask["who"] == "start":
+        return bench.judge(bench.start())
+    with tempfile.TemporaryDirectory(dir=os.environ["CLIPFT_HOME"]) as folder:
+        return getattr(bench, ask["who"])(folder=Path(folder), **rest)  # type: ignore[no-any-return]
+
+
+class Lanes:
+    """Runs beside one another, each in a process with cores of its own."""
+
+    def __init__(self, cores: int) -> None:
+        there = sorted(os.sched_getaffinity(0))
+        self.free: queue.Queue[list[int]] = queue.Queue()
+        for lane in range(len(there) // cores):
+            self.free.put(there[lane * cores : (lane + 1) * cores])
+        self.count = self.free.qsize()
+
+    def run(self, asks: Sequence[Run]) -> list[Run]:
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(self._one, asks))
+
+    def _one(self, ask: Run) -> Run:
+        cores = self.free.get()
+        try:
+            command = [
+                "taskset",
+                "-c",
+                ",".join(map(str, cores)),
+                sys.executable,
+                "-m",
+                "bench.quality",
+                "--one",
+                json.dumps(ask),
+            ]
+            env = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
+            done = subprocess.run(command, stdout=subprocess.PIPE, env=env, text=True, check=True)
+        finally:
+            self.free.put(cores)
+        found: Run = json.loads(done.stdout.splitlines()[-1])
+        print(f"{json.dumps(ask)}: {json.dumps(found)}", file=sys.stderr, flush=True)
+        return found
 
 
 def mean(values: list[float]) -> dict[str, float]:
@@ -94,38 +148,59 @@ def mean(values: list[float]) -> dict[str, float]:
     }
 
 
-def measured(bench: Bench, seeds: int, folder: Callable[[str], Path]) -> dict[str, Any]:
-    def tell(what: str, run: dict[str, float]) -> dict[str, float]:
-        print(f"{bench.name}: {what}: {json.dumps(run)}", file=sys.stderr, flush=True)
-        return run
+def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], list[Run]]) -> dict[str, Any]:
+    """Every figure of every data set: the recipe and the peer's speed first, then what the peer makes of the same time."""
 
-    before = tell("start", bench.judge(bench.start()))
-    speed = tell("its speed", bench.theirs(folder("speed"), 1, 0, RATES[2]))["speed"]
-    ours = [tell("clipft", bench.ours(0, folder("ours-0")))]
-    rows = len(bench.dataset.split("train"))
-    epochs = max(1, math.ceil(ours[0]["seconds"] * speed / rows))
-    ours += [tell("clipft", bench.ours(seed, folder(f"ours-{seed}"))) for seed in range(1, seeds)]
-    swept = {rate: tell(f"peer at {rate:g}", bench.theirs(folder(f"{rate}-0"), epochs, 0, rate)) for rate in RATES}
-    best = max(swept, key=lambda rate: swept[rate]["score"])
-    tuned = [swept[best]] + [
-        tell(f"peer at {best:g}", bench.theirs(folder(f"{best}-{s}"), epochs, s, best)) for s in range(1, seeds)
-    ]
-    plain = [tell("peer's defaults", bench.theirs(folder(f"plain-{s}"), epochs, s, None)) for s in range(seeds)]
-    runs = {"clipft": ours, f"open_clip_train, best of five rates ({best:g})": tuned, "open_clip_train, its defaults": plain}
-    return {
-        "before": before,
-        "epochs": {"clipft": bench.spec.train.epochs, "peer": epochs},
-        "rows": {"train": rows, "test": len(bench.dataset.split("test"))},
-        "runs": {
-            who: {key: mean([r[key] for r in found]) for key in ("score", "retention", "seconds")}
-            for who, found in runs.items()
-        },
-        "ahead": {
-            who: {key: mean([a[key] - b[key] for a, b in zip(ours, found, strict=True)]) for key in ("score", "retention")}
-            for who, found in runs.items()
-            if who != "clipft"
-        },
+    def each(asks: dict[Any, Run]) -> dict[Any, Run]:
+        return dict(zip(asks, run(list(asks.values())), strict=True))
+
+    def ask(name: str, who: str, **more: Any) -> Run:
+        return {"data": name, "who": who, **more}
+
+    first = each(
+        {(n, "ours", s): ask(n, "ours", seed=s) for n in names for s in range(seeds)}
+        | {(n, "speed"): ask(n, "theirs", seed=0, epochs=1, rate=RATES[2]) for n in names}
+        | {(n, "start"): ask(n, "start") for n in names}
+    )
+    benches = {n: Bench(n) for n in names}
+    rows = {n: {split: len(b.dataset.split(split)) for split in ("train", "test")} for n, b in benches.items()}
+    ours = {n: [first[n, "ours", s] for s in range(seeds)] for n in names}
+    epochs = {
+        n: max(1, math.ceil(max(r["seconds"] for r in ours[n]) * first[n, "speed"]["speed"] / rows[n]["train"])) for n in names
     }
+    second = each(
+        {(n, rate, 0): ask(n, "theirs", seed=0, epochs=epochs[n], rate=rate) for n in names for rate in RATES}
+        | {(n, None, s): ask(n, "theirs", seed=s, epochs=epochs[n], rate=None) for n in names for s in range(seeds)}
+    )
+    best = {n: max(RATES, key=lambda rate: second[n, rate, 0]["score"]) for n in names}
+    third = second | each(
+        {(n, best[n], s): ask(n, "theirs", seed=s, epochs=epochs[n], rate=best[n]) for n in names for s in range(1, seeds)}
+    )
+    found = {}
+    for n in names:
+        runs = {
+            "clipft": ours[n],
+            f"open_clip_train, best of five rates ({best[n]:g})": [third[n, best[n], s] for s in range(seeds)],
+            "open_clip_train, its defaults": [second[n, None, s] for s in range(seeds)],
+        }
+        found[n] = {
+            "before": first[n, "start"],
+            "epochs": {"clipft": benches[n].spec.train.epochs, "peer": epochs[n]},
+            "rows": rows[n],
+            "sweep": {f"{rate:g}": {k: second[n, rate, 0][k] for k in ("score", "retention")} for rate in RATES},
+            "runs": {
+                who: {key: mean([r[key] for r in them]) for key in ("score", "retention", "seconds")}
+                for who, them in runs.items()
+            },
+            "ahead": {
+                who: {
+                    key: mean([a[key] - b[key] for a, b in zip(ours[n], them, strict=True)]) for key in ("score", "retention")
+                }
+                for who, them in runs.items()
+                if who != "clipft"
+            },
+        }
+    return found
 
 
 def shown(name: str, figures: dict[str, Any]) -> None:
@@ -138,25 +213,27 @@ def shown(name: str, figures: dict[str, Any]) -> None:
     print(f"| start model | {start['score']:.3f} | {start['retention']:.3f} | |")
     for who, f in figures["runs"].items():
         print(f"| {who} | {cell(f['score'])} | {cell(f['retention'])} | {f['seconds']['value']:.0f} |")
+    for who, f in figures["ahead"].items():
+        print(f"ahead of {who}: score {cell(f['score'])}, retention {cell(f['retention'])}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="of each run")
+    parser.add_argument("--one", help="a single run, as JSON; what the others are made of")
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one(json.loads(asked.one))))
+        return
     with tempfile.TemporaryDirectory() as home:
         os.environ["CLIPFT_HOME"] = home
-        found = {}
-        for name in arguments.data:
-
-            def folder(what: str, name: str = name) -> Path:
-                made = Path(home, "bench", name, what)
-                made.mkdir(parents=True)
-                return made
-
-            found[name] = measured(Bench(name), arguments.seeds, folder)
-            shown(name, found[name])
+        for name in asked.data:
+            Bench(name)  # the dataset version and the starter, once
+        found = measured(asked.data, asked.seeds, Lanes(asked.cores).run)
+    for name in asked.data:
+        shown(name, found[name])
     print(json.dumps(found))
 
 

@@ -22,8 +22,23 @@ TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
 
 def lengths(tokens: torch.Tensor) -> torch.Tensor:
     """Tokens of each row (n, length) up to its last one that is not padding: (n,)."""
-    positions = torch.arange(1, tokens.shape[1] + 1)
+    positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     return ((tokens != 0) * positions).amax(dim=1)
+
+
+def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    """What `encode` gives for token ids (n, length), rows of about one length at a time, each cut to it: (n, width).
+
+    A CPU's time goes with the tokens, and one long text would make all others of its batch as long.
+    """
+    edges = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]], device=tokens.device)
+    bucket = torch.searchsorted(edges, lengths(tokens))
+    if len(tokens) < 2 or bool((bucket == bucket[0]).all()):
+        return encode(tokens[:, : int(edges[bucket[0]])] if len(tokens) else tokens)
+    order = torch.argsort(bucket, stable=True)
+    present, counts = torch.unique_consecutive(bucket[order], return_counts=True)
+    parts = zip(order.split(counts.tolist()), edges[present].tolist(), strict=True)
+    return torch.cat([encode(tokens[rows, :length]) for rows, length in parts])[torch.argsort(order)]
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
@@ -134,6 +149,13 @@ class Clip:
             return False
         return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax" and not text.get("embed_cls")
 
+    def pays_by_length(self, tokens: torch.Tensor) -> bool:
+        """Whether texts (n, length) should be encoded `by_length`: on a CPU, since elsewhere each new shape costs more than it
+        saves. Not where open_clip's own towers see their full context, which leaves features as they are when cut ones are
+        normalised."""
+        whole = tokens.shape[1] == self.context_length and "hf_model_name" not in self.config["model_cfg"]["text_cfg"]
+        return tokens.device.type == "cpu" and self._may_cut and not whole
+
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalised unless the cut asked for it.
 
@@ -170,7 +192,9 @@ class Clip:
         """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them. Memory as for pictures."""
 
         def encode(some: torch.Tensor) -> torch.Tensor:
-            return self.similarity.embed_text(self.text_features(some.to(self.device)).float())
+            some = some.to(self.device)
+            features = by_length(self.text_features, some) if self.pays_by_length(some) else self.text_features(some)
+            return self.similarity.embed_text(features.float())
 
         return self._halving(encode, self.tokenise(texts), "texts")
 

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..data.loader import Batch
-from ..model.clip import Clip
+from ..model.clip import Clip, by_length
 from ..objectives import Objective, Pairs
 from .memory import OutOfMemory, is_out_of_memory
 from .parallel import ALONE, World
@@ -47,7 +48,9 @@ class Towers:
 
     def texts(self, tokens: Tensor, seed: int) -> Tensor:
         """Features of texts (p, d), fp32."""
-        return self._run(self.text, tokens.to(self.clip.device, non_blocking=True), seed)
+        tokens = tokens.to(self.clip.device, non_blocking=True)
+        encode = partial(by_length, self.text) if self.clip.pays_by_length(tokens) else self.text
+        return self._run(encode, tokens, seed)
 
     def _run(self, encode: Encoder, inputs: Tensor, seed: int) -> Tensor:
         torch.manual_seed(seed)  # seeds every device, so a second pass draws what the first one drew, on MPS too

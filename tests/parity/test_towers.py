@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from clipft_tasks.errors import ClipftError
 from clipft_tasks.model import positions
 from clipft_tasks.model.checkpointing import checkpoint_blocks, plain_blocks
-from clipft_tasks.model.clip import Clip
+from clipft_tasks.model.clip import Clip, by_length
 from clipft_tasks.model.fastpath import PackedAttention, PatchConv2d, quicken
 from clipft_tasks.model.resolution import set_context, set_patch, set_side
 
@@ -214,3 +214,22 @@ def test_compiled_towers_give_what_plain_ones_give():
     torch.testing.assert_close(normalize(text(tokens)), normalize(clip.text_features(tokens)), rtol=1e-4, atol=1e-5)
     a, b = gradients(clip.model, image(pictures)), gradients(clip.model, clip.image_features(pictures))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_texts_of_about_one_length_at_a_time_give_what_all_at_once_give():
+    clip = clip_of()
+    texts = ["a", "a rather long sentence about a crack in a solar cell that goes on", "b", "two of them are short", "a"]
+    tokens = clip.tokenise(texts)
+    calls: list[tuple[int, ...]] = []
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(part.shape))
+        return clip.text_features(part)
+
+    assert clip.pays_by_length(tokens) and not clip.pays_by_length(clip.tokenizer(texts))
+    whole, grouped = clip.text_features(tokens), by_length(encode, tokens)
+    assert calls == [(4, 8), (1, 16)]
+    torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
+    one, other = (gradients(clip.model, out) for out in (whole, grouped))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert by_length(encode, tokens[:0]).shape == (0, clip.embed_dim)
