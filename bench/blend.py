@@ -1,0 +1,104 @@
+"""What the blended point keeps and what it costs, on rows that did not choose it: python -m bench.blend [--seeds N] [--epochs N]
+
+Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.also, layer decay), so
+that there is something to win back; then ten points of the way, chosen from as the stage `blend` does, by validation split and
+general set. Domain score is that of the test split; retention is that of the general set, half of which (every second thing)
+chooses and half of which is reported.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.quality import Bench, mean
+
+PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
+
+
+def known(clip: Any, side: int) -> tuple[float, float]:
+    """Retention on the even and on the odd things of the general set, each asked about its own words alone."""
+    from clipft_tasks.evaluate import retention
+
+    things, seen = retention.retention_set(), retention.look(clip, side)
+    if things is None or seen is None:
+        raise SystemExit("The general set is not installed: pip install clipft[demo]")
+    out = []
+    for part in (0, 1):
+        rows = np.arange(part, len(things.texts), 2)
+        half = retention.Seen(seen.image[rows], seen.text[rows])
+        out.append(float(retention._hits(clip, half, [things.texts[i] for i in rows]).mean()))
+    return out[0], out[1]
+
+
+def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
+    """A training, its way back, and the point that is taken."""
+    from clipft_tasks.evaluate import path as paths
+    from clipft_tasks.evaluate import zero_shot
+    from clipft_tasks.model import blending, build
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.train import job, plan, selection
+
+    folder.mkdir()
+    spec = RunSpec.from_flat(bench.flat | PLAIN | {"train.seed": seed, "train.epochs": epochs, "blend.points": 10})
+    clip = build.prepare(build.load("starter"), spec)
+    first = {name: w.clone() for name, w in clip.state().items()}
+    decided = plan.make(spec, clip, len(bench.dataset.split("train")))
+    tag = bench.dataset.version.tag
+    job.train(job.Job(spec, decided, "starter", tag, str(seed), "", folder), clip, lambda rows: None)
+    last = {name: w.detach().clone() for name, w in clip.state().items()}
+    points, reported = [], {}
+    for i in range(spec.blend.points + 1):
+        alpha = i / spec.blend.points
+        clip.load_state(blending.between(first, last, alpha))
+        judged = selection.judge(clip, bench.dataset, bench.domain, bench.side, 64, metric=spec.gate.metric)
+        choosing, reporting = known(clip, bench.side)
+        points.append(paths.Point(alpha, judged.score, choosing))
+        reported[alpha] = reporting
+    taken = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
+
+    def on_test(alpha: float) -> float:
+        clip.load_state(blending.between(first, last, alpha))
+        found = zero_shot.score(clip, bench.dataset, bench.domain, "test", bench.side, 64)
+        return float(found.sums(spec.gate.metric).value)
+
+    score = {alpha: on_test(alpha) for alpha in {0.0, taken.value, 1.0}}
+    return {
+        "seed": seed, "alpha": taken.value, "reason": taken.reason,
+        "score": [score[0.0], score[taken.value], score[1.0]],
+        "retention": [reported[0.0], reported[taken.value], reported[1.0]],
+        "gain_kept": (score[taken.value] - score[0.0]) / (score[1.0] - score[0.0]),
+        "forgetting": (reported[0.0] - reported[taken.value]) / (reported[0.0] - reported[1.0]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["CLIPFT_HOME"] = home
+        bench = Bench("elpv")
+        rows = []
+        for seed in range(asked.seeds):
+            rows.append(path_of(bench, seed, asked.epochs, Path(home, f"path-{seed}")))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print("| seed | alpha | score: start, blended, fine-tuned | retention, likewise | of the gain | of the forgetting |")
+    print("|---|---|---|---|---|---|")
+    for r in rows:
+        scores, kept = (", ".join(f"{x:.3f}" for x in r[name]) for name in ("score", "retention"))
+        print(f"| {r['seed']} | {r['alpha']:g} | {scores} | {kept} | {r['gain_kept']:.0%} | {r['forgetting']:.0%} |")
+    over = {name: mean([r[name] for r in rows]) for name in ("gain_kept", "forgetting")}
+    for name, v in over.items():
+        print(f"{name}: {v['value']:.2f} [{v['low']:.2f}, {v['high']:.2f}] over {len(rows)} seeds")
+    print(json.dumps({"seeds": rows, **over}))
+
+
+if __name__ == "__main__":
+    main()
