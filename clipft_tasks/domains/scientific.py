@@ -43,7 +43,7 @@ DOMAIN = Domain(
         "resolution.aspect": "figures are wide and plots have axes at their edges: nothing may be cut off",
         "objective.name": "captions are nearly all different, so every other row is a true negative",
         "objective.also": "held near the start model's features, it may learn at a higher rate and longer and still forget nothing of "
-        "everyday things (docs/evaluation.md)",
+        "everyday things",
         "train.learning_rate": "pictures and words of a science are far from everyday ones; twice the general rate finds more names",
         "train.epochs": "each caption is seen once a pass, with no other that says the same: R@1 rises until the tenth pass and longer",
         "train.sampling": "names are the task, so a rare class is no reason to repeat a row and leave another out",
