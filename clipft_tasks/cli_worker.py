@@ -105,7 +105,7 @@ def install(no_start: bool) -> None:
 
 @worker.command("status")
 def status() -> None:
-    """What this machine is to the team, and what it does at the moment."""
+    """What this machine is to the team, and what it does at the moment; ends with 1 when no worker runs."""
     from .worker import checks, membership, running, service
 
     member, there = membership.Membership.read(), running.running()
@@ -128,6 +128,7 @@ def status() -> None:
         )
     except (ClipftError, Transient) as error:
         click.echo(f"  control plane: {error}")
+    sys.exit(0 if there else 1)
 
 
 @worker.command("drain")

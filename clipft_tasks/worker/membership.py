@@ -87,6 +87,8 @@ class Membership:
             "AIRFLOW__CORE__DAGS_FOLDER": PROJECT / "dags",
             "AIRFLOW__CORE__PLUGINS_FOLDER": PROJECT / "plugins",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # Those that DAG files name, or the files are no DAGs here.
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor,airflow.providers.edge3.executors.EdgeExecutor",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{air}/execution/",
             "AIRFLOW__EDGE__API_ENABLED": "True",
             "AIRFLOW__EDGE__API_URL": f"{air}/edge_worker/v1/rpcapi",

@@ -7,7 +7,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class DoorSettings(BaseSettings):
-    """Addresses are those that a worker must use, as seen from outside."""
+    """Addresses are those that a worker must use, as seen from outside. The revision that it is told comes from CLIPFT_REVISION
+    where the code lies in an image (clipft_tasks/versions.py)."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
 

@@ -157,6 +157,7 @@ def test_what_airflow_reads_has_the_workers_secret_and_nothing_of_this_shell(mon
     assert "MLFLOW_TRACKING_URI" not in env and env["CLIPFT_MLFLOW_URI"] == plane.url and env["CLIPFT_UPLOAD_SECONDS"] == "7"
     assert env["CLIPFT_DVC_REMOTE"].startswith("http") and env["CLIPFT_TUNING_URL"] == f"{plane.url}/door/v1/studies"
     assert env["AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER"] == "True"
+    assert env["AIRFLOW__CORE__EXECUTOR"].endswith("EdgeExecutor")  # DAG files name it
 
 
 def test_the_launchd_agent_and_the_systemd_unit_are_what_those_programs_read(monkeypatch, plane, home):
