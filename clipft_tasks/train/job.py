@@ -108,9 +108,16 @@ def _in_processes(job: Job) -> int:
 
 def _obey(starter: int, stop: Path) -> None:
     """End as by SIGTERM when told to, or when who started the job is gone: its next try would train beside this one."""
-    while psutil.pid_exists(starter) and not stop.exists():
+    while _lives(starter) and not stop.exists():
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # dead, though whoever started it has not looked yet
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _handover(job: Job) -> Handover:
