@@ -13,6 +13,7 @@ from behaviour.live_server import b64, png
 from conftest import COLOURS, made_picture, small
 
 from .clients import Clients, TeamAirflow
+from .compose import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -78,9 +79,10 @@ def test_every_service_is_healthy_and_airflow_knows_its_dags(team, airflow):
     assert {c.name for c in team.containers if c.alive} >= team.services.keys() - {"airflow-init"}
     health = http.get(team.address(8080) + "/api/v2/monitor/health").json()
     assert all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor", "triggerer"))
-    team.until(lambda: len(airflow.dags()) >= 7, 120, "airflow-dag-processor")
+    there = {p.stem for p in (PROJECT / "dags").glob("*.py")}
+    team.until(lambda: airflow.dags() == there, 240, "airflow-dag-processor")
     paused = {d["dag_id"] for d in airflow.call("GET", "/dags?limit=100&paused=true")["dags"]}
-    assert paused == {"clipft_retrain"}
+    assert paused == {p.stem for p in (PROJECT / "dags").glob("*.py") if "is_paused_upon_creation=True" in p.read_text()}
     assert next(p["slots"] for p in airflow.call("GET", "/pools")["pools"] if p["name"] == "accelerator") == 16
 
 
