@@ -1,0 +1,145 @@
+"""Workers that share nothing with the control plane but what passes its gateway."""
+
+import signal
+import time
+from collections import Counter
+
+import pytest
+from conftest import small
+
+from . import engine
+from .fleet import fleet, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+LONG = {
+    "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 400,
+    "train.keep": "last", "train.checkpoint_seconds": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    if reason := engine.lacking():
+        pytest.skip(reason)
+    with fleet(tmp_path_factory.mktemp("fleet")) as made:
+        yield made
+
+
+def form(**more):
+    """A finetune form: made pictures, the tiny model, hundreds of short epochs."""
+    return {k: v for k, v in small("", "", **(LONG | more)).items() if k != "source"}
+
+
+def ended(container, seconds: float) -> int:
+    assert container.process is not None
+    return container.process.wait(seconds)
+
+
+def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_one(plane):
+    """One run of the chain: its training begins on `first`, whose cable is pulled for a while and whose power then goes for good;
+    goes on on `second`, which is told to stop; and ends on `third`. There is one model version, and every step was taken once."""
+    first = plane.worker("first")
+    run = plane.run("clipft_dataset", {"domain": "general", "source": LONG["source"]})
+    plane.finished("clipft_dataset", run, 600)
+    run = plane.run("clipft_finetune", form(dataset="general/v1"))
+
+    def at(step: int):
+        return until(lambda: (t := plane.training()) and t["step"] >= step and t, 900, f"step {step}")
+
+    began = at(20)
+    plane.team.cut(first)
+    time.sleep(15)
+    plane.team.cut(first, connected=True)
+    seen = at(began["step"] + 60)
+    assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 1, "a short cut costs no try"
+    until(lambda: "clipft.checkpoint" in plane.training()["tags"], 60, "a checkpoint in MLflow")
+    plane.team.kill(first)
+    engine.run("rm", "-rf", str(plane.home("first")))  # lost for good
+
+    second = plane.worker("second")
+    assert at(seen["step"] + 60)["id"] == began["id"]
+    second.process.terminate()  # as launchd, systemd or a container engine does
+    assert ended(second, 300) == 0, plane.log("second")
+    assert "handed over" in plane.log("second")
+    third = plane.worker("third")
+    plane.finished("clipft_finetune", run, 1200)
+
+    done = plane.training()
+    assert done["metrics"]["steps"] == 1200 and done["metrics"]["resumed_at"] > seen["step"]
+    history = plane.mlflow.get(
+        "/metrics/get-history", params={"run_id": done["id"], "metric_key": "train.loss", "max_results": 20000}
+    )
+    by_step: dict[int, set[float]] = {}
+    for metric in history.json()["metrics"]:
+        by_step.setdefault(int(metric["step"]), set()).add(metric["value"])
+    assert all(len(values) == 1 for values in by_step.values()), "a step was trained twice with different results"
+    assert len(by_step) >= 1100, "steps whose figures were lost with the machine, at most those since its last report"
+    assert [v["version"] for v in plane.versions()] == ["1"]
+    assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 3
+    assert plane.task("clipft_finetune", run, "verify")["state"] == "success"
+    assert "clipft.checkpoint" not in done["tags"]
+    # The logs of tasks that ran on workers are where a person looks for them.
+    task = plane.task("clipft_finetune", run, "evaluate")
+    assert any("Evaluat" in line or "test pictures" in line for line in plane.airflow.log("clipft_finetune", run, task))
+    third.process.send_signal(signal.SIGINT)
+    assert ended(third, 200) == 0
+
+
+def test_forty_small_tasks_over_two_workers_run_once_each(plane):
+    names = ("left", "right")
+    workers = [plane.worker(name) for name in names]
+    for name in names:
+        until(lambda name=name: "takes tasks of the queue" in plane.log(name), 400, name)
+    plane.airflow.unpause("forty")
+    run = plane.run("forty", {})
+    plane.finished("forty", run, 1200)
+    tasks = [t for t in plane.airflow.tasks("forty", run) if t["task_id"] == "on_workers"]
+    assert Counter((t["state"], t["try_number"]) for t in tasks) == {("success", 1): 40}
+    ran = {name: [p.name.partition("-")[0] for p in (plane.home(name) / "ran").iterdir()] for name in names}
+    assert sorted(map(int, ran["left"] + ran["right"])) == list(range(40))
+    assert ran["left"] and ran["right"]
+    for worker in workers:
+        worker.process.send_signal(signal.SIGINT)
+    assert [ended(w, 200) for w in workers] == [0, 0]
+
+
+def test_who_is_revoked_in_the_middle_is_out_and_says_so(plane):
+    worker = plane.worker("guest")
+    until(lambda: "takes tasks of the queue" in plane.log("guest"), 400, "guest")
+    assert "guest" in plane.operator("list")
+    plane.operator("revoke", "guest")
+    worker.process.terminate()
+    ended(worker, 200)
+    plane.team.start(worker)
+    assert ended(worker, 400) != 0
+    assert "Worker guest was revoked" in plane.log("guest") and "clipft worker invite guest" in plane.log("guest")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("wrong-code", {"code": "wrong-code.x"}, "unknown, was used, or is too old"),
+        ("old-code", {"mount": "versions"}, "copy clipft_tasks, dags and plugins"),
+        ("full", {"tmpfs": "/var/lib/clipft:mode=1777,size=64m"}, "GiB free under /var/lib/clipft; 8 are needed"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_taken(plane, tmp_path, name, change, said):
+    real = plane.team._add
+
+    def other(service_name, number, service):
+        if "tmpfs" in change:
+            service["volumes"] = [v for v in service["volumes"] if not v.endswith(":/var/lib/clipft")]
+            service["tmpfs"] = [*service["tmpfs"], change["tmpfs"]]
+        if "mount" in change:
+            edited = tmp_path / "edited.py"
+            edited.write_text("# somebody's own change\n")
+            service["volumes"] = [*service["volumes"], f"{edited}:/opt/clipft/dags/edited.py:ro"]
+        return real(service_name, number, service)
+
+    plane.team._add = other
+    try:
+        worker = plane.worker(name, code=change.get("code", ""))
+    finally:
+        plane.team._add = real
+    assert ended(worker, 400) != 0
+    assert said in plane.log(name), plane.log(name)
