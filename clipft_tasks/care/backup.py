@@ -100,7 +100,7 @@ def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_d
         ClipftError: there is something at `folder`, the disk is full, something cannot be read; nothing is left behind.
         Transient: a database does not answer.
     """
-    folder = folder.expanduser().absolute()
+    folder = folder.expanduser().resolve()
     with alone("backup"):
         return taken(folder, secrets=secrets, captures=captures, only_databases=only_databases)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ from .airflow import Airflow
 from .installation import embedded, log_command, readable, start_command
 
 LIMIT = 15.0  # seconds that a check may take
-SLOW = ("Device",)  # loads PyTorch, which a busy machine takes long for: not waited for beyond PATIENCE, and no fault
+SLOW = ("Device",)  # loads PyTorch, beside which nothing else gets its turn: last, for PATIENCE seconds, and late is no fault
 PATIENCE = 6.0
 ANSWER = 4.0  # seconds in which a service answers
 NEEDED = 3 * 2**30  # bytes of free disk that a run needs
@@ -60,8 +61,9 @@ Said = tuple[str, str] | tuple[str, str, str]  # state, said, fix
 Check = tuple[str, str, Callable[[], Said]]
 
 
-def examine(limit: float = LIMIT) -> list[Found]:
-    """Every check, side by side; takes at most `limit` seconds whatever does not answer."""
+def examine(limit: float | None = None) -> list[Found]:
+    """Every check, side by side; takes at most `limit` (LIMIT) seconds and the PATIENCE for the last, whatever does not answer."""
+    limit = limit or LIMIT
     checks = _checks()
     found: list[Found | None] = [None] * len(checks)
     done: queue.Queue[int] = queue.Queue()
@@ -81,15 +83,20 @@ def examine(limit: float = LIMIT) -> list[Found]:
             found[i] = Found(thing, address, WRONG, f"the check itself failed: {error!r}", "Look at it by hand.")
         done.put(i)
 
-    for i in range(len(checks)):  # daemons: one that hangs does not keep this process
-        threading.Thread(target=look, args=(i,), daemon=True, name=checks[i][0]).start()
-    began, waiting = time.monotonic(), set(range(len(checks)))
-    while waiting:
-        patient = min(limit, PATIENCE) if all(checks[i][0] in SLOW for i in waiting) else limit
-        try:
-            waiting.discard(done.get(timeout=max(0.0, began + patient - time.monotonic())))
-        except queue.Empty:
-            break
+    def wait_for(some: list[int], seconds: float) -> None:
+        for i in some:  # daemons: one that hangs does not keep this process
+            threading.Thread(target=look, args=(i,), daemon=True, name=checks[i][0]).start()
+        until, waiting = time.monotonic() + seconds, set(some)
+        while waiting:
+            try:
+                waiting.discard(done.get(timeout=max(0.0, until - time.monotonic())))
+            except queue.Empty:
+                return
+
+    began = time.monotonic()
+    slow = [i for i, check in enumerate(checks) if check[0] in SLOW]
+    wait_for([i for i in range(len(checks)) if i not in slow], limit)
+    wait_for(slow, min(limit, PATIENCE))
     answered = [f or _late(*checks[i][:2], time.monotonic() - began) for i, f in enumerate(list(found))]
     return [Found(*map(_shown, (f.thing, f.address, f.state, f.said, f.fix))) for f in answered]
 
@@ -474,19 +481,28 @@ def _clock() -> Said:
 
 
 def _packages() -> Said:
-    wanted = _locked()
-    other = []
-    for name, locked in sorted(wanted.items()):
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            continue  # of another role
-        if here.split("+")[0] != locked:
-            other.append(f"{name} {here} instead of {locked}")
+    wanted, there = _locked(), _installed()
+    other = [
+        f"{name} {there[name]} instead of {locked}"
+        for name, locked in sorted(wanted.items())
+        if name in there and there[name].split("+")[0] != locked  # what is not there is of another role
+    ]
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         return WRONG, ", ".join(other[:3]) + more, "make setup" if embedded() else "Build the image anew."
     return OK, f"as {'the lock' if len(wanted) > 50 else 'clipft'} says"
+
+
+def _installed() -> dict[str, str]:
+    """Versions by package, as the folders' names tell: opening three hundred files takes seconds on a busy machine."""
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    for place in reversed(sys.path):
+        for info in Path(place).glob("*.dist-info") if place else ():
+            name, _, number = info.name.removesuffix(".dist-info").rpartition("-")
+            found[canonicalize_name(name)] = number
+    return found
 
 
 def _locked() -> dict[str, str]:

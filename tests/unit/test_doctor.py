@@ -75,6 +75,7 @@ def airflow(home, monkeypatch):
 def no_torch(monkeypatch):
     """The device is looked at elsewhere: PyTorch takes seconds to load."""
     monkeypatch.setattr(health, "_device", lambda: ("ok", "not looked at"))
+    monkeypatch.setattr(health, "LIMIT", 120.0)  # a machine that is busy with other tests is not what is tested
 
 
 def seen() -> dict[str, health.Found]:
@@ -113,7 +114,7 @@ def test_what_accepts_and_never_answers_holds_nobody_up(home, monkeypatch):
         settings.cache_clear()
         began = time.monotonic()
         found = {f.thing: f for f in health.examine(limit=4)}
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 60  # it would be for ever
     assert found["Airflow"].state == found["MLflow"].state == found["Server"].state == "wrong"
 
 
@@ -122,6 +123,14 @@ def test_an_installation_that_is_well(airflow):
     assert found["Airflow"].state == found["DAGs"].state == found["Clock"].state == "ok", found
     assert found["Packages"].state == "ok" and found["Disk"].state in ("ok", "look")
     assert found["Workers"].state == found["MLflow"].state == found["Data sets"].state == "none"
+
+
+def test_a_package_of_another_version_than_the_lock_is_found(airflow, monkeypatch):
+    there = health._installed()
+    assert there["mlflow"] and "apache-airflow" in there
+    monkeypatch.setattr(health, "_installed", lambda: there | {"mlflow": "1.0"})
+    found = seen()["Packages"]
+    assert found.state == "wrong" and found.said.startswith("mlflow 1.0 instead of 3.") and found.fix == "make setup"
 
 
 def change(path: str, content: object, status: int = 200):
