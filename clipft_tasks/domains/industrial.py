@@ -19,9 +19,6 @@ DOMAIN = Domain(
     defaults={
         "resolution.aspect": "pad",
         "objective.name": "multi_positive",
-        "objective.also": ["distillation=0.1"],
-        "train.layer_decay": 0.7,
-        "train.epochs": 6,
         "gate.rules": [
             "gain(score) >= 0",
             "gain(score) at every size >= -0.03",
@@ -46,10 +43,6 @@ DOMAIN = Domain(
         "resolution.aspect": "a defect at the edge of a long part must stay in the picture, and its shape carries meaning",
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "captions name defect and part; equal captions are equal findings, where a label may be coarser",
-        "objective.also": "a few different captions teach a text tower little and let it forget much: held near the start model's "
-        "features, a model that learned elpv keeps nearly all that it knew of everyday things, at the same score",
-        "train.layer_decay": "what a defect looks like is new, edges and textures are not: early layers move less, and less is forgotten",
-        "train.epochs": "few captions are learned in few passes; eight score no better than six",
         "gate.rules": "lines differ in camera and picture size: a model that loses at one of them costs that line",
         "drift_tolerance": "a line's pictures differ little from batch to batch, so the limits stand as they are",
     },

@@ -16,8 +16,7 @@ class Distillation(Objective):
 
     Args:
         temperature: of both distributions, beside the models' own; more shows more of what the start model finds unlikely.
-        features: weight of the squared distance between each embedding and the start model's. Of the two terms it is the one
-            that keeps what the batch does not show; 0 where only the answers should stay.
+        features: weight of the squared distance between each embedding and the start model's.
         text_weight: share of the direction in which texts look for pictures, 0 to 1.
     Source: LwF, Li and Hoiem 2017, https://arxiv.org/abs/1606.09282; the temperature: Hinton et al. 2015,
         https://arxiv.org/abs/1503.02531; of CLIP's features: CLIP-KD, Yang et al. 2024, https://arxiv.org/abs/2307.12732
@@ -27,9 +26,9 @@ class Distillation(Objective):
 
     needs_start = True
     beside = True
-    space = {"temperature": Range(0.5, 4.0, log=True), "features": Range(0.0, 30.0)}
+    space = {"temperature": Range(0.5, 4.0, log=True), "features": Range(0.0, 10.0)}
 
-    def __init__(self, temperature: float = 2.0, features: float = 10.0, text_weight: float = 0.5) -> None:
+    def __init__(self, temperature: float = 2.0, features: float = 0.0, text_weight: float = 0.5) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
