@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status test lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status test test-team lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ test: setup  ## every test, from unit to end to end (those on the running stack 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e > .stack-tests.log 2>&1 & stack=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e; others=$$?; \
 	wait $$stack; stack=$$?; echo "On the running stack:"; cat .stack-tests.log; rm -f .stack-tests.log; exit $$((others || stack))
+
+test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

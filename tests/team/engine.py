@@ -211,6 +211,9 @@ class Team:
         for mount in service.get("tmpfs") or []:
             target, _, options = mount.partition(":")
             lines.append(f"mkdir -p {root}{target} && mount -t tmpfs -o {options or 'mode=1777'} none {root}{target}")
+        # Python's packages, wherever they lie: also below a folder that was just covered.
+        venv = f"{root}{BIN.parent}"
+        lines.append(f"mkdir -p {venv} && mount --bind {BIN.parent} {venv} && mount -o remount,bind,ro {venv}")
         if service.get("read_only"):
             lines.append(f"mount -o remount,ro {root}")
         lines.append(f"exec chroot {root} {shlex.join([*self._as(service), *self._command(service)])}")

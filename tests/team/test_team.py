@@ -15,7 +15,7 @@ from conftest import COLOURS, made_picture, small
 from .clients import Clients, TeamAirflow
 from .compose import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 
 http = httpx.Client(timeout=60)
 CLASSIFY = {"domain": "general", "images": [b64(png(made_picture(label, 700 + n))) for n in range(4) for label in COLOURS]}

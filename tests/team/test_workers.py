@@ -10,7 +10,7 @@ from conftest import small
 from . import engine
 from .fleet import fleet, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 LONG = {
     "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 400,
     "train.keep": "last", "train.checkpoint_seconds": 1,
