@@ -89,6 +89,7 @@ class Database:
             target = folder / f"{self.name}.db"
             with closing(sqlite3.connect(target)) as out, _reading(self.file) as there:
                 there.backup(out)  # in one step: writers wait milliseconds, and it cannot start over for ever
+                out.execute("pragma journal_mode = delete")  # one file: a copy in WAL mode grows two more when it is read
             if problem := broken(target):
                 raise ClipftError(
                     f"database {self.file}", f"it is damaged: {problem}", "Restore an earlier backup (`clipft restore`)."

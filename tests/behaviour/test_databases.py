@@ -222,3 +222,21 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
     fresh = team("previous")["mlflow"]
     restoring.restore(made)
     assert Database("mlflow", fresh).revision() == before and Database("mlflow", fresh).count("kept") == 1
+
+
+def test_a_copy_of_a_database_that_writes_ahead_is_one_file_also_once_it_was_read(tmp_path):
+    """Airflow's SQLite is in WAL mode; a copy that kept it would grow files that no manifest knows."""
+    import sqlite3
+
+    from clipft_tasks.care import databases
+
+    source = sqlite3.connect(tmp_path / "live.db")
+    source.execute("pragma journal_mode = wal")
+    source.execute("create table kept (value)")
+    source.execute("insert into kept values (7)")
+    source.commit()
+    (tmp_path / "backup").mkdir()
+    copied = databases.Database("live", f"sqlite:///{tmp_path / 'live.db'}").copy(tmp_path / "backup")
+    assert not databases.broken(copied)
+    assert [p.name for p in (tmp_path / "backup").iterdir()] == ["live.db"]
+    assert sqlite3.connect(copied).execute("select value from kept").fetchall() == [(7,)]
