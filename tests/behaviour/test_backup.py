@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import write_pictures
 
 from behaviour.live_server import FILES, Server, package, spec, trained, use
 from clipft_tasks import tracking
@@ -134,15 +135,15 @@ def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(tak
         away.rename(source)
 
 
-def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh):
+def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh, tmp_path):
     restoring.restore(taken)
     before, done = versioning.find("", "general"), {}
-    again = spec(base, 0).changed({"data.caption_template": "one {}"})
+    again = spec(base, 0).changed({"source": str(write_pictures(tmp_path / "more", per_class=44))})
     for name in ("ingest", "validate", "version"):
         done[name] = chain.run_stage(name, again, done.__getitem__)
     after = versioning.find("", "general")
     assert (before.tag, after.tag) == ("general/v1", "general/v2")
-    assert len(versioning.fetch(before).frame) == len(versioning.fetch(after).frame) == 80
+    assert [len(versioning.fetch(v).frame) for v in (before, after)] == [80, 88]
 
 
 def test_a_backup_names_its_files_and_their_versions_and_only_its_owner_reads_it(taken):
