@@ -36,7 +36,7 @@ def team(tmp_path_factory: pytest.TempPathFactory):
     made = engine.Team(folder / "engine", env)
     made.sources = sources
     try:
-        made.up(1500)  # a minute where nothing else runs
+        made.up(1500)  # twenty minutes were seen on a machine that did much else
         yield made
     finally:
         made.down()
