@@ -49,7 +49,7 @@ class Known:
     def share(self, clip):
         return float((clip.state()[self.name].cpu() - self.start).norm()) / self.whole
 
-    def judge(self, clip, dataset, domain, side, batch):
+    def judge(self, clip, dataset, domain, side, batch, metric):
         right = np.arange(1000) < round(1000 * self.score(self.share(clip)))
         rows = selection.Rows("image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True)
         return selection.Judged(rows, right)

@@ -206,7 +206,7 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
     config = _get_alembic_config(url)
     newest = next(iter(databases.known_revisions("mlflow")[1]))
     before = script.ScriptDirectory.from_config(config).get_revision(newest).down_revision
-    subprocess.run(["mlflow", "db", "upgrade", url], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", url], check=True, capture_output=True)
     execute(url, "create table kept (a int)", "insert into kept values (7)")
     command.downgrade(config, before)
     assert [s.database.name for s in upgrade.due()] == ["mlflow"]

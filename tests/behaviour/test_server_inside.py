@@ -109,8 +109,8 @@ def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(ins
 # Numbers that are none, and what fails beside an answer -------------------------------------------------------------
 
 ASKED: dict[str, dict[str, Any]] = {
-    IMAGES: {"images": PICTURES}, WORDS: {"texts": TEXTS}, PAIRS: {"images": PICTURES[:3], "texts": TEXTS},
-    CLASSES: {"images": PICTURES},
+    IMAGES: {"images": PICTURES}, WORDS: {"texts": TEXTS}, CLASSES: {"images": PICTURES},
+    PAIRS: {"images": PICTURES[:3], "texts": TEXTS, "paired": True},
 }  # fmt: skip
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
 

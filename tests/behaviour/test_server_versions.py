@@ -128,7 +128,7 @@ def test_only_the_token_lets_a_caller_change_the_live_version(server):
     done = server.put("2").json()
     assert (done["version"], done["replaced"]) == ("2", "1") and done["load_seconds"] > 0 and done["disagreement"] < 0.001
     assert server.post(WORDS, {"texts": "x"}).headers["x-clipft-model-version"] == "2"
-    assert server.put("2").json() == {"version": "2", "replaced": None, "load_seconds": 0, "disagreement": 0}
+    assert server.put("2").json() == {"version": "2", "replaced": None, "load_seconds": 0, "disagreement": 0, "replicas": {}}
 
 
 @pytest.mark.parametrize(
