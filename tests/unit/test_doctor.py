@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from click.testing import CliRunner
 
-from clipft_tasks.care import databases, health, installation
+from clipft_tasks.care import databases, findings, health, installation, machine
 from clipft_tasks.cli import main
 from clipft_tasks.settings import settings
 
@@ -74,7 +74,7 @@ def airflow(home, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch):
     """The device is looked at elsewhere: PyTorch takes seconds to load."""
-    monkeypatch.setattr(health, "_device", lambda: ("ok", "not looked at"))
+    monkeypatch.setattr(machine, "device", lambda: ("ok", "not looked at"))
     monkeypatch.setattr(health, "LIMIT", 120.0)  # a machine that is busy with other tests is not what is tested
 
 
@@ -110,7 +110,7 @@ def test_what_accepts_and_never_answers_holds_nobody_up(home, monkeypatch):
         address = f"http://127.0.0.1:{mute.getsockname()[1]}"
         for name in ("AIRFLOW_URL", "MLFLOW_URI", "SERVER_URL", "PROMETHEUS_URL"):
             monkeypatch.setenv(f"CLIPFT_{name}", address)
-        monkeypatch.setattr(health, "ANSWER", 1.0)
+        monkeypatch.setattr(findings, "ANSWER", 1.0)
         settings.cache_clear()
         began = time.monotonic()
         found = {f.thing: f for f in health.examine(limit=4)}
@@ -126,9 +126,9 @@ def test_an_installation_that_is_well(airflow):
 
 
 def test_a_package_of_another_version_than_the_lock_is_found(airflow, monkeypatch):
-    there = health._installed()
+    there = machine.installed()
     assert there["mlflow"] and "apache-airflow" in there
-    monkeypatch.setattr(health, "_installed", lambda: there | {"mlflow": "1.0"})
+    monkeypatch.setattr(machine, "installed", lambda: there | {"mlflow": "1.0"})
     found = seen()["Packages"]
     assert found.state == "wrong" and found.said.startswith("mlflow 1.0 instead of 3.") and found.fix == "make setup"
 
