@@ -137,25 +137,13 @@ class Monitor:
             self.metrics.feedback.labels(answer.domain, answer.version, right).inc()
         return answer, new
 
-    def report(self, domain: str) -> dict[str, Any] | None:
-        """The window of a domain, measured now; None when it is not watched."""
+    def figures(self, domain: str) -> tuple[str, dict[str, float], Figures] | None:
+        """The watched version, the accuracy promised of it, and what its window says now; None when nothing is watched."""
         with self._lock:
             watched = self._watched.get(domain)
         if watched is None:
             return None
-        figures = self._measure(watched)
-        signal, ratio = figures.worst
-        return {
-            "domain": domain,
-            "version": watched.live.version,
-            "pictures": figures.pictures,
-            "texts": figures.texts,
-            "feedback": figures.feedback,
-            "drift": figures.drift,
-            "values": figures.values,
-            "promised": watched.window.reference.facts["promised"],
-            "worst": {"signal": signal, "ratio": ratio},
-        }
+        return watched.live.version, watched.window.reference.facts["promised"], self._measure(watched)
 
     def rows(self, domain: str) -> dict[str, Any] | None:
         """The window's pictures as the suggestion needs them: appearance, similarity with the classes."""

@@ -1,10 +1,11 @@
 """Routes about traffic that was answered: feedback, drift, captured pictures."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
+from clipft_tasks.drift.window import Figures, pooled
 from clipft_tasks.errors import Transient
 
 from . import schemas
@@ -53,12 +54,23 @@ def feedback(asked: schemas.Feedback, request: Request) -> Any:
 
 @router.get("/v1/drift/{domain}", response_model=schemas.Drift)
 def drift(domain: str, request: Request) -> dict[str, Any]:
-    """How far what the live version sees is from its reference, measured now."""
-    report = _monitor(request).report(domain)
-    if report is None:
+    """How far what the live version sees, on all replicas together, is from its reference, measured now."""
+    found = _monitor(request).figures(domain)
+    if found is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
     request.state.domain = domain
-    return report
+    version, promised, mine = found
+    told = [a.response.json() for a in _peers(request).tell(request) if a.response is not None and a.response.is_success]
+    same = [Figures(**{f.name: said[f.name] for f in fields(Figures)}) for said in told if said["version"] == version]
+    figures = pooled([mine, *same])
+    signal, ratio = figures.worst
+    return {
+        "domain": domain,
+        "version": version,
+        **asdict(figures),
+        "promised": promised,
+        "worst": {"signal": signal, "ratio": ratio},
+    }
 
 
 @router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])

@@ -174,9 +174,11 @@ class Judged(BaseModel):
 class Drift(BaseModel):
     domain: str
     version: str
-    pictures: int = Field(description="pictures in the window")
+    pictures: int = Field(description="pictures in the window, of all replicas that answer with this version")
     texts: int
     feedback: int
+    pairs: int = Field(description="pictures that came with their own text")
+    behind: dict[str, int] = Field(description="signal -> rows that it was measured on")
     drift: dict[str, float] = Field(description="signal -> figure over its limit; above 1 is drift")
     values: dict[str, float] = Field(description="figures in their own units")
     promised: dict[str, float] = Field(description="accuracy on held-out rows when the version was trained")

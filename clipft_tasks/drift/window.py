@@ -46,6 +46,33 @@ class Figures:
         return max(self.drift.items(), key=lambda kv: kv[1], default=("", 0.0))
 
 
+def pooled(windows: Sequence[Figures]) -> Figures:
+    """Several replicas' windows of one version, as one: each counts by the rows that speak for it, as in Prometheus' rules.
+
+    Intervals are those of all judged answers together. A p-value belongs to one window, so several have none.
+    """
+    if len(windows) == 1:
+        return windows[0]
+
+    def mean(found: list[tuple[float, int]]) -> float:
+        weight = sum(rows for _, rows in found)
+        return sum(value * rows for value, rows in found) / weight if weight else 0.0
+
+    signals = dict.fromkeys(name for w in windows for name in w.drift)
+    drift = {name: mean([(w.drift[name], w.behind[name]) for w in windows if name in w.drift]) for name in signals}
+    behind = {name: sum(w.behind[name] for w in windows if name in w.drift) for name in signals}
+    values: dict[str, float] = {}
+    for name in dict.fromkeys(name for w in windows for name in w.values if not name.endswith("_p")):
+        first = name.partition("_")[0]
+        kind = {"text": "texts", "alignment": "pairs", "accuracy": "feedback"}.get(first, "pictures")
+        kind = "pictures" if name == "accuracy_estimate" else kind
+        values[name] = mean([(w.values[name], getattr(w, kind)) for w in windows if name in w.values])
+    pictures, texts, feedback, pairs = (sum(getattr(w, k) for w in windows) for k in ("pictures", "texts", "feedback", "pairs"))
+    if "accuracy" in values:
+        values["accuracy_low"], values["accuracy_high"] = map(float, wilson(round(values["accuracy"] * feedback), feedback))
+    return Figures(drift, values, pictures, texts, feedback, behind, pairs)
+
+
 @dataclass
 class Window:
     """The last pictures and texts of one model version. Not for several threads at once; the server guards it.

@@ -137,6 +137,21 @@ def test_a_window_is_that_of_all(pair):
     assert all(alone) and len(rows[0]) == len(rows[1]) == len(alone[0]) + len(alone[1])
 
 
+def test_drift_is_that_of_all(pair):
+    for server in pair:
+        for number in range(8):  # 16 rows each, so that every signal of pictures speaks
+            classify(server, f"drift-{number}-{server.url}")
+    relayed = SHOWN | {"X-Clipft-Relayed": "1"}
+    one, other = (s.client.get("/v1/drift/general", headers=relayed).json() for s in pair)
+    both = [s.client.get("/v1/drift/general").json() for s in pair]
+    assert [b["pictures"] for b in both] == [one["pictures"] + other["pictures"]] * 2
+    rows = [w["behind"]["brightness"] for w in (one, other)]
+    assert both[0]["behind"]["brightness"] == sum(rows)
+    assert both[0]["drift"]["brightness"] == pytest.approx(
+        sum(w["drift"]["brightness"] * n for w, n in zip((one, other), rows, strict=True)) / sum(rows)
+    )
+
+
 def test_the_pipeline_waits_until_all_agree(pair, monkeypatch):
     first, second = pair
     with monkeypatch.context() as patch:

@@ -9,7 +9,7 @@ from test_drift_reference import PICTURES, PREDICTIONS, SEEN, a_reference, brigh
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows
 from clipft_tasks.drift.statistics import wilson
-from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window
+from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window, pooled
 
 NOW = 1_800_000_000.0
 
@@ -348,3 +348,20 @@ def test_feedback_is_forgotten_by_number_too():
     for right in [False] * 50 + [True] * 50:
         window.add_feedback(right)
     assert window.figures().values["accuracy"] == 1.0 and window.figures().feedback == 50
+
+
+def test_windows_of_replicas_count_by_the_rows_behind_them():
+    one = Figures({"image": 2.0, "performance": 1.0}, {"image_p": 0.5, "out_of_range": 0.5, "accuracy": 1.0}, 30, 0, 10,
+                  {"image": 30, "performance": 10})  # fmt: skip
+    two = Figures(
+        {"image": 0.5}, {"image_p": 0.1, "out_of_range": 0.0, "text_auc": 0.7, "accuracy": 0.5}, 10, 5, 30, {"image": 10}
+    )
+    assert pooled([one]) is one
+    both = pooled([one, two])
+    assert both.drift == {"image": pytest.approx((2 * 30 + 0.5 * 10) / 40), "performance": 1.0}
+    assert both.behind == {"image": 40, "performance": 10}
+    assert (both.pictures, both.texts, both.feedback) == (40, 5, 40)
+    assert both.values["out_of_range"] == pytest.approx(0.375) and both.values["text_auc"] == 0.7
+    assert both.values["accuracy"] == pytest.approx(25 / 40) and "image_p" not in both.values
+    assert (both.values["accuracy_low"], both.values["accuracy_high"]) == pytest.approx(wilson(25, 40))
+    assert pooled([both, Figures({}, {}, 0, 0, 0)]).drift == both.drift
