@@ -59,6 +59,7 @@ def environment() -> dict[str, str]:
         "CORE__DAGS_FOLDER": PROJECT / "dags",
         "CORE__PLUGINS_FOLDER": PROJECT / "plugins",
         "CORE__LOAD_EXAMPLES": False,
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": False,  # but those that say so themselves: a person switches them on
         "CORE__EXECUTOR": "LocalExecutor",
         "CORE__PARALLELISM": 3,
         "CORE__FERNET_KEY": secret["fernet"],
@@ -72,7 +73,7 @@ def environment() -> dict[str, str]:
         "API_AUTH__JWT_SECRET": secret["jwt"],
         "LOGGING__BASE_LOG_FOLDER": airflow / "logs",
         # A new run starts its first task within about a second.
-        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.2,
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
         "SCHEDULER__JOB_HEARTBEAT_SEC": 2,
         # After a crash or `make down`, tasks that were running are found and tried again within seconds, not minutes.

@@ -24,7 +24,7 @@ from .airflow_api import Airflow
 from .environment import PROJECT, USER, address, environment, keep_secrets, ports
 
 NEEDED_GB = 3
-DAGS = {f"clipft_{name}" for name in ("dataset", "finetune", "rollback", "retrain", "drift_watch", "readapt")}
+DAGS = {path.stem for path in (PROJECT / "dags").glob("clipft_*.py")}
 HEALTH = {
     "mlflow": ("mlflow", "/health"),
     "server": ("server", "/healthz"),
@@ -65,8 +65,6 @@ def up() -> None:
     airflow = Airflow()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
-    for dag in DAGS - {"clipft_retrain"}:  # that one a person switches on
-        airflow.unpause(dag)
     _record(manager.pid)
     print(f"The stack is up after {time.monotonic() - began:.0f} s.")
     addresses()
