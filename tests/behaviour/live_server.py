@@ -6,23 +6,23 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import COLOURS, made_picture, small, write_pictures, write_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from behaviour import nursery
 from clipft_tasks import tracking
 from clipft_tasks.data.pictures import open_picture, square
 from clipft_tasks.domains import get_domain
@@ -32,7 +32,6 @@ from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "a token that only this test knows"
 
 
@@ -123,9 +122,7 @@ class Server:
         env |= {f"CLIPFT_SERVING_{name.upper()}": str(value) for name, value in options.items()}
         home.mkdir(parents=True, exist_ok=True)
         self.log = home / "server.log"
-        command = [sys.executable, "-m", "uvicorn", "serving.app:create_app", "--factory", "--port", str(port)]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        self.process = nursery.start(["serving.app:create_app", "--factory", "--port", str(port)], env, self.log)
         self.client = httpx.Client(base_url=self.url, timeout=60)
         try:
             self.until(lambda: self.get("/healthz").status_code == 200, 240)
@@ -143,19 +140,20 @@ class Server:
         """End the process; returns the seconds that took."""
         began = time.monotonic()
         self.client.close()
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
+        with suppress(psutil.NoSuchProcess):  # a test may have ended it
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except psutil.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
         return time.monotonic() - began
 
     def until(self, true: Callable[[], bool], seconds: float) -> float:
         """Wait for something; returns the seconds that took."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert self.process.is_running(), self.log.read_text()[-3000:]
             try:
                 if true():
                     return time.monotonic() - began
