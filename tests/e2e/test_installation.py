@@ -63,7 +63,7 @@ def running_task(airflow, dag: str, run: str, task: str, said: str) -> psutil.Pr
             from deploy.embedded import stack
 
             manager = stack.running()
-            workers = [p for p in manager.children(recursive=True) if p.name().startswith("airflow worker -- 0")]
+            workers = [p for p in manager.children(recursive=True) if " ".join(p.cmdline()).startswith("airflow worker -- 0")]
             return max(workers, key=lambda p: p.create_time())
         time.sleep(0.3)
     raise AssertionError(f"{task} never said {said!r}")
