@@ -67,10 +67,12 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 	@$(COMPOSE) ps
 	@$(COMPOSE) exec airflow-scheduler clipft doctor
 
-test: setup  ## every test, from unit to end to end (those on the running stack beside the others)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e > .stack-tests.log 2>&1 & stack=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e; others=$$?; \
-	wait $$stack; stack=$$?; echo "On the running stack:"; cat .stack-tests.log; rm -f .stack-tests.log; exit $$((others || stack))
+BESIDE = tests/data tests/unit
+test: setup  ## every test, from unit to end to end, in two halves beside each other
+	@export OMP_NUM_THREADS=1; \
+	{ $(BIN)/python -m pytest tests/e2e; stack=$$?; $(BIN)/python -m pytest $(BESIDE) && exit $$stack; } > .half.log 2>&1 & half=$$!; \
+	$(BIN)/python -m pytest --ignore tests/e2e $(BESIDE:%=--ignore %); others=$$?; \
+	wait $$half; half=$$?; echo "The other half (on the running stack, data, units):"; cat .half.log; rm -f .half.log; exit $$((others || half))
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
