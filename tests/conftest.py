@@ -109,7 +109,9 @@ def write_tiny(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = open_clip.CLIP(**TINY["model_cfg"])
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    weights = folder / "open_clip_model.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    weights.chmod(0o644)  # it writes for the owner alone; a team's services run as another user
     (folder / "open_clip_config.json").write_text(json.dumps(TINY))
     return folder
 

@@ -43,6 +43,9 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
         ClipftError: when the folder is not a package, or its weights do not fit its configuration.
     """
     config = read_config(folder)
+    weights_file = folder / WEIGHTS
+    if weights and weights_file.exists() and not os.access(weights_file, os.R_OK):  # safetensors would say that it is not there
+        raise ClipftError(f"model package {folder}", f"{WEIGHTS} may not be read by this user", f"chmod a+r {weights_file}")
     overrides: dict[str, Any] = {}
     text = config["model_cfg"]["text_cfg"]
     if text.get("hf_model_name") == ".":

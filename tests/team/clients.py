@@ -39,7 +39,7 @@ class TeamAirflow(Airflow):
                 state = self.state(dag, run)
             except httpx.HTTPError:
                 continue
-        failed = {t["task_id"]: self.log(dag, run, t)[-8:] for t in self.tasks(dag, run) if t["state"] != "success"}
+        failed = {t["task_id"]: self.log(dag, run, t)[-8:] for t in self.tasks(dag, run) if t["state"] == "failed"}
         assert state == "success", (state, failed)
 
 
