@@ -61,7 +61,7 @@ def up() -> None:
             command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     _record(manager.pid)
-    _wait(lambda: healthy(watching), manager, log, 180)
+    _wait(lambda: healthy(watching), manager, log, 300)  # minutes, where two cores do much else
     airflow = Airflow()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)

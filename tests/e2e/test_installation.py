@@ -201,7 +201,7 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     assert victim in family
     assert call("deploy.embedded.stack", "down", seconds=120).returncode == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # no child is left behind
-    done = call("deploy.embedded.stack", "up", seconds=300)
+    done = call("deploy.embedded.stack", "up", seconds=600)
     assert done.returncode == 0, done.stdout
     assert httpx.get(settings().server_url + "/readyz", timeout=60).status_code in (200, 503)
     ends_well(airflow, "clipft_finetune", run)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def drifted(demo):
     """`make demo-drift` on the demo's installation; its summary."""
-    done = call("deploy.embedded.stack", "up", seconds=240)  # an earlier test may have stopped it
+    done = call("deploy.embedded.stack", "up", seconds=600)  # an earlier test may have stopped it
     assert done.returncode == 0, done.stdout[-3000:]
     done = call("deploy.embedded.demo_drift", seconds=1500)
     assert done.returncode == 0, done.stdout[-6000:]
