@@ -1,5 +1,6 @@
 """Airflow over REST, as a person's script would use it."""
 
+import time
 from typing import Any
 
 import httpx
@@ -55,7 +56,9 @@ class Airflow:
         return list(self.call("GET", f"/dags/{dag}/dagRuns?limit=20&order_by=-run_after")["dag_runs"])
 
     def answer(self, dag: str, run: str, task: str, option: str) -> None:
-        """Answer a task that waits for a person."""
+        """Answer a task that waits for a person, no sooner than a person could: Airflow fails a task that goes on before its
+        scheduler has noted that it began to wait."""
+        time.sleep(3)
         path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
         self.call("PATCH", path, json={"chosen_options": [option], "params_input": {}})
 

@@ -179,8 +179,7 @@ def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     assert "version 2" in waiting[0]["subject"] and "gain" in waiting[0]["body"]
     live = httpx.get(settings().server_url + "/readyz").json()["live"]
     assert live["general"] == "1"  # nothing is promoted before a person says so
-    path = f"/dags/clipft_finetune/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
-    airflow.call("PATCH", path, json={"chosen_options": ["Approve"], "params_input": {}})
+    airflow.answer("clipft_finetune", run, "approve", "Approve")
     ends_well(airflow, "clipft_finetune", run)
     assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "2"
 
