@@ -57,7 +57,9 @@ def chain(team, airflow) -> dict[str, str]:
     }
     runs = {"dataset": airflow.finish("clipft_dataset", data)}
     runs["first"] = airflow.finish("clipft_finetune", training)
-    runs["second"] = airflow.finish("clipft_finetune", training | {"train.seed": 1, "train.epochs": 2})
+    runs["second"] = airflow.finish(
+        "clipft_finetune", training | {"train.seed": 1, "train.epochs": 1, "train.learning_rate": 1e-4}
+    )  # that is less sure of itself
     return runs
 
 
@@ -143,7 +145,7 @@ def test_files_outside_volumes_cannot_be_written_and_nobody_is_root(team):
 
 def test_the_whole_chain_runs_and_its_model_is_live_on_every_replica(team, airflow, chain):
     made = airflow.result("clipft_dataset", chain["dataset"], "version")
-    assert made["version"] == "general/v1" and made["new"]
+    assert made["dataset"] == "general/v1" and made["new"]
     for run, version in (("first", "1"), ("second", "2")):
         assert airflow.result("clipft_finetune", chain[run], "deploy")["replicas"] == 3
         assert airflow.result("clipft_finetune", chain[run], "verify")["version"] == version
@@ -258,6 +260,6 @@ def test_a_run_goes_on_when_a_service_is_restarted_under_it(team, airflow, chain
     team.restart(team.one(service), 180)
     airflow.wait("clipft_dataset", run)
     made = airflow.result("clipft_dataset", run, "version")
-    assert made["version"] == "general/v1" and not made["new"], "the same data, once"
+    assert made["dataset"] == "general/v1" and not made["new"], "the same data, once"
     assert all(team.healthy(c) for c in team.containers if c.name in team.services), team.logs()
     assert http.post(team.address(8800) + "/v1/classify", json=CLASSIFY).status_code == 200
