@@ -63,9 +63,7 @@ def pooled(windows: Sequence[Figures]) -> Figures:
     behind = {name: sum(w.behind[name] for w in windows if name in w.drift) for name in signals}
     values: dict[str, float] = {}
     for name in dict.fromkeys(name for w in windows for name in w.values if not name.endswith("_p")):
-        first = name.partition("_")[0]
-        kind = {"text": "texts", "alignment": "pairs", "accuracy": "feedback"}.get(first, "pictures")
-        kind = "pictures" if name == "accuracy_estimate" else kind
+        kind = "texts" if name.startswith("text_") else {"alignment": "pairs", "accuracy": "feedback"}.get(name, "pictures")
         values[name] = mean([(w.values[name], getattr(w, kind)) for w in windows if name in w.values])
     pictures, texts, feedback, pairs = (sum(getattr(w, k) for w in windows) for k in ("pictures", "texts", "feedback", "pairs"))
     if "accuracy" in values:

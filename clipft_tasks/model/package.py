@@ -40,7 +40,7 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     """The model and tokenizer of a package (or of the starter), on the CPU in fp32 and in eval mode.
 
     Raises:
-        ClipftError: when the folder is not a package, or its weights do not fit its configuration.
+        ClipftError: when the folder is not a package, its weights may not be read, or do not fit its configuration.
     """
     config = read_config(folder)
     weights_file = folder / WEIGHTS

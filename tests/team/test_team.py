@@ -57,9 +57,8 @@ def chain(team, airflow) -> dict[str, str]:
     }
     runs = {"dataset": airflow.finish("clipft_dataset", data)}
     runs["first"] = airflow.finish("clipft_finetune", training)
-    runs["second"] = airflow.finish(
-        "clipft_finetune", training | {"train.seed": 1, "train.epochs": 1, "train.learning_rate": 1e-4}
-    )  # that is less sure of itself
+    unsure = {"train.seed": 1, "train.epochs": 1, "train.learning_rate": 1e-4}  # so that its answers are told from the first's
+    runs["second"] = airflow.finish("clipft_finetune", training | unsure)
     return runs
 
 
