@@ -21,6 +21,7 @@ from clipft_tasks import versions
 from . import rules
 from .book import HOURS, NAME, Book, Worker
 from .keys import AUDIENCE, LEEWAY, Keys
+from .objects import Objects, key_of
 from .settings import DoorSettings
 
 ASK = {"WWW-Authenticate": 'Basic realm="clipft", charset="UTF-8"'}
@@ -41,6 +42,7 @@ def create_app(settings: DoorSettings | None = None) -> FastAPI:
     """The app. Raises ValueError when a secret is too short."""
     settings = settings or DoorSettings()  # type: ignore[call-arg]  # from the environment
     keys, book = Keys(settings.door_secret.get_secret_value()), Book(settings.door_home / "door.db")
+    objects = Objects(settings.store_bucket, settings.store_reader_key, settings.store_reader_secret.get_secret_value())
     app = FastAPI(title="clipft door", docs_url=None, redoc_url=None, openapi_url=None)
 
     def known(name: str) -> Worker:
@@ -112,14 +114,21 @@ def create_app(settings: DoorSettings | None = None) -> FastAPI:
 
     @app.get("/auth/data")
     def auth_data(
-        authorization: Annotated[str, Header()] = "", x_forwarded_method: Annotated[str, Header()] = "GET"
+        authorization: Annotated[str, Header()] = "",
+        x_forwarded_method: Annotated[str, Header()] = "GET",
+        x_forwarded_uri: Annotated[str, Header()] = "/",
     ) -> Response:
         user, password = _basic(authorization)
         if not person(user, password):
             by_password(user, password)
         if x_forwarded_method not in ("GET", "HEAD"):
             raise HTTPException(403, "Data may be read here and not written: versions are made on the control plane.")
-        return Response()
+        if not x_forwarded_uri.startswith("/objects/"):
+            return Response()
+        key = key_of(x_forwarded_uri)
+        if key is None:
+            raise HTTPException(404, "Below /objects there are objects of data sets, by their digest, and nothing else.")
+        return Response(headers=objects.signed(x_forwarded_method, key))
 
     # Workers ask ---------------------------------------------------------------------------------------------------
 

@@ -20,4 +20,9 @@ class DoorSettings(BaseSettings):
     airflow_address: str = Field("http://127.0.0.1:8080", description="Airflow, and below it /door")
     mlflow_address: str = Field("http://127.0.0.1:5050", description="MLflow")
     data_address: str = Field("http://127.0.0.1:8090", description="datasets.git and objects")
+    store_bucket: str = Field("http://store:8333/data", description="the bucket of data sets, as the gateway calls it")
+    store_reader_key: str = Field(
+        "", description="an identity of the store that may read that bucket; none: no objects are handed out"
+    )
+    store_reader_secret: SecretStr = Field(SecretStr(""), description="its secret")
     tuning_url: str | None = Field(None, description="database of tuning studies; none: workers bring their own")

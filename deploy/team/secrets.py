@@ -13,9 +13,9 @@ FRONT = {"AIRFLOW": 8080, "MLFLOW": 5050, "SERVER": 8800, "DATA": 8090, "GRAFANA
 SECRETS = (
     "DOOR_SECRET", "DOOR_TOKEN", "SERVER_TOKEN", "ALERT_TOKEN", "JWT_SECRET", "SESSION_SECRET", "GRAFANA_SECRET",
     "POSTGRES_PASSWORD", "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "TUNING_DB_PASSWORD",
-    "STORE_ADMIN_SECRET", "STORE_MLFLOW_SECRET", "STORE_DATA_SECRET",
+    "STORE_ADMIN_SECRET", "STORE_MLFLOW_SECRET", "STORE_DATA_SECRET", "STORE_READER_SECRET",
 )  # fmt: skip
-KEYS = ("STORE_ADMIN_KEY", "STORE_MLFLOW_KEY", "STORE_DATA_KEY")
+KEYS = ("STORE_ADMIN_KEY", "STORE_MLFLOW_KEY", "STORE_DATA_KEY", "STORE_READER_KEY")
 
 
 def content(host: str = "localhost", tls: bool = False) -> str:
@@ -36,16 +36,28 @@ def content(host: str = "localhost", tls: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path, host: str, tls: bool) -> None:
-    """Make `.env`. Raises ClipftError when there is one: its secrets are in the databases already."""
+def write(path: Path, host: str, tls: bool) -> str:
+    """Make `.env`, or add to that of an older release the secrets that have come since; says what was done.
+
+    Raises ClipftError when there is one that lacks nothing: its secrets are in the databases already.
+    """
+    new = content(host, tls)
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+        done = f"Made {path}. `make team-up` starts the team's deployment; its user and password stand there."
     except FileExistsError:
-        raise ClipftError(
-            f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."
-        ) from None
+        have = {line.partition("=")[0] for line in path.read_text().splitlines()}
+        wanted = {f"CLIPFT_{name}" for name in (*SECRETS, *KEYS)} - have
+        if not wanted:
+            raise ClipftError(
+                f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."
+            ) from None
+        new = "\n" + "\n".join(line for line in new.splitlines() if line.partition("=")[0] in wanted) + "\n"
+        file = path.open("a")
+        done = f"Added to {path} what it lacked: {', '.join(sorted(wanted))}. What was there is as it was."
     with file:
-        file.write(content(host, tls))
+        file.write(new)
+    return done
 
 
 def main() -> None:
@@ -55,10 +67,9 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path(".env"))
     asked = parser.parse_args()
     try:
-        write(asked.file, asked.host, asked.tls)
+        print(write(asked.file, asked.host, asked.tls))
     except ClipftError as error:
         sys.exit(f"Error: {error}")
-    print(f"Made {asked.file}. `make team-up` starts the team's deployment; its user and password stand there.")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ Each runs its real command, as its user, with exactly its environment, in a netw
 bridge for each of its networks, and on a file system of its own: the machine's below, the volumes and files that the Compose
 file names at their paths, read-only where it says so, and of the checkout only what the image's target copies. Names are
 answered by a resolver at 127.0.0.11, as an engine does. Programs come from this machine instead of images; the object store is
-stood in for by moto, which speaks the same protocol.
+stood in for by moto, which speaks the same protocol (store.py).
 """
 
+import contextlib
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -46,6 +48,15 @@ def run(*command: str, check: bool = True) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
+
+
+def kill_all(namespace: str) -> list[int]:
+    """Kill every process in a network namespace; those that were there."""
+    there = [int(pid) for pid in run("ip", "netns", "pids", namespace, check=False).split()]
+    for pid in there:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return there
 
 
 @dataclass
@@ -90,6 +101,7 @@ class Team:
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._next = 10
         (folder / "logs").mkdir(parents=True)
+        self._clear()
 
     def _slot(self) -> int:
         """A number of our own among the stacks that run on this machine: it makes names and addresses differ."""
@@ -101,6 +113,16 @@ class Team:
             except OSError:
                 self._lock.close()
         raise AssertionError("sixteen stacks are running already")
+
+    def _clear(self) -> None:
+        """Remove what a run that was killed left of itself. It had our number, and its lock would be held if it lived."""
+        left = [line.split()[0] for line in run("ip", "netns", "list").splitlines()]
+        left = [name for name in left if name.startswith(f"ct{self.slot}-")]
+        for namespace in left:
+            self.until(lambda namespace=namespace: not kill_all(namespace), 20, f"the processes of {namespace}")  # type: ignore[misc]
+            run("ip", "netns", "del", namespace)
+        for link in re.findall(rf"^\d+: (ct{self.slot}[bv]\w+)", run("ip", "-o", "link"), flags=re.M):
+            run("ip", "link", "del", link, check=False)  # a cable goes with its other end
 
     # Networks --------------------------------------------------------------------------------------------------------
 
@@ -244,7 +266,8 @@ class Team:
         if image.startswith("postgres:"):
             return ["bash", "-c", POSTGRES_ENTRYPOINT, *command]
         if image.startswith("chrislusf/seaweedfs:"):
-            return [str(BIN / "moto_server"), "--host", "0.0.0.0", "--port", "8333"]
+            config = next(c["target"] for c in service["configs"] if c["source"] == "store")
+            return [str(BIN / "python"), str(PROJECT / "tests" / "team" / "store.py"), config]
         if image.startswith("prom/prometheus:"):
             return ["prometheus", *command]
         if image.startswith("prom/alertmanager:"):

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipft_tasks.errors import ClipftError
 from clipft_tasks.settings import Settings
+from deploy.door.settings import DoorSettings
 from deploy.team import secrets
 from serving.settings import ServingSettings
 
@@ -131,6 +133,10 @@ def test_names_and_services_agree():
     assert len(upstreams) >= int(SERVICES["server"]["deploy"]["replicas"])
     assert upstreams == [f"clipft-server-{n}:8800" for n in range(1, len(upstreams) + 1)]
     assert compose.raw()["name"] == "clipft", "container names begin with it"
+    signed = DoorSettings.model_fields["store_bucket"].default  # what the door signs is what the gateway asks
+    host, _, bucket = signed.removeprefix("http://").partition("/")
+    asked = (DEPLOY / "gateway" / "Caddyfile").read_text()
+    assert f"header_up Host {host}\n" in asked and f"reverse_proxy {host} " in asked and f"rewrite * /{bucket}/files" in asked
 
 
 def known_to_airflow() -> set[str]:
@@ -182,6 +188,18 @@ def test_env_is_made_once_for_its_owner_only(tmp_path):
     other = compose.dotenv(secrets.content())
     same = {k for k, v in compose.dotenv(made).items() if other[k] == v}
     assert not [k for k in same if re.search(r"PASSWORD|SECRET|TOKEN|_KEY$", k)], "two installations share a secret"
+
+
+def test_an_older_env_gets_the_secrets_that_have_come_since_and_keeps_its_own(tmp_path):
+    path = tmp_path / ".env"
+    older = [line for line in secrets.content().splitlines() if not line.startswith("CLIPFT_STORE_READER_")]
+    path.write_text("\n".join(older))
+    said = secrets.write(path, "localhost", tls=False)
+    made = compose.dotenv(path.read_text())
+    assert path.read_text().startswith("\n".join(older)) and made.keys() == ENV.keys()
+    assert "CLIPFT_STORE_READER_KEY, CLIPFT_STORE_READER_SECRET" in said and made["CLIPFT_STORE_READER_SECRET"]
+    with pytest.raises(ClipftError, match="there already"):
+        secrets.write(path, "localhost", tls=False)
 
 
 def test_with_a_name_and_tls_everything_is_https():

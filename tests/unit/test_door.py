@@ -65,6 +65,27 @@ def test_secrets_are_derived_so_a_restart_keeps_them_and_another_master_does_not
         create_app(DoorSettings(door_home=tmp_path, door_secret="short", door_token="t"))
 
 
+@pytest.mark.parametrize(
+    "key", ["files/md5/01/23456789abcdef0123456789abcdef", "files/md5/01/23456789abcdef0123456789abcdef.dir"]
+)
+def test_an_object_is_signed_for_whoever_may_read_it_and_for_nobody_else(plane, key):
+    who = plane.join("reader")
+    signed = plane.asked("data", "GET", f"/objects/{key}", auth=who)
+    assert signed.status_code == 200 and signed.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
+    assert signed.headers["x-amz-date"] and signed.headers["x-amz-content-sha256"]
+    for refused in (plane.asked("data", "GET", f"/objects/{key}"), plane.asked("data", "PUT", f"/objects/{key}", auth=who)):
+        assert refused.status_code in (401, 403) and "authorization" not in refused.headers
+    assert "authorization" not in plane.asked("data", "GET", "/datasets.git/HEAD", auth=who).headers
+
+
+@pytest.mark.parametrize(
+    "path", ["", "files/md5/01", "files/md5/../mlflow/x", "files/md5/01/23%2f..", "runs/1/secret", "?list-type=2"]
+)
+def test_below_objects_nothing_is_signed_but_an_object(plane, path):
+    answer = plane.asked("data", "GET", f"/objects/{path}", auth=("team", "of-people"))
+    assert answer.status_code == 404 and "authorization" not in answer.headers
+
+
 def test_a_revoked_worker_is_out_everywhere_at_once_and_back_with_another_secret(plane):
     who = plane.join("desk-2")
     ways = {

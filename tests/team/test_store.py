@@ -1,0 +1,81 @@
+"""Who gets what from the object store: the Compose file's identities, and the door's signature for the gateway."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+from botocore.exceptions import ClientError
+
+from deploy.door.objects import Objects
+from deploy.team import secrets
+
+from . import compose
+
+ENV = compose.dotenv(secrets.content())
+DIGEST = "0123456789abcdef0123456789abcdef"
+KEY = f"files/md5/{DIGEST[:2]}/{DIGEST[2:]}"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Its address, with the bucket of data sets and one object in it."""
+    config = tmp_path_factory.mktemp("store") / "s3.json"
+    config.write_text(compose.read(ENV)["configs"]["store"]["content"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).with_name("store.py")), str(config), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        httpx.Client(transport=httpx.HTTPTransport(retries=8)).get(f"{address}/moto-api/")
+        for bucket in ("mlflow", "data"):
+            client(address, "ADMIN").create_bucket(Bucket=bucket)
+        client(address, "DATA").put_object(Bucket="data", Key=KEY, Body=b"PAR1")
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def client(address: str, who: str):
+    return boto3.client(
+        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id=ENV[f"CLIPFT_STORE_{who}_KEY"],
+        aws_secret_access_key=ENV[f"CLIPFT_STORE_{who}_SECRET"],
+    )  # fmt: skip
+
+
+def test_an_object_is_given_for_the_doors_signature_and_for_nothing_else(store):
+    door = Objects(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], ENV["CLIPFT_STORE_READER_SECRET"])
+    thing = f"{store}/data/{KEY}"
+    assert httpx.get(thing, headers=door.signed("GET", KEY)).content == b"PAR1"
+    assert httpx.head(thing, headers=door.signed("HEAD", KEY)).status_code == 200
+    assert httpx.get(thing, headers=door.signed("GET", KEY) | {"Range": "bytes=0-1"}).content == b"PA"
+    refused = {
+        "nobody's": httpx.get(thing),
+        "another object's": httpx.get(thing, headers=door.signed("GET", KEY[::-1])),
+        "another method's": httpx.put(thing, headers=door.signed("GET", KEY), content=b"x"),
+        "a reader's that writes": httpx.put(thing, headers=door.signed("PUT", KEY)),
+        "with another secret": httpx.get(
+            thing, headers=Objects(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], "guessed").signed("GET", KEY)
+        ),
+    }
+    assert {how: answer.status_code for how, answer in refused.items()} == dict.fromkeys(refused, 403)
+    assert client(store, "DATA").get_object(Bucket="data", Key=KEY)["Body"].read() == b"PAR1"
+
+
+@pytest.mark.parametrize(("who", "other"), [("MLFLOW", "data"), ("DATA", "mlflow"), ("READER", "mlflow")])
+def test_each_key_opens_its_own_bucket_only(store, who, other):
+    there = client(store, who)
+    for ask in (
+        lambda: there.list_objects_v2(Bucket=other),
+        lambda: there.get_object(Bucket=other, Key=KEY),
+        lambda: there.put_object(Bucket=other, Key="x", Body=b"x"),
+        lambda: there.create_bucket(Bucket="more"),
+    ):
+        with pytest.raises(ClientError, match="403|AccessDenied"):
+            ask()
