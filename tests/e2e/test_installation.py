@@ -3,6 +3,7 @@
 import json
 import time
 import urllib.request
+from pathlib import Path
 
 import httpx
 import psutil
@@ -129,6 +130,21 @@ def test_prometheus_scrapes_the_server(demo, installation):
             break
         time.sleep(1)
     assert found[0]["metric"]["domain"] == "industrial"
+
+
+def test_the_weekly_care_leaves_a_whole_backup_and_what_is_in_use(airflow, tmp_path):
+    from clipft_tasks import tracking
+    from clipft_tasks.care import backup
+
+    airflow.unpause("clipft_care")
+    run = finish(airflow, "clipft_care", {"folder": str(tmp_path)})
+    airflow.call("PATCH", "/dags/clipft_care", json={"is_paused": True})
+    made = airflow.result("clipft_care", run, "backup")
+    kept, problems = backup.verify(Path(made["folder"]))
+    assert Path(made["folder"]).parent == tmp_path and kept.bytes == made["bytes"] and not problems
+    cleared = airflow.result("clipft_care", run, "gc")
+    assert not cleared["failed"] and cleared.keys() >= {"freed", "removed", "left"}
+    assert tracking.fetch_package(tracking.champion("industrial")).is_dir()
 
 
 def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, form):

@@ -26,7 +26,7 @@ from typing import Any
 from .compose import PROJECT, images, read
 
 BIN = Path(sys.executable).parent
-PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "dnsmasq", "caddy", "prometheus", "psql", "wget", "git")
+PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "dnsmasq", "caddy", "prometheus", "psql", "wget", "git", "faketime")
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
 NOT_HERE = {"grafana": "there is no Grafana to install here", "worker-cuda": "its own tests"}
 

@@ -57,7 +57,7 @@ class Fleet:
         self.team = engine.Team(folder / "engine", env, profiles=("core",))
         for service in self.team.services.values():
             if "airflow" in service["image"]:
-                service["environment"]["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "45"
+                service["environment"]["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "100"
                 service["volumes"] = [*service.get("volumes", []), f"{HERE}/forty.py:/opt/clipft/dags/forty.py:ro"]
 
     def up(self) -> None:
@@ -80,6 +80,7 @@ class Fleet:
     def worker(self, name: str, code: str = "", **environment: str) -> engine.Container:
         """A new machine: the service `worker-cuda` with a volume of its own; of the control plane it sees the gateway alone."""
         service = copy.deepcopy(self.team.compose["services"]["worker-cuda"])
+        service["restart"] = "no"  # what ended is looked at
         volume = f"worker-{name}"
         self.team.compose["volumes"][volume] = {}
         tiny = self.folder / f"tiny-{name}"
@@ -106,6 +107,18 @@ class Fleet:
     def home(self, name: str) -> Path:
         """A worker's volume, as seen from outside."""
         return self.team.folder / "volumes" / f"worker-{name}"
+
+    def again(self, worker: engine.Container) -> None:
+        """`docker restart`: told to end, and started again."""
+        self.team.stop(worker, 200)
+        self.team.start(worker)
+
+    def sees(self, worker: engine.Container) -> list[Path]:
+        """Which volumes of this deployment, and which of its files, a worker can reach on its file system."""
+        held = sorted((self.team.folder / "volumes").iterdir())
+        mounted = {line.split()[3] for line in self.team.execute(worker, "cat", "/proc/self/mountinfo").stdout.splitlines()}
+        listed = self.team.execute(worker, "ls", "-d", str(self.folder), *map(str, held)).stdout.split()
+        return [p for p in held if str(p) in mounted or str(p) in listed] + [Path(p) for p in listed if p == str(self.folder)]
 
     def log(self, name: str) -> str:
         return self.team.logs(f"worker-{name}", lines=400)
