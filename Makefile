@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
+# Programs here import thousands of files each: one process compiles them and the others read that, whatever the environment
+# says. In a container, where it is usual to say so, each would compile them anew and start three times as slowly.
+unexport PYTHONDONTWRITEBYTECODE
+
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
 .PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status test test-team lint lock
