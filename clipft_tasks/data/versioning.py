@@ -11,16 +11,16 @@ killed process leaves behind is put back by the next one.
 
 import base64
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from filelock import FileLock
 from ..errors import ClipftError, Transient
 from ..settings import is_url, settings
 from . import manifest, shards
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not read Username")  # trying again does not help
 TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
@@ -183,7 +186,8 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
         kept = home / "shards"
         kept.mkdir(parents=True, exist_ok=True)
         if found and (home / "shards.dvc").exists():
-            _dvc(repo, "pull", "--force", f"{domain}/shards.dvc", f"{domain}/splits.parquet.dvc")
+            with _dvc(repo, "pull", transient=True) as dvc:
+                dvc.pull([str(home / "shards.dvc"), str(home / "splits.parquet.dvc")], force=True)
         frame = manifest.read(staging / "manifest.parquet")
         wanted = set(frame["shard"])
         for path in kept.iterdir():
@@ -196,9 +200,11 @@ def commit(domain: str, staging: Path, card: dict[str, Any]) -> tuple[Version, b
             shutil.copyfile(staging / name, home / name)
         (home / "datacard.json").write_text(json.dumps(card | {"version": tag}, indent=1, sort_keys=True) + "\n")
 
-        tracked = [f"{domain}/shards", f"{domain}/manifest.parquet", f"{domain}/splits.parquet"]
-        _dvc(repo, "add", *tracked)
-        _dvc(repo, "push", *(f"{t}.dvc" for t in tracked))
+        tracked = [str(home / name) for name in ("shards", "manifest.parquet", "splits.parquet")]
+        with _dvc(repo, "add") as dvc:
+            dvc.add(tracked)
+        with _dvc(repo, "push", transient=True) as dvc:
+            dvc.push([f"{t}.dvc" for t in tracked])
         _git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
         if _git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
             _git(repo, "commit", "--quiet", "--message", f"{tag}: {card['rows']} rows from {card['source']}")
@@ -262,7 +268,8 @@ def unbundle(source: Path) -> None:
             building.rmdir()
         else:
             os.replace(building, path)
-        _dvc(path, "remote", "modify", "--local", "store", "url", settings().remote)  # as here, whatever the versions say
+        with _dvc(path, "remote modify") as dvc, dvc.config.edit("local") as config:
+            config["remote"]["store"] = {"url": settings().remote}  # as here, whatever the versions say
 
 
 def working_copy() -> Path:
@@ -324,10 +331,10 @@ def _init(path: Path, url: str | None) -> None:
     _git(path, "config", "user.email", "clipft@localhost")
     if (path / ".dvc" / "config").exists():
         return
-    _dvc(path, "init", "--force")
-    _dvc(path, "config", "core.analytics", "false")
-    _dvc(path, "config", "cache.type", "reflink,hardlink,copy")
-    _dvc(path, "remote", "add", "--force", "--default", "store", settings().remote)
+    with _dvc(path, "init", new=True) as dvc, dvc.config.edit() as config:
+        config["core"] |= {"analytics": "false", "remote": "store"}
+        config["cache"]["type"] = "reflink,hardlink,copy"
+        config["remote"]["store"] = {"url": settings().remote}
     if "://" not in settings().remote:
         Path(settings().remote).mkdir(parents=True, exist_ok=True)
     (path / "README.md").write_text("Dataset versions. One folder a domain, one tag a version; written by clipft.\n")
@@ -391,28 +398,52 @@ def _reading() -> dict[str, Any] | None:
 
 
 def _git(cwd: Path, *args: str, transient: bool = False) -> str:
-    return _call(["git", *args], cwd, transient)
-
-
-def _dvc(cwd: Path, *args: str) -> str:
-    return _call([sys.executable, "-m", "dvc", *args], cwd, transient=args[0] in ("push", "pull", "fetch"))
-
-
-def _call(command: list[str], cwd: Path, transient: bool) -> str:
     # A repository must behave the same under any user's git configuration.
     callers = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
     inherited = {k: v for k, v in os.environ.items() if k not in callers}  # set inside a git hook
-    env = {**inherited, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
+    env = {**inherited, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0"}
     if who := settings().credentials:  # by the environment: neither a command line nor a file shows it
         basic = base64.b64encode(":".join(who).encode()).decode()
         env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.{settings().datasets}.extraHeader"}
         env |= {"GIT_CONFIG_VALUE_0": f"Authorization: Basic {basic}"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        shown = " ".join(a for a in command if a != sys.executable)
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        message = f"`{shown}` in {cwd} failed: {' '.join(reason[-3:])}"
-        if transient and not REFUSED.search(message):
-            raise Transient(message)
-        raise ClipftError("the repository of data sets", message, "Mend the repository, then run again.")
+        raise _failed(f"git {' '.join(args)}", cwd, " ".join(reason[-3:]), transient)
     return done.stdout.strip()
+
+
+@contextmanager
+def _dvc(path: Path, command: str, *, new: bool = False, transient: bool = False) -> Iterator["Repo"]:
+    """DVC's repository, for what `command` says, in this process: in its own, DVC takes longer to import than to do it."""
+    from dvc.repo import Repo
+
+    reasons = _Reasons()
+    logger = logging.getLogger("dvc_data")
+    logger.addHandler(reasons)
+    try:
+        with Repo.init(str(path), force=True) if new else Repo(str(path)) as repo:
+            yield repo
+    except Exception as error:  # a store's own library raises what it likes
+        raise _failed(f"dvc {command}", path, " ".join([str(error), *reasons.said[-1:]]), transient) from error
+    finally:
+        logger.removeHandler(reasons)
+
+
+class _Reasons(logging.Handler):
+    """Why files did not arrive: DVC's exceptions only count them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        why = record.exc_info[1] if record.exc_info else None
+        self.said.append(f"{record.getMessage()}: {why}" if why else record.getMessage())
+
+
+def _failed(command: str, cwd: Path, reason: str, transient: bool) -> ClipftError | Transient:
+    message = f"`{command}` in {cwd} failed: {reason}"
+    if transient and not REFUSED.search(message):
+        return Transient(message)
+    return ClipftError("the repository of data sets", message, "Mend the repository, then run again.")

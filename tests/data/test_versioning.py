@@ -318,15 +318,17 @@ import os, sys
 from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import version
-real, left = versioning._call, int(sys.argv[1])
-def call(command, *rest, **more):
-    global left
-    if command[1] in ("add", "commit", "tag") or "push" in command or "add" in command:
-        if left == 0:
-            os.kill(os.getpid(), 9)
-        left -= 1
-    return real(command, *rest, **more)
-versioning._call = call
+left = int(sys.argv[1])
+def dying(real):
+    def call(repo, command, *rest, **more):
+        global left
+        if command in ("add", "push", "commit", "tag"):
+            if left == 0:
+                os.kill(os.getpid(), 9)
+            left -= 1
+        return real(repo, command, *rest, **more)
+    return call
+versioning._git, versioning._dvc = dying(versioning._git), dying(versioning._dvc)
 version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}}), sys.argv[2])
 """
     staging = staged(table)
