@@ -1,55 +1,90 @@
-"""Servers that start in a moment: forked from a process that has imported what a server imports, which takes longer than most tests."""
+"""Python programs that start in a moment: forked from a process that has imported what they import, which takes longer than most
+tests. For tests of what a program does; how it starts, and what it imports for that, is seen where it is run as a person would.
+"""
 
-import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
-import psutil
+import pytest
 
-ROOT = Path(__file__).parents[2]
+from deploy.scheduler import LIBRARIES
 
-# One line of JSON asks for a server; one line answers with its process.
-PROGRAM = """
-import json, os, signal, sys
-import uvicorn
-import serving.app
-
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends is gone, without being waited for
-for line in sys.stdin:
-    asked = json.loads(line)
-    if child := os.fork():
-        print(child, flush=True)
-        continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update(asked["environment"])
-    log, nothing = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, os.O_RDONLY)
-    for there, here in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(there, here)
-    uvicorn.main(asked["arguments"])
-"""
+ROOT = Path(__file__).parents[1]
+# What clipft's own modules and their libraries import, some of it only when it is first used.
+IMPORTED = (
+    *LIBRARIES,
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "pytest",
+    "serving.app",
+    "uvicorn.protocols.http.httptools_impl",
+)
+SERVER = "import uvicorn; uvicorn.main()"
 
 
 @cache
-def _nursery() -> subprocess.Popen[str]:
-    """The one of this test process; it ends with it, when its input does."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+def _forks() -> multiprocessing.context.ForkServerContext:
+    """The one of this test process; it ends with it."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(list(IMPORTED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a process with threads is not forked
+        patch.chdir(ROOT)  # where it finds the code
+        forkserver.ensure_running()
+    return forks
 
 
-def start(arguments: list[str], environment: dict[str, str], log: Path) -> psutil.Process:
-    """uvicorn with these arguments, in a process of its own.
+class Program:
+    """What `subprocess.Popen` is of `python -c`, by the same names."""
 
-    Args:
-        arguments: of its command line; environment: the whole of it; log: where it writes.
-    """
-    nursery = _nursery()
-    assert nursery.stdin and nursery.stdout
-    asked = {"arguments": arguments, "environment": environment, "log": str(log)}
-    print(json.dumps(asked), file=nursery.stdin, flush=True)
-    return psutil.Process(int(nursery.stdout.readline()))
+    def __init__(
+        self, code: str, *arguments: object, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        """Args: environment: the whole of it; log: where it writes all it says, else to `out` and `err`."""
+        self._folder = tempfile.TemporaryDirectory()
+        self.out, self.err = (log or Path(self._folder.name) / name for name in ("out", "err"))
+        asked = (
+            code,
+            [str(a) for a in arguments],
+            dict(os.environ if environment is None else environment),
+            self.out,
+            self.err,
+        )
+        self._process = _forks().Process(target=_become, args=asked, daemon=True)
+        self._process.start()
+        self.pid = int(self._process.pid or 0)
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a forked program", timeout or 0)
+        return self._process.exitcode
+
+
+def run(code: str, *arguments: object, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """What `subprocess.run` is of it."""
+    program = Program(code, *arguments, environment=environment)
+    return subprocess.CompletedProcess(code, program.wait(), program.out.read_text(), program.err.read_text())
+
+
+def _become(code: str, arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for there, here in ((out, 1), (err, 2)):
+        os.dup2(os.open(there, os.O_WRONLY | os.O_CREAT | os.O_APPEND), here)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<program>", "exec"), {"__name__": "__main__"})

@@ -6,23 +6,23 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
+import nursery
 import pytest
 import torch
 from conftest import COLOURS, made_picture, small, write_pictures, write_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from behaviour import nursery
 from clipft_tasks import tracking
 from clipft_tasks.data.pictures import open_picture, square
 from clipft_tasks.domains import get_domain
@@ -122,7 +122,8 @@ class Server:
         env |= {f"CLIPFT_SERVING_{name.upper()}": str(value) for name, value in options.items()}
         home.mkdir(parents=True, exist_ok=True)
         self.log = home / "server.log"
-        self.process = nursery.start(["serving.app:create_app", "--factory", "--port", str(port)], env, self.log)
+        arguments = ("serving.app:create_app", "--factory", "--port", port)
+        self.process = nursery.Program(nursery.SERVER, *arguments, environment=env, log=self.log)
         self.client = httpx.Client(base_url=self.url, timeout=60)
         try:
             self.until(lambda: self.get("/healthz").status_code == 200, 240)
@@ -140,20 +141,19 @@ class Server:
         """End the process; returns the seconds that took."""
         began = time.monotonic()
         self.client.close()
-        with suppress(psutil.NoSuchProcess):  # a test may have ended it
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except psutil.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(10)
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
         return time.monotonic() - began
 
     def until(self, true: Callable[[], bool], seconds: float) -> float:
         """Wait for something; returns the seconds that took."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            assert self.process.is_running(), self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
                 if true():
                     return time.monotonic() - began

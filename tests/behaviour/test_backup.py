@@ -4,15 +4,14 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import nursery
 import pytest
 from click.testing import CliRunner
 from conftest import write_pictures
@@ -28,7 +27,7 @@ from clipft_tasks.errors import ClipftError
 from clipft_tasks.settings import settings
 from clipft_tasks.stages import chain
 
-ROOT = Path(__file__).parents[2]
+COMMAND = "from clipft_tasks.cli import main; main()"
 PICTURE = "0" * 24 + "-0"
 
 
@@ -72,17 +71,6 @@ def copy(taken: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(taken, tmp_path / "copy"))
 
 
-def command(*arguments: object) -> subprocess.Popen[str]:
-    code = "from clipft_tasks.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 # Whole ---------------------------------------------------------------------------------------------------------------
 
 
@@ -117,9 +105,7 @@ def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(tak
     settings.cache_clear()
     source.rename(away)
     try:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-        program = [sys.executable, "-c", ELSEWHERE, str(taken), str(base)]
-        done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True)
+        done = nursery.run(ELSEWHERE, taken, base)
         assert done.returncode == 0, done.stderr[-3000:]
         told = json.loads(done.stdout.rsplit("RESULT", 1)[1])
         # The same spec finds its own work: the data set and the run that there are.
@@ -184,10 +170,9 @@ for i in range(10_000):
     tracking.client().set_tag(run.info.run_id, "whole", "yes")  # last, as stages do
     print(i, flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", writer], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = nursery.Program(writer)
     try:
-        for _ in range(3):
-            process.stdout.readline()
+        wait_for(lambda: process.out.exists() and len(process.out.read_text().splitlines()) >= 3, process)
         backups.backup(tmp_path / "busy")
     finally:
         process.kill()
@@ -302,10 +287,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_copied(source, tmp_
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(source, tmp_path, monkeypatch):
     use(source, monkeypatch)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-    code = limit + "from clipft_tasks.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "backup", str(tmp_path / "full")], cwd=ROOT, capture_output=True, text=True
-    )
+    done = nursery.run(limit + COMMAND, "backup", tmp_path / "full")
     assert done.returncode == 1 and "Error" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -347,18 +329,18 @@ def test_what_cannot_be_read_is_named_and_no_backup_is_made(source, tmp_path, mo
 # Killed --------------------------------------------------------------------------------------------------------------
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(true: Callable[[], bool], process: nursery.Program) -> None:
     until = time.monotonic() + 300
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
+    while not true():
+        assert process.poll() is None, process.err.read_text()
         assert time.monotonic() < until
         time.sleep(0.001)
 
 
 def test_a_backup_that_is_killed_is_none_and_the_next_one_is_whole(source, tmp_path, monkeypatch):
     use(source, monkeypatch)
-    process = command("backup", tmp_path / "killed")
-    wait_for(tmp_path / "killed.part" / "dvc-remote", process)
+    process = nursery.Program(COMMAND, "backup", tmp_path / "killed")
+    wait_for((tmp_path / "killed.part" / "dvc-remote").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists()
@@ -370,8 +352,8 @@ def test_a_backup_that_is_killed_is_none_and_the_next_one_is_whole(source, tmp_p
 
 @pytest.mark.parametrize("part", ["dvc-remote", "datasets", "mlflow/mlflow.db"])
 def test_a_restore_that_is_killed_starts_nothing_and_is_finished_by_the_same_command(part, taken, fresh):
-    process = command("restore", taken)
-    wait_for(fresh / part, process)
+    process = nursery.Program(COMMAND, "restore", taken)
+    wait_for((fresh / part).exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     if (fresh / "restoring.json").exists():

@@ -1,11 +1,9 @@
 """SIGKILL in the middle of a stage, at the worst places; the next try ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
+import nursery
 import pytest
 from conftest import small
 
@@ -39,7 +37,7 @@ def killed(flat: dict, stage: str, inputs: dict, function: str, at: int = 1, aft
     """Run a stage that kills itself at (or right after) a call; says whether it did."""
     module, _, name = function.partition(":")
     argument = json.dumps([flat, stage, inputs, module, name, at, after])
-    done = subprocess.run([sys.executable, "-c", VICTIM, argument], env=dict(os.environ), capture_output=True, text=True)
+    done = nursery.run(VICTIM, argument)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
     return done.returncode == -signal.SIGKILL
 

@@ -2,14 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 import threading
 import time
 
 import httpx
+import nursery
 import pytest
 
-from behaviour import nursery
 from behaviour.live_server import (
     CLASSES,
     FILES,
@@ -244,8 +243,7 @@ def test_a_champion_that_another_process_made_is_followed_and_a_lost_registry_is
     database = elsewhere / "mlflow" / "mlflow.db"
     with Server(elsewhere, poll=1) as server:
         assert server.ready().live() == {"general": "1"}
-        code = "from clipft_tasks import tracking; tracking.promote('general', '2')"
-        subprocess.run([sys.executable, "-c", code], cwd=nursery.ROOT, check=True, timeout=120, capture_output=True)
+        nursery.run("from clipft_tasks import tracking; tracking.promote('general', '2')").check_returncode()
         assert server.until(lambda: server.live() == {"general": "2"}, 10) < 5
         answer = server.post(IMAGES, {"images": PICTURES})
         assert answer.headers["x-clipft-model-version"] == "2" and close(answer.json()["embeddings"], plain["2"].images())

@@ -6,11 +6,10 @@ import os
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
+import nursery
 import pandas as pd
 import pytest
 from conftest import made_picture, write_pictures
@@ -250,9 +249,7 @@ except ClipftError as error:
     print("said:", error)
 """
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "CLIPFT_HOME": str(home)}
-    )
+    done = nursery.run(code)
     whole_shards_only(home)
     assert not list((home / "staging").rglob("manifest.parquet"))
     assert done.returncode == 0 and "said:" in done.stdout, done.stderr.splitlines()[-1]

@@ -1,6 +1,5 @@
 """Dataset versions, with real git and DVC: immutable, small steps, whole or not at all, the same on every machine."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import nursery
 import pandas as pd
 import pytest
 from conftest import made_picture, write_pictures
@@ -333,10 +333,7 @@ version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}})
 """
     staging = staged(table)
     for steps in range(5):  # dvc add, dvc push, git add, git commit, git tag
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(steps), staging], env={**os.environ, "CLIPFT_HOME": str(home)}, check=False
-        )
-        assert done.returncode == -9, steps
+        assert nursery.run(code, steps, staging).returncode == -9, steps
         assert versioning.versions("general") == [], steps
     assert version.run(spec_of(table), staging)["dataset"] == "general/v1"
     assert len(pictures_of(versioning.fetch(versioning.find("", "general")))) == 24

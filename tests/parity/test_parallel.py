@@ -3,13 +3,11 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
+import nursery
 import psutil
 import pytest
 import torch
@@ -23,12 +21,10 @@ from clipft_tasks.train.checkpoints import Checkpoints
 from clipft_tasks.train.job import Job
 from clipft_tasks.train.parallel import ALONE
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import sys, copy, torch
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
 from clipft_tasks.train import parallel, step
 from parity.shared import a_batch, a_clip, towers
 from clipft_tasks.objectives import InfoNCE, MultiPositive
@@ -53,30 +49,20 @@ def start(count: int, program: str) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
+        nursery.Program(program, environment=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
     ]
-    printed = []
     for process in started:
-        told, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
-        printed.append(told.strip())
-    return printed
+        assert process.wait(timeout=300) == 0, process.err.read_text()[-3000:]
+    return [process.out.read_text().strip() for process in started]
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     found = {}
     for count in (1, 2):
         path = tmp_path / f"{count}.pt"
-        start(count, PROGRAM.format(root=str(ROOT), path=str(path)))
+        start(count, PROGRAM.format(path=str(path)))
         found[count] = torch.load(path)
     for case, one in found[1].items():
         first, second = (torch.cat([g.flatten() for g in gradients]) for gradients in (one, found[2][case]))
@@ -84,9 +70,8 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
 
 
 def test_running_short_on_one_process_is_noticed_by_all(tmp_path):
-    program = f"""
-import sys, torch
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT)!r} + "/tests"]
+    program = """
+import torch
 from clipft_tasks.train import memory, parallel, step
 from parity.shared import a_batch, a_clip, towers
 from clipft_tasks.objectives import InfoNCE
@@ -170,12 +155,13 @@ except Transient as error:
 def test_two_processes_whose_starter_is_stopped_write_a_checkpoint_and_one_goes_on(job, how):
     begun = longer(job("begun", processes=2), 15, checkpoint_seconds=0.0)
     begun.write()
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(begun.folder)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    starter = nursery.Program(STARTER, begun.folder)
     written = begun.folder / "checkpoints"
     until(lambda: list(written.glob("*.pt")) or starter.poll() is not None)
     family = psutil.Process(starter.pid).children(recursive=True)
     os.kill(starter.pid, how)
-    _, said = starter.communicate(timeout=300)
+    starter.wait(timeout=300)
+    said = starter.err.read_text()
     assert how == signal.SIGKILL or "again: Stopped by a signal at step" in said, said[-3000:]
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
     assert len(family) >= 3  # torchrun and its two
