@@ -416,14 +416,15 @@ def _git(cwd: Path, *args: str, transient: bool = False) -> str:
 @contextmanager
 def _dvc(path: Path, command: str, *, new: bool = False, transient: bool = False) -> Iterator["Repo"]:
     """DVC's repository, for what `command` says, in this process: in its own, DVC takes longer to import than to do it."""
+    from dvc.logger import set_loggers_level
     from dvc.repo import Repo
 
     reasons = _Reasons()
     logger = logging.getLogger("dvc_data")
     logger.addHandler(reasons)
     try:
-        with Repo.init(str(path), force=True) if new else Repo(str(path)) as repo:
-            yield repo
+        with set_loggers_level(logging.ERROR), Repo.init(str(path), force=True) if new else Repo(str(path)) as repo:
+            yield repo  # what it says when all is well is advice to a person at its own command line
     except Exception as error:  # a store's own library raises what it likes
         raise _failed(f"dvc {command}", path, " ".join([str(error), *reasons.said[-1:]]), transient) from error
     finally:
