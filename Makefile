@@ -71,12 +71,12 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 	@$(COMPOSE) ps
 	@$(COMPOSE) exec airflow-scheduler clipft doctor
 
-BESIDE = tests/data tests/unit
-test: setup  ## every test, from unit to end to end, in two halves beside each other
-	@export OMP_NUM_THREADS=1; \
-	{ $(BIN)/python -m pytest tests/e2e; stack=$$?; $(BIN)/python -m pytest $(BESIDE) && exit $$stack; } > .half.log 2>&1 & half=$$!; \
-	$(BIN)/python -m pytest --ignore tests/e2e $(BESIDE:%=--ignore %); others=$$?; \
-	wait $$half; half=$$?; echo "The other half (on the running stack, data, units):"; cat .half.log; rm -f .half.log; exit $$((others || half))
+# Longest first and two at a time: whoever is done takes the next, so that two cores end together.
+LONGEST = e2e behaviour parity
+PARTS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py)))))
+test: setup  ## every test, from unit to end to end; each line begins with its folder
+	@export OMP_NUM_THREADS=1; printf '%s\n' $(PARTS) | xargs -P 2 -I {} \
+	  bash -o pipefail -c '$(BIN)/python -m pytest tests/{} 2>&1 | awk "{print \"{}: \" \$$0; fflush()}"'
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
