@@ -68,13 +68,14 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
     objectives = [InfoNCE(smoothing=0.1), *(MultiPositive(kind) for kind in ("pair", "caption", "label"))]
     recorder = Recorder()
     with recorder:
-        for side, policy, (precision, every) in product(sides, POLICIES, WAYS):
+        # An objective sees embeddings alone, so each goes with one way only: every operator is met, in half the steps.
+        for side, policy, ((precision, every), objective) in product(sides, POLICIES, zip(WAYS, objectives, strict=True)):
             if every:
                 checkpoint_blocks(model, every)
             context = partial(precision_context, "cpu", precision)
             towers = step.Towers(clip, clip.image_features, clip.text_features, context)
             with attention.use(policy):
-                for objective, micro in zip(objectives, (8, 3, 8, 8), strict=True):
+                for micro in (8, 3):
                     step.backward(towers, objective, batch(clip, side), micro_batch=micro, seed=1)
             plain_blocks(model)
         gradients = [p for p in model.parameters() if p.grad is not None]
