@@ -14,7 +14,7 @@ import numpy as np
 
 from clipft_tasks.data.pictures import BadPicture, Limits, open_picture, square
 from clipft_tasks.domains import get_domain
-from clipft_tasks.drift.appearance import STATISTICS, appearance
+from clipft_tasks.drift.appearance import appearance
 
 from . import schemas
 from .captures import Captures
@@ -76,7 +76,7 @@ class Answering:
     ) -> np.ndarray:
         """Embeddings (n, d) of pictures, or their first `dimensions`. Raises Refused, Busy, Unsound."""
         cut = self._cut(live, dimensions)
-        image, looks = await self._images(live, images)
+        image, looks = await self._images(live, images, counts)
         if counts:
             with self._beside(live, "window"):
                 self.monitor.pictures(live, image, looks)
@@ -94,7 +94,7 @@ class Answering:
     async def similarity(self, live: Live, asked: schemas.Similarity, counts: bool) -> np.ndarray:
         """Every picture with every text, (n, m). Raises Refused, Busy, Unsound."""
         images, texts = asked.images, self._check(asked.texts)
-        (image, looks), text = await asyncio.gather(self._images(live, images), self._texts(live, texts))
+        (image, looks), text = await asyncio.gather(self._images(live, images, counts), self._texts(live, texts))
         scores = _sound(live, live.similarity(image, text), "similarity")
         if counts:
             with self._beside(live, "window"):
@@ -112,7 +112,7 @@ class Answering:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
         shadow = self.store.shadows.get(live.domain) if counts and asked.classes is None else None
         if shadow is None:
-            found = await self._rank(live, asked.images, classes)
+            found = await self._rank(live, asked.images, classes, counts)
         else:
             found = await self._beside_shadow(shadow, live, asked.images, classes)
         if counts:
@@ -134,7 +134,7 @@ class Answering:
         chosen, began = shadow.chosen(), time.perf_counter()
         if chosen and shadow.answers:
             try:
-                found = await self._rank(shadow.live, images, classes)
+                found = await self._rank(shadow.live, images, classes, counts=True)
                 shadow.answered(time.perf_counter() - began)
                 return found
             except (Refused, Busy):
@@ -143,7 +143,7 @@ class Answering:
                 log.exception("version %s, a canary of %s, failed", shadow.live.version, live.domain)
                 shadow.failed()
                 began = time.perf_counter()
-        found = await self._rank(live, images, classes)
+        found = await self._rank(live, images, classes, counts=True)
         seconds = time.perf_counter() - began
         if chosen and not shadow.answers:
             task = asyncio.create_task(self._compare(shadow, images, found, seconds))
@@ -157,7 +157,7 @@ class Answering:
         """Ask the challenger what the champion has answered already."""
         began = time.perf_counter()
         try:
-            found = await self._rank(shadow.live, images, said.classes)
+            found = await self._rank(shadow.live, images, said.classes, counts=False)
             shadow.compared(said.best, found.best, (seconds, time.perf_counter() - began))
         except Busy:
             pass  # the callers come first
@@ -165,31 +165,31 @@ class Answering:
             log.exception("version %s in the shadow of %s failed", shadow.live.version, shadow.live.domain)
             shadow.failed()
 
-    async def _rank(self, live: Live, images: list[schemas.ImageIn], classes: list[str]) -> Ranking:
+    async def _rank(self, live: Live, images: list[schemas.ImageIn], classes: list[str], counts: bool) -> Ranking:
         texts = live.class_texts.get(tuple(classes))
         if texts is None:  # classes of the caller's own
             texts = cast(np.ndarray, await asyncio.wrap_future(self.engine.call(lambda: class_embeddings(live, classes))))
-        image, looks = await self._images(live, images)
+        image, looks = await self._images(live, images, counts)
         return Ranking(live, classes, image, looks, _sound(live, live.similarity(image, texts), "similarity"))
 
-    async def _images(self, live: Live, images: list[schemas.ImageIn]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (n, d) of pictures, and what these looked like before the model saw them, (n, 5)."""
+    async def _images(self, live: Live, images: list[schemas.ImageIn], counts: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embeddings (n, d) of pictures, and what these looked like before the model saw them, (n, 5), where the window wants that."""
         if len(images) > self.options.max_items:
             raise Refused(413, f"{len(images)} pictures in one request, more than {self.options.max_items}.", "too_many")
 
-        grey_bits, watched = get_domain(live.domain).grey_bits, self.monitor.watches(live)
+        grey_bits, wanted = get_domain(live.domain).grey_bits, counts and self.monitor.wants(live, len(images))
 
-        def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray]:
+        def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray | None]:
             try:
                 rgb = open_picture(image.data, self.limits, grey_bits=grey_bits).rgb
-                looks = appearance(rgb) if watched else np.zeros(len(STATISTICS), np.float32)
-                return square(rgb, live.side, live.clip.aspect), looks
+                return square(rgb, live.side, live.clip.aspect), appearance(rgb) if wanted else None
             except BadPicture as error:
                 raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
 
         decoded = await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images)))
         squares, looks = zip(*decoded, strict=True)
-        return _sound(live, await self.engine.images(live, np.stack(squares)), "embedding"), np.stack(looks)
+        image = _sound(live, await self.engine.images(live, np.stack(squares)), "embedding")
+        return image, np.stack(looks) if wanted else None
 
     async def _texts(self, live: Live, texts: list[str]) -> np.ndarray:
         return _sound(live, await self.engine.texts(live, self._check(texts)), "embedding")

@@ -50,7 +50,13 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
             max_batch=options.max_batch, max_wait=options.max_wait_ms / 1000, max_queue=options.max_queue,
         )  # fmt: skip
         monitor = Monitor(
-            metrics, options.drift_seconds, options.window, options.window_least, options.window_minutes * 60, options.drift
+            metrics,
+            options.drift_seconds,
+            options.window,
+            options.window_least,
+            options.window_minutes * 60,
+            options.window_rate,
+            options.drift,
         )
         captures = Captures(
             settings().root / "captures",

@@ -78,13 +78,13 @@ class Ranking:
     """What a version says about a request's pictures.
 
     Args:
-        image: (n, d) embeddings; looks: (n, 5), see `appearance`; scores: (n, c) similarity with each class.
+        image: (n, d) embeddings; looks: (n, 5), see `appearance`, where the window wants that; scores: (n, c) similarity with each class.
     """
 
     live: Live
     classes: list[str]
     image: np.ndarray
-    looks: np.ndarray
+    looks: np.ndarray | None
     scores: np.ndarray
 
     @property

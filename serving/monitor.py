@@ -33,10 +33,29 @@ class _Answer:
     told: set[int] = field(default_factory=set)
 
 
+class Pace:
+    """Lets `rate` things a second through, and `burst` at once after a pause. Not for several threads at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self.rate, self.burst = rate, burst
+        self._free, self._at = float(burst), time.monotonic()
+
+    def admits(self, count: int) -> bool:
+        """Whether `count` more may go now: all or none; the last to fit may overdraw."""
+        now = time.monotonic()
+        self._free = min(self.burst, self._free + self.rate * (now - self._at))
+        self._at = now
+        if self._free < 1:
+            return False
+        self._free -= count
+        return True
+
+
 @dataclass
 class _Watched:
     live: Live
     window: Window
+    pace: Pace
     measured: int = -1  # the window's changes at the last measurement
     at: float = 0.0
 
@@ -46,11 +65,15 @@ class Monitor:
 
     Args:
         every: seconds between measurements; 0 measures only when asked.
+        rate: pictures a second that a window takes in, beyond a burst that fills it, so that watching costs the same however
+            much there is to see.
         on: False keeps no windows at all.
     """
 
-    def __init__(self, metrics: Metrics, every: float, size: int, least: int, seconds: float, on: bool = True) -> None:
-        self.metrics, self.every, self.on = metrics, every, on
+    def __init__(
+        self, metrics: Metrics, every: float, size: int, least: int, seconds: float, rate: float, on: bool = True
+    ) -> None:
+        self.metrics, self.every, self.rate, self.on = metrics, every, rate, on
         self.options = {"size": size, "least": least, "seconds": seconds}
         self._live: dict[str, Live] = {}
         self._watched: dict[str, _Watched] = {}
@@ -74,21 +97,23 @@ class Monitor:
                 self.metrics.forget(before.domain, before.version)
             self._live[live.domain] = live
             if self.on and live.reference is not None:
-                self._watched[live.domain] = _Watched(live, Window(live.reference, **self.options))  # type: ignore[arg-type]
+                window = Window(live.reference, **self.options)  # type: ignore[arg-type]
+                self._watched[live.domain] = _Watched(live, window, Pace(self.rate, window.size))
         if not self.on:
             return
         self.metrics.measured.labels(live.domain, live.version).set(live.reference is not None)
         if live.reference is not None and live.reference.facts["promised"]["rows"]:
             self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
 
-    def watches(self, live: Live) -> bool:
-        """Whether a version has a window; without one nothing need be looked at for it."""
+    def wants(self, live: Live, count: int) -> bool:
+        """Whether the next `count` pictures of a version are for its window; where not, they need not be looked at."""
         with self._lock:
-            return self._of(live) is not None
+            watched = self._of(live)
+            return watched is not None and watched.pace.admits(count)
 
-    def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray) -> None:
-        """Pictures that were encoded: embeddings (n, d), appearance (n, 5)."""
-        if not self.watches(live):
+    def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray | None) -> None:
+        """Pictures that were encoded: embeddings (n, d), appearance (n, 5); None: they were not wanted."""
+        if looks is None:
             return
         classes = live.own_class_texts
         similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)

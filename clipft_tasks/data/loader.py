@@ -1,9 +1,10 @@
 """Training input: batches as pure functions of their step, prepared by threads ahead of the device."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +72,7 @@ class TrainingData:
     tokens: Tensor  # (captions, context), int32: every caption tokenised once
     lengths: Tensor  # (captions,) tokens that count; the full context where a tower must see all
     caption_ids: np.ndarray
+    wordings: np.ndarray  # (classes, prompts) caption ids of what else may be said of a class; empty where nothing may
     keys: np.ndarray
     new: Tensor
     sampler: Sampler
@@ -79,17 +81,19 @@ class TrainingData:
     @classmethod
     def open(
         cls, dataset: Dataset, clip: "Clip", how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
-        sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2,
+        sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2, prompts: Sequence[str] = (),
     ) -> "TrainingData":  # fmt: skip
         """Read a split.
 
         Args:
             clip: the model whose tokenizer reads the captions.
             largest: largest side that training will ask for.
+            prompts: templates that `how.reworded` may word a labelled row with.
         """
         frame = dataset.split(split)
         margin = -(-int(largest / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
-        captions = sorted(frame["caption"].unique())
+        worded = [[p.format(c) for p in prompts] for c in dataset.classes] if how.reworded else []
+        captions = sorted({*frame["caption"], *chain.from_iterable(worded)})
         ids = {c: i for i, c in enumerate(captions)}
         classes = {c: i for i, c in enumerate(dataset.classes)}
         labels = np.array([classes.get(x, -1) for x in frame["label"]])
@@ -101,6 +105,7 @@ class TrainingData:
             tokens=tokens,
             lengths=lengths,
             caption_ids=np.array([ids[c] for c in frame["caption"]]),
+            wordings=np.array([[ids[text] for text in row] for row in worded], int),
             keys=frame["key"].to_numpy(),
             new=torch.from_numpy(dataset.added(frame)),
             sampler=Sampler(
@@ -124,7 +129,7 @@ class TrainingData:
         rows = self.sampler.rows(step)
         share = -(-len(rows) // world)
         mine = slice(min(rank * share, len(rows)), min((rank + 1) * share, len(rows)))
-        unique, caption = np.unique(self.caption_ids[rows], return_inverse=True)
+        unique, caption = np.unique(self._worded(rows, step), return_inverse=True)
         if bucketed:
             wanted = next((b for b in BUCKETS if b >= len(unique)), len(unique))
             unique = np.concatenate([unique, np.repeat(unique[-1:], wanted - len(unique))])
@@ -140,6 +145,15 @@ class TrainingData:
             keys=self.keys[rows],
             new=self.new[rows],
         )
+
+    def _worded(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """Caption ids of a step's rows: their own, or what else may be said of their class."""
+        own, label = self.caption_ids[rows], self.sampler.labels[rows]
+        if not self.wordings.size:
+            return own
+        rng = np.random.default_rng([self.sampler.seed, 4, step])
+        other = self.wordings[label, rng.integers(0, self.wordings.shape[1], len(rows))]
+        return np.where((rng.random(len(rows)) < self.how.reworded) & (label >= 0), other, own)
 
 
 def ahead(

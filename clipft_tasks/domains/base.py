@@ -17,6 +17,7 @@ class Augment:
     rotate90: Annotated[bool, "quarter turns: only where a picture has no up"] = False
     brightness: Annotated[float, "gain is drawn from 1 ± this; 0 where intensity is a measurement"] = 0.0
     contrast: Annotated[float, "spread about the mean is drawn from 1 ± this"] = 0.0
+    reworded: Annotated[float, "share of labelled rows whose caption is, for a step, one of the domain's prompts instead"] = 0.0
 
 
 @dataclass(frozen=True)

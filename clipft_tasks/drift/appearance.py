@@ -18,7 +18,8 @@ def appearance(rgb: Image.Image) -> np.ndarray:
     """
     width, height = rgb.size
     left, top = max(0, (width - CROP) // 2), max(0, (height - CROP) // 2)
-    grey = rgb.crop((left, top, min(width, left + CROP), min(height, top + CROP))).convert("L")
+    centre = rgb.crop((left, top, min(width, left + CROP), min(height, top + CROP))) if max(rgb.size) > CROP else rgb
+    grey = centre.convert("L")
     counts = np.array(grey.histogram(), dtype=np.float64)  # exact, and cheaper than two passes over the pixels
     brightness = float(counts @ LEVELS / counts.sum())
     contrast = math.sqrt(counts @ (LEVELS - brightness) ** 2 / counts.sum())

@@ -26,7 +26,7 @@ class Distillation(Objective):
 
     needs_start = True
     beside = True
-    space = {"temperature": Range(0.5, 4.0, log=True), "features": Range(0.0, 10.0)}
+    space = {"temperature": Range(0.5, 4.0, log=True), "features": Range(0.0, 30.0)}
 
     def __init__(self, temperature: float = 2.0, features: float = 0.0, text_weight: float = 0.5) -> None:
         super().__init__()

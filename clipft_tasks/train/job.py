@@ -145,6 +145,7 @@ def _work(
     data = TrainingData.open(
         dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
         seed=spec.train.seed, sampling=spec.train.sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
+        prompts=domain.prompts,
     )  # fmt: skip
 
     def judge(batch: int) -> selection.Judged:

@@ -118,6 +118,7 @@ class Server:
         env = {k: v for k, v in os.environ.items() if not k.startswith("CLIPFT_")}
         env |= {"CLIPFT_HOME": str(home), "CLIPFT_THREADS": "1", "OMP_NUM_THREADS": "1"}
         env |= {"CLIPFT_SERVING_DEVICE": "cpu", "CLIPFT_SERVING_POLL_SECONDS": str(poll)}
+        env |= {"CLIPFT_SERVING_WINDOW_RATE": "1e6"}  # tests play in seconds what comes in minutes
         env |= {"CLIPFT_SERVER_TOKEN": token} if token is not None else {}
         env |= {f"CLIPFT_SERVING_{name.upper()}": str(value) for name, value in options.items()}
         home.mkdir(parents=True, exist_ok=True)

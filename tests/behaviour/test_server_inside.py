@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def inside(own: Path, monkeypatch: pytest.MonkeyPatch):
     def make(token: str = TOKEN, **options: Any) -> TestClient:
         monkeypatch.setenv("CLIPFT_SERVER_TOKEN", token)
         settings.cache_clear()
-        serving = ServingSettings(device="cpu", poll_seconds=0, **options)
+        serving = ServingSettings(**{"device": "cpu", "poll_seconds": 0, "window_rate": 1e6, **options})
         client = TestClient(create_app(serving), raise_server_exceptions=False)
         opened.append(client.__enter__())
         for _ in range(300):
@@ -104,6 +105,30 @@ def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(ins
     text = client.get("/metrics").text
     assert "clipft_predictions_total{" in text
     assert not [line for line in text.splitlines() if line.startswith(("clipft_drift_measured{", "clipft_window_items{"))]
+
+
+def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_others_are_answered_alike(inside, monkeypatch):
+    from serving import monitor
+
+    expected = inside().post(CLASSES, json={"images": PICTURES}).json()
+    client = inside(window=16, window_least=16, window_rate=0.5)
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter)
+    monkeypatch.setattr(monitor, "time", clock)
+    client.app.state.monitor._watched["general"].pace._at = now[0]
+
+    def held(requests: int) -> int:
+        for _ in range(requests):
+            said = client.post(CLASSES, json={"images": PICTURES[:1]}).json()["predictions"]
+            assert [p["label"] for p in said] == [expected["predictions"][0]["label"]]
+        return client.app.state.monitor._watched["general"].window.seen
+
+    assert client.post(CLASSES, json={"images": PICTURES[:1]}, headers={"X-Clipft-Probe": "1"} | SHOWN).status_code == 200
+    assert held(20) == 16
+    now[0] += 4
+    assert held(5) == 18
+    now[0] += 3600
+    assert held(20) == 34  # a pause saves up no more than a window
 
 
 # Numbers that are none, and what fails beside an answer -------------------------------------------------------------

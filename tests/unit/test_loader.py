@@ -97,6 +97,34 @@ def test_the_shares_of_all_ranks_are_the_whole_batch(data, world):
         assert all(same(replace(s, pictures=whole.pictures, geometry=whole.geometry), whole) for s in shares)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_labelled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked(home, clip, tmp_path, share):
+    dataset, prompts = packed(tmp_path / "shards"), ("a {} thing.", "a photo of {}.")
+    rows = dataset.frame.set_index("key")
+    how = replace(HOW, reworded=share)
+    data = TrainingData.open(dataset, clip, how, largest=32, batch=7, seed=0, prompts=prompts)
+    own, said = 0, set()
+    for step in range(60):
+        batch = data.batch(step, 32)
+        assert same(batch, data.batch(step, 32)), "a batch is a function of its step"
+        for key, caption in zip(batch.keys, batch.caption, strict=True):
+            label, text = rows.loc[key, "label"], batch.tokens[caption]
+            wordings = {p.format(label): clip.tokenizer([p.format(label)])[0, : len(text)] for p in prompts if label}
+            found = [w for w, tokens in wordings.items() if torch.equal(tokens, text)]
+            said.update(found)
+            if not found:
+                assert torch.equal(clip.tokenizer([rows.loc[key, "caption"]])[0, : len(text)], text)
+                own += bool(label)
+    assert said == {p.format(c) for p in prompts for c in ("red", "blue")}
+    labelled = 60 * 7 * (rows["label"] != "").mean()
+    assert own / labelled == pytest.approx(1 - share, abs=0.12)
+
+
+def test_rows_keep_their_captions_where_nothing_is_reworded(home, clip, tmp_path, data):
+    with_prompts = TrainingData.open(packed(tmp_path / "again"), clip, HOW, largest=32, batch=7, seed=0, prompts=("a {}.",))
+    assert all(same(with_prompts.batch(step, 32), data.batch(step, 32)) for step in range(6))
+
+
 def test_bucketed_texts_are_the_same_and_repeats_that_nobody_refers_to(data):
     counts = set()
     for step in range(9):
