@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.quality import Bench, mean
 
-PLAIN = {"objective.also": [], "objective.options": {}, "train.layer_decay": 1.0}
+PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
 
 
 def known(clip: Any, side: int) -> tuple[float, float]:

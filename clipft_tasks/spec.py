@@ -331,8 +331,11 @@ class RunSpec(Section):
         given = {name: value for name, value in flat.items() if value is not None and value != ""}
         domain = given.get("domain", cls.model_fields["domain"].default)
         defaults = get_domain(domain).defaults if domain in domain_names() else {}
+        chosen = {**defaults, **given}
+        if "objective.options" not in given and "objective.options" in defaults:
+            chosen["objective.options"] = _kept_options(defaults, chosen)
         nested: dict[str, Any] = {}
-        for name, value in {**defaults, **given}.items():
+        for name, value in chosen.items():
             section, _, leaf = name.rpartition(".")
             if not section:
                 nested[name] = value
@@ -417,3 +420,12 @@ def _field(dotted: str, prop: dict[str, Any], section: str, domain_decides: bool
             out["enum"] = [*out["enum"], None]
         out["default"] = None
     return out
+
+
+def _kept_options(defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A template's options, without those of objectives that were chosen away."""
+    also = chosen.get("objective.also")
+    terms = {str(text).partition("=")[0] for text in also} if isinstance(also, list) else set()
+    same = chosen.get("objective.name") == defaults.get("objective.name")
+    options: Mapping[str, Any] = defaults["objective.options"]
+    return {n: v for n, v in options.items() if (n.rpartition(".")[0] in terms if "." in n else same)}

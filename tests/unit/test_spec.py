@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from clipft_tasks import domains
 from clipft_tasks.errors import ClipftError
+from clipft_tasks.objectives import make
 from clipft_tasks.spec import SECTIONS, RunSpec, form
 
 DOMAINS = ["industrial", "medical", "scientific", "general"]
@@ -143,6 +144,22 @@ def test_fields_that_some_domain_decides_may_stay_empty():
         assert None in fields[name].get("enum", [None]), name
     for name in set(fields) - decided:  # elsewhere empty means "planned", and the description says so
         assert fields[name]["default"] is not None or "empty:" in fields[name]["description"], name
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({}, {"distillation.features": 15}),
+        ({"objective.also": []}, {}),
+        ({"objective.also": ["distillation=0.5", "cyclic=1"]}, {"distillation.features": 15}),
+        ({"objective.options": {"distillation.temperature": 3}}, {"distillation.temperature": 3}),
+        ({"objective.name": "info_nce"}, {"distillation.features": 15}),
+    ],
+)
+def test_a_templates_options_go_with_the_objectives_that_they_are_for(asked, options):
+    spec = RunSpec.from_flat({"domain": "industrial", **asked})
+    assert spec.objective.options == options
+    make(spec.objective, ["crack", "cell"])  # every one of them can be trained with
 
 
 def test_the_defaults_of_the_form_are_valid_under_their_own_schema():
