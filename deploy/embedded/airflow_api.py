@@ -12,7 +12,7 @@ class Airflow:
     """A logged-in client of the embedded Airflow."""
 
     def __init__(self) -> None:
-        self._http = httpx.Client(base_url=address("airflow"), timeout=30)
+        self._http = httpx.Client(base_url=address("airflow"), timeout=120)  # a machine that trains answers late
         self._login()
 
     def _login(self) -> None:
