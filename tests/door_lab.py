@@ -30,7 +30,7 @@ class ControlPlane:
         self.app = create_app(DoorSettings(**given | settings))
         outer = FastAPI()
         outer.mount("/door", self.app)
-        for path in ("/edge_worker/v1/health", "/api/2.0/mlflow/experiments/search", "/datasets.git/HEAD", "/objects/files"):
+        for path in ("/edge_worker/v1/health", "/api/2.0/mlflow/experiments/search", "/datasets.git/HEAD"):
             outer.get(path)(lambda: {})
         config = uvicorn.Config(outer, host="127.0.0.1", port=port, log_level="warning")
         self.server = uvicorn.Server(config)

@@ -13,7 +13,7 @@ READS = re.compile(
 WRITES = {
     "POST": re.compile(
         r"mlflow/(experiments/(create|search)|runs/(create|update|search|log-batch|log-metric|log-parameter|log-inputs|log-model"
-        r"|outputs|set-tag)|logged-models(/search|/[^/]+/params)?|artifacts/presigned-(down|up)load-url"
+        r"|outputs|set-tag|delete-tag)|logged-models(/search|/[^/]+/params)?|artifacts/presigned-(down|up)load-url"
         r"|registered-models/get-latest-versions)"
         r"|mlflow-artifacts/mpu/(create|complete|abort)/.+"
     ),

@@ -120,6 +120,11 @@ class Fleet:
         listed = self.team.execute(worker, "ls", "-d", str(self.folder), *map(str, held)).stdout.split()
         return [p for p in held if str(p) in mounted or str(p) in listed] + [Path(p) for p in listed if p == str(self.folder)]
 
+    def ran(self, name: str, dag: str, run: str, task: str) -> list[int]:
+        """Which of a mapped task's parts a worker did, one for each try."""
+        logs = self.home(name) / "worker" / "airflow" / "logs" / f"dag_id={dag}" / f"run_id={run}" / f"task_id={task}"
+        return [int(p.parent.name.removeprefix("map_index=")) for p in logs.glob("map_index=*/attempt=*.log")]
+
     def log(self, name: str) -> str:
         return self.team.logs(f"worker-{name}", lines=400)
 

@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from . import engine
 from .fleet import fleet, until
 
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
+READY = "takes tasks of the queue"
 LONG = {
     "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 400,
     "train.keep": "last", "train.checkpoint_seconds": 1,
@@ -25,6 +27,26 @@ def plane(tmp_path_factory):
         pytest.skip(reason)
     with fleet(tmp_path_factory.mktemp("fleet")) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def dataset(plane):
+    """The data set that is trained on: made on the control plane, without any worker."""
+    run = plane.run("clipft_dataset", {"domain": "general", "source": LONG["source"]})
+    plane.finished("clipft_dataset", run, 600)
+    return "general/v1"
+
+
+@pytest.fixture(scope="module")
+def two(plane):
+    """Two workers of one queue; told to drain at the end, they do."""
+    workers = {name: plane.worker(name) for name in ("left", "right")}
+    for name in workers:
+        until(lambda name=name: READY in plane.log(name), 400, name)
+    yield list(workers)
+    for worker in workers.values():
+        worker.process.send_signal(signal.SIGINT)
+    assert [ended(w, 200) for w in workers.values()] == [0, 0]
 
 
 def form(**more):
@@ -43,14 +65,12 @@ def ended(container, seconds: float) -> int:
     return container.process.wait(seconds)
 
 
-def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_one(plane):
+def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_one(plane, dataset):
     """One run of the chain. Its training begins on `first`, whose cable is pulled for a minute, whose control plane loses its API and
     its database for a while, and whose power then goes for good; goes on on `second`, which is told to stop; and ends on `third`.
     There is one model version, and every step was taken once."""
     first = plane.worker("first")
-    run = plane.run("clipft_dataset", {"domain": "general", "source": LONG["source"]})
-    plane.finished("clipft_dataset", run, 600)
-    run = plane.run("clipft_finetune", form(dataset="general/v1"))
+    run = plane.run("clipft_finetune", form(dataset=dataset))
 
     def at(step: int):
         return until(lambda: (t := plane.training()) and t["step"] >= step and t, 900, f"step {step}")
@@ -102,28 +122,33 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     assert ended(third, 200) == 0
 
 
-def test_forty_small_tasks_over_two_workers_run_once_each(plane):
-    names = ("left", "right")
-    workers = [plane.worker(name) for name in names]
-    for name in names:
-        until(lambda name=name: "takes tasks of the queue" in plane.log(name), 400, name)
+def test_forty_small_tasks_over_two_workers_run_once_each(plane, two):
     plane.airflow.unpause("forty")
     run = plane.run("forty", {})
     plane.finished("forty", run, 1200)
     tasks = [t for t in plane.airflow.tasks("forty", run) if t["task_id"] == "on_workers"]
     assert Counter((t["state"], t["try_number"]) for t in tasks) == {("success", 1): 40}
-    ran = {name: [p.name.partition("-")[0] for p in (plane.home(name) / "ran").iterdir()] for name in names}
-    assert sorted(map(int, ran["left"] + ran["right"])) == list(range(40))
-    assert ran["left"] and ran["right"]
-    for worker in workers:
-        worker.process.send_signal(signal.SIGINT)
-    assert [ended(w, 200) for w in workers] == [0, 0]
+    ran = [[int(p.name.partition("-")[0]) for p in (plane.home(name) / "ran").iterdir()] for name in two]
+    assert sorted(chain.from_iterable(ran)) == list(range(40)) and all(ran)
+
+
+def test_trials_and_evaluations_spread_over_the_workers_and_share_one_study(plane, dataset, two):
+    tuning = {"tune.trials": 4, "tune.learning_rate": True, "tune.patience": 0, "resolution.evaluate": [32, 48]}
+    run = plane.run(
+        "clipft_finetune", form(dataset=dataset, **tuning, **{"train.epochs": 6, "gate.rules": ["gain(score) >= -1"]})
+    )
+    plane.finished("clipft_finetune", run, 1200)
+    for task, count in (("tune.trial", 4), ("evaluate", 2)):
+        ran = [plane.ran(name, "clipft_finetune", run, task) for name in two]
+        assert sorted(chain.from_iterable(ran)) == list(range(count)), task
+        assert task == "evaluate" or all(ran), ran
+    tried = plane.airflow.result("clipft_finetune", run, "tune.decide")["tried"]
+    assert [t["number"] for t in tried] == [0, 1, 2, 3] and {t["state"] for t in tried} <= {"complete", "pruned"}, tried
 
 
 def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane):
     worker = plane.worker("guest")
-    ready = "takes tasks of the queue"
-    until(lambda: ready in plane.log("guest"), 400, "guest")
+    until(lambda: READY in plane.log("guest"), 400, "guest")
     assert "guest" in plane.operator("list")
 
     kept = plane.home("guest") / "worker" / "worker.json"
@@ -134,9 +159,9 @@ def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane
     assert "The secret of worker guest is wrong" in plane.log("guest") and "clipft worker invite guest" in plane.log("guest")
 
     kept.write_text(right)
-    started = plane.log("guest").count(ready)
+    started = plane.log("guest").count(READY)
     plane.team.start(worker)
-    until(lambda: plane.log("guest").count(ready) > started, 400, "guest with its own secret")
+    until(lambda: plane.log("guest").count(READY) > started, 400, "guest with its own secret")
     plane.operator("revoke", "guest")
     plane.again(worker)
     assert ended(worker, 400) != 0
