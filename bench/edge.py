@@ -35,13 +35,21 @@ def figures(tasks: list[dict[str, Any]], at_once: int) -> dict[str, float]:
     }
 
 
+def compared(tasks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The figures of each executor, of one run of the DAG `forty` over two workers."""
+    return {
+        "two workers, one task at a time each": figures([t for t in tasks if t["task_id"] == "on_workers"], len(WORKERS)),
+        "LocalExecutor, two at a time": figures([t for t in tasks if t["task_id"] == "here"], 2),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--interpreters", action="store_true")
     given = parser.parse_args()
     sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
-    from team.fleet import SETTINGS, fleet, until
+    from team.fleet import fleet, until
 
     with tempfile.TemporaryDirectory() as folder, fleet(Path(folder, "fleet")) as plane:
         fresh = {"AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": str(given.interpreters)}
@@ -53,10 +61,7 @@ def main() -> None:
         run = plane.run("forty", {"count": given.count})
         plane.finished("forty", run, 1800)
         tasks = plane.airflow.tasks("forty", run)
-    out = {
-        "two workers, one task at a time each": figures([t for t in tasks if t["task_id"] == "on_workers"], len(WORKERS)),
-        "LocalExecutor": figures([t for t in tasks if t["task_id"] == "here"], int(SETTINGS["CLIPFT_LIGHT_TASKS"])),
-    }
+    out = compared(tasks)
     print("| | at once | first start to last end, s | median of a task, s | a task and slot, s | tasks an hour |")
     print("|---|---|---|---|---|---|")
     for name, f in out.items():

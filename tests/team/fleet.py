@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,6 @@ class Fleet:
         self.team = engine.Team(folder / "engine", env, profiles=("core",))
         for service in self.team.services.values():
             if "airflow" in service["image"]:
-                service["environment"]["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "100"
                 service["volumes"] = [*service.get("volumes", []), f"{HERE}/forty.py:/opt/clipft/dags/forty.py:ro"]
 
     def up(self) -> None:
@@ -104,6 +104,12 @@ class Fleet:
         self.team.start(made)
         return made
 
+    def alone(self) -> None:
+        """No worker that another test left behind takes part."""
+        for container in self.team.containers:
+            if container.name.startswith("worker-") and container.alive:
+                self.team.kill(container)
+
     def home(self, name: str) -> Path:
         """A worker's volume, as seen from outside."""
         return self.team.folder / "volumes" / f"worker-{name}"
@@ -119,6 +125,12 @@ class Fleet:
         mounted = {line.split()[3] for line in self.team.execute(worker, "cat", "/proc/self/mountinfo").stdout.splitlines()}
         listed = self.team.execute(worker, "ls", "-d", str(self.folder), *map(str, held)).stdout.split()
         return [p for p in held if str(p) in mounted or str(p) in listed] + [Path(p) for p in listed if p == str(self.folder)]
+
+    def heard(self, name: str) -> float:
+        """When Airflow last heard of the task that a worker runs (seconds since 1970); 0 when it runs none."""
+        answer = self.airflow.raw("GET", f"/edge_worker/ui/jobs?worker_name_pattern={name}&state=running")
+        answer.raise_for_status()
+        return max((datetime.fromisoformat(j["last_update"]).timestamp() for j in answer.json()["jobs"]), default=0.0)
 
     def ran(self, name: str, dag: str, run: str, task: str) -> list[int]:
         """Which of a mapped task's parts a worker did, one for each try."""

@@ -1,5 +1,6 @@
 """Workers that share nothing with the control plane but what passes its gateway."""
 
+import json
 import re
 import signal
 import time
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 from conftest import small
 
+from bench import edge
+
 from . import engine
 from .fleet import fleet, until
 
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 READY = "takes tasks of the queue"
 LONG = {
-    "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 400,
+    "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 900,
     "train.keep": "last", "train.checkpoint_seconds": 1,
 }  # fmt: skip
 
@@ -40,6 +43,7 @@ def dataset(plane):
 @pytest.fixture(scope="module")
 def two(plane):
     """Two workers of one queue; told to drain at the end, they do."""
+    plane.alone()
     workers = {name: plane.worker(name) for name in ("left", "right")}
     for name in workers:
         until(lambda name=name: READY in plane.log(name), 400, name)
@@ -75,20 +79,22 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     def at(step: int):
         return until(lambda: (t := plane.training()) and t["step"] >= step and t, 900, f"step {step}")
 
-    def once() -> bool:
-        return plane.task("clipft_finetune", run, "finetune")["try_number"] == 1
+    def goes_on(after: int, what: str) -> dict:
+        """Airflow hears of the first try again, and MLflow of more steps."""
+        since = time.time()
+        until(lambda: plane.heard("first") > since, 150, f"a sign of the task after {what}")
+        assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 1, f"{what} cost a try"
+        return at(after + 60)
 
     began = at(20)
     assert plane.sees(first) == [plane.home("first")], "a folder that it shares with the control plane"
     plane.team.cut(first)
     time.sleep(60)
     plane.team.cut(first, connected=True)
-    seen = at(began["step"] + 60)
-    assert once(), "a minute without network costs no try"
+    seen = goes_on(began["step"], "a minute without network")
     for service in ("airflow-api", "postgres"):
         plane.team.restart(plane.team.one(service), 180)
-        seen = at(plane.training()["step"] + 60)
-        assert until(once, 60, "Airflow"), f"a restart of {service} costs no try"
+        seen = goes_on(seen["step"], f"a restart of {service}")
     until(lambda: "clipft.checkpoint" in plane.training()["tags"], 60, "a checkpoint in MLflow")
     plane.team.kill(first)
     engine.run("rm", "-rf", str(plane.home("first")))  # lost for good
@@ -102,7 +108,7 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     plane.finished("clipft_finetune", run, 1200)
 
     done = plane.training()
-    assert done["metrics"]["steps"] == 1200 and done["metrics"]["resumed_at"] > seen["step"]
+    assert done["metrics"]["steps"] == 2700 and done["metrics"]["resumed_at"] > seen["step"]
     history = plane.mlflow.get(
         "/metrics/get-history", params={"run_id": done["id"], "metric_key": "train.loss", "max_results": 20000}
     )
@@ -110,7 +116,7 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     for metric in history.json()["metrics"]:
         by_step.setdefault(int(metric["step"]), set()).add(metric["value"])
     assert all(len(values) == 1 for values in by_step.values()), "a step was trained twice with different results"
-    assert len(by_step) >= 1100, "steps whose figures were lost with the machine, at most those since its last report"
+    assert len(by_step) >= 2600, "steps whose figures were lost with the machine, at most those since its last report"
     assert [v["version"] for v in plane.versions()] == ["1"]
     assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 3
     assert plane.task("clipft_finetune", run, "verify")["state"] == "success"
@@ -130,6 +136,7 @@ def test_forty_small_tasks_over_two_workers_run_once_each(plane, two):
     assert Counter((t["state"], t["try_number"]) for t in tasks) == {("success", 1): 40}
     ran = [[int(p.name.partition("-")[0]) for p in (plane.home(name) / "ran").iterdir()] for name in two]
     assert sorted(chain.from_iterable(ran)) == list(range(40)) and all(ran)
+    print("\nForty tasks:", json.dumps(edge.compared(plane.airflow.tasks("forty", run))))
 
 
 def test_trials_and_evaluations_spread_over_the_workers_and_share_one_study(plane, dataset, two):
@@ -173,8 +180,8 @@ def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane
     [
         ("wrong-code", {"code": "wrong-code.x"}, "unknown, was used, or is too old"),
         ("old-code", {"mount": "versions"}, "copy clipft_tasks, dags and plugins"),
-        ("late", {"environment": clock("-120")}, "120.* s behind the control plane's; 30 are allowed"),
-        ("early", {"environment": clock("+120")}, "120.* s ahead of the control plane's; 30 are allowed"),
+        ("late", {"environment": clock("-120")}, r"1(19|20)\.\d s behind the control plane's; 30 are allowed"),
+        ("early", {"environment": clock("+120")}, r"1(19|20)\.\d s ahead of the control plane's; 30 are allowed"),
         ("full", {"tmpfs": "/var/lib/clipft:mode=1777,size=64m"}, "GiB free under /var/lib/clipft; 8 are needed"),
     ],
 )
