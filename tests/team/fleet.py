@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +125,11 @@ class Fleet:
         listed = self.team.execute(worker, "ls", "-d", str(self.folder), *map(str, held)).stdout.split()
         return [p for p in held if str(p) in mounted or str(p) in listed] + [Path(p) for p in listed if p == str(self.folder)]
 
-    def heard(self, name: str) -> float:
-        """When Airflow last heard of the task that a worker runs (seconds since 1970); 0 when it runs none."""
-        answer = self.airflow.raw("GET", f"/edge_worker/ui/jobs?worker_name_pattern={name}&state=running")
-        answer.raise_for_status()
-        return max((datetime.fromisoformat(j["last_update"]).timestamp() for j in answer.json()["jobs"]), default=0.0)
+    def heard(self, task: str) -> float:
+        """When Airflow last heard of a task that runs (seconds since 1970); 0 when it runs nowhere."""
+        asked = f"select extract(epoch from max(last_heartbeat_at)) from task_instance where task_id = '{task}' and state = 'running'"
+        command = ["psql", "--username=postgres", "--dbname=airflow", "--no-align", "--tuples-only", f"--command={asked}"]
+        return float(self.team.execute(self.team.one("postgres"), *command).stdout.strip() or 0)
 
     def ran(self, name: str, dag: str, run: str, task: str) -> list[int]:
         """Which of a mapped task's parts a worker did, one for each try."""

@@ -82,7 +82,7 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     def goes_on(after: int, what: str) -> dict:
         """Airflow hears of the first try again, and MLflow of more steps."""
         since = time.time()
-        until(lambda: plane.heard("first") > since, 150, f"a sign of the task after {what}")
+        until(lambda: plane.heard("finetune") > since, 150, f"a sign of the task after {what}")
         assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 1, f"{what} cost a try"
         return at(after + 60)
 
