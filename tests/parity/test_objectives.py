@@ -235,7 +235,9 @@ def test_what_teaches_nothing_alone_is_refused_alone():
 
 
 def test_a_tree_may_be_written_in_the_spec():
-    spec = RunSpec.from_flat({"objective.name": "soft_target", "objective.options": {"tree": TREE, "softness": 0.3}})
+    spec = RunSpec.from_flat(
+        {"domain": "general", "objective.name": "soft_target", "objective.options": {"tree": TREE, "softness": 0.3}}
+    )
     assert make(spec.objective, check.CLASSES).tree == TREE
 
 
