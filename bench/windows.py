@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,21 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--home", type=Path, help="where model and data are kept for the next time; empty: nowhere")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one round")
     asked = parser.parse_args()
+    with nullcontext(asked.home) if asked.home else tempfile.TemporaryDirectory() as home:
+        for name in [n for n in os.environ if n.startswith("CLIPFT_")]:
+            del os.environ[name]
+        os.environ["CLIPFT_HOME"] = str(home)
+        settings.cache_clear()
+        compare(asked.pairs, asked.seconds)
+
+
+def compare(pairs: int, seconds: float) -> None:
+    """Both servers, round by round."""
     bodies = registered()
     with ExitStack() as both:
         watched, plain = (both.enter_context(served(drift)) for drift in (True, False))
@@ -145,9 +156,9 @@ def main() -> None:
             server.played(bodies, count=WARM)
         assert watched.get("/v1/drift/industrial")[0] == 200 and plain.get("/v1/drift/industrial")[0] == 404
         rounds: dict[Server, list[tuple[float, float]]] = {watched: [], plain: []}
-        for number in range(asked.pairs):
+        for number in range(pairs):
             for server in (watched, plain) if number % 2 else (plain, watched):
-                rounds[server].append(server.played(bodies, asked.seconds))
+                rounds[server].append(server.played(bodies, seconds))
         measuring = watched.figure("clipft_drift_measuring_seconds_sum") / watched.figure(
             "clipft_drift_measuring_seconds_count"
         )
@@ -157,7 +168,7 @@ def main() -> None:
         "throughput_lost": interval(1 - with_[:, 0] / without[:, 0]),
         "cpu_seconds_more": interval(with_[:, 1] / without[:, 1] - 1),
         "milliseconds_per_window": 1000 * measuring,
-        "pairs": asked.pairs,
+        "pairs": pairs,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     for name in ("throughput_lost", "cpu_seconds_more"):
@@ -167,9 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as home:
-        for name in [n for n in os.environ if n.startswith("CLIPFT_")]:
-            del os.environ[name]
-        os.environ["CLIPFT_HOME"] = home
-        settings.cache_clear()
-        main()
+    main()
