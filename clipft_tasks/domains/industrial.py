@@ -50,12 +50,12 @@ DOMAIN = Domain(
         "resolution.aspect": "a defect at the edge of a long part must stay in the picture, and its shape carries meaning",
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "a class said in other words is the same finding, so no negative",
-        "objective.also": "a few captions teach the text tower little and make it forget much: features stay near the start model's, which "
-        "keeps most of what was forgotten without it, at the same score (docs/evaluation.md)",
+        "objective.also": "a few captions teach the text tower little and make it forget much: features stay near the start model's "
+        "(docs/evaluation.md has the figures with and without)",
         "objective.options": "held by features: the start model's own ranking of defects is not worth keeping",
         "train.layer_decay": "what defects look like is new, edges and textures are not: early blocks move less",
-        "train.keep": "parts come in few groups (modules, lots), so validation rows tell epochs apart by chance: over 50 random "
-        "splits of elpv the last epoch was as good as the best or better",
+        "train.keep": "parts come in few groups (modules, lots), so validation rows tell epochs apart mostly by chance; the last one "
+        "has seen the lowest rate",
         "gate.rules": "lines differ in camera and picture size: a model that loses at one of them costs that line",
         "drift_tolerance": "a line's pictures differ little from batch to batch, so the limits stand as they are",
     },

@@ -47,7 +47,7 @@ DOMAIN = Domain(
         "nothing of everyday things (docs/evaluation.md)",
         "objective.options": "held by features: the start model ranks names of things that it never heard of by chance",
         "train.learning_rate": "drawings and names of a science are far from everyday pictures and words",
-        "train.epochs": "each caption is seen once a pass, with no other that says the same: R@1 rises until the tenth pass",
+        "train.epochs": "each caption is seen once a pass, with no other that says the same, so it takes more of them",
         "train.sampling": "names are the task: a rare class is no reason to repeat one row and leave another out",
         "gate.metric": "captions are names: finding the right one is the task, classes are a coarse by-product",
     },

@@ -15,7 +15,7 @@ from ..settings import settings
 from .membership import Membership
 
 LEEWAY = 30  # seconds that the clocks may differ; the door's own
-NO_OBJECT = f"files/md5/00/{'0' * 30}"
+NO_OBJECT = f"files/md5/00/{'0' * 30}"  # nobody has it: the store says 404, once it accepts who asks
 NEEDED_GB = 8  # shards, decoded pictures, two checkpoints and a package of a mid-sized model
 
 
@@ -88,10 +88,7 @@ def reach(member: Membership) -> Iterator[Line]:
         "airflow": (f"{places['airflow']}/edge_worker/v1/health", (200,)),
         "mlflow": (f"{places['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1", (200,)),
         "data": (f"{places['data']}/datasets.git/HEAD", (200, 404)),  # before the first version there is no repository
-        "objects": (
-            f"{places['data']}/objects/{NO_OBJECT}",
-            (404,),
-        ),  # nobody has it: so the store itself says, once it accepts who asks
+        "objects": (f"{places['data']}/objects/{NO_OBJECT}", (404,)),
     }
     for name, (url, good) in wanted.items():
         try:
