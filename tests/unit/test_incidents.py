@@ -1,30 +1,14 @@
-"""Incidents: one at a time per domain, a cool-down, a circuit breaker, and a record that fits where it is kept."""
+"""The rules of incidents: one at a time per domain, a cool-down, a circuit breaker, a watch on what came of it."""
 
 import json
-import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from incident_lab import HOUR, MINUTE, NOW, TAG, alarm, watched
 
-from clipft_tasks import tracking
 from clipft_tasks.drift import incidents
-from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, Incident, State, Watch
-from clipft_tasks.settings import settings
-from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import admit, close
-
-NOW = 1_800_000_000.0
-MINUTE, HOUR = 60.0, 3600.0
-TAG = 5000  # characters that a tag of MLflow's registry holds
-
-
-def alarm(at: float = NOW, *causes: str, version: str = "1") -> Incident:
-    return Incident("general", version, list(causes or ("image",)), at)
+from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, Incident, State
 
 
 def handled(state: State, outcome: str, at: float) -> State:
@@ -250,233 +234,7 @@ def test_a_state_with_fields_of_a_newer_release_is_still_read():
     assert State.of({}) == State()
 
 
-# With the registry --------------------------------------------------------------------------------------------------
-
-DOMAINS = ("general", "industrial")
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A registry with a model for each of DOMAINS and nothing else, made once."""
-    folder = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPFT_HOME", str(folder))
-        patch.delenv("CLIPFT_MLFLOW_URI", raising=False)
-        settings.cache_clear()
-        for domain in DOMAINS:
-            tracking.client().create_registered_model(tracking.model_name(domain))
-    settings.cache_clear()
-    yield folder / "mlflow" / "mlflow.db"
-
-
-@pytest.fixture
-def registry(home: Path, empty: Path) -> Path:
-    (home / "mlflow").mkdir(parents=True)
-    shutil.copy(empty, home / "mlflow")
-    return home
-
-
-def breach(domain: str = "general", *causes: str, version: str = "1") -> dict[str, Any]:
-    return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": "", "source": ""}
-
-
-def spec(domain: str = "general", **more: Any) -> RunSpec:
-    return RunSpec.from_flat({"domain": domain, **more})
-
-
-def tell(*breaches: dict[str, Any], run: str = "", cool_down: float = COOL_DOWN) -> list[dict[str, Any]]:
-    """What `admit` lets in of the breaches that a run of clipft_drift_watch sees, domain by domain."""
-    domains = [d for d in DOMAINS if any(b["domain"] == d for b in breaches)]
-    said = [(d, admit.run(spec(d), [b for b in breaches if b["domain"] == d], cool_down, run)) for d in domains]
-    return [{"domain": d, **found} for d, found in said if found["admitted"]]
-
-
-def later(domain: str, seconds: float) -> None:
-    """Let time go by for a domain."""
-    state = tracking.incidents(domain)
-    at = {name: max(0.0, getattr(state, name) - seconds) for name in ("breaker_opened", "last_closed")}
-    opened = state.incident
-    if opened:
-        watch = replace(opened.watch, since=opened.watch.since - seconds) if opened.watch else None
-        opened = replace(opened, opened=opened.opened - seconds, watch=watch)
-    tracking.keep_incidents(domain, replace(state, incident=opened, **at))
-
-
-def ended(domain: str, states: dict[str, str | None], live: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `close` says when the run that answers the open incident ends."""
-    state = tracking.incidents(domain)
-    return close.run(spec(domain), states, state.incident.id if state.incident else "", live)
-
-
-FAILED = {"suggest": "success", "finetune": "failed"}
-RECOVERED = {"suggest": "success", "finetune": "success"}
-
-
-def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
-    [found] = tell(breach("general", "image", "margin"), run="a")
-    kept = tracking.incidents("general").incident
-    assert kept and (found["causes"], found["incident"]) == (["image", "margin"], kept.id)
-    assert found["reason"] and found["rollback"] is False and found["approval"] is False
-    assert (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
-
-
-def test_two_domains_are_handled_beside_each_other(registry):
-    both = [breach("general"), breach("industrial", "text")]
-    assert [b["domain"] for b in tell(*both, run="a")] == ["general", "industrial"]
-    assert tell(*both, run="b") == []
-    ended("general", FAILED)
-    assert tracking.incidents("industrial").incident and tracking.incidents("industrial").failures == 0
-    assert tracking.incidents("general").incident is None and tracking.incidents("general").failures == 1
-
-
-def test_one_domain_that_is_busy_does_not_hold_another_up(registry):
-    tell(breach("general"), run="a")
-    assert [b["domain"] for b in tell(breach("general"), breach("industrial"), run="b")] == ["industrial"]
-
-
-def test_the_same_run_is_admitted_again_when_it_is_tried_again(registry):
-    [first] = tell(breach("general", "image"), run="a")
-    [again] = tell(breach("general", "image"), run="a")
-    assert first | {"reason": ""} == again | {"reason": ""}
-    assert tell(breach("general", "image"), run="b") == []
-    assert tell(breach("general", "image")) == []
-
-
-def test_nobody_in_particular_is_not_let_in_twice(registry):
-    assert len(tell(breach())) == 1
-    assert tell(breach()) == []
-
-
-@pytest.mark.parametrize("run", ["a", ""])
-def test_each_domain_is_admitted_once_although_two_of_its_versions_drift(registry, run):
-    versions = [breach("general", "image", version="1"), breach("general", "text", version="2")]
-    [found] = tell(*versions, run=run)
-    assert found["causes"] == ["image"]
-    assert len(tell(*versions, run=run)) == (1 if run else 0)
-
-
-def test_why_an_alarm_is_not_taken_is_said(registry, capsys):
-    tell(breach("general", "image"), run="a")
-    tell(breach("general", "text"), run="b")
-    said = "".join(capsys.readouterr())
-    assert "general (image): admitted" in said and "general (text): not taken" in said
-
-
-OUTCOMES: list[tuple[dict[str, str | None], str]] = [
-    ({"suggest": "failed", "approve": "upstream_failed", "finetune": "upstream_failed", "close": "running"}, "failed"),
-    ({"suggest": "success", "dataset": "failed", "finetune": "upstream_failed", "rollback": "skipped"}, "failed"),
-    ({"suggest": "success", "rollback": "failed", "finetune": "skipped"}, "failed"),
-    ({"suggest": "success", "finetune": "upstream_failed"}, "failed"),
-    ({"suggest": "success", "dataset": "success", "finetune": "success", "rollback": "skipped"}, "recovered"),
-    ({"suggest": "success", "rollback": "success", "finetune": "skipped", "close": "running"}, "recovered"),
-    (
-        {"suggest": "success", "approve": "success", "choose": "skipped", "finetune": "skipped", "rollback": "skipped"},
-        "declined",
-    ),
-    ({"suggest": "success", "nothing": "success", "finetune": "skipped", "rollback": "skipped"}, "declined"),
-    ({"suggest": "success", "finetune": None, "rollback": None}, "declined"),
-    ({}, "declined"),
-]
-
-
-@pytest.mark.parametrize(("states", "outcome"), OUTCOMES)
-def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, outcome):
-    tell(breach())
-    failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
-    told = ended("general", states)
-    assert (told["outcome"], told["failed"]) == (outcome, failed)
-    state = tracking.incidents("general")
-    assert state.incident is None and state.failures == (outcome == "failed")
-    assert state.history[-1]["outcome"] == outcome
-    assert [name for name in sorted(states) if name in state.history[-1]["note"]] == failed
-
-
-def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
-    tell(breach())
-    for other in ("", "general-1.000"):
-        close.run(spec("general"), RECOVERED, other)
-        assert tracking.incidents("general").incident
-
-
-@pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
-def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(registry, states):
-    for _ in range(2):
-        tell(breach(), cool_down=0)
-        ended("general", FAILED)
-    before = tracking.incidents("general")
-    assert ended("general", states)["failures"] == 2
-    assert tracking.incidents("general") == before
-    assert ended("industrial", states)["breaker"] == "closed"
-    assert tracking.incidents("industrial") == State()
-
-
-def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
-    for number in range(FAILURES):
-        assert len(tell(breach())) == 1
-        assert tell(breach()) == []  # one at a time
-        told = ended("general", FAILED)
-        assert (told["breaker"], told["failures"]) == ("open" if number + 1 == FAILURES else "closed", number + 1)
-        assert tell(breach()) == []  # the cool-down
-        later("general", COOL_DOWN + MINUTE)
-    assert tell(breach()) == []
-    later("general", OPEN_FOR)
-    assert len(tell(breach())) == 1
-    assert ended("general", FAILED)["breaker"] == "open"
-    later("general", OPEN_FOR + MINUTE)
-    assert len(tell(breach())) == 1 and tell(breach()) == []
-    told = ended("general", RECOVERED)
-    assert (told["outcome"], told["breaker"], told["failures"]) == ("recovered", "closed", 0)
-    later("general", COOL_DOWN + MINUTE)
-    assert len(tell(breach())) == 1
-
-
-def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_for_good(registry):
-    tell(breach(), run="vanished")
-    later("general", STALE + MINUTE)
-    tell(breach(), run="next")
-    later("general", COOL_DOWN + MINUTE)
-    tell(breach(), run="next")
-    state = tracking.incidents("general")
-    assert state.incident and state.incident.run == "next"
-    assert [past["outcome"] for past in state.history] == ["lost"] and state.failures == 1
-
-
-def stored(domain: str) -> str:
-    return tracking.client().get_registered_model(tracking.model_name(domain)).tags[tracking.INCIDENTS]
-
-
-def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(registry):
-    causes = [f"a signal with a long name {n}" for n in range(12)]
-    for number in range(HISTORY):
-        assert tell(breach("general", *causes, version=str(number)), cool_down=0)
-        ended("general", RECOVERED)
-    tell(breach("general", *causes, version="now"), cool_down=0, run="r" * 100)
-    assert len(stored("general")) <= TAG
-    state = tracking.incidents("general")
-    assert state.incident and state.incident.version == "now" and state.incident.causes == causes
-    versions = [past["version"] for past in state.history]
-    assert versions and versions == [str(n) for n in range(HISTORY)][-len(versions) :]
-
-
-@pytest.mark.parametrize("count", [60, 100])
-def test_many_long_causes_fit_into_the_registry(registry, count):
-    causes = [f"{n}-" + "x" * 60 for n in range(count)]
-    assert len(tell(breach("general", *causes), run="a")) == 1
-    assert len(stored("general")) <= TAG
-    kept = tracking.incidents("general").incident
-    assert kept and kept.causes[:5] == causes[:5]  # the worst come first
-    assert tell(breach("general", *causes), run="b") == []
-    assert ended("general", FAILED)["failures"] == 1
-    assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1
-
-
 # On watch -----------------------------------------------------------------------------------------------------------
-
-
-def watched(at: float = NOW, undone: bool = False) -> State:
-    """An incident of version 1 that version 2 came of at `at`."""
-    state, _, _ = incidents.admit(State(failures=1, undone=undone), alarm(at - 10 * MINUTE), at - 10 * MINUTE)
-    return incidents.watch(state, Watch("2", "1", at, 0.75, 40))
 
 
 def test_a_version_that_survives_its_watch_is_what_recovery_means():
@@ -485,12 +243,6 @@ def test_a_version_that_survives_its_watch_is_what_recovery_means():
     done = incidents.settle(state, NOW + WATCH)
     assert done.incident is None and (done.failures, done.undone) == (0, False)
     assert (done.last_closed, done.history[-1]["outcome"]) == (NOW, "recovered")
-
-
-def test_whoever_reads_the_record_sees_that_a_watch_is_over(registry):
-    tracking.keep_incidents("general", watched(time.time() - WATCH))
-    state = tracking.incidents("general")
-    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
 
 
 def test_during_the_watch_the_cool_down_counts_from_when_the_version_went_live():
