@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_drift_reference import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
+from reference_lab import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
 
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows

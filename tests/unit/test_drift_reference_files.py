@@ -1,0 +1,157 @@
+"""References on disk: they come back as they went, or are refused with the reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference_lab import CLASSES, SEEN, a_reference, captions, looked, ratios, told, unit
+from safetensors.numpy import load_file, save_file
+
+from clipft_tasks.drift.reference import (
+    FACTS,
+    ROWS,
+    TENSORS,
+    Reference,
+    Rows,
+    text_signal,
+)
+from clipft_tasks.errors import ClipftError
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3])
+def test_a_reference_comes_back_as_it_was_saved(classes, tmp_path):
+    written = told(looked(SEEN, 0, classes=classes), paired=looked(SEEN, 0).similarity[:, 0], pictures=["a" * 64] * SEEN)
+    written.save(tmp_path)
+    found = Reference.load(tmp_path, "w" * 64)
+    assert found.facts == written.facts and found.classes == CLASSES[:classes] and found.limits == written.limits
+    for name, value in vars(found.rows).items():
+        assert value.shape == vars(written.rows)[name].shape and np.allclose(value, vars(written.rows)[name], atol=1e-3), name
+    assert np.array_equal(found.rows.appearance, written.rows.appearance) and np.array_equal(found.paired, written.paired)
+    assert np.allclose(found.text, written.text, atol=1e-3)
+    window = looked(64, 5, classes=classes)
+    assert ratios(found, window) == pytest.approx(ratios(written, window), abs=0.05)
+    assert found.novelty(window.image) == pytest.approx(written.novelty(window.image), rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("common", [0.5, 0.8, 0.95])
+def test_the_very_captions_of_the_reference_are_no_drift_after_it_was_saved(common, tmp_path):
+    """Two captions, as labels give them: most pairs of texts are the same one twice."""
+    alarms = []
+    for seed in range(4):
+        two, rng = captions(2, seed), np.random.default_rng(seed)
+        told(looked(60, 0), text=two[(rng.random(SEEN) > common).astype(int)]).save(tmp_path)
+        found = Reference.load(tmp_path)
+        for _ in range(3):
+            value, p = text_signal(found, two[(rng.random(64) > common).astype(int)], 250)
+            alarms.append(value > found.limits["text"] and p <= 0.005)
+        value, p = text_signal(found, captions(64, 6, strange=1.0), 250)
+        assert value > found.limits["text"] and p <= 0.005
+    assert sum(alarms) <= 1
+
+
+def test_a_reference_of_before_pairs_were_measured_is_read_and_says_nothing_of_them(saved):
+    tensors = load_file(saved / TENSORS)
+    del tensors["paired"]
+    save_file(tensors, saved / TENSORS)
+    found = Reference.load(saved)
+    assert len(found.paired) == 0 and found.limits == a_reference().limits
+
+
+def test_a_large_reference_is_still_small_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    image, text = (unit(rng.normal(size=(ROWS, 1024))) for _ in range(2))
+    rows = Rows(image, looked(ROWS, 0).appearance, image @ text[:100].T)
+    Reference(rows, text, a_reference().facts).save(tmp_path)
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 5e6
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    a_reference().save(tmp_path)
+    return tmp_path
+
+
+def test_a_reference_of_other_weights_is_refused(saved):
+    with pytest.raises(ClipftError, match="the embedding space of other weights"):
+        Reference.load(saved, "v" * 64)
+    assert Reference.load(saved).classes == CLASSES
+
+
+@pytest.mark.parametrize("missing", [[TENSORS], [FACTS], [TENSORS, FACTS]], ids=str)
+def test_a_package_without_its_reference_is_refused(saved, missing):
+    for name in missing:
+        (saved / name).unlink()
+    with pytest.raises(ClipftError, match=r"cannot be read.*No such file.*Register the model again"):
+        Reference.load(saved)
+
+
+@pytest.mark.parametrize("name", [TENSORS, FACTS])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 64,
+        lambda data: b"[]",
+    ],
+    ids=["empty", "its beginning", "its half", "noise", "a list"],
+)
+def test_a_damaged_reference_is_refused(saved, name, damage):
+    (saved / name).write_bytes(damage((saved / name).read_bytes()))
+    with pytest.raises(ClipftError, match="cannot be read"):
+        Reference.load(saved, "w" * 64)
+
+
+@pytest.mark.parametrize("name", ["image", "appearance", "text"])
+def test_a_reference_that_lacks_a_part_is_refused_by_its_name(saved, name):
+    tensors = load_file(saved / TENSORS)
+    del tensors[name]
+    save_file(tensors, saved / TENSORS)
+    with pytest.raises(ClipftError, match=f"cannot be read.*{name}"):
+        Reference.load(saved)
+
+
+def change_facts(folder: Path, change: Callable[[dict], object]) -> None:
+    facts = json.loads((folder / FACTS).read_text())
+    change(facts)
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", ["weights", "limits", "classes", "promised"])
+def test_a_reference_that_lacks_a_fact_is_refused(saved, name):
+    change_facts(saved, lambda facts: facts.pop(name))
+    with pytest.raises(ClipftError, match=name):
+        Reference.load(saved, "w" * 64)
+
+
+@pytest.mark.parametrize("number", [0, 2, None])
+def test_another_format_is_refused_by_its_number(saved, number):
+    change_facts(saved, lambda facts: facts.update(format=number))
+    with pytest.raises(ClipftError, match=f"its format is {number}, not 1"):
+        Reference.load(saved)
+
+
+def test_another_format_is_named_even_when_its_tensors_are_others(saved):
+    change_facts(saved, lambda facts: facts.update(format=2))
+    save_file({"pictures": np.zeros((2, 2), np.float32)}, saved / TENSORS)
+    with pytest.raises(ClipftError, match="its format is 2, not 1"):
+        Reference.load(saved)
+
+
+@pytest.mark.parametrize("name", ["image", "text", "appearance"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_reference_that_holds_no_numbers_is_refused(saved, name, value):
+    tensors = load_file(saved / TENSORS)
+    tensors[name].flat[3] = value
+    save_file(tensors, saved / TENSORS)
+    with pytest.raises(ClipftError, match="numbers that are none"):
+        Reference.load(saved)
+
+
+def test_a_limit_that_is_no_number_is_refused_for_nothing_would_ever_exceed_it(saved):
+    change_facts(saved, lambda facts: facts["limits"].update(image=float("nan")))
+    with pytest.raises(ClipftError, match="numbers that are none"):
+        Reference.load(saved)
