@@ -45,8 +45,8 @@ def two(plane):
     """Two workers of one queue; told to drain at the end, they do."""
     plane.alone()
     workers = {name: plane.worker(name) for name in ("left", "right")}
-    for name in workers:
-        until(lambda name=name: READY in plane.log(name), 400, name)
+    for name, worker in workers.items():
+        ready(plane, name, worker)
     yield list(workers)
     for worker in workers.values():
         worker.process.send_signal(signal.SIGINT)
@@ -62,6 +62,12 @@ def clock(shift: str) -> dict[str, str]:
     """A machine whose clock is wrong by so many seconds."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), "")
     return {"LD_PRELOAD": str(library), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
+def ready(plane, name: str, worker, before: int = 0) -> None:
+    """Wait until a worker takes tasks, again where it did so often `before`; one that was turned away fails at once, in its words."""
+    until(lambda: plane.log(name).count(READY) > before or not worker.alive, 400, name)
+    assert plane.log(name).count(READY) > before, plane.log(name)
 
 
 def ended(container, seconds: float) -> int:
@@ -155,7 +161,7 @@ def test_trials_and_evaluations_spread_over_the_workers_and_share_one_study(plan
 
 def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane):
     worker = plane.worker("guest")
-    until(lambda: READY in plane.log("guest"), 400, "guest")
+    ready(plane, "guest", worker)
     assert "guest" in plane.operator("list")
 
     kept = plane.home("guest") / "worker" / "worker.json"
@@ -168,7 +174,7 @@ def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane
     kept.write_text(right)
     started = plane.log("guest").count(READY)
     plane.team.start(worker)
-    until(lambda: plane.log("guest").count(READY) > started, 400, "guest with its own secret")
+    ready(plane, "guest", worker, started)
     plane.operator("revoke", "guest")
     plane.again(worker)
     assert ended(worker, 400) != 0
