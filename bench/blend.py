@@ -1,4 +1,4 @@
-"""What the blended point keeps and what it costs, on rows that did not choose it: python -m bench.blend [--seeds N] [--epochs N]
+"""What the blended point keeps and what it costs, on rows that did not choose it: python -m bench.blend [--seeds N] [--epochs N] [--cores N]
 
 Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.also, layer decay), so
 that there is something to win back; then ten points of the way, chosen from as the stage `blend` does, by validation split and
@@ -9,14 +9,14 @@ chooses and half of which is reported.
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.quality import Bench, mean
+from bench.lanes import Lanes, Run, arguments, mean
+from bench.quality import Bench
 
 PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
 
@@ -36,7 +36,13 @@ def known(clip: Any, side: int) -> tuple[float, float]:
     return out[0], out[1]
 
 
-def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> dict[str, Any]:
+def one(ask: Run) -> Run:
+    """The path of one seed, in this process: {"seed", "epochs"}."""
+    with tempfile.TemporaryDirectory(dir=os.environ["CLIPFT_HOME"]) as folder:
+        return path_of(Bench("elpv"), ask["seed"], ask["epochs"], Path(folder))
+
+
+def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
     """A training, its way back, and the point that is taken."""
     from clipft_tasks.evaluate import path as paths
     from clipft_tasks.evaluate import zero_shot
@@ -44,7 +50,6 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> dict[str, Any
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.train import job, plan, selection
 
-    folder.mkdir()
     spec = RunSpec.from_flat(bench.flat | PLAIN | {"train.seed": seed, "train.epochs": epochs, "blend.points": 10})
     clip = build.prepare(build.load("starter"), spec)
     first = {name: w.clone() for name, w in clip.state().items()}
@@ -81,14 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
-    asked = parser.parse_args()
+    asked = arguments(parser, one)
     with tempfile.TemporaryDirectory() as home:
         os.environ["CLIPFT_HOME"] = home
-        bench = Bench("elpv")
-        rows = []
-        for seed in range(asked.seeds):
-            rows.append(path_of(bench, seed, asked.epochs, Path(home, f"path-{seed}")))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        Bench("elpv")  # the dataset version and the starter, once
+        rows = Lanes("bench.blend", asked.cores).run([{"seed": s, "epochs": asked.epochs} for s in range(asked.seeds)])
     print("| seed | alpha | score: start, blended, fine-tuned | retention, likewise | of the gain | of the forgetting |")
     print("|---|---|---|---|---|---|")
     for r in rows:

@@ -13,18 +13,14 @@ import argparse
 import json
 import math
 import os
-import queue
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.lanes import Lanes, Run, arguments, mean
 from bench.train_cpu import open_clip_train
 
 RATES = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
@@ -32,8 +28,6 @@ DATA = {
     "elpv": {"domain": "industrial", "source": "elpv:mono"},
     "molecules": {"domain": "scientific", "source": "molecules:900"},
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for the mean of so many seeds
-Run = dict[str, Any]
 
 
 @dataclass
@@ -91,52 +85,11 @@ class Bench:
 
 def one(ask: Run) -> Run:
     """A single run, in this process: {"data", "who": start, ours or theirs, and its arguments}."""
-    from clipft_tasks.train import hardware
-
-    os.sched_setaffinity(0, ask.pop("cores"))
-    hardware.use_threads(hardware.usable_cores())
     bench, rest = Bench(ask["data"]), {k: v for k, v in ask.items() if k not in ("data", "who")}
     if ask["who"] == "start":
         return bench.judge(bench.start())
     with tempfile.TemporaryDirectory(dir=os.environ["CLIPFT_HOME"]) as folder:
         return getattr(bench, ask["who"])(folder=Path(folder), **rest)  # type: ignore[no-any-return]
-
-
-class Lanes:
-    """Runs beside one another, each in a process with cores of its own."""
-
-    def __init__(self, cores: int) -> None:
-        there = sorted(os.sched_getaffinity(0))
-        self.free: queue.Queue[list[int]] = queue.Queue()
-        for lane in range(len(there) // cores):
-            self.free.put(there[lane * cores : (lane + 1) * cores])
-        self.count = self.free.qsize()
-
-    def run(self, asks: Sequence[Run]) -> list[Run]:
-        with ThreadPoolExecutor(self.count) as pool:
-            return list(pool.map(self._one, asks))
-
-    def _one(self, ask: Run) -> Run:
-        cores = self.free.get()
-        try:
-            command = [sys.executable, "-m", "bench.quality", "--one", json.dumps(ask | {"cores": cores})]
-            env = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
-            done = subprocess.run(command, stdout=subprocess.PIPE, env=env, text=True, check=True)
-        finally:
-            self.free.put(cores)
-        found: Run = json.loads(done.stdout.splitlines()[-1])
-        print(f"{json.dumps(ask)}: {json.dumps(found)}", file=sys.stderr, flush=True)
-        return found
-
-
-def mean(values: list[float]) -> dict[str, float]:
-    """Mean over seeds with its 95% interval."""
-    spread = T95.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {
-        "value": statistics.fmean(values),
-        "low": statistics.fmean(values) - spread,
-        "high": statistics.fmean(values) + spread,
-    }
 
 
 def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], list[Run]]) -> dict[str, Any]:
@@ -212,17 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="of each run")
-    parser.add_argument("--one", help="a single run, as JSON; what the others are made of")
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(one(json.loads(asked.one))))
-        return
+    asked = arguments(parser, one)
     with tempfile.TemporaryDirectory() as home:
         os.environ["CLIPFT_HOME"] = home
         for name in asked.data:
             Bench(name)  # the dataset version and the starter, once
-        found = measured(asked.data, asked.seeds, Lanes(asked.cores).run)
+        found = measured(asked.data, asked.seeds, Lanes("bench.quality", asked.cores).run)
     for name in asked.data:
         shown(name, found[name])
     print(json.dumps(found))

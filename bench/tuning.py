@@ -1,20 +1,20 @@
-"""Whether tuning helps where it counts, on the test split: python -m bench.tuning [--seeds N] [--trials N] [--epochs N] [--side N]
+"""Whether tuning helps where it counts, on the test split: python -m bench.tuning [--data NAME] [--seeds N] [--trials N] [--epochs N]
 
-Per seed: a study on elpv (monocrystalline) with the industrial template's space and the learning rate, judged on the validation
-split as always; then the template's values and the study's decision, trained and scored on the test split that no trial saw.
-Where the study leaves the template's values both are one model, and the difference is zero.
+Per seed: a study with the space of the domain's template and the learning rate, judged on the validation split as always; then the template's values and the study's decision, trained and scored on the test split that no trial saw.
+Where the study leaves the template's values both are one model, and the difference is zero. `--rate 0.125` spoils the template: its
+learning rate is an eighth of what it should be. `--cores 2` gives each seed two cores of its own.
 """
 
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.quality import Bench, mean
+from bench.lanes import Lanes, Run, arguments, mean
+from bench.quality import DATA, Bench
 
 
 def scored(bench: Bench, spec: Any, folder: Path) -> Any:
@@ -31,40 +31,49 @@ def scored(bench: Bench, spec: Any, folder: Path) -> Any:
     return zero_shot.score(clip, bench.dataset, bench.domain, "test", spec.resolution.train, 64)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--side", type=int, default=96)
-    asked = parser.parse_args()
-
+def one(ask: Run) -> Run:
+    """One seed's study and what came of it, in this process: {"data", "seed", "trials", "epochs", "side", "rate"}."""
     from clipft_tasks.evaluate import zero_shot
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import plan, tune
 
+    bench, seed = Bench(ask["data"]), ask["seed"]
+    size = {"resolution.train": ask["side"], "resolution.evaluate": [ask["side"]], "train.epochs": ask["epochs"]}
+    study = {"tune.trials": ask["trials"], "tune.learning_rate": True, "tune.patience": ask["trials"], "tune.minutes": 60}
+    spec = RunSpec.from_flat(bench.flat | size | study | {"train.seed": seed, "tune.seed": seed})
+    spec = spec.changed({"train.learning_rate": ask["rate"] * spec.train.learning_rate})
+    began = time.perf_counter()
+    decided = tune.run(spec, plan.run(spec))
+    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory(dir=os.environ["CLIPFT_HOME"]) as folder:
+        old = scored(bench, spec, Path(folder, "template"))
+        new = scored(bench, spec.changed(decided["values"]), Path(folder, "tuned")) if decided["values"] else old
+    metric = spec.gate.metric
+    gain = zero_shot.difference(new, old, metric, 1000)
+    return {
+        "seed": seed, "metric": metric, "template": old.sums(metric).value, "tuned": new.sums(metric).value,
+        "gain": {k: gain[k] for k in ("value", "low", "high")}, "values": decided["values"], "reason": decided["reason"],
+        "stopped": decided["stopped"], "trials": len(decided["tried"]), "seconds": round(seconds),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=list(DATA), default="elpv")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the template's learning rate, where the study begins")
+    asked = arguments(parser, one)
+    size = {"data": asked.data, "trials": asked.trials, "epochs": asked.epochs, "side": asked.side, "rate": asked.rate}
     with tempfile.TemporaryDirectory() as home:
         os.environ["CLIPFT_HOME"] = home
-        bench = Bench("elpv")
-        size = {"resolution.train": asked.side, "resolution.evaluate": [asked.side], "train.epochs": asked.epochs}
-        study = {"tune.trials": asked.trials, "tune.learning_rate": True, "tune.patience": asked.trials, "tune.minutes": 60}
-        rows: list[dict[str, Any]] = []
-        for seed in range(asked.seeds):
-            spec = RunSpec.from_flat(bench.flat | size | study | {"train.seed": seed, "tune.seed": seed})
-            began = time.perf_counter()
-            decided = tune.run(spec, plan.run(spec))
-            seconds = time.perf_counter() - began
-            old = scored(bench, spec, Path(home, f"template-{seed}"))
-            new = scored(bench, spec.changed(decided["values"]), Path(home, f"tuned-{seed}")) if decided["values"] else old
-            metric = spec.gate.metric
-            gain = zero_shot.difference(new, old, metric, 1000)
-            rows.append(
-                {"seed": seed, "metric": metric, "template": old.sums(metric).value, "tuned": new.sums(metric).value,
-                 "gain": {k: gain[k] for k in ("value", "low", "high")}, "values": decided["values"], "reason": decided["reason"],
-                 "stopped": decided["stopped"], "trials": len(decided["tried"]), "seconds": round(seconds)}
-            )  # fmt: skip
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    print(f"elpv mono, starter, {asked.side} px, {asked.epochs} epochs, {asked.trials} trials a study")
+        Bench(asked.data)  # the dataset version and the starter, once
+        rows = Lanes("bench.tuning", asked.cores).run([{"seed": seed} | size for seed in range(asked.seeds)])
+    print(
+        f"{asked.data}, starter, {asked.side} px, {asked.epochs} epochs, {asked.trials} trials a study, {asked.rate:g} times the rate"
+    )
     print("| seed | template | tuned | gain, paired by group | decision |\n|---|---|---|---|---|")
     for r in rows:
         g = r["gain"]

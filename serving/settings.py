@@ -26,7 +26,7 @@ class ServingSettings(BaseSettings):
     drift_seconds: float = Field(5, ge=0, description="seconds between measurements of the windows; 0 measures when asked")
     window: int = Field(256, ge=16, description="pictures, and texts, that a window holds")
     window_rate: float = Field(
-        8, gt=0, description="pictures a second that a window takes in, after a burst that fills it; others are answered only"
+        5, gt=0, description="pictures a second that a window takes in, after a burst that fills it; others are answered only"
     )
     window_least: int = Field(64, ge=16, description="rows below which a window says nothing")
     window_minutes: float = Field(60, gt=0, description="age at which a row leaves the window")

@@ -20,6 +20,7 @@ from ..errors import ClipftError
 from .appearance import STATISTICS
 from .statistics import (
     Array,
+    Bins,
     Projection,
     classifier_auc,
     gaussian,
@@ -27,8 +28,6 @@ from .statistics import (
     mmd,
     one_thread,
     psi,
-    quantile_edges,
-    shares,
     unit,
     wilson,
 )
@@ -63,7 +62,7 @@ class Rows:
     def take(self, rows: NDArray[np.intp]) -> "Rows":
         return Rows(self.image[rows], self.appearance[rows], self.similarity[rows])
 
-    @property
+    @cached_property
     def ranked(self) -> tuple[Array, Array, Array]:
         """Best similarity, its margin over the second best, and the best class, (n,) each; empty without two classes."""
         if self.similarity.shape[1] < 2:
@@ -71,6 +70,14 @@ class Rows:
             return none, none, none.astype(int)
         best = np.sort(self.similarity, axis=1)
         return best[:, -1], best[:, -1] - best[:, -2], self.similarity.argmax(axis=1)
+
+    @cached_property
+    def bins(self) -> dict[str, Bins]:
+        """What a window is compared with, signal by signal: what pictures look like, and how sure the model is of them."""
+        found = {name: Bins.of(self.appearance[:, i]) for i, name in enumerate(STATISTICS)}
+        if len(self.ranked[0]):
+            found |= {"similarity": Bins.of(self.ranked[0]), "margin": Bins.of(self.ranked[1])}
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,16 @@ class Reference:
     def own_kernel(self) -> Array:
         """The kernel of the reference's pictures among themselves, (n, n): the same for every window."""
         return gaussian(self.rows.image, self.rows.image, self.facts["width"])
+
+    @cached_property
+    def own_text_kernel(self) -> Array:
+        """Likewise of its texts."""
+        return gaussian(self.text, self.text, self.facts["text_width"])
+
+    @cached_property
+    def aligned(self) -> Bins:
+        """Similarity of its pictures with their own captions."""
+        return Bins.of(self.paired)
 
     def novelty(self, image: Array) -> Array:
         """How far embeddings (n, d) lie from the nearest picture of the sample, over what 99% of the sample itself shows: (n,)."""
@@ -235,17 +252,17 @@ def confidence(similarity: Array, temperature: float) -> float:
 
 
 def signals(
-    reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0
+    reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0, beyond: float = -np.inf
 ) -> tuple[dict[str, float], float]:
     """Every figure of a window of pictures (image, predictions, appearance), and the p-value of its MMD.
 
     Args:
         base: what the window is compared with; the reference's own rows unless others are given.
-        permutations: behind the p-value; 0 skips the test (p = 1).
+        permutations, beyond: see `mmd`.
     """
     own = reference.own_kernel if base is None else None
     base = reference.rows if base is None else base
-    distance, p = mmd(base.image, window.image, reference.facts["width"], permutations, own=own)
+    distance, p = mmd(base.image, window.image, reference.facts["width"], permutations, own=own, beyond=beyond)
     return {"image": distance, **_quick_signals(base, window)}, p
 
 
@@ -258,34 +275,29 @@ def told_apart(base: Array, new: Array) -> float:
 
 def _quick_signals(base: Rows, window: Rows) -> dict[str, float]:
     found: dict[str, float] = {}
-    (top, margin, best), (new_top, new_margin, new_best) = base.ranked, window.ranked
+    top, margin, best = window.ranked
     if len(top):
         count = base.similarity.shape[1]
-        before, now = (np.bincount(b, minlength=count) / len(b) for b in (best, new_best))
+        before, now = (np.bincount(b, minlength=count) / len(b) for b in (base.ranked[2], best))
         found["prediction"] = psi(before, now, len(base), len(window))
-        found["similarity"] = _shift(top, new_top)
-        found["margin"] = _shift(margin, new_margin)
+        found["similarity"] = base.bins["similarity"].shift(top)
+        found["margin"] = base.bins["margin"].shift(margin)
     return found | looks_signals(base, window.appearance)
 
 
 def looks_signals(base: Rows, looks: Array) -> dict[str, float]:
     """What pictures look like before any model, (m, 5), beside the reference's."""
-    return {name: _shift(base.appearance[:, i], looks[:, i]) for i, name in enumerate(STATISTICS)}
+    return {name: base.bins[name].shift(looks[:, i]) for i, name in enumerate(STATISTICS)}
 
 
 def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tuple[float, float]:
     """MMD of texts beside the reference's captions, and its p-value."""
-    return mmd(reference.text, text, reference.facts["text_width"], permutations)
+    return mmd(reference.text, text, reference.facts["text_width"], permutations, own=reference.own_text_kernel)
 
 
 def alignment_signal(reference: Reference, paired: Array) -> float:
     """PSI of the similarity of pictures with their own texts, (m,), beside the reference's pairs."""
-    return _shift(reference.paired, paired)
-
-
-def _shift(base: Array, window: Array) -> float:
-    edges = quantile_edges(base)
-    return psi(shares(base, edges), shares(window, edges), len(base), len(window))
+    return reference.aligned.shift(paired)
 
 
 def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
@@ -299,7 +311,7 @@ def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
         window, rest = rng.permutation(np.flatnonzero(inside))[:size], np.flatnonzero(~inside)
         found = signals(reference, rows.take(window), rows.take(rest))[0]
         if len(reference.paired):
-            found["alignment"] = _shift(reference.paired[rest], reference.paired[window])
+            found["alignment"] = Bins.of(reference.paired[rest]).shift(reference.paired[window])
         return found
 
     def chance() -> np.ndarray:

@@ -150,7 +150,9 @@ class Window:
             behind = dict.fromkeys(drift, len(rows))
             if len(rows) > self.least:
                 # The newest rows alone show a change long before the whole window is full of it.
-                newest, _, _ = self._ratios(rows.take(np.arange(len(rows) - self.least, len(rows))), permutations)
+                # Their p-value is not published, so it is computed only where it could decide something.
+                last = rows.take(np.arange(len(rows) - self.least, len(rows)))
+                newest, _, _ = self._ratios(last, permutations, beyond=limits["image"])
                 for name, ratio in newest.items():
                     if ratio > drift[name]:
                         drift[name], behind[name] = ratio, self.least
@@ -186,9 +188,9 @@ class Window:
         ratios, others = ({k: float(v) for k, v in found.items()} for found in (drift, values))
         return Figures(ratios, others, len(rows), len(text), count, behind, len(self._paired))
 
-    def _ratios(self, rows: Rows, permutations: int) -> tuple[dict[str, float], float, float]:
+    def _ratios(self, rows: Rows, permutations: int, beyond: float = -np.inf) -> tuple[dict[str, float], float, float]:
         """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
-        signals, p = references.signals(self.reference, rows, permutations=permutations)
+        signals, p = references.signals(self.reference, rows, permutations=permutations, beyond=beyond)
         ratios = {name: max(0.0, value / self.reference.limits[name]) for name, value in signals.items()}
         if p > SIGNIFICANT:
             ratios["image"] = min(ratios["image"], 1.0)

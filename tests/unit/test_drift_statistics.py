@@ -7,9 +7,11 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
+from clipft_tasks.drift import statistics
 from clipft_tasks.drift.appearance import CROP, STATISTICS, appearance
 from clipft_tasks.drift.statistics import (
     BINS,
+    Bins,
     Projection,
     area_under_curve,
     classifier_auc,
@@ -17,7 +19,6 @@ from clipft_tasks.drift.statistics import (
     median_distance,
     mmd,
     psi,
-    quantile_edges,
     shares,
     wilson,
 )
@@ -79,6 +80,17 @@ def test_without_permutations_nothing_is_significant():
     assert p == 1.0 and value == mmd(cloud(40, 0), cloud(20, 1, 5.0), 3.0, 10)[0]
 
 
+def test_the_test_stops_early_only_where_chance_reached_the_value_often(monkeypatch):
+    """p <= .01 needs all permutations; who looks at them all gets the same answer there, and one like it elsewhere."""
+    pairs = [(cloud(60, s), cloud(20, 100 + s, moved)) for s in range(30) for moved in (0.0, 0.3, 0.6)]
+    early = np.array([mmd(a, b, 3.0, 249)[1] for a, b in pairs])
+    monkeypatch.setattr(statistics, "ENOUGH", 10**9)
+    every = np.array([mmd(a, b, 3.0, 249)[1] for a, b in pairs])
+    assert (early <= 0.01).tolist() == (every <= 0.01).tolist() and 10 < (every <= 0.01).sum() < 60
+    assert early[every <= 0.01].tolist() == every[every <= 0.01].tolist()
+    assert np.abs(early - every).max() < 0.35 and np.corrcoef(early, every)[0, 1] > 0.95
+
+
 def test_points_that_are_all_the_same_are_no_shift():
     value, p = mmd(np.ones((40, 6)), np.ones((10, 6)), 1.0, 99)
     assert value == pytest.approx(0, abs=1e-6) and p == 1.0
@@ -135,8 +147,7 @@ def test_the_area_is_a_half_when_every_score_ties_or_a_side_is_empty():
 
 
 def index(base: np.ndarray, window: np.ndarray) -> float:
-    edges = quantile_edges(base)
-    return psi(shares(base, edges), shares(window, edges), len(base), len(window))
+    return Bins.of(base).shift(window)
 
 
 def test_the_index_is_its_definition_less_what_chance_adds():
@@ -174,15 +185,16 @@ def test_empty_bins_leave_the_index_finite():
 
 def test_bins_hold_equal_shares_of_what_they_were_made_from():
     values = np.random.default_rng(0).normal(size=1000)
-    assert shares(values, quantile_edges(values)) == pytest.approx(np.full(BINS, 0.2), abs=0.002)
-    assert shares(np.zeros(0), quantile_edges(values)).tolist() == [0.0] * BINS
+    bins = Bins.of(values)
+    assert bins.expected == pytest.approx(np.full(BINS, 0.2), abs=0.002)
+    assert bins.expected.tolist() == shares(values, bins.edges).tolist()
+    assert shares(np.zeros(0), bins.edges).tolist() == [0.0] * BINS
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_a_camera_that_always_gave_the_same_size_is_told_from_larger_and_from_smaller(kind):
     always = np.full(200, np.log2(300), dtype=kind)
-    edges = quantile_edges(always)
-    assert shares(always, edges).tolist() == [0, 1, 0]
+    assert Bins.of(always).expected.tolist() == [0, 1, 0]
     assert index(always, always[:64]) == 0
     for side in (299, 301, 150, 600):
         assert index(always, np.full(64, np.log2(side), dtype=kind)) > 1
@@ -190,8 +202,7 @@ def test_a_camera_that_always_gave_the_same_size_is_told_from_larger_and_from_sm
 
 def test_a_value_that_many_share_has_a_bin_of_its_own():
     base = np.r_[np.full(60, 8.0), np.linspace(5, 7.9, 70), np.linspace(8.1, 10, 70)].astype(np.float32)
-    edges = quantile_edges(base)
-    held = shares(base, edges)
+    held = Bins.of(base).expected
     assert held.max() == pytest.approx(0.3, abs=0.01) and held.sum() == pytest.approx(1)
     assert index(base, base) == 0
     assert index(base, np.r_[np.full(60, 8.001), base[60:]].astype(np.float32)) > 0.5
@@ -242,6 +253,16 @@ def test_axes_are_perpendicular_and_in_the_order_of_what_they_explain():
     projection = Projection.of(points, 3)
     assert projection.axes @ projection.axes.T == pytest.approx(np.eye(3), abs=1e-6)
     assert projection(points)[:, :3].std(axis=0, ddof=1) == pytest.approx([3, 2, 1], rel=0.15)
+
+
+def test_axes_are_those_of_all_eigenvectors_where_variances_differ():
+    scale = 0.9 ** np.arange(40)
+    points = np.random.default_rng(0).normal(size=(500, 40)) * scale
+    projection = Projection.of(points, 5)
+    values, vectors = np.linalg.eigh(np.cov(points.T))
+    assert np.abs(projection.axes @ vectors[:, ::-1][:, :5]) == pytest.approx(np.eye(5), abs=0.02)
+    explained = ((points - projection.mean) @ projection.axes.T).var(axis=0, ddof=1)
+    assert explained == pytest.approx(values[::-1][:5], rel=1e-3)
 
 
 @pytest.mark.parametrize(("count", "width", "kept"), [(10, 32, 9), (100, 32, 32), (100, 80, 40), (2, 32, 1)])
