@@ -180,10 +180,10 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
 
 def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     _, training = form
-    run = airflow.trigger(
-        "clipft_finetune", training | {"train.epochs": 160, "approval.required": True, "gate.rules": ["gain(score) >= -1"]}
-    )
-    until = time.monotonic() + 300
+    search = {"tune.trials": 2, "tune.epochs": 4, "tune.patience": 0}
+    gate = {"approval.required": True, "gate.rules": ["gain(score) >= -1"]}
+    run = airflow.trigger("clipft_finetune", training | search | gate | {"train.epochs": 160})
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         waiting = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/hitlDetails?response_received=false")[
             "hitl_details"
@@ -198,6 +198,16 @@ def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     airflow.answer("clipft_finetune", run, "approve", "Approve")
     ends_well(airflow, "clipft_finetune", run)
     assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "2"
+
+    # The search that the form asked for was a task a trial, and left its decision to the training.
+    trials = [t for t in airflow.tasks("clipft_finetune", run) if t["task_id"] == "tune.trial"]
+    assert [t["state"] for t in trials] == ["success"] * 2
+    decided = airflow.result("clipft_finetune", run, "tune.decide")
+    assert decided["reason"] and [t["number"] for t in decided["tried"]] == [0, 1]
+
+    compared = finish(airflow, "clipft_compare", {"models": ["general@champion", "general@previous"]})
+    page = airflow.call("GET", f"/dags/clipft_compare/dagRuns/{compared}/taskInstances/compare/links")["extra_links"]
+    assert page["Comparison"].startswith(settings().mlflow_ui)
 
     finish(airflow, "clipft_rollback", {"domain": "general"})
     assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "1"
