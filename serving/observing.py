@@ -61,7 +61,8 @@ def drift(domain: str, request: Request) -> dict[str, Any]:
     request.state.domain = domain
     version, promised, mine = found
     told = [a.response.json() for a in _peers(request).tell(request) if a.response is not None and a.response.is_success]
-    same = [Figures(**{f.name: said[f.name] for f in fields(Figures)}) for said in told if said["version"] == version]
+    names = {f.name for f in fields(Figures)}  # a replica of another release may not say all of them
+    same = [Figures(**{n: said[n] for n in names}) for said in told if said["version"] == version and names <= said.keys()]
     figures = pooled([mine, *same])
     signal, ratio = figures.worst
     return {

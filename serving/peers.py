@@ -62,7 +62,7 @@ class Peers:
         headers = {MARK: self.id} | ({"authorization": authorization} if authorization else {})
 
         def one(place: str) -> Answer:
-            limits = httpx.Timeout(300, connect=2)
+            limits = httpx.Timeout(10 if method == "GET" else 300, connect=2)  # a version that is loaded takes its time
             try:
                 said = httpx.request(method, place + path, json=body, headers=headers, timeout=limits)
             except httpx.HTTPError as error:

@@ -1,7 +1,9 @@
 """What can only be brought about inside: one application in this process."""
 
+import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +131,31 @@ def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_other
     assert held(5) == 18
     now[0] += 3600
     assert held(20) == 34  # a pause saves up no more than a window
+
+
+def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_drifts(inside):
+    """It says less than this one knows to add up."""
+
+    class Older(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"domain": "general", "version": "1", "drift": {"image": 9.0}, "values": {}, "pictures": 64})
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("x-clipft-replica", "older")
+            self.end_headers()
+            self.wfile.write(body.encode())
+            asked.append(self.path)
+
+    asked: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Older) as older:
+        threading.Thread(target=older.serve_forever, daemon=True).start()
+        client = inside(window=16, window_least=16, peers=f"127.0.0.1:{older.server_port}")
+        for _ in range(4):
+            assert client.post(CLASSES, json={"images": PICTURES}).status_code == 200
+        said = client.get("/v1/drift/general")
+        older.shutdown()
+    assert asked == ["/v1/drift/general"]
+    assert said.status_code == 200 and said.json()["pictures"] == 16 and said.json()["drift"]["image"] < 9
 
 
 # Numbers that are none, and what fails beside an answer -------------------------------------------------------------

@@ -3,8 +3,7 @@
 Each runs its real command, as its user, with exactly its environment, in a network namespace of its own that is joined to one
 bridge for each of its networks, and on a file system of its own: the machine's below, the volumes and files that the Compose
 file names at their paths, read-only where it says so, and of the checkout only what the image's target copies. Names are
-answered by a resolver at 127.0.0.11, as an engine does. Programs come from this machine instead of images; the object store is
-stood in for by moto, which speaks the same protocol (store.py).
+answered by a resolver at 127.0.0.11, as an engine does. Programs come from this machine instead of images.
 """
 
 import contextlib
@@ -266,8 +265,7 @@ class Team:
         if image.startswith("postgres:"):
             return ["bash", "-c", POSTGRES_ENTRYPOINT, *command]
         if image.startswith("chrislusf/seaweedfs:"):
-            config = next(c["target"] for c in service["configs"] if c["source"] == "store")
-            return [str(BIN / "python"), str(PROJECT / "tests" / "team" / "store.py"), config]
+            return [str(BIN / "weed"), "-logtostderr=true", *command]
         if image.startswith("prom/prometheus:"):
             return ["prometheus", *command]
         if image.startswith("prom/alertmanager:"):
@@ -290,8 +288,6 @@ class Team:
             return False
         kind, *test = container.service["healthcheck"]["test"]
         assert kind == "CMD"
-        if container.name == "store":  # moto has no page of its own health
-            test = ["wget", "-qO", "/dev/null", "http://127.0.0.1:8333/moto-api/"]
         try:
             return self.execute(container, *test, seconds=15).returncode == 0
         except subprocess.TimeoutExpired:

@@ -1,8 +1,9 @@
-"""Who gets what from the object store: the Compose file's identities, and the door's signature for the gateway."""
+"""Who gets what from the object store: the Compose file's command and identities, and the door's signature for the gateway."""
 
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -17,22 +18,26 @@ from . import compose
 
 ENV = compose.dotenv(secrets.content())
 DIGEST = "0123456789abcdef0123456789abcdef"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SeaweedFS is installed on Linux only")
+WEED = str(Path(sys.executable).with_name("weed"))
 KEY = f"files/md5/{DIGEST[:2]}/{DIGEST[2:]}"
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Its address, with the bucket of data sets and one object in it."""
-    config = tmp_path_factory.mktemp("store") / "s3.json"
-    config.write_text(compose.read(ENV)["configs"]["store"]["content"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("store.py")), str(config), str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, team = tmp_path_factory.mktemp("store"), compose.read(ENV)
+    (folder / "s3.json").write_text(team["configs"]["store"]["content"])
+    (folder / "data").mkdir()
+    ports = free_ports(4)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([WEED, "-logtostderr=true", *command(team, folder, *ports)], stdout=log, stderr=log)
     try:
-        address = f"http://127.0.0.1:{port}"
-        httpx.Client(transport=httpx.HTTPTransport(retries=8)).get(f"{address}/moto-api/")
+        address = f"http://127.0.0.1:{ports[0]}"
+        until = time.monotonic() + 60
+        while not healthy(address):
+            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)
         for bucket in ("mlflow", "data"):
             client(address, "ADMIN").create_bucket(Bucket=bucket)
         client(address, "DATA").put_object(Bucket="data", Key=KEY, Body=b"PAR1")
@@ -40,6 +45,37 @@ def store(tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+
+
+def command(team, folder, s3, *inner):
+    """The service's own, with ports and folders of this test."""
+    said = [a.replace("=/data", f"={folder}/data") for a in team["services"]["store"]["command"]]
+    said = [a.replace("/etc/seaweedfs", str(folder)).replace("-s3.port=8333", f"-s3.port={s3}") for a in said]
+    parts = ("master", "volume", "filer")
+    return said + [f"-{part}.port={port}" for part, port in zip(parts, inner, strict=True)]
+
+
+def free_ports(count):
+    """Ports that are free, and those 10,000 above them (gRPC) too."""
+    found = []
+    for port in range(20_000, 50_000):
+        with socket.socket() as plain, socket.socket() as grpc:
+            try:
+                plain.bind(("0.0.0.0", port))
+                grpc.bind(("0.0.0.0", port + 10_000))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+def healthy(address):
+    try:
+        return httpx.get(f"{address}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def client(address: str, who: str):

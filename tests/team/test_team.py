@@ -131,6 +131,16 @@ def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
             assert done.returncode, container.name
 
 
+def test_of_the_store_its_neighbours_reach_what_asks_for_a_key_and_no_more(team):
+    ask = ("wget", "-qO", "/dev/null", "--tries=1", "--timeout=3")
+    scheduler = team.one("airflow-scheduler")
+    assert team.execute(scheduler, *ask, "http://store:8333/healthz").returncode == 0
+    assert team.execute(scheduler, *ask, "http://store:8333/data").returncode == 8  # the server's own refusal
+    for port in (9333, 8080, 8888):  # master, volumes, filer
+        assert team.execute(team.one("store"), *ask, f"http://127.0.0.1:{port}/").returncode in (0, 8)
+        assert team.execute(scheduler, *ask, f"http://store:{port}/").returncode == 4  # nobody answers
+
+
 def test_files_outside_volumes_cannot_be_written_and_nobody_is_root(team):
     for name in ("airflow-scheduler", "mlflow", "server", "door"):
         container = team.one(name)
