@@ -4,7 +4,7 @@ The starter, fine-tuned on monocrystalline elpv, on two servers; all is as deliv
 seconds. Each server shares one core with eight clients that classify pictures over HTTP. Two processes differ by more than what is
 looked for, and so does one machine at two times; therefore both are asked at once, in rounds in which one keeps its window and the
 other does not, turn about, and what counts is how their ratio changes from a round to the next. Needs Linux and two cores that do
-nothing else; takes about ten minutes.
+nothing else; takes about twenty minutes.
 """
 
 import argparse
@@ -179,7 +179,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--home", type=Path, help="where model and data are kept for the next time; empty: nowhere")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=104)
     parser.add_argument("--seconds", type=float, default=10.0, help="of one of them")
     asked = parser.parse_args()
     with nullcontext(asked.home) if asked.home else tempfile.TemporaryDirectory() as home:
