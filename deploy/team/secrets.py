@@ -5,6 +5,7 @@ import base64
 import os
 import secrets
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from clipft_tasks.errors import ClipftError
@@ -16,6 +17,8 @@ SECRETS = (
     "STORE_ADMIN_SECRET", "STORE_MLFLOW_SECRET", "STORE_DATA_SECRET", "STORE_READER_SECRET",
 )  # fmt: skip
 KEYS = ("STORE_ADMIN_KEY", "STORE_MLFLOW_KEY", "STORE_DATA_KEY", "STORE_READER_KEY")
+PARTS = ("STORE_PARTS_KEY", "STORE_PARTS_CERTIFICATE")  # with which the store's inner parts know one another
+YEARS = 30  # nobody sees this certificate, and nobody would see it run out
 
 
 def content(host: str = "localhost", tls: bool = False) -> str:
@@ -32,8 +35,29 @@ def content(host: str = "localhost", tls: bool = False) -> str:
         f"CLIPFT_FERNET_KEY={base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}",
         *(f"CLIPFT_{name}={secrets.token_urlsafe(36)}" for name in SECRETS),
         *(f"CLIPFT_{name}={secrets.token_hex(10)}" for name in KEYS),
+        *(f"CLIPFT_{name}={base64.b64encode(der).decode()}" for name, der in zip(PARTS, key_and_certificate(), strict=True)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def key_and_certificate() -> tuple[bytes, bytes]:
+    """A private key and a certificate that trusts itself alone, for both ends of the store's inner connections (DER)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "store")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=365 * YEARS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), made.public_bytes(Encoding.DER)
 
 
 def write(path: Path, host: str, tls: bool) -> str:
@@ -47,7 +71,7 @@ def write(path: Path, host: str, tls: bool) -> str:
         done = f"Made {path}. `make team-up` starts the team's deployment; its user and password stand there."
     except FileExistsError:
         have = {line.partition("=")[0] for line in path.read_text().splitlines()}
-        wanted = {f"CLIPFT_{name}" for name in (*SECRETS, *KEYS)} - have
+        wanted = {f"CLIPFT_{name}" for name in (*SECRETS, *KEYS, *PARTS)} - have
         if not wanted:
             raise ClipftError(
                 f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."

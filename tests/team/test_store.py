@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
+import grpc
 import httpx
 import pytest
 from botocore.exceptions import ClientError
@@ -27,11 +29,14 @@ KEY = f"files/md5/{DIGEST[:2]}/{DIGEST[2:]}"
 def store(tmp_path_factory):
     """Its address, with the bucket of data sets and one object in it."""
     folder, team = tmp_path_factory.mktemp("store"), compose.read(ENV)
-    (folder / "s3.json").write_text(team["configs"]["store"]["content"])
+    for config in team["services"]["store"]["configs"]:
+        text = team["configs"][config["source"]]["content"]
+        (folder / Path(config["target"]).name).write_text(text.replace("/etc/seaweedfs", str(folder)))
     (folder / "data").mkdir()
     ports = free_ports(4)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([WEED, "-logtostderr=true", *command(team, folder, *ports)], stdout=log, stderr=log)
+        asked = [WEED, "-logtostderr=true", *command(team, folder, *ports)]
+        process = subprocess.Popen(asked, cwd=folder, stdout=log, stderr=log)
     try:
         address = f"http://127.0.0.1:{ports[0]}"
         until = time.monotonic() + 60
@@ -43,7 +48,7 @@ def store(tmp_path_factory):
         client(address, "DATA").put_object(Bucket="data", Key=KEY, Body=b"PAR1")
         yield address
     finally:
-        process.terminate()
+        process.kill()  # it would take half a minute to say goodbye
         process.wait()
 
 
@@ -115,3 +120,27 @@ def test_each_key_opens_its_own_bucket_only(store, who, other):
     ):
         with pytest.raises(ClientError, match="403|AccessDenied"):
             ask()
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "with TLS, and no certificate of its own"])
+def test_nobody_makes_itself_an_identity_at_the_inner_port(store, secured):
+    """SeaweedFS' parts tell one another about identities there, and would believe anybody."""
+    host, port = urlsplit(store).hostname, urlsplit(store).port + 10_000
+    if secured:
+        trusted = f"-----BEGIN CERTIFICATE-----\n{ENV['CLIPFT_STORE_PARTS_CERTIFICATE']}\n-----END CERTIFICATE-----\n"
+        channel = grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(trusted.encode()))
+    else:
+        channel = grpc.insecure_channel(f"{host}:{port}")
+    with channel:
+        put = channel.unary_unary("/messaging_pb.SeaweedS3IamCache/PutIdentity")
+        with pytest.raises(grpc.RpcError) as refused:
+            put(message(message(b"me", message(b"me", b"mine"), b"Admin")), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    me = boto3.client("s3", endpoint_url=store, region_name="us-east-1", aws_access_key_id="me", aws_secret_access_key="mine")
+    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+        me.list_buckets()
+
+
+def message(*fields):
+    """A message of protocol buffers: its fields 1, 2, … as bytes."""
+    return b"".join(bytes([number << 3 | 2, len(field)]) + field for number, field in enumerate(fields, 1))
