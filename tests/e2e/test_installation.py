@@ -205,7 +205,7 @@ def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     decided = airflow.result("clipft_finetune", run, "tune.decide")
     template = decided["tried"][0]
     assert template["number"] == 0 and template["state"] == "complete" and decided["reason"]
-    assert len(decided["tried"]) == (1 if template["score"] == 1 else 2)
+    assert len(decided["tried"]) == 2 or "no other trial was run" in decided["reason"]
 
     compared = finish(airflow, "clipft_compare", {"models": ["general@champion", "general@previous"]})
     page = airflow.call("GET", f"/dags/clipft_compare/dagRuns/{compared}/taskInstances/compare/links")["extra_links"]
