@@ -1,8 +1,9 @@
 """Whether tuning helps where it counts, on the test split: python -m bench.tuning [--data NAME] [--seeds N] [--trials N] [--epochs N]
 
-Per seed: a study with the space of the domain's template and the learning rate, judged on the validation split as always; then the template's values and the study's decision, trained and scored on the test split that no trial saw.
-Where the study leaves the template's values both are one model, and the difference is zero. `--rate 0.125` spoils the template: its
-learning rate is an eighth of what it should be. `--cores 2` gives each seed two cores of its own.
+Per seed: a study with the space of the domain's template and the learning rate, judged on the validation split as always; then the
+template's values and the study's decision, trained and scored on the test split that no trial saw. Where the study leaves the
+template's values both are one model, and the difference is zero. `--rate 0.125` spoils the template: its learning rate is an eighth
+of what it should be. `--cores 2` gives each seed two cores of its own.
 """
 
 import argparse

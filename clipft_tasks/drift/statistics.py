@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 SAME = 1e-5  # squared distance of points that differ by rounding alone
 BINS = 5  # quantile bins of a PSI
 ENOUGH = 10  # permutations at least as far apart as what was found, after which a permutation test stops
-AT_ONCE = 25  # permutations in one matrix product
+AT_ONCE = 25  # permutations between two looks at whether that is so
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -48,8 +48,8 @@ class Projection:
     def of(cls, embeddings: Array, width: int) -> "Projection":
         """Principal axes of unit embeddings (n, d); at most `width`, n - 1 and d of them.
 
-        By subspace iteration from random directions (Halko et al. 2011, https://arxiv.org/abs/0909.4061), a quarter of the work
-        of all eigenvectors at d = 384; where variances are close, axes near the last may be mixed with those that come after.
+        By subspace iteration from random directions (Halko et al. 2011, https://arxiv.org/abs/0909.4061), which is less work than
+        all eigenvectors; where variances are close, axes near the last may be mixed with those that come after.
         """
         mean = embeddings.mean(axis=0)
         centred, size = embeddings - mean, embeddings.shape[1]

