@@ -25,7 +25,6 @@ from behaviour.alarm_lab import (  # noqa: F401
     alert,
     fired,
     free_port,
-    metrics,
     prometheus,
     server,
 )
