@@ -21,12 +21,12 @@ class Lanes:
 
     Args:
         module: with a `main` that calls `arguments`; it is started anew for each run.
-        cores: of each run.
+        cores: of each run; all that there are, where those are fewer.
     """
 
     def __init__(self, module: str, cores: int) -> None:
         there = sorted(os.sched_getaffinity(0))
-        self.module = module
+        self.module, cores = module, min(cores, len(there))
         self.free: queue.Queue[list[int]] = queue.Queue()
         for lane in range(len(there) // cores):
             self.free.put(there[lane * cores : (lane + 1) * cores])
