@@ -30,22 +30,22 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*; touch $(STAMP)
 
 demo: setup  ## the main job on real pictures, through the real Airflow, start to served model
-	@$(BIN)/python -m deploy.embedded.demo
+	@$(BIN)/python -m examples.demo
 
 demo-drift: setup  ## after demo: another kind of picture arrives, and the loop closes
-	@$(BIN)/python -m deploy.embedded.demo_drift
+	@$(BIN)/python -m examples.demo_drift
 
 up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus, Alertmanager)
-	@$(BIN)/python -m deploy.embedded.stack up
+	@$(BIN)/python -m deploy.local.stack up
 
 down:  ## stop the stack; nothing is lost
-	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack down || echo "Nothing was running."
+	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack down || echo "Nothing was running."
 
 status: setup  ## where everything is, and whether it is well
-	@$(BIN)/python -m deploy.embedded.stack status
+	@$(BIN)/python -m deploy.local.stack status
 
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
-	@test -x $(BIN)/python && $(BIN)/python -m deploy.embedded.stack clean || rm -rf .clipft
+	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack clean || rm -rf .clipft
 
 worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a CUDA box, or any other machine)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Error: Python {v[0]}.{v[1]} is not one of 3.11 to 3.13. Install one and run: make PYTHON=python3.12 worker")'
@@ -56,7 +56,7 @@ worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a 
 	@echo "  $(BIN)/clipft worker join https://HOST:8080 --code …"
 
 team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=host.example.org TLS=1 for one that others reach)
-	@$(BIN)/python -m deploy.team.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls)
+	@$(BIN)/python -m deploy.compose.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls)
 
 team-up:  ## build and start the team's deployment with Docker Compose
 	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.lanes import Lanes, Run, arguments, mean
+from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import Bench
 
 PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
@@ -23,16 +23,16 @@ PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
 
 def known(clip: Any, side: int) -> tuple[float, float]:
     """Retention on the even and on the odd things of the general set, each asked about its own words alone."""
-    from clipft_tasks.evaluate import retention
+    from clipft_tasks.evaluate import forgetting
 
-    things, seen = retention.retention_set(), retention.look(clip, side)
+    things, seen = forgetting.retention_set(), forgetting.look(clip, side)
     if things is None or seen is None:
         raise SystemExit("The general set is not installed: pip install clipft[demo]")
     out = []
     for part in (0, 1):
         rows = np.arange(part, len(things.texts), 2)
-        half = retention.Seen(seen.image[rows], seen.text[rows])
-        out.append(float(retention._hits(clip, half, [things.texts[i] for i in rows]).mean()))
+        half = forgetting.Seen(seen.image[rows], seen.text[rows])
+        out.append(float(forgetting._hits(clip, half, [things.texts[i] for i in rows]).mean()))
     return out[0], out[1]
 
 
@@ -44,31 +44,31 @@ def one(ask: Run) -> Run:
 
 def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
     """A training, its way back, and the point that is taken."""
-    from clipft_tasks.evaluate import path as paths
+    from clipft_tasks.evaluate import interpolation as paths
     from clipft_tasks.evaluate import zero_shot
-    from clipft_tasks.model import blending, build
+    from clipft_tasks.model import build, interpolation
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import job, plan, selection
+    from clipft_tasks.train import launch, plan, validation
 
     spec = RunSpec.from_flat(bench.flat | PLAIN | {"train.seed": seed, "train.epochs": epochs, "blend.points": 10})
     clip = build.prepare(build.load("starter"), spec)
     first = {name: w.clone() for name, w in clip.state().items()}
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
-    job.train(job.Job(spec, decided, "starter", tag, str(seed), "", folder), clip, lambda rows: None)
+    launch.train(launch.Job(spec, decided, "starter", tag, str(seed), "", folder), clip, lambda rows: None)
     last = {name: w.detach().clone() for name, w in clip.state().items()}
     points, reported = [], {}
     for i in range(spec.blend.points + 1):
         alpha = i / spec.blend.points
-        clip.load_state(blending.between(first, last, alpha))
-        judged = selection.judge(clip, bench.dataset, bench.domain, bench.side, 64, metric=spec.gate.metric)
+        clip.load_state(interpolation.between(first, last, alpha))
+        judged = validation.judge(clip, bench.dataset, bench.domain, bench.side, 64, metric=spec.gate.metric)
         choosing, reporting = known(clip, bench.side)
         points.append(paths.Point(alpha, judged.score, choosing))
         reported[alpha] = reporting
     taken = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
 
     def on_test(alpha: float) -> float:
-        clip.load_state(blending.between(first, last, alpha))
+        clip.load_state(interpolation.between(first, last, alpha))
         found = zero_shot.score(clip, bench.dataset, bench.domain, "test", bench.side, 64)
         return float(found.sums(spec.gate.metric).value)
 

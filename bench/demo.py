@@ -18,10 +18,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "CLIPFT_HOME": str(Path(folder, "home"))}
         try:
-            subprocess.run([sys.executable, "-m", "deploy.embedded.demo"], cwd=PROJECT, env=env, check=True, stdout=sys.stderr)
+            subprocess.run([sys.executable, "-m", "examples.demo"], cwd=PROJECT, env=env, check=True, stdout=sys.stderr)
             summary = json.loads(Path(folder, "home", "demo", "summary.json").read_text())
         finally:
-            stop = [sys.executable, "-m", "deploy.embedded.stack", "down"]
+            stop = [sys.executable, "-m", "deploy.local.stack", "down"]
             subprocess.run(stop, cwd=PROJECT, env=env, check=False, stdout=sys.stderr)
     print(
         f"| picture side | before | after | gain in points |  ({summary['metric']}, {summary['data']['counts']['test']} pictures)"

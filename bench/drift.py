@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 
 SIDE, EPOCHS = 128, 3
 WINDOWS = 200  # undrifted
@@ -58,15 +58,15 @@ class Watched:
     def trained(cls, domain_name: str, source: str, epochs: int) -> "Watched":
         """The starter, fine-tuned by the ordinary stages."""
         from clipft_tasks.data import versioning
-        from clipft_tasks.data.pictures import square
+        from clipft_tasks.data.images import square
         from clipft_tasks.domains import get_domain
-        from clipft_tasks.drift.appearance import appearance
+        from clipft_tasks.drift.build_reference import take
+        from clipft_tasks.drift.image_statistics import appearance
         from clipft_tasks.drift.reference import Rows
-        from clipft_tasks.drift.taking import take
         from clipft_tasks.model import build
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
-        from clipft_tasks.train import job, plan
+        from clipft_tasks.train import launch, plan
 
         domain = get_domain(domain_name)
         spec = RunSpec.from_flat(
@@ -83,7 +83,7 @@ class Watched:
         clip = build.prepare(build.load("starter"), spec)
         decided = plan.make(spec, clip, len(dataset.split("train")))
         folder = settings().folder("bench", domain_name)
-        job.train(job.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+        launch.train(launch.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
         with torch.inference_mode():
             of_classes = clip.class_embeddings(dataset.classes, domain.prompts).numpy()
 
@@ -97,7 +97,7 @@ class Watched:
 
     def plain(self) -> list[Image.Image]:
         """The pictures of the test split, which no training saw."""
-        from clipft_tasks.data.pictures import open_picture
+        from clipft_tasks.data.images import open_picture
 
         return [open_picture(self.dataset.picture(r)).rgb for r in self.dataset.split("test").itertuples()]
 
@@ -106,7 +106,7 @@ def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
     """elpv: the reference, picture rows by kind of traffic, and text embeddings by kind."""
     from sklearn.datasets import load_sample_images
 
-    from clipft_tasks.data.pictures import open_picture
+    from clipft_tasks.data.images import open_picture
     from clipft_tasks.data.readers import open_source
 
     watched = Watched.trained("industrial", "elpv:mono", EPOCHS)

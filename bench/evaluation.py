@@ -48,12 +48,12 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[96, 128, 160, 192])
     asked = parser.parse_args()
 
-    from clipft_tasks.data.decoded import decoded
+    from clipft_tasks.data.decoded_cache import decoded
+    from clipft_tasks.devices import hardware
     from clipft_tasks.domains import get_domain
-    from clipft_tasks.evaluate import retention, together, zero_shot
+    from clipft_tasks.evaluate import evaluator, forgetting, zero_shot
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import hardware
 
     hardware.use_threads(hardware.probe("cpu").cores)
     in_models = 0.0
@@ -83,11 +83,11 @@ def main() -> None:
             for split in ("test", "val"):
                 decoded(dataset, dataset.split(split), side, split, aspect=models["after"].aspect)
         decoding = time.perf_counter() - began
-        retention.retention_set()
+        forgetting.retention_set()
         began = time.perf_counter()
         names = zero_shot.metrics(dataset)
         for side in asked.sides:
-            together.evaluate(models, dataset, domain, spec, side, names[0], names)
+            evaluator.evaluate(models, dataset, domain, spec, side, names[0], names)
         seconds = time.perf_counter() - began
     print(
         json.dumps(

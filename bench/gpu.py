@@ -19,8 +19,8 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.train import step
-from clipft_tasks.train.parallel import ALONE, World
-from clipft_tasks.train.probes import precision_context
+from clipft_tasks.train.distributed import ALONE, World
+from clipft_tasks.train.microbenchmarks import precision_context
 
 WORDS = 20  # captions of 6 to 20 tokens
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from clipft_tasks.devices.hardware import keep_freed_memory, usable_cores
 from clipft_tasks.model import build
-from clipft_tasks.train.hardware import keep_freed_memory, usable_cores
 from clipft_tasks.train.step import freeze_statistics
 
 BATCH, SIDE, ROUNDS = 64, 128, 5

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from bench import gpu
-from clipft_tasks.model.checkpointing import checkpoint_blocks
-from clipft_tasks.train.memory import OutOfMemory
+from clipft_tasks.devices.memory import OutOfMemory
+from clipft_tasks.model.activation_checkpointing import checkpoint_blocks
 
 CAP_GIB = 16
 GRAIN = 16

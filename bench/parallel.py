@@ -2,7 +2,7 @@
 
     gradients  of several processes, through NCCL, beside those of one; also where one of the GPUs runs out of memory
     speed      pairs per second of compiled bf16 steps, the same batch a GPU; also beside one GPU with the whole batch
-    job        clipft_tasks/train/job.py as a run starts it: one process, several, and several that are stopped by SIGTERM and
+    job        clipft_tasks/train/launch.py as a run starts it: one process, several, and several that are stopped by SIGTERM and
                resumed by one; all must end with the same weights
 
 The job needs a dataset version. `--prepare FOLDER` makes one, and `--home FOLDER` takes it to a machine without DVC.
@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
+from clipft_tasks.devices.memory import OutOfMemory
 from clipft_tasks.objectives import InfoNCE
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.train import parallel, step
-from clipft_tasks.train.memory import OutOfMemory
-from clipft_tasks.train.probes import precision_context
+from clipft_tasks.train import distributed, step
+from clipft_tasks.train.microbenchmarks import precision_context
 
 CASES = [("ViT-B-32", 1024), ("ViT-L-14", 160)]  # pairs a GPU
 MODEL, PAIRS, PART = "ViT-B-32", 256, 48  # of the gradients and the job
@@ -47,7 +47,7 @@ def gradients(out: Path) -> dict[str, float]:
     """Relative difference of the summed gradient to that of one process, by case; or what one process has, written down."""
     from bench import gpu
 
-    world = parallel.join()
+    world = distributed.join()
     reference = out / "gradients.pt"
     known = {} if world.size == 1 else torch.load(reference, map_location="cuda")
     clip = gpu.model_of(MODEL, quick=True)
@@ -74,11 +74,11 @@ def gradients(out: Path) -> dict[str, float]:
         figures |= _short(world, gradient, known[f"fp32, parts of {PART}"])
     elif world.leads:
         torch.save(known, reference)
-    parallel.leave()
+    distributed.leave()
     return figures
 
 
-def _short(world: parallel.World, gradient: Callable[[str, int], Tensor], known: Tensor) -> dict[str, float]:
+def _short(world: distributed.World, gradient: Callable[[str, int], Tensor], known: Tensor) -> dict[str, float]:
     """The last GPU alone gets too little memory for the whole share: all halve together, and the gradient is the same."""
     torch.cuda.empty_cache()
     if world.rank == world.size - 1:
@@ -107,7 +107,7 @@ def speed(names: list[str]) -> dict[str, Any]:
         taken = gpu.seconds(run, rounds=5, each=5, warm=4)
         return {"pairs": count / taken, "ms": 1e3 * taken, "gib": gpu.peak_gib()}
 
-    world = parallel.join()
+    world = distributed.join()
     figures: dict[str, Any] = {}
     for name, each in [c for c in CASES if c[0] in names]:
         gpu.fresh()
@@ -133,7 +133,7 @@ def speed(names: list[str]) -> dict[str, Any]:
         figures[WHOLE]["one, whole batch"] = timed(gpu.our_step(clip, gpu.ready(clip, count), True, count), count)
         print(json.dumps({WHOLE: figures[WHOLE]}), flush=True)
     world.any(False)
-    parallel.leave()
+    distributed.leave()
     return figures
 
 
@@ -177,7 +177,7 @@ def starter(folder: Path) -> Path:
 START = """
 import sys
 from pathlib import Path
-from clipft_tasks.errors import Transient
+from clipft_tasks.core.errors import Transient
 from clipft_tasks.model import build
 from clipft_tasks.train import job as jobs
 job = jobs.Job.read(Path(sys.argv[1]))
@@ -190,9 +190,9 @@ except Transient as error:
 
 def job(out: Path) -> dict[str, Any]:
     """How far apart the weights end, over how far they moved, and what the loop said of its speed."""
-    from clipft_tasks.decision import Decision
+    from clipft_tasks.core.decision import Decision
     from clipft_tasks.model import build
-    from clipft_tasks.train import job as jobs
+    from clipft_tasks.train import launch as jobs
     from clipft_tasks.train import plan as plans
     from clipft_tasks.train.checkpoints import Checkpoints
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.lanes import Lanes, Run, arguments, mean
+from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.train_cpu import open_clip_train
 
 RATES = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
@@ -51,12 +51,12 @@ class Bench:
         self.side = self.spec.resolution.train
 
     def judge(self, clip: Any) -> Run:
-        from clipft_tasks.evaluate import retention, zero_shot
+        from clipft_tasks.evaluate import forgetting, zero_shot
 
         metric = self.spec.gate.metric
         found = zero_shot.score(clip, self.dataset, self.domain, "test", self.side, 64)
         value = zero_shot.summary(found, [metric], 100)[metric]["value"]
-        return {"score": float(value), "retention": retention.score(clip, self.side)["retention"]["value"]}
+        return {"score": float(value), "retention": forgetting.score(clip, self.side)["retention"]["value"]}
 
     def start(self) -> Any:
         from clipft_tasks.model import build
@@ -66,14 +66,14 @@ class Bench:
     def ours(self, seed: int, folder: Path) -> Run:
         """The default recipe, decoding included. The package's kept checkpoint is what is judged."""
         from clipft_tasks.spec import RunSpec
-        from clipft_tasks.train import job, plan
+        from clipft_tasks.train import launch, plan
 
         spec = RunSpec.from_flat(self.flat | {"train.seed": seed})
         clip = self.start()
         decided = plan.make(spec, clip, len(self.dataset.split("train")))
         began = time.perf_counter()
-        done = job.train(
-            job.Job(spec, decided, "starter", self.dataset.version.tag, str(seed), "", folder), clip, lambda rows: None
+        done = launch.train(
+            launch.Job(spec, decided, "starter", self.dataset.version.tag, str(seed), "", folder), clip, lambda rows: None
         )
         return {"seconds": time.perf_counter() - began, "pairs": done["pairs"], **self.judge(clip)}
 

@@ -57,8 +57,8 @@ def main() -> None:
 
 def measure(place: Path) -> dict[str, float]:
     from clipft_tasks import tracking
+    from clipft_tasks.core.settings import settings
     from clipft_tasks.data import versioning
-    from clipft_tasks.settings import settings
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import chain
     from clipft_tasks.train import checkpoints
@@ -115,7 +115,7 @@ def serve(home: Path) -> dict[str, float]:
         sys.executable,
         "-m",
         "uvicorn",
-        "serving.app:create_app",
+        "serving.inference.app:create_app",
         "--factory",
         "--port",
         str(port),

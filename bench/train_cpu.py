@@ -44,7 +44,7 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
     """Plan, decode, train; the decoding counts."""
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import job, plan
+    from clipft_tasks.train import launch, plan
 
     spec = RunSpec.from_flat(
         {"domain": "industrial", "train.epochs": epochs, "train.batch": BATCH, "train.learning_rate": RATE,
@@ -55,7 +55,7 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
     for line in decided.lines():
         print(line, file=sys.stderr)
     began = time.perf_counter()
-    done = job.train(job.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+    done = launch.train(launch.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
     seconds = time.perf_counter() - began
     return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset)}
 
@@ -69,8 +69,8 @@ def open_clip_train(
         rate: learning rate, with a warm-up of a tenth; None leaves rate, warm-up and weight decay at the trainer's defaults.
     Returns: the model, pairs per second of its steps, pairs.
     """
+    from clipft_tasks.devices.hardware import usable_cores
     from clipft_tasks.model import build, starter
-    from clipft_tasks.train.hardware import usable_cores
 
     (folder / "pictures").mkdir()
     lines = ["filepath\ttitle"]

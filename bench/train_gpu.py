@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from bench import gpu
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import loader, shards
 from clipft_tasks.data.versioning import Dataset, Version
 from clipft_tasks.domains import Augment
-from clipft_tasks.settings import settings
 
 CASES = [("ViT-B-32", 1024), ("ViT-B-16", 512), ("ViT-L-14", 160)]
 PICTURES = 6144

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.lanes import Lanes, Run, arguments, mean
+from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import DATA, Bench
 
 
@@ -22,13 +22,13 @@ def scored(bench: Bench, spec: Any, folder: Path) -> Any:
     """What the model that `spec` trains says of the test rows."""
     from clipft_tasks.evaluate import zero_shot
     from clipft_tasks.model import build
-    from clipft_tasks.train import job, plan
+    from clipft_tasks.train import launch, plan
 
     folder.mkdir()
     clip = build.prepare(build.load("starter"), spec)
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
-    job.train(job.Job(spec, decided, "starter", tag, folder.name, "", folder), clip, lambda rows: None)
+    launch.train(launch.Job(spec, decided, "starter", tag, folder.name, "", folder), clip, lambda rows: None)
     return zero_shot.score(clip, bench.dataset, bench.domain, "test", spec.resolution.train, 64)
 
 

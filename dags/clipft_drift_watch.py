@@ -18,8 +18,8 @@ from airflow.sdk import Asset, AssetWatcher, Param, dag, task
 from clipft_dag import DEFAULTS, stage
 from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
 
+from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
-from clipft_tasks.settings import settings
 
 watcher = AssetWatcher(
     name="clipft-drift-watcher", trigger=PrometheusDriftTrigger(settings().prometheus_url, settings().server_url)

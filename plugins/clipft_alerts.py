@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
-from clipft_tasks.settings import settings
 
 DAG = "clipft_drift_watch"
 MOST_BYTES = 2 * 2**20

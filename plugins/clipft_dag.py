@@ -13,9 +13,9 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Param
 from airflow.sdk.exceptions import AirflowFailException
 
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec, form
 
 POOL = "accelerator"

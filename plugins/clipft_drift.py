@@ -15,7 +15,7 @@ from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 
 ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow", "ClipftErrors")
 ERRORS = 0.05  # share of failing requests above which ClipftErrors fires; it carries no signal and no version

@@ -10,8 +10,8 @@ from clipft_drift import from_prometheus
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
+from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names, get_domain
-from clipft_tasks.settings import settings
 
 HOUR, STEP = 3600, 60
 PAGE = Path(__file__).with_name("models.html")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def small(table: Path, tiny: Path, **more: object) -> dict[str, object]:
 
 def a_plan(sides: tuple[int, ...] = (32,), **values: object):
     """A plan as tests want it: fp32 on one CPU thread, parts of eight pairs."""
-    from clipft_tasks.decision import Decision
+    from clipft_tasks.core.decision import Decision
     from clipft_tasks.train.plan import Plan
 
     decided = {
@@ -167,7 +167,7 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
     from clipft_tasks.data.loader import TrainingData
     from clipft_tasks.domains import get_domain
     from clipft_tasks.objectives import make
-    from clipft_tasks.train import checkpoints, loop, parallel
+    from clipft_tasks.train import checkpoints, distributed, loop
     from clipft_tasks.train.schedule import sides
 
     domain = get_domain(spec.domain)
@@ -182,7 +182,7 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
         plan=plan or a_plan(every),
         checkpoints=checkpoints.Checkpoints(folder, "k"),
         log=log,
-        world=world or parallel.ALONE,
+        world=world or distributed.ALONE,
         judge=judge,
         retention=retention,
     )

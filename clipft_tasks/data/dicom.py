@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..errors import ClipftError
-from ..settings import settings
-from .pictures import BadPicture, Limits
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from .images import BadPicture, Limits
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..domains import Augment
 from . import augment
 from .augment import Geometry
-from .decoded import Decoded, decoded
-from .pictures import Aspect
+from .decoded_cache import Decoded, decoded
+from .images import Aspect
 from .sampler import Sampler
 from .versioning import Dataset
 

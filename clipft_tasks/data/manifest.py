@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 
 COLUMNS: dict[str, str] = {
     "key": "str",  # sha256 of picture and texts: the row's identity across versions

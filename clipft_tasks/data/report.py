@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from ..domains import get_domain
 from . import shards
 from .expectations import Check
-from .pictures import open_picture
+from .images import open_picture
 from .readers import SPLITS
 
 PER_CLASS = 4

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 
 NAME = re.compile(r"^[0-9a-f]{32}\.tar\Z")
 TARGET_BYTES = 64 * 2**20

@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from ..errors import ClipftError, Transient
-from ..settings import is_url, settings
+from ..core.errors import ClipftError, Transient
+from ..core.settings import is_url, settings
 from . import manifest, shards
 
 if TYPE_CHECKING:

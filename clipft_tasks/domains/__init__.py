@@ -9,8 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ..errors import ClipftError
-from ..settings import settings
+from ..core.errors import ClipftError
+from ..core.settings import settings
 from . import general, industrial, medical, scientific
 from .base import Augment, Checks, Domain
 

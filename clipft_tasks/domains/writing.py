@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 from . import Augment, Checks, Domain, domain_names, get_domain
 
 WIDTH = 128

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .appearance import STATISTICS
+from .image_statistics import STATISTICS
 
 LABELS_NEEDED = 40  # judged pictures before any training or comparison on them is worth a word
 PER_CLASS = 5

@@ -16,21 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ..errors import ClipftError
-from .appearance import STATISTICS
-from .statistics import (
-    Array,
-    Bins,
-    Projection,
-    classifier_auc,
-    gaussian,
-    median_distance,
-    mmd,
-    one_thread,
-    psi,
-    unit,
-    wilson,
-)
+from ..core.errors import ClipftError
+from .image_statistics import STATISTICS
+from .statistics import Array, Bins, Projection, classifier_auc, gaussian, median_distance, mmd, one_thread, psi, unit, wilson
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
 ROWS = 512  # of pictures, at most

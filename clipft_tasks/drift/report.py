@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.pictures import BadPicture, open_picture
-from .appearance import STATISTICS
-from .comparing import Comparison
+from ..data.images import BadPicture, open_picture
 from .diagnosis import Advice, Diagnosis
+from .image_statistics import STATISTICS
+from .model_search import Comparison
 from .reference import Reference
 
 HEADINGS = {

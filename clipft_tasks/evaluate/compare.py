@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..rules import FIGURES
-from . import resampling, zero_shot
+from ..spec.gate_rules import FIGURES
+from . import bootstrap, zero_shot
 from .zero_shot import Scored
 
 COLOURS = ("#1769aa", "#d9682b", "#2e8b57", "#8a5cc2", "#b8860b", "#c2185b", "#00838f", "#6d7682")
@@ -74,7 +74,7 @@ def content(
         serve = int(members[0].card["resolutions"]["serve"])
         groups.append(_group(domain, members, metrics[domain], names[domain], sides, serve, resamples))
     tested = [pair for group in groups for pair in group["pairs"] if "p" in pair]
-    for pair, corrected in zip(tested, resampling.holm([pair["p"] for pair in tested]), strict=True):
+    for pair, corrected in zip(tested, bootstrap.holm([pair["p"] for pair in tested]), strict=True):
         pair["p_holm"] = corrected
     return {
         "models": [_lineage(m) for m in models],

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
-from .figures import NAMES, WHO
+from ..spec.metric_catalog import NAMES, WHO
 
 TITLES = {"before": "start model", "champion": "champion", "after": "candidate"}
 COLOURS = {"before": "#7d8792", "champion": "#b8860b", "after": "#2f81c4"}  # readable on white and on black

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.decoded import decoded
+from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
 from ..model.clip import Clip

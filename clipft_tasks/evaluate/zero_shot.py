@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from ..data.decoded import decoded
+from ..core.console import progress
+from ..core.errors import ClipftError
+from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
-from ..errors import ClipftError
 from ..model.clip import Clip
-from ..progress import progress
 from . import metrics as m
-from .resampling import Sums, holm, interval, p_value, resampled
+from .bootstrap import Sums, holm, interval, p_value, resampled
 
 LABELLED = ("balanced_accuracy", "accuracy")
 RETRIEVAL = ("image_to_text_r1", "text_to_image_r1")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .parts import BLOCK, is_head
+from .parameter_names import BLOCK, is_head
 
 
 class LowRank(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 import open_clip
 import torch
 
-from ..data.pictures import RESIZE_MODES
-from ..errors import ClipftError
-from ..settings import settings
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from ..data.images import RESIZE_MODES
 from ..spec import RunSpec
 from . import similarity, starter
 from .clip import Clip

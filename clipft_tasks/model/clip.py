@@ -8,10 +8,10 @@ from typing import Any
 import open_clip
 import torch
 
-from ..data.pictures import RESIZE_MODES, Aspect
-from ..errors import ClipftError
-from ..progress import say
-from ..train.memory import is_out_of_memory, release
+from ..core.console import say
+from ..core.errors import ClipftError
+from ..data.images import RESIZE_MODES, Aspect
+from ..devices.memory import is_out_of_memory, release
 from . import positions
 from .similarity import Cosine, Similarity
 

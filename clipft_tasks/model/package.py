@@ -25,7 +25,7 @@ from typing import Any
 import open_clip
 from safetensors.torch import load_file, save_file
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 from .clip import Clip
 from .similarity import Similarity
 from .similarity import make as make_similarity

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 
 _matrices: dict[tuple[object, ...], Tensor] = {}
 

@@ -9,7 +9,7 @@ from open_clip.model import resize_pos_embed
 from torch import nn
 from torch.nn import functional
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 from .clip import Clip
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..named import find
+from ..core.plugins import find
 
 
 class Similarity(nn.Module, ABC):

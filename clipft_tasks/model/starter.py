@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from ..errors import ClipftError
-from ..settings import settings
+from ..core.errors import ClipftError
+from ..core.settings import settings
 
 NAME = "clipft-starter"
 RECIPE = 2  # raise when the composition changes, so that cached starters are built anew

@@ -27,10 +27,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
+from ..core.plugins import find
 from ..model import similarity
-from ..named import find
 from ..spec import ObjectiveSpec
+from ..spec.search_space import Range
 from .alignment import Alignment
 from .base import Objective, Pairs
 from .cyclic import Cyclic
@@ -42,7 +43,6 @@ from .margin import Margin
 from .multi_positive import MultiPositive
 from .sigmoid import Sigmoid
 from .soft_target import SoftTarget
-from .space import Range
 from .weighted import Weight, Weighted
 
 __all__ = [

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..spec.search_space import Range
 from .base import Objective, Pairs
 from .blocks import in_blocks
-from .space import Range
 
 
 class Alignment(Objective):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
 from ..model.similarity import Similarity
-from .space import Range
+from ..spec.search_space import Range
 
 Anchor = Literal["image", "text"]
 ALL = slice(None)

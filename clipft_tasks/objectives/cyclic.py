@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from ..spec.search_space import Range
 from .base import Objective, Pairs
 from .blocks import in_blocks
-from .space import Range
 
 
 class Cyclic(Objective):

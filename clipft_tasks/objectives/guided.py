@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import MASKED, own, symmetric
-from .space import Range
 
 
 class Guided(Objective):

@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import MASKED, own, symmetric
-from .space import Range
 
 
 class HardNegative(Objective):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import MASKED, own, symmetric
-from .space import Range
 
 
 class Margin(Objective):

@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
-from .space import Range
 
 
 class MultiPositive(Objective):

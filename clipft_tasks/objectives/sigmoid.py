@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
-from .space import Range
 
 
 class Sigmoid(Objective):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from ..errors import ClipftError
+from ..core.errors import ClipftError
+from ..spec.search_space import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
-from .space import Range
 
 
 class SoftTarget(Objective):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from ..core.console import say
 from ..drift import incidents
-from ..progress import say
-from ..server_client import Refusal, call
+from ..server.client import Refusal, call
 from ..spec import RunSpec
 
 JUDGED = 20  # answers of the version before, below which the promise is what a new version is held to

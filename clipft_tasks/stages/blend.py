@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..progress import progress, say
-from ..settings import settings
+from ..core.console import progress, say
+from ..core.settings import settings
 from ..spec import RunSpec
 
 
@@ -24,10 +24,11 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
 
     from .. import tracking
     from ..data import versioning
+    from ..devices import hardware
     from ..domains import get_domain
-    from ..evaluate import path as paths
-    from ..model import blending, build
-    from ..train import hardware, plan, probes, selection
+    from ..evaluate import interpolation as paths
+    from ..model import build, interpolation
+    from ..train import microbenchmarks, plan, validation
 
     client = tracking.client()
     package = tracking.fetch_candidate(run_id)
@@ -37,7 +38,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     candidate = build.from_folder(package, source=tags["clipft.start"])
     start = build.load(tags["clipft.start"], domain=spec.domain)
     key = spec.identity(
-        "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=selection.ROWS,
+        "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=validation.ROWS,
         metric=spec.gate.metric,
     )  # fmt: skip
     done = tracking.card_of(run_id, "blend.json")
@@ -51,24 +52,24 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     build.prepare(start, trained)
     first, last = (
         {name: w.detach().cpu().clone() for name, w in state.items()}
-        for state in (blending.starting_point(start, candidate), candidate.state())
+        for state in (interpolation.starting_point(start, candidate), candidate.state())
     )
     candidate.to(machine.device)
-    candidate.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, candidate).value])
+    candidate.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout_of(machine.device, candidate).value])
     domain, side = get_domain(spec.domain), trained.resolution.train
     points, metric = [], ""
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
         alpha = i / spec.blend.points
-        candidate.load_state(blending.between(first, last, alpha))
-        judged = selection.judge(candidate, dataset, domain, side, spec.evaluate.batch, metric=spec.gate.metric)
-        points.append(paths.Point(alpha, judged.score, selection.retention(candidate, domain, side)))
+        candidate.load_state(interpolation.between(first, last, alpha))
+        judged = validation.judge(candidate, dataset, domain, side, spec.evaluate.batch, metric=spec.gate.metric)
+        points.append(paths.Point(alpha, judged.score, validation.retention(candidate, domain, side)))
         metric = judged.rows.metric
     decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
     say(f"alpha {decided}")
 
     taken = run_id
     if decided.value < 1:
-        candidate.load_state(blending.between(first, last, decided.value))
+        candidate.load_state(interpolation.between(first, last, decided.value))
         taken = _candidate(trained.model_copy(update={"blend": spec.blend}), candidate, dataset, decided, key, run_id)
     curve = paths.rows(points)
     table = paths.table(curve, metric, decided.value)

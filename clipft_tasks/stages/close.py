@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.console import say
 from ..drift import incidents
-from ..progress import say
 from ..spec import RunSpec
 
 

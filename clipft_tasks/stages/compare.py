@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.console import say
+from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
-from ..errors import ClipftError
-from ..progress import say
 from ..spec import RunSpec
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -209,9 +209,10 @@ def _score(spec: RunSpec, members: list[Any], sizes: Sequence[int]) -> None:
     import numpy as np
 
     from ..data import versioning
+    from ..devices import hardware
     from ..evaluate import zero_shot
     from ..model import build
-    from ..train import hardware, plan, probes
+    from ..train import microbenchmarks, plan
 
     machine = hardware.probe(spec.memory.device)
     hardware.use_threads(machine.cores)
@@ -219,7 +220,7 @@ def _score(spec: RunSpec, members: list[Any], sizes: Sequence[int]) -> None:
     for model in members:
         opened = versioning.fetch(versioning.find(model.dataset, model.domain))
         clip = build.from_folder(model.package, source=model.name).to(machine.device)
-        clip.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
+        clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
         # The same rows in the same order, whichever dataset version they come from.
         order = np.argsort(opened.split("test")["key"].to_numpy(dtype=str), kind="stable")
         for side in sorted(set(sizes)) or _sides([m for m in members if m.domain == model.domain]):
@@ -292,7 +293,7 @@ def _pictures(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[d
     """The changed pictures that the page shows, as small JPEGs."""
     from ..data import versioning
     from ..evaluate.compare import SHOWN_PICTURES
-    from ..evaluate.details import small_picture
+    from ..evaluate.error_analysis import small_picture
 
     by_name = {m.name: m for m in members}
     out: dict[str, list[dict[str, str]]] = {}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..progress import say
-from ..server_client import Refusal, agree, call
+from ..core.console import say
+from ..server.client import Refusal, agree, call
 from ..spec import RunSpec
 
 

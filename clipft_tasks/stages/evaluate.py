@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..progress import say
+from ..core.console import say
 from ..spec import RunSpec
 
 RECIPE = 2  # raise when the same models and rows give another result, so that an old one is not taken for it
@@ -31,10 +31,11 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
 
     from .. import tracking
     from ..data import versioning
+    from ..devices import hardware
     from ..domains import get_domain
-    from ..evaluate import together, zero_shot
+    from ..evaluate import evaluator, zero_shot
     from ..model import build
-    from ..train import hardware, plan, probes
+    from ..train import microbenchmarks, plan
 
     domain = get_domain(spec.domain)
     client = tracking.client()
@@ -64,13 +65,13 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
     for clip in models.values():
         clip.to(machine.device)  # any side as it comes: the weights stay as they are stored
-        clip.model.to(memory_format=probes.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
+        clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout_of(machine.device, clip).value])
     names = zero_shot.metrics(dataset)
     metric: str = spec.gate.metric
     if metric not in names:
         metric = names[0]
         say(f"{spec.gate.metric} cannot be told from the test rows of {dataset.version.tag}: the gate looks at {metric}.")
-    found = together.evaluate(models, dataset, domain, spec, resolution, metric, names)
+    found = evaluator.evaluate(models, dataset, domain, spec, resolution, metric, names)
     result = {"key": key, "opponent": tracking.number(champion), **found.result}
     now = int(time.time() * 1000)
     with tracking.neighbour():

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..progress import say
-from ..settings import settings
+from ..core.console import say
+from ..core.settings import settings
 from ..spec import RunSpec
 
 RECIPE = 5  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
@@ -28,10 +28,10 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
 
     from .. import objectives, tracking
     from ..data import versioning
+    from ..devices.hardware import probe
     from ..model import build
-    from ..train import job as jobs
-    from ..train.handover import Patient
-    from ..train.hardware import probe
+    from ..train import launch as jobs
+    from ..train.checkpoint_sync import Patient
 
     tuned = tuned or {"values": {}}
     # What is logged, hashed and packed is the whole truth: run again, it gives this run.
@@ -101,8 +101,8 @@ def plan_of(spec: RunSpec, clip: Any, given: Sequence[Mapping[str, Any]], path: 
         given: plans that were made elsewhere, each with the hardware that it is for; they hold on a machine that is alike.
         path: of the plan that this machine used before.
     """
+    from ..devices.hardware import probe
     from ..train import plan as plans
-    from ..train.hardware import probe
 
     hardware = probe(spec.memory.device)
     alike = [g["plan"] for g in given if g.get("hardware") == hardware.likeness()]
@@ -122,10 +122,10 @@ def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str
     """Write a candidate's package. `more` goes into the card."""
     import numpy as np
 
-    from ..data.decoded import decoded
+    from ..data.decoded_cache import decoded
     from ..domains import get_domain
-    from ..drift.taking import take
-    from ..model import probe
+    from ..drift.build_reference import take
+    from ..model import recorded_answers
     from ..model.package import Package, write_package
     from ..train.schedule import sides
 
@@ -157,7 +157,7 @@ def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str
         model_cfg=clip.config["model_cfg"],
         preprocess_cfg=clip.config["preprocess_cfg"],
         card=card,
-        probe=probe.record(clip, pictures.take(spread).numpy(), texts),
+        probe=recorded_answers.record(clip, pictures.take(spread).numpy(), texts),
         reference=lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
         tokenizer_from=clip.folder,
     )

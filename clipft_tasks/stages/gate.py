@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from .. import rules
-from ..errors import ClipftError
-from ..progress import say
-from ..spec import RunSpec
+from ..core.console import say
+from ..core.errors import ClipftError
+from ..spec import RunSpec, gate_rules
 
 REPORT = "evaluation/report.html"
 
@@ -18,17 +17,17 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
     Raises: ClipftError when a rule fails, or names what was not evaluated.
     """
     from .. import tracking
-    from ..evaluate import figures
+    from ..spec import metric_catalog
 
     results = sorted(evaluations, key=lambda r: r["resolution"])
     opponent = results[0]["opponent"]
     if any(r["opponent"] != opponent for r in results):
         raise ClipftError("the gate", "the champion changed while the candidate was evaluated", "Evaluate again.")
     metric = results[0]["metric"]
-    verdicts = [v.to_dict() for v in rules.judge(spec.gate.rules, results, spec.resolution.train)]
+    verdicts = [v.to_dict() for v in gate_rules.judge(spec.gate.rules, results, spec.resolution.train)]
     failed = [v for v in verdicts if not v["passed"]]
     against = f"version {opponent}" if opponent else "the start model"
-    table = f"{rules.table(verdicts)}\n\n`score` is {metric}; gains are over {against}.\n\n{figures.table(results)}"
+    table = f"{gate_rules.table(verdicts)}\n\n`score` is {metric}; gains are over {against}.\n\n{metric_catalog.table(results)}"
     say(table)
     verdict = {"passed": not failed, "metric": metric, "opponent": opponent, "rules": verdicts, "table": table}
     client = tracking.client()
@@ -39,7 +38,7 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
         client.log_dict(run_id, verdict, "gate.json")
         client.set_tag(run_id, "clipft.gate", "passed" if verdict["passed"] else "failed")
     if failed:
-        reasons = "; ".join(f"`{v['rule']}` measured {rules.measured(v)}" for v in failed)
+        reasons = "; ".join(f"`{v['rule']}` measured {gate_rules.measured(v)}" for v in failed)
         raise ClipftError(
             f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", f"Nothing was registered. See {link}"
         )

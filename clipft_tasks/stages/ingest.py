@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.console import progress, say
+from ..core.errors import ClipftError
+from ..core.settings import settings
 from ..data import manifest, shards, splits, versioning
-from ..data.pictures import BadPicture, open_picture, perceptual_hash
+from ..data.images import BadPicture, open_picture, perceptual_hash
 from ..data.readers import SPLITS, Row, open_source
 from ..domains import Domain, get_domain
-from ..errors import ClipftError
-from ..progress import progress, say
-from ..settings import settings
 from ..spec import RunSpec
 
 MAX_WORDS = 1000

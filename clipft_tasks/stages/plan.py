@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..progress import say
+from ..core.console import say
 from ..spec import RunSpec
 
 
@@ -16,13 +16,13 @@ def run(spec: RunSpec) -> dict[str, Any]:
     """
     from .. import objectives
     from ..data import versioning
+    from ..devices.hardware import probe
     from ..domains import get_domain
     from ..model import build
-    from ..train import plan, selection
-    from ..train.hardware import probe
+    from ..train import plan, validation
 
     if spec.blend.points or spec.train.max_forgetting < 1:
-        selection.general_set(get_domain(spec.domain))  # and not after the training
+        validation.general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
     objectives.make(spec.objective, sorted(dataset.card["classes"]))  # a wrong option shows here, not after the data was read
     clip = build.load(spec.model.start, domain=spec.domain)

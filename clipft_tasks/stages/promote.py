@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..progress import say
+from ..core.console import say
 from ..spec import RunSpec
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ..progress import say
+from ..core.console import say
 from ..spec import RunSpec
 
 

@@ -5,8 +5,8 @@ Choosing is a stage of its own so that a retry of what follows goes to the same 
 
 from typing import Any
 
-from ..errors import ClipftError
-from ..progress import say
+from ..core.console import say
+from ..core.errors import ClipftError
 from ..spec import RunSpec
 
 

@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from ..errors import ClipftError, Transient
-from ..progress import say
-from ..server_client import call
+from ..core.console import say
+from ..core.errors import ClipftError, Transient
+from ..server.client import call
 from ..spec import RunSpec
 
 POLL = 2.0  # seconds between two looks

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..drift.appearance import STATISTICS
+from ..core.console import say
+from ..core.errors import ClipftError, Transient
+from ..drift.image_statistics import STATISTICS
 from ..drift.incidents import Watch
-from ..errors import ClipftError, Transient
-from ..progress import say
-from ..server_client import Refusal, call
+from ..server.client import Refusal, call
 from ..spec import RunSpec
 
 SHOWN = 8  # pictures of a kind in the report
@@ -32,7 +32,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
 
     from .. import tracking
     from ..domains import get_domain
-    from ..drift import comparing, diagnosis, report
+    from ..drift import diagnosis, model_search, report
     from ..drift.reference import Reference
     from ..model.package import WEIGHTS, weights_digest
 
@@ -49,17 +49,19 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     judged = sum(labels.values())
     live = seen["values"].get("accuracy")
     losing = seen["drift"].get("performance", 0.0) > 1
-    bits, compared = get_domain(spec.domain).grey_bits, comparing.Comparison()
+    bits, compared = get_domain(spec.domain).grey_bits, model_search.Comparison()
     taken, data, pictures = _pictures(spec.domain, captures, bits)
     if (watch := _worse(spec, incident)) is not None:
         advice = diagnosis.Advice("rollback", watch.worse, watch.before)
     else:
         looks = np.array(window["appearance"], dtype=float).reshape(-1, len(STATISTICS))
-        compared = comparing.compare(spec.domain, champion, pictures, [c["label"] for c in taken], looks)
+        compared = model_search.compare(spec.domain, champion, pictures, [c["label"] for c in taken], looks)
         advice = diagnosis.advise(
             found, labels, compared.others, seen["promised"]["value"], live, losing, compared.templates, compared.calibration
         )
-        if advice.action in ("label", "camera") and (hint := comparing.known_elsewhere(compared, spec.domain, seen["version"])):
+        if advice.action in ("label", "camera") and (
+            hint := model_search.known_elsewhere(compared, spec.domain, seen["version"])
+        ):
             advice = replace(advice, why=f"{advice.why}; {hint}")
     examples = _examples(champion, taken, data, compared.nearest or [""] * len(taken))
     with tracking.neighbour():
@@ -108,8 +110,8 @@ def _worse(spec: RunSpec, incident: str) -> Watch | None:
 
 def _pictures(domain: str, captures: list[dict[str, Any]], bits: int) -> tuple[list[dict[str, Any]], list[bytes], list[Any]]:
     """The captures that are looked at (the newest, those that somebody judged first), with their bytes and as pictures."""
-    from ..data.pictures import BadPicture, open_picture
-    from ..drift.comparing import MOST
+    from ..data.images import BadPicture, open_picture
+    from ..drift.model_search import MOST
 
     taken, data, pictures = [], [], []
     for capture in sorted(captures, key=lambda c: (not c["label"], -c["time"]))[:MOST]:

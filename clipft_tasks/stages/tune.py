@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClipftError
-from ..progress import say
-from ..settings import settings
+from ..core.console import say
+from ..core.errors import ClipftError
+from ..core.settings import settings
 from ..spec import RunSpec
 
 
@@ -42,7 +42,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
 
     from .. import objectives, tracking
     from ..data import versioning
-    from ..tuning import space as spaces
+    from ..tuning import search_space as spaces
     from ..tuning import study as studies
     from .finetune import RECIPE
 
@@ -89,7 +89,7 @@ def trial(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], number:
     Returns: number, state (complete, pruned, failed, running where the budget ended, skipped), values, score, seconds, reason.
     Raises: Transient (MLflow or the database is away, or SIGTERM); what is wrong with the values fails the trial alone.
     """
-    from ..tuning import rules
+    from ..tuning import stopping
     from ..tuning.study import Study
 
     study = Study(begun["study"], spec.tune.seed)
@@ -97,7 +97,7 @@ def trial(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], number:
     with study.alone(number):
         tried = study.tried()
         if not tried[number].ended:
-            if reason := rules.enough(tried, spec.tune, points):
+            if reason := stopping.enough(tried, spec.tune, points):
                 say(f"Trial {number} is not run: {reason}.")
                 return tried[number].to_dict() | {"state": "skipped", "reason": reason}
             _try(spec, planned, begun, study, number)
@@ -120,16 +120,16 @@ def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dic
         return {"values": {}, "reason": begun["reason"], "measured": {}, "stopped": "", "tried": []}
 
     from ..data import versioning
-    from ..train.selection import Rows
-    from ..tuning import rules
+    from ..train.validation import Rows
+    from ..tuning import stopping
     from ..tuning.study import Study
 
     study = Study(begun["study"], spec.tune.seed)
     tried = study.tried()
     version = versioning.find(planned["dataset"], spec.domain)
     rows = Rows.of(versioning.read_manifest(version), metric=spec.gate.metric)
-    decision = rules.decide(tried, rows, spec.tune.min_gain)
-    stopped = rules.enough(tried, spec.tune, begun["points"] or float("inf"))
+    decision = stopping.decide(tried, rows, spec.tune.min_gain)
+    stopped = stopping.enough(tried, spec.tune, begun["points"] or float("inf"))
     if all(t.ended for t in tried):
         stopped = f"all {len(tried)} trials ended"
     result: dict[str, Any] = {
@@ -140,7 +140,7 @@ def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dic
         "stopped": stopped,
         "metric": rows.metric,
         "importance": {field: round(share, 4) for field, share in study.importance().items()},
-        "tried": [t.to_dict() for t in tried if t.state != rules.WAITING],
+        "tried": [t.to_dict() for t in tried if t.state != stopping.WAITING],
     }
     run_id, link = _draw(spec, begun, tried, result)
     if stopped:
@@ -162,20 +162,20 @@ class _OutOfTime(Exception):
 def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: Any, number: int) -> None:
     """Train with the values of a trial, and write down what came of it."""
     from ..domains import get_domain
-    from ..train import job as jobs
-    from ..train import selection
-    from ..tuning import rules
+    from ..train import launch as jobs
+    from ..train import validation
+    from ..tuning import stopping
 
     values = study.begin(number)
     others = [t for t in study.tried() if t.number != number]
-    twin = next((t for t in others if t.state in (rules.COMPLETE, rules.FAILED) and t.values == values), None)
+    twin = next((t for t in others if t.state in (stopping.COMPLETE, stopping.FAILED) and t.values == values), None)
     if twin:
         reason = f"the same values as trial {twin.number}"
         study.end(number, twin.state, score=twin.score, right=twin.right, reason=twin.reason or reason)
         return
 
     epochs = spec.tune.epochs or spec.train.epochs
-    changes = {} if number == rules.TEMPLATE else values
+    changes = {} if number == stopping.TEMPLATE else values
     folder = settings().folder("work", f"{begun['key']}-{number}")
 
     def after_epoch(epoch: int, judged: Any) -> None:
@@ -185,7 +185,7 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         _record(spec, begun, study, number)
         if epoch < epochs and hopeless:
             raise _Pruned(f"below the median of the other trials after {epoch} of {epochs} epochs")
-        if epoch < epochs and rules.spent(study.tried()) >= spec.tune.minutes:
+        if epoch < epochs and stopping.spent(study.tried()) >= spec.tune.minutes:
             raise _OutOfTime
 
     outcome: dict[str, Any] = {}
@@ -193,27 +193,27 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
             jobs.train(job, clip, lambda steps: None, after_epoch)
-            judged = selection.judge(
+            judged = validation.judge(
                 clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch, metric=spec.gate.metric
             )
-            outcome = {"state": rules.COMPLETE, "score": judged.score, "right": selection.pack(judged.right)}
+            outcome = {"state": stopping.COMPLETE, "score": judged.score, "right": validation.pack(judged.right)}
         except _Pruned as why:
-            outcome = {"state": rules.PRUNED, "reason": str(why)}
+            outcome = {"state": stopping.PRUNED, "reason": str(why)}
         except _OutOfTime:
             say(f"The {spec.tune.minutes:g} minutes ended in trial {number}; with more it goes on from its checkpoint.")
             return
         except ClipftError as error:
-            outcome = {"state": rules.FAILED, "reason": str(error)}
+            outcome = {"state": stopping.FAILED, "reason": str(error)}
     study.end(number, **outcome)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job(spec: RunSpec, planned: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:
     """Start model, data set and job of a trial. What is wrong with these is wrong for all trials, and fails none of them."""
+    from ..core.decision import Decision
     from ..data import versioning
-    from ..decision import Decision
     from ..model import build
-    from ..train.job import Job
+    from ..train.launch import Job
     from .finetune import plan_of
 
     version = versioning.find(planned["dataset"], spec.domain)
@@ -256,18 +256,18 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
 def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, Any]) -> tuple[str, str]:
     """Log the decision and the plots to the study's MLflow run, which is made anew if somebody deleted it."""
     from .. import tracking
-    from ..tuning import figures, rules
+    from ..tuning import plots, stopping
 
     measured = result["measured"]
-    winner = int(measured["trial"]) if result["values"] else rules.TEMPLATE
+    winner = int(measured["trial"]) if result["values"] else stopping.TEMPLATE
     with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
         mlflow_run = tracking.begin(
             spec.domain, begun["key"], f"tuning {spec.objective.name}", {"clipft.study": begun["study"]}
         )
         run_id, client = mlflow_run.info.run_id, tracking.client()
-        Path(folder, "history.png").write_bytes(figures.history(tried, result["metric"], winner))
+        Path(folder, "history.png").write_bytes(plots.history(tried, result["metric"], winner))
         if result["importance"]:
-            Path(folder, "importance.png").write_bytes(figures.importance(result["importance"]))
+            Path(folder, "importance.png").write_bytes(plots.importance(result["importance"]))
         Path(folder, "decision.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
         client.log_artifacts(run_id, folder)
         for name, value in measured.items():

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.console import say
+from ..core.errors import ClipftError
+from ..core.settings import settings
 from ..data import expectations, manifest, report, versioning
 from ..domains import get_domain
-from ..errors import ClipftError
-from ..progress import say
-from ..settings import settings
 from ..spec import RunSpec
 
 

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from ..errors import ClipftError
-from ..progress import say
-from ..server_client import call
+from ..core.console import say
+from ..core.errors import ClipftError
+from ..server.client import call
 from ..spec import RunSpec
 
 
@@ -16,7 +16,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     Raises: ClipftError when another version answers or the answers differ, after the old champion is back and live.
     """
     from .. import tracking
-    from ..model import probe
+    from ..model import recorded_answers
 
     registered = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}")
     recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
@@ -27,7 +27,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     }
     response = call("POST", "/v1/similarity", json=body)
     answering = response.headers.get("x-clipft-model-version")
-    difference = probe.disagreement(recorded, response.json()["similarity"])
+    difference = recorded_answers.disagreement(recorded, response.json()["similarity"])
     if answering != version or difference > recorded["tolerance"]:
         reason = f"version {answering} answers" if answering != version else f"its answers differ by {difference:.3f}"
         tracking.restore(spec.domain, previous or None, failed=version)

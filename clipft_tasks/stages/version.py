@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.console import say
 from ..data import versioning
-from ..progress import say
 from ..spec import RunSpec
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ClipftError
-from ..progress import say
+from ..core.console import say
+from ..core.errors import ClipftError
 
 FORMAT = 3
 

@@ -15,27 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.console import progress, say
+from ..core.errors import ClipftError, Transient
 from ..data import loader
 from ..data.augment import PLAIN
 from ..data.loader import Batch, TrainingData
-from ..errors import ClipftError, Transient
+from ..devices import memory
+from ..devices.hardware import free_memory, hold_to, keep_freed_memory, use_threads
+from ..devices.memory import MicroBatches, OutOfMemory
 from ..model import attention
+from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks
 from ..model.adapters import add_low_rank, merge_low_rank
-from ..model.checkpointing import checkpoint_blocks, plain_blocks
 from ..model.clip import Clip
 from ..objectives import Objective
-from ..progress import progress, say
 from ..spec import ResolutionSpec, TrainSpec
-from . import memory, probes
+from . import microbenchmarks
 from . import step as steps
 from .checkpoints import Checkpoints
-from .groups import groups
-from .hardware import free_memory, hold_to, keep_freed_memory, use_threads
-from .memory import MicroBatches, OutOfMemory
-from .parallel import ALONE, World
+from .distributed import ALONE, World
+from .param_groups import groups
 from .plan import EVERY, Plan, multiple
 from .schedule import Schedule
-from .selection import Best, Judged
+from .validation import Best, Judged
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
@@ -93,7 +94,7 @@ def train(work: Work) -> dict[str, float]:
         add_low_rank(clip.model, spec.lora_rank, spec.seed)
     clip.to(device)
     work.objective.to(device)
-    model = clip.model.train().to(memory_format=probes.MEMORY_FORMATS[plan.layout.value])
+    model = clip.model.train().to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout.value])
     steps.freeze_statistics(model)
     if EVERY[plan.checkpointing.value]:
         checkpoint_blocks(model, EVERY[plan.checkpointing.value])
@@ -314,7 +315,7 @@ def train(work: Work) -> dict[str, float]:
 def _frozen(clip: Clip, plan: Plan) -> steps.Towers:
     """The model as it is now, on the plan's device, never to change."""
     model = copy.deepcopy(clip.model).eval().requires_grad_(False).to(plan.device.value)
-    still = replace(clip, model=model.to(memory_format=probes.MEMORY_FORMATS[plan.layout.value]))
+    still = replace(clip, model=model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout.value]))
     return _towers(still, plan)
 
 
@@ -335,8 +336,8 @@ def _towers(clip: Clip, plan: Plan) -> steps.Towers:
         # Sizes come from small sets, so each is compiled for its own shape, the fastest code there is.
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
         image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
-    context = partial(probes.precision_context, plan.device.value, plan.precision.value)
-    return steps.Towers(clip, image, text, context, probes.MEMORY_FORMATS[plan.layout.value])
+    context = partial(microbenchmarks.precision_context, plan.device.value, plan.precision.value)
+    return steps.Towers(clip, image, text, context, microbenchmarks.MEMORY_FORMATS[plan.layout.value])
 
 
 @contextmanager

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
+from ..core.decision import Decision
+from ..core.errors import ClipftError
 from ..data.loader import BUCKETS
-from ..decision import Decision
-from ..errors import ClipftError
+from ..devices.hardware import Hardware, free_memory, keep_freed_memory, probe, use_threads
+from ..devices.memory import is_out_of_memory, release
 from ..model import attention
+from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks, towers_of_blocks
 from ..model.attention import Policy
-from ..model.checkpointing import checkpoint_blocks, plain_blocks, towers_of_blocks
 from ..model.clip import Clip
 from ..spec import RunSpec
-from . import probes, schedule
-from .hardware import Hardware, free_memory, keep_freed_memory, probe, use_threads
-from .memory import is_out_of_memory, release
+from . import microbenchmarks, schedule
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
 EMULATED = 2  # times that fp16 is faster than bf16 on GPUs that only emulate bf16 (before Ampere), at least
@@ -109,7 +109,7 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
     budget, ceiling = _ceiling(spec, machine, processes.value)
     clip.to(machine.device)
     memory = _memory(spec, machine, clip, every, precision.value, share, budget, ceiling)
-    flops = {str(side): probes.pair_flops(clip, side) for side in every}
+    flops = {str(side): microbenchmarks.pair_flops(clip, side) for side in every}
     return Plan(
         device=device,
         processes=processes,
@@ -161,7 +161,7 @@ def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Dec
         return Decision("fp32", f"a matrix product in {likely} runs at {products[likely]:.2g}x the speed of fp32", measured)
 
     def seconds(precision: str) -> float:
-        return probes.image_step_seconds(clip, machine.device, layout, precision, spec.resolution.train, PROBED)
+        return microbenchmarks.image_step_seconds(clip, machine.device, layout, precision, spec.resolution.train, PROBED)
 
     ratio = seconds("fp32") / seconds(likely)
     measured["step_speedup"] = round(ratio, 3)
@@ -174,9 +174,9 @@ def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Dec
 def _peak(machine: Hardware, precision: str, atleast: float = 0.0) -> float:
     """Measured arithmetic per second of matrix products; on a GPU once for chip and torch version."""
     if machine.device == "cpu":  # shared with others, so measured each time
-        return probes.product_flops("cpu", precision, atleast)
+        return microbenchmarks.product_flops("cpu", precision, atleast)
     what = f"{machine.name}: {precision} product"
-    return probes.remembered(what, lambda: probes.product_flops(machine.device, precision, atleast))
+    return microbenchmarks.remembered(what, lambda: microbenchmarks.product_flops(machine.device, precision, atleast))
 
 
 def _threads_reason(machine: Hardware) -> str:
@@ -284,7 +284,7 @@ def _memory(
 def _kept(clip: Clip, side: int, precision: str, how: Policy) -> tuple[float, float]:
     """Bytes (fixed, per pair); a probe that does not fit itself says that no pair does."""
     try:
-        return probes.kept_bytes(clip, side, precision, how)
+        return microbenchmarks.kept_bytes(clip, side, precision, how)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -320,7 +320,7 @@ def _compile(
         return Decision(False, "on a CPU it gains a training step little (bench/layout.py); memory.compile turns it on")
     if not (shutil.which("cc") or shutil.which("gcc")):
         return Decision(False, "there is no C compiler, which Triton needs")
-    seconds = probes.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), PROBED) * pairs
+    seconds = microbenchmarks.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), PROBED) * pairs
     cost = COMPILE_SECONDS["cuda"] * len(sides)
     saved = seconds * (1 - 1 / COMPILE_GAIN)
     measured = {"run_seconds": round(seconds, 1), "saved_seconds": round(saved, 1), "compile_seconds": float(cost)}

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..data.loader import Batch
+from ..devices.memory import OutOfMemory, is_out_of_memory
 from ..model.clip import Clip, by_length
 from ..objectives import Objective, Pairs
-from .memory import OutOfMemory, is_out_of_memory
-from .parallel import ALONE, World
+from .distributed import ALONE, World
 
 Context = Callable[[], AbstractContextManager[None]]
 Encoder = Callable[[Tensor], Tensor]

@@ -22,20 +22,20 @@ from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import Transient
-from ..progress import say
-from ..settings import settings
-from . import rules
-from .rules import Tried
-from .space import Dimension, Space
+from ..core.console import say
+from ..core.errors import Transient
+from ..core.settings import settings
+from . import stopping
+from .search_space import Dimension, Space
+from .stopping import Tried
 
 BEAT = 5.0  # seconds between two signs of life
 LOST = 30.0  # seconds without one after which a trial on another machine is taken over
 STARTUP = 5  # trials that are drawn at random before the sampler learns from them
 SEEDS = 100_003  # between the samplers of two seeds
 
-STATES = {TrialState.COMPLETE: rules.COMPLETE, TrialState.PRUNED: rules.PRUNED, TrialState.FAIL: rules.FAILED,
-          TrialState.RUNNING: rules.RUNNING, TrialState.WAITING: rules.WAITING}  # fmt: skip
+STATES = {TrialState.COMPLETE: stopping.COMPLETE, TrialState.PRUNED: stopping.PRUNED, TrialState.FAIL: stopping.FAILED,
+          TrialState.RUNNING: stopping.RUNNING, TrialState.WAITING: stopping.WAITING}  # fmt: skip
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def database() -> Iterator[None]:
 def _storage(url: str) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the stages say what happens themselves
     if url.startswith(("http://", "https://")):  # a worker that reaches no database
-        from .remote import HttpStorage
+        from .remote_storage import HttpStorage
 
         return HttpStorage(url, *(settings().credentials or ("", "")))
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
@@ -103,7 +103,7 @@ class Study:
             trial = optuna.trial.Trial(self._study, identity)
             fixed = self._storage.get_trial(identity).system_attrs.get("fixed_params", {})
             for field, kind in self.space.items():
-                if number == rules.TEMPLATE and field not in fixed:
+                if number == stopping.TEMPLATE and field not in fixed:
                     continue  # the template leaves it to the objective
                 _suggest(trial, field, kind)
             return dict(trial.params)
@@ -115,7 +115,7 @@ class Study:
             trial = optuna.trial.Trial(self._study, self._id(number))
             trial.report(score, epoch)
             self._study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP - 1, n_warmup_steps=0)
-            return number != rules.TEMPLATE and trial.should_prune()
+            return number != stopping.TEMPLATE and trial.should_prune()
 
     @contextmanager
     def beating(self, number: int) -> Iterator[Callable[[], None]]:

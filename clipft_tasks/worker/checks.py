@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from .. import versions
-from ..errors import ClipftError
-from ..settings import settings
+from ..core import versions
+from ..core.errors import ClipftError
+from ..core.settings import settings
 from .membership import Membership
 
 LEEWAY = 30  # seconds that the clocks may differ; the door's own
@@ -56,7 +56,7 @@ def machine() -> Iterator[Line]:
         said if right else f"{said}; {NEEDED_GB} are needed",
         "" if right else "df -h; then free some, or set CLIPFT_HOME to another disk",
     )
-    from ..train.hardware import probe
+    from ..devices.hardware import probe
 
     try:
         device = probe()

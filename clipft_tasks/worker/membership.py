@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 
-from ..errors import ClipftError, Transient
-from ..settings import settings
-from ..versions import PROJECT
+from ..core.errors import ClipftError, Transient
+from ..core.settings import settings
+from ..core.versions import PROJECT
 
 # What a person may set for this machine alone; everything else comes from the control plane.
 OWN = ("CLIPFT_CACHE_GB", "CLIPFT_SHARDS_GB", "CLIPFT_UPLOAD_SECONDS", "CLIPFT_THREADS", "CLIPFT_DOMAINS_PATH")

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..errors import ClipftError
-from ..settings import settings
-from ..versions import PROJECT
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from ..core.versions import PROJECT
 from .membership import OWN
 
 LABEL = "io.clipft.worker"

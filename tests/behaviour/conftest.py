@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.live_server import Plain, Server, copied, package, trained, use
 
-from behaviour.live_server import Plain, Server, copied, package, trained, use
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import clipft_alerts
 import pytest
 from fastapi.testclient import TestClient
 
+from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
-from clipft_tasks.settings import settings
 
 TOKEN = "a token that only Alertmanager knows"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}

@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nursery
+import fixtures.forkserver
 import pytest
 from click.testing import CliRunner
 from conftest import write_pictures
+from fixtures.live_server import FILES, Server, package, spec, trained, use
 
-from behaviour.live_server import FILES, Server, package, spec, trained, use
 from clipft_tasks import tracking
-from clipft_tasks.care import backup as backups
-from clipft_tasks.care import restore as restoring
-from clipft_tasks.care import upgrade
-from clipft_tasks.cli import main
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import settings
+from clipft_tasks.ops import backup as backups
+from clipft_tasks.ops import restore as restoring
+from clipft_tasks.ops import upgrade
 from clipft_tasks.stages import chain
 
 COMMAND = "from clipft_tasks.cli import main; main()"
@@ -77,9 +77,9 @@ def copy(taken: Path, tmp_path: Path) -> Path:
 ELSEWHERE = """
 import hashlib, json, sys
 from pathlib import Path
-from behaviour.live_server import package, spec
+from fixtures.live_server import package, spec
 from clipft_tasks import tracking
-from clipft_tasks.care import restore
+from clipft_tasks.ops import restore
 from clipft_tasks.data import versioning
 from clipft_tasks.stages import chain
 restore.restore(Path(sys.argv[1]))
@@ -105,7 +105,7 @@ def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(tak
     settings.cache_clear()
     source.rename(away)
     try:
-        done = nursery.run(ELSEWHERE, taken, base)
+        done = fixtures.forkserver.run(ELSEWHERE, taken, base)
         assert done.returncode == 0, done.stderr[-3000:]
         told = json.loads(done.stdout.rsplit("RESULT", 1)[1])
         # The same spec finds its own work: the data set and the run that there are.
@@ -170,7 +170,7 @@ for i in range(10_000):
     tracking.client().set_tag(run.info.run_id, "whole", "yes")  # last, as stages do
     print(i, flush=True)
 """
-    process = nursery.Program(writer)
+    process = fixtures.forkserver.Program(writer)
     try:
         wait_for(lambda: process.out.exists() and len(process.out.read_text().splitlines()) >= 3, process)
         backups.backup(tmp_path / "busy")
@@ -231,7 +231,7 @@ def test_a_damaged_backup_is_found_out_and_changes_nothing(kind, copy, fresh):
     assert verified.exit_code == 1 and said in verified.output
     with pytest.raises(ClipftError, match=said):
         restoring.restore(copy)
-    assert {p.name for p in fresh.iterdir()} <= {"care.lock"} if fresh.exists() else True
+    assert {p.name for p in fresh.iterdir()} <= {"maintenance.lock"} if fresh.exists() else True
 
 
 def test_a_backup_of_newer_releases_is_refused_with_the_reason(copy, fresh):
@@ -287,7 +287,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_copied(source, tmp_
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(source, tmp_path, monkeypatch):
     use(source, monkeypatch)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-    done = nursery.run(limit + COMMAND, "backup", tmp_path / "full")
+    done = fixtures.forkserver.run(limit + COMMAND, "backup", tmp_path / "full")
     assert done.returncode == 1 and "Error" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -329,7 +329,7 @@ def test_what_cannot_be_read_is_named_and_no_backup_is_made(source, tmp_path, mo
 # Killed --------------------------------------------------------------------------------------------------------------
 
 
-def wait_for(true: Callable[[], bool], process: nursery.Program) -> None:
+def wait_for(true: Callable[[], bool], process: fixtures.forkserver.Program) -> None:
     until = time.monotonic() + 300
     while not true():
         assert process.poll() is None, process.err.read_text()
@@ -339,7 +339,7 @@ def wait_for(true: Callable[[], bool], process: nursery.Program) -> None:
 
 def test_a_backup_that_is_killed_is_none_and_the_next_one_is_whole(source, tmp_path, monkeypatch):
     use(source, monkeypatch)
-    process = nursery.Program(COMMAND, "backup", tmp_path / "killed")
+    process = fixtures.forkserver.Program(COMMAND, "backup", tmp_path / "killed")
     wait_for((tmp_path / "killed.part" / "dvc-remote").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -352,7 +352,7 @@ def test_a_backup_that_is_killed_is_none_and_the_next_one_is_whole(source, tmp_p
 
 @pytest.mark.parametrize("part", ["dvc-remote", "datasets", "mlflow/mlflow.db"])
 def test_a_restore_that_is_killed_starts_nothing_and_is_finished_by_the_same_command(part, taken, fresh):
-    process = nursery.Program(COMMAND, "restore", taken)
+    process = fixtures.forkserver.Program(COMMAND, "restore", taken)
     wait_for((fresh / part).exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -367,7 +367,7 @@ def test_a_restore_that_is_killed_starts_nothing_and_is_finished_by_the_same_com
 
 
 def test_one_at_a_time(source, tmp_path, monkeypatch):
-    from clipft_tasks.care.installation import alone
+    from clipft_tasks.ops.installation import alone
 
     use(source, monkeypatch)
     with alone("gc"), pytest.raises(ClipftError, match="is running"):

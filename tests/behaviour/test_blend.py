@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from clipft_tasks import tracking
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.evaluate import path
-from clipft_tasks.model import build, probe
-from clipft_tasks.model.blending import between, starting_point
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.evaluate import interpolation
+from clipft_tasks.model import build, recorded_answers
+from clipft_tasks.model.interpolation import between, starting_point
 from clipft_tasks.model.package import WEIGHTS, weights_digest
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import blend, chain
-from clipft_tasks.train import selection
+from clipft_tasks.train import validation
 
 
 def changed(spec: RunSpec, **fields: object) -> RunSpec:
@@ -51,8 +51,8 @@ class Known:
 
     def judge(self, clip, dataset, domain, side, batch, metric):
         right = np.arange(1000) < round(1000 * self.score(self.share(clip)))
-        rows = selection.Rows("image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True)
-        return selection.Judged(rows, right)
+        rows = validation.Rows("image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True)
+        return validation.Judged(rows, right)
 
     def know(self, clip, domain, side):
         return self.retention(self.share(clip))
@@ -62,8 +62,8 @@ class Known:
 def known(monkeypatch):
     def use(start, end, score, retention):
         made = Known(score, retention).between(start.state(), end.state())
-        monkeypatch.setattr(selection, "judge", made.judge)
-        monkeypatch.setattr(selection, "retention", made.know)
+        monkeypatch.setattr(validation, "judge", made.judge)
+        monkeypatch.setattr(validation, "retention", made.know)
 
     return use
 
@@ -78,7 +78,7 @@ def late_loss(share):  # 25% of the forgetting half-way
 
 @pytest.fixture
 def spec(small_spec, monkeypatch):
-    monkeypatch.setattr(selection, "general_set", lambda domain: "a set of the test")
+    monkeypatch.setattr(validation, "general_set", lambda domain: "a set of the test")
     return changed(small_spec, train__epochs=2, blend__points=4)
 
 
@@ -107,7 +107,7 @@ def test_the_chosen_point_is_what_is_evaluated_and_registered(shared_home, spec,
     recorded, parents = (json.loads((f / "probe.json").read_text()) for f in (folder, tracking.fetch_candidate(trained)))
     assert recorded["similarity"] != parents["similarity"]
     pictures = pictures_of(recorded)
-    assert probe.disagreement(recorded, probe.answers(clip, pictures, recorded["texts"])) < 1e-4
+    assert recorded_answers.disagreement(recorded, recorded_answers.answers(clip, pictures, recorded["texts"])) < 1e-4
     assert weights_digest(folder / WEIGHTS) in (folder / "reference.json").read_text()
 
     run = tracking.client().get_run(made["run_id"])
@@ -139,15 +139,15 @@ def test_killed_after_the_model_was_made_it_makes_no_second_one(shared_home, spe
     spec = changed(spec, train__seed=1)
     trained = go(spec, results, "finetune")["run_id"]
     known(build.prepare(build.load(spec.model.start), spec), candidate(trained), early_gain, late_loss)
-    whole = path.plot
+    whole = interpolation.plot
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(path, "plot", killed)
+    monkeypatch.setattr(interpolation, "plot", killed)
     with pytest.raises(KeyboardInterrupt):
         blend.run(spec, trained)
-    monkeypatch.setattr(path, "plot", whole)
+    monkeypatch.setattr(interpolation, "plot", whole)
     made = blend.run(spec, trained)
     experiment = tracking.experiment("clipft-general")
     found = tracking.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained}'")
@@ -195,9 +195,9 @@ def test_what_the_similarity_learned_goes_into_the_package(shared_home, spec, kn
 
 
 def test_a_spec_that_needs_the_general_set_is_refused_before_training(shared_home, small_spec, monkeypatch):
-    from clipft_tasks.evaluate import retention
+    from clipft_tasks.evaluate import forgetting
 
-    monkeypatch.setattr(retention, "retention_set", lambda name: None)
+    monkeypatch.setattr(forgetting, "retention_set", lambda name: None)
     for more in ({"blend__points": 10}, {"train__max_forgetting": 0.1}):
         with pytest.raises(ClipftError, match=r"general set .* not installed"):
             go(changed(small_spec, **more), {}, "plan")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import small, write_pictures
+from fixtures.live_server import copied, trained, use
 
-from behaviour.live_server import copied, trained, use
 from clipft_tasks import tracking
-from clipft_tasks.cli import main
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
 from clipft_tasks.evaluate import zero_shot
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain, compare
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from clipft_tasks.care import backup as backups
-from clipft_tasks.care import databases, upgrade
-from clipft_tasks.care import restore as restoring
-from clipft_tasks.care.databases import Database
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
+from clipft_tasks.ops import backup as backups
+from clipft_tasks.ops import databases, upgrade
+from clipft_tasks.ops import restore as restoring
+from clipft_tasks.ops.databases import Database
 
 PASSWORD = "pg-password-that-is-never-shown"
 BIN = (
@@ -228,7 +228,7 @@ def test_a_copy_of_a_database_that_writes_ahead_is_one_file_also_once_it_was_rea
     """Airflow's SQLite is in WAL mode; a copy that kept it would grow files that no manifest knows."""
     import sqlite3
 
-    from clipft_tasks.care import databases
+    from clipft_tasks.ops import databases
 
     source = sqlite3.connect(tmp_path / "live.db")
     source.execute("pragma journal_mode = wal")

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
-from behaviour.live_server import (
+from fixtures.live_server import (
     FILES,
     IMAGES,
     PAIRS,
@@ -32,9 +29,12 @@ from behaviour.live_server import (
     trained,
     use,
 )
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
 from clipft_tasks import tracking
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import deploy, promote, rollback, verify
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from clipft_tasks import tracking
+from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import incidents
-from clipft_tasks.settings import settings
 
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("general", "industrial")

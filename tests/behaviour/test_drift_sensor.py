@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-
-from behaviour.alarm_lab import (  # noqa: F401
+from fixtures.alerts import (
     ALERTS,
     CALM,
     HIGH,
@@ -21,15 +20,13 @@ from behaviour.alarm_lab import (  # noqa: F401
     ROOT,
     Source,
     Watching,
-    alarms,
     alert,
     fired,
     free_port,
-    prometheus,
-    server,
 )
-from clipft_tasks.settings import settings
-from serving.settings import ServingSettings
+
+from clipft_tasks.core.settings import settings
+from serving.inference.settings import ServingSettings
 
 # A real Prometheus --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from clipft_tasks import tracking
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import robustness
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain, evaluate, gate

@@ -3,9 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
-from behaviour.drift_lab import SIZE, classify, drift, judge, of_version, ordinary, other, server, shared  # noqa: F401
-from behaviour.live_server import IMAGES, PICTURES, Server
+from fixtures.drift_servers import SIZE, classify, drift, judge, of_version, ordinary, other, server, shared  # noqa: F401
+from fixtures.live_server import IMAGES, PICTURES, Server
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,11 @@
 """The gate on a real evaluation: its verdict is kept with the run, whichever way it went."""
 
 import pytest
+from fixtures.live_server import copied, spec, trained, use
 
-from behaviour.live_server import copied, spec, trained, use
 from clipft_tasks import tracking
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import settings
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
 from clipft_tasks.stages import gate
 
 
@@ -58,7 +58,7 @@ def test_a_rule_about_what_was_not_evaluated_is_answered_with_what_was(judged):
 
 
 def test_every_figure_of_an_evaluation_can_stand_in_a_rule(judged):
-    from clipft_tasks import rules
+    from clipft_tasks.spec import gate_rules
 
-    found = rules.figures(judged.evaluated, "after")
-    assert found and set(found) <= set(rules.FIGURES)
+    found = gate_rules.figures(judged.evaluated, "after")
+    assert found and set(found) <= set(gate_rules.FIGURES)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fixtures.live_server import package, trained, use
 
-from behaviour.live_server import package, trained, use
 from clipft_tasks import tracking
-from clipft_tasks.care import backup as backups
-from clipft_tasks.care import restore as restoring
-from clipft_tasks.care import retention
-from clipft_tasks.cli import main
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.settings import settings
+from clipft_tasks.ops import backup as backups
+from clipft_tasks.ops import garbage_collection
+from clipft_tasks.ops import restore as restoring
 
-LONG_AGO = time.time() - 100 * retention.DAY
+LONG_AGO = time.time() - 100 * garbage_collection.DAY
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def test_nothing_of_a_version_goes_however_old_and_it_is_served_from_as_before(t
     versioning.fetch(versioning.find("", "general"))
     for cached in ("models", "shards"):
         (there / "cache" / cached).mkdir(parents=True, exist_ok=True)
-    found = retention.find()
+    found = garbage_collection.find()
     assert found.items == []
     package("1"), package("2")
     age(there / "cache" / "models")
     age(there / "cache" / "shards")
-    done = retention.clear(retention.find())
+    done = garbage_collection.clear(garbage_collection.find())
     assert set(done["removed"]) == {"caches"} and not done["failed"]
     for version in ("1", "2"):
         assert (package(version) / "card.json").exists()  # fetched again
@@ -121,28 +121,28 @@ def test_what_a_version_was_made_from_stays_with_everything_that_this_names_in_t
     other = a_run("FINISHED")
     age_runs(there)
     tracking.client().create_model_version("clipft-general", f"runs:/{third}/model", third)
-    assert {i.what.split()[1] for i in retention.find().items} == {other}
+    assert {i.what.split()[1] for i in garbage_collection.find().items} == {other}
 
 
 def test_what_somebody_deleted_goes_after_a_week_and_studies_stay_until_then(there):
     study = tracking.begin("general", "study-key", "tuning", {"clipft.study": "s"}).info.run_id
     tracking.finish(study)
     age_runs(there)
-    assert retention.find().items == []
+    assert garbage_collection.find().items == []
     tracking.client().delete_run(study)
-    [item] = retention.find().items
+    [item] = garbage_collection.find().items
     assert study in item.what and item.reason == "deleted in MLflow"
-    retention.clear(retention.find())
+    garbage_collection.clear(garbage_collection.find())
     assert not exists(study)
 
 
 def test_a_run_that_is_taken_up_or_registered_between_look_and_removal_stays(there):
     resumed, registered = a_run("FAILED"), a_run("FINISHED")
     age_runs(there)
-    found = retention.find()
+    found = garbage_collection.find()
     tracking.client().update_run(resumed, status="RUNNING")
     tracking.client().create_model_version("clipft-general", f"runs:/{registered}/model", registered)
-    done = retention.clear(found)
+    done = garbage_collection.clear(found)
     assert len(done["failed"]) == 2 and exists(resumed) and exists(registered)
 
 
@@ -158,11 +158,11 @@ def test_a_removal_that_is_cut_short_is_finished_by_the_next(there, monkeypatch)
 
     monkeypatch.setattr(SqlAlchemyStore, "_hard_delete_run", cut)
     with pytest.raises(KeyboardInterrupt):
-        retention.clear(retention.find())
+        garbage_collection.clear(garbage_collection.find())
     monkeypatch.setattr(SqlAlchemyStore, "_hard_delete_run", purge)
     assert exists(run)
     monkeypatch.setenv("CLIPFT_KEEP_DELETED", "1")
-    assert retention.clear(retention.find())["failed"] == [] and not exists(run)
+    assert garbage_collection.clear(garbage_collection.find())["failed"] == [] and not exists(run)
 
 
 def test_work_and_captures_by_age_and_never_what_is_written_now(there):
@@ -179,7 +179,7 @@ def test_work_and_captures_by_age_and_never_what_is_written_now(there):
     for name, when in (("old", LONG_AGO), ("new", time.time())):
         (shelf / f"{name}.picture").write_bytes(b"p" * 100)
         (shelf / f"{name}.json").write_text(json.dumps({"time": when}))
-    retention.clear(retention.find())
+    garbage_collection.clear(garbage_collection.find())
     assert [p.name for p in (there / "work").iterdir()] == ["going-on"]
     assert {p.name for p in shelf.iterdir()} == {"new.json", "new.picture"}
 
@@ -195,13 +195,13 @@ def test_caches_stay_while_a_task_runs_and_beyond_their_bound_the_oldest_go(ther
     age(shards)
     monkeypatch.setenv("CLIPFT_CACHE_GB", str(2 / 1024))
     settings.cache_clear()
-    monkeypatch.setattr(retention, "_busy", lambda: True)
-    found = retention.find()
+    monkeypatch.setattr(garbage_collection, "_busy", lambda: True)
+    found = garbage_collection.find()
     assert [i.what for i in found.items] == [str(pictures / "0.npy")] and any(
         "a task is running" in left for left in found.left
     )
-    monkeypatch.setattr(retention, "_busy", lambda: False)
-    assert any(i.what.startswith(str(shards)) for i in retention.find().items)
+    monkeypatch.setattr(garbage_collection, "_busy", lambda: False)
+    assert any(i.what.startswith(str(shards)) for i in garbage_collection.find().items)
 
 
 def test_folders_full_of_rubbish_harm_nobody(there):
@@ -215,7 +215,7 @@ def test_folders_full_of_rubbish_harm_nobody(there):
     shelf.mkdir()
     (shelf / "x.json").write_text("[]")
     age(shelf)
-    done = retention.clear(retention.find())
+    done = garbage_collection.clear(garbage_collection.find())
     assert done["failed"] == [] and Path("/etc/passwd").exists() and (there / "work" / "a-link").is_symlink()
 
 
@@ -230,8 +230,8 @@ def test_the_programs_log_keeps_its_end(there):
     log = there / "logs" / "stack.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as file:
-        file.truncate(retention.LOG_BYTES + 10)
+        file.truncate(garbage_collection.LOG_BYTES + 10)
         file.seek(0, os.SEEK_END)
         file.write(b"the last line\n")
-    retention.clear(retention.find())
-    assert log.stat().st_size == retention.LOG_KEPT and log.read_bytes().endswith(b"the last line\n")
+    garbage_collection.clear(garbage_collection.find())
+    assert log.stat().st_size == garbage_collection.LOG_KEPT and log.read_bytes().endswith(b"the last line\n")

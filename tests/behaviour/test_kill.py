@@ -3,7 +3,7 @@
 import json
 import signal
 
-import nursery
+import fixtures.forkserver
 import pytest
 from conftest import small
 
@@ -37,7 +37,7 @@ def killed(flat: dict, stage: str, inputs: dict, function: str, at: int = 1, aft
     """Run a stage that kills itself at (or right after) a call; says whether it did."""
     module, _, name = function.partition(":")
     argument = json.dumps([flat, stage, inputs, module, name, at, after])
-    done = nursery.run(VICTIM, argument)
+    done = fixtures.forkserver.run(VICTIM, argument)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
     return done.returncode == -signal.SIGKILL
 

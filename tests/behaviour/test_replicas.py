@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fixtures.live_server import CLASSES, PICTURES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
 
-from behaviour.live_server import CLASSES, PICTURES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
-from clipft_tasks.errors import Transient
-from clipft_tasks.server_client import agree
-from clipft_tasks.settings import settings
-from serving.captures import hashed
-from serving.peers import together
+from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.settings import settings
+from clipft_tasks.server.client import agree
+from serving.inference.captures import hashed
+from serving.inference.replicas import together
 
 pytestmark = pytest.mark.slow
 

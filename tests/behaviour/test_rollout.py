@@ -9,18 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.live_server import CLASSES, PICTURES, TOKEN, Server, changed_card, package
+from fixtures.trials import answering, too_small, tried
 
-from behaviour.live_server import CLASSES, PICTURES, TOKEN, Server, changed_card, package
-from behaviour.trial_lab import (  # noqa: F401
-    answering,
-    disputed,
-    server,
-    shared,
-    too_small,
-    tried,
-)
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import rollout
 

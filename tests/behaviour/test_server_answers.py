@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.live_server import FILES, PICTURES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
 from safetensors.torch import save_file
 
-from behaviour.live_server import FILES, PICTURES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
 from clipft_tasks import tracking
-from clipft_tasks.data.pictures import open_picture, square
-from clipft_tasks.model import probe
+from clipft_tasks.data.images import open_picture, square
+from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
 
 pytestmark = pytest.mark.slow
@@ -108,7 +108,7 @@ def warped(request: pytest.FixtureRequest, server: Server, plain: dict[str, Plai
     try:
         save_file({k: v.contiguous() for k, v in clip.similarity.state_dict().items()}, folder / "similarity.safetensors")
         squares = np.stack([square(open_picture(f).rgb, 32) for f in FILES])
-        (folder / "probe.json").write_text(json.dumps(probe.record(clip, squares, TEXTS)))
+        (folder / "probe.json").write_text(json.dumps(recorded_answers.record(clip, squares, TEXTS)))
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | {"similarity": request.param, "dimensions": [8]}))
         done = server.put("2")

@@ -13,9 +13,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 from conftest import COLOURS, made_picture
+from fixtures.live_server import CLASSES, FILES, IMAGES, TOKEN, Server, b64, package, png
 
-from behaviour.live_server import CLASSES, FILES, IMAGES, TOKEN, Server, b64, package, png
-from serving.captures import hashed
+from serving.inference.captures import hashed
 
 pytestmark = pytest.mark.slow
 

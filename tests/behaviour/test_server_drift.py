@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import made_picture
-from PIL import Image, ImageOps
-
-from behaviour.drift_lab import (  # noqa: F401
+from fixtures.drift_servers import (
     CAPTIONS,
     DRIFT,
     FEEDBACK,
@@ -27,10 +25,9 @@ from behaviour.drift_lab import (  # noqa: F401
     of_version,
     ordinary,
     other,
-    server,
-    shared,
 )
-from behaviour.live_server import CLASSES, FILES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS, Plain, Server, b64, package, png
+from fixtures.live_server import CLASSES, FILES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS, Plain, Server, b64, package, png
+from PIL import Image, ImageOps
 
 pytestmark = pytest.mark.slow
 

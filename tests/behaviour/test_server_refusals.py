@@ -8,9 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.live_server import CLASSES, FILES, GOOD, HUGE, IMAGES, PAIRS, TOKEN, WORDS, Server, b64, png
 from PIL import Image
-
-from behaviour.live_server import CLASSES, FILES, GOOD, HUGE, IMAGES, PAIRS, TOKEN, WORDS, Server, b64, png
 
 pytestmark = pytest.mark.slow
 

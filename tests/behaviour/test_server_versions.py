@@ -5,11 +5,10 @@ import subprocess
 import threading
 import time
 
+import fixtures.forkserver
 import httpx
-import nursery
 import pytest
-
-from behaviour.live_server import (
+from fixtures.live_server import (
     CLASSES,
     FILES,
     IMAGES,
@@ -27,6 +26,7 @@ from behaviour.live_server import (
     package,
     trained,
 )
+
 from clipft_tasks import tracking
 
 pytestmark = pytest.mark.slow
@@ -243,7 +243,7 @@ def test_a_champion_that_another_process_made_is_followed_and_a_lost_registry_is
     database = elsewhere / "mlflow" / "mlflow.db"
     with Server(elsewhere, poll=1) as server:
         assert server.ready().live() == {"general": "1"}
-        nursery.run("from clipft_tasks import tracking; tracking.promote('general', '2')").check_returncode()
+        fixtures.forkserver.run("from clipft_tasks import tracking; tracking.promote('general', '2')").check_returncode()
         assert server.until(lambda: server.live() == {"general": "2"}, 10) < 5
         answer = server.post(IMAGES, {"images": PICTURES})
         assert answer.headers["x-clipft-model-version"] == "2" and close(answer.json()["embeddings"], plain["2"].images())
@@ -274,9 +274,9 @@ def test_a_champion_that_cannot_be_made_live_is_told_and_the_old_one_goes_on(els
 
 def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monkeypatch):
     """The poll reads the alias, then version 2 is promoted and deployed, then the poll acts on what it had read."""
-    from serving.engine import Engine
-    from serving.metrics import Metrics
-    from serving.store import ModelStore
+    from serving.inference.batching import Engine
+    from serving.inference.metrics import Metrics
+    from serving.inference.model_store import ModelStore
 
     metrics = Metrics()
     engine = Engine("cpu", 1, metrics, max_batch=8, max_wait=0, max_queue=8)

@@ -4,9 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-
-from behaviour.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, WORDS, b64, changed_card, package
-from behaviour.trial_lab import (  # noqa: F401
+from fixtures.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, WORDS, b64, changed_card, package
+from fixtures.trials import (
     OWN,
     PROBE,
     SHOWN,
@@ -15,13 +14,10 @@ from behaviour.trial_lab import (  # noqa: F401
     attempt,
     begin,
     classify,
-    disputed,
     end,
     refusal,
     report,
     reported,
-    server,
-    shared,
     too_small,
     tried,
 )

@@ -13,12 +13,12 @@ from conftest import small, write_pictures
 
 from behaviour.test_kill import killed
 from clipft_tasks import tracking
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import finetune, ingest, plan, tune, version
-from clipft_tasks.train import job
+from clipft_tasks.train import launch
 from clipft_tasks.tuning.study import Study
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ def base(tmp_path_factory, tiny) -> Iterator[tuple[dict, Path]]:
         patch.setenv("CLIPFT_HOME", str(root / "home"))
         settings.cache_clear()
         more = {
-            "objective.name": "behaviour.tuned_losses:Strength",
+            "objective.name": "fixtures.tuned_losses:Strength",
             "tune.trials": 3,
             "train.epochs": 2,
             "train.checkpoint_seconds": 0,
@@ -152,15 +152,15 @@ def test_an_interrupted_study_goes_on_where_it_was(flat, monkeypatch):
     spec = RunSpec.from_flat(flat)
     planned = plan.run(spec)
     trained: list[str] = []
-    real = job.train
+    real = launch.train
 
     def stops(job, *args):
-        trained.append(job.key.rpartition("-")[2])
+        trained.append(launch.key.rpartition("-")[2])
         if trained == ["0", "1"]:
             raise Transient("the machine goes to sleep")
         return real(job, *args)
 
-    monkeypatch.setattr(job, "train", stops)
+    monkeypatch.setattr(launch, "train", stops)
     with pytest.raises(Transient):
         tune.run(spec, planned)
     tuned = tune.run(spec, planned)
@@ -175,14 +175,14 @@ def test_other_code_or_space_is_another_study_and_says_why(flat, monkeypatch):
     assert same["study"] == first["study"] and "goes on" in same["reason"]
     _, _, wider = begun(flat, **{"tune.learning_rate": True})
     assert wider["study"] != first["study"] and "space changed (train.learning_rate)" in wider["reason"]
-    monkeypatch.setattr("clipft_tasks.objectives.code_of", lambda spec: {"behaviour.tuned_losses:Strength": "other"})
+    monkeypatch.setattr("clipft_tasks.objectives.code_of", lambda spec: {"fixtures.tuned_losses:Strength": "other"})
     _, _, other = begun(flat)
     assert other["study"] not in (first["study"], wider["study"])
-    assert "code changed (behaviour.tuned_losses:Strength)" in other["reason"]
+    assert "code changed (fixtures.tuned_losses:Strength)" in other["reason"]
 
 
 def test_values_that_give_no_number_fail_their_trial_alone(flat):
-    spec = RunSpec.from_flat(flat | {"objective.name": "behaviour.tuned_losses:Broken", "tune.seed": 1, "tune.trials": 4})
+    spec = RunSpec.from_flat(flat | {"objective.name": "fixtures.tuned_losses:Broken", "tune.seed": 1, "tune.trials": 4})
     tuned = tune.run(spec, plan.run(spec))
     failed = [t for t in tuned["tried"] if t["state"] == "failed"]
     assert failed and all("nan" in t["reason"] and t["values"]["objective.options.strength"] == -1 for t in failed)
@@ -190,7 +190,7 @@ def test_values_that_give_no_number_fail_their_trial_alone(flat):
 
 
 def test_when_every_trial_fails_that_is_said(flat):
-    spec = RunSpec.from_flat(flat | {"objective.name": "behaviour.tuned_losses:Nothing", "tune.trials": 2})
+    spec = RunSpec.from_flat(flat | {"objective.name": "fixtures.tuned_losses:Nothing", "tune.trials": 2})
     with pytest.raises(ClipftError, match="every one of 2 trials failed.*nan"):
         tune.run(spec, plan.run(spec))
 

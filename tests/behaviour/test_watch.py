@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.live_server import CLASSES, PICTURES, TOKEN, WORDS, Server, change_answers, copied, package, trained, use
 
-from behaviour.live_server import CLASSES, PICTURES, TOKEN, WORDS, Server, change_answers, copied, package, trained, use
 from clipft_tasks import tracking
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.drift import incidents
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import admit, close, deploy, ingest, promote, rollback, suggest, verify, version
 

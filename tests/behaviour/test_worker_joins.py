@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from door_lab import TOKEN, control_plane
+from fixtures.gateway import TOKEN, control_plane
 
-from clipft_tasks import versions
-from clipft_tasks.cli import main
-from clipft_tasks.settings import settings
+from clipft_tasks.cli.main import main
+from clipft_tasks.core import versions
+from clipft_tasks.core.settings import settings
 from clipft_tasks.worker import checks, membership, service
 
 

@@ -9,10 +9,10 @@ import pydicom
 import pytest
 from PIL import Image
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import dicom, shards
-from clipft_tasks.data.pictures import BadPicture
+from clipft_tasks.data.images import BadPicture
 from clipft_tasks.data.readers import open_source
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.spec import DataSpec
 from clipft_tasks.stages import ingest
 from data.conftest import rejected, spec_of, taken
@@ -133,7 +133,7 @@ def test_no_name_leaves_the_hospital(studies):
 
 
 def test_one_patient_is_one_group_here_and_another_elsewhere(studies, monkeypatch, tmp_path):
-    from clipft_tasks.settings import settings
+    from clipft_tasks.core.settings import settings
 
     headers = [dicom.read_header((FILES / n).read_bytes()) for n in ("MR_small.dcm", "MR_small_RLE.dcm", "CT_small.dcm")]
     one, same, other = map(dicom.pseudonym, headers)

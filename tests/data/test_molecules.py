@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
-from clipft_tasks.data.pictures import open_picture
+from clipft_tasks.data.images import open_picture
 from clipft_tasks.data.readers import molecules, open_source
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.spec import DataSpec, RunSpec
 from clipft_tasks.stages import ingest, validate, version
 from data.conftest import rejected, taken

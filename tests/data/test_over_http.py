@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import write_pictures
 
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import COLOURS, made_picture, write_pictures
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.stages import ingest
 from data.conftest import PER_CLASS, jsonl, same_rows, spec_of, taken
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import made_picture, write_pictures
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, validate
 

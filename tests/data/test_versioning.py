@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fixtures.forkserver
 import numpy as np
-import nursery
 import pandas as pd
 import pytest
 from conftest import made_picture, write_pictures
 from PIL import Image
 
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.settings import settings
 from clipft_tasks.data import shards, versioning
-from clipft_tasks.errors import ClipftError, Transient
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 
@@ -333,7 +333,7 @@ version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}})
 """
     staging = staged(table)
     for steps in range(5):  # dvc add, dvc push, git add, git commit, git tag
-        assert nursery.run(code, steps, staging).returncode == -9, steps
+        assert fixtures.forkserver.run(code, steps, staging).returncode == -9, steps
         assert versioning.versions("general") == [], steps
     assert version.run(spec_of(table), staging)["dataset"] == "general/v1"
     assert len(pictures_of(versioning.fetch(versioning.find("", "general")))) == 24

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -41,10 +41,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
     for program in ("AIRFLOW", "MLFLOW", "SERVER", "PROMETHEUS", "ALERTMANAGER", "STATSD"):
         os.environ[f"CLIPFT_{program}_PORT"] = str(free_port())
     settings.cache_clear()
-    from deploy.embedded import environment
+    from deploy.local import environment
 
     yield environment
-    call("deploy.embedded.stack", "down", seconds=90)
+    call("deploy.local.stack", "down", seconds=90)
     os.environ.clear()
     os.environ.update(before)
     settings.cache_clear()
@@ -53,7 +53,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def demo(installation):
     """`make demo` on the fresh installation; its printed screen."""
-    done = call("deploy.embedded.demo", seconds=1500)
+    done = call("examples.demo", seconds=1500)
     assert done.returncode == 0, done.stdout[-6000:]
     # From here on this process speaks with the installation's own services.
     os.environ.update({k: v for k, v in installation.environment().items() if k.startswith("CLIPFT_")})

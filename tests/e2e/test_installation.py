@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import small, write_pictures, write_tiny
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 from e2e.conftest import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def airflow(demo):
-    from deploy.embedded.airflow_api import Airflow
+    from deploy.local.airflow_api import Airflow
 
     return Airflow()
 
@@ -61,7 +61,7 @@ def running_task(airflow, dag: str, run: str, task: str, said: str) -> psutil.Pr
     while time.monotonic() < until:
         found = next((t for t in airflow.tasks(dag, run) if t["task_id"] == task), None)
         if found and found["state"] == "running" and any(said in line for line in airflow.log(dag, run, found)):
-            from deploy.embedded import stack
+            from deploy.local import stack
 
             manager = stack.running()
             workers = [p for p in manager.children(recursive=True) if " ".join(p.cmdline()).startswith("airflow worker -- 0")]
@@ -89,7 +89,7 @@ def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
 
 
 def test_the_demo_again_makes_nothing_new_and_says_why_it_was_quick(demo):
-    done = call("deploy.embedded.demo", seconds=900)
+    done = call("examples.demo", seconds=900)
     assert done.returncode == 0, done.stdout[-4000:]
     summary = json.loads((settings().root / "demo" / "summary.json").read_text())
     assert summary["trained_before"] and not summary["data"]["new"]
@@ -120,7 +120,7 @@ def test_an_unknown_field_fails_the_first_task_by_name(airflow):
 
 
 def test_prometheus_scrapes_the_server(demo, installation):
-    if "not running" in call("deploy.embedded.stack", "status", seconds=60).stdout:
+    if "not running" in call("deploy.local.stack", "status", seconds=60).stdout:
         pytest.skip("no Prometheus on this machine")
     query = f"{installation.address('prometheus')}/api/v1/query?query=clipft_model_info"
     until = time.monotonic() + 30
@@ -134,15 +134,15 @@ def test_prometheus_scrapes_the_server(demo, installation):
 
 def test_the_weekly_care_leaves_a_whole_backup_and_what_is_in_use(airflow, tmp_path):
     from clipft_tasks import tracking
-    from clipft_tasks.care import backup
+    from clipft_tasks.ops import backup
 
-    airflow.unpause("clipft_care")
-    run = finish(airflow, "clipft_care", {"folder": str(tmp_path)})
-    airflow.call("PATCH", "/dags/clipft_care", json={"is_paused": True})
-    made = airflow.result("clipft_care", run, "backup")
+    airflow.unpause("clipft_maintenance")
+    run = finish(airflow, "clipft_maintenance", {"folder": str(tmp_path)})
+    airflow.call("PATCH", "/dags/clipft_maintenance", json={"is_paused": True})
+    made = airflow.result("clipft_maintenance", run, "backup")
     kept, problems = backup.verify(Path(made["folder"]))
     assert Path(made["folder"]).parent == tmp_path and kept.bytes == made["bytes"] and not problems
-    cleared = airflow.result("clipft_care", run, "gc")
+    cleared = airflow.result("clipft_maintenance", run, "gc")
     assert not cleared["failed"] and cleared.keys() >= {"freed", "removed", "left"}
     assert tracking.fetch_package(tracking.champion("industrial")).is_dir()
 
@@ -164,7 +164,7 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
     from clipft_tasks import tracking
     from clipft_tasks.model import build, package
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import job
+    from clipft_tasks.train import launch
     from clipft_tasks.train.plan import Plan
 
     result = airflow.result("clipft_finetune", run, "finetune")
@@ -172,7 +172,7 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
     spec = RunSpec.from_flat(long)
     clip = build.prepare(build.load(spec.model.start), spec)
     folder = settings().folder("undisturbed")
-    job.train(job.Job(spec, plan, spec.model.start, result["dataset"], "k", "", folder), clip, lambda rows: None)
+    launch.train(launch.Job(spec, plan, spec.model.start, result["dataset"], "k", "", folder), clip, lambda rows: None)
     theirs = package.open_folder(tracking.fetch_candidate(result["run_id"]))[0].state_dict()
     ours = clip.model.state_dict()
     assert all((ours[name] == theirs[name]).all() for name in ours)
@@ -222,13 +222,13 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
         training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
     )
     victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
-    from deploy.embedded import stack
+    from deploy.local import stack
 
     family = stack._members()
     assert victim in family
-    assert call("deploy.embedded.stack", "down", seconds=120).returncode == 0
+    assert call("deploy.local.stack", "down", seconds=120).returncode == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # no child is left behind
-    done = call("deploy.embedded.stack", "up", seconds=600)
+    done = call("deploy.local.stack", "up", seconds=600)
     assert done.returncode == 0, done.stdout
     assert httpx.get(settings().server_url + "/readyz", timeout=60).status_code in (200, 503)
     ends_well(airflow, "clipft_finetune", run)

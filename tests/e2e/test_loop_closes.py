@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from clipft_tasks.settings import settings
+from clipft_tasks.core.settings import settings
 from e2e.conftest import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def drifted(demo):
     """`make demo-drift` on the demo's installation; its summary."""
-    done = call("deploy.embedded.stack", "up", seconds=600)  # an earlier test may have stopped it
+    done = call("deploy.local.stack", "up", seconds=600)  # an earlier test may have stopped it
     assert done.returncode == 0, done.stdout[-3000:]
-    done = call("deploy.embedded.demo_drift", seconds=1500)
+    done = call("examples.demo_drift", seconds=1500)
     assert done.returncode == 0, done.stdout[-6000:]
     return json.loads((settings().root / "demo" / "drift.json").read_text())
 
@@ -71,8 +71,8 @@ def test_the_data_set_says_where_its_rows_come_from(drifted):
 
 
 def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
-    from deploy.embedded.airflow_api import Airflow
-    from deploy.embedded.environment import address
+    from deploy.local.airflow_api import Airflow
+    from deploy.local.environment import address
 
     for path in ("/clipft/models", "/clipft/models.json"):
         assert httpx.get(address("airflow") + path, timeout=30).status_code == 401
@@ -83,14 +83,14 @@ def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
 
 
 def test_alertmanagers_message_is_refused_without_its_token(drifted):
-    from deploy.embedded.environment import address
+    from deploy.local.environment import address
 
     assert httpx.post(f"{address('airflow')}/clipft/alerts", json={"alerts": []}, timeout=30).status_code == 401
 
 
 def test_every_query_of_the_dashboards_finds_figures(drifted):
-    from deploy.embedded.environment import address
     from deploy.grafana.dashboards import MODEL, PIPELINE, SERVICE
+    from deploy.local.environment import address
 
     _captions()
     asked = {query for _, _, queries in SERVICE + MODEL + PIPELINE for query, _ in queries}

@@ -8,12 +8,12 @@ import pytest
 import timm
 import torch
 from conftest import TINY
+from fixtures.parity import DEVICE
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipft_tasks.model import attention
 from clipft_tasks.model.attention import Policy
-from parity.shared import DEVICE
 
 SLICED, CHUNKED = Policy("sliced", 2000), Policy("chunked", 2000)
 POLICIES = pytest.mark.parametrize("policy", [SLICED, CHUNKED], ids=lambda p: p.name)

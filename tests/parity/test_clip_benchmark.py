@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from evaluation_lab import a_dataset
+from fixtures.evaluation import a_dataset
+from fixtures.parity import a_clip
 from torch.utils.data import DataLoader
 
-from clipft_tasks.data.decoded import decoded
+from clipft_tasks.data.decoded_cache import decoded
 from clipft_tasks.domains import Domain
 from clipft_tasks.evaluate import zero_shot
-from parity.shared import a_clip
 
 classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
 retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")

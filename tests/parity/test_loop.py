@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import a_plan, a_work
 
+from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.data import versioning
-from clipft_tasks.errors import ClipftError, Transient
+from clipft_tasks.devices import memory
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
-from clipft_tasks.train import loop, memory
+from clipft_tasks.train import loop
 
 
 @pytest.fixture(scope="module")

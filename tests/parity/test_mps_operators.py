@@ -16,20 +16,20 @@ from conftest import TINY
 
 from clipft_tasks.data import augment
 from clipft_tasks.data.loader import Batch
+from clipft_tasks.devices.mps_operators import Recorder, fallbacks, on_mps
 from clipft_tasks.domains import Augment
 from clipft_tasks.model import attention, build
 from clipft_tasks.model import similarity as similarities
+from clipft_tasks.model.activation_checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.attention import Policy
-from clipft_tasks.model.checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
-from clipft_tasks.objectives import InfoNCE, MultiPositive, check
+from clipft_tasks.objectives import InfoNCE, MultiPositive
 from clipft_tasks.spec import TrainSpec
-from clipft_tasks.train import loop, selection, step
-from clipft_tasks.train.groups import groups
-from clipft_tasks.train.operators import Recorder, fallbacks, on_mps
-from clipft_tasks.train.probes import precision_context
+from clipft_tasks.train import loop, objective_checks, step, validation
+from clipft_tasks.train.microbenchmarks import precision_context
+from clipft_tasks.train.param_groups import groups
 from parity.test_objectives import VARIANTS, subject
 
 
@@ -91,7 +91,7 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
             for side in sides:
                 pictures = torch.zeros(2, 3, side, side, dtype=torch.uint8)
                 images, texts = clip.encode_images(pictures), clip.class_embeddings(["a", "b"], ["x {}", "y {}"])
-                selection._finds(clip.similarity(images, texts), torch.tensor([0, 1]))
+                validation._finds(clip.similarity(images, texts), torch.tensor([0, 1]))
     return recorder
 
 
@@ -123,7 +123,7 @@ def test_low_rank_updates_run_on_mps_without_fallback():
 @pytest.mark.parametrize("similarity", list(similarities.MENU))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_objective_runs_on_mps_without_fallback(variant, similarity):
-    check.operators(subject(variant, similarity))
+    objective_checks.operators(subject(variant, similarity))
 
 
 def test_the_audit_would_notice_a_missing_kernel():

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from open_clip.loss import SigLipLoss
 
-from clipft_tasks.cli import main
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import similarity as similarities
 from clipft_tasks.objectives import (
     MENU,
@@ -25,10 +25,10 @@ from clipft_tasks.objectives import (
     Objective,
     Sigmoid,
     SoftTarget,
-    check,
     make,
 )
 from clipft_tasks.spec import ObjectiveSpec, RunSpec
+from clipft_tasks.train import objective_checks
 
 TREE = {"a": "x", "b": "x", "c": "root", "x": "root"}
 VARIANTS = {
@@ -50,23 +50,23 @@ VARIANTS = {
 }
 
 
-def subject(variant: str, similarity: str) -> check.Subject:
-    return check.Subject(ObjectiveSpec(name=variant.split()[0], similarity=similarity, **VARIANTS[variant]))
+def subject(variant: str, similarity: str) -> objective_checks.Subject:
+    return objective_checks.Subject(ObjectiveSpec(name=variant.split()[0], similarity=similarity, **VARIANTS[variant]))
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in check.CHECKS if n != "operators"]
+    "name", [n for n in objective_checks.CHECKS if n != "operators"]
 )  # those are audited with the rest of the model's
 @pytest.mark.parametrize("similarity", list(similarities.MENU))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_keeps_what_training_promises(variant, similarity, name):
-    check.CHECKS[name](subject(variant, similarity))
+    objective_checks.CHECKS[name](subject(variant, similarity))
 
 
 @pytest.fixture(scope="module")
 def shared():
     subjects = [subject(variant, similarity) for variant in VARIANTS for similarity in similarities.MENU]
-    return check.two_processes(case for s in subjects for case in check.process_cases(s))
+    return objective_checks.two_processes(case for s in subjects for case in objective_checks.process_cases(s))
 
 
 @pytest.mark.parametrize("similarity", list(similarities.MENU))
@@ -74,7 +74,7 @@ def shared():
 def test_two_processes_have_the_gradient_of_one(shared, variant, similarity):
     found = [(case, gradient) for case, gradient in shared if case.objective == subject(variant, similarity).objective]
     assert len(found) == 4
-    check.in_processes(found)
+    objective_checks.in_processes(found)
 
 
 def test_every_objective_of_the_menu_is_here_and_in_the_form():
@@ -92,12 +92,12 @@ def test_every_objective_of_the_menu_is_here_and_in_the_form():
 
 def given(rows: int = 6, **changes):
     """Pairs under the cosine whose captions all differ."""
-    pairs = check.pairs(check.Subject(ObjectiveSpec()), rows, width=8)
+    pairs = objective_checks.pairs(objective_checks.Subject(ObjectiveSpec()), rows, width=8)
     return replace(pairs, **{"captions": torch.arange(rows), "labels": torch.full((rows,), -1), **changes})
 
 
 def value(objective: Objective, pairs) -> torch.Tensor:
-    return check.total(objective.double(), pairs)
+    return objective_checks.total(objective.double(), pairs)
 
 
 def test_without_hardness_hard_negatives_are_info_nce_and_with_it_more():
@@ -122,15 +122,15 @@ def test_sigmoid_is_open_clips_loss():
 
 
 def test_sharp_soft_targets_are_multi_positive_by_label():
-    pairs = check.pairs(check.Subject(ObjectiveSpec()), 7)
+    pairs = objective_checks.pairs(objective_checks.Subject(ObjectiveSpec()), 7)
     objective = SoftTarget(tree=json.dumps(TREE), softness=0.01)
-    objective.prepare(check.CLASSES)
+    objective.prepare(objective_checks.CLASSES)
     torch.testing.assert_close(value(objective, pairs), value(MultiPositive("label"), pairs))
 
 
 def test_a_tree_says_how_alike_classes_are():
     objective = SoftTarget(tree=TREE)
-    objective.prepare(check.CLASSES)
+    objective.prepare(objective_checks.CLASSES)
     expected = torch.tensor([[1, 2 * 2 / 6, 2 * 1 / 5], [2 * 2 / 6, 1, 2 * 1 / 5], [2 * 1 / 5, 2 * 1 / 5, 1]])
     torch.testing.assert_close(objective.classes, expected)
 
@@ -141,7 +141,7 @@ def test_a_tree_says_how_alike_classes_are():
 )
 def test_what_is_no_tree_of_the_classes_is_refused(tree, why):
     with pytest.raises(ClipftError, match=why):
-        make(ObjectiveSpec(name="soft_target", options={"tree": tree}), check.CLASSES)
+        make(ObjectiveSpec(name="soft_target", options={"tree": tree}), objective_checks.CLASSES)
 
 
 def test_a_tree_needs_labels():
@@ -238,7 +238,7 @@ def test_a_tree_may_be_written_in_the_spec():
     spec = RunSpec.from_flat(
         {"domain": "general", "objective.name": "soft_target", "objective.options": {"tree": TREE, "softness": 0.3}}
     )
-    assert make(spec.objective, check.CLASSES).tree == TREE
+    assert make(spec.objective, objective_checks.CLASSES).tree == TREE
 
 
 # --- somebody else's
@@ -274,7 +274,7 @@ def test_a_good_objective_passes_all_checks(tmp_path, monkeypatch):
     content = "from clipft_tasks.objectives import InfoNCE\nclass Mine(InfoNCE):\n    pass\n"
     done = checked(tmp_path, monkeypatch, "theirs", content, "--similarity", "dot")
     assert done.exit_code == 0, done.output
-    assert "keeps what training promises" in done.output and done.output.count(" ok") == len(check.ALL)
+    assert "keeps what training promises" in done.output and done.output.count(" ok") == len(objective_checks.ALL)
 
 
 @pytest.mark.parametrize(("number", "body"), enumerate(BAD))
@@ -288,7 +288,7 @@ def test_a_bad_one_is_told_what_is_wrong(tmp_path, monkeypatch, number, body):
 def test_what_only_several_processes_show_is_found(tmp_path, monkeypatch):
     body = "        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0\n"
     body += '        return {"my_loss": pairs.logits().square().mean() * (1 + rank)}\n'
-    options = [word for name in check.CHECKS for word in ("--skip", name)]
+    options = [word for name in objective_checks.CHECKS for word in ("--skip", name)]
     done = checked(tmp_path, monkeypatch, "theirs_ranked", HEAD + body, "--similarity", "cosine", *options)
     assert done.exit_code == 1 and "in two processes: gradients are" in done.output
 

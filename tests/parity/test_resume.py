@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import a_work
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.model import build
 from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import checkpoints, loop

@@ -11,9 +11,9 @@ from open_clip.model import resize_pos_embed
 from torch import nn
 from torch.nn.functional import normalize
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import positions
-from clipft_tasks.model.checkpointing import checkpoint_blocks, plain_blocks
+from clipft_tasks.model.activation_checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.clip import Clip, by_length
 from clipft_tasks.model.fastpath import PackedAttention, PatchConv2d, quicken
 from clipft_tasks.model.resolution import set_context, set_patch, set_side

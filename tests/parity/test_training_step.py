@@ -6,14 +6,14 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+from fixtures.parity import a_batch, a_clip, towers
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data.loader import Batch
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.similarity import Cosine
 from clipft_tasks.objectives import InfoNCE, MultiPositive, Pairs
 from clipft_tasks.train import step
-from parity.shared import a_batch, a_clip, towers
 
 
 @pytest.fixture(params=[open_clip.CLIP, open_clip.CustomTextCLIP], ids=["clip", "custom_text"])

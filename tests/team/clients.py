@@ -6,9 +6,8 @@ from typing import Any
 
 import httpx
 
-from deploy.embedded.airflow_api import Airflow
-
-from .engine import Team
+from deploy.local.airflow_api import Airflow
+from team.engine import Team
 
 
 class TeamAirflow(Airflow):

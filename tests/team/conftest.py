@@ -5,9 +5,8 @@ import shutil
 import pytest
 from conftest import write_pictures, write_tiny
 
-from deploy.team import secrets
-
-from . import compose, engine
+from deploy.compose import secrets
+from team import compose, engine
 
 # What a test's machine has less of than a team's host.
 SMALL = {

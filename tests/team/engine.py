@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .compose import PROJECT, images, read
+from team.compose import PROJECT, images, read
 
 BIN = Path(sys.executable).parent
 PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "dnsmasq", "caddy", "prometheus", "psql", "wget", "git", "faketime")

@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 from conftest import write_pictures, write_tiny
 
-from deploy.embedded.airflow_api import Airflow
-from deploy.team import secrets
-
-from . import compose, engine
+from deploy.compose import secrets
+from deploy.local.airflow_api import Airflow
+from team import compose, engine
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = {

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.settings import Settings
-from deploy.door.settings import DoorSettings
-from deploy.team import secrets
-from serving.settings import ServingSettings
-
-from . import compose
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import Settings
+from deploy.compose import secrets
+from serving.inference.settings import ServingSettings
+from serving.worker_gateway.settings import DoorSettings
+from team import compose
 
 PROJECT = compose.PROJECT
 TEXT = (PROJECT / "docker-compose.yaml").read_text()
@@ -148,12 +147,12 @@ def known_to_airflow() -> set[str]:
 
 
 def test_every_variable_exists_in_the_software_that_reads_it():
-    from deploy.door import app as door
+    from serving.worker_gateway import app as door
 
     airflow = known_to_airflow()
     ours = {f"CLIPFT_{name}".upper() for name in Settings.model_fields}
     ours |= {f"CLIPFT_SERVING_{name}".upper() for name in ServingSettings.model_fields}
-    read = "".join(p.read_text() for folder in (Path(door.__file__).parent, DEPLOY / "team") for p in folder.glob("*.py"))
+    read = "".join(p.read_text() for folder in (Path(door.__file__).parent, DEPLOY / "compose") for p in folder.glob("*.py"))
     literal = "".join(p.read_text() for p in (PROJECT / "clipft_tasks").rglob("*.py"))
     foreign = ("POSTGRES_", "GF_", "AWS_", "MLFLOW_", "XDG_")
     for name in OURS | {"gateway"}:
@@ -179,7 +178,7 @@ def test_every_variable_exists_in_the_software_that_reads_it():
 
 
 def test_env_is_made_once_for_its_owner_only(tmp_path):
-    command = [sys.executable, "-m", "deploy.team.secrets", "--file", str(tmp_path / ".env")]
+    command = [sys.executable, "-m", "deploy.compose.secrets", "--file", str(tmp_path / ".env")]
     first = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     made = (tmp_path / ".env").read_text()
     assert first.returncode == 0 and (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
@@ -251,8 +250,8 @@ def test_images_are_pinned_slim_and_unprivileged():
     targets = {s["build"]["target"] for s in SERVICES.values() if "build" in s}
     assert targets == {"airflow", "mlflow", "serving", "worker"} and targets <= stages.keys()
     assert all(stages[t]["user"] == "10001:0" for t in targets)
-    assert set(stages["mlflow"]["copies"]) == {"deploy/team/answers.py"}
-    assert set(stages["serving"]["copies"]) == {"clipft_tasks", "serving", "deploy/team/answers.py"}
+    assert set(stages["mlflow"]["copies"]) == {"deploy/compose/healthcheck.py"}
+    assert set(stages["serving"]["copies"]) == {"clipft_tasks", "serving", "deploy/compose/healthcheck.py"}
     assert not {"serving", "tests", "bench"} & set(stages["airflow"]["copies"])
     bases = re.findall(r"^FROM (\S+)", (DEPLOY / "images" / "Dockerfile").read_text(), flags=re.M)
     assert all(b in stages or re.search(r":\d+\.\d+\.\d+-", b) for b in bases), bases
@@ -281,7 +280,7 @@ def test_caddy_accepts_the_gateway(site):
 
 def test_prometheus_accepts_its_configuration(tmp_path):
     shutil.copy(DEPLOY / "prometheus" / "rules.yml", tmp_path)
-    text = (DEPLOY / "team" / "prometheus.yml").read_text()
+    text = (DEPLOY / "compose" / "prometheus.yml").read_text()
     (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/", ""))
     assert "SUCCESS" in accepts("promtool", "check", "config", str(tmp_path / "prometheus.yml"))
     embedded = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
@@ -290,8 +289,8 @@ def test_prometheus_accepts_its_configuration(tmp_path):
 
 
 def test_alertmanager_accepts_its_configuration_which_is_the_embedded_one_but_for_addresses():
-    accepts("amtool", "check-config", str(DEPLOY / "team" / "alertmanager.yml"))
-    text = (DEPLOY / "team" / "alertmanager.yml").read_text()
+    accepts("amtool", "check-config", str(DEPLOY / "compose" / "alertmanager.yml"))
+    text = (DEPLOY / "compose" / "alertmanager.yml").read_text()
     embedded = (DEPLOY / "alertmanager" / "alertmanager.yml").read_text()
     for name, value in {"AIRFLOW_ADDRESS": "http://airflow-api:8080", "TOKEN_FILE": "/etc/alertmanager/token"}.items():
         embedded = embedded.replace(name, value)

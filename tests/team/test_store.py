@@ -13,10 +13,9 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 
-from deploy.door.objects import Objects
-from deploy.team import secrets
-
-from . import compose
+from deploy.compose import secrets
+from serving.worker_gateway.object_signing import Objects
+from team import compose
 
 ENV = compose.dotenv(secrets.content())
 DIGEST = "0123456789abcdef0123456789abcdef"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from behaviour.live_server import b64, png
 from conftest import COLOURS, made_picture, small
+from fixtures.live_server import b64, png
 
-from .clients import Clients, TeamAirflow
-from .compose import PROJECT
+from team.clients import Clients, TeamAirflow
+from team.compose import PROJECT
 
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import small
 
-from bench import edge
-
-from . import engine
-from .fleet import fleet, until
+from bench import worker_tasks
+from team import engine
+from team.fleet import fleet, until
 
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 READY = "takes tasks of the queue"
@@ -142,7 +141,7 @@ def test_forty_small_tasks_over_two_workers_run_once_each(plane, two):
     assert Counter((t["state"], t["try_number"]) for t in tasks) == {("success", 1): 40}
     ran = [[int(p.name.partition("-")[0]) for p in (plane.home(name) / "ran").iterdir()] for name in two]
     assert sorted(chain.from_iterable(ran)) == list(range(40)) and all(ran)
-    print("\nForty tasks:", json.dumps(edge.compared(plane.airflow.tasks("forty", run))))
+    print("\nForty tasks:", json.dumps(worker_tasks.compared(plane.airflow.tasks("forty", run))))
 
 
 def test_trials_and_evaluations_spread_over_the_workers_and_share_one_study(plane, dataset, two):

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from clipft_tasks.cli import main
+from clipft_tasks.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_form_is_made_of_the_specs_fields(dag):
     own = {
         "clipft_rollback": {"version"},
         "clipft_retrain": {"domains"},
-        "clipft_care": {"folder", "clear"},
+        "clipft_maintenance": {"folder", "clear"},
         "clipft_compare": {"models", "sizes", "metric", "unpaired", "watts"},
         "clipft_readapt": {"causes", "incident"},
         "clipft_drift_watch": {"domains", "wait_minutes", "cool_down_minutes", "approval"},

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 
 from clipft_tasks.drift import report
-from clipft_tasks.drift.appearance import STATISTICS
-from clipft_tasks.drift.comparing import Comparison, Fit, candidate, known_elsewhere
-from clipft_tasks.drift.diagnosis import (
-    LABELS_NEEDED,
-    PER_CLASS,
-    Advice,
-    Calibration,
-    Candidate,
-    Diagnosis,
-    advise,
-    diagnose,
-)
+from clipft_tasks.drift.diagnosis import LABELS_NEEDED, PER_CLASS, Advice, Calibration, Candidate, Diagnosis, advise, diagnose
+from clipft_tasks.drift.image_statistics import STATISTICS
+from clipft_tasks.drift.model_search import Comparison, Fit, candidate, known_elsewhere
 
 # Which kind ---------------------------------------------------------------------------------------------------------
 

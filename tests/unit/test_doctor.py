@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from click.testing import CliRunner
 
-from clipft_tasks.care import databases, findings, health, installation, machine
-from clipft_tasks.cli import main
-from clipft_tasks.settings import settings
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.settings import settings
+from clipft_tasks.ops import databases, installation
+from clipft_tasks.ops.doctor import findings, health, machine
 
 SECRET = "a-secret-that-is-never-shown"
 
@@ -55,7 +56,7 @@ def well_airflow() -> dict[str, tuple[int, object]]:
         "/auth/token": (201, {"access_token": SECRET}),
         "/api/v2/importErrors": (200, {"import_errors": []}),
         "/api/v2/dags": (200, {"dags": [{"dag_id": "clipft_finetune"}]}),
-        "/api/v2/dags/~/dagRuns": (200, {"dag_runs": [{"dag_id": "clipft_care"}]}),
+        "/api/v2/dags/~/dagRuns": (200, {"dag_runs": [{"dag_id": "clipft_maintenance"}]}),
         "/edge_worker/ui/worker": (200, {"workers": [{"worker_name": "studio", "queues": ["mps"], "state": "idle"}]}),
     }
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from conftest import write_pictures
 
 from clipft_tasks import domains
-from clipft_tasks.cli import main
+from clipft_tasks.cli.main import main
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import augment
 from clipft_tasks.domains import Augment, Checks, Domain, get_domain, writing
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.stages import ingest
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COLOURS, a_work, made_picture
-from reference_lab import (
+from fixtures.references import (
     PICTURES,
     PREDICTIONS,
     SEEN,
@@ -256,7 +256,7 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labelled: bool = T
 
 
 def taken(dataset: Dataset, clip: Any, weights: str = "w" * 64) -> Reference:
-    from clipft_tasks.drift.taking import take
+    from clipft_tasks.drift.build_reference import take
 
     return take(clip, dataset, get_domain("general"), 32, weights)
 

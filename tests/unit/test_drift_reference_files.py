@@ -6,18 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_lab import CLASSES, SEEN, a_reference, captions, looked, ratios, told, unit
+from fixtures.references import CLASSES, SEEN, a_reference, captions, looked, ratios, told, unit
 from safetensors.numpy import load_file, save_file
 
-from clipft_tasks.drift.reference import (
-    FACTS,
-    ROWS,
-    TENSORS,
-    Reference,
-    Rows,
-    text_signal,
-)
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.drift.reference import FACTS, ROWS, TENSORS, Reference, Rows, text_signal
 
 
 @pytest.mark.parametrize("classes", [0, 1, 3])

@@ -10,9 +10,9 @@ import pytest
 from conftest import made_picture
 
 from clipft_tasks.drift import report
-from clipft_tasks.drift.appearance import STATISTICS
-from clipft_tasks.drift.comparing import Comparison, Fit
 from clipft_tasks.drift.diagnosis import Advice, Calibration, Candidate, Diagnosis
+from clipft_tasks.drift.image_statistics import STATISTICS
+from clipft_tasks.drift.model_search import Comparison, Fit
 from clipft_tasks.drift.reference import Reference, Rows
 
 # The page -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
 from clipft_tasks.drift import statistics
-from clipft_tasks.drift.appearance import CROP, STATISTICS, appearance
+from clipft_tasks.drift.image_statistics import CROP, STATISTICS, appearance
 from clipft_tasks.drift.statistics import (
     BINS,
     Bins,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reference_lab import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
+from fixtures.references import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
 
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows
@@ -146,7 +146,7 @@ def test_each_signal_says_on_how_many_rows_it_was_measured():
 
 
 def test_prometheus_weighs_a_signal_with_the_rows_that_it_was_measured_on():
-    from serving.metrics import Metrics
+    from serving.inference.metrics import Metrics
 
     metrics = Metrics()
     metrics.publish("d", "1", Figures({"image": 3.0, "text": 0.5}, {}, SIZE, 100, 0, {"image": LEAST, "text": 100}))

@@ -7,14 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from evaluation_lab import a_dataset
-from parity.shared import a_clip
+from fixtures.evaluation import a_dataset
+from fixtures.parity import a_clip
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
 from clipft_tasks.domains import Domain, get_domain
 from clipft_tasks.domains.base import CORRUPTIONS
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.evaluate import corruptions, details, frozen, metrics, retention, robustness, zero_shot
+from clipft_tasks.evaluate import corruptions, error_analysis, forgetting, linear_probe, metrics, robustness, zero_shot
 from clipft_tasks.evaluate.slices import slices
 from clipft_tasks.model import starter
 
@@ -115,7 +115,7 @@ def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, cl
     json.dumps([figures, zero_shot.summary(found, zero_shot.metrics(dataset), 100)], allow_nan=False)
     assert zero_shot.calibrated(found, scored(broken, dataset, "val")) == {}
     assert zero_shot.difference(scored(clip, dataset), found, "accuracy", 200)["low"] > 0
-    page = details.of(dataset, {"after": found}, pictures=True)
+    page = error_analysis.of(dataset, {"after": found}, pictures=True)
     assert page["mistakes"][0]["said"] == "no answer" and page["models"]["after"]["confusion"][0]["answer"] == ""
 
 
@@ -137,7 +137,7 @@ def test_test_rows_without_any_label_leave_retrieval(home, clip, tmp_path):
     assert zero_shot.metrics(dataset) == ["image_to_text_r1", "text_to_image_r1"]
     figures, absent = zero_shot.figures(scored(clip, dataset))
     assert absent == {"classification": "no row of the split has a label"} and "accuracy" not in figures
-    assert details.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["models"]["after"]["classes"] == []
+    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["models"]["after"]["classes"] == []
 
 
 def test_one_class_only(home, clip, tmp_path):
@@ -173,7 +173,7 @@ def test_classes_unseen_in_training_are_a_slice_of_their_own(home, clip, tmp_pat
     dataset = a_dataset(tmp_path, rows)
     parts = slices(dataset, replace(DOMAIN, slices=()))
     assert list(parts) == ["class=unseen"] and (dataset.split("test")["label"].iloc[parts["class=unseen"]] == "class 2").all()
-    assert details.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["train_rows"]["class 2"] == 0
+    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["train_rows"]["class 2"] == 0
 
 
 def test_two_models_on_different_rows_are_not_compared(clip, dataset):
@@ -218,19 +218,19 @@ def test_probes_find_what_is_in_the_features(clip, dataset):
     train, test = zero_shot.only(scored(clip, dataset, "train"), np.arange(150) % 30), scored(clip, dataset)
     centres = rng.normal(size=(3, 32))
     made = lambda s: replace(s, image=centres[s.truth] + 0.3 * rng.normal(size=(len(s.truth), 32)))  # noqa: E731
-    found, why = frozen.probe(made(train), made(test))
+    found, why = linear_probe.probe(made(train), made(test))
     assert why == "" and all(value > 0.9 for value in found.values()) and len(found) == 4
-    noise, _ = frozen.probe(train, test)  # classes are drawn without regard to the pictures
+    noise, _ = linear_probe.probe(train, test)  # classes are drawn without regard to the pictures
     assert all(value < 0.7 for value in noise.values())
 
 
 def test_a_probe_without_classes_says_why(clip, dataset):
     train, test = scored(clip, dataset, "train"), scored(clip, dataset)
-    assert frozen.probe(replace(train, truth=np.zeros(30, int)), test) == (
+    assert linear_probe.probe(replace(train, truth=np.zeros(30, int)), test) == (
         {},
-        frozen.probe(train, replace(test, truth=-np.ones(60)))[1],
+        linear_probe.probe(train, replace(test, truth=-np.ones(60)))[1],
     )
-    assert "not all numbers" in frozen.probe(replace(train, image=train.image * np.nan), test)[1]
+    assert "not all numbers" in linear_probe.probe(replace(train, image=train.image * np.nan), test)[1]
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeyp
 
 
 def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
-    things = retention.retention_set()
+    things = forgetting.retention_set()
     assert things is not None and "CC-BY" in things.licence
     assert 300 <= len(things.texts) <= 1000 and len(set(things.texts)) == len(things.texts)
     assert {"a picture of a cat.", "a picture of a banana.", "a picture of a hammer.", "a picture of a bicycle."} <= set(
@@ -334,52 +334,52 @@ def test_the_starter_knows_everyday_things(home):
     from clipft_tasks.model import build
 
     clip = build.from_folder(starter.build(), source="starter")
-    seen = retention.look(clip, 96)
-    found = retention.score(clip, 96, seen=seen)
+    seen = forgetting.look(clip, 96)
+    found = forgetting.score(clip, 96, seen=seen)
     kept = found["retention"]
     assert kept["low"] > 2 * 0.1 and kept["low"] <= kept["value"] <= kept["high"], kept  # by chance 0.1
-    shuffled = retention.Seen(seen.image.roll(7, 0), seen.text)
-    assert retention.score(clip, 96, seen=shuffled)["retention"]["value"] < 0.15
+    shuffled = forgetting.Seen(seen.image.roll(7, 0), seen.text)
+    assert forgetting.score(clip, 96, seen=shuffled)["retention"]["value"] < 0.15
 
 
 def test_ten_way_accuracy_is_what_draws_say():
     rng = np.random.default_rng(0)
     ahead = np.array([0.0, 3, 20])
     drawn = [[np.all(rng.permutation(39)[:9] >= a) for _ in range(4000)] for a in ahead]
-    assert retention._beats(ahead, 40) == pytest.approx(np.mean(drawn, axis=1), abs=0.02)
-    assert retention._beats(np.array([np.inf]), 40)[0] == 0
+    assert forgetting._beats(ahead, 40) == pytest.approx(np.mean(drawn, axis=1), abs=0.02)
+    assert forgetting._beats(np.array([np.inf]), 40)[0] == 0
 
 
 def test_a_model_that_says_the_same_of_everything_knows_nothing(clip):
-    n = len(retention.retention_set().texts)
-    same = retention.Seen(torch.ones(n, 32), torch.ones(n, 32))
-    assert retention.score(clip, SIDE, seen=same)["retention"]["value"] == 0  # ties count against it
+    n = len(forgetting.retention_set().texts)
+    same = forgetting.Seen(torch.ones(n, 32), torch.ones(n, 32))
+    assert forgetting.score(clip, SIDE, seen=same)["retention"]["value"] == 0  # ties count against it
     perfect = torch.nn.functional.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert retention.score(clip, SIDE, seen=retention.Seen(perfect, perfect))["retention"]["value"] == 1
+    assert forgetting.score(clip, SIDE, seen=forgetting.Seen(perfect, perfect))["retention"]["value"] == 1
 
 
 def test_features_that_did_not_move_have_no_drift(clip):
     x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    assert retention.drift(retention.Seen(x, x), retention.Seen(2 * x, x)) == pytest.approx({"image": 1, "text": 1})
-    assert retention.drift(retention.Seen(-x, x), retention.Seen(x, x))["image"] == pytest.approx(-1)
-    assert retention.drift(retention.Seen(x[:, :4], x), retention.Seen(x, x)) == {}
+    assert forgetting.drift(forgetting.Seen(x, x), forgetting.Seen(2 * x, x)) == pytest.approx({"image": 1, "text": 1})
+    assert forgetting.drift(forgetting.Seen(-x, x), forgetting.Seen(x, x))["image"] == pytest.approx(-1)
+    assert forgetting.drift(forgetting.Seen(x[:, :4], x), forgetting.Seen(x, x)) == {}
 
 
 def test_without_its_packages_retention_is_left_out_and_said(clip, monkeypatch, capsys):
-    monkeypatch.setattr(retention, "_folder", lambda package, inside: None)
-    retention.retention_set.cache_clear()
+    monkeypatch.setattr(forgetting, "_folder", lambda package, inside: None)
+    forgetting.retention_set.cache_clear()
     try:
-        assert retention.score(clip, SIDE) == {} and retention.of({"before": clip}, SIDE) == {}
+        assert forgetting.score(clip, SIDE) == {} and forgetting.of({"before": clip}, SIDE) == {}
         assert "not installed" in capsys.readouterr().out
     finally:
-        retention.retention_set.cache_clear()
+        forgetting.retention_set.cache_clear()
 
 
 def test_a_dataset_version_may_be_what_must_not_be_forgotten(clip, dataset, monkeypatch):
     monkeypatch.setattr(versioning, "find", lambda tag, domain: tag)
     monkeypatch.setattr(versioning, "fetch", lambda tag: dataset)
-    retention.retention_set.cache_clear()
-    found = retention.of({"before": clip, "after": clip}, SIDE, "general/v1")
+    forgetting.retention_set.cache_clear()
+    found = forgetting.of({"before": clip, "after": clip}, SIDE, "general/v1")
     assert found["after"]["rows"] == 60 and found["after"]["set"] == "general/v1"
     assert found["after"] == found["before"] and found["after"]["cosine_to_start"]["image"] == pytest.approx(1)
-    retention.retention_set.cache_clear()
+    forgetting.retention_set.cache_clear()

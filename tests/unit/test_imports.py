@@ -42,8 +42,9 @@ for stage in ("ingest", "version", "tune", "blend"):  # the last two are off
     done[stage] = chain.run_stage(stage, spec, done.__getitem__)
     said(stage)
 from clipft_tasks import tracking
-from clipft_tasks.evaluate import figures, report
-from clipft_tasks.model import probe
+from clipft_tasks.evaluate import report
+from clipft_tasks.model import recorded_answers
+from clipft_tasks.spec import metric_catalog
 said("gate, register, promote, deploy, verify")
 """
 

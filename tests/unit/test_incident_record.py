@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from incident_lab import MINUTE, TAG, watched
+from fixtures.incidents import MINUTE, TAG, watched
 
 from clipft_tasks import tracking
+from clipft_tasks.core.settings import settings
 from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, State
-from clipft_tasks.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import admit, close
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from incident_lab import HOUR, MINUTE, NOW, TAG, alarm, watched
+from fixtures.incidents import HOUR, MINUTE, NOW, TAG, alarm, watched
 
 from clipft_tasks.drift import incidents
 from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, Incident, State

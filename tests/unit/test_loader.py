@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import made_picture
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
 from clipft_tasks.data.loader import BUCKETS, Batch, TrainingData, ahead
 from clipft_tasks.data.versioning import Dataset, Version
 from clipft_tasks.domains import Augment
-from clipft_tasks.errors import ClipftError
 from clipft_tasks.model import build
 from clipft_tasks.model.clip import Clip
 

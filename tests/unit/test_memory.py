@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from clipft_tasks.errors import ClipftError
-from clipft_tasks.train.memory import PATIENCE, MicroBatches, OutOfMemory, is_out_of_memory
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.devices.memory import PATIENCE, MicroBatches, OutOfMemory, is_out_of_memory
 
 CEILING = 10 * 2**30
 ROOM, FULL = 2 * 2**30, 6 * 2**30
@@ -166,7 +166,7 @@ def test_growth_that_fails_at_once_is_tried_half_as_often():
 
 REUSE = """
 import resource, torch
-from clipft_tasks.train.hardware import give_back_freed_memory, keep_freed_memory
+from clipft_tasks.devices.hardware import give_back_freed_memory, keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 * 2**20)

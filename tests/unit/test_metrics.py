@@ -5,8 +5,8 @@ import pytest
 from sklearn import metrics as theirs
 
 from clipft_tasks.evaluate import metrics
+from clipft_tasks.evaluate.bootstrap import Sums, drawn, holm, interval, p_value, resampled
 from clipft_tasks.evaluate.metrics import bootstrap, ranks, recall_at
-from clipft_tasks.evaluate.resampling import Sums, drawn, holm, interval, p_value, resampled
 
 
 def made(seed: int, rows: int = 200, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,7 +215,7 @@ def test_the_bootstrap_of_rows_says_the_same_as_that_of_sums():
 def test_blocks_change_memory_and_nothing_else(monkeypatch):
     hits = np.random.default_rng(2).random(40) < 0.5
     whole = resampled([mean(hits)], np.arange(40), 300)
-    monkeypatch.setattr("clipft_tasks.evaluate.resampling.BLOCK", 40 * 7)
+    monkeypatch.setattr("clipft_tasks.evaluate.bootstrap.BLOCK", 40 * 7)
     assert (resampled([mean(hits)], np.arange(40), 300) == whole).all()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import build
 from clipft_tasks.model.resolution import set_side
 

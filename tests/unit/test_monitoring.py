@@ -16,9 +16,9 @@ import httpx
 import pytest
 import yaml
 
-from clipft_tasks.settings import settings
-from deploy.embedded import monitoring
-from deploy.embedded.environment import keep_secrets
+from clipft_tasks.core.settings import settings
+from deploy.local import monitoring
+from deploy.local.environment import keep_secrets
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -58,7 +58,7 @@ def test_every_alert_says_what_it_is_how_bad_and_what_to_do():
 
 
 def test_every_figure_that_the_rules_read_is_one_that_the_server_gives():
-    from serving.metrics import Metrics
+    from serving.inference.metrics import Metrics
 
     registry = next(v for v in vars(Metrics()).values() if type(v).__name__ == "CollectorRegistry")
     given = {name for family in registry.collect() for name in (family.name, f"{family.name}_total", f"{family.name}_bucket")}

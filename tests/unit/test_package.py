@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import package
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plan_lab import CPU, GIB, M1, M1_ULTRA, M3_ULTRA, M4, M6, MACHINES, PRODUCTS, cuda, lab, mac, prepared, room, start  # noqa: F401
+from fixtures.plans import CPU, GIB, M1, M1_ULTRA, M3_ULTRA, M4, M6, MACHINES, PRODUCTS, cuda, lab, mac, prepared, room, start  # noqa: F401
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.devices.hardware import Hardware
 from clipft_tasks.train import plan
-from clipft_tasks.train.hardware import Hardware
 from clipft_tasks.train.plan import Plan
 
 # the whole plan -------------------------------------------------------------------------------------------------------

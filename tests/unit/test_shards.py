@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
-from clipft_tasks.errors import ClipftError
 
 
 def entries(count: int = 12, seed: int = 0, most: int = 5000) -> list[shards.Entry]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipft_tasks.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model.similarity import MENU, make
 
 FEATURES = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)) * 9

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipft_tasks.train.selection import Judged, Rows
+from clipft_tasks.train.validation import Judged, Rows
 
 
 def manifest(labels, groups=None, captions=None, split="val"):

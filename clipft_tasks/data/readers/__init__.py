@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from ...spec import DataSpec
 
 SPLITS = ("train", "val", "test")
@@ -90,7 +90,7 @@ def read_inside(root: Path, name: str, as_it_is: bool = False) -> bytes:
         OSError: when it cannot be read.
     """
     from .. import dicom
-    from ..pictures import BadPicture, Limits
+    from ..images import BadPicture, Limits
 
     if Path(name).is_absolute():
         raise BadPicture(f"path {name!r} is absolute; paths are relative to the table's folder")

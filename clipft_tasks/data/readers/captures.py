@@ -6,10 +6,10 @@ The old rows are replayed whole, so nothing that the champion knows is left out;
 from collections.abc import Iterator
 from functools import partial
 
-from ...errors import ClipftError
-from ...server_client import Refusal, call
+from ...core.errors import ClipftError
+from ...server.client import Refusal, call
 from .. import versioning
-from ..pictures import BadPicture
+from ..images import BadPicture
 from . import Row, Source
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from .. import dicom
-from ..pictures import BadPicture
+from ..images import BadPicture
 from . import Row, Source, read_inside
 from .folder import beside, labelled
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from . import Row, Source
 
 LICENCE = "CC-BY-NC-SA-4.0 (Deitsch et al., elpv-dataset): free for non-commercial use, share alike, name the authors"

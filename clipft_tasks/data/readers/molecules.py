@@ -17,7 +17,7 @@ from functools import cache, partial
 from itertools import islice
 from typing import Any
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from . import Row, Source
 
 LICENCE = "MIT (chemicals, Caleb Bell; names and structures from PubChem, as its documentation states); drawn by RDKit"

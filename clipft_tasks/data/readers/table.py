@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from ...spec import DataSpec
 from . import Row, Source, read_inside
 

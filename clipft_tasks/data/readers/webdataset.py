@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import ClipftError
+from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..pictures import BadPicture, Limits
+from ..images import BadPicture, Limits
 from . import Row, Source
 from .folder import PICTURES
 

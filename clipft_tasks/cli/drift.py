@@ -1,0 +1,126 @@
+"""`clipft drift`, `clipft label`, `clipft breaker`: what a person does about traffic."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..core.errors import ClipftError
+from ..domains import get_domain
+from ..server.client import Refusal, call
+
+COLUMNS = ("label", "picture", "predicted", "confidence", "novelty", "why", "id")
+
+
+def _known(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """The domain's name; raises ClipftError with the names there are."""
+    return get_domain(name).name
+
+
+@click.command("drift")
+@click.argument("domain", callback=_known)
+def drift(domain: str) -> None:
+    """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
+    from .. import tracking
+
+    seen = call("GET", f"/v1/drift/{domain}").json()
+    click.echo(
+        f"Version {seen['version']}: {seen['pictures']} pictures, {seen['texts']} texts, {seen['feedback']} judged answers"
+    )
+    for name, ratio in sorted(seen["drift"].items(), key=lambda kv: -kv[1]):
+        click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
+    for name, value in sorted(seen["values"].items()):
+        click.echo(f"  {name:20} {value:.4f}")
+    state, now = tracking.incidents(domain), time.time()
+    click.echo(f"Breaker {state.breaker(now)}, {state.failures} failures in a row.")
+    if (found := state.incident) and found.watch and found.quiet:
+        click.echo(
+            f"Version {found.watch.version} came of {', '.join(found.causes)}; on watch since {_hours(now - found.watch.since)}."
+        )
+    elif found:
+        why = found.watch.worse if found.watch else ", ".join(found.causes)
+        click.echo(f"Being handled since {_hours(now - found.opened)}: {why}")
+    for past in state.history[-5:]:
+        click.echo(f"  {_hours(now - past['closed'])} ago: {', '.join(past['causes'])}: {past['outcome']} {past['note']}")
+
+
+@click.command("breaker")
+@click.argument("domain", callback=_known)
+@click.option("--reset", is_flag=True, help="close it, and forget the cool-down")
+def breaker(domain: str, reset: bool) -> None:
+    """Show or reset the circuit breaker of DOMAIN, which stops re-adaptations after repeated failures."""
+    from .. import tracking
+    from ..drift import incidents
+
+    state = tracking.incidents(domain)
+    if reset:
+        state = tracking.change_incidents(domain, incidents.reset)
+    click.echo(f"Breaker {state.breaker(time.time())}, {state.failures} failures in a row.")
+
+
+@click.command("label")
+@click.argument("domain", callback=_known)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--all", "everything", is_flag=True, help="pictures that have a label too")
+def label(domain: str, folder: Path, everything: bool) -> None:
+    """Label captured pictures of DOMAIN with a spreadsheet.
+
+    The first call fills FOLDER with pictures and `labels.csv`, those that help most first. Fill the column `label`, save, and
+    call again: the labels go to the server, and what is still open comes back.
+    """
+    table = folder / "labels.csv"
+    if table.exists():
+        _send(domain, table)
+    found = [c for c in call("GET", f"/v1/captures/{domain}").json() if everything or not c["label"]]
+    # New pictures first, then those that the model was least sure of.
+    found.sort(key=lambda c: (c["why"] != "new", c["confidence"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        dict(zip(COLUMNS, (c["label"], _fetch(domain, c, folder), *(c[k] for k in COLUMNS[2:])), strict=True)) for c in found
+    ]
+    part = table.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, COLUMNS)
+        out.writeheader()
+        out.writerows(rows)
+    part.replace(table)
+    click.echo(
+        f"{len(rows)} pictures wait for a label in {table}." if rows else f"Every captured picture of {domain} has a label."
+    )
+
+
+def _send(domain: str, table: Path) -> None:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ClipftError(f"table {table}", f"it cannot be read: {error}", "Save it as CSV in UTF-8.") from None
+    if rows and not {"id", "label"} <= rows[0].keys():
+        raise ClipftError(f"table {table}", "it has no columns `id` and `label`", "Keep the columns; fill `label`.")
+    told = gone = 0
+    for row in rows:
+        if row["label"] and row["label"].strip():
+            try:
+                call("PUT", f"/v1/captures/{domain}/{row['id'].strip()}", json={"label": row["label"].strip()})
+                told += 1
+            except Refusal as error:
+                if error.status != 404:
+                    raise
+                gone += 1
+    click.echo(f"{told} labels sent" + (f", {gone} pictures are no longer kept" if gone else "") + ".")
+
+
+def _fetch(domain: str, capture: dict[str, Any], folder: Path) -> str:
+    data = call("GET", f"/v1/captures/{domain}/{capture['id']}").content
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+    kind = next((k for start, k in kinds.items() if data.startswith(start)), "tif")
+    path = folder / f"{capture['id']}.{kind}"
+    if not path.exists():
+        path.write_bytes(data)
+    return path.name
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,116 @@
+"""`clipft doctor`, `backup`, `restore`, `gc`, `upgrade`: looking after an installation."""
+
+import json
+from pathlib import Path
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def doctor(as_json: bool) -> None:
+    """Say where everything is, whether it is well, and the way out of what is not. Ends with 1 when something is wrong."""
+    from ..ops import installation
+    from ..ops.doctor import health
+
+    installation.adopt()
+    found = health.examine()
+    click.echo(json.dumps(health.as_json(found), indent=1) if as_json else "\n".join(health.lines(found)))
+    if not health.well(found):
+        raise SystemExit(1)
+
+
+@click.command("backup")
+@click.argument("folder", type=FOLDER)
+@click.option("--verify", is_flag=True, help="look at every byte of the backup that FOLDER holds, and make none")
+@click.option("--with-secrets", "secrets", is_flag=True, help="take the installation's secrets along")
+@click.option("--without-captures", is_flag=True, help="leave captured pictures out")
+@click.option("--databases", "only_databases", is_flag=True, help="only the databases")
+def backup(folder: Path, verify: bool, secrets: bool, without_captures: bool, only_databases: bool) -> None:
+    """Copy everything that cannot be made again to FOLDER, a new one, while the installation runs."""
+    from ..ops import backup as backups
+    from ..ops import installation
+
+    installation.adopt()
+    if verify:
+        made, problems = backups.verify(folder)
+        for problem in problems:
+            click.echo(problem, err=True)
+        if problems:
+            raise SystemExit(1)
+        click.echo(f"{folder} is whole: {len(made.files)} files, {installation.readable(made.bytes)}, made {made.made}.")
+        return
+    made = backups.backup(folder, secrets=secrets, captures=not without_captures, only_databases=only_databases)
+    for warning in made.warnings:
+        click.echo(f"Look: {warning}", err=True)
+    for what, where in made.references.items():
+        click.echo(f"Not copied, and needed as it is: {what}, {where}")
+    click.echo(f"{folder}: {len(made.files)} files, {installation.readable(made.bytes)}.")
+
+
+@click.command("restore")
+@click.argument("folder", type=FOLDER)
+@click.option("--with-secrets", "secrets", is_flag=True, help="put back its secrets too")
+def restore(folder: Path, secrets: bool) -> None:
+    """Put the backup in FOLDER into this installation, which must be empty (another CLIPFT_HOME, fresh databases)."""
+    from ..ops import installation
+    from ..ops import restore as restoring
+
+    installation.adopt()
+    made = restoring.restore(folder, secrets=secrets)
+    for line in restoring.after(made):
+        click.echo(line)
+
+
+@click.command("gc")
+@click.option("--yes", is_flag=True, help="do it; without, it is only shown")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def gc(yes: bool, as_json: bool) -> None:
+    """Show what may go, how much space it takes and why; with --yes, remove it.
+
+    Ages come from CLIPFT_KEEP_RUNS, _DELETED, _WORK, _CACHES, _LOGS, _METADATA and CLIPFT_SERVING_CAPTURE_DAYS, in days.
+    """
+    from ..ops import garbage_collection, installation
+
+    installation.adopt()
+    found = garbage_collection.find()
+    if as_json and not yes:
+        items = [{"kind": i.kind, "what": i.what, "reason": i.reason, "bytes": i.bytes} for i in found.items]
+        click.echo(json.dumps({"items": items, "left": found.left}, indent=1))
+        return
+    if not as_json:
+        for item in found.items:
+            size = installation.readable(item.bytes) if item.bytes else ""
+            click.echo(f"{item.kind:9} {size:>10}  {item.what}: {item.reason}")
+        for left in found.left:
+            click.echo(f"stays                 {left}")
+    if not yes:
+        total = installation.readable(sum(i.bytes for i in found.items))
+        click.echo(f"{len(found.items)} things, {total}. `clipft gc --yes` removes them." if found.items else "Nothing may go.")
+        return
+    done = garbage_collection.clear(found)
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+    else:
+        for kind, freed in sorted(done["freed"].items()):
+            click.echo(f"{kind}: {installation.readable(freed)} came back")
+        for problem in done["failed"]:
+            click.echo(f"Not removed: {problem}", err=True)
+    if done["failed"]:
+        raise SystemExit(1)
+
+
+@click.command("upgrade")
+@click.option(
+    "--backup", "backups", type=FOLDER, help="folder of the backups made before tables change [default: home/backups]"
+)
+def upgrade(backups: Path | None) -> None:
+    """Create or migrate the databases' tables for the installed releases; tables that exist are backed up before."""
+    from ..ops import installation
+    from ..ops import upgrade as upgrades
+
+    installation.adopt()
+    made = upgrades.upgrade(backups)
+    click.echo(f"The databases are of this release.{f' Before: {made}' if made else ''}")

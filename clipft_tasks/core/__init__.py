@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, decisions, console, plugin registry, files, settings, versions. Imports nothing of ours."""

@@ -1,0 +1,124 @@
+"""Decoded pictures: each is decoded once, kept in a memory-mapped file between runs, and dropped when space is short."""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from ..core.console import progress, say
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from ..domains import get_domain
+from .images import Aspect, BadPicture, open_picture, square
+from .versioning import Dataset
+
+MIN_AGE = 600  # seconds; younger files may be in another process's hands
+
+
+class Decoded:
+    """A frame's pictures as squares, uint8 (3, side, side) each.
+
+    Args:
+        store: (rows, 3, side, side), memory-mapped; None decodes at each use.
+    """
+
+    def __init__(self, dataset: Dataset, frame: pd.DataFrame, side: int, aspect: Aspect, draft: bool, workers: int) -> None:
+        self.dataset, self.side, self.aspect, self.draft, self.workers = dataset, side, aspect, draft, workers
+        self.grey_bits = get_domain(dataset.version.domain).grey_bits
+        self._rows = list(frame.itertuples())
+        self.store: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def bytes(self) -> int:
+        return len(self) * 3 * self.side**2
+
+    def take(self, rows: np.ndarray, *, pinned: bool = False) -> torch.Tensor:
+        """The pictures of some rows: uint8 (k, 3, side, side), on the host."""
+        out = torch.empty((len(rows), 3, self.side, self.side), dtype=torch.uint8, pin_memory=pinned)
+        if self.store is not None:
+            return torch.index_select(torch.from_numpy(self.store), 0, torch.from_numpy(np.asarray(rows)), out=out)
+        for position, picture in enumerate(self._decode([self._rows[i] for i in rows])):
+            out[position] = torch.from_numpy(picture)
+        return out
+
+    def _decode(self, rows: list) -> Iterator[np.ndarray]:
+        """Threads, since decoding leaves Python's lock, and threads need neither pickling nor a second import."""
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            yield from pool.map(self._one, rows)
+
+    def _one(self, row: object) -> np.ndarray:
+        try:
+            draft = 2 * self.side if self.draft else 0
+            picture = open_picture(self.dataset.picture(row), draft=draft, grey_bits=self.grey_bits)
+        except BadPicture as error:  # it decoded when it was ingested
+            name = getattr(row, "name", "?")
+            raise ClipftError(
+                f"picture {name} of {self.dataset.version.tag}", str(error), "Fetch the data set again."
+            ) from error
+        return square(picture.rgb, self.side, self.aspect)
+
+    def fill(self, path: Path, what: str) -> None:
+        """Decode everything into `path`, unless it is there; whole or not at all."""
+        with FileLock(str(path) + ".lock"):
+            if not path.exists():
+                part = Path(str(path) + ".part")
+                out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self), 3, self.side, self.side))
+                decoding = self._decode(self._rows)
+                for i, picture in enumerate(progress(decoding, what, len(self))):
+                    out[i] = picture
+                out.flush()
+                del out
+                os.replace(part, path)
+        os.utime(path)
+        self.store = np.load(path, mmap_mode="c")  # torch takes no read-only arrays
+
+
+def decoded(
+    dataset: Dataset,
+    frame: pd.DataFrame,
+    side: int,
+    name: str,
+    *,
+    aspect: Aspect = "crop",
+    draft: bool = False,
+    workers: int = 2,
+) -> Decoded:
+    """The frame's pictures, decoded once where the cache may hold them (`CLIPFT_CACHE_GB`), else at each use.
+
+    Args:
+        name: what distinguishes this frame within the dataset version, e.g. the split.
+        draft: let JPEG decode at a fraction of its size where that is still twice the side: for training, not for evaluation.
+    """
+    version = dataset.version
+    out = Decoded(dataset, frame, side, aspect, draft, workers)
+    limit = int(settings().cache_gb * 2**30)
+    if out.bytes > limit:
+        say(f"{name} pictures of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")
+        return out
+    folder = settings().folder("cache", "pictures", version.domain)
+    kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}{'' if out.grey_bits == 16 else f'-grey{out.grey_bits}'}"
+    path = folder / f"v{version.number}-{version.revision[:10]}-{name}-{kind}.npy"
+    if not path.exists():
+        _make_room(settings().folder("cache", "pictures"), limit - out.bytes)
+    out.fill(path, f"{name} pictures decoded")
+    return out
+
+
+def _make_room(folder: Path, limit: int) -> None:
+    """Drop the files that were used longest ago until what is left takes at most `limit` bytes."""
+    files = sorted(folder.rglob("*.npy"), key=lambda f: f.stat().st_mtime)
+    total = sum(f.stat().st_size for f in files)
+    for file in files:
+        if total <= limit or file.stat().st_mtime > time.time() - MIN_AGE:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)

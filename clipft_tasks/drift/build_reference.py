@@ -1,0 +1,71 @@
+"""Taking a model's reference from the data set that it was trained on."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..core.console import progress
+from ..data.images import open_picture, square
+from ..data.versioning import Dataset
+from ..domains import Domain
+from ..model.clip import Clip
+from . import reference
+from .image_statistics import STATISTICS, appearance
+from .statistics import unit
+
+HELD_OUT = 512  # validation rows behind the promised accuracy
+
+
+def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, batch: int = 64) -> reference.Reference:
+    """Measure a trained model's reference.
+
+    Args:
+        side: the size that will be served.
+        weights: digest of the model's weights.
+    """
+    every = pd.concat([dataset.split("train"), dataset.split("val")])
+    frame = every.drop_duplicates("sha256")  # a picture with several captions is one picture
+    frame = frame.iloc[reference.sample([str(g) for g in frame["group"]])]
+    classes = dataset.classes if len(dataset.classes) > 1 else []
+    validation = dataset.split("val").drop_duplicates("sha256")
+    labelled = validation[validation["label"] != ""] if classes else validation.iloc[:0]
+    held_out = labelled.iloc[np.linspace(0, len(labelled) - 1, min(HELD_OUT, len(labelled))).astype(int)]
+
+    def look(rows: pd.DataFrame, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (n, d) and appearance (n, 5), from the pictures as they came."""
+        embedded, looks, squares = [np.zeros((0, clip.embed_dim), np.float32)], [], []
+        for number, row in enumerate(progress(rows.itertuples(), what, len(rows)), 1):
+            picture = open_picture(dataset.picture(row), grey_bits=domain.grey_bits).rgb
+            looks.append(appearance(picture))
+            squares.append(square(picture, side, clip.aspect))
+            if len(squares) == batch or number == len(rows):
+                embedded.append(clip.encode_images(torch.from_numpy(np.stack(squares))).cpu().numpy())
+                squares.clear()
+        return np.concatenate(embedded), np.array(looks, np.float32).reshape(-1, len(STATISTICS))
+
+    with torch.inference_mode():
+        of_classes = clip.class_embeddings(classes, domain.prompts).cpu().numpy() if classes else np.zeros((0, clip.embed_dim))
+        said = every.iloc[reference.sample([str(g) for g in every["group"]])]["caption"]
+        captions = sorted({*said, *frame["caption"]})
+        text = np.concatenate([clip.encode_texts(captions[i : i + 256]).cpu().numpy() for i in range(0, len(captions), 256)])
+        image, looks = look(frame, "reference pictures")
+        judged, _ = look(held_out, "validation pictures")
+    position = {caption: i for i, caption in enumerate(captions)}
+    compare = copy.deepcopy(clip.similarity).cpu().compare
+    rows = reference.Rows(unit(image), looks, compare(image, of_classes))
+    own = text[[position[c] for c in frame["caption"]]]
+    truth = np.array([classes.index(label) for label in held_out["label"]], dtype=int)
+    return reference.measure(
+        rows,
+        unit(text)[[position[c] for c in said]],
+        frame["group"].tolist(),
+        classes,
+        (compare(judged, of_classes), truth),
+        float(clip.model.logit_scale.detach().exp()),
+        weights,
+        domain.drift_tolerance,
+        np.diag(compare(image, own)).astype(np.float32),
+        frame["sha256"].tolist(),
+    )

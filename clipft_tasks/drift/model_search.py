@@ -1,0 +1,232 @@
+"""Other registered models, and other words for the classes, beside the champion on pictures of today.
+
+Judged pictures say who is right more often. Any picture says whose reference shows pictures like it: a model that was made for
+them may be registered already, in this domain or (when traffic was sent to the wrong one) in another.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..core.console import say
+from ..core.errors import ClipftError, Transient
+from . import reference as references
+from .diagnosis import LABELS_NEEDED, Calibration, Candidate
+from .image_statistics import appearance
+from .reference import WINDOW, Reference, Rows
+from .statistics import unit, wilson
+
+VERSIONS = 4  # newest others of the domain
+MOST = 200  # pictures
+MISSED = 0.1  # between confidence and accuracy, before confidence is worth fitting anew
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How far today's pictures are from what a registered model was made for.
+
+    Attributes:
+        signal, ratio: the worst one, over its limit in that model's own reference.
+        embedded: whether the model looked at them; else only what they look like before any model is compared.
+    """
+
+    domain: str
+    version: str
+    signal: str
+    ratio: float
+    embedded: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Attributes:
+    others: other versions, and templates: prompts of other domains, on the judged pictures beside the champion.
+    fits: of every model that was asked, the best one first.
+    calibration: of the champion's confidence on the judged pictures, where it misses.
+    nearest: for each picture, the sha256 of the reference's picture that is most like it; "" where that is not known.
+    """
+
+    others: list[Candidate] = field(default_factory=list)
+    templates: list[Candidate] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
+    calibration: Calibration | None = None
+    nearest: list[str] = field(default_factory=list)
+
+
+def compare(domain: str, champion: Any, pictures: Sequence[Image.Image], truth: Sequence[str], looks: np.ndarray) -> Comparison:
+    """Ask the champion, the domain's newest other versions and the champions of other domains.
+
+    Args:
+        champion: MLflow's version that is live.
+        pictures: of today, at most MOST; truth: what each shows, "" where nobody said.
+        looks: appearance (n, 5) of the window, for models that are not asked for want of pictures.
+    Raises: Transient when MLflow is away. A model that cannot be had is passed over.
+    """
+    judged = [i for i, label in enumerate(truth) if label]
+    right: dict[str, np.ndarray] = {}
+    fits: list[Fit] = []
+    templates: dict[str, np.ndarray] = {}
+    nearest, calibration = [""] * len(pictures), None
+    seen = np.array([appearance(p) for p in pictures]) if pictures else np.zeros((0, looks.shape[1]))
+    for of, version in _models(domain, champion):
+        own = of == domain
+        first = own and version.version == champion.version
+        enough = own and len(judged) >= LABELS_NEEDED
+        try:
+            model = _Model(of, version)
+            if len(pictures) < WINDOW:
+                fits.append(model.fit(None, looks))
+            if pictures and (first or enough or len(pictures) >= WINDOW):
+                image = model.look(pictures)
+                if len(pictures) >= WINDOW:
+                    fits.append(model.fit(image, seen))
+                if first:
+                    nearest = model.nearest(image)
+                if enough:
+                    right[model.version] = model.right(image, truth, judged, domain)
+                if first and enough:
+                    templates = {d: model.right(image, truth, judged, d) for d in _other_domains(domain)}
+                    calibration = model.calibration(image, truth, judged)
+        except Transient:
+            raise
+        except ClipftError as error:
+            say(f"Version {version.version} of {of} is not compared: {error}")
+    base = right.pop(str(champion.version), None)
+    asked = len(right) + len(templates)
+    return Comparison(
+        [] if base is None else [candidate(name, r, base, asked) for name, r in right.items()],
+        [] if base is None else [candidate(name, r, base, asked) for name, r in templates.items()],
+        sorted(fits, key=lambda f: f.ratio),
+        calibration,
+        nearest,
+    )
+
+
+def known_elsewhere(found: Comparison, domain: str, champion: str) -> str:
+    """A hint, where another model's reference shows pictures like today's and the champion's does not; "" for none."""
+    asked = [f for f in found.fits if f.embedded]
+    if any((f.domain, f.version) == (domain, champion) and f.ratio <= 1 for f in asked):
+        return ""
+    fitting = next((f for f in asked if f.ratio <= 1), None)
+    if fitting is None:
+        return ""
+    if fitting.domain == domain:
+        return f"version {fitting.version} was made for pictures like these, and judged ones would tell whether it does better"
+    return f"the model of {fitting.domain} was made for pictures like these: is the traffic sent to the right domain?"
+
+
+def candidate(name: str, right: np.ndarray, champion: np.ndarray, asked: int) -> Candidate:
+    """A candidate from which answers were right, (n,) each; the lower end of its gain allows for how many were asked (Bonferroni)."""
+    gain = right - champion
+    z = NormalDist().inv_cdf(1 - 0.025 / max(1, asked))
+    low = gain.mean() - z * gain.std(ddof=1) / np.sqrt(len(gain))
+    return Candidate(name, float(right.mean()), float(gain.mean()), float(low))
+
+
+def _models(domain: str, champion: Any) -> Iterator[tuple[str, Any]]:
+    """Domain and version of the champion, of the newest others of its domain, and of the champions of other domains."""
+    from .. import tracking
+
+    yield domain, champion
+    with tracking.neighbour():
+        versions = sorted(tracking.client().search_model_versions(f"name = '{champion.name}'"), key=lambda v: -int(v.version))
+        elsewhere = {d: v for d, v in tracking.champions().items() if d != domain}
+    rest = [v for v in versions if v.version != champion.version and v.tags.get("clipft.deploy") != "failed"]
+    yield from ((domain, v) for v in rest[:VERSIONS])
+    for other, number in sorted(elsewhere.items()):
+        yield other, tracking.version_of(f"models:/{tracking.model_name(other)}/{number}")
+
+
+def _other_domains(domain: str) -> list[str]:
+    from ..domains import domain_names
+
+    return [d for d in domain_names() if d != domain]
+
+
+class _Model:
+    """A registered version with its reference. Raises ClipftError when either cannot be had."""
+
+    def __init__(self, domain: str, version: Any) -> None:
+        from .. import tracking
+        from ..domains import get_domain
+        from ..model import build
+        from ..model.package import WEIGHTS, weights_digest
+
+        self.domain, self.version = domain, str(version.version)
+        self.prompts = get_domain(domain).prompts
+        package = tracking.fetch_package(version)
+        self.reference = Reference.load(package, weights_digest(package / WEIGHTS))
+        self._load = lambda: build.from_folder(package, source=f"version {version.version} of {domain}")
+        self._clip: Any = None
+
+    @property
+    def clip(self) -> Any:
+        """Loaded when first asked for: comparing looks needs no weights."""
+        self._clip = self._clip or self._load()
+        return self._clip
+
+    def look(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Embeddings of pictures, (n, d)."""
+        import torch
+
+        from ..data.images import square
+
+        squares = torch.from_numpy(np.stack([square(p, self.clip.side, self.clip.aspect) for p in pictures]))
+        with torch.inference_mode():
+            parts = [self.clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]
+        return torch.cat(parts).numpy()
+
+    def scores(self, image: np.ndarray, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
+        """Similarity of embeddings (n, d) with classes, (n, c)."""
+        import torch
+
+        if not classes:
+            return np.zeros((len(image), 0), np.float32)
+        with torch.inference_mode():
+            of_classes = self.clip.class_embeddings(list(classes), prompts).numpy()
+        return np.asarray(self.clip.similarity.compare(image, of_classes))
+
+    def fit(self, image: np.ndarray | None, looks: np.ndarray) -> Fit:
+        """How far pictures are from this model's reference; without embeddings by what they look like alone."""
+        ref = self.reference
+        if image is None:
+            found = references.looks_signals(ref.rows, looks) if len(looks) else {}
+        else:
+            rows = Rows(unit(image), looks, self.scores(image, ref.classes, self.prompts))
+            found = references.signals(ref, rows)[0]
+        ratios = {name: max(0.0, value / ref.limits[name]) for name, value in found.items()}
+        signal, ratio = max(ratios.items(), key=lambda kv: kv[1], default=("", 0.0))
+        return Fit(self.domain, self.version, signal, float(ratio), image is not None)
+
+    def right(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int], words_of: str) -> np.ndarray:
+        """Which judged pictures the model names rightly in the words of a domain, as 0 and 1."""
+        from ..domains import get_domain
+
+        classes = sorted({truth[i] for i in judged})
+        said = self.scores(image[list(judged)], classes, get_domain(words_of).prompts).argmax(axis=1)
+        return np.array([classes[n] == truth[i] for n, i in zip(said, judged, strict=True)], dtype=float)
+
+    def calibration(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int]) -> Calibration | None:
+        """What the model's confidence says beside how often it is right; None while the two agree."""
+        classes = self.reference.classes
+        known = [i for i in judged if truth[i] in classes]
+        if len(classes) < 2 or len(known) < LABELS_NEEDED:
+            return None
+        scores = self.scores(image[known], classes, self.prompts)
+        true = np.array([classes.index(truth[i]) for i in known])
+        confidence, right = references.confidence(scores, self.reference.facts["temperature"]), scores.argmax(axis=1) == true
+        low, high = wilson(int(right.sum()), len(right))
+        if low <= confidence <= high or abs(confidence - right.mean()) < MISSED:
+            return None
+        return Calibration(confidence, float(right.mean()), len(right), references.calibrated_temperature(scores, true))
+
+    def nearest(self, image: np.ndarray) -> list[str]:
+        """The reference's picture most like each embedding, by sha256."""
+        names = self.reference.facts.get("pictures") or []
+        if len(names) != len(self.reference.rows):  # a package of before
+            return [""] * len(image)
+        return [names[i] for i in (unit(image) @ self.reference.rows.image.T).argmax(axis=1)]

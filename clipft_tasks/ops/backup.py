@@ -1,0 +1,331 @@
+"""A folder with everything that cannot be made again, taken while the installation runs.
+
+    manifest.json      versions, sizes and checksums of all the rest; written last
+    databases/         Airflow, MLflow, tuning studies: one moment's state of each (`.db` of SQLite, `.dump` of Postgres)
+    datasets.bundle    the git repository of data sets
+    dvc-remote/        its pictures, where the remote is a folder
+    artifacts/         MLflow's, where they lie under home
+    captures/, runs/   captured pictures and their labels; results of stages run by hand
+    secrets/           only when asked for
+
+What refers to something is taken before what it refers to: Airflow, studies, MLflow, data sets, their pictures, artifacts.
+Pictures and artifacts are written before anything names them and only `clipft gc` removes them, which waits; so whatever a
+database in the backup names is in it. A folder without a manifest is no backup: a backup that is cut short leaves none.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..core.console import progress, say
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from . import databases
+from .installation import alone, embedded, folder_size, readable, versions
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SECRETS = ("secrets.json",)
+SPARE = 64 * 2**20  # bytes that a disk keeps free
+
+
+@dataclass
+class Manifest:
+    """What a backup holds.
+
+    Attributes:
+        made: when, UTC.
+        home: the folder that it was taken of.
+        versions: of the programs whose state it is.
+        revisions: of the databases' tables, by name.
+        files: bytes and SHA-256 of each, by path.
+        references: what was not copied, and where it is.
+        warnings: what was found damaged or left out.
+    """
+
+    made: str
+    home: str
+    versions: dict[str, str]
+    revisions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    @property
+    def bytes(self) -> int:
+        return sum(f["bytes"] for f in self.files.values())
+
+    def holds(self, part: str) -> bool:
+        return any(name == part or name.startswith(part + "/") for name in self.files)
+
+    def write(self, folder: Path) -> None:
+        content = asdict(self)
+        (folder / MANIFEST).write_text(json.dumps(content | {"digest": _digest(content)}, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises ClipftError: there is none, it was changed, or a newer release wrote it."""
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text())
+            said = content.pop("digest")
+        except FileNotFoundError:
+            fix = "Name the folder that `clipft backup` made; one that was cut short is none."
+            raise ClipftError(f"backup {folder}", f"it has no {MANIFEST}", fix) from None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ClipftError(f"{path}", f"it cannot be read ({error!r})", "Use another backup.") from None
+        if content.get("format", 0) > FORMAT:
+            fix = f"Install clipft {content.get('versions', {}).get('clipft', 'of that release')} and restore with it."
+            raise ClipftError(f"backup {folder}", f"a newer release made it (format {content['format']})", fix)
+        if said != _digest(content):
+            raise ClipftError(f"{path}", "it is not as it was written", "Use another backup.")
+        return cls(**content)
+
+
+def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
+    """Make a backup at `folder`, which appears when it is whole.
+
+    Args:
+        secrets: take the installation's secrets along (files of mode 0600).
+        captures: take captured pictures along.
+        only_databases: what a migration changes, and nothing else.
+    Raises:
+        ClipftError: there is something at `folder`, the disk is full, something cannot be read; nothing is left behind.
+        Transient: a database does not answer.
+    """
+    folder = folder.expanduser().resolve()
+    with alone("backup"):
+        return taken(folder, secrets=secrets, captures=captures, only_databases=only_databases)
+
+
+def taken(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
+    """The same, by someone who already is alone."""
+    _check_place(folder)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a backup that was killed
+    try:
+        part.mkdir(mode=0o700, parents=True)
+        _check_space(part, only_databases)
+        made = Manifest(datetime.now(UTC).isoformat(timespec="seconds"), str(settings().root), versions())
+        _databases(part, made)
+        if not only_databases:
+            _datasets(part, made)
+            _remote(part, made)
+            _artifacts(part, made)
+            if captures and not embedded():
+                made.references["captures"] = "the servers' own disk (volume `server`)"
+            elif captures:
+                _copy_tree(settings().root / "captures", part, "captures", made, wanted=_whole_capture)
+            _copy_tree(settings().root / "runs", part, "runs", made)
+        if secrets:
+            _secrets(part, made)
+        made.write(part)
+        _sync(part / MANIFEST)
+        os.replace(part, folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        where = f" ({error.filename})" if error.filename else ""
+        raise ClipftError(
+            f"backup {folder}", f"it cannot be written: {error.strerror or error}{where}", "Give it another place."
+        ) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return made
+
+
+def verify(folder: Path) -> tuple[Manifest, list[str]]:
+    """Look at every byte of a backup. Returns its manifest and what is wrong with it.
+
+    Raises: ClipftError when it has no readable manifest.
+    """
+    made, problems = Manifest.read(folder), []
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()} - {MANIFEST}
+    problems += [f"{name} is not in the manifest" for name in sorted(there - set(made.files))]
+    for name, known in progress(sorted(made.files.items()), "files checked", len(made.files)):
+        path = folder / name
+        try:
+            if path.is_symlink() or not path.is_file():
+                problems.append(f"{name} is missing")
+            elif path.stat().st_size != known["bytes"]:
+                problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {known['bytes']:,}")
+            elif digests(path)[0] != known["sha256"]:
+                problems.append(f"{name} is not as it was written")
+            elif wrong := _unreadable(path):
+                problems.append(f"{name}: {wrong}")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
+    return made, problems
+
+
+def _unreadable(path: Path) -> str:
+    if path.parent.name == "databases":
+        return databases.broken(path) if path.suffix == ".db" else databases.listed(path)
+    return ""
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _databases(part: Path, made: Manifest) -> None:
+    (part / "databases").mkdir()
+    for database in databases.all_of_them():
+        if not database.tables():
+            continue
+        made.revisions[database.name] = database.revision()
+        _enter(part, database.copy(part / "databases"), made)
+        say(f"Database {database.name}: {readable(made.files[_name(part, database)]['bytes'])}")
+
+
+def _name(part: Path, database: databases.Database) -> str:
+    return f"databases/{database.name}.{'db' if database.file else 'dump'}"
+
+
+def _datasets(part: Path, made: Manifest) -> None:
+    from ..data import versioning
+
+    target = part / "datasets.bundle"
+    if versioning.bundle(target):
+        _enter(part, target, made)
+
+
+def _remote(part: Path, made: Manifest) -> None:
+    remote = settings().remote
+    if "://" in remote:
+        made.references["dvc-remote"] = remote
+        return
+    _copy_tree(Path(remote), part, "dvc-remote", made, content_named=True)
+
+
+def _artifacts(part: Path, made: Manifest) -> None:
+    root = settings().root / "mlflow" / "artifacts"
+    if root.is_dir():
+        _copy_tree(root, part, "artifacts", made)
+    if settings().mlflow_uri and not any(name.startswith("artifacts/") for name in made.files):
+        made.references["artifacts"] = f"the artifact store of MLflow at {settings().mlflow_uri}"
+
+
+def _secrets(part: Path, made: Manifest) -> None:
+    target = part / "secrets"
+    target.mkdir(mode=0o700)
+    for name in SECRETS:
+        source = settings().root / name
+        if source.exists():
+            _copy(source, target / name, mode=0o600)
+            _enter(part, target / name, made)
+    if not any(target.iterdir()):
+        made.warnings.append(f"{settings().root} holds no secrets; a team's are in the .env of the host, which is kept by hand")
+
+
+def _whole_capture(path: Path) -> bool:
+    """Is it a picture with its JSON, or the other way round? What is being written is left out."""
+    return path.suffix in (".json", ".picture") and all(path.with_suffix(s).exists() for s in (".json", ".picture"))
+
+
+def _copy_tree(
+    source: Path,
+    part: Path,
+    name: str,
+    made: Manifest,
+    *,
+    wanted: Callable[[Path], bool] = lambda path: True,
+    content_named: bool = False,
+) -> None:
+    """Copy a folder's files; those of names that end with `.part` or `.lock` are somebody's work in progress."""
+    files = sorted(f for f in _files(source) if f.suffix not in (".part", ".lock") and wanted(f))
+    for file in progress(files, f"files of {name} copied", len(files)) if files else []:
+        relative = Path(name) / file.relative_to(source)
+        try:
+            sha256, md5 = _copy(file, part / relative)
+        except FileNotFoundError:
+            continue  # removed since it was listed: nothing names it any more
+        except PermissionError as error:
+            fix = "Run this as the user that the installation runs as."
+            raise ClipftError(f"file {file}", f"it cannot be read: {error.strerror}", fix) from None
+        if content_named and file.parent.parent.name == "md5" and file.parent.name + file.name.removesuffix(".dir") != md5:
+            made.warnings.append(f"{file} is damaged: its bytes are not what its name says")
+        made.files[str(relative)] = {"bytes": (part / relative).stat().st_size, "sha256": sha256}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, links left out. Raises ClipftError for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            fix = "Run this as the user that the installation runs as."
+            raise ClipftError(f"folder {error.filename}", f"it cannot be read: {error.strerror}", fix)
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        yield from (path for name in names if not (path := Path(root) / name).is_symlink())
+
+
+def _copy(source: Path, target: Path, mode: int = 0o600) -> tuple[str, str]:
+    """Copy the bytes, to the disk itself; returns their SHA-256 and MD5."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with source.open("rb") as there, os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+        while block := there.read(2**20):
+            sha256.update(block)
+            md5.update(block)
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _enter(part: Path, path: Path, made: Manifest) -> None:
+    _sync(path)
+    path.chmod(0o600)
+    made.files[str(path.relative_to(part))] = {"bytes": path.stat().st_size, "sha256": digests(path)[0]}
+
+
+def digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 of a file."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Before it begins ----------------------------------------------------------------------------------------------------
+
+
+def _check_place(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ClipftError(f"backup {folder}", "there is something at that place already", "Name a new folder for each backup.")
+    for kept in (settings().root, Path(settings().remote)):
+        if folder.is_relative_to(kept) and not folder.is_relative_to(settings().root / "backups"):
+            raise ClipftError(f"backup {folder}", f"it lies in {kept}, which it is to outlive", "Name a folder elsewhere.")
+
+
+def _check_space(part: Path, only_databases: bool) -> None:
+    needed = sum(d.size() for d in databases.all_of_them() if d.tables())
+    if not only_databases:
+        folders = [settings().root / name for name in ("captures", "runs", "mlflow/artifacts")]
+        folders += [] if "://" in settings().remote else [Path(settings().remote)]
+        needed += sum(folder_size(f) for f in folders)
+    free = shutil.disk_usage(part).free
+    if free < needed + SPARE:
+        raise ClipftError(
+            f"backup at {part.parent}",
+            f"{readable(needed + SPARE)} are needed there and {readable(free)} are free",
+            "Free some, or name a folder on another disk.",
+        )

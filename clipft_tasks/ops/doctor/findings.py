@@ -1,0 +1,77 @@
+"""What a check says, and how it asks a service."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ...core.errors import Transient
+from ..installation import log_command, start_command
+
+ANSWER = 4.0  # seconds in which a service answers
+OK, WRONG, LOOK, NONE = "ok", "wrong", "look", "none"
+
+Said = tuple[str, str] | tuple[str, str, str]  # state, said, fix
+Check = tuple[str, str, Callable[[], Said]]  # thing, address, what is asked
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check says.
+
+    Attributes:
+        state: ok, wrong, look (works, and a person should know), none (this installation has no such thing).
+        said: what it found.
+        fix: the way out, when something is wrong.
+    """
+
+    thing: str
+    address: str
+    state: str
+    said: str
+    fix: str = ""
+
+
+class Unknown(Exception):
+    """Another check says what is wrong."""
+
+
+@contextmanager
+def asked_of(service: str) -> Iterator[None]:
+    """What is asked of a service that does not answer is not known, and is no second fault."""
+    try:
+        yield
+    except Transient:
+        raise Unknown(f"not known while {service} does not answer") from None
+
+
+def get(address: str, path: str, **more: Any) -> httpx.Response:
+    try:
+        answer = httpx.get(address.rstrip("/") + path, timeout=ANSWER, **more)
+    except httpx.HTTPError as error:
+        why = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or repr(error)
+        raise Transient(f"it does not answer ({why})") from None
+    if answer.is_error:
+        raise Transient(f"it answered {answer.status_code} to {path}")
+    return answer
+
+
+def as_object(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        raise Transient("something else answers at this address") from None
+
+
+def start_hint(thing: str) -> str:
+    service = {"Airflow": "airflow-api", "DAGs": "airflow-dag-processor", "Models": "server", "Clock": "airflow-api"}
+    name = service.get(thing, thing.split(",")[0].lower())
+    return f"{start_command()}; if it does not stay up: {log_command('postgres' if name == 'tables' else name)}"
+
+
+def shown(address: str) -> str:
+    """Without what stands between `//` and `@`."""
+    return re.sub(r"//[^/@]*@", "//", address.removeprefix("sqlite:///"))

@@ -1,0 +1,1 @@
+"""The clipft server, asked over HTTP."""

@@ -1,0 +1,135 @@
+"""Measurements behind the plan: seconds of products and steps, bytes that a pair keeps, its arithmetic."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from ..devices.memory import is_out_of_memory, release
+from ..model import attention
+from ..model.clip import Clip
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAPTION = "an average caption of about a dozen words or so"
+
+
+def precision_context(device: str, precision: str) -> AbstractContextManager[Any]:
+    """autocast, told the device: autocast("cuda") is silently nothing on a Mac."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device, DTYPES[precision])
+
+
+def remembered(what: str, measure: Callable[[], float]) -> float:
+    """A figure that holds for a chip and torch version: measured once, then read back from the cache under home."""
+    path = settings().folder("cache", "probes") / f"torch-{torch.__version__}.json"
+    try:
+        known = {str(k): float(v) for k, v in json.loads(path.read_text()).items() if math.isfinite(float(v))}
+    except (OSError, ValueError, TypeError, AttributeError):
+        known = {}
+    if what not in known:
+        known[what] = measure()
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(known, indent=1, sort_keys=True))
+        os.replace(part, path)
+    return float(known[what])
+
+
+def product_flops(device: str, precision: str, atleast: float = 0.0) -> float:
+    """Arithmetic of a square matrix product per second. Stops early once it is clearly below `atleast`."""
+    size = {"cpu": 256, "mps": 2048, "cuda": 4096}[device]
+    a = torch.randn(size, size, device=device).to(DTYPES[precision])
+    best = float("inf")
+    for attempt in range(6):
+        began = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        if attempt:
+            best = min(best, time.perf_counter() - began)
+            if 2 * size**3 / best < atleast:
+                break
+    return 2 * size**3 / best
+
+
+def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
+    """Seconds a picture of a forward and backward pass of the image tower, the better of two after one to warm up.
+
+    Raises: ClipftError when a single picture does not fit.
+    """
+    while True:
+        try:
+            return _image_step_seconds(clip, device, layout, precision, side, pictures)
+        except Exception as error:
+            clip.model.zero_grad(set_to_none=True)
+            if not is_out_of_memory(error):
+                raise
+            if pictures == 1:
+                raise ClipftError(
+                    f"pictures of {side} px", "a single one does not fit into memory", "Lower resolution.train."
+                ) from error
+        pictures //= 2
+        release(torch.device(device))
+
+
+def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
+    clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
+    batch = clip.normalise(torch.zeros(pictures, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
+    best = float("inf")
+    state = {k: v.clone() for k, v in clip.model.named_buffers()}  # batch norm's statistics must not move by a probe
+    for attempt in range(3):
+        began = time.perf_counter()
+        with precision_context(device, precision):
+            out = clip.image_features(batch).float().sum()
+        out.backward()
+        float(out.detach())
+        if attempt:
+            best = min(best, time.perf_counter() - began)
+    clip.model.zero_grad(set_to_none=True)
+    for name, buffer in clip.model.named_buffers():
+        buffer.copy_(state[name])
+    clip.model.eval()
+    return best / pictures
+
+
+def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) -> tuple[float, float]:
+    """Bytes that autograd keeps for the backward of n pairs, as (fixed, per pair): a line through two counted passes."""
+    weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
+    device = clip.device.type
+
+    def kept(pairs: int) -> int:
+        seen: dict[int, tuple[torch.Tensor, int]] = {}
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                # The tensor is held, or its memory would be counted again under another's address.
+                seen[storage.data_ptr()] = (tensor.detach(), storage.nbytes())
+            return tensor.detach()  # itself would be a cycle that nothing ever frees
+
+        pictures = torch.zeros(pairs, 3, side, side, dtype=torch.uint8, device=clip.device)
+        modes = torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
+        with modes, attention.use(policy), precision_context(device, precision):
+            held = (clip.encode_images(pictures), clip.encode_texts([f"{CAPTION} {i}" for i in range(pairs)]))
+        total = sum(size for _, size in seen.values())
+        del held
+        return total
+
+    clip.model.train()
+    one, two = kept(1), kept(3)
+    clip.model.eval()
+    each = max((two - one) / 2, 1.0)
+    return max(one - each, 0.0), each
+
+
+def pair_flops(clip: Clip, side: int) -> float:
+    """Arithmetic of one pair's forward and backward pass: three times the forward's, as is usual."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        clip.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=clip.device))
+        clip.encode_texts([CAPTION])
+    return 3.0 * counter.get_total_flops()

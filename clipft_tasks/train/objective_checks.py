@@ -1,0 +1,431 @@
+"""What every objective must keep, as checks: `clipft objective check` and the test-suite run the same ones.
+
+Each check takes a `Subject`, an objective under a similarity, and raises `Failed` with the reason. `checked` runs all of them.
+"""
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+
+from ..core.errors import ClipftError
+from ..data import augment
+from ..data.loader import Batch
+from ..devices.mps_operators import Recorder, fallbacks
+from ..model import similarity as similarities
+from ..model.clip import Clip
+from ..objectives import blocks, kind_of, make, one
+from ..objectives.base import Objective, Pairs
+from ..spec import ObjectiveSpec
+from . import distributed, step
+from .microbenchmarks import precision_context
+
+MODULE = "clipft_tasks.train.objective_checks"
+CLASSES = ("a", "b", "c")
+CAPTIONS = 5
+PRECISIONS = ("fp32", "bf16")
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of a gradient's norm; towers in bf16 round with the size of the part
+WHOLE, PARTS = 99, 5
+
+
+class Failed(Exception):
+    """A check that an objective did not pass, with the reason."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An objective, as the spec describes it, under a similarity."""
+
+    objective: ObjectiveSpec
+
+    def make(self) -> Objective:
+        spec = self.objective
+        if not kind_of(spec.name).beside:
+            return make(spec, CLASSES)
+        objective = one(spec, spec.name, spec.options)
+        objective.prepare(CLASSES)
+        return objective
+
+    def similarity(self, width: int) -> similarities.Similarity:
+        with seeded():
+            made = similarities.make(self.objective.similarity, width)
+            made.begin(torch.randn(16, width), torch.randn(16, width))
+        return made
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: "" when it was passed, else the reason."""
+
+    check: str
+    similarity: str
+    problem: str
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+# --- on features alone
+
+
+def pairs(subject: Subject, rows: int = 6, *, width: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> Pairs:
+    """Pairs of random features over a few captions and classes, some of them unknown, as leaves of a gradient.
+
+    Equal captions have texts of their own here: between exact twins, rounding would decide which of them a maximum takes.
+    """
+    similarity = subject.similarity(width).to(dtype)
+    with seeded(seed), torch.no_grad():
+        image, before = (similarity.embed_image(torch.randn(rows, width, dtype=dtype)) for _ in range(2))
+        text, told = (similarity.embed_text(torch.randn(rows, width, dtype=dtype)) for _ in range(2))
+    caption, new = torch.arange(rows) % CAPTIONS, torch.arange(rows) % 3 == 0
+    labels, scale = caption % (len(CLASSES) + 1) - 1, torch.tensor(5.0, dtype=dtype)
+    still = copy.deepcopy(similarity).requires_grad_(False)
+    start = Pairs(before, told, still, scale, caption, labels, new)
+    image, text, learned = (x.clone().requires_grad_() for x in (image, text, scale))
+    return Pairs(image, text, similarity, learned, caption, labels, new, start=start, progress=0.5)
+
+
+def total(objective: Objective, given: Pairs) -> Tensor:
+    return torch.stack(list(objective(given).values())).sum()
+
+
+def leaves(objective: Objective, given: Pairs) -> list[Tensor]:
+    """Everything that a gradient may reach."""
+    learned = [given.scale, *given.similarity.parameters(), *objective.parameters()]
+    return [given.image, given.text, *(x for x in learned if x.requires_grad)]
+
+
+def form(subject: Subject) -> None:
+    """A dict of scalars whose names end in _loss, with a gradient (`Objective.__call__` looks at it each step)."""
+    for name, value in subject.make()(pairs(subject, dtype=torch.float32)).items():
+        if value.dtype != torch.float32:
+            raise Failed(f"{name} is {value.dtype} for fp32 features; keep the dtype of pairs.image (MPS has no fp64)")
+
+
+def finite(subject: Subject) -> None:
+    """Numbers, and gradients that are numbers, on odd batches too."""
+    usual = pairs(subject, dtype=torch.float32)
+    nothing, everything = torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool)
+    batches = {
+        "a usual batch": usual,
+        "a single pair": pairs(subject, 1, dtype=torch.float32),
+        "captions and labels all alike": replace(usual, captions=nothing, labels=nothing),
+        "no labels": replace(usual, labels=nothing - 1),
+        "nothing new": replace(usual, new=~everything),
+        "everything new": replace(usual, new=everything),
+        "a temperature of 0.01": replace(usual, scale=torch.tensor(100.0, requires_grad=True)),
+        "a model with a bias": replace(usual, bias=torch.tensor(-10.0, requires_grad=True)),
+        "texts equal to their pictures": replace(usual, text=usual.image.detach().clone().requires_grad_()),
+        "the start model itself": replace(usual, start=replace(usual, start=None)),
+    }
+    for name, given in batches.items():
+        objective = subject.make()
+        loss = total(objective, given)
+        gradients = torch.autograd.grad(loss, leaves(objective, given), allow_unused=True)
+        if not loss.isfinite():
+            raise Failed(f"the loss is {loss.item()} on {name}")
+        if not all(g.isfinite().all() for g in gradients if g is not None):
+            raise Failed(f"the gradient is no number on {name}")
+
+
+def gradients(subject: Subject) -> None:
+    """The gradient is that of the value, by finite differences in float64."""
+    objective, given = subject.make().double(), pairs(subject)
+    try:
+        gradcheck(lambda *_: total(objective, given), leaves(objective, given), atol=1e-5, rtol=1e-3)
+    except GradcheckError as error:
+        why = "a .detach(), a cast to fp32 or something random in it would do that"
+        raise Failed(f"its gradient is not that of its value ({why}): {' '.join(str(error).split())[:160]}") from None
+
+
+def in_blocks(subject: Subject) -> None:
+    """The same value and gradient when the pairs are many and worked through in blocks of rows."""
+    found = []
+    for limit in (blocks.LOGITS, 1, 20):
+        objective, given = subject.make().double(), pairs(subject, rows=9)
+        before, blocks.LOGITS = blocks.LOGITS, limit
+        try:
+            loss = total(objective, given)
+            found.append(
+                (loss, *torch.autograd.grad(loss, leaves(objective, given), materialize_grads=True, allow_unused=True))
+            )
+        finally:
+            blocks.LOGITS = before
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            if not torch.allclose(a, b, rtol=1e-6, atol=1e-9):
+                raise Failed(f"in blocks of rows it differs by {(a - b).abs().max():.2g}")
+
+
+# --- on a model's towers
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step's gradient: of which objective, how exact the towers, how many pairs a part."""
+
+    objective: ObjectiveSpec
+    precision: str = "fp32"
+    micro: int = WHOLE
+    rows: int = 12
+
+
+CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 6, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+}
+
+
+class _Tokenizer:
+    context_length = CONFIG["model_cfg"]["text_cfg"]["context_length"]
+
+
+def a_clip(seed: int, similarity: similarities.Similarity) -> Clip:
+    """A model of two towers with a block each."""
+    with seeded(seed):
+        model = open_clip.CLIP(**copy.deepcopy(CONFIG["model_cfg"])).train()
+    return Clip(model, _Tokenizer(), copy.deepcopy(CONFIG), "miniature", "", similarity=similarity)
+
+
+def a_batch(rows: int, world: distributed.World = distributed.ALONE) -> Batch:
+    """Random pictures over a few captions and classes; this process's share of them."""
+    share = -(-rows // world.size)
+    mine = slice(min(world.rank * share, rows), min((world.rank + 1) * share, rows))
+    with seeded(7):
+        tokens = torch.randint(1, 31, (CAPTIONS, 6))
+        pictures = torch.randint(0, 256, (rows, 3, 16, 16), dtype=torch.uint8)
+        caption = torch.randint(0, CAPTIONS, (rows,))
+    tokens[:, -1] = 31  # the end token, where the text tower looks
+    return Batch(
+        side=16,
+        pictures=pictures[mine],
+        geometry=augment.draw(rows, augment.PLAIN, 0, 0).part(mine),
+        rows=mine,
+        tokens=tokens,
+        caption=caption,
+        label=caption % (len(CLASSES) + 1) - 1,
+        keys=np.arange(rows).astype(str),
+        new=torch.arange(rows) % 3 == 0,
+    )
+
+
+def _parts(case: Case) -> tuple[Objective, step.Towers, step.Towers | None]:
+    subject = Subject(case.objective)
+    objective, similarity = subject.make(), subject.similarity(CONFIG["model_cfg"]["embed_dim"])
+    clip = a_clip(1, similarity)
+
+    def towers(clip: Clip) -> step.Towers:
+        return step.Towers(clip, clip.image_features, clip.text_features, partial(precision_context, "cpu", case.precision))
+
+    if not objective.needs_start:
+        return objective, towers(clip), None
+    frozen = a_clip(2, copy.deepcopy(similarity))
+    frozen.model.eval().requires_grad_(False)
+    frozen.similarity.requires_grad_(False)
+    return objective, towers(clip), towers(frozen)
+
+
+def _learned(objective: Objective, clip: Clip) -> dict[str, torch.nn.Parameter]:
+    found = dict(clip.model.named_parameters())
+    found |= {f"similarity.{name}": p for name, p in clip.similarity.named_parameters()}
+    return found | {f"objective.{name}": p for name, p in objective.named_parameters()}
+
+
+def stepped(case: Case, world: distributed.World = distributed.ALONE) -> dict[str, Tensor]:
+    """The gradient of a step as training takes it, by parameter."""
+    objective, towers, start = _parts(case)
+    batch = a_batch(case.rows, world)
+    step.backward(towers, objective, batch, micro_batch=case.micro, seed=5, world=world, start=start, progress=0.5)
+    learned = _learned(objective, towers.clip)
+    whole = [p for name, p in learned.items() if name.startswith(("similarity.", "objective.")) or name == "logit_scale"]
+    world.sum_gradients(learned.values(), whole)
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learned.items()}
+
+
+def plain(case: Case) -> dict[str, Tensor]:
+    """The same gradient, by nothing but one forward and one backward pass over the whole batch."""
+    objective, towers, start = _parts(case)
+    batch = a_batch(case.rows)
+
+    def seen(towers: step.Towers, before: Pairs | None) -> Pairs:
+        image, text = towers.images(batch, slice(None), 5), towers.texts(batch.tokens, 5)
+        return step.as_pairs(towers.clip, image, text, batch, before, 0.5)
+
+    learned = _learned(objective, towers.clip)
+    with seeded():
+        loss = total(objective, seen(towers, seen(start, None) if start else None))
+    found = torch.autograd.grad(loss, list(learned.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(learned, found, strict=True))
+
+
+def agree(one: dict[str, Tensor], other: dict[str, Tensor], precision: str) -> None:
+    """Raise Failed unless two gradients are the same, but for rounding."""
+    if one.keys() != other.keys():
+        raise Failed(f"gradients reach other parameters: {', '.join(sorted(one.keys() ^ other.keys()))}")
+    first, second = (torch.cat([g.flatten() for g in found.values()]) for found in (one, other))
+    if not (first.isfinite().all() and second.isfinite().all()):
+        raise Failed("a gradient is no number")
+    apart = (first - second).norm() / first.norm().clamp_min(1e-2)  # of a gradient that is nearly none, only rounding is left
+    if apart > TOLERANCE[precision]:
+        raise Failed(f"gradients are {float(apart):.2g} apart, in proportion to their length")
+
+
+def in_parts(subject: Subject) -> None:
+    """A batch in parts (gradient cache) has the gradient of the batch at once, in each precision."""
+    for precision in PRECISIONS:
+        case = Case(subject.objective, precision)
+        expected = plain(case)
+        for micro in (WHOLE, PARTS):
+            with labelled(f"{precision}, {'in parts' if micro == PARTS else 'at once'}"):
+                agree(expected, stepped(replace(case, micro=micro)), precision)
+
+
+def process_cases(subject: Subject) -> list[Case]:
+    """What several processes are asked; a single row leaves the second one without any."""
+    sizes = [(12, "fp32", PARTS), (12, "bf16", PARTS), (7, "fp32", WHOLE), (1, "fp32", WHOLE)]
+    return [Case(subject.objective, precision, micro, rows) for rows, precision, micro in sizes]
+
+
+def in_processes(found: Sequence[tuple[Case, dict[str, Tensor] | str]]) -> None:
+    """Two processes that share a batch end with the gradient of one."""
+    for case, gradients in found:
+        with labelled(f"{case.precision}, {case.rows} pairs in two processes"):
+            if isinstance(gradients, str):
+                raise Failed(gradients)
+            agree(plain(case), gradients, case.precision)
+
+
+def operators(subject: Subject) -> None:
+    """Every operator has an MPS kernel, so that nothing falls back to the CPU there."""
+    recorder = Recorder()
+    with recorder:
+        given, objective = pairs(subject, dtype=torch.float32), subject.make()
+        recorder.names.clear()  # of making the features
+        total(objective, given).backward()
+    if missing := fallbacks(recorder.names):
+        raise Failed(f"MPS has no kernel for {', '.join(sorted(missing))}")
+
+
+@contextmanager
+def labelled(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Failed as failed:
+        raise Failed(f"{where}: {failed}") from None
+
+
+def two_processes(cases: Iterable[Case], seconds: float = 300) -> list[tuple[Case, dict[str, Tensor] | str]]:
+    """The gradients of steps that two processes take together, or what went wrong instead."""
+    cases = list(cases)
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        content = [asdict(case) | {"objective": case.objective.model_dump()} for case in cases]
+        (Path(folder) / "cases.json").write_text(json.dumps(content))
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        free.close()
+        started = []
+        try:
+            for rank in "01":
+                command, of_rank = [sys.executable, "-m", MODULE, folder], {"RANK": rank, "LOCAL_RANK": rank}
+                started.append(subprocess.Popen(command, env=env | of_rank, stderr=subprocess.PIPE, text=True))
+            said = [process.communicate(timeout=seconds)[1] for process in started]
+        except subprocess.TimeoutExpired:
+            return [(case, f"two processes did not end within {seconds:.0f} s") for case in cases]
+        finally:
+            for process in started:
+                process.kill()
+        if any(process.returncode for process in started):
+            return [(case, "a process ended: " + (said[0] or said[1]).strip().splitlines()[-1]) for case in cases]
+        return list(zip(cases, torch.load(Path(folder) / "found.pt", weights_only=True), strict=True))
+
+
+def _take_part(folder: Path) -> None:
+    """One process of two."""
+    torch.set_num_threads(1)
+    world = distributed.join()
+    found: list[dict[str, Tensor] | str] = []
+    try:
+        for content in json.loads((folder / "cases.json").read_text()):
+            case = Case(**content | {"objective": ObjectiveSpec.model_validate(content["objective"])})
+            try:
+                found.append(stepped(case, world))
+            except Exception as error:  # of the objective, so on both: they stay in step
+                found.append(f"{type(error).__name__}: {error}")
+        if world.leads:
+            torch.save(found, folder / "found.pt")
+    finally:
+        distributed.leave()
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "form": form,
+    "finite": finite,
+    "gradient": gradients,
+    "blocks": in_blocks,
+    "parts": in_parts,
+    "operators": operators,
+}
+ALL = (*CHECKS, "processes")
+
+
+def checked(objective: ObjectiveSpec, names: Iterable[str] = similarities.MENU, skip: Iterable[str] = ()) -> Iterator[Finding]:
+    """Run all checks on an objective, under each similarity; none but the first where already its form is wrong.
+
+    Args:
+        skip: names of checks to leave out.
+    """
+    subjects = [Subject(objective.model_copy(update={"similarity": name})) for name in names]
+    for name, check in CHECKS.items():
+        if name not in skip:
+            found = [Finding(name, s.objective.similarity, _problem(partial(check, s))) for s in subjects]
+            yield from found
+            if name == "form" and any(f.problem for f in found):
+                return
+    if "processes" not in skip:
+        shared = two_processes([case for subject in subjects for case in process_cases(subject)])
+        for subject in subjects:
+            its = [(case, gradients) for case, gradients in shared if case.objective == subject.objective]
+            yield Finding("processes", subject.objective.similarity, _problem(partial(in_processes, its)))
+
+
+def _problem(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except (Failed, ClipftError) as failed:
+        return str(failed)
+    except Exception as error:  # an objective of somebody else may raise anything
+        at = error.__traceback__
+        while at and at.tb_next:
+            at = at.tb_next
+        where = f" ({Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno})" if at else ""
+        return f"{type(error).__name__}: {error}{where}"
+    return ""
+
+
+if __name__ == "__main__":
+    _take_part(Path(sys.argv[1]))

@@ -1,0 +1,75 @@
+"""What trains, and how fast: ordered rules of pattern → learning rate, on top of layer decay."""
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import ClipftError
+from ..model.parameter_names import BLOCK, POSITIONS, is_head, tower_of
+from ..spec import TrainSpec
+
+
+def factor(name: str, rules: list[tuple[str, float]], depths: dict[str, int], decay: float) -> float:
+    """What the learning rate of a parameter is multiplied with; 0 freezes it.
+
+    Args:
+        rules: (pattern, factor), first match wins; patterns as in a shell, over the parameter's whole name.
+        depths: number of blocks by tower.
+        decay: per block, counted from the heads.
+    """
+    rule = next((value for pattern, value in rules if fnmatchcase(name, pattern)), 1.0)
+    if decay == 1 or is_head(name):
+        return rule
+    inside = BLOCK.match(name)
+    depth = depths.get(tower_of(name), 0)
+    below = depth - int(inside["depth"]) if inside else depth + 1
+    return float(rule * decay**below)
+
+
+def parse(rules: list[str], model: nn.Module) -> list[tuple[str, float]]:
+    """`pattern=freeze` or `pattern=0.1` -> (pattern, factor). Raises ClipftError for a rule that says nothing."""
+    out = []
+    names = [name for name, _ in model.named_parameters()]
+    for rule in rules:
+        pattern, _, value = rule.rpartition("=")
+        try:
+            number = 0.0 if value.strip() == "freeze" else float(value)
+        except ValueError:
+            number = -1.0
+        if not pattern or not 0 <= number < math.inf:
+            raise ClipftError(
+                f"rule {rule!r}", "it is not pattern=freeze or pattern=number", "For example visual.conv1*=freeze."
+            )
+        if not any(fnmatchcase(name, pattern.strip()) for name in names):
+            close = ", ".join(names[:: max(1, len(names) // 6)][:6])
+            raise ClipftError(f"rule {rule!r}", "no parameter has such a name", f"Names are like {close}.")
+        out.append((pattern.strip(), number))
+    return out
+
+
+def groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: `factor` multiplies the learning rate, `head` says what trains first.
+
+    Norms, biases, position embeddings and the temperature do not decay. Frozen parameters lose their gradient.
+    """
+    rules = parse(spec.rules, model)
+    depths: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        if inside := BLOCK.match(name):
+            tower = tower_of(name)
+            depths[tower] = max(depths.get(tower, 0), int(inside["depth"]) + 1)
+    found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = factor(name, rules, depths, spec.layer_decay)
+        parameter.requires_grad_(parameter.requires_grad and rate > 0)
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and not POSITIONS.search(name)
+            found.setdefault((rate, is_head(name), decays), []).append(parameter)
+    if not found:
+        raise ClipftError("train.rules", "they freeze everything", "Leave something to train.")
+    return [
+        {"params": members, "factor": rate, "head": head, "weight_decay": spec.weight_decay if decays else 0.0}
+        for (rate, head, decays), members in found.items()
+    ]

@@ -1,0 +1,234 @@
+"""What models of one run are chosen by, on the validation split. Tuning, the choice of an epoch and blending share it.
+
+The test split is for the report alone: nothing here reads a row of it, not even the names of its classes.
+"""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..core.errors import ClipftError
+from ..data.decoded_cache import decoded
+from ..data.versioning import Dataset
+from ..domains import Domain
+from ..evaluate.metrics import balanced_accuracy
+from ..model.clip import Clip
+
+SPLIT = "val"
+ROWS = 512  # of the split that are asked about, at most: standard error of 2 points, and seconds even on a CPU
+BLOCK = 1024  # rows of the similarity matrix at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that models are judged on, and how.
+
+    Attributes:
+        metric: balanced_accuracy (zero-shot) where the gate looks at classes and there are some, else image_to_text_r1.
+        at: (rows,) their numbers in the split.
+        truth: (rows,) class id, -1 where unknown; 0 everywhere where nothing is classified.
+        groups: (rows,) what bootstrap resamples as a whole.
+        classes: names, by id.
+        tells: whether a model could be wrong: not where every row has the same caption and none a class.
+    """
+
+    metric: str
+    at: np.ndarray
+    truth: np.ndarray
+    groups: np.ndarray
+    classes: list[str]
+    tells: bool
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, limit: int = ROWS, metric: str = "balanced_accuracy") -> "Rows":
+        """Those of a manifest. Only the training and validation rows say which classes there are.
+
+        Args:
+            limit: most rows, the same ones each time: as many of one class as of another, of as many groups as there are.
+            metric: what the domain's gate looks at; where that is retrieval, classes are not asked about.
+        """
+        classes = sorted(set(frame.loc[frame["split"].isin(("train", SPLIT)), "label"]) - {""})
+        held = frame[frame["split"] == SPLIT].reset_index(drop=True)
+        # Rows of one class cannot show that a model calls everything by its name.
+        if metric == "image_to_text_r1" or held.loc[held["label"] != "", "label"].nunique() < 2:
+            classes = []
+        at = _spread(held, limit, bool(classes))
+        held = held.iloc[at]
+        groups = np.array([g or k for g, k in zip(held["group"], held["key"], strict=True)])
+        if not classes:
+            return cls("image_to_text_r1", at, np.zeros(len(held), int), groups, [], held["caption"].nunique() > 1)
+        truth = np.array([classes.index(x) if x else -1 for x in held["label"]])
+        return cls("balanced_accuracy", at, truth, groups, classes, True)
+
+    def score(self, right: np.ndarray, rows: np.ndarray | None = None) -> float:
+        """The metric, from what a model got right, on all rows or on some (row numbers, repeats allowed)."""
+        rows = np.arange(len(self.truth)) if rows is None else rows
+        known = rows[self.truth[rows] >= 0]
+        if not len(known):
+            return float("nan")
+        # Mean recall over the classes; with one class it is the plain mean.
+        return balanced_accuracy(self.truth[known], np.where(right[known], self.truth[known], -1))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model got right of the validation rows: `right` (rows,) bool, `score` 0..1."""
+
+    rows: Rows
+    right: np.ndarray
+
+    @property
+    def score(self) -> float:
+        return self.rows.score(self.right)
+
+    def __str__(self) -> str:
+        return f"{self.rows.metric} {self.score:.4f} on {len(self.right)} validation rows"
+
+
+def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
+    """At most `limit` rows of a split, by number: the first of each group before the second of any, the classes in turn."""
+    if len(held) <= limit:
+        return np.arange(len(held))
+    if classified:
+        held = held[held["label"] != ""]
+    held = held.assign(order=[hashlib.sha256(k.encode()).hexdigest() for k in held["key"]]).sort_values("order")
+    held = held.assign(turn=held.groupby(held["group"].where(held["group"] != "", held["key"])).cumcount())
+    held = held.sort_values("turn", kind="stable")
+    if classified:
+        held = held.assign(turn=held.groupby("label").cumcount()).sort_values("turn", kind="stable")
+    return np.sort(held.index.to_numpy()[:limit])
+
+
+def judge(
+    clip: Clip,
+    dataset: Dataset,
+    domain: Domain,
+    side: int,
+    batch: int,
+    limit: int = ROWS,
+    metric: str = "balanced_accuracy",
+) -> Judged:
+    """Ask a model about the validation split, on plain pictures of the size that it is for.
+
+    The model stays in the mode (training or not) that it is in; put it into `eval()` first.
+
+    Args:
+        side: of the pictures, pixels.
+        batch: pictures per forward pass.
+        limit: most rows that it is asked about.
+        metric: see `Rows.of`.
+    """
+    rows = Rows.of(dataset.frame, limit, metric)
+    frame = dataset.split(SPLIT)
+    pictures = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
+    with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
+        images = torch.cat([clip.encode_images(pictures.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
+        if rows.classes:
+            texts = clip.class_embeddings(rows.classes, domain.prompts)
+            own = torch.from_numpy(rows.truth)
+        else:
+            own_captions = frame["caption"].iloc[rows.at]
+            captions = sorted(own_captions.unique())
+            texts = torch.cat([clip.encode_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)])
+            own = torch.tensor([captions.index(c) for c in own_captions])
+        right = [
+            _finds(clip.similarity(images[i : i + BLOCK], texts), own[i : i + BLOCK].to(images.device))
+            for i in range(0, len(images), BLOCK)
+        ]
+    return Judged(rows, torch.cat(right).cpu().numpy())
+
+
+def general_set(domain: Domain) -> str:
+    """The name of the pictures and words that a domain's models must not forget. Raises ClipftError where they are not installed."""
+    from ..evaluate.forgetting import retention_set
+
+    if retention_set(domain.retention) is None:
+        raise ClipftError(
+            f"the general set {domain.retention!r}",
+            "it is not installed, so what was forgotten cannot be measured",
+            "Install `clipft[demo]`, or set blend.points to 0 and train.max_forgetting to 1.",
+        )
+    return domain.retention
+
+
+def retention(clip: Clip, domain: Domain, side: int) -> float:
+    """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
+    from ..evaluate import forgetting as general
+
+    return float(general.score(clip, side, general_set(domain))["retention"]["value"])
+
+
+def _finds(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Whether each row's own column is the single best of all (k,), bool; what is not a number finds nothing."""
+    mine = similarity.gather(1, own.clamp(min=0)[:, None])
+    return ((similarity < mine).sum(dim=1) == similarity.shape[1] - 1) & (own >= 0)
+
+
+def pack(right: np.ndarray) -> str:
+    """`Judged.right` as text, eight rows a byte."""
+    return base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
+
+
+def unpack(text: str, rows: int) -> np.ndarray:
+    """What `pack` packed."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=rows).astype(bool)
+
+
+class Best:
+    """The best epoch so far: what is kept in the end, and what early stopping looks at.
+
+    An epoch that forgot more than it may is worse than any that did not; of two such, the one that forgot less is better. Of
+    equals the later is kept, since it has trained longer and at a lower rate; for early stopping it is no better.
+
+    Args:
+        keep: whether its weights are kept.
+        patience: epochs without a better one until `stopped`; 0 for never.
+        max_forgetting: largest fall of the retention from the start model's.
+    """
+
+    def __init__(self, keep: bool, patience: int, max_forgetting: float) -> None:
+        self.keep, self.patience, self.max_forgetting = keep, patience, max_forgetting
+        self.start: float | None = None  # retention of the start model
+        self.epoch = self.since = 0
+        self.rank: tuple[bool, float] | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+
+    @property
+    def stopped(self) -> bool:
+        return 0 < self.patience <= self.since
+
+    def note(self, epoch: int, judged: Judged, known: float | None, weights: dict[str, torch.Tensor]) -> str:
+        """Look at an epoch's weights.
+
+        Args:
+            known: their retention, where forgetting is limited.
+        Returns: what became of them, in words.
+        """
+        if not judged.rows.tells:
+            return ""
+        forgotten = 0.0 if known is None or self.start is None else self.start - known
+        within = forgotten <= self.max_forgetting
+        rank = (within, judged.score if within else -forgotten)
+        better, equal = self.rank is None or rank > self.rank, rank == self.rank
+        self.since = 0 if better else self.since + 1
+        if better or equal:
+            self.rank, self.epoch = rank, epoch
+            if self.keep:
+                self.weights = {name: w.detach().cpu().clone() for name, w in weights.items()}
+        said = "" if known is None else f", {forgotten:+.4f} forgotten" + ("" if within else f" (over {self.max_forgetting:g})")
+        return said + (
+            "; the best so far." if better else "; as good as the best." if equal else f"; epoch {self.epoch} is better."
+        )
+
+    def state(self) -> dict[str, Any]:
+        names = ("start", "epoch", "since", "rank", "weights")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

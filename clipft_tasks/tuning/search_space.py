@@ -1,0 +1,125 @@
+"""What tuning may vary: fields of the spec by dotted name, each with its range and the template's own value in it."""
+
+import inspect
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import objectives
+from ..core.errors import ClipftError
+from ..spec import RunSpec
+from ..spec.search_space import Range
+
+AROUND = 8.0  # factor below and above the template's value, where nobody declared a range
+SMOOTHING = 0.3  # most label smoothing that is tried
+COOLEST, WARMEST = 0.01, 1.0  # temperatures; training keeps it above 0.01
+RANKS = (4, 8, 16, 32, 64)  # of low-rank updates
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing that varies.
+
+    Attributes:
+        template: the value that it has without tuning; None where that is no number (an option left to the objective).
+    """
+
+    range: Range
+    template: Any = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers make sense."""
+        return all(type(x) is int for x in (self.range.low, self.range.high, self.template))
+
+    @property
+    def points(self) -> float:
+        """How many values there are."""
+        if self.range.choices:
+            return len(set(self.range.choices))
+        if self.range.low == self.range.high:
+            return 1
+        return self.range.high - self.range.low + 1 if self.whole else math.inf
+
+
+class Space(dict[str, Dimension]):
+    """Dimensions by field. Those with a single point are left out: there is nothing to choose."""
+
+    @property
+    def points(self) -> float:
+        return math.prod(d.points for d in self.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {field: asdict(dimension) for field, dimension in sorted(self.items())}
+
+
+def space_of(spec: RunSpec, temperature: float | None) -> Space:
+    """The search space of a spec.
+
+    Args:
+        temperature: that the start model has.
+    Raises: ClipftError when an objective declares a range for an option that it does not have.
+    """
+    found: dict[str, Dimension] = {}
+    if spec.tune.objective:
+        found |= _declared(spec, "", spec.objective.name)
+        for term, weight in _terms(spec).items():
+            found |= _declared(spec, f"{term}.", term) | _weight(spec, term, weight)
+        found |= _temperature(spec, temperature)
+    if spec.tune.learning_rate:
+        rate = spec.train.learning_rate
+        found["train.learning_rate"] = Dimension(Range(rate / AROUND, min(1.0, rate * AROUND), log=True), rate)
+    if spec.tune.lora_rank:
+        rank = spec.train.lora_rank
+        found["train.lora_rank"] = Dimension(Range.of(*sorted({rank, *RANKS})), rank)
+    return Space({field: d for field, d in sorted(found.items()) if d.points > 1})
+
+
+def _declared(spec: RunSpec, prefix: str, name: str) -> dict[str, Dimension]:
+    """What an objective declares, and smoothing where it takes one."""
+    kind = objectives.kind_of(name)
+    parameters = inspect.signature(kind).parameters
+    out = {}
+    for option, declared in kind.space.items():
+        if option not in parameters:
+            raise ClipftError(
+                f"objective {name!r}", f"its space names {option!r}, which is no option of it", "Rename one of them."
+            )
+        default = parameters[option].default
+        own = spec.objective.options.get(prefix + option, None if default is inspect.Parameter.empty else default)
+        out[f"objective.options.{prefix}{option}"] = _with(declared, own)
+    if "smoothing" in parameters and "smoothing" not in kind.space and not prefix:
+        out["objective.label_smoothing"] = _with(Range(0.0, SMOOTHING), spec.objective.label_smoothing)
+    return out
+
+
+def _terms(spec: RunSpec) -> dict[str, str]:
+    """The objectives beside the main one, each with its weight as it stands in the spec."""
+    return {name.strip(): weight or "1" for name, _, weight in (text.partition("=") for text in spec.objective.also)}
+
+
+def _weight(spec: RunSpec, term: str, weight: Any) -> dict[str, Dimension]:
+    """The weight of a term beside the objective, unless it follows a schedule."""
+    weight = spec.objective.options.get(f"{term}.weight", weight)
+    if ">" in str(weight) or float(weight) <= 0:
+        return {}
+    around = Range(float(weight) / AROUND, float(weight) * AROUND, log=True)
+    return {f"objective.options.{term}.weight": Dimension(around, float(weight))}
+
+
+def _temperature(spec: RunSpec, temperature: float | None) -> dict[str, Dimension]:
+    own = spec.objective.temperature or temperature
+    if not own:
+        return {}
+    around = Range(max(COOLEST, own / AROUND), min(WARMEST, own * AROUND), log=True)
+    return {"objective.temperature": _with(around, own)}
+
+
+def _with(declared: Range, own: Any) -> Dimension:
+    """A declared range, widened so that the template's own value lies in it."""
+    if declared.choices:
+        choices = declared.choices if own is None or own in declared.choices else (own, *declared.choices)
+        return Dimension(Range.of(*choices), own)
+    if not isinstance(own, int | float) or isinstance(own, bool) or (declared.log and own <= 0):
+        return Dimension(declared)
+    return Dimension(Range(min(declared.low, own), max(declared.high, own), declared.log), own)

@@ -1,0 +1,145 @@
+"""When to stop, and what wins. Pure functions of what was tried."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..core.decision import Decision
+from ..core.errors import ClipftError
+from ..evaluate.metrics import bootstrap
+from ..spec import TuneSpec
+from ..train.validation import Rows, unpack
+
+TEMPLATE = 0  # number of the trial that has the template's own values
+COMPLETE, PRUNED, FAILED, RUNNING, WAITING = "complete", "pruned", "failed", "running", "waiting"
+ENDED = (COMPLETE, PRUNED, FAILED)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One trial.
+
+    Attributes:
+        values: by dotted field; what the template's trial (number 0) has there is the template's own.
+        score: on the validation split, 0..1; None unless complete.
+        seconds: that it took, over all its attempts.
+        reason: why it failed or was pruned.
+        right: what it got right of the validation rows, packed.
+        epochs: score after each epoch.
+    """
+
+    number: int
+    state: str
+    values: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+    right: str = ""
+    epochs: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a person or a stage wants to know; JSON."""
+        return {k: v for k, v in asdict(self).items() if k not in ("right", "epochs")}
+
+
+def best_of(tried: Sequence[Tried]) -> Tried | None:
+    """The complete trial with the highest score; of equals the first."""
+    complete = [t for t in tried if t.state == COMPLETE and t.score is not None]
+    return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
+
+
+def spent(tried: Sequence[Tried]) -> float:
+    """Minutes of all trials."""
+    return sum(t.seconds for t in tried) / 60
+
+
+def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
+    """Why no further trial should begin; empty when one should.
+
+    Args:
+        points: how many different sets of values there are.
+    """
+    minutes = spent(tried)
+    if minutes >= tune.minutes:
+        return f"the budget of {tune.minutes:g} minutes is spent"
+    ended = [t for t in tried if t.ended]
+    template = next((t for t in ended if t.number == TEMPLATE), None)
+    if template is None:
+        return ""
+    mean = minutes / len(ended)
+    if minutes + mean / 2 > tune.minutes:
+        return f"{tune.minutes - minutes:.1f} minutes are left of {tune.minutes:g}, and a trial takes {mean:.1f}"
+    best = best_of(ended)
+    if best is not None and best.score is not None and 1 - best.score <= tune.min_gain:
+        who = f"trial {best.number}" if best.number else "the template"
+        return f"{who} scores {best.score:.4f}: nothing could gain more than min_gain = {tune.min_gain:g} on it"
+    whole = max(len(t.values) for t in ended)
+    if len({tuple(sorted(t.values.items())) for t in ended if len(t.values) == whole}) >= points:
+        return f"all {points:g} sets of values were tried"
+    # The best so far, beginning with the template and what it takes to beat it.
+    bar = (template.score + tune.min_gain) if template.score is not None else -math.inf
+    since = 0
+    for t in sorted(ended, key=lambda t: t.number):
+        if t.number == TEMPLATE:
+            continue
+        if t.state == COMPLETE and t.score is not None and t.score > bar:
+            bar, since = t.score, 0
+        else:
+            since += 1
+    if tune.patience and since >= tune.patience:
+        if template.score is not None and best is not None and (best.score or 0) - template.score <= tune.min_gain:
+            return f"nothing is gained: {since} trials, none better than the template by more than {tune.min_gain:g}"
+        return f"nothing more is gained: none of the last {since} trials was better than the best before"
+    return ""
+
+
+def decide(tried: Sequence[Tried], rows: Rows, min_gain: float) -> Decision:
+    """Whether the best trial's values are taken.
+
+    They are when better than the template's on the same rows by more than `min_gain`, and surely so: the 95% interval of
+    a paired bootstrap over groups lies above zero. It has to, since the best of many trials is flattered by having been
+    chosen on these very rows.
+
+    Returns: the values to take ({} for the template's), the reason, and what was measured.
+    Raises: ClipftError when every trial failed.
+    """
+    ended = [t for t in tried if t.ended]
+    best = best_of(ended)
+    template = next((t for t in tried if t.number == TEMPLATE), None)
+    if ended and all(t.state == FAILED for t in ended):
+        raise ClipftError(
+            "tuning",
+            f"every one of {len(ended)} trials failed; the first: {ended[0].reason}",
+            "Mend the objective or its values.",
+        )
+    if best is None:
+        return Decision({}, "no trial ended within the budget; the template's values stay")
+    measured = {"best": best.score or 0.0, "trial": float(best.number)}
+    if template is None or template.state != COMPLETE or template.score is None:
+        if template is not None and template.state == FAILED:
+            return Decision(
+                best.values, f"the template's own values fail ({template.reason}); trial {best.number} is the best", measured
+            )
+        return Decision({}, "the template's own trial did not end, so nothing can be compared; its values stay", measured)
+    measured |= {"template": template.score, "gain": (best.score or 0.0) - template.score}
+    others = len([t for t in ended if t.number != TEMPLATE])
+    if best.number == TEMPLATE:
+        why = f"none of {others} other trials scored more than" if others else "no other trial was run beside"
+        return Decision({}, f"{why} the template's {template.score:.4f}; its values stay", measured)
+    new, old = (unpack(t.right, len(rows.truth)) for t in (best, template))
+    low, high = bootstrap(lambda drawn: rows.score(new, drawn) - rows.score(old, drawn), rows.groups, RESAMPLES)
+    measured |= {"gain_low": low, "gain_high": high}
+    gained = f"trial {best.number} of {others} gains {measured['gain']:+.4f} [{low:+.4f}, {high:+.4f}] in {rows.metric}"
+    if measured["gain"] <= min_gain:
+        return Decision({}, f"{gained}, no more than min_gain = {min_gain:g}; the template's values stay", measured)
+    if not low > 0:
+        return Decision(
+            {}, f"{gained}: within the noise of {len(rows.truth)} validation rows; the template's values stay", measured
+        )
+    return Decision(best.values, f"{gained} over the template's {template.score:.4f}", measured)

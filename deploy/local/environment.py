@@ -1,0 +1,135 @@
+"""The environment of the embedded stack: ports, secrets, and what they mean to Airflow, MLflow and the server."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from clipft_tasks.core.settings import settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093, "statsd": 9102}
+ALERTMANAGER = ("alertmanager", "prometheus-alertmanager")  # as its packagers call it
+USER = "admin"
+NAMES = {"jwt", "session", "server", "alerts", "password", "fernet"}
+
+
+def ports() -> dict[str, int]:
+    """Ports by program; `CLIPFT_<PROGRAM>_PORT` changes one."""
+    return {name: int(os.environ.get(f"CLIPFT_{name.upper()}_PORT", port)) for name, port in PORTS.items()}
+
+
+def address(name: str) -> str:
+    return f"http://127.0.0.1:{ports()[name]}"
+
+
+def keep_secrets() -> dict[str, str]:
+    """The installation's secrets, made on first use and readable by their owner only."""
+    path = settings().folder() / "secrets.json"
+    known = dict(json.loads(path.read_text())) if path.exists() else {}
+    if known.keys() >= NAMES:
+        return known
+    made = {name: secrets.token_urlsafe(9 if name == "password" else 48) for name in NAMES}
+    # Fernet wants exactly 32 bytes, padded.
+    import base64
+
+    made["fernet"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    made |= known  # a newer version may know of more secrets than an older one made
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(made, file)
+    os.replace(part, path)
+    return made
+
+
+def environment() -> dict[str, str]:
+    """Everything that the programs of the Procfile read, and that their children inherit."""
+    home = settings().root
+    secret = keep_secrets()
+    airflow = settings().folder("airflow")
+    passwords = airflow / "passwords.json"
+    passwords.touch(mode=0o600)
+    passwords.write_text(json.dumps({USER: secret["password"]}))
+    core: dict[str, Any] = {
+        "AIRFLOW_HOME": airflow,
+        "CORE__DAGS_FOLDER": PROJECT / "dags",
+        "CORE__PLUGINS_FOLDER": PROJECT / "plugins",
+        "CORE__LOAD_EXAMPLES": False,
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": False,  # but those that say so themselves: a person switches them on
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": 3,
+        "CORE__FERNET_KEY": secret["fernet"],
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
+        "CORE__EXECUTION_API_SERVER_URL": f"{address('airflow')}/execution/",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
+        "API__BASE_URL": address("airflow"),
+        "API__PORT": ports()["airflow"],
+        "API__SECRET_KEY": secret["session"],
+        "API_AUTH__JWT_SECRET": secret["jwt"],
+        "LOGGING__BASE_LOG_FOLDER": airflow / "logs",
+        # A new run starts its first task within about a second.
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,
+        "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
+        "SCHEDULER__JOB_HEARTBEAT_SEC": 2,
+        # After a crash or `make down`, tasks that were running are found and tried again within seconds, not minutes.
+        "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": 20,
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 5,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": 5,
+        "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
+        "DAG_PROCESSOR__PARSING_PROCESSES": 1,
+        "DAG_PROCESSOR__PRINT_STATS_INTERVAL": 0,
+        # Its own metrics, with labels instead of long names.
+        "METRICS__STATSD_ON": True,
+        "METRICS__STATSD_HOST": "127.0.0.1",
+        "METRICS__STATSD_PORT": ports()["statsd"],
+        "METRICS__STATSD_INFLUXDB_ENABLED": True,
+        "METRICS__LEGACY_NAMES_ON": False,
+    }
+    artifacts = settings().folder("mlflow", "artifacts")
+    # Import paths of stages inside tasks: the project itself, whether or not it is installed.
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+    return {
+        # The stack speaks with its own MLflow, whatever this shell (or a library that wrote there) last spoke with.
+        **{k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")},
+        **{(k if k == "AIRFLOW_HOME" else f"AIRFLOW__{k}"): str(v) for k, v in core.items()},
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+        ),
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight idle processes less
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "DO_NOT_TRACK": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "CLIPFT_HOME": str(home),
+        "CLIPFT_STACK": str(home),  # marks every process of this stack, so that none is left behind
+        "CLIPFT_MLFLOW_URI": address("mlflow"),
+        "CLIPFT_MLFLOW_UI": address("mlflow"),
+        "CLIPFT_MLFLOW_STORE": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+        "CLIPFT_MLFLOW_ARTIFACTS": artifacts.as_uri(),
+        "CLIPFT_AIRFLOW_URL": address("airflow"),
+        "CLIPFT_AIRFLOW_USER": USER,
+        "CLIPFT_AIRFLOW_PASSWORD": secret["password"],
+        "CLIPFT_AIRFLOW_DB": core["DATABASE__SQL_ALCHEMY_CONN"],
+        "CLIPFT_SERVER_URL": address("server"),
+        "CLIPFT_SERVER_TOKEN": secret["server"],
+        "CLIPFT_ALERT_TOKEN": secret["alerts"],
+        "CLIPFT_PROMETHEUS_URL": address("prometheus") if shutil.which("prometheus") else "",
+        "CLIPFT_ALERTMANAGER_URL": address("alertmanager") if any(map(shutil.which, ALERTMANAGER)) else "",
+        "CLIPFT_PROMETHEUS_CONFIG": str(home / "prometheus.yml"),
+        "CLIPFT_PROMETHEUS_DATA": str(settings().folder("prometheus")),
+        "CLIPFT_ALERTMANAGER_CONFIG": str(home / "alertmanager.yml"),
+        "CLIPFT_ALERTMANAGER_DATA": str(settings().folder("alertmanager")),
+        **{f"CLIPFT_{name.upper()}_PORT": str(port) for name, port in ports().items()},
+    }

@@ -1,0 +1,281 @@
+"""The embedded stack: up, down, status, clean. One process manager runs the Procfile; stopping it leaves no child behind."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
+from clipft_tasks.ops import installation, upgrade
+from clipft_tasks.ops.doctor import health
+
+from . import monitoring
+from .airflow_api import Airflow
+from .environment import PROJECT, USER, address, environment, keep_secrets, ports
+
+NEEDED_GB = 3
+DAGS = {path.stem for path in (PROJECT / "dags").glob("clipft_*.py")}
+HEALTH = {
+    "mlflow": ("mlflow", "/health"),
+    "server": ("server", "/healthz"),
+    "airflow": ("airflow", "/api/v2/monitor/health"),
+    "statsd": ("statsd", "/metrics"),
+    "prometheus": ("prometheus", "/-/ready"),
+    "alertmanager": ("alertmanager", "/-/ready"),
+}
+
+
+def up() -> None:
+    """Start what is not running and wait until all of it answers.
+
+    Raises:
+        ClipftError: a port is taken, the disk is full, a program ended; with the way out.
+    """
+    if running() and healthy():
+        print("The stack is already up.")
+        return addresses()
+    _check_machine()
+    down(quiet=True)
+    programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer", "statsd"]
+    watching = monitoring.prepare()
+    programs += watching
+    _check_ports(programs)
+    env = environment()
+    log = settings().folder("logs") / "stack.log"
+    began = time.monotonic()
+    _migrate()
+    installation.note(env)
+    with log.open("a") as out:
+        command = [sys.executable, "-m", "honcho", "start", "--no-colour", *programs]
+        manager = subprocess.Popen(
+            command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    _record(manager.pid)
+    _wait(lambda: healthy(watching), manager, log, 300)  # minutes, where two cores do much else
+    airflow = Airflow()
+    airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
+    _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
+    _record(manager.pid)
+    print(f"The stack is up after {time.monotonic() - began:.0f} s.")
+    addresses()
+
+
+def down(quiet: bool = False) -> None:
+    """Stop every process of this stack and see that none is left."""
+    manager, left = running(), _members()
+    if manager:
+        manager.send_signal(signal.SIGTERM)
+        try:
+            manager.wait(20)
+        except psutil.TimeoutExpired:
+            manager.kill()
+    for process in left:
+        _quietly(process.terminate)
+    _, stubborn = psutil.wait_procs(left, timeout=8)
+    for process in stubborn:
+        _quietly(process.kill)
+    psutil.wait_procs(stubborn, timeout=5)
+    _file().unlink(missing_ok=True)
+    if not quiet:
+        print("The stack is down. `make up` starts it again with nothing lost." if left else "Nothing was running.")
+
+
+def clean() -> None:
+    """Stop the stack and remove everything it kept: runs, models, data sets, caches."""
+    down(quiet=True)
+    home = settings().root
+    if home.exists() and not (home == home.parent or home == Path.home()):
+        shutil.rmtree(home)
+    print(f"Removed {home}.")
+
+
+def addresses() -> None:
+    """Where a person finds everything."""
+    rows = [
+        ("Airflow", address("airflow"), f"user {USER}, password {keep_secrets()['password']}"),
+        ("MLflow", address("mlflow"), "runs, evaluations, model versions"),
+        ("Server", address("server"), "playground; API under /docs, metrics under /metrics"),
+        *(
+            (p.capitalize(), address(p), "" if _answers(p) else f"not running: install {p} to have it")
+            for p in monitoring.BINARIES
+        ),
+    ]
+    for name, url, note in rows:
+        print(f"  {name:11} {url:24} {note}")
+
+
+def status() -> None:
+    """Where everything is, and whether it is well, as `clipft doctor` says it."""
+    addresses()
+    os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
+    settings.cache_clear()
+    found = health.examine()
+    print("\n".join(health.lines(found)))
+    if not health.well(found):
+        sys.exit(1)
+
+
+def healthy(watching: list[str] | None = None) -> bool:
+    """Does everything answer? Prometheus and Alertmanager count where they are installed, or where they are named."""
+    if watching is None:
+        watching = [p for p in monitoring.BINARIES if monitoring.binary(p)]
+    return all(_answers(name) for name in HEALTH if name not in monitoring.BINARIES or name in watching)
+
+
+def running() -> psutil.Process | None:
+    """The process manager, if it is alive."""
+    return next(
+        (p for p in _recorded() if "honcho" in " ".join(p.cmdline()) and p.ppid() not in {q.pid for q in _recorded()}), None
+    )
+
+
+def _record(manager: int) -> None:
+    """Keep who belongs to the stack, so that `down` finds them even after the manager was killed."""
+    root = psutil.Process(manager)
+    family = [[p.pid, p.create_time()] for p in (root, *root.children(recursive=True))]
+    _file().write_text(json.dumps(family))
+
+
+def _recorded() -> list[psutil.Process]:
+    """Those of the recorded processes that live; a number that went to another program since does not count."""
+    try:
+        family = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return []
+    found = []
+    for pid, created in family:
+        try:
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created) < 1:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _members() -> list[psutil.Process]:
+    """Every process of this stack: the recorded ones, their descendants, and whoever carries its mark. Tasks leave their
+    parents' process group and Airflow overwrites the memory that the mark stands in, so no single way finds all."""
+    home, found = str(settings().root), set(_recorded())
+    for process in list(found):
+        try:
+            found.update(process.children(recursive=True))
+        except psutil.Error:
+            continue
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CLIPFT_STACK") == home:
+                found.add(process)
+        except (psutil.Error, OSError):
+            continue
+    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    return [p for p in found if p.pid not in own]
+
+
+def _answers(name: str) -> bool:
+    program, path = HEALTH[name]
+    try:
+        answer = httpx.get(address(program) + path, timeout=5)
+    except httpx.HTTPError:
+        return False
+    if name == "airflow" and answer.is_success:
+        parts = answer.json()
+        return all(
+            (parts.get(p) or {}).get("status") == "healthy" for p in ("metadatabase", "scheduler", "dag_processor", "triggerer")
+        )
+    return answer.is_success
+
+
+def _check_machine() -> None:
+    free = shutil.disk_usage(settings().folder()).free / 2**30
+    if free < NEEDED_GB:
+        raise ClipftError(
+            f"disk of {settings().root}",
+            f"{free:.1f} GiB are free and {NEEDED_GB} are needed",
+            "Free some, or set CLIPFT_HOME to another disk.",
+        )
+
+
+def _check_ports(programs: list[str]) -> None:
+    for name, port in ports().items():
+        if name in monitoring.BINARIES and name not in programs:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise ClipftError(
+                    f"port {port} ({name})",
+                    "another program holds it",
+                    f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up.",
+                ) from None
+
+
+def _migrate() -> None:
+    """Create or upgrade the tables, once a version, before several programs try to."""
+    from importlib.metadata import version
+
+    stamp = settings().folder("airflow") / f"migrated-{version('apache-airflow')}-{version('mlflow')}"
+    if upgrade.due() or not stamp.exists():
+        print("Preparing the databases of Airflow and MLflow…")
+        upgrade.upgrade()
+        stamp.touch()
+
+
+def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if manager.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            down(quiet=True)
+            raise ClipftError(
+                "the stack", f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n", f"See {log}."
+            )
+        if ready():
+            return
+        time.sleep(0.5)
+    silent = [name for name in HEALTH if not _answers(name)]
+    if "airflow" not in silent:
+        broken = Airflow().call("GET", "/importErrors")["import_errors"]
+        for error in broken:
+            raise ClipftError(
+                f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file."
+            )
+    raise ClipftError("the stack", f"{', '.join(silent) or 'Airflow'} did not answer within {seconds:.0f} s", f"See {log}.")
+
+
+def _file() -> Path:
+    return settings().folder() / "stack.json"
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except psutil.Error:
+        pass
+
+
+def main() -> None:
+    actions = {"up": up, "down": down, "clean": clean, "status": status}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=actions)
+    try:
+        actions[parser.parse_args().action]()
+    except ClipftError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Examples that run: the demo, and the demo of a drift."""

@@ -1,0 +1,312 @@
+"""`make demo-drift`, after `make demo`: another kind of solar cell arrives, and the loop closes.
+
+Polycrystalline cells are played against the live server, whose model knows monocrystalline ones. The figures move, the alert
+fires, the suggestion is shown and approved (over REST, as a person would), the model re-adapts, and the new one takes over under
+load. Ends with one table, kept as `.clipft/demo/drift.json`. At most ten minutes on two cores.
+"""
+
+import base64
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, cast
+
+import httpx
+from rich.panel import Panel
+from rich.table import Table
+
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
+from deploy.local import stack
+from deploy.local.airflow_api import Airflow
+from deploy.local.environment import address, environment
+
+from .follow import console, follow
+
+DOMAIN = "industrial"
+HELD_OUT = 150  # pictures of each kind that are only ever asked about
+STREAM = 320  # polycrystalline pictures played as traffic, judged as an inspector would
+USUAL = 96  # monocrystalline pictures played first
+PATIENCE = 120  # seconds for the alarm
+Cell = tuple[bytes, str]  # picture, true class
+
+
+def main() -> None:
+    """Play the shift and show what came of it. Raises ClipftError with the words of whatever failed."""
+    began = time.monotonic()
+    stack.up()
+    os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
+    settings.cache_clear()
+    airflow, server = Airflow(), _Server()
+    before = server.live(60)
+    if before is None:
+        raise ClipftError("make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.")
+    _start_afresh()
+    with server.keeping():
+        summary = _play(airflow, server, before)
+    summary["seconds"]["total"] = round(time.monotonic() - began, 1)
+    path = settings().folder("demo") / "drift.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    _show(summary, path)
+
+
+def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
+    """The shift, from the first picture of the new kind to the answers of the new version; what came of it."""
+    mono, stream, poly = _cells()
+
+    console.rule("before: monocrystalline cells")
+    scores = {"before": {"mono": server.accuracy(mono), "poly": None}}
+    for _ in server.play(mono[:USUAL]):
+        pass
+    server.verdicts.clear()
+    _figures(server)
+
+    console.rule("the shift: polycrystalline cells arrive")
+    breach = fired = None
+    breached_at = 0
+    until = time.monotonic() + PATIENCE
+    known = {r["dag_run_id"] for r in airflow.runs("clipft_readapt")}
+    run = ""
+    for count in server.play(stream):
+        if breach is None and count % 16 == 0:
+            worst = server.drift()["worst"]
+            console.print(f"[dim]{count} pictures: {worst['signal'] or 'nothing'} at {worst['ratio']:.1f} times its limit[/]")
+            if worst["ratio"] > 1:
+                breach, breached_at = time.monotonic(), count
+                console.print(f"[bold]Breach[/] after {count} pictures: {worst['signal']}.")
+        if breach and not run and count % 8 == 0:
+            run = _new_run(airflow, known)
+            fired = fired or (time.monotonic() if run else None)
+    scores["during"] = {"mono": None, "poly": sum(server.verdicts) / len(server.verdicts)}
+    while not run:
+        if time.monotonic() > until:
+            raise ClipftError(
+                "the alarm",
+                f"no re-adaptation started within {PATIENCE} s",
+                f"See {address('airflow')}/dags/clipft_drift_watch.",
+            )
+        time.sleep(0.5)
+        breach = breach or time.monotonic()
+        run = _new_run(airflow, known)
+        fired = fired or (time.monotonic() if run else None)
+    _figures(server)
+
+    console.rule("the answer: clipft_readapt")
+    approved: list[str] = []
+    load = _Load(server, mono + poly)
+    with load:
+        follow(airflow, "clipft_readapt", run, lambda: _approve(airflow, run, approved))
+    suggestion = airflow.result("clipft_readapt", run, "suggest")
+    if suggestion["action"] != "readapt":
+        raise ClipftError("the suggestion", f"it was {suggestion['action']}: {suggestion['why']}", "See the drift report.")
+    after = server.live()
+
+    console.rule("after: both kinds")
+    scores["after"] = {"mono": server.accuracy(mono), "poly": server.accuracy(poly)}
+    outcome = airflow.result("clipft_readapt", run, "close")
+    first, promoted = load.first_answer(after or ""), _ended(airflow, "clipft_finetune", "promote")
+    return {
+        "scores": scores,
+        "versions": {"before": before, "after": after},
+        "requests_until_breach": breached_at,
+        "seconds": {
+            "breach_to_run": round((fired or 0) - (breach or 0), 1),
+            "promotion_to_first_answer": round(first - promoted, 1) if promoted and first else None,
+        },
+        "failed_requests": load.failed,
+        "requests_under_load": load.count,
+        "suggestion": {k: suggestion[k] for k in ("kind", "action", "why", "expected_gain", "minutes", "labels")},
+        "outcome": outcome["outcome"],
+        "links": {
+            "drift report": suggestion["links"]["Drift report"],
+            "Airflow run": f"{address('airflow')}/dags/clipft_readapt/runs/{run}",
+        },
+    }
+
+
+class _Server:
+    """The live server, as an application and its inspectors use it."""
+
+    def __init__(self) -> None:
+        token = settings().server_token
+        headers = {"Authorization": f"Bearer {token.get_secret_value() if token else ''}"}
+        self.http = httpx.Client(base_url=address("server"), timeout=60)
+        self.own = httpx.Client(base_url=address("server"), timeout=60, headers=headers)
+        self.verdicts: list[bool] = []
+
+    def live(self, seconds: float = 0) -> str | None:
+        """The version that answers; a server that was just started is given some seconds to load it."""
+        until = time.monotonic() + seconds
+        while not (version := self.http.get("/readyz").json()["live"].get(DOMAIN)) and time.monotonic() < until:
+            time.sleep(0.5)
+        return str(version) if version else None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep every picture for as long as the block lasts."""
+        before = self._keep(1.0)
+        try:
+            yield
+        finally:
+            self._keep(before)
+
+    def _keep(self, share: float | None) -> float | None:
+        answer = self.own.put(f"/v1/captures/{DOMAIN}", json={"share": share})
+        answer.raise_for_status()
+        return cast("float | None", answer.json()["before"])
+
+    def drift(self) -> dict[str, Any]:
+        return dict(self.http.get(f"/v1/drift/{DOMAIN}").json())
+
+    def classify(self, picture: bytes, probe: bool = False) -> httpx.Response:
+        """The answer to a picture; a probe is no traffic, so it does not count in the window."""
+        body = {"domain": DOMAIN, "images": {"base64": base64.b64encode(picture).decode()}}
+        who, headers = (self.own, {"X-Clipft-Probe": "1"}) if probe else (self.http, {})
+        answer = who.post("/v1/classify", json=body, headers=headers)
+        answer.raise_for_status()
+        return answer
+
+    def accuracy(self, cells: list[Cell]) -> float:
+        """Balanced accuracy over some cells, outside the window."""
+        right: dict[str, list[bool]] = {}
+        for picture, label in cells:
+            said = self.classify(picture, probe=True).json()["predictions"][0]["label"]
+            right.setdefault(label, []).append(said == label)
+        return sum(sum(r) / len(r) for r in right.values()) / len(right)
+
+    def play(self, cells: list[Cell]) -> Iterator[int]:
+        """Send cells one by one as traffic, each judged as an inspector would; after each, its number."""
+        for count, (picture, label) in enumerate(cells, 1):
+            answer = self.classify(picture)
+            self.verdicts.append(answer.json()["predictions"][0]["label"] == label)
+            body = {"request_id": answer.headers["x-request-id"], "label": label}
+            self.own.post("/v1/feedback", json=body).raise_for_status()
+            yield count
+
+
+class _Load:
+    """Traffic that goes on while models are swapped."""
+
+    def __init__(self, server: _Server, cells: list[Cell]) -> None:
+        self.server, self.cells = server, cells
+        self.count = self.failed = 0
+        self.answers: list[tuple[float, str]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "_Load":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=90)
+
+    def first_answer(self, version: str) -> float | None:
+        """When a version answered first, seconds since 1970."""
+        return next((at for at, v in self.answers if v == version), None)
+
+    def _run(self) -> None:
+        random.seed(0)
+        while not self._stop.wait(1.0):
+            self.count += 1
+            try:
+                answer = self.server.classify(random.choice(self.cells)[0], probe=True)
+                self.answers.append((time.time(), answer.headers["x-clipft-model-version"]))
+            except httpx.HTTPError:
+                self.failed += 1
+
+
+def _start_afresh() -> None:
+    """A cool-down or a watch of an earlier demo does not count."""
+    from clipft_tasks import tracking
+    from clipft_tasks.drift import incidents
+
+    state = tracking.change_incidents(DOMAIN, incidents.reset)
+    if state.incident:
+        what = f"an incident of {DOMAIN} ({', '.join(state.incident.causes)})"
+        raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")
+
+
+def _cells() -> tuple[list[Cell], list[Cell], list[Cell]]:
+    """Monocrystalline cells that training never saw; polycrystalline traffic; polycrystalline cells of other modules."""
+    from clipft_tasks.data import versioning
+    from clipft_tasks.data.readers import open_source
+    from clipft_tasks.spec import DataSpec
+
+    data = versioning.fetch(versioning.find("", DOMAIN))
+    first = versioning.fetch(versioning.find(f"{DOMAIN}/v1", DOMAIN)) if data.version.number > 1 else data
+    mono = [(first.picture(row), str(row.label)) for row in first.split("test").itertuples()]
+    rows = list(open_source("elpv:poly", DataSpec()).rows())
+    modules = sorted({row.group for row in rows})
+    random.Random(0).shuffle(modules)
+    kept = set(modules[: len(modules) // 3])
+    held_out = [(row.picture(), row.label) for row in rows if row.group in kept]
+    stream = [(row.picture(), row.label) for row in rows if row.group not in kept]
+    for cells in (mono, held_out, stream):
+        random.Random(0).shuffle(cells)
+    return mono[:HELD_OUT], stream[:STREAM], held_out[:HELD_OUT]
+
+
+def _new_run(airflow: Airflow, known: set[str]) -> str:
+    """The re-adaptation that the alarm started, once it runs."""
+    found = [r for r in airflow.runs("clipft_readapt") if r["dag_run_id"] not in known and r["state"] == "running"]
+    if found:
+        console.print(f"[bold]clipft_readapt runs[/]: {found[0]['dag_run_id']}")
+    return str(found[0]["dag_run_id"]) if found else ""
+
+
+def _approve(airflow: Airflow, run: str, approved: list[str]) -> None:
+    waiting = [t for t in airflow.tasks("clipft_readapt", run) if t["task_id"] == "approve" and t["state"] == "awaiting_input"]
+    if waiting and not approved:
+        console.print("[bold]Approved[/], as a person would in Airflow's form.")
+        airflow.answer("clipft_readapt", run, "approve", "Approve")
+        approved.append(run)
+
+
+def _ended(airflow: Airflow, dag: str, task: str) -> float | None:
+    """When a task of the newest run of a DAG ended, seconds since 1970."""
+    newest = airflow.runs(dag)[0]["dag_run_id"]
+    end = next((t["end_date"] for t in airflow.tasks(dag, newest) if t["task_id"] == task), None)
+    return datetime.fromisoformat(end).timestamp() if end else None
+
+
+def _figures(server: _Server) -> None:
+    seen = server.drift()
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in sorted(seen["drift"].items(), key=lambda kv: -kv[1])[:6])
+    console.print(f"Window of {seen['pictures']} pictures, version {seen['version']}: {shown or 'too small to say anything'}")
+
+
+def _show(summary: dict[str, Any], path: Any) -> None:
+    table = Table(title="balanced accuracy through the live server")
+    for name in ("", "monocrystalline", "polycrystalline"):
+        table.add_column(name, justify="right")
+    for when, row in summary["scores"].items():
+        table.add_row(when, *("" if v is None else f"{v:.3f}" for v in (row["mono"], row["poly"])))
+    seconds, versions = summary["seconds"], summary["versions"]
+    told = [
+        f"[bold]Breach[/]      after {summary['requests_until_breach']} pictures of the new kind",
+        f"[bold]Answer[/]      {summary['suggestion']['action']}: {summary['suggestion']['why']}",
+        f"[bold]Versions[/]    {versions['before']} → {versions['after']}; {summary['failed_requests']} of {summary['requests_under_load']} requests failed meanwhile",
+        f"[bold]Seconds[/]     breach to running DAG {seconds['breach_to_run']}, promotion to first answer {seconds['promotion_to_first_answer']}, in all {seconds['total']:.0f}",
+        "",
+        f"Drift report  {summary['links']['drift report']}",
+        f"Airflow run   {summary['links']['Airflow run']}",
+        f"Summary       {path}",
+    ]
+    console.print()
+    console.print(table)
+    console.print(Panel("\n".join(told), title="clipft demo-drift"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ClipftError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,1 @@
+"""The FastAPI server: image-text similarity in real time."""

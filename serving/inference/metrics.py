@@ -1,0 +1,191 @@
+"""What Prometheus reads. Names and units follow its conventions; every histogram is additive over replicas."""
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+from clipft_tasks.drift.image_statistics import STATISTICS
+from clipft_tasks.drift.window import Figures
+
+SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
+# Finest from 0 to 1, where cosines lie; distances are negative, and inner products have no end.
+LEAD = (*(round(x * 0.05, 2) for x in range(0, 21)), 2.0, 5.0, 10.0)
+SIMILARITY = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, *LEAD)
+
+
+KINDS = ("pictures", "texts", "pairs", "feedback")  # of rows in a window
+
+
+class Metrics:
+    """One set for each application, so that two in one process do not meet in a global registry."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "clipft_requests_total", "Requests by route, domain and status.", ["route", "domain", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "clipft_request_seconds", "Time from the first byte in to the last byte out.", ["route"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.items = Counter("clipft_items_total", "Pictures and texts encoded.", ["domain", "kind"], registry=registry)
+        self.refused = Counter(
+            "clipft_refused_items_total", "Pictures and texts refused, by reason.", ["reason"], registry=registry
+        )
+        self.batch = Histogram(
+            "clipft_batch_items", "Items per forward pass.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
+        )
+        self.inference = Histogram(
+            "clipft_inference_seconds", "Time of a forward pass.", ["kind"], buckets=SECONDS, registry=registry
+        )
+        self.queue = Gauge("clipft_queue_jobs", "Jobs that wait for the inference thread.", registry=registry)
+        self.margin = Histogram(
+            "clipft_similarity_margin", "Similarity of the best class or text minus that of the second best.",
+            ["domain", "version"], buckets=LEAD, registry=registry,
+        )  # fmt: skip
+        self.top = Histogram(
+            "clipft_similarity_top",
+            "Similarity of the best class or text.",
+            ["domain", "version"],
+            buckets=SIMILARITY,
+            registry=registry,
+        )
+        # What pictures look like before any model: the window says how far that moved, these add up over replicas.
+        self.looks = {
+            name: Histogram(f"clipft_picture_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
+            for name, (metric, text, buckets) in LOOKS.items()
+        }
+        self.predictions = Counter(
+            "clipft_predictions_total", "Answers of the classifier over the model's own classes.",
+            ["domain", "version", "label"], registry=registry,
+        )  # fmt: skip
+        self.model = Gauge(
+            "clipft_model_info",
+            "1 for the live version of each domain.",
+            ["domain", "version", "run_id", "dataset"],
+            registry=registry,
+        )
+        self.loaded = Gauge(
+            "clipft_model_loaded_timestamp_seconds", "When the live version went live.", ["domain"], registry=registry
+        )
+        self.deployments = Counter(
+            "clipft_deployments_total", "Attempts to change the live version.", ["domain", "outcome"], registry=registry
+        )
+
+        of_version = ["domain", "version"]
+        self.drift = Gauge(
+            "clipft_drift_ratio", "A signal of the window over its limit; above 1 is drift.", [*of_version, "signal"],
+            registry=registry,
+        )  # fmt: skip
+        self.drift_items = Gauge(
+            "clipft_drift_items", "Rows behind a signal: what it weighs among replicas.", [*of_version, "signal"],
+            registry=registry,
+        )  # fmt: skip
+        self.window = Gauge(
+            "clipft_window_items", "Rows behind the window's figures.", [*of_version, "kind"], registry=registry
+        )
+        self.values = {
+            name: Gauge(f"clipft_{metric}", text, of_version, registry=registry) for name, (metric, text) in VALUES.items()
+        }
+        self.promised = Gauge(
+            "clipft_promised_accuracy_ratio", "Accuracy on held-out rows when the version was trained.", of_version,
+            registry=registry,
+        )  # fmt: skip
+        self.measured = Gauge(
+            "clipft_drift_measured", "Whether the version has a usable reference.", of_version, registry=registry
+        )
+        self.measuring = Histogram(
+            "clipft_drift_measuring_seconds", "Time to measure one window.", buckets=SECONDS, registry=registry
+        )
+        self.feedback = Counter(
+            "clipft_feedback_total", "Answers that somebody judged.", [*of_version, "verdict"], registry=registry
+        )
+        self.captures = Counter(
+            "clipft_captures_total", "Requests kept for labelling, or why not.", ["domain", "outcome"], registry=registry
+        )
+        self.unnoted = Counter(
+            "clipft_unnoted_answers_total", "Answers that the window, feedback or captures failed to take note of.",
+            ["domain", "what"], registry=registry,
+        )  # fmt: skip
+        self._signals: dict[tuple[str, str], set[str]] = {}
+
+    def ranked(self, domain: str, version: str, scores: np.ndarray) -> None:
+        """Similarities of pictures with classes or texts, (n, c): the best one, and its lead over the second."""
+        for row in np.sort(scores, axis=1):
+            self.top.labels(domain, version).observe(float(row[-1]))
+            if len(row) > 1:
+                self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
+
+    def looked(self, domain: str, version: str, looks: np.ndarray) -> None:
+        """What pictures look like, (n, 5), see `appearance`."""
+        for i, name in enumerate(STATISTICS):
+            if name in LOOKS:
+                column = looks[:, i]
+                seen = self.looks[name].labels(domain, version)
+                for value in (np.exp2(column) if name == "side" else column).tolist():
+                    seen.observe(value)
+
+    def publish(self, domain: str, version: str, figures: Figures) -> None:
+        """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
+        for name, ratio in figures.drift.items():
+            self.drift.labels(domain, version, name).set(ratio)
+            self.drift_items.labels(domain, version, name).set(figures.behind[name])
+        before = self._signals.get((domain, version), set())
+        for name in before - figures.drift.keys():
+            self.drift.remove(domain, version, name)
+            self.drift_items.remove(domain, version, name)
+        self._signals[domain, version] = set(figures.drift)
+        for name, gauge in self.values.items():
+            if name in figures.values:
+                gauge.labels(domain, version).set(figures.values[name])
+            else:
+                _remove(gauge, domain, version)
+        for kind in KINDS:
+            self.window.labels(domain, version, kind).set(getattr(figures, kind))
+
+    def forget(self, domain: str, version: str) -> None:
+        """A version is no longer live: its window's figures end."""
+        self.publish(domain, version, Figures({}, {}, 0, 0, 0))
+        for kind in KINDS:
+            _remove(self.window, domain, version, kind)
+        for gauge in (self.promised, self.measured):
+            _remove(gauge, domain, version)
+
+
+LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+    "brightness": ("brightness_ratio", "Mean luminance of pictures; 1 is white.", tuple(x / 10 for x in range(1, 10))),
+    "contrast": (
+        "contrast_ratio",
+        "Standard deviation of their luminance.",
+        (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4),
+    ),
+    "sharpness": ("sharpness", "Their detail beside their contrast, as log2.", (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2)),
+    "side": ("side_pixels", "Their shorter side.", (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)),
+}
+VALUES = {
+    "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of pictures from the reference."),
+    "image_p": ("image_drift_p_value", "Permutation p-value of the pictures' discrepancy."),
+    "image_auc": (
+        "image_drift_auc",
+        "How well a classifier tells the window's pictures from the reference's; .5 is not at all.",
+    ),
+    "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
+    "text_auc": ("text_drift_auc", "How well a classifier tells the window's texts from the reference's; .5 is not at all."),
+    "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
+    "modality_gap": ("modality_gap", "Distance between the mean picture and the mean text."),
+    "reference_gap": ("reference_modality_gap", "The same distance in the reference."),
+    "alignment": ("alignment_similarity", "Mean similarity of pictures with the text that belongs to them."),
+    "out_of_range": ("out_of_range_ratio", "Share of pictures whose appearance lies outside the reference's range."),
+    "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
+    "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),
+    "accuracy_low": ("live_accuracy_low_ratio", "Lower end of its 95% interval."),
+    "accuracy_high": ("live_accuracy_high_ratio", "Upper end of its 95% interval."),
+}
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        pass

@@ -1,0 +1,223 @@
+"""The engine: one thread, jobs of one model and kind share a forward pass, and nothing that a job does ends the thread."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from serving.inference.batching import Busy, Engine, encode
+from serving.inference.metrics import Metrics
+
+
+class Model:
+    """Stands where a Clip would: its answer tells whose it is and which item it answers; it notes each forward pass."""
+
+    def __init__(self, number: int, device: str = "cpu") -> None:
+        self.number, self.device = number, SimpleNamespace(type=device)
+        self.passes: list[tuple[str, int]] = []
+        self.threads: set[int] = set()
+
+    def _answer(self, kind: str, values: list[float]) -> torch.Tensor:
+        self.passes.append((kind, len(values)))
+        self.threads.add(threading.get_ident())
+        return torch.tensor([[self.number, v] for v in values], dtype=torch.float32)
+
+    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self._answer("images", [float(p[0, 0, 0]) for p in pictures])
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        if "break" in texts:
+            raise RuntimeError("the model broke")
+        return self._answer("texts", [float(t) for t in texts])
+
+
+class Live:
+    def __init__(self, number: int, device: str = "cpu") -> None:
+        self.clip, self.domain = Model(number, device), "general"
+
+
+def pictures(*values: int) -> np.ndarray:
+    return np.stack([np.full((3, 4, 4), v, np.uint8) for v in values])
+
+
+@pytest.fixture
+def made():
+    """Makes engines and closes them."""
+    engines = []
+
+    def make(**options) -> Engine:
+        engines.append(Engine("cpu", 1, Metrics(), **{"max_batch": 8, "max_wait": 0.05, "max_queue": 64, **options}))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def together(engine: Engine, *asked, cancel: tuple[int, ...] = ()) -> list:
+    """Have all jobs, (method, live, payload), wait in the queue before the first is looked at; answers or exceptions."""
+
+    async def go() -> list:
+        started, release = threading.Event(), threading.Event()
+        engine.call(lambda: (started.set(), release.wait(10)))
+        await asyncio.to_thread(started.wait, 10)
+        tasks = [asyncio.create_task(getattr(engine, method)(live, payload)) for method, live, payload in asked]
+        await asyncio.sleep(0.02)
+        for number in cancel:
+            tasks[number].cancel()
+        await asyncio.sleep(0)
+        release.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    return asyncio.run(go())
+
+
+def test_jobs_of_one_model_and_kind_share_a_forward_pass(made):
+    live = Live(1)
+    answers = together(
+        made(), ("images", live, pictures(10)), ("images", live, pictures(11, 12)), ("images", live, pictures(13))
+    )
+    assert live.clip.passes == [("images", 4)]
+    assert [a[:, 1].tolist() for a in answers] == [[10], [11, 12], [13]]
+
+
+def test_a_job_that_comes_within_the_wait_joins(made):
+    live, engine = Live(1), made(max_wait=2.0, max_batch=2)
+
+    async def go():
+        first = asyncio.create_task(engine.texts(live, ["1"]))
+        await asyncio.sleep(0.1)
+        return await asyncio.gather(first, engine.texts(live, ["2"]))
+
+    asyncio.run(go())
+    assert live.clip.passes == [("texts", 2)]
+
+
+def test_a_lone_job_waits_no_longer_than_the_wait(made):
+    live, engine = Live(1), made(max_wait=0.1)
+    began = time.monotonic()
+    asyncio.run(engine.texts(live, ["1"]))
+    assert 0.08 < time.monotonic() - began < 2
+
+
+def test_two_models_never_share_a_forward_pass(made):
+    one, two = Live(1), Live(2)
+    answers = together(made(), *(("images", live, pictures(n)) for n, live in enumerate([one, two, one, one, two, two])))
+    assert [a.tolist() for a in answers] == [[[1, 0]], [[2, 1]], [[1, 2]], [[1, 3]], [[2, 4]], [[2, 5]]]
+    assert one.clip.passes == [("images", 1), ("images", 2)] and two.clip.passes == [("images", 1), ("images", 2)]
+
+
+def test_pictures_and_texts_never_share_a_forward_pass(made):
+    live = Live(1)
+    answers = together(made(), ("images", live, pictures(1)), ("texts", live, ["2"]), ("images", live, pictures(3)))
+    assert live.clip.passes == [("images", 1), ("texts", 1), ("images", 1)]
+    assert [a[0, 1] for a in answers] == [1, 2, 3]
+
+
+def test_no_forward_pass_is_larger_than_max_batch(made):
+    live = Live(1)
+    jobs = [["1", "2", "3"], ["4", "5", "6"], ["7", "8"], [str(n) for n in range(20)], ["9"]]
+    answers = together(made(max_batch=8), *(("texts", live, j) for j in jobs))
+    assert [a[:, 1].tolist() for a in answers] == [[float(t) for t in j] for j in jobs]
+    assert live.clip.passes == [("texts", 8), ("texts", 8), ("texts", 8), ("texts", 4), ("texts", 1)]
+
+
+def test_a_cancelled_job_costs_no_forward_pass(made):
+    live = Live(1)
+    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["2"]), ("images", live, pictures(3)), cancel=(0, 2))
+    assert isinstance(answers[0], asyncio.CancelledError) and isinstance(answers[2], asyncio.CancelledError)
+    assert answers[1].tolist() == [[1, 2]]
+    assert live.clip.passes == [("texts", 1)]
+
+
+def test_a_job_that_fails_leaves_the_thread_alive_and_the_next_answered(made):
+    live, engine = Live(1), made()
+    with pytest.raises(RuntimeError, match="the model broke"):
+        asyncio.run(engine.texts(live, ["break"]))
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 / 0).result(5)
+    assert engine.alive
+    assert asyncio.run(engine.texts(live, ["7"])).tolist() == [[1, 7]]
+
+
+def test_a_failed_forward_pass_is_told_to_each_of_its_jobs_and_to_no_other(made):
+    live, other = Live(1), Live(2)
+    answers = together(
+        made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, pictures(3))
+    )
+    assert isinstance(answers[1], RuntimeError)
+    assert answers[2].tolist() == [[2, 2]] and answers[3].tolist() == [[1, 3]]
+
+
+def test_a_full_queue_is_busy_and_what_waits_is_answered(made):
+    live, engine = Live(1), made(max_queue=2)
+    answers = together(engine, *(("texts", live, [str(n)]) for n in range(4)))
+    assert [isinstance(a, Busy) for a in answers] == [False, False, True, True]
+    assert [a[0, 1] for a in answers[:2]] == [0, 1]
+    assert asyncio.run(engine.texts(live, ["9"])).tolist() == [[1, 9]]
+
+
+def test_one_thread_runs_every_model_and_every_call(made):
+    one, two, engine = Live(1), Live(2), made()
+    together(
+        engine, *(("texts", live, ["1"]) for live in (one, two, one)), *(("images", live, pictures(1)) for live in (two, one))
+    )
+    called = {engine.call(threading.get_ident).result(5) for _ in range(3)}
+    assert one.clip.threads == two.clip.threads == called and len(called) == 1
+    assert threading.get_ident() not in called
+
+
+def test_a_finished_job_lets_go_of_its_model(made):
+    engine, live = made(), Live(1)
+    asyncio.run(engine.texts(live, ["1"]))
+    gone = weakref.ref(live)
+    del live
+    for _ in range(20):
+        gc.collect()
+        if gone() is None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("an idle engine keeps the model of its last job in memory")
+
+
+def test_a_closed_engine_refuses_jobs_and_fails_those_that_wait():
+    engine = Engine("cpu", 1, Metrics(), max_batch=8, max_wait=0, max_queue=8)
+    started, release = threading.Event(), threading.Event()
+    engine.call(lambda: (started.set(), release.wait(10)))
+    started.wait(10)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    time.sleep(0.1)
+    try:
+        late = engine.call(lambda: "answered")
+    except Exception:
+        late = None  # refused at the door: good
+    release.set()
+    closing.join(10)
+    assert not engine.alive
+    # What was taken in must end: answered, failed or cancelled; a client that waits forever is none of these.
+    assert late is None or late.done()
+
+
+@pytest.mark.parametrize(("count", "seen"), [(1, 1), (3, 4), (5, 8), (32, 32), (33, 64), (130, 130)])
+def test_batches_on_an_accelerator_come_in_few_sizes_and_the_padding_is_cut_off(count, seen):
+    live = Live(1, device="mps")
+    assert encode(live, "images", pictures(*range(count)))[:, 1].tolist() == list(range(count))
+    assert encode(live, "texts", [str(n) for n in range(count)])[:, 1].tolist() == list(range(count))
+    assert live.clip.passes == [("images", seen), ("texts", seen)]
+
+
+def test_the_batch_metrics_say_what_was_run(made):
+    live, engine = Live(1), made()
+    together(engine, ("texts", live, ["1", "2"]), ("texts", live, ["3"]), ("images", live, pictures(1)))
+    value = engine.metrics.registry.get_sample_value
+    assert value("clipft_items_total", {"domain": "general", "kind": "texts"}) == 3
+    assert value("clipft_batch_items_count", {"kind": "texts"}) == 1 and value("clipft_batch_items_sum", {"kind": "texts"}) == 3
+    assert value("clipft_inference_seconds_count", {"kind": "images"}) == 1
+    assert value("clipft_queue_jobs") == 0

@@ -1,0 +1,206 @@
+"""Decoded pictures: once and then read back, dropped when space is short, and the same pixels as open_clip's own transform."""
+
+import ast
+import io
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import made_picture
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.settings import settings
+from clipft_tasks.data import decoded_cache as module
+from clipft_tasks.data import versioning
+from clipft_tasks.data.decoded_cache import MIN_AGE, Decoded, decoded
+from clipft_tasks.data.images import RESIZE_MODES, BadPicture, open_picture, square
+from clipft_tasks.data.versioning import Dataset
+from clipft_tasks.domains import get_domain
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages import ingest, version
+
+
+@pytest.fixture
+def dataset(shared_home, small_spec) -> Dataset:
+    """Eighty squares of 48 pixels as a version, made once for this file; nothing of it is decoded yet."""
+    shutil.rmtree(shared_home / "cache" / "pictures", ignore_errors=True)
+    if not versioning.versions("general"):
+        version.run(small_spec, ingest.run(small_spec)["staging"])
+    return versioning.fetch(versioning.find("", "general"))
+
+
+def opened(dataset: Dataset, side: int = 32, **options: object) -> Decoded:
+    return decoded(dataset, dataset.split("train"), side, "train", **options)
+
+
+def everything(pictures: Decoded) -> torch.Tensor:
+    return pictures.take(np.arange(len(pictures)))
+
+
+def files(home: Path) -> set[str]:
+    return {f.name for f in (home / "cache" / "pictures").rglob("*.npy")}
+
+
+def give_cache(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
+    monkeypatch.setenv("CLIPFT_CACHE_GB", str(gb))
+    settings.cache_clear()
+
+
+def used_before(home: Path, name: str, size: int, seconds: float) -> None:
+    """A file in the cache that was used so many seconds ago."""
+    path = home / "cache" / "pictures" / "other" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+# Kept between runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_decodes_nothing_and_reads_the_same(dataset, monkeypatch):
+    first = everything(opened(dataset))
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(module, "open_picture", refused)
+    again = opened(dataset)
+    assert again.store is not None and torch.equal(everything(again), first)
+
+
+def test_the_rows_taken_are_the_pictures_squared(dataset):
+    rows = dataset.split("train")
+    found = opened(dataset, 40).take(np.array([7, 0, 7, 3]))
+    wanted = [square(open_picture(dataset.picture(rows.iloc[i])).rgb, 40) for i in (7, 0, 7, 3)]
+    assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), np.stack(wanted))
+    assert opened(dataset, 40).take(np.array([], int)).shape == (0, 3, 40, 40)
+
+
+def test_where_the_cache_is_too_small_each_use_decodes_the_same(dataset, shared_home, monkeypatch, capsys):
+    kept = everything(opened(dataset))
+    shutil.rmtree(shared_home / "cache" / "pictures")
+    give_cache(monkeypatch, 1e-6)
+    live = opened(dataset)
+    assert live.store is None and not files(shared_home) and "decoded at each use" in capsys.readouterr().out
+    assert torch.equal(everything(live), kept)
+    assert live.take(np.array([], int)).shape == (0, 3, 32, 32)
+
+
+def test_sides_aspects_and_drafts_are_kept_apart(dataset, shared_home):
+    for options in ({}, {"side": 48}, {"aspect": "pad"}, {"aspect": "squeeze"}, {"draft": True}):
+        opened(dataset, **options)
+    assert len(files(shared_home)) == 5
+
+
+def test_what_was_used_longest_ago_is_dropped_when_space_is_short(dataset, shared_home, monkeypatch):
+    size = opened(dataset).bytes
+    shutil.rmtree(shared_home / "cache" / "pictures")
+    for name, seconds in (("old.npy", 5), ("oldest.npy", 9), ("used.npy", 3)):
+        used_before(shared_home, name, size, seconds * MIN_AGE)
+    give_cache(monkeypatch, 3.01 * size / 2**30)
+    opened(dataset)
+    assert files(shared_home) >= {"old.npy", "used.npy"} and "oldest.npy" not in files(shared_home)
+    assert len(files(shared_home)) == 3
+
+
+def test_a_young_file_is_never_dropped_and_reading_keeps_one_young(dataset, shared_home, monkeypatch):
+    size = opened(dataset).bytes
+    (own,) = (shared_home / "cache" / "pictures").rglob("*.npy")
+    os.utime(own, (time.time() - 9 * MIN_AGE,) * 2)
+    opened(dataset)  # a use
+    used_before(shared_home, "young.npy", size, MIN_AGE - 100)
+    used_before(shared_home, "old.npy", size, MIN_AGE + 100)
+    give_cache(monkeypatch, 1.01 * size / 2**30)
+    opened(dataset, aspect="pad")
+    assert files(shared_home) >= {own.name, "young.npy"} and "old.npy" not in files(shared_home)
+
+
+@pytest.mark.parametrize("gb", [50, 1e-6], ids=["kept", "at each use"])
+def test_a_picture_that_broke_after_ingest_is_named(dataset, tmp_path, monkeypatch, gb):
+    row = dataset.split("train").iloc[5]
+    broken = replace(dataset, folder=shutil.copytree(dataset.folder, tmp_path / "shards"))
+    with (broken.folder / row["shard"]).open("r+b") as file:
+        file.seek(row["offset"])
+        file.write(bytes(row["length"]))
+    give_cache(monkeypatch, gb)
+    with pytest.raises(ClipftError, match=rf"picture {row['name']} of general/v1: not a picture.*Fetch the data set again"):
+        everything(opened(broken))
+    assert len(everything(opened(dataset))) == len(dataset.split("train"))  # nothing half-done is in the way
+
+
+# Pixels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [32, 96, 224])
+@pytest.mark.parametrize(
+    "size",
+    [(400, 200), (131, 97), (150, 300), (33, 500), (640, 81), (160, 160), (34, 17), (300, 200), (200, 300), (31, 17)],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_each_aspect_is_open_clips_evaluation_transform(mode, size, side):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+    cfg = PreprocessCfg(size=side, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode=mode, fill_color=0)
+    theirs = image_transform_v2(cfg, is_train=False)(image)
+    ours = torch.from_numpy(square(image, side, RESIZE_MODES[mode])).float() / 255
+    assert ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("size", [(1600, 1200), (900, 2000)], ids=str)
+def test_a_large_jpeg_decoded_at_a_fraction_is_nearly_the_same_square(size):
+    out = io.BytesIO()
+    made_picture("red", 1, 160).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    drafted, whole = (open_picture(out.getvalue(), draft=draft).rgb for draft in (2 * 96, 0))
+    assert whole.size == size and 2 * 96 <= min(drafted.size) < min(size)
+    apart = np.abs(square(drafted, 96).astype(int) - square(whole, 96))
+    assert apart.mean() < 2
+
+
+def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
+    pixels = np.ones((40, 40), np.float32)
+    pixels[3, 4] = np.nan
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "TIFF")
+    with pytest.raises(BadPicture, match="no numbers"):
+        open_picture(out.getvalue())
+
+
+# Sixteen bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("domain", "greys"), [("medical", 200), ("industrial", 16)])
+def test_deep_grey_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, greys):
+    """Detectors that fill 12 of 16 bits: every picture spans its own range, or all share one scale."""
+    rng = np.random.default_rng(0)
+    lines = ["image,label"]
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 4096, (64, 64)).astype(np.uint16)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[number % 2]}")
+    (tmp_path / "deep.csv").write_text("\n".join(lines))
+    spec = RunSpec.from_flat({"domain": domain, "source": str(tmp_path / "deep.csv")})
+    version.run(spec, ingest.run(spec)["staging"])
+    dataset = versioning.fetch(versioning.find("", domain))
+    found = everything(opened(dataset, 64))
+    assert (len(found.unique()) > 200) == (greys > 16) and (int(found.max()) == 255) == (greys > 16)
+    again = open_picture(dataset.picture(dataset.split("train").iloc[0]), grey_bits=get_domain(domain).grey_bits)
+    assert torch.equal(found[0], torch.from_numpy(square(again.rgb, 64)))
+
+
+def test_everyone_who_opens_a_picture_says_how_deep_grey_is_read():
+    """One who forgets would see other pixels than the model was trained on."""
+    project = Path(module.__file__).parents[2]
+    calls = [
+        (file.name, node)
+        for file in [*project.glob("clipft_tasks/**/*.py"), *project.glob("serving/**/*.py")]
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_picture"
+    ]
+    silent = {name for name, call in calls if "grey_bits" not in {k.arg for k in call.keywords}}
+    assert len(calls) > 6 and silent == {"forgetting.py", "model_store.py"}  # the general set and probes are eight bits deep

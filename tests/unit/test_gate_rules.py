@@ -1,0 +1,243 @@
+"""Gate rules: what a person may write, what is refused and how, and what a rule says of an evaluation."""
+
+import math
+
+import pytest
+
+from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.spec import GateSpec, RunSpec, gate_rules
+from clipft_tasks.spec.gate_rules import Rule
+
+
+def figure(value: float, spread: float = 0.05) -> dict[str, float]:
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+def evaluation(size: int, before: float, after: float, champion: float | None = None, **more) -> dict:
+    """What the stage evaluate says at one size: balanced accuracy as given, accuracy a tenth better."""
+    models = {"before": before, "after": after} | ({"champion": champion} if champion is not None else {})
+    out = {"resolution": size, "rows": 100, "metric": "balanced_accuracy", "opponent": "3" if champion is not None else ""}
+    for who, value in models.items():
+        out[who] = {"balanced_accuracy": figure(value), "accuracy": figure(value + 0.1)}
+        if who != "after":
+            out[f"gain_over_{who}"] = figure(after - value, 0.02)
+    return out | more
+
+
+def one(text: str, *results: dict, size: int = 128) -> gate_rules.Verdict:
+    return gate_rules.judge([text], results, size)[0]
+
+
+# How a rule is written ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("gain(score) >= 0", ("score", "gain", None, "", ">=", 0.0)),
+        ("  sure_gain( score )>0.01 ", ("score", "sure_gain", None, "", ">", 0.01)),
+        ("gain(accuracy) at every size >= -.05", ("accuracy", "gain", "every size", "", ">=", -0.05)),
+        ("accuracy at 96 px >= 5e-1", ("accuracy", "", 96, "", ">=", 0.5)),
+        ("gain(score) on every slice >= -0.1", ("score", "gain", None, "every slice", ">=", -0.1)),
+        ("gain(score) on cracked cells at 128 > 0", ("score", "gain", 128, "cracked cells", ">", 0.0)),
+        ("accuracy < 1", ("accuracy", "", None, "", "<", 1.0)),
+    ],
+)
+def test_a_rule_is_read(text, parsed):
+    r = Rule.parse(text)
+    assert (r.figure, r.gain, r.size, r.part, r.sign, r.limit) == parsed
+    assert Rule.parse(r.text) == r
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "like `gain(score) >= 0`"),
+        ("gain(score)", "like `gain(score) >= 0`"),
+        (">= 0", "like `gain(score) >= 0`"),
+        ("0 <= gain(score) <= 1", "like `gain(score) >= 0`"),
+        ("gain(score) >= good", "`good` is no number"),
+        ("gain(score) >= nan", "`nan` is no limit"),
+        ("gain(score) = 0", "like `gain(score) >= 0`"),
+        ("gain >= 0", "`gain` of what? Write gain(score)"),
+        ("loss(score) >= 0", "only gain(…) and sure_gain(…)"),
+        ("gain(score >= 0", "`gain(score` is no figure"),
+        ("gain(balanced_acuracy) >= 0", "did you mean `balanced_accuracy`?"),
+        ("beauty >= 0.5", "there is no figure `beauty`; There are score, balanced_accuracy"),
+        ("accuracy at any size >= 0", "`at any size`: write a picture side"),
+        ("accuracy at 96 at 128 >= 0", "once each"),
+    ],
+)
+def test_what_is_no_rule_is_refused_with_what_would_be(text, said):
+    with pytest.raises(ValueError) as caught:
+        Rule.parse(text)
+    assert said in str(caught.value) and f"`{text}`" in str(caught.value)
+
+
+def test_the_spec_refuses_a_wrong_rule_by_name():
+    with pytest.raises(ClipftError, match=r"gate\.rules.*`gain\(beauty\) >= 0`: there is no figure `beauty`"):
+        RunSpec.from_flat({"gate.rules": ["gain(score) >= 0", "gain(beauty) >= 0"]})
+
+
+def test_the_spec_refuses_a_rule_about_a_size_that_is_not_evaluated():
+    with pytest.raises(ClipftError, match=r"resolution\.evaluate has no 512 px, only 96, 128, 160"):
+        RunSpec.from_flat({"gate.rules": ["accuracy at 512 >= 0.5"]})
+
+
+def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):
+    from clipft_tasks.cli.main import read_spec
+
+    file = tmp_path / "spec.yaml"
+    file.write_text("gate:\n  rules:\n    - gain(score) >= 0\n    - accuracy at every size >= 0.5\n")
+    by_hand = read_spec(None, {"gate__rules": "gain(score) >= 0; accuracy at every size >= 0.5"})
+    assert by_hand.gate == read_spec(file, {}).gate
+    assert by_hand.gate.rules == ["gain(score) >= 0", "accuracy at every size >= 0.5"]
+
+
+# What a rule says -----------------------------------------------------------------------------------------------------
+
+
+def test_the_opponent_is_the_champion_and_without_one_the_start_model():
+    text = "gain(score) >= 0"
+    assert one(text, evaluation(128, before=0.5, after=0.7)).measured == pytest.approx(0.2)
+    verdict = one(text, evaluation(128, before=0.5, after=0.7, champion=0.75))
+    assert verdict.measured == pytest.approx(-0.05) and not verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("text", "measured", "passed"),
+    [
+        ("gain(score) >= 0.1", 0.1, True),
+        ("gain(score) > 0.1", 0.1, False),
+        ("sure_gain(score) >= 0.05", 0.08, True),
+        ("sure_gain(score) >= 0.09", 0.08, False),
+        ("gain(accuracy) >= 0.09", 0.1, True),
+        ("score >= 0.6", 0.6, True),
+        ("balanced_accuracy < 0.6", 0.6, False),
+        ("accuracy <= 0.71", 0.7, True),
+    ],
+)
+def test_each_kind_of_figure(text, measured, passed):
+    verdict = one(text, evaluation(128, before=0.5, after=0.6) | {"gain_over_before": figure(0.1, 0.02)})
+    assert verdict.measured == pytest.approx(measured)
+    assert (verdict.passed, verdict.where) == (passed, "128 px")
+
+
+def test_without_a_size_the_one_nearest_to_the_training_size_counts():
+    results = [evaluation(96, 0.5, 0.4), evaluation(160, 0.5, 0.7)]
+    assert one("gain(score) >= 0", *results, size=144).where == "160 px"
+    assert one("gain(score) >= 0", *results, size=100).where == "96 px"
+    assert one("gain(score) at 96 >= 0", *results, size=144).measured == pytest.approx(-0.1)
+
+
+def test_at_every_size_the_worst_counts_whichever_way_is_worse():
+    results = [evaluation(96, 0.5, 0.4), evaluation(128, 0.5, 0.8)]
+    floor = one("score at every size >= 0.5", *results)
+    assert (floor.measured, floor.where, floor.passed) == (pytest.approx(0.4), "96 px", False)
+    ceiling = one("score at every size <= 0.5", *results)
+    assert (ceiling.measured, ceiling.where, ceiling.passed) == (pytest.approx(0.8), "128 px", False)
+
+
+def measured(**after: float) -> dict:
+    """An evaluation with figures that have no interval, retention and robustness."""
+    figures = {"before": dict.fromkeys(after, 0.1), "after": after}
+    retention = {who: {"retention": figure(value)} for who, value in (("before", 0.8), ("after", 0.74))}
+    robustness = {"before": {"kept": 0.8}, "after": {"kept": 0.9}}
+    return evaluation(128, 0.5, 0.6, figures=figures, absent={}, retention=retention, robustness=robustness)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "passed"),
+    [
+        ("calibration_error <= 0.2", 0.15, True),
+        ("gain(calibration_error) <= 0", 0.05, False),
+        ("milliseconds_per_picture at 128 <= 50", 62.0, False),
+        ("forgetting <= 0.05", 0.06, False),
+        ("retention >= 0.7", 0.74, True),
+        ("robustness > 0.85", 0.9, True),
+    ],
+)
+def test_calibration_latency_forgetting_and_robustness(text, value, passed):
+    verdict = one(text, measured(calibration_error=0.15, milliseconds_per_picture=62.0))
+    assert verdict.measured == pytest.approx(value) and verdict.passed == passed
+
+
+def test_a_paired_test_of_another_figure_is_taken_where_there_is_one():
+    made = {"metric": "accuracy", "against": "before", "value": 0.1, "low": 0.03, "high": 0.2}
+    result = evaluation(128, 0.5, 0.6, comparisons=[made | {"against": "champion", "low": 0.5}, made])
+    assert one("sure_gain(accuracy) > 0", result).measured == 0.03
+    with pytest.raises(ClipftError, match="`macro_f1` has no paired test. Those that have: balanced_accuracy, accuracy"):
+        one("sure_gain(macro_f1) > 0", result)
+
+
+def test_a_figure_that_these_rows_cannot_give_is_no_pass_and_says_why():
+    one_class = {"macro_auroc": "the rows are all of one class"}
+    result = evaluation(128, 0.5, 0.6, figures={}, absent={"after": one_class, "before": {}}, retention={})
+    verdict = one("macro_auroc >= 0", result)
+    assert not verdict.passed and verdict.where == "128 px: the rows are all of one class"
+    nowhere = evaluation(128, 0.5, 0.6, figures={}, absent={"after": {"classification": "no row has a label"}}, retention={})
+    assert one("macro_f1 >= 0", nowhere).where == "128 px: no row has a label"
+    verdict = one("forgetting <= 0.05", result)
+    assert not verdict.passed and "general set is not installed" in verdict.where
+
+
+def slices(**gains: float) -> dict:
+    return {
+        name: {"rows": 9, "after": {"balanced_accuracy": figure(0.5 + g)}, "before": {"balanced_accuracy": figure(0.5)}}
+        | {"gain": figure(g, 0.01)}
+        for name, g in gains.items()
+    }
+
+
+def test_a_slice_by_name_and_the_worst_of_all():
+    result = evaluation(128, 0.5, 0.6, slices=slices(mono=0.2, poly=-0.07))
+    assert one("gain(score) on mono >= 0", result).passed
+    verdict = one("gain(score) on every slice >= -0.05", result)
+    assert (verdict.measured, verdict.where) == (pytest.approx(-0.07), "128 px, poly (9 rows)") and not verdict.passed
+    assert one("sure_gain(score) on mono >= 0", result).measured == pytest.approx(0.19)
+    assert one("score on poly >= 0.4", result).passed
+
+
+def test_a_slice_that_is_not_there_is_an_error_except_growth_by_captures():
+    result = evaluation(128, 0.5, 0.6, slices=slices(mono=0.2))
+    with pytest.raises(ClipftError, match=r"`gain\(score\) on polly >= 0`: there is no slice `polly`.*There are mono"):
+        one("gain(score) on polly >= 0", result)
+    verdict = one("gain(score) on old >= -0.03", result)
+    assert verdict.passed and verdict.measured is None and "does not apply" in gate_rules.table([verdict.to_dict()])
+    assert one("gain(score) on every slice >= 0", evaluation(128, 0.5, 0.6, slices={})).passed
+
+
+def test_a_figure_that_was_not_evaluated_is_answered_with_those_that_were():
+    with pytest.raises(
+        ClipftError, match="`image_to_text_r1` was not evaluated at 128 px. There are balanced_accuracy, accuracy"
+    ):
+        one("image_to_text_r1 >= 0", evaluation(128, 0.5, 0.6))
+    with pytest.raises(ClipftError, match="64 px was not evaluated. There are 128 px"):
+        one("score at 64 >= 0", evaluation(128, 0.5, 0.6))
+    with pytest.raises(ClipftError, match="`accuracy` has no paired test. Those that have: balanced_accuracy"):
+        one("sure_gain(accuracy) >= 0", evaluation(128, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    "text", ["gain(score) >= -1", "gain(score) <= 1", "score at every size >= -1", "score at every size < 9"]
+)
+def test_what_cannot_be_computed_is_no_pass(text):
+    broken = evaluation(96, 0.5, math.nan)
+    verdict = one(text, evaluation(128, 0.5, 0.6), broken, size=96)
+    assert not verdict.passed and verdict.measured is None and "cannot be computed" in verdict.where
+
+
+def test_the_default_rules_are_what_the_gate_always_asked():
+    default = GateSpec().rules
+    good = [evaluation(96, 0.5, 0.46, slices={}), evaluation(128, 0.5, 0.5, slices=slices(old=-0.03, new=0.0))]
+    assert all(v.passed for v in gate_rules.judge(default, good, 128))
+    worse = [evaluation(96, 0.5, 0.44), evaluation(128, 0.5, 0.49, slices=slices(old=-0.04, new=-0.01))]
+    assert [v.passed for v in gate_rules.judge(default, worse, 128)] == [False] * 4
+
+
+def test_the_table_says_rule_measured_limit_and_verdict():
+    verdicts = [v.to_dict() for v in gate_rules.judge(GateSpec().rules[:2], [evaluation(128, 0.5, 0.3)], 128)]
+    assert gate_rules.table(verdicts).splitlines()[2:] == [
+        "| gain(score) >= 0 | -0.2 at 128 px | >= 0 | **NO** |",
+        "| gain(score) at every size >= -0.05 | -0.2 at 128 px | >= -0.05 | **NO** |",
+    ]

@@ -1,0 +1,361 @@
+"""Pictures nobody vouches for: refused with a reason or decoded as they are meant, and squared as open_clip squares them."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from conftest import made_picture
+from PIL import Image
+
+from clipft_tasks.data.images import BadPicture, Limits, deep_grey, open_picture, perceptual_hash, square
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks about broken TIFF tags
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def forged_png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG whose header promises `width` x `height` grey pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_file_is_refused():
+    with pytest.raises(BadPicture, match="0 bytes"):
+        open_picture(b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a caption, not a picture\n" * 50,
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"\0" * 5000,
+    ],
+    ids=["text", "svg", "pdf", "eps", "zeros"],
+)
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(BadPicture, match="known format"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "SGI", "PCX"])
+def test_a_format_outside_the_list_is_refused(kind):
+    with pytest.raises(BadPicture, match="known format"):
+        open_picture(encoded(made_picture("red", 1), kind))
+
+
+KINDS = [
+    ("JPEG", {"quality": 90}),
+    ("JPEG", {"quality": 90, "progressive": True}),
+    ("PNG", {}),
+    ("WEBP", {}),
+    ("WEBP", {"lossless": True}),
+    ("BMP", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("GIF", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), KINDS, ids=[f"{k}-{'-'.join(map(str, o.values()))}".rstrip("-") for k, o in KINDS]
+)
+def test_a_file_cut_anywhere_is_refused_or_lacks_no_pixel(kind, options):
+    data = encoded(made_picture("red", 3, side=160), kind, **options)
+    whole = np.asarray(open_picture(data).rgb)
+    cuts = sorted({*range(1, 40), *range(len(data) - 40, len(data)), *np.linspace(1, len(data) - 1, 80).astype(int).tolist()})
+    refused = 0
+    for cut in cuts:
+        try:
+            picture = open_picture(data[:cut])
+        except BadPicture as error:
+            assert str(error)
+            refused += 1
+        else:
+            assert np.array_equal(np.asarray(picture.rgb), whole), f"cut at {cut} of {len(data)} gave other pixels"
+    assert refused > 0.6 * len(cuts)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_turned_bytes_never_raise_anything_but_a_reason(kind):
+    data = bytearray(encoded(made_picture("blue", 3, side=64), kind))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        for place in rng.integers(0, min(len(broken), 400), 6):
+            broken[place] = rng.integers(256)
+        try:
+            picture = open_picture(bytes(broken))
+        except BadPicture as error:
+            assert str(error)
+            refused += 1
+        else:
+            assert picture.rgb.mode == "RGB"
+    assert refused, "not one of 300 broken files was noticed"
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (10_000, 10_000), (2**31 - 1, 2**31 - 1), (50_000_001, 1)])
+def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(width, height):
+    with pytest.raises(BadPicture, match="pixels.*limit"):
+        open_picture(forged_png(width, height))
+
+
+def test_a_real_bomb_of_two_hundred_megapixels_is_refused():
+    row = zlib.compressobj(9)
+    data = b"".join([*(row.compress(b"\0" * 20_001) for _ in range(10_000)), row.flush()])
+    assert len(data) < 300_000
+    with pytest.raises(BadPicture, match="limit"):
+        open_picture(forged_png(20_000, 10_000, data))
+
+
+def test_a_file_above_the_limit_of_bytes_is_refused():
+    with pytest.raises(BadPicture, match="bytes, more than the limit"):
+        open_picture(b"x" * 1001, Limits(bytes=1000))
+
+
+def test_pixels_at_the_limit_are_taken():
+    data = encoded(Image.new("L", (100, 50)))
+    assert open_picture(data, Limits(pixels=5000)).width == 100
+    with pytest.raises(BadPicture, match="100x50"):
+        open_picture(data, Limits(pixels=4999))
+
+
+def test_a_thread_of_a_picture_is_refused_or_squared_within_two_gigabytes():
+    """A few bytes can promise 4,000,000 x 1 pixels: allowed by the limit, but enlarging its short side to 224 needs 800 GB."""
+    code = """
+import io, resource, sys
+from PIL import Image
+from clipft_tasks.data.images import BadPicture, open_picture, square
+out = io.BytesIO(); Image.new("L", (4_000_000, 1)).save(out, "PNG")
+resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+try:
+    print(square(open_picture(out.getvalue()).rgb, 224).shape)
+except BadPicture as error:
+    print("refused", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+
+
+# Decoded as meant -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_range(kind):
+    ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
+    picture = open_picture(encoded(Image.fromarray(ramp), kind))
+    grey = np.asarray(picture.rgb)[..., 0]
+    assert picture.mode == "I;16" and picture.rgb.mode == "RGB"
+    assert np.array_equal(grey, (ramp >> 8).astype(np.uint8))
+    assert len(np.unique(grey)) == 256
+
+
+def grey16(values: np.ndarray, bits: int, kind: str = "PNG") -> np.ndarray:
+    """What becomes of 16-bit (or floating-point) grey in a file: uint8, same shape."""
+    return np.asarray(open_picture(encoded(Image.fromarray(values), kind), grey_bits=bits).rgb)[..., 0]
+
+
+RAMP12 = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [12, 0], ids=["camera's depth", "own range"])
+def test_twelve_bits_in_sixteen_become_all_greys(kind, bits):
+    found = grey16(RAMP12, bits, kind)
+    assert len(np.unique(found)) == 256 and (np.diff(found.ravel().astype(int)) >= 0).all()
+    assert len(np.unique(grey16(RAMP12, 16, kind))) == 16  # what a wrong depth costs
+
+
+def test_one_scale_for_all_keeps_a_dark_part_dark_and_an_own_range_does_not():
+    dark = RAMP12 // 8
+    assert grey16(dark, 12).mean() < 0.13 * 256 and 120 < grey16(dark, 0).mean() < 136
+
+
+def test_what_is_brighter_than_the_cameras_depth_is_white():
+    assert (grey16(np.full((8, 8), 5000, np.uint16), 12) == 255).all()
+
+
+def test_a_small_range_far_from_black_is_spread():
+    thermal = (27_000 + RAMP12 // 10).astype(np.uint16)
+    assert np.ptp(grey16(thermal, 0)) == 255 and np.ptp(grey16(thermal, 16)) <= 2
+
+
+def test_a_hot_and_a_dead_pixel_do_not_take_the_range():
+    spoilt = RAMP12 // 4 + 1000
+    clean = grey16(spoilt, 0).astype(int)
+    spoilt[5, 5], spoilt[6, 6] = 65_535, 0
+    found = grey16(spoilt, 0).astype(int)
+    assert (found[5, 5], found[6, 6]) == (255, 0)
+    others = np.ones_like(found, dtype=bool)
+    others[5, 5] = others[6, 6] = False
+    assert np.abs(found - clean)[others].max() <= 1
+
+
+@pytest.mark.parametrize(("value", "spots"), [(300, 0), (0, 0), (300, 2)], ids=["grey", "black", "two bright spots"])
+def test_a_picture_of_nearly_one_value_is_still_a_picture(value, spots):
+    flat = np.full((64, 64), value, np.uint16)
+    flat.ravel()[:spots] = 60_000
+    found = grey16(flat, 0)
+    assert (found.ravel()[:spots] == 255).all() and (found.ravel()[spots:] == 0).all()
+
+
+def test_floating_point_grey_spans_its_own_range():
+    picture = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    assert len(np.unique(grey16(picture, 0, "TIFF"))) == 256
+    picture[0, 0] = np.nan
+    with pytest.raises(BadPicture, match="no numbers"):
+        grey16(picture, 0, "TIFF")
+
+
+@pytest.mark.parametrize("bits", [0, 8, 12, 16])
+def test_deep_grey_never_turns_bright_into_dark(bits):
+    values = np.random.default_rng(0).integers(-5, 70_000, 5000)
+    found = deep_grey(values, bits).astype(int)
+    assert found.dtype == int and (np.diff(found[np.argsort(values)]) >= 0).all()
+
+
+@pytest.mark.parametrize("bits", [0, 12])
+def test_eight_bit_pictures_are_left_alone(bits):
+    picture = made_picture("red", 1).convert("L")
+    assert np.array_equal(np.asarray(open_picture(encoded(picture), grey_bits=bits).rgb)[..., 0], np.asarray(picture))
+
+
+def test_big_endian_sixteen_bit_grey_keeps_its_range():
+    ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
+    strip = ramp.astype(">u2").tobytes()
+    tags = [
+        (256, 4, 256),
+        (257, 4, 64),
+        (258, 3, 16 << 16),
+        (259, 3, 1 << 16),
+        (262, 3, 1 << 16),
+        (273, 4, 8),
+        (277, 3, 1 << 16),
+        (278, 4, 64),
+        (279, 4, len(strip)),
+    ]
+    directory = struct.pack(">H", len(tags)) + b"".join(struct.pack(">HHII", t, k, 1, v) for t, k, v in tags) + b"\0\0\0\0"
+    data = b"MM\0*" + struct.pack(">I", 8 + len(strip)) + strip + directory
+    assert np.array_equal(np.asarray(open_picture(data).rgb)[..., 0], (ramp >> 8).astype(np.uint8))
+
+
+def test_transparency_lies_on_white():
+    image = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
+    image.paste((0, 0, 255, 0), (20, 0, 40, 20))
+    picture = open_picture(encoded(image))
+    assert picture.mode == "RGBA"
+    assert picture.rgb.getpixel((5, 5)) == (255, 0, 0) and picture.rgb.getpixel((30, 5)) == (255, 255, 255)
+
+
+def test_grey_with_transparency_lies_on_white():
+    image = Image.new("LA", (40, 20), (0, 255))
+    image.paste((0, 0), (20, 0, 40, 20))
+    rgb = open_picture(encoded(image)).rgb
+    assert rgb.getpixel((5, 5)) == (0, 0, 0) and rgb.getpixel((30, 5)) == (255, 255, 255)
+
+
+def test_a_palette_with_a_transparent_colour_lies_on_white():
+    image = Image.new("P", (40, 20), 0)
+    image.putpalette([10, 200, 30, 0, 0, 0])
+    image.paste(1, (20, 0, 40, 20))
+    assert open_picture(encoded(image)).rgb.getpixel((5, 5)) == (10, 200, 30)
+    rgb = open_picture(encoded(image, transparency=1)).rgb
+    assert rgb.getpixel((5, 5)) == (10, 200, 30) and rgb.getpixel((30, 5)) == (255, 255, 255)
+
+
+def test_cmyk_keeps_its_colours():
+    picture = open_picture(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95))
+    assert picture.mode == "CMYK"
+    assert np.abs(np.array(picture.rgb.getpixel((16, 16))) - (200, 40, 40)).max() < 8
+
+
+def test_one_bit_pictures_are_black_and_white():
+    image = Image.new("1", (16, 16), 0)
+    image.paste(1, (8, 0, 16, 16))
+    picture = open_picture(encoded(image))
+    assert picture.mode == "1"
+    assert picture.rgb.getpixel((2, 2)) == (0, 0, 0) and picture.rgb.getpixel((12, 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_camera_was_held(orientation):
+    upright = Image.new("RGB", (64, 32), "black")
+    upright.paste((250, 0, 0), (0, 0, 16, 16))  # red at the top left
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transposition that the camera's position amounts to
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = open_picture(encoded(stored, "JPEG", quality=95, exif=exif)).rgb
+    assert rgb.size == (64, 32)
+    assert rgb.getpixel((4, 4))[0] > 200 and rgb.getpixel((60, 28))[0] < 50
+
+
+def test_what_the_file_said_is_told():
+    picture = open_picture(encoded(Image.new("L", (30, 20)), "GIF"))
+    assert (picture.width, picture.height, picture.format) == (30, 20, "GIF")
+
+
+def test_the_perceptual_hash_sees_likeness_and_difference():
+    def bits(image: Image.Image) -> np.ndarray:
+        return np.unpackbits(np.frombuffer(perceptual_hash(image), np.uint8))
+
+    one, two = made_picture("red", 1, 160), made_picture("red", 2, 160)
+    again = open_picture(encoded(one.resize((120, 120)), "JPEG", quality=80)).rgb
+    assert len(bits(one)) == 256
+    assert (bits(one) != bits(again)).sum() <= 6 < 60 < (bits(one) != bits(two)).sum()
+
+
+# Squared --------------------------------------------------------------------------------------------------------------
+
+SIZES = [
+    (64, 64),
+    (224, 224),
+    (225, 224),
+    (300, 200),
+    (200, 300),
+    (97, 131),
+    (640, 480),
+    (33, 500),
+    (500, 33),
+    (1001, 667),
+    (31, 17),
+    (224, 223),
+]
+
+
+@pytest.mark.parametrize("side", [32, 96, 128, 160, 224])
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_a_square_is_open_clips_evaluation_transform_bit_for_bit(size, side):
+    import torch
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    noise = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    transform = image_transform_v2(
+        PreprocessCfg(size=side, mode="RGB", mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode="shortest"),
+        is_train=False,
+    )
+    ours = square(image, side)
+    assert ours.shape == (3, side, side) and ours.dtype == np.uint8
+    assert torch.equal(transform(image), torch.from_numpy(ours).float() / 255)
