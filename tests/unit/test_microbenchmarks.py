@@ -114,7 +114,7 @@ def there(home: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (130 * GIB, 140 * GIB))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-        monkeypatch.setattr(hardware.chips, "recognise", lambda: chip)
+        monkeypatch.setattr(hardware.apple_silicon, "recognise", lambda: chip)
 
     return say
 
