@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from .. import __version__
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from ..spec import RunSpec, form
@@ -45,6 +46,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="clipft")
 def main() -> None:
     """Fine-tune, prove, ship and watch CLIP models."""
     _quieten()

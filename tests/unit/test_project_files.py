@@ -1,0 +1,34 @@
+"""What stands in several files of the project agrees, and what a user looks for is there."""
+
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from click.testing import CliRunner
+
+import clipft_tasks
+from clipft_tasks.cli import main
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_one_version_everywhere():
+    assert CliRunner().invoke(main, ["--version"]).output == f"clipft, version {clipft_tasks.__version__}\n"
+    assert version("clipft") == clipft_tasks.__version__
+    assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == clipft_tasks.__version__
+    assert f"CLIPFT_IMAGE_TAG:-{clipft_tasks.__version__}}}" in (PROJECT / "docker-compose.yaml").read_text()
+
+
+def test_the_license_is_the_one_that_the_package_names():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (PROJECT / "LICENSE").read_text()
+    assert set(project["license-files"]) == {"LICENSE", "NOTICE"}
+
+
+def test_both_packages_tell_type_checkers_that_they_are_typed():
+    files = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in ("clipft_tasks", "serving"):
+        assert (PROJECT / package / "py.typed").is_file() and "py.typed" in files[package]
