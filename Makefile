@@ -29,10 +29,10 @@ $(STAMP):
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@rm -f $(VENV)/.installed-*; touch $(STAMP)
 
-demo: setup  ## the main job on real pictures, through the real Airflow, start to served model
+demo: setup  ## the main job on real images, through the real Airflow, start to served model
 	@$(BIN)/python -m examples.demo
 
-demo-drift: setup  ## after demo: another kind of picture arrives, and the loop closes
+demo-drift: setup  ## after demo: another kind of image arrives, and the loop closes
 	@$(BIN)/python -m examples.demo_drift
 
 up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus, Alertmanager)

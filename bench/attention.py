@@ -17,12 +17,12 @@ from clipft_tasks.model.attention import Policy
 from clipft_tasks.model.resolution import set_side
 from clipft_tasks.train.microbenchmarks import precision_context
 
-CASES = [(224, 48), (336, 32), (518, 12), (896, 2)]  # side, pictures; 896 px are 4,097 tokens
+CASES = [(224, 48), (336, 32), (518, 12), (896, 2)]  # side, images; 896 px are 4,097 tokens
 CAP_GIB = 40
 CHUNKED = Policy("chunked", 2**27)
 
 
-def kept_by_attention(clip: gpu.Clip, pictures: torch.Tensor, chunked: bool) -> float:
+def kept_by_attention(clip: gpu.Clip, images: torch.Tensor, chunked: bool) -> float:
     """MiB that attention alone keeps for the backward of one forward pass."""
     kept = 0
 
@@ -45,46 +45,46 @@ def kept_by_attention(clip: gpu.Clip, pictures: torch.Tensor, chunked: bool) -> 
     functional.scaled_dot_product_attention = counted
     try:
         with precision_context("cuda", "bf16"):
-            out = clip.image_features(pictures)
+            out = clip.image_features(images)
         del out
     finally:
         functional.scaled_dot_product_attention = inner
     return kept / 2**20
 
 
-def step_of(clip: gpu.Clip, pictures: torch.Tensor, chunked: bool) -> Callable[[], None]:
+def step_of(clip: gpu.Clip, images: torch.Tensor, chunked: bool) -> Callable[[], None]:
     def run() -> None:
         clip.model.zero_grad(set_to_none=True)
         if chunked:
             with attention.use(CHUNKED), precision_context("cuda", "bf16"):
-                clip.image_features(pictures).float().sum().backward()
+                clip.image_features(images).float().sum().backward()
         else:
             with sdpa_kernel(SDPBackend.MATH), precision_context("cuda", "bf16"):
-                clip.image_features(pictures).float().sum().backward()
+                clip.image_features(images).float().sum().backward()
 
     return run
 
 
 def main() -> None:
     torch.cuda.set_per_process_memory_fraction(CAP_GIB * 2**30 / torch.cuda.mem_get_info()[1])
-    figures: dict[str, dict[str, float | None]] = {}
+    metrics: dict[str, dict[str, float | None]] = {}
     for side, count in CASES:
         gpu.fresh()
         clip = set_side(gpu.model_of("ViT-L-14", quick=True), side)
         clip.model.cuda()
-        pictures = torch.randn(count, 3, side, side, device="cuda")
-        row: dict[str, float | None] = {"tokens": (side // 14) ** 2 + 1, "pictures": count}
+        images = torch.randn(count, 3, side, side, device="cuda")
+        row: dict[str, float | None] = {"tokens": (side // 14) ** 2 + 1, "images": count}
         for name, chunked in (("math", False), ("chunked", True)):
             gpu.fresh()
             try:
-                row[f"{name}_seconds"] = gpu.seconds(step_of(clip, pictures, chunked))
+                row[f"{name}_seconds"] = gpu.seconds(step_of(clip, images, chunked))
                 row[f"{name}_peak_gib"] = gpu.peak_gib()
-                row[f"{name}_kept_mib"] = kept_by_attention(clip, pictures, chunked)
+                row[f"{name}_kept_mib"] = kept_by_attention(clip, images, chunked)
             except torch.OutOfMemoryError:
                 row[f"{name}_seconds"] = row[f"{name}_peak_gib"] = row[f"{name}_kept_mib"] = None
                 clip.model.zero_grad(set_to_none=True)
-        figures[f"{side} px"] = row
-        del clip, pictures
+        metrics[f"{side} px"] = row
+        del clip, images
 
     def cell(value: float | None, form: str) -> str:
         return "out of memory" if value is None else format(value, form)
@@ -94,7 +94,7 @@ def main() -> None:
         "| side | tokens | kept by attention, MiB: math | chunked | share | peak GiB: math | chunked | seconds: math | chunked | ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, r in figures.items():
+    for name, r in metrics.items():
         fits = r["math_seconds"] is not None and r["chunked_seconds"] is not None
         share = f"{r['chunked_kept_mib'] / r['math_kept_mib']:.1%}" if fits else ""  # type: ignore[operator]
         ratio = f"{r['chunked_seconds'] / r['math_seconds']:.2f}" if fits else ""  # type: ignore[operator]
@@ -103,7 +103,7 @@ def main() -> None:
             f"{cell(r['math_peak_gib'], '.1f')} | {cell(r['chunked_peak_gib'], '.1f')} | {cell(r['math_seconds'], '.3f')} | "
             f"{cell(r['chunked_seconds'], '.3f')} | {ratio} |"
         )
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Seconds and scores of `make demo` on a fresh installation: python -m bench.demo
 
-Takes about six minutes on two cores. Its figures are those in README.md.
+Takes about six minutes on two cores. Its metrics are those in README.md.
 """
 
 import json
@@ -24,7 +24,7 @@ def main() -> None:
             stop = [sys.executable, "-m", "deploy.local.stack", "down"]
             subprocess.run(stop, cwd=PROJECT, env=env, check=False, stdout=sys.stderr)
     print(
-        f"| picture side | before | after | gain in points |  ({summary['metric']}, {summary['data']['counts']['test']} pictures)"
+        f"| image side | before | after | gain in points |  ({summary['metric']}, {summary['data']['counts']['test']} images)"
     )
     print("|---|---|---|---|")
     for size, who in summary["scores"].items():

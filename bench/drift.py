@@ -1,7 +1,7 @@
 """False alarms, sensitivity and cost of drift detection: python -m bench.drift [--peers PYTHON]
 
 The starter, fine-tuned on monocrystalline elpv; undrifted traffic is its test split (modules that training never saw), shifted
-traffic the same pictures changed, or others. Then drawings of molecules alike. `--peers` names a Python that has evidently and alibi-detect (they need older
+traffic the same images changed, or others. Then drawings of molecules alike. `--peers` names a Python that has evidently and alibi-detect (they need older
 packages than ours: `uv venv peers; uv pip install evidently==0.7.23 alibi-detect==0.13.0 tensorflow-cpu==2.15.1
 tensorflow-probability==0.23.0`); both then see the same embeddings at their defaults.
 """
@@ -87,26 +87,26 @@ class Watched:
         with torch.inference_mode():
             of_classes = clip.class_embeddings(dataset.classes, domain.prompts).numpy()
 
-        def rows(pictures: list[Image.Image]) -> Rows:
-            squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in pictures]))
+        def rows(images: list[Image.Image]) -> Rows:
+            squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in images]))
             with torch.inference_mode():
                 image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
-            return Rows(image, np.stack([appearance(p) for p in pictures]), clip.similarity.compare(image, of_classes))
+            return Rows(image, np.stack([appearance(p) for p in images]), clip.similarity.compare(image, of_classes))
 
         return cls(dataset, spec, clip, take(clip, dataset, domain, SIDE, "bench"), rows)
 
     def plain(self) -> list[Image.Image]:
-        """The pictures of the test split, which no training saw."""
-        from clipft_tasks.data.images import open_picture
+        """The images of the test split, which no training saw."""
+        from clipft_tasks.data.images import open_image
 
-        return [open_picture(self.dataset.picture(r)).rgb for r in self.dataset.split("test").itertuples()]
+        return [open_image(self.dataset.image_bytes(r)).rgb for r in self.dataset.split("test").itertuples()]
 
 
 def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
-    """elpv: the reference, picture rows by kind of traffic, and text embeddings by kind."""
+    """elpv: the reference, image rows by kind of traffic, and text embeddings by kind."""
     from sklearn.datasets import load_sample_images
 
-    from clipft_tasks.data.images import open_picture
+    from clipft_tasks.data.images import open_image
     from clipft_tasks.data.readers import open_source
 
     watched = Watched.trained("industrial", "elpv:mono", EPOCHS)
@@ -114,7 +114,7 @@ def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
     found = {"undrifted": rows(plain)} | {name: rows([change(p) for p in plain]) for name, change in SHIFTS.items()}
     poly = list(open_source("elpv:poly", watched.spec.data).rows())
     random.Random(0).shuffle(poly)
-    found["polycrystalline cells"] = rows([open_picture(r.picture()).rgb for r in poly[:252]])
+    found["polycrystalline cells"] = rows([open_image(r.image_bytes()).rgb for r in poly[:252]])
     defective = [p for p, label in zip(plain, test["label"], strict=True) if label.startswith("defective")]
     found["defective cells only"] = rows(defective)
     rng = random.Random(0)
@@ -160,12 +160,12 @@ def ours(reference: Any, rows: Any, text: np.ndarray | None = None) -> tuple[flo
     from clipft_tasks.drift.window import Window
 
     window = Window(reference)
-    window.add_pictures(rows.image, rows.appearance, rows.similarity)
+    window.add_images(rows.image, rows.appearance, rows.similarity)
     if text is not None:
         window.add_texts(text)
     began = time.perf_counter()
-    figures = window.figures()
-    return figures.worst[1], time.perf_counter() - began
+    metrics = window.measure()
+    return metrics.worst[1], time.perf_counter() - began
 
 
 def until_alert(reference: Any, before: Any, shifted: Any, seed: int) -> int | None:
@@ -175,12 +175,12 @@ def until_alert(reference: Any, before: Any, shifted: Any, seed: int) -> int | N
     rng = np.random.default_rng(seed)
     window = Window(reference)
     old = rng.integers(0, len(before), window.size)
-    window.add_pictures(before.image[old], before.appearance[old], before.similarity[old])
+    window.add_images(before.image[old], before.appearance[old], before.similarity[old])
     order = rng.permutation(len(shifted))
     for start in range(0, len(order), STEP):
         part = order[start : start + STEP]
-        window.add_pictures(shifted.image[part], shifted.appearance[part], shifted.similarity[part])
-        if window.figures(permutations=200).worst[1] > 1:
+        window.add_images(shifted.image[part], shifted.appearance[part], shifted.similarity[part])
+        if window.metrics(permutations=200).worst[1] > 1:
             return start + len(part)
     return None
 
@@ -241,18 +241,18 @@ def main() -> None:
         name: [rng.choice(len(rows), SIZE, replace=False) for _ in range(WINDOWS if name == "undrifted" else EACH)]
         for name, rows in found.items() if len(rows) >= SIZE
     }  # fmt: skip
-    figures: dict[str, Any] = {"limits": reference.limits}
+    metrics: dict[str, Any] = {"limits": reference.limits}
     results = {name: [ours(reference, found[name].take(i)) for i in picks] for name, picks in drawn.items()}
     seconds = float(np.median([s for r in results.values() for _, s in r]))
-    figures["seconds_per_window"] = seconds
-    figures["false_alarms"] = sum(worst > 1 for worst, _ in results["undrifted"])
-    print(f"{os.cpu_count()} cores; reference of {len(reference.rows)} pictures, windows of {SIZE}")
-    print(f"\nUndrifted: {figures['false_alarms']} of {WINDOWS} windows alarm.")
+    metrics["seconds_per_window"] = seconds
+    metrics["false_alarms"] = sum(worst > 1 for worst, _ in results["undrifted"])
+    print(f"{os.cpu_count()} cores; reference of {len(reference.rows)} images, windows of {SIZE}")
+    print(f"\nUndrifted: {metrics['false_alarms']} of {WINDOWS} windows alarm.")
     for name, text in texts.items():
         picks = [rng.choice(len(text), SIZE, replace=False) for _ in range(EACH)]
         plain = found["undrifted"].take(drawn["undrifted"][0])
-        figures[name] = float(np.mean([ours(reference, plain, text[p])[0] > 1 for p in picks]))
-        print(f"{name}: {figures[name]:.0%} of {EACH} windows alarm.")
+        metrics[name] = float(np.mean([ours(reference, plain, text[p])[0] > 1 for p in picks]))
+        print(f"{name}: {metrics[name]:.0%} of {EACH} windows alarm.")
 
     beside = {}
     if asked.peers:
@@ -269,11 +269,11 @@ def main() -> None:
         wait = sorted(w if w is not None else 10**6 for w in waits)[2] if waits else None
         shown = "" if wait is None else "never" if wait == 10**6 else str(wait)
         line = f"| {name} | {rate:.0%} | {shown} |"
-        figures[name] = {"alarms": rate, "requests_until_alert": None if wait in (None, 10**6) else wait}
+        metrics[name] = {"alarms": rate, "requests_until_alert": None if wait in (None, 10**6) else wait}
         if beside:
             for peer in ("alibi", "evidently"):
                 share = float(np.mean([a[0] for a in beside[name][peer]]))
-                figures[name][peer] = share
+                metrics[name][peer] = share
                 line += f" {share:.0%} |"
         print(line, flush=True)
     if beside:
@@ -282,15 +282,15 @@ def main() -> None:
             # Equal false alarms: a peer's threshold is the highest score that it gave undrifted windows.
             top = max(a[1] for a in beside["undrifted"][peer])
             caught = {n: float(np.mean([a[1] > top for a in r[peer]])) for n, r in beside.items() if n != "undrifted"}
-            figures[f"{peer}_seconds_per_window"] = cost
-            figures[f"{peer}_at_no_false_alarm"] = caught
+            metrics[f"{peer}_seconds_per_window"] = cost
+            metrics[f"{peer}_at_no_false_alarm"] = caught
             mean = float(np.mean(list(caught.values())))
             print(
                 f"{peer}: {1000 * cost:.0f} ms a window, {cost / seconds:.0f} times ours; at no false alarm it sees {mean:.0%} of shifted windows."
             )
-    mine = float(np.mean([figures[n]["alarms"] for n in results if n != "undrifted"]))
+    mine = float(np.mean([metrics[n]["alarms"] for n in results if n != "undrifted"]))
     print(f"clipft: {1000 * seconds:.1f} ms a window; it sees {mine:.0%} of shifted windows.")
-    print(json.dumps(figures | {"molecules": molecules()}))
+    print(json.dumps(metrics | {"molecules": molecules()}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The share of an evaluation that is spent in the models: python -m bench.evaluation [--pairs N] [--sides S ...]
 
-Made pictures, since only time is measured: the starter and a copy of it, all headline metrics with intervals, comparisons,
-slices, details. Pictures are decoded before, as a second evaluation finds them; the time of that is shown apart.
+Made images, since only time is measured: the starter and a copy of it, all headline metrics with intervals, comparisons,
+slices, details. Images are decoded before, as a second evaluation finds them; the time of that is shown apart.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from PIL import Image
 
 
 def made(folder: Path, pairs: int) -> Any:
-    """Pictures of coloured blocks with captions, classes and groups, a fifth more of them for validation."""
+    """Images of colored blocks with captions, classes and groups, a fifth more of them for validation."""
     from clipft_tasks.data import shards
     from clipft_tasks.data.versioning import Dataset, Version
 

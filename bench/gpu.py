@@ -47,19 +47,19 @@ def tokens_of(count: int, context: int = 77) -> Tensor:
 
 
 class Ready(Batch):
-    """Pictures that need nothing but to be taken: fp32 on the GPU."""
+    """Images that need nothing but to be taken: fp32 on the GPU."""
 
-    def images(self, part: slice, device: torch.device) -> Tensor:
-        return self.pictures[part]
+    def augmented(self, part: slice, device: torch.device) -> Tensor:
+        return self.images[part]
 
 
-def ready(clip: Clip, count: int, pictures: Tensor | None = None, world: World = ALONE) -> Ready:
-    """A batch of `count` pairs; of the pictures, this process's share."""
+def ready(clip: Clip, count: int, images: Tensor | None = None, world: World = ALONE) -> Ready:
+    """A batch of `count` pairs; of the images, this process's share."""
     side, mine = clip.side, world.share(count)
     tokens = tokens_of(count)
     return Ready(
         side=side,
-        pictures=torch.rand(mine.stop - mine.start, 3, side, side, device="cuda") * 255 if pictures is None else pictures[mine],
+        images=torch.rand(mine.stop - mine.start, 3, side, side, device="cuda") * 255 if images is None else images[mine],
         geometry=augment.draw(1, augment.PLAIN, 0, 0),
         rows=mine,
         tokens=tokens[:, :24],
@@ -74,7 +74,7 @@ def adamw(clip: Clip) -> torch.optim.Optimizer:
 
 
 def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int, world: World = ALONE) -> Callable[[], Tensor]:
-    """One optimisation step as the training loop takes it."""
+    """One optimization step as the training loop takes it."""
     image, text = clip.image_features, clip.text_features
     if compiled:
         image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
@@ -82,35 +82,35 @@ def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int, world: World 
     def context() -> AbstractContextManager[Any]:
         return precision_context("cuda", "bf16")
 
-    towers, optimiser = step.Towers(clip, image, text, context), adamw(clip)
+    towers, optimizer = step.Towers(clip, image, text, context), adamw(clip)
     parameters = list(clip.model.parameters())
-    unread: list[Tensor] = []  # the loop reads a step's figures while the next one runs
+    unread: list[Tensor] = []  # the loop reads a step's metrics while the next one runs
 
     def run() -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         report = step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1, world=world)
         world.sum_gradients(parameters, [clip.model.logit_scale])
         report["norm"] = step.total_norm(parameters)
-        figures = torch.stack(list(report.values()))
-        step.clip_and_skip(optimiser, figures, report["norm"], 1.0)
-        optimiser.step()
+        metrics = torch.stack(list(report.values()))
+        step.clip_and_skip(optimizer, metrics, report["norm"], 1.0)
+        optimizer.step()
         clip.model.logit_scale.data.clamp_(0, math.log(100))
         while unread:
             unread.pop().tolist()
-        unread.append(figures)
+        unread.append(metrics)
         return report["loss"]
 
     return run
 
 
 def open_clips_step(clip: Clip, count: int, compiled: bool, accumulate: int = 1) -> Callable[[], Tensor]:
-    """One optimisation step as open_clip_train takes it: bf16 autocast, fused AdamW, all of the context."""
+    """One optimization step as open_clip_train takes it: bf16 autocast, fused AdamW, all of the context."""
     model = torch.compile(clip.model) if compiled else clip.model
-    loss_of, optimiser = open_clip.ClipLoss(), adamw(clip)
+    loss_of, optimizer = open_clip.ClipLoss(), adamw(clip)
     images, texts = torch.randn(count, 3, clip.side, clip.side, device="cuda"), tokens_of(count).cuda()
 
     def run() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         if accumulate == 1:
             with torch.autocast("cuda", torch.bfloat16):
                 out = model(images, texts)
@@ -129,7 +129,7 @@ def open_clips_step(clip: Clip, count: int, compiled: bool, accumulate: int = 1)
                     inputs = {n: torch.cat([*v[:j], out[n], *v[j + 1 :]]) for n, v in kept.items()}
                     loss = loss_of(**inputs, logit_scale=out["logit_scale"])
                 loss.backward()
-        optimiser.step()
+        optimizer.step()
         clip.model.logit_scale.data.clamp_(0, math.log(100))
         return loss
 

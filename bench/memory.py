@@ -89,7 +89,7 @@ def accumulated(times: int) -> tuple[float, float]:
 
 def main() -> None:
     torch.cuda.set_per_process_memory_fraction(CAP_GIB * 2**30 / torch.cuda.mem_get_info()[1])
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     print(f"{torch.cuda.get_device_name()}, at most {CAP_GIB} GiB, bf16")
     print(
         "\n| effective batch of ViT-B-32, parts of 64 | peak GiB | pairs/s | --accum-freq: peak GiB | pairs/s |\n|---|---|---|---|---|"
@@ -97,12 +97,12 @@ def main() -> None:
     for batch in (64, 512, 4096, 32768):
         gpu.fresh()
         peak, speed = effective(batch)
-        figures |= {f"effective_{batch}_gib": peak, f"effective_{batch}_pairs_per_second": speed}
+        metrics |= {f"effective_{batch}_gib": peak, f"effective_{batch}_pairs_per_second": speed}
         theirs = ""
         if batch <= 4096:
             gpu.fresh()
             their_peak, their_speed = accumulated(batch // 64)
-            figures |= {f"accum_{batch}_gib": their_peak, f"accum_{batch}_pairs_per_second": their_speed}
+            metrics |= {f"accum_{batch}_gib": their_peak, f"accum_{batch}_pairs_per_second": their_speed}
             theirs = f"{their_peak:.2f} | {their_speed:,.0f} |"
         print(f"| {batch:,} | {peak:.2f} | {speed:,.0f} | {theirs or 'not run | |'}")
 
@@ -116,9 +116,9 @@ def main() -> None:
     print(f"| largest micro-batch | {theirs_most} | {most} | {most / theirs_most:.2f} |")
     for kind, speed in (("eager", eager), ("compiled", compiled)):
         print(f"| pairs/s at {timed(theirs_most)}, ours {kind} | {slow:.0f} | {speed:.0f} | {speed / slow:.2f} |")
-    figures |= {"peer_micro_batch": theirs_most, "our_micro_batch": most, "peer_pairs_per_second": slow}
-    figures |= {"our_eager_pairs_per_second": eager, "our_compiled_pairs_per_second": compiled}
-    print(json.dumps(figures))
+    metrics |= {"peer_micro_batch": theirs_most, "our_micro_batch": most, "peer_pairs_per_second": slow}
+    metrics |= {"our_eager_pairs_per_second": eager, "our_compiled_pairs_per_second": compiled}
+    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What watching costs the server: python -m bench.monitoring_cost
 
 The starter, fine-tuned on monocrystalline elpv, on two servers; all is as delivered, so the window is full and measured every five
-seconds. Each server shares one core with eight clients that classify pictures over HTTP. Two processes differ by more than what is
+seconds. Each server shares one core with eight clients that classify images over HTTP. Two processes differ by more than what is
 looked for, and so does one machine at two times; therefore both are asked at once, in rounds in which one keeps its window and the
 other does not, turn about, and what counts is how their ratio changes from a round to the next. Needs Linux and two cores that do
 nothing else; takes about twenty minutes.
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[1]
 CLIENTS = 8  # of each server
-WARM = 300  # pictures before anything is measured: more than a window holds
+WARM = 300  # images before anything is measured: more than a window holds
 
 
 def registered() -> list[bytes]:
-    """Train and register the champion; bodies of requests that classify a picture of its test split each."""
+    """Train and register the champion; bodies of requests that classify an image of its test split each."""
     from clipft_tasks.data import versioning
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import chain
@@ -55,8 +55,8 @@ def registered() -> list[bytes]:
         if name == "promote":
             break
     data = versioning.fetch(versioning.find("", "industrial"))
-    pictures = [base64.b64encode(data.picture(row)).decode() for row in data.split("test").itertuples()]
-    return [json.dumps({"domain": "industrial", "images": {"base64": p}}).encode() for p in pictures]
+    images = [base64.b64encode(data.image_bytes(row)).decode() for row in data.split("test").itertuples()]
+    return [json.dumps({"domain": "industrial", "images": {"base64": p}}).encode() for p in images]
 
 
 def create_app() -> "FastAPI":
@@ -73,7 +73,7 @@ def create_app() -> "FastAPI":
         with monitor._lock:
             if on:
                 for watched in kept.values():
-                    watched.pace._at = time.monotonic()  # a pause earns no pictures
+                    watched.pace._at = time.monotonic()  # a pause earns no images
                 monitor._watched.update(kept)
             else:
                 kept.update(monitor._watched)
@@ -108,8 +108,8 @@ class Server:
         finally:
             http.close()
 
-    def figure(self, name: str) -> float:
-        """A figure without labels of /metrics."""
+    def metric(self, name: str) -> float:
+        """A metric without labels of /metrics."""
         return next(float(line.split()[1]) for line in self.get("/metrics")[1].splitlines() if line.startswith(f"{name} "))
 
 
@@ -199,11 +199,11 @@ def compare(rounds: int, seconds: float) -> None:
 
         def play(**until: Any) -> list[tuple[float, float]]:
             """Answers a second, and CPU seconds per answer, of either server."""
-            before = [server.figure("process_cpu_seconds_total") for server in servers]
+            before = [server.metric("process_cpu_seconds_total") for server in servers]
             began = time.perf_counter()
             at_once = [players.submit(played, s.port, core, **until) for s, core in zip(servers, cores, strict=True)]
             rates, wall = [f.result() for f in at_once], time.perf_counter() - began
-            spent = [s.figure("process_cpu_seconds_total") - b for s, b in zip(servers, before, strict=True)]
+            spent = [s.metric("process_cpu_seconds_total") - b for s, b in zip(servers, before, strict=True)]
             return [(rate, cpu / (rate * wall)) for rate, cpu in zip(rates, spent, strict=True)]
 
         play(count=WARM)
@@ -214,7 +214,7 @@ def compare(rounds: int, seconds: float) -> None:
                 server.watch(on)
                 assert server.get("/v1/drift/industrial")[0] == (200 if on else 404)
             found.append(play(seconds=seconds))
-        sums = [sum(s.figure(f"clipft_drift_measuring_seconds_{of}") for s in servers) for of in ("sum", "count")]
+        sums = [sum(s.metric(f"clipft_drift_measuring_seconds_{of}") for s in servers) for of in ("sum", "count")]
     # Two rounds, in one of which the first server is watched and in one the second: half of how their ratio changes.
     ratio = np.log(np.array(found)[:, 0] / np.array(found)[:, 1])
     pairs = ratio[: rounds // 2 * 2].reshape(-1, 2, 2)

@@ -36,7 +36,7 @@ from clipft_tasks.train.microbenchmarks import precision_context
 
 CASES = [("ViT-B-32", 1024), ("ViT-L-14", 160)]  # pairs a GPU
 MODEL, PAIRS, PART = "ViT-B-32", 256, 48  # of the gradients and the job
-PICTURES = 2048
+IMAGES = 2048
 WHOLE = "ViT-B-32"  # of which one GPU of 80 GB takes the batch of two at once as well
 
 
@@ -51,10 +51,10 @@ def gradients(out: Path) -> dict[str, float]:
     reference = out / "gradients.pt"
     known = {} if world.size == 1 else torch.load(reference, map_location="cuda")
     clip = gpu.model_of(MODEL, quick=True)
-    pictures = torch.rand(PAIRS, 3, clip.side, clip.side, generator=torch.Generator().manual_seed(1)).cuda() * 255
-    batch = gpu.ready(clip, PAIRS, pictures, world)
+    images = torch.rand(PAIRS, 3, clip.side, clip.side, generator=torch.Generator().manual_seed(1)).cuda() * 255
+    batch = gpu.ready(clip, PAIRS, images, world)
     parameters = list(clip.model.parameters())
-    figures = {}
+    metrics = {}
 
     def gradient(precision: str, micro: int) -> Tensor:
         clip.model.zero_grad(set_to_none=True)
@@ -69,13 +69,13 @@ def gradients(out: Path) -> dict[str, float]:
             if world.size == 1:
                 known[name] = found.cpu()
             else:
-                figures[name] = float((found - known[name]).norm() / known[name].norm())
+                metrics[name] = float((found - known[name]).norm() / known[name].norm())
     if world.size > 1:
-        figures |= _short(world, gradient, known[f"fp32, parts of {PART}"])
+        metrics |= _short(world, gradient, known[f"fp32, parts of {PART}"])
     elif world.leads:
         torch.save(known, reference)
     distributed.leave()
-    return figures
+    return metrics
 
 
 def _short(world: distributed.World, gradient: Callable[[str, int], Tensor], known: Tensor) -> dict[str, float]:
@@ -108,40 +108,40 @@ def speed(names: list[str]) -> dict[str, Any]:
         return {"pairs": count / taken, "ms": 1e3 * taken, "gib": gpu.peak_gib()}
 
     world = distributed.join()
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, each in [c for c in CASES if c[0] in names]:
         gpu.fresh()
         clip = gpu.model_of(name, quick=True)
         parameters = list(clip.model.parameters())
         world.copy_from_leader([p.data for p in parameters])
-        figures[name] = {}
+        metrics[name] = {}
 
         alone = gpu.our_step(clip, gpu.ready(clip, each), True, each)
         together = gpu.our_step(clip, gpu.ready(clip, each * world.size, world=world), True, each, world)
         alone()  # all compile at once
         if world.leads:
-            figures[name]["one"] = timed(alone, each)
+            metrics[name]["one"] = timed(alone, each)
         world.any(False)
-        figures[name]["several"] = timed(together, each * world.size)
-        figures[name]["sum_gradients_ms"] = 1e3 * gpu.seconds(lambda p=parameters: world.sum_gradients(p), each=10)
+        metrics[name]["several"] = timed(together, each * world.size)
+        metrics[name]["sum_gradients_ms"] = 1e3 * gpu.seconds(lambda p=parameters: world.sum_gradients(p), each=10)
         if world.leads:
-            print(json.dumps({name: figures[name]}), flush=True)
+            print(json.dumps({name: metrics[name]}), flush=True)
         del alone, together, parameters, clip
     if world.leads and WHOLE in names:
         gpu.fresh()
         clip, count = gpu.model_of(WHOLE, quick=True), dict(CASES)[WHOLE] * world.size
-        figures[WHOLE]["one, whole batch"] = timed(gpu.our_step(clip, gpu.ready(clip, count), True, count), count)
-        print(json.dumps({WHOLE: figures[WHOLE]}), flush=True)
+        metrics[WHOLE]["one, whole batch"] = timed(gpu.our_step(clip, gpu.ready(clip, count), True, count), count)
+        print(json.dumps({WHOLE: metrics[WHOLE]}), flush=True)
     world.any(False)
     distributed.leave()
-    return figures
+    return metrics
 
 
 # The job -------------------------------------------------------------------------------------------------------------
 
 
 def prepare(home: Path) -> None:
-    """A dataset version of made pictures under `home`, and its shards in the cache there."""
+    """A dataset version of made images under `home`, and its shards in the cache there."""
     from clipft_tasks.stages import ingest, version
 
     os.environ["CLIPFT_HOME"] = str(home)
@@ -150,12 +150,12 @@ def prepare(home: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = ["image,caption,label"]
-        for number in range(PICTURES):
+        for number in range(IMAGES):
             coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((240, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=80)
             lines.append(f"{number}.jpg,a photo of thing number {number} of kind {number % 16},kind {number % 16}")
-        (folder / "pictures.csv").write_text("\n".join(lines) + "\n")
-        spec = RunSpec.from_flat({"domain": "general", "source": str(folder / "pictures.csv")})
+        (folder / "images.csv").write_text("\n".join(lines) + "\n")
+        spec = RunSpec.from_flat({"domain": "general", "source": str(folder / "images.csv")})
         made = version.run(spec, ingest.run(spec)["staging"])
     versioning.fetch(versioning.find(made["dataset"], "general"))
 
@@ -211,13 +211,13 @@ def job(out: Path) -> dict[str, Any]:
         print(line, flush=True)
     count = plan.processes.value
     alone = replace(plan, processes=Decision(1, "for comparison"), micro_batch=plan.micro_batch)
-    ends, figures = {}, {"processes": count}
+    ends, metrics = {}, {"processes": count}
 
     def run(name: str, folder: str, plan: plans.Plan) -> None:
         place = out / folder
         place.mkdir(exist_ok=True)
         model = build.prepare(build.load(spec.model.start), spec)
-        figures[name] = jobs.train(jobs.Job(spec, plan, spec.model.start, tag, "bench", "", place), model, lambda rows: None)
+        metrics[name] = jobs.train(jobs.Job(spec, plan, spec.model.start, tag, "bench", "", place), model, lambda rows: None)
         ends[name] = {n: v.cpu() for n, v in model.state().items()}
 
     run("one", "one", alone)
@@ -232,18 +232,18 @@ def job(out: Path) -> dict[str, Any]:
     starts.send_signal(signal.SIGTERM)
     _, said = starts.communicate()
     stopped = Checkpoints(begun / "checkpoints", "bench").latest()
-    figures["stopped"] = {"said": said.strip().splitlines()[-1], "step": stopped["step"] if stopped else None}
+    metrics["stopped"] = {"said": said.strip().splitlines()[-1], "step": stopped["step"] if stopped else None}
     del stopped
     run("several, then one", "stopped", alone)
 
     def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         return float(torch.cat([(a[n] - b[n]).flatten() for n in a if a[n].is_floating_point()]).norm())
 
-    moved = figures["moved"] = apart(ends["one"], start)
+    moved = metrics["moved"] = apart(ends["one"], start)
     for name in ("several", "several, then one"):
-        figures[f"one beside {name}"] = apart(ends["one"], ends[name]) / moved
-    figures["several beside several, then one"] = apart(ends["several"], ends["several, then one"]) / moved
-    return figures
+        metrics[f"one beside {name}"] = apart(ends["one"], ends[name]) / moved
+    metrics["several beside several, then one"] = apart(ends["several"], ends["several, then one"]) / moved
+    return metrics
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
@@ -277,52 +277,52 @@ def main() -> None:
         prepare(asked.prepare)
         return
     if asked.part:
-        figures = gradients(asked.out) if asked.part == "gradients" else speed(asked.models.split(","))
+        metrics = gradients(asked.out) if asked.part == "gradients" else speed(asked.models.split(","))
         if os.environ.get("RANK", "0") == "0":
             name = f"{asked.part}-{os.environ.get('WORLD_SIZE', '1')}-{asked.models}.json"
-            (asked.out / name).write_text(json.dumps(figures))
+            (asked.out / name).write_text(json.dumps(metrics))
         return
 
     several = asked.processes
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         if "gradients" in asked.only:
             found("gradients", 1, out, part("gradients", 1, out, "0"))
-            figures["gradients"] = found("gradients", several, out, part("gradients", several, out))
+            metrics["gradients"] = found("gradients", several, out, part("gradients", several, out))
         if "speed" in asked.only:
             names = ",".join(name for name, _ in CASES)
-            figures["speed"] = found("speed", several, out, part("speed", several, out, models=names), names)
+            metrics["speed"] = found("speed", several, out, part("speed", several, out, models=names), names)
         if "job" in asked.only:
             home = asked.home or out / "home"
             os.environ["CLIPFT_HOME"] = str(home)
             settings.cache_clear()
             if not asked.home:
                 prepare(home)
-            figures["job"] = job(out)
-    show(figures, several)
-    print(json.dumps(figures))
+            metrics["job"] = job(out)
+    show(metrics, several)
+    print(json.dumps(metrics))
 
 
-def show(figures: dict[str, Any], several: int) -> None:
+def show(metrics: dict[str, Any], several: int) -> None:
     print(f"{several} x {torch.cuda.get_device_name()}, torch {torch.__version__}")
-    if found := figures.get("gradients"):
+    if found := metrics.get("gradients"):
         print("\n| gradient of " + f"{several} processes beside one | relative difference |\n|---|---|")
         for name, value in found.items():
             print(f"| {name} | {value:.1e} |")
-    if "speed" in figures and "failed" not in figures["speed"]:
+    if "speed" in metrics and "failed" not in metrics["speed"]:
         print(f"\n| model, pairs a GPU | one GPU | {several} GPUs | speedup | one GPU with the whole batch | over that |")
         print("|---|---|---|---|---|---|")
         for name, each in CASES:
-            of = figures["speed"][name]
+            of = metrics["speed"][name]
             one, both, whole = (of.get(k, {}).get("pairs", float("nan")) for k in ("one", "several", "one, whole batch"))
             print(f"| {name}, {each} | {one:,.0f} | {both:,.0f} | {both / one:.2f}x | {whole:,.0f} | {both / whole:.2f}x |")
-    if "job" in figures:
+    if "job" in metrics:
         print("\n| weights at the end | apart, over how far they moved |\n|---|---|")
-        for name, value in figures["job"].items():
+        for name, value in metrics["job"].items():
             if "beside" in name:
                 print(f"| {name} | {value:.1e} |")
-        print(figures["job"]["stopped"])
+        print(metrics["job"]["stopped"])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Both start from the same model and see the same training rows at the same size, for the same wall-clock time on the CPU: how
 long the slowest run of the recipe took. The peer is given whole epochs, rounded up, at the speed that it shows beside the
 recipe's runs; so a busy machine changes the time that both get, not who gets more. It runs with its documented defaults, and
-with the best of five learning rates, chosen by the *test* score, which favours it. Domain score and retention are those of the
-same evaluation, on rows and pictures that no training saw.
+with the best of five learning rates, chosen by the *test* score, which favors it. Domain score and retention are those of the
+same evaluation, on rows and images that no training saw.
 
 `--cores 2` gives each run two cores of its own and fills the machine with runs; without it, one at a time has them all.
 """
@@ -93,7 +93,7 @@ def one(ask: Run) -> Run:
 
 
 def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], list[Run]]) -> dict[str, Any]:
-    """Every figure of every data set: the recipe and the peer's speed first, then what the peer makes of the same time."""
+    """Every metric of every data set: the recipe and the peer's speed first, then what the peer makes of the same time."""
 
     def each(asks: dict[Any, Run]) -> dict[Any, Run]:
         return dict(zip(asks, run(list(asks.values())), strict=True))
@@ -147,17 +147,17 @@ def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], li
     return found
 
 
-def shown(name: str, figures: dict[str, Any]) -> None:
+def shown(name: str, metrics: dict[str, Any]) -> None:
     def cell(v: dict[str, float]) -> str:
         return f"{v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
 
-    start, rows = figures["before"], figures["rows"]
-    print(f"\n{name}: {rows['train']} training rows, {rows['test']} test rows; the peer had {figures['epochs']['peer']} epochs")
+    start, rows = metrics["before"], metrics["rows"]
+    print(f"\n{name}: {rows['train']} training rows, {rows['test']} test rows; the peer had {metrics['epochs']['peer']} epochs")
     print("| trainer | domain score | retention | seconds |\n|---|---|---|---|")
     print(f"| start model | {start['score']:.3f} | {start['retention']:.3f} | |")
-    for who, f in figures["runs"].items():
+    for who, f in metrics["runs"].items():
         print(f"| {who} | {cell(f['score'])} | {cell(f['retention'])} | {f['seconds']['value']:.0f} |")
-    for who, f in figures["ahead"].items():
+    for who, f in metrics["ahead"].items():
         print(f"ahead of {who}: score {cell(f['score'])}, retention {cell(f['retention'])}")
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.scale
 
-Takes about three minutes on two cores. Versions: 400 made pictures of 256 px (JPEG), then 40 more. The server: the starter model at
-128 px, eight clients. Its figure is requests per second of processor time, so that other programs on the machine matter little.
+Takes about three minutes on two cores. Versions: 400 made images of 256 px (JPEG), then 40 more. The server: the starter model at
+128 px, eight clients. Its metric is requests per second of processor time, so that other programs on the machine matter little.
 """
 
 import io
@@ -24,7 +24,7 @@ from PIL import Image
 SECONDS, CLIENTS = 20.0, 8
 
 
-def picture(number: int, side: int = 256) -> Image.Image:
+def image(number: int, side: int = 256) -> Image.Image:
     """A blurred field of one of two tints; no two are alike."""
     rng = np.random.default_rng(number)
     field = Image.fromarray(rng.integers(0, 255, (16, 16, 3)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
@@ -38,11 +38,11 @@ def write(folder: Path, count: int) -> Path:
     for number in range(count):
         path = folder / f"{number}.jpg"
         if not path.exists():
-            picture(number).save(path, quality=90)
+            image(number).save(path, quality=90)
         label = ("red", "blue")[number % 2]
         lines.append(f"{path.name},a {label} field.,{label} field")
-    (folder / "pictures.csv").write_text("\n".join(lines) + "\n")
-    return folder / "pictures.csv"
+    (folder / "images.csv").write_text("\n".join(lines) + "\n")
+    return folder / "images.csv"
 
 
 def main() -> None:
@@ -82,8 +82,8 @@ def measure(place: Path) -> dict[str, float]:
             break
         done[name] = chain.run_stage(name, RunSpec.from_flat(flat), done.__getitem__)
         if name == "version":
-            out["pictures"] = 400
-            out["bytes of the pictures"] = sum(p.stat().st_size for p in (place / "s").glob("*.jpg"))
+            out["images"] = 400
+            out["bytes of the images"] = sum(p.stat().st_size for p in (place / "s").glob("*.jpg"))
             out["bytes of the first version in the remote"] = versioning.remote_bytes()
     package = tracking.fetch_package(tracking.champion("general"))
     out["bytes of a checkpoint (starter, 26.6 M parameters)"] = max(written)
@@ -93,7 +93,7 @@ def measure(place: Path) -> dict[str, float]:
     more = RunSpec.from_flat(flat | {"source": str(write(place / "s", 440))})
     staged = chain.run_stage("ingest", more, {}.__getitem__)
     chain.run_stage("version", more, {"ingest": staged, "validate": {}}.__getitem__)
-    out["bytes that a second version with 40 pictures more adds"] = versioning.remote_bytes() - before
+    out["bytes that a second version with 40 images more adds"] = versioning.remote_bytes() - before
     return out | serve(settings().root)
 
 
@@ -134,26 +134,26 @@ def serve(home: Path) -> dict[str, float]:
                 pass
             time.sleep(0.5)
         return {
-            "pictures classified a second and core": ask(server.pid, address, pictures=True),
-            "texts embedded a second and core": ask(server.pid, address, pictures=False),
+            "images classified a second and core": ask(server.pid, address, images=True),
+            "texts embedded a second and core": ask(server.pid, address, images=False),
         }
     finally:
         server.terminate()
         server.wait()
 
 
-def ask(pid: int, address: str, pictures: bool) -> float:
+def ask(pid: int, address: str, images: bool) -> float:
     count, stop = [0] * CLIENTS, threading.Event()
     bodies = []
     for number in range(1000, 1032):  # each new to the server
         data = io.BytesIO()
-        picture(number).save(data, "JPEG", quality=90)
+        image(number).save(data, "JPEG", quality=90)
         bodies.append(data.getvalue())
 
     def client(who: int) -> None:
         with httpx.Client(base_url=address, timeout=60) as http:
             while not stop.is_set():
-                if pictures:
+                if images:
                     files = [("image", ("p.jpg", bodies[(count[who] + who) % len(bodies)], "image/jpeg"))]
                     answer = http.post("/v1/classify", data={"domain": "general"}, files=files)
                 else:

@@ -1,6 +1,6 @@
 """Full fine-tune epochs on a CPU beside open_clip's own trainer: python -m bench.train_cpu [--epochs N]
 
-The same pictures (elpv, monocrystalline), start model, batch, size and number of pairs; each with its own input pipeline. The
+The same images (elpv, monocrystalline), start model, batch, size and number of pairs; each with its own input pipeline. The
 scores are balanced accuracies of the test split, by the same evaluation.
 """
 
@@ -63,7 +63,7 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
 def open_clip_train(
     dataset: Any, folder: Path, epochs: int, side: int, seed: int, rate: float | None, extra: dict[str, Any] | None = None
 ) -> tuple[Any, float, int]:
-    """open_clip_train.main on the same pictures as files, from the same start model.
+    """open_clip_train.main on the same images as files, from the same start model.
 
     Args:
         rate: learning rate, with a warm-up of a tenth; None leaves rate, warm-up and weight decay at the trainer's defaults.
@@ -72,11 +72,11 @@ def open_clip_train(
     from clipft_tasks.devices.hardware import usable_cores
     from clipft_tasks.model import build, starter
 
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     lines = ["filepath\ttitle"]
     for row in dataset.split("train").itertuples():
-        path = folder / "pictures" / f"{row.key}.png"
-        path.write_bytes(dataset.picture(row))
+        path = folder / "images" / f"{row.key}.png"
+        path.write_bytes(dataset.image_bytes(row))
         lines.append(f"{path}\t{row.caption}")
     (folder / "train.tsv").write_text("\n".join(lines) + "\n")
     steps = (len(lines) - 1) // BATCH
@@ -115,19 +115,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["CLIPFT_HOME"] = home
         dataset = prepare()
-        figures = {}
+        metrics = {}
         for name, run in (("open_clip_train", peers), ("clipft", ours)):
             folder = Path(home, name)
             folder.mkdir()
-            figures[name] = run(dataset, epochs, folder)
-            print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
-    ratio = figures["clipft"]["pairs_per_second"] / figures["open_clip_train"]["pairs_per_second"]
+            metrics[name] = run(dataset, epochs, folder)
+            print(json.dumps({name: metrics[name]}), file=sys.stderr, flush=True)
+    ratio = metrics["clipft"]["pairs_per_second"] / metrics["open_clip_train"]["pairs_per_second"]
     print(f"elpv mono, starter, {SIDE} px, batch {BATCH}, {epochs} epochs, {torch.get_num_threads()} threads")
     print("| trainer | pairs/s | pairs | balanced accuracy |\n|---|---|---|---|")
-    for name, f in figures.items():
+    for name, f in metrics.items():
         print(f"| {name} | {f['pairs_per_second']:.1f} | {f['pairs']:.0f} | {f['score']:.3f} |")
     print(f"clipft trains {ratio:.2f} times as many pairs a second.")
-    print(json.dumps(figures | {"ratio": ratio}))
+    print(json.dumps(metrics | {"ratio": ratio}))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from clipft_tasks.data.versioning import Dataset, Version
 from clipft_tasks.domains import Augment
 
 CASES = [("ViT-B-32", 1024), ("ViT-B-16", 512), ("ViT-L-14", 160)]
-PICTURES = 6144
+IMAGES = 6144
 WORKERS = 12
 
 
 def shard_set(folder: Path) -> Dataset:
-    """JPEG pictures of 256 to 320 pixels with captions of their own, in shards."""
+    """JPEG images of 256 to 320 pixels with captions of their own, in shards."""
     rng = np.random.default_rng(0)
 
     def entry(number: int) -> shards.Entry:
@@ -37,9 +37,9 @@ def shard_set(folder: Path) -> Dataset:
         coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
         out = io.BytesIO()
         Image.fromarray(coarse).resize((int(wide), int(high)), Image.Resampling.BICUBIC).save(out, "JPEG", quality=88)
-        return shards.Entry(f"{number:032x}", "jpg", out.getvalue(), {"caption": f"picture {number}"})
+        return shards.Entry(f"{number:032x}", "jpg", out.getvalue(), {"caption": f"image {number}"})
 
-    places = dict(shards.pack((entry(i) for i in range(PICTURES)), folder))
+    places = dict(shards.pack((entry(i) for i in range(IMAGES)), folder))
     rows = [
         {"key": key, "name": key, "sha256": key, "shard": p.shard, "offset": p.offset, "length": p.length, "label": "", "group": "",
          "caption": " ".join(["a photo of thing", *(str(int(d)) for d in str(int(key, 16)))]), "split": "train"}
@@ -77,7 +77,7 @@ def pipeline(clip: gpu.Clip, batch: int) -> dict[str, float]:
         torch.cuda.synchronize()
         fed_rate = sum(taken[5:]) / (time.perf_counter() - began)
         own = batch / gpu.seconds(run)
-    return {"decode_pictures_per_second": PICTURES / decoding, "from_shards": fed_rate, "ready": own, "share": fed_rate / own}
+    return {"decode_images_per_second": IMAGES / decoding, "from_shards": fed_rate, "ready": own, "share": fed_rate / own}
 
 
 class _Current:
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="one model")
     parser.add_argument("--no-pipeline", action="store_true")
     asked = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for name, batch in [c for c in CASES if not asked.only or c[0] == asked.only]:
         rates = {}
         for case in ("peer eager", "peer compiled", "ours"):
@@ -111,25 +111,25 @@ def main() -> None:
             rates[case] = batch / gpu.seconds(run)
             rates[f"{case} GiB"] = gpu.peak_gib()
             if case == "ours" and name == "ViT-B-32" and not asked.no_pipeline:
-                figures["pipeline ViT-B-32"] = pipeline(clip, batch)
+                metrics["pipeline ViT-B-32"] = pipeline(clip, batch)
             del run, clip
             print(json.dumps({name: rates}), file=sys.stderr, flush=True)
         rates |= {"over eager": rates["ours"] / rates["peer eager"], "over compiled": rates["ours"] / rates["peer compiled"]}
-        figures[f"{name} at {batch}"] = rates
+        metrics[f"{name} at {batch}"] = rates
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, pairs per second")
     print(
         "| model and batch | open_clip eager | compiled | ours | over eager | over compiled | GiB ours / eager |\n|---|---|---|---|---|---|---|"
     )
-    for name, f in figures.items():
+    for name, f in metrics.items():
         if "ours" in f:
             print(
                 f"| {name} | {f['peer eager']:,.0f} | {f['peer compiled']:,.0f} | {f['ours']:,.0f} | {f['over eager']:.2f}x | "
                 f"{f['over compiled']:.2f}x | {f['ours GiB']:.1f} / {f['peer eager GiB']:.1f} |"
             )
-    if p := figures.get("pipeline ViT-B-32"):
+    if p := metrics.get("pipeline ViT-B-32"):
         print(f"From JPEG shards: {p['from_shards']:,.0f} of {p['ready']:,.0f} pairs/s ({p['share']:.0%}); "
-              f"decoding once: {p['decode_pictures_per_second']:,.0f} pictures/s")  # fmt: skip
-    print(json.dumps(figures))
+              f"decoding once: {p['decode_images_per_second']:,.0f} images/s")  # fmt: skip
+    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

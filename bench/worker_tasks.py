@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 WORKERS = ("left", "right")
 
 
-def figures(tasks: list[dict[str, Any]], at_once: int) -> dict[str, float]:
+def metrics(tasks: list[dict[str, Any]], at_once: int) -> dict[str, float]:
     """Of one executor's tasks: seconds from the first start to the last end, a task's own, and what each costs a slot."""
 
     def seconds(moment: str) -> float:
@@ -36,10 +36,10 @@ def figures(tasks: list[dict[str, Any]], at_once: int) -> dict[str, float]:
 
 
 def compared(tasks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The figures of each executor, of one run of the DAG `forty` over two workers."""
+    """The metrics of each executor, of one run of the DAG `forty` over two workers."""
     return {
-        "two workers, one task at a time each": figures([t for t in tasks if t["task_id"] == "on_workers"], len(WORKERS)),
-        "LocalExecutor, two at a time": figures([t for t in tasks if t["task_id"] == "here"], 2),
+        "two workers, one task at a time each": metrics([t for t in tasks if t["task_id"] == "on_workers"], len(WORKERS)),
+        "LocalExecutor, two at a time": metrics([t for t in tasks if t["task_id"] == "here"], 2),
     }
 
 

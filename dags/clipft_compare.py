@@ -1,14 +1,14 @@
 """
 ### Models beside one another, in one page
 
-Any set of runs, versions or domains: every figure with its interval at every picture size, paired tests corrected for being
-many, confusion matrices, pictures that changed from wrong to right and back, parameters that differ, cost, lineage. The page
+Any set of runs, versions or domains: every metric with its interval at every image size, paired tests corrected for being
+many, confusion matrices, images that changed from wrong to right and back, parameters that differ, cost, lineage. The page
 opens offline and is kept, with its JSON, in MLflow's experiment `clipft-compare`.
 
 * `industrial` stands for its champion and its challenger; `industrial@previous`, `models:/clipft-industrial/3` and MLflow run
   ids name one model each.
 * Two models are tested only on the same test rows. Where theirs differ the run is refused with the reason: set *dataset* to
-  `newest` to ask all about the same rows, or *unpaired* to see the figures without a test.
+  `newest` to ask all about the same rows, or *unpaired* to see the metrics without a test.
 * Models of different domains are never tested against each other; their gains over their start models stand side by side.
 """
 
@@ -36,11 +36,11 @@ WHAT, HOW = "What to compare", "How"
         ),
         "sizes": Param(
             None, type=["array", "null"], items={"type": "integer"}, title="Sizes", section=HOW,
-            description="picture sides; empty: all that every model of a domain was evaluated at",
+            description="image sides; empty: all that every model of a domain was evaluated at",
         ),
         "metric": Param(
             None, type=["string", "null"], title="Metric", section=HOW,
-            description="the figure that is tested, such as macro_f1; empty: the domain's gate.metric",
+            description="the metric that is tested, such as macro_f1; empty: the domain's gate.metric",
         ),
         "unpaired": Param(
             False, type="boolean", title="Unpaired", section=HOW, description="go on without a test where test rows differ",

@@ -8,7 +8,7 @@ cool-down after it, and a circuit breaker after repeated failures. What is admit
 A version that came of an incident stays on watch for a day. When its judged answers or its failing requests show that it is
 worse than the version before, `clipft_readapt` goes back by itself, once; the second time it asks, and the breaker opens.
 
-Where there is no Prometheus, the same watcher and sensor read the server's own figures.
+Where there is no Prometheus, the same watcher and sensor read the server's own metrics.
 """
 
 from typing import Any

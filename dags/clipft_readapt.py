@@ -2,7 +2,7 @@
 ### Drift is explained, approved, and the model re-adapts
 
 `suggest` compares what the server sees with the references of the registered versions and says what to do: nothing, look at
-the camera, label pictures, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
+the camera, label images, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
 dataset version of the old rows and the judged captures, trains from the champion, and goes through the same evaluation, gate,
 promotion and verification as any training: no worse on the new rows, and hardly worse on the old ones (`gain(score) on old`
 in `gate.rules`). `close` records what came of it: a new champion is on watch for a day before that counts as recovered, and

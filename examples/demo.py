@@ -62,7 +62,7 @@ def _collect(airflow: Airflow, data_run: str, run: str, version: dict[str, Any])
             seconds[task["task_id"]] = round(seconds.get(task["task_id"], 0) + (task["duration"] or 0), 1)
     return {
         "data": {"ingested": ingested["rows"], "rejected": ingested["rejected"], "checks": validated["passed"],
-                 "version": version["dataset"], "new": version["new"], "counts": version["counts"], "licence": ingested["licence"]},
+                 "version": version["dataset"], "new": version["new"], "counts": version["counts"], "license": ingested["license"]},
         "metric": gate["metric"],
         "scores": gate["scores"],
         "model": airflow.result("clipft_finetune", run, "register")["model"],
@@ -77,7 +77,7 @@ def _collect(airflow: Airflow, data_run: str, run: str, version: dict[str, Any])
 
 
 def _ask(dataset: str) -> dict[str, Any]:
-    """The server's answer to a picture of the test split, which training never saw."""
+    """The server's answer to an image of the test split, which training never saw."""
     import os
 
     os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
@@ -87,17 +87,17 @@ def _ask(dataset: str) -> dict[str, Any]:
     data = versioning.fetch(versioning.find(dataset, dataset.split("/")[0]))
     test = data.split("test")
     row = test[test["label"] == "defective solar cell"].iloc[0]
-    body = {"domain": "industrial", "images": {"base64": base64.b64encode(data.picture(row)).decode()}}
+    body = {"domain": "industrial", "images": {"base64": base64.b64encode(data.image_bytes(row)).decode()}}
     answer = httpx.post(f"{address('server')}/v1/classify", json=body, timeout=60)
     answer.raise_for_status()
-    return {"picture": row["name"], "truth": row["label"], **answer.json()["predictions"][0],
+    return {"image": row["name"], "truth": row["label"], **answer.json()["predictions"][0],
             "model_version": answer.headers["x-clipft-model-version"]}  # fmt: skip
 
 
 def _show(summary: dict[str, Any], path: Any) -> None:
     data, seconds = summary["data"], summary["seconds"]
-    scores = Table(title=f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out pictures [95% interval]")
-    for name in ("picture side", "before", "after fine-tuning", "gain in points"):
+    scores = Table(title=f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out images [95% interval]")
+    for name in ("image side", "before", "after fine-tuning", "gain in points"):
         scores.add_column(name, justify="right")
     for size, who in summary["scores"].items():
         cell = {w: f"{f['value']:.3f} [{f['low']:.2f}, {f['high']:.2f}]" for w, f in who.items()}
@@ -105,13 +105,13 @@ def _show(summary: dict[str, Any], path: Any) -> None:
         scores.add_row(f"{size} px", cell["before"], f"[bold]{cell['after']}[/]", f"{gain:+.1f}")
     answer = summary["answer"]
     told = [
-        f"[bold]Data[/]     {data['ingested']} pictures taken, {data['rejected']} rejected, {data['checks']} checks passed: "
+        f"[bold]Data[/]     {data['ingested']} images taken, {data['rejected']} rejected, {data['checks']} checks passed: "
         f"[bold]{data['version']}[/]" + ("" if data["new"] else " (unchanged since the last run)"),
-        f"         {data['licence']}",
+        f"         {data['license']}",
         f"[bold]Model[/]    {summary['model']} version [bold]{summary['version']}[/] is live and verified "
         f"(largest difference from its recorded answers {summary['disagreement']:.5f})"
         + ("; it was trained by an earlier run" if summary["trained_before"] else ""),
-        f"[bold]Answer[/]   {answer['picture']}, a {answer['truth']}: the server says [bold]{answer['label']}[/] ({answer['probability']:.0%})",
+        f"[bold]Answer[/]   {answer['image']}, a {answer['truth']}: the server says [bold]{answer['label']}[/] ({answer['probability']:.0%})",
         "[bold]Seconds[/]  " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
         "",
         f"Airflow run  {summary['links']['Airflow run']}",

@@ -1,6 +1,6 @@
 """`make demo-drift`, after `make demo`: another kind of solar cell arrives, and the loop closes.
 
-Polycrystalline cells are played against the live server, whose model knows monocrystalline ones. The figures move, the alert
+Polycrystalline cells are played against the live server, whose model knows monocrystalline ones. The metrics move, the alert
 fires, the suggestion is shown and approved (over REST, as a person would), the model re-adapts, and the new one takes over under
 load. Ends with one table, kept as `.clipft/demo/drift.json`. At most ten minutes on two cores.
 """
@@ -30,11 +30,11 @@ from deploy.local.environment import address, environment
 from .follow import console, follow
 
 DOMAIN = "industrial"
-HELD_OUT = 150  # pictures of each kind that are only ever asked about
-STREAM = 320  # polycrystalline pictures played as traffic, judged as an inspector would
-USUAL = 96  # monocrystalline pictures played first
+HELD_OUT = 150  # images of each kind that are only ever asked about
+STREAM = 320  # polycrystalline images played as traffic, judged as an inspector would
+USUAL = 96  # monocrystalline images played first
 PATIENCE = 120  # seconds for the alarm
-Cell = tuple[bytes, str]  # picture, true class
+Cell = tuple[bytes, str]  # image, true class
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
-    """The shift, from the first picture of the new kind to the answers of the new version; what came of it."""
+    """The shift, from the first image of the new kind to the answers of the new version; what came of it."""
     mono, stream, poly = _cells()
 
     console.rule("before: monocrystalline cells")
@@ -65,7 +65,7 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
     for _ in server.play(mono[:USUAL]):
         pass
     server.verdicts.clear()
-    _figures(server)
+    _metrics(server)
 
     console.rule("the shift: polycrystalline cells arrive")
     breach = fired = None
@@ -76,10 +76,10 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
     for count in server.play(stream):
         if breach is None and count % 16 == 0:
             worst = server.drift()["worst"]
-            console.print(f"[dim]{count} pictures: {worst['signal'] or 'nothing'} at {worst['ratio']:.1f} times its limit[/]")
+            console.print(f"[dim]{count} images: {worst['signal'] or 'nothing'} at {worst['ratio']:.1f} times its limit[/]")
             if worst["ratio"] > 1:
                 breach, breached_at = time.monotonic(), count
-                console.print(f"[bold]Breach[/] after {count} pictures: {worst['signal']}.")
+                console.print(f"[bold]Breach[/] after {count} images: {worst['signal']}.")
         if breach and not run and count % 8 == 0:
             run = _new_run(airflow, known)
             fired = fired or (time.monotonic() if run else None)
@@ -95,7 +95,7 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
         breach = breach or time.monotonic()
         run = _new_run(airflow, known)
         fired = fired or (time.monotonic() if run else None)
-    _figures(server)
+    _metrics(server)
 
     console.rule("the answer: clipft_readapt")
     approved: list[str] = []
@@ -149,7 +149,7 @@ class _Server:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Keep every picture for as long as the block lasts."""
+        """Keep every image for as long as the block lasts."""
         before = self._keep(1.0)
         try:
             yield
@@ -164,9 +164,9 @@ class _Server:
     def drift(self) -> dict[str, Any]:
         return dict(self.http.get(f"/v1/drift/{DOMAIN}").json())
 
-    def classify(self, picture: bytes, probe: bool = False) -> httpx.Response:
-        """The answer to a picture; a probe is no traffic, so it does not count in the window."""
-        body = {"domain": DOMAIN, "images": {"base64": base64.b64encode(picture).decode()}}
+    def classify(self, image: bytes, probe: bool = False) -> httpx.Response:
+        """The answer to an image; a probe is no traffic, so it does not count in the window."""
+        body = {"domain": DOMAIN, "images": {"base64": base64.b64encode(image).decode()}}
         who, headers = (self.own, {"X-Clipft-Probe": "1"}) if probe else (self.http, {})
         answer = who.post("/v1/classify", json=body, headers=headers)
         answer.raise_for_status()
@@ -175,15 +175,15 @@ class _Server:
     def accuracy(self, cells: list[Cell]) -> float:
         """Balanced accuracy over some cells, outside the window."""
         right: dict[str, list[bool]] = {}
-        for picture, label in cells:
-            said = self.classify(picture, probe=True).json()["predictions"][0]["label"]
+        for image, label in cells:
+            said = self.classify(image, probe=True).json()["predictions"][0]["label"]
             right.setdefault(label, []).append(said == label)
         return sum(sum(r) / len(r) for r in right.values()) / len(right)
 
     def play(self, cells: list[Cell]) -> Iterator[int]:
         """Send cells one by one as traffic, each judged as an inspector would; after each, its number."""
-        for count, (picture, label) in enumerate(cells, 1):
-            answer = self.classify(picture)
+        for count, (image, label) in enumerate(cells, 1):
+            answer = self.classify(image)
             self.verdicts.append(answer.json()["predictions"][0]["label"] == label)
             body = {"request_id": answer.headers["x-request-id"], "label": label}
             self.own.post("/v1/feedback", json=body).raise_for_status()
@@ -242,13 +242,13 @@ def _cells() -> tuple[list[Cell], list[Cell], list[Cell]]:
 
     data = versioning.fetch(versioning.find("", DOMAIN))
     first = versioning.fetch(versioning.find(f"{DOMAIN}/v1", DOMAIN)) if data.version.number > 1 else data
-    mono = [(first.picture(row), str(row.label)) for row in first.split("test").itertuples()]
+    mono = [(first.image_bytes(row), str(row.label)) for row in first.split("test").itertuples()]
     rows = list(open_source("elpv:poly", DataSpec()).rows())
     modules = sorted({row.group for row in rows})
     random.Random(0).shuffle(modules)
     kept = set(modules[: len(modules) // 3])
-    held_out = [(row.picture(), row.label) for row in rows if row.group in kept]
-    stream = [(row.picture(), row.label) for row in rows if row.group not in kept]
+    held_out = [(row.image_bytes(), row.label) for row in rows if row.group in kept]
+    stream = [(row.image_bytes(), row.label) for row in rows if row.group not in kept]
     for cells in (mono, held_out, stream):
         random.Random(0).shuffle(cells)
     return mono[:HELD_OUT], stream[:STREAM], held_out[:HELD_OUT]
@@ -277,10 +277,10 @@ def _ended(airflow: Airflow, dag: str, task: str) -> float | None:
     return datetime.fromisoformat(end).timestamp() if end else None
 
 
-def _figures(server: _Server) -> None:
+def _metrics(server: _Server) -> None:
     seen = server.drift()
     shown = ", ".join(f"{k} {v:.2f}" for k, v in sorted(seen["drift"].items(), key=lambda kv: -kv[1])[:6])
-    console.print(f"Window of {seen['pictures']} pictures, version {seen['version']}: {shown or 'too small to say anything'}")
+    console.print(f"Window of {seen['images']} images, version {seen['version']}: {shown or 'too small to say anything'}")
 
 
 def _show(summary: dict[str, Any], path: Any) -> None:
@@ -291,7 +291,7 @@ def _show(summary: dict[str, Any], path: Any) -> None:
         table.add_row(when, *("" if v is None else f"{v:.3f}" for v in (row["mono"], row["poly"])))
     seconds, versions = summary["seconds"], summary["versions"]
     told = [
-        f"[bold]Breach[/]      after {summary['requests_until_breach']} pictures of the new kind",
+        f"[bold]Breach[/]      after {summary['requests_until_breach']} images of the new kind",
         f"[bold]Answer[/]      {summary['suggestion']['action']}: {summary['suggestion']['why']}",
         f"[bold]Versions[/]    {versions['before']} → {versions['after']}; {summary['failed_requests']} of {summary['requests_under_load']} requests failed meanwhile",
         f"[bold]Seconds[/]     breach to running DAG {seconds['breach_to_run']}, promotion to first answer {seconds['promotion_to_first_answer']}, in all {seconds['total']:.0f}",

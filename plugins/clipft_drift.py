@@ -1,4 +1,4 @@
-"""Where drift alarms come from: Prometheus, or the server's own figures where there is none; a trigger and a sensor on both.
+"""Where drift alarms come from: Prometheus, or the server's own metrics where there is none; a trigger and a sensor on both.
 
 PrometheusDriftTrigger   polls; ends at the first breach (a sensor), or goes on and tells of each one (an asset watcher)
 PrometheusDriftSensor    waits for a breach without holding a worker
@@ -100,7 +100,7 @@ async def look(prometheus: str, server: str) -> list[Breach] | None:
 
 
 class Looks:
-    """Look after look. Prometheus' rules ask twice before an alert fires; of the server's own figures this does.
+    """Look after look. Prometheus' rules ask twice before an alert fires; of the server's own metrics this does.
 
     Attributes:
         unsure: whether the last look saw something for the first time, which one more look would settle.

@@ -20,7 +20,7 @@ router = APIRouter()
 
 @router.get("/models", response_class=HTMLResponse)
 def page(user: GetUserDep) -> str:
-    """The page itself; its figures come from `/models.json`."""
+    """The page itself; its metrics come from `/models.json`."""
     return PAGE.read_text("utf-8")
 
 
@@ -100,9 +100,7 @@ def _drift(domain: str, problems: list[str]) -> dict[str, Any] | None:
     try:
         answer = httpx.get(f"{settings().server_url}/v1/drift/{domain}", timeout=3)
         return (
-            {k: answer.json()[k] for k in ("drift", "values", "pictures", "feedback", "promised")}
-            if answer.is_success
-            else None
+            {k: answer.json()[k] for k in ("drift", "values", "images", "feedback", "promised")} if answer.is_success else None
         )
     except httpx.HTTPError as error:
         problems.append(f"The server does not answer: {error}"[:300])

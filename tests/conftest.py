@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares: a home of its own, made pictures, a small real CLIP."""
+"""Fixtures that every kind of test shares: a home of its own, made images, a small real CLIP."""
 
 import json
 import os
@@ -59,35 +59,35 @@ def own_domains(home: Path, monkeypatch: pytest.MonkeyPatch):
     domains._all.cache_clear()
 
 
-COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+COLORS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 
 
-def made_picture(label: str, number: int, side: int = 48) -> Image.Image:
-    """A noisy square of the class's colour, different for each number; two numbers are never near-duplicates."""
-    rng = np.random.default_rng(number + 10_000 * list(COLOURS).index(label))
+def made_image(label: str, number: int, side: int = 48) -> Image.Image:
+    """A noisy square of the class's color, different for each number; two numbers are never near-duplicates."""
+    rng = np.random.default_rng(number + 10_000 * list(COLORS).index(label))
     coarse = rng.integers(0, 90, (16, 16, 3)).astype(np.uint8)
     noise = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.NEAREST), dtype=int)
-    return Image.fromarray((np.array(COLOURS[label]) + noise - 45).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.array(COLORS[label]) + noise - 45).clip(0, 255).astype(np.uint8))
 
 
-def write_pictures(folder: Path, per_class: int = 40, groups: bool = False) -> Path:
-    """A folder with pictures and `pictures.csv` (image, caption, label, group); returns the table's path."""
+def write_images(folder: Path, per_class: int = 40, groups: bool = False) -> Path:
+    """A folder with images and `images.csv` (image, caption, label, group); returns the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["image,caption,label,group"]
-    for label in COLOURS:
+    for label in COLORS:
         for number in range(per_class):
             name = f"{label}-{number:03d}.png"
-            made_picture(label, number).save(folder / name)
+            made_image(label, number).save(folder / name)
             group = f"{label}-{number // 4}" if groups else ""
             lines.append(f"{name},a photo of a {label} square.,{label} square,{group}")
-    (folder / "pictures.csv").write_text("\n".join(lines) + "\n")
-    return folder / "pictures.csv"
+    (folder / "images.csv").write_text("\n".join(lines) + "\n")
+    return folder / "images.csv"
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Eighty pictures of two classes as a CSV table."""
-    return write_pictures(tmp_path / "source")
+    """Eighty images of two classes as a CSV table."""
+    return write_images(tmp_path / "source")
 
 
 TINY = {
@@ -101,7 +101,7 @@ TINY = {
 
 
 def write_tiny(folder: Path, seed: int = 0) -> Path:
-    """A randomly initialised CLIP with a ViT of two layers, as a package folder that `model.start` can name."""
+    """A randomly initialized CLIP with a ViT of two layers, as a package folder that `model.start` can name."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -123,7 +123,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_spec(table: Path, tiny: Path):
-    """A whole run that takes seconds: made pictures, the tiny model, 32 pixels, fp32 on the CPU."""
+    """A whole run that takes seconds: made images, the tiny model, 32 pixels, fp32 on the CPU."""
     from clipft_tasks.spec import RunSpec
 
     return RunSpec.from_flat(small(table, tiny))

@@ -49,4 +49,4 @@ def new(name: str, like: str, path: Path | None) -> None:
         parts.append(str(file))
     click.echo(f"Wrote {file}: each choice, what it does, and why {like} makes it. Change what differs, then")
     click.echo(f"  export CLIPFT_DOMAINS_PATH={shlex.quote(os.pathsep.join(parts))}")
-    click.echo(f"  clipft ingest --domain {name} --source PICTURES")
+    click.echo(f"  clipft ingest --domain {name} --source IMAGES")

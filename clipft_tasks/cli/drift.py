@@ -11,7 +11,7 @@ from ..core.errors import ClipftError
 from ..domains import get_domain
 from ..server.client import Refusal, call
 
-COLUMNS = ("label", "picture", "predicted", "confidence", "novelty", "why", "id")
+COLUMNS = ("label", "image", "predicted", "confidence", "novelty", "why", "id")
 
 
 def _known(context: click.Context, parameter: click.Parameter, name: str) -> str:
@@ -26,9 +26,7 @@ def drift(domain: str) -> None:
     from .. import tracking
 
     seen = call("GET", f"/v1/drift/{domain}").json()
-    click.echo(
-        f"Version {seen['version']}: {seen['pictures']} pictures, {seen['texts']} texts, {seen['feedback']} judged answers"
-    )
+    click.echo(f"Version {seen['version']}: {seen['images']} images, {seen['texts']} texts, {seen['feedback']} judged answers")
     for name, ratio in sorted(seen["drift"].items(), key=lambda kv: -kv[1]):
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
     for name, value in sorted(seen["values"].items()):
@@ -63,18 +61,18 @@ def breaker(domain: str, reset: bool) -> None:
 @click.command("label")
 @click.argument("domain", callback=_known)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--all", "everything", is_flag=True, help="pictures that have a label too")
+@click.option("--all", "everything", is_flag=True, help="images that have a label too")
 def label(domain: str, folder: Path, everything: bool) -> None:
-    """Label captured pictures of DOMAIN with a spreadsheet.
+    """Label captured images of DOMAIN with a spreadsheet.
 
-    The first call fills FOLDER with pictures and `labels.csv`, those that help most first. Fill the column `label`, save, and
+    The first call fills FOLDER with images and `labels.csv`, those that help most first. Fill the column `label`, save, and
     call again: the labels go to the server, and what is still open comes back.
     """
     table = folder / "labels.csv"
     if table.exists():
         _send(domain, table)
     found = [c for c in call("GET", f"/v1/captures/{domain}").json() if everything or not c["label"]]
-    # New pictures first, then those that the model was least sure of.
+    # New images first, then those that the model was least sure of.
     found.sort(key=lambda c: (c["why"] != "new", c["confidence"]))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -86,9 +84,7 @@ def label(domain: str, folder: Path, everything: bool) -> None:
         out.writeheader()
         out.writerows(rows)
     part.replace(table)
-    click.echo(
-        f"{len(rows)} pictures wait for a label in {table}." if rows else f"Every captured picture of {domain} has a label."
-    )
+    click.echo(f"{len(rows)} images wait for a label in {table}." if rows else f"Every captured image of {domain} has a label.")
 
 
 def _send(domain: str, table: Path) -> None:
@@ -109,7 +105,7 @@ def _send(domain: str, table: Path) -> None:
                 if error.status != 404:
                     raise
                 gone += 1
-    click.echo(f"{told} labels sent" + (f", {gone} pictures are no longer kept" if gone else "") + ".")
+    click.echo(f"{told} labels sent" + (f", {gone} images are no longer kept" if gone else "") + ".")
 
 
 def _fetch(domain: str, capture: dict[str, Any], folder: Path) -> str:

@@ -145,8 +145,8 @@ class Ledger:
 def _metrics(folder: Path, evaluations: list[dict[str, Any]]) -> None:
     """What `dvc metrics` and `dvc plots` show."""
     who = ("before", "champion", "after")
-    figures = {w: {str(r["resolution"]): r[w][r["metric"]]["value"] for r in evaluations if w in r} for w in who}
-    (folder / "metrics.json").write_text(json.dumps({w: f for w, f in figures.items() if f}, indent=1) + "\n")
+    metrics = {w: {str(r["resolution"]): r[w][r["metric"]]["value"] for r in evaluations if w in r} for w in who}
+    (folder / "metrics.json").write_text(json.dumps({w: f for w, f in metrics.items() if f}, indent=1) + "\n")
     with (folder / "resolutions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["model", "resolution", *evaluations[0]["after"]])
@@ -210,19 +210,17 @@ def rollback(domain: str, version: str) -> None:
 
 @main.command("compare")
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--size", "sizes", type=int, multiple=True, help="picture side; may be repeated [default: all that were evaluated]"
-)
+@click.option("--size", "sizes", type=int, multiple=True, help="image side; may be repeated [default: all that were evaluated]")
 @click.option(
     "--dataset", default="", help="whose test rows: a version, or `newest` of those trained on [default: each its own]"
 )
-@click.option("--metric", default="", help="figure that is tested [default: the domain's gate.metric]")
+@click.option("--metric", default="", help="metric that is tested [default: the domain's gate.metric]")
 @click.option("--unpaired", is_flag=True, help="go on without a test where test rows differ")
 @click.option("--watts", type=float, help="power of the training device, for the energy estimate")
 @click.option("--device", help="where to run the models [default: the fastest here]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="also write the page here")
 def compare(models: tuple[str, ...], out: Path | None, device: str | None, **options: Any) -> None:
-    """Put MODELS beside one another, in one page: figures, paired tests, what changed, what it cost.
+    """Put MODELS beside one another, in one page: metrics, paired tests, what changed, what it cost.
 
     MODELS: `industrial` (its champion and challenger), `industrial@champion`, `models:/clipft-industrial/3`, MLflow run ids.
     """

@@ -26,7 +26,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--verify", is_flag=True, help="look at every byte of the backup that FOLDER holds, and make none")
 @click.option("--with-secrets", "secrets", is_flag=True, help="take the installation's secrets along")
-@click.option("--without-captures", is_flag=True, help="leave captured pictures out")
+@click.option("--without-captures", is_flag=True, help="leave captured images out")
 @click.option("--databases", "only_databases", is_flag=True, help="only the databases")
 def backup(folder: Path, verify: bool, secrets: bool, without_captures: bool, only_databases: bool) -> None:
     """Copy everything that cannot be made again to FOLDER, a new one, while the installation runs."""

@@ -118,7 +118,7 @@ def status() -> None:
         click.echo("  not running; start it with `clipft worker run`")
     click.echo(f"  at login: {'yes, ' + str(service.place()) if service.place().exists() else 'no (`clipft worker install`)'}")
     click.echo(f"  log: {service.log() if service.log().exists() else 'the terminal of `clipft worker run`'}")
-    for part in ("shards", "pictures", "models"):
+    for part in ("shards", "images", "models"):
         files = (p for p in settings().folder("cache", part).rglob("*") if p.is_file())
         click.echo(f"  cache of {part}: {sum(p.stat().st_size for p in files) / 2**30:.2f} GiB")
     try:

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None, every: float = 5.0) -> Iterator[T]:
-    """Yield `items`, showing how far they are. `what` names the work in the plural ("pictures")."""
+    """Yield `items`, showing how far they are. `what` names the work in the plural ("images")."""
     if sys.stderr.isatty():
         from rich.progress import track
 

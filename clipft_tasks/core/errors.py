@@ -5,7 +5,7 @@ class ClipftError(Exception):
     """Something a person can mend.
 
     Args:
-        what: the thing that is wrong, by name ("row 17 of pictures.csv").
+        what: the thing that is wrong, by name ("row 17 of images.csv").
         why: the reason, in one clause.
         fix: what to do about it.
 
@@ -19,4 +19,4 @@ class ClipftError(Exception):
 
 
 class Transient(Exception):
-    """A neighbour is away (server, registry, remote): worth trying again."""
+    """A neighbor is away (server, registry, remote): worth trying again."""

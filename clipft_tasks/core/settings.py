@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     tuning_url: str | None = Field(None, description="database of tuning studies (SQLAlchemy URL); default: SQLite under home")
     server_url: str = Field("http://127.0.0.1:8800", description="the clipft server")
     server_ui: str = Field("", description="address of the server's pages, for links; default: server_url")
-    prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own figures")
+    prometheus_url: str = Field("", description="Prometheus; empty: drift is read from the server's own metrics")
     alertmanager_url: str = Field("", description="Alertmanager; empty: there is none")
     grafana_url: str = Field("", description="Grafana; empty: there is none")
     airflow_url: str = Field(
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
     accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
-    cache_gb: float = Field(50, ge=0, description="most space that decoded pictures may take under home, GiB")
+    cache_gb: float = Field(50, ge=0, description="most space that decoded images may take under home, GiB")
     shards_gb: float = Field(0, ge=0, description="most space that fetched shards may take under home, GiB; 0 keeps all")
     worker_name: str = Field("", description="who this worker is to a team's control plane")
     worker_secret: SecretStr | None = Field(None, description="its secret, for data and tuning studies over HTTP")

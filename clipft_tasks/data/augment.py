@@ -1,4 +1,4 @@
-"""Augmentation as data: what happens to each picture of a batch is drawn first, then done in one resampling on the device.
+"""Augmentation as data: what happens to each image of a batch is drawn first, then done in one resampling on the device.
 
 Everything random about step `s` derives from (seed, s), so a run that is resumed at `s` sees what an unbroken one would, and
 any part of a batch may be computed anywhere, twice if need be.
@@ -13,23 +13,23 @@ from torch.nn import functional
 
 from ..domains import Augment
 
-PLAIN = Augment(crop_min=1.0, flip_horizontal=False)  # the whole picture as it is
+PLAIN = Augment(crop_min=1.0, flip_horizontal=False)  # the whole image as it is
 
 
 class Geometry(NamedTuple):
-    """What is done to each picture of a batch; fp32, on the host."""
+    """What is done to each image of a batch; fp32, on the host."""
 
-    theta: Tensor  # (n, 2, 3) affine maps from the new picture to the old one
+    theta: Tensor  # (n, 2, 3) affine maps from the new image to the old one
     gain: Tensor  # (n,) brightness
     spread: Tensor  # (n,) contrast
-    zoom: float = 1.0  # the smallest side of a crop that may be drawn, as a share of the picture's
+    zoom: float = 1.0  # the smallest side of a crop that may be drawn, as a share of the image's
 
     def part(self, rows: slice) -> "Geometry":
         return Geometry(self.theta[rows], self.gain[rows], self.spread[rows], self.zoom)
 
 
 def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
-    """The crops, flips, turns and lights of step `step`'s `n` pictures."""
+    """The crops, flips, turns and lights of step `step`'s `n` images."""
     rng = np.random.default_rng([seed, 2, step])
     zoom = np.sqrt(rng.uniform(how.crop_min, 1.0, n))
     shift = rng.uniform(-1, 1, (n, 2)) * (1 - zoom)[:, None]
@@ -50,20 +50,20 @@ def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
     return Geometry(moved, lit, stretched, how.crop_min**0.5)
 
 
-def apply(pictures: Tensor, geometry: Geometry, side: int) -> Tensor:
+def apply(images: Tensor, geometry: Geometry, side: int) -> Tensor:
     """Resample and light a batch on its device.
 
     Args:
-        pictures: uint8 (n, 3, r, r).
+        images: uint8 (n, 3, r, r).
         side: size of the result.
     Returns: fp32 in 0-255, (n, 3, side, side).
     """
-    n, device = len(pictures), pictures.device
-    out = pictures.float()
+    n, device = len(images), images.device
+    out = images.float()
     if not n:
         return out.new_zeros(0, 3, side, side)
     theta, gain, spread = (x.to(device, non_blocking=True) for x in geometry[:3])
-    # Bilinear sampling looks at four pixels: a much larger picture is halved first, or fine structure would alias.
+    # Bilinear sampling looks at four pixels: a much larger image is halved first, or fine structure would alias.
     while out.shape[-1] * geometry.zoom >= 2 * side and out.shape[-1] % 2 == 0:
         out = functional.avg_pool2d(out, 2)
     grid = functional.affine_grid(theta, [n, 3, side, side], align_corners=False)

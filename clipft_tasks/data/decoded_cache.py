@@ -1,4 +1,4 @@
-"""Decoded pictures: each is decoded once, kept in a memory-mapped file between runs, and dropped when space is short."""
+"""Decoded images: each is decoded once, kept in a memory-mapped file between runs, and dropped when space is short."""
 
 import os
 import time
@@ -15,14 +15,14 @@ from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..domains import get_domain
-from .images import Aspect, BadPicture, open_picture, square
+from .images import Aspect, BadImage, open_image, square
 from .versioning import Dataset
 
 MIN_AGE = 600  # seconds; younger files may be in another process's hands
 
 
 class Decoded:
-    """A frame's pictures as squares, uint8 (3, side, side) each.
+    """A frame's images as squares, uint8 (3, side, side) each.
 
     Args:
         store: (rows, 3, side, side), memory-mapped; None decodes at each use.
@@ -30,7 +30,7 @@ class Decoded:
 
     def __init__(self, dataset: Dataset, frame: pd.DataFrame, side: int, aspect: Aspect, draft: bool, workers: int) -> None:
         self.dataset, self.side, self.aspect, self.draft, self.workers = dataset, side, aspect, draft, workers
-        self.grey_bits = get_domain(dataset.version.domain).grey_bits
+        self.gray_bits = get_domain(dataset.version.domain).gray_bits
         self._rows = list(frame.itertuples())
         self.store: np.ndarray | None = None
 
@@ -42,12 +42,12 @@ class Decoded:
         return len(self) * 3 * self.side**2
 
     def take(self, rows: np.ndarray, *, pinned: bool = False) -> torch.Tensor:
-        """The pictures of some rows: uint8 (k, 3, side, side), on the host."""
+        """The images of some rows: uint8 (k, 3, side, side), on the host."""
         out = torch.empty((len(rows), 3, self.side, self.side), dtype=torch.uint8, pin_memory=pinned)
         if self.store is not None:
             return torch.index_select(torch.from_numpy(self.store), 0, torch.from_numpy(np.asarray(rows)), out=out)
-        for position, picture in enumerate(self._decode([self._rows[i] for i in rows])):
-            out[position] = torch.from_numpy(picture)
+        for position, image in enumerate(self._decode([self._rows[i] for i in rows])):
+            out[position] = torch.from_numpy(image)
         return out
 
     def _decode(self, rows: list) -> Iterator[np.ndarray]:
@@ -58,13 +58,11 @@ class Decoded:
     def _one(self, row: object) -> np.ndarray:
         try:
             draft = 2 * self.side if self.draft else 0
-            picture = open_picture(self.dataset.picture(row), draft=draft, grey_bits=self.grey_bits)
-        except BadPicture as error:  # it decoded when it was ingested
+            image = open_image(self.dataset.image_bytes(row), draft=draft, gray_bits=self.gray_bits)
+        except BadImage as error:  # it decoded when it was ingested
             name = getattr(row, "name", "?")
-            raise ClipftError(
-                f"picture {name} of {self.dataset.version.tag}", str(error), "Fetch the data set again."
-            ) from error
-        return square(picture.rgb, self.side, self.aspect)
+            raise ClipftError(f"image {name} of {self.dataset.version.tag}", str(error), "Fetch the data set again.") from error
+        return square(image.rgb, self.side, self.aspect)
 
     def fill(self, path: Path, what: str) -> None:
         """Decode everything into `path`, unless it is there; whole or not at all."""
@@ -73,8 +71,8 @@ class Decoded:
                 part = Path(str(path) + ".part")
                 out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self), 3, self.side, self.side))
                 decoding = self._decode(self._rows)
-                for i, picture in enumerate(progress(decoding, what, len(self))):
-                    out[i] = picture
+                for i, image in enumerate(progress(decoding, what, len(self))):
+                    out[i] = image
                 out.flush()
                 del out
                 os.replace(part, path)
@@ -92,7 +90,7 @@ def decoded(
     draft: bool = False,
     workers: int = 2,
 ) -> Decoded:
-    """The frame's pictures, decoded once where the cache may hold them (`CLIPFT_CACHE_GB`), else at each use.
+    """The frame's images, decoded once where the cache may hold them (`CLIPFT_CACHE_GB`), else at each use.
 
     Args:
         name: what distinguishes this frame within the dataset version, e.g. the split.
@@ -102,14 +100,14 @@ def decoded(
     out = Decoded(dataset, frame, side, aspect, draft, workers)
     limit = int(settings().cache_gb * 2**30)
     if out.bytes > limit:
-        say(f"{name} pictures of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")
+        say(f"{name} images of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")
         return out
-    folder = settings().folder("cache", "pictures", version.domain)
-    kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}{'' if out.grey_bits == 16 else f'-grey{out.grey_bits}'}"
+    folder = settings().folder("cache", "images", version.domain)
+    kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}{'' if out.gray_bits == 16 else f'-gray{out.gray_bits}'}"
     path = folder / f"v{version.number}-{version.revision[:10]}-{name}-{kind}.npy"
     if not path.exists():
-        _make_room(settings().folder("cache", "pictures"), limit - out.bytes)
-    out.fill(path, f"{name} pictures decoded")
+        _make_room(settings().folder("cache", "images"), limit - out.bytes)
+    out.fill(path, f"{name} images decoded")
     return out
 
 

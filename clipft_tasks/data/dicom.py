@@ -1,7 +1,7 @@
-"""DICOM files as ordinary pictures: what a viewer would show, and nothing of who it shows.
+"""DICOM files as ordinary images: what a viewer would show, and nothing of who it shows.
 
-Only pixels leave this module. The greyscale pipeline is that of DICOM PS3.3 C.11: modality transform, then the window or
-table that the file asks for, then MONOCHROME1 turned over; 16-bit grey, so that `grey_bits` of the domain decides the rest.
+Only pixels leave this module. The grayscale pipeline is that of DICOM PS3.3 C.11: modality transform, then the window or
+table that the file asks for, then MONOCHROME1 turned over; 16-bit gray, so that `gray_bits` of the domain decides the rest.
 """
 
 import hmac
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from .images import BadPicture, Limits
+from .images import BadImage, Limits
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -36,7 +36,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def read_header(data: bytes) -> "Dataset":
-    """Everything but the pixels. Raises BadPicture when it is no DICOM file, or a broken one."""
+    """Everything but the pixels. Raises BadImage when it is no DICOM file, or a broken one."""
     try:
         import pydicom
     except ImportError:
@@ -44,25 +44,25 @@ def read_header(data: bytes) -> "Dataset":
     try:
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     except Exception as error:  # pydicom raises its own, struct's and Unicode errors for one thing: broken bytes
-        raise BadPicture(f"its DICOM header cannot be read: {error}") from error
+        raise BadImage(f"its DICOM header cannot be read: {error}") from error
 
 
 def as_png(data: bytes, limits: Limits = Limits()) -> bytes:
-    """A DICOM file's picture as PNG: 16-bit grey, or RGB. Of several frames it is the middle one.
+    """A DICOM file's image as PNG: 16-bit gray, or RGB. Of several frames it is the middle one.
 
     Raises:
-        BadPicture: no pixels, too many, names burnt into them, a coding that nothing here reads, or broken bytes.
+        BadImage: no pixels, too many, names burnt into them, a coding that nothing here reads, or broken bytes.
     """
     header = read_header(data)
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
-        raise BadPicture("the file says that patient data is burnt into its pixels (BurnedInAnnotation)")
+        raise BadImage("the file says that patient data is burnt into its pixels (BurnedInAnnotation)")
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns:
-        raise BadPicture(f"there is no picture in it (modality {header.get('Modality') or 'unknown'})")
+        raise BadImage(f"there is no image in it (modality {header.get('Modality') or 'unknown'})")
     if rows * columns > limits.pixels:
-        raise BadPicture(f"{columns}x{rows} pixels, more than the limit of {limits.pixels:,}")
+        raise BadImage(f"{columns}x{rows} pixels, more than the limit of {limits.pixels:,}")
     if header.get("BitsAllocated") not in (8, 16):
-        raise BadPicture(f"{header.get('BitsAllocated')} bits a pixel: it is a mask or a map of doses, not a picture")
+        raise BadImage(f"{header.get('BitsAllocated')} bits a pixel: it is a mask or a map of doses, not an image")
     out = io.BytesIO()
     Image.fromarray(_pixels(data, header)).save(out, "PNG")
     return out.getvalue()
@@ -84,14 +84,14 @@ def _pixels(data: bytes, header: "Dataset") -> np.ndarray:
         shown = apply_voi_lut(apply_modality_lut(frame, full), full).astype(np.float64)
     except (NotImplementedError, RuntimeError) as error:
         name = header.file_meta.TransferSyntaxUID.name
-        raise BadPicture(f"its pixels are coded as {name}, which nothing installed reads ({error})") from error
+        raise BadImage(f"its pixels are coded as {name}, which nothing installed reads ({error})") from error
     except Exception as error:
-        raise BadPicture(f"its pixels are cut short or broken: {error}") from error
+        raise BadImage(f"its pixels are cut short or broken: {error}") from error
     low, high = shown.min(), shown.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise BadPicture("it has pixels that are no numbers")
-    grey = ((shown - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
-    return 65535 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
+        raise BadImage("it has pixels that are no numbers")
+    gray = ((shown - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
+    return 65535 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray
 
 
 def caption_of(header: "Dataset") -> str:
@@ -105,7 +105,7 @@ def caption_of(header: "Dataset") -> str:
 
 
 def pseudonym(header: "Dataset") -> str:
-    """What stands for the patient, so that one patient's pictures share a split; "" when the file names none.
+    """What stands for the patient, so that one patient's images share a split; "" when the file names none.
 
     Keyed with a secret of this installation: patient numbers are short, and a plain hash of one is soon guessed.
     """

@@ -43,8 +43,8 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
     context_gx.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     batch = context_gx.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
 
-    labelled = frame["label"] != ""
-    share = frame.loc[labelled, "label"].value_counts(normalize=True)
+    labeled = frame["label"] != ""
+    share = frame.loc[labeled, "label"].value_counts(normalize=True)
     summary = frame.assign(rejected_share=rejected_share, smallest_class=share.min() if len(share) else 1.0)
     summary["split_rows"] = frame.groupby("split")["split"].transform("size")
 
@@ -57,12 +57,12 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
             gxe.ExpectColumnMaxToBeBetween(column="rejected_share", max_value=limits.max_rejected_share),
         ),
         (
-            "Shorter side of the pictures, pixels",
+            "Shorter side of the images, pixels",
             f"{limits.min_side} to {limits.max_side}",
             gxe.ExpectColumnValuesToBeBetween(column="side", min_value=limits.min_side, max_value=limits.max_side),
         ),
         (
-            "Colour mode of the pictures",
+            "Color mode of the images",
             ", ".join(limits.modes),
             gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=list(limits.modes)),
         ),

@@ -1,4 +1,4 @@
-"""Pictures: opened under limits, described, and turned into squares. The one door for bytes that nobody vouches for."""
+"""Images: opened under limits, described, and turned into squares. The one door for bytes that nobody vouches for."""
 
 import io
 import warnings
@@ -13,8 +13,8 @@ RESIZE_MODES: dict[str, Aspect] = {"shortest": "crop", "longest": "pad", "squash
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 
-class BadPicture(ValueError):
-    """The bytes are not a picture that we take; the message is the reason, fit for a person."""
+class BadImage(ValueError):
+    """The bytes are not an image that we take; the message is the reason, fit for a person."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Limits:
 
     bytes: int = 32 * 2**20
     pixels: int = 50_000_000
-    aspect: int = 50  # squaring enlarges the short side: a thread of a picture would fill the memory
+    aspect: int = 50  # squaring enlarges the short side: a thread of an image would fill the memory
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture: RGB pixels plus what the file said it was."""
+class DecodedImage:
+    """A decoded image: RGB pixels plus what the file said it was."""
 
     rgb: Image.Image
     width: int
@@ -37,53 +37,53 @@ class Picture:
     format: str
 
 
-def open_picture(data: bytes, limits: Limits = Limits(), draft: int = 0, grey_bits: int = 16) -> Picture:
-    """Decode a picture completely.
+def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, gray_bits: int = 16) -> DecodedImage:
+    """Decode an image completely.
 
     Args:
         draft: JPEG may be decoded at a half, quarter or eighth of its size that is still at least this many pixels; 0 never.
-        grey_bits: how grey deeper than 8 bits is read, see `deep_grey`; the domain says.
+        gray_bits: how gray deeper than 8 bits is read, see `deep_gray`; the domain says.
     Raises:
-        BadPicture: empty, too large, not a known format, cut short, or broken inside.
+        BadImage: empty, too large, not a known format, cut short, or broken inside.
     """
     if not data:
-        raise BadPicture("the file is empty (0 bytes)")
+        raise BadImage("the file is empty (0 bytes)")
     if len(data) > limits.bytes:
-        raise BadPicture(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}")
+        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > limits.pixels:
-            raise BadPicture(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}")
+            raise BadImage(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}")
         if max(width, height) > limits.aspect * min(width, height):
-            raise BadPicture(f"{width}x{height} pixels, one side more than {limits.aspect} times the other")
+            raise BadImage(f"{width}x{height} pixels, one side more than {limits.aspect} times the other")
         described = (image.mode, image.format or "")
         if draft:
             image.draft(None, (draft, draft))
         image.load()
-        rgb = _rgb(ImageOps.exif_transpose(image), grey_bits)
-    except BadPicture:
+        rgb = _rgb(ImageOps.exif_transpose(image), gray_bits)
+    except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadPicture(f"more pixels than the limit of {limits.pixels:,}") from error
+        raise BadImage(f"more pixels than the limit of {limits.pixels:,}") from error
     except Image.UnidentifiedImageError as error:
-        raise BadPicture("not a picture in a known format (" + ", ".join(FORMATS) + ")") from error
+        raise BadImage("not an image in a known format (" + ", ".join(FORMATS) + ")") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... for one thing: broken bytes
-        raise BadPicture(f"cut short or broken: {error}") from error
-    return Picture(rgb, width, height, *described)
+        raise BadImage(f"cut short or broken: {error}") from error
+    return DecodedImage(rgb, width, height, *described)
 
 
-def deep_grey(values: np.ndarray, bits: int) -> np.ndarray:
-    """Grey values of any depth as uint8; a plain conversion would clip everything above 255 to white.
+def deep_gray(values: np.ndarray, bits: int) -> np.ndarray:
+    """Gray values of any depth as uint8; a plain conversion would clip everything above 255 to white.
 
     Args:
         values: integers or floating-point numbers, any shape.
-        bits: white is 2**bits - 1, the same for every picture, so that intensities stay comparable; 0 spreads the picture's own
+        bits: white is 2**bits - 1, the same for every image, so that intensities stay comparable; 0 spreads the image's own
             range, from its 0.1% to its 99.9% percentile. Percentiles rather than least and most, because one hot pixel or
-            burnt-in marker would else take the range; a picture that is nearly all one value spans least to most after all.
-            They are values of the picture, not between them: the result is the same on every machine.
+            burnt-in marker would else take the range; an image that is nearly all one value spans least to most after all.
+            They are values of the image, not between them: the result is the same on every machine.
     """
     values = values.astype(np.float64)
     if bits:
@@ -94,11 +94,11 @@ def deep_grey(values: np.ndarray, bits: int) -> np.ndarray:
     return ((values - low) / max(high - low, np.finfo(np.float64).tiny) * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _rgb(image: Image.Image, grey_bits: int) -> Image.Image:
+def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise BadPicture("it has pixels that are no numbers")
-    if image.mode.startswith("I") or (image.mode == "F" and not grey_bits):  # floating point has no white of its own
-        return Image.fromarray(deep_grey(np.asarray(image), grey_bits)).convert("RGB")
+        raise BadImage("it has pixels that are no numbers")
+    if image.mode.startswith("I") or (image.mode == "F" and not gray_bits):  # floating point has no white of its own
+        return Image.fromarray(deep_gray(np.asarray(image), gray_bits)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(flat, image.convert("RGBA")).convert("RGB")
@@ -106,12 +106,12 @@ def _rgb(image: Image.Image, grey_bits: int) -> Image.Image:
 
 
 def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
-    """The picture as a square, uint8 (3, side, side).
+    """The image as a square, uint8 (3, side, side).
 
     The same pixels as open_clip's evaluation transform at that size (a parity test holds it to that).
 
     Args:
-        aspect: `crop` keeps the centre, `pad` keeps everything and fills with black, `squeeze` keeps everything and distorts.
+        aspect: `crop` keeps the center, `pad` keeps everything and fills with black, `squeeze` keeps everything and distorts.
     """
     width, height = rgb.size
     if aspect == "squeeze":
@@ -127,12 +127,12 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
 
 
 def _margin(length: int, side: int) -> int:
-    """Where a centred window of `side` begins; before the picture, when that is smaller. As open_clip rounds."""
+    """Where a centerd window of `side` begins; before the image, when that is smaller. As open_clip rounds."""
     return round((length - side) / 2.0) if length >= side else -((side - length) // 2)
 
 
 def perceptual_hash(rgb: Image.Image) -> bytes:
-    """256-bit DCT hash (32 bytes): pictures that look alike differ in few bits."""
+    """256-bit DCT hash (32 bytes): images that look alike differ in few bits."""
     import imagehash
 
     return np.packbits(imagehash.phash(rgb, hash_size=16).hash).tobytes()

@@ -19,7 +19,7 @@ from .images import Aspect
 from .sampler import Sampler
 from .versioning import Dataset
 
-if TYPE_CHECKING:  # the model package reads pictures through this one
+if TYPE_CHECKING:  # the model package reads images through this one
     from ..model.clip import Clip
 
 # Batch and text counts come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
@@ -28,11 +28,11 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pairs. Pictures are those of this process; everything else is the whole batch's.
+    """One step's pairs. Images are those of this process; everything else is the whole batch's.
 
     Attributes:
-        side: picture size that the towers see.
-        pictures: uint8 (k, 3, r, r), decoded, not yet augmented.
+        side: image size that the towers see.
+        images: uint8 (k, 3, r, r), decoded, not yet augmented.
         geometry: what is done to each of them.
         rows: which rows of the batch they are.
         tokens: (u, length) of the batch's captions, each once.
@@ -43,7 +43,7 @@ class Batch:
     """
 
     side: int
-    pictures: Tensor
+    images: Tensor
     geometry: Geometry
     rows: slice
     tokens: Tensor
@@ -55,21 +55,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.caption)
 
-    def images(self, part: slice, device: torch.device) -> Tensor:
-        """Some of this process's pictures as the towers see them, before normalisation: fp32 0-255 (p, 3, side, side)."""
-        return augment.apply(self.pictures[part].to(device, non_blocking=True), self.geometry.part(part), self.side)
+    def augmented(self, part: slice, device: torch.device) -> Tensor:
+        """Some of this process's images as the towers see them, before normalization: fp32 0-255 (p, 3, side, side)."""
+        return augment.apply(self.images[part].to(device, non_blocking=True), self.geometry.part(part), self.side)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same with its pictures on the device."""
-        return replace(self, pictures=self.pictures.to(device, non_blocking=True))
+        """The same with its images on the device."""
+        return replace(self, images=self.images.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """A split ready for training. `batch` is a pure function of its arguments, whatever thread or process calls it."""
 
-    pictures: Decoded
-    tokens: Tensor  # (captions, context), int32: every caption tokenised once
+    images: Decoded
+    tokens: Tensor  # (captions, context), int32: every caption tokenized once
     lengths: Tensor  # (captions,) tokens that count; the full context where a tower must see all
     caption_ids: np.ndarray
     wordings: np.ndarray  # (classes, prompts) caption ids of what else may be said of a class; empty where nothing may
@@ -88,7 +88,7 @@ class TrainingData:
         Args:
             clip: the model whose tokenizer reads the captions.
             largest: largest side that training will ask for.
-            prompts: templates that `how.reworded` may word a labelled row with.
+            prompts: templates that `how.reworded` may word a labeled row with.
         """
         frame = dataset.split(split)
         margin = -(-int(largest / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
@@ -98,10 +98,10 @@ class TrainingData:
         classes = {c: i for i, c in enumerate(dataset.classes)}
         labels = np.array([classes.get(x, -1) for x in frame["label"]])
         groups = np.unique([g or k for g, k in zip(frame["group"], frame["key"], strict=True)], return_inverse=True)[1]
-        pictures = np.unique(frame["sha256"].to_numpy(), return_inverse=True)[1]
+        images = np.unique(frame["sha256"].to_numpy(), return_inverse=True)[1]
         tokens, lengths = clip.token_table(captions)
         return cls(
-            pictures=decoded(dataset, frame, margin, split, aspect=aspect, draft=True, workers=workers),
+            images=decoded(dataset, frame, margin, split, aspect=aspect, draft=True, workers=workers),
             tokens=tokens,
             lengths=lengths,
             caption_ids=np.array([ids[c] for c in frame["caption"]]),
@@ -110,7 +110,7 @@ class TrainingData:
             new=torch.from_numpy(dataset.added(frame)),
             sampler=Sampler(
                 labels, batch, seed, sampling if classes or sampling != "balanced" else "shuffled",
-                pictures=pictures, groups=groups,
+                images=images, groups=groups,
             ),
             how=how,
         )  # fmt: skip
@@ -123,7 +123,7 @@ class TrainingData:
 
         Args:
             how: another augmentation than the split's.
-            rank, world: which process asks, of how many; each holds its share of the pictures.
+            rank, world: which process asks, of how many; each holds its share of the images.
             bucketed: round the number of captions up to a bucket, with repeats that nothing refers to.
         """
         rows = self.sampler.rows(step)
@@ -136,7 +136,7 @@ class TrainingData:
         length = int(self.lengths[unique].max())
         return Batch(
             side=side,
-            pictures=self.pictures.take(rows[mine], pinned=pinned),
+            images=self.images.take(rows[mine], pinned=pinned),
             geometry=augment.draw(len(rows), how or self.how, self.sampler.seed, step).part(mine),
             rows=mine,
             tokens=self.tokens[unique, :length].long(),
@@ -166,7 +166,7 @@ def ahead(
 
     Args:
         make: step -> batch on the host.
-        resident: move the pictures to the device ahead of their step.
+        resident: move the images to the device ahead of their step.
         workers: batches in preparation at a time.
     """
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="batches") as pool:
@@ -196,7 +196,7 @@ def ahead(
                 batch = following
                 if copies is not None:
                     torch.cuda.current_stream().wait_stream(copies)
-                    batch.pictures.record_stream(torch.cuda.current_stream())
+                    batch.images.record_stream(torch.cuda.current_stream())
                     following = receive()
                     yield batch
                 else:

@@ -1,4 +1,4 @@
-"""The manifest: one row a picture, as Parquet. The only table that training, evaluation and drift read."""
+"""The manifest: one row an image, as Parquet. The only table that training, evaluation and drift read."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pandas as pd
 from ..core.errors import ClipftError
 
 COLUMNS: dict[str, str] = {
-    "key": "str",  # sha256 of picture and texts: the row's identity across versions
+    "key": "str",  # sha256 of image and texts: the row's identity across versions
     "name": "str",  # what the source calls it
     "shard": "str",
     "offset": "int64",
@@ -20,7 +20,7 @@ COLUMNS: dict[str, str] = {
     "height": "int64",
     "mode": "str",
     "format": "str",
-    "sha256": "str",  # of the picture's bytes
+    "sha256": "str",  # of the image's bytes
     "phash": "str",  # 256-bit perceptual hash, hexadecimal
 }
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from ..domains import get_domain
 from . import shards
 from .expectations import Check
-from .images import open_picture
+from .images import open_image
 from .readers import SPLITS
 
 PER_CLASS = 4
@@ -26,7 +26,7 @@ def write(
     rejected: list[dict[str, str]],
     folders: list[Path],
 ) -> None:
-    """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example pictures."""
+    """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example images."""
     table = frame.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     classes = [(str(name), row.to_dict(), row.sum() / len(frame)) for name, row in table.iterrows()]
     facts = [
@@ -34,17 +34,17 @@ def write(
         ("Tokens per caption", f"{frame['tokens'].min()} to {frame['tokens'].max()}, median {frame['tokens'].median():.0f}"),
         ("Captions that the tokenizer would cut", f"{int(frame['truncated'].sum()):,}"),
         (
-            "Picture sizes",
+            "Image sizes",
             ", ".join(f"{w}x{h} ({n})" for (w, h), n in frame.groupby(["width", "height"]).size().nlargest(5).items()),
         ),
         ("Modes and formats", ", ".join(f"{m} {f} ({n})" for (m, f), n in frame.groupby(["mode", "format"]).size().items())),
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
         ("Content digest", card["content"]),
     ]
-    grey_bits = get_domain(card["domain"]).grey_bits
+    gray_bits = get_domain(card["domain"]).gray_bits
     examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
-    pictures = [
-        {"src": _thumbnail(row, folders, grey_bits), "caption": row.caption, "split": row.split}
+    images = [
+        {"src": _thumbnail(row, folders, gray_bits), "caption": row.caption, "split": row.split}
         for row in examples.itertuples()
     ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
@@ -55,18 +55,18 @@ def write(
         splits=SPLITS,
         classes=classes,
         facts=facts,
-        pictures=pictures,
+        images=images,
         rejected=rejected,
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path.write_text(html, "utf-8")
 
 
-def _thumbnail(row: Any, folders: list[Path], grey_bits: int) -> str:
+def _thumbnail(row: Any, folders: list[Path], gray_bits: int) -> str:
     for folder in folders:
         if (folder / row.shard).is_file():
             data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))
-            small = open_picture(data, grey_bits=grey_bits).rgb
+            small = open_image(data, gray_bits=gray_bits).rgb
             small.thumbnail((160, 160))
             out = io.BytesIO()
             small.save(out, "JPEG", quality=80)

@@ -8,11 +8,11 @@ SHUFFLED, BALANCED, SPREAD = "shuffled", "balanced", "spread"
 
 
 class Sampler:
-    """Epochs are permutations of the pictures; of a picture's captions each epoch takes one.
+    """Epochs are permutations of the images; of an image's captions each epoch takes one.
 
     Args:
         labels: class id by row, -1 where unknown.
-        pictures: picture id by row; rows of one picture differ in caption.
+        images: image id by row; rows of one image differ in caption.
         groups: group id by row.
         batch: rows per step.
         seed: fixes every epoch's order.
@@ -21,18 +21,18 @@ class Sampler:
     """
 
     def __init__(
-        self, labels: np.ndarray, batch: int, seed: int, how: str = SHUFFLED, *, pictures: np.ndarray | None = None,
+        self, labels: np.ndarray, batch: int, seed: int, how: str = SHUFFLED, *, images: np.ndarray | None = None,
         groups: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         rows = np.arange(len(labels))
         self.labels, self.seed, self.how = labels, seed, how
         self.groups = rows if groups is None else groups
-        _, inverse = np.unique(rows if pictures is None else pictures, return_inverse=True)
+        _, inverse = np.unique(rows if images is None else images, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         counts = np.bincount(inverse)
         self._captions = counts
         self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._rows = order  # rows of picture p: order[first[p] : first[p] + counts[p]]
+        self._rows = order  # rows of image p: order[first[p] : first[p] + counts[p]]
         self.batch = min(batch, len(counts))
         self._current: tuple[int, np.ndarray] = (-1, rows)
         self._lock = threading.Lock()  # batches are prepared by several threads
@@ -78,6 +78,6 @@ class Sampler:
 def _apart(groups: np.ndarray, batches: int, batch: int, rng: np.random.Generator) -> np.ndarray:
     """An order in which the members of each group go round the batches in turn; what fills no batch comes last."""
     names, number = np.unique(groups, return_inverse=True)
-    by_group = np.argsort(rng.permutation(len(names))[number], kind="stable")  # members of a group are neighbours ...
-    dealt = [by_group[start::batches] for start in range(batches)]  # ... and neighbours get different batches
+    by_group = np.argsort(rng.permutation(len(names))[number], kind="stable")  # members of a group are neighbors ...
+    dealt = [by_group[start::batches] for start in range(batches)]  # ... and neighbors get different batches
     return np.concatenate([*(d[:batch] for d in dealt), *(d[batch:] for d in dealt)])

@@ -1,7 +1,7 @@
 """Shards: WebDataset tar files, known by the hash of their content, read by offset without unpacking.
 
-A shard holds, for each row, `<key>.<ext>` (the picture's bytes as they came) and `<key>.json` (caption, label, group), so
-the webdataset library reads it too. The manifest says where each picture lies.
+A shard holds, for each row, `<key>.<ext>` (the image's bytes as they came) and `<key>.json` (caption, label, group), so
+the webdataset library reads it too. The manifest says where each image lies.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ TARGET_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture to be packed, or packed."""
+    """An image to be packed, or packed."""
 
-    key: str  # hash of picture and texts: the row's identity
+    key: str  # hash of image and texts: the row's identity
     extension: str
     data: bytes
     meta: dict[str, str]
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a packed picture lies."""
+    """Where a packed image lies."""
 
     shard: str
     offset: int
@@ -99,7 +99,7 @@ def path_of(folder: Path, shard: str) -> Path:
 
 
 def read(folder: Path, place: Place) -> bytes:
-    """The bytes of one picture. Raises ClipftError when the place lies outside its shard."""
+    """The bytes of one image. Raises ClipftError when the place lies outside its shard."""
     path = path_of(folder, place.shard)
     if place.offset < 0 or place.length < 0 or place.offset + place.length > path.stat().st_size:
         raise ClipftError(

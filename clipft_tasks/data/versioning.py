@@ -2,8 +2,8 @@
 
     <domain>/shards/           DVC: only the shards that the manifest names
     <domain>/manifest.parquet  DVC
-    <domain>/splits.parquet    DVC: the split of every picture that any version of the domain ever held
-    <domain>/datacard.json     git: counts, source, licence, content digest, parents
+    <domain>/splits.parquet    DVC: the split of every image that any version of the domain ever held
+    <domain>/datacard.json     git: counts, source, license, content digest, parents
 
 Data is pushed before the commit, and the tag comes last: a tag never points at bytes that are not there. Whatever a
 killed process leaves behind is put back by the next one.
@@ -74,8 +74,8 @@ class Dataset:
         parent = read_manifest(find(card["parents"][-1], self.version.domain))
         return ~frame["sha256"].isin(set(parent["sha256"])).to_numpy()
 
-    def picture(self, row: Any) -> bytes:
-        """The bytes of a row's picture (a Series or named tuple with shard, offset, length)."""
+    def image_bytes(self, row: Any) -> bytes:
+        """The bytes of a row's image (a Series or named tuple with shard, offset, length)."""
         return shards.read(self.folder, shards.Place(row.shard, int(row.offset), int(row.length)))
 
 
@@ -107,7 +107,7 @@ def find(name: str, domain: str) -> Version:
 
 
 def splits_ledger(domain: str) -> dict[str, str]:
-    """sha256 of a picture -> its split, for every picture any version of the domain ever held."""
+    """sha256 of an image -> its split, for every image any version of the domain ever held."""
     with _repo() as repo:
         found = _versions(repo, domain)
         if not found:

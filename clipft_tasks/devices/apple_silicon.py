@@ -74,7 +74,7 @@ def gpu_cores() -> int:
         return 0
 
 
-def recognise(read: Reader = sysctl, gpu: Callable[[], int] = gpu_cores) -> Chip | None:
+def detect(read: Reader = sysctl, gpu: Callable[[], int] = gpu_cores) -> Chip | None:
     """The chip of this machine, or None when it is no Apple Silicon.
 
     Args:

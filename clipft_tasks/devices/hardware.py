@@ -48,7 +48,7 @@ def probe(wanted: str = "auto") -> Hardware:
         ClipftError: a device is asked for that is not there.
     """
     there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    chip = apple_silicon.recognise()
+    chip = apple_silicon.detect()
     if wanted != "auto" and not there[wanted]:
         why = "this machine has none"
         if wanted == "mps" and chip and chip.translated:

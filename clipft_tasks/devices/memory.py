@@ -46,7 +46,7 @@ def used(device: torch.device) -> int:
 
 
 class MicroBatches:
-    """Pairs per forward pass, by picture size. The effective batch, and so the result, never changes by it.
+    """Pairs per forward pass, by image size. The effective batch, and so the result, never changes by it.
 
     Args:
         planned: side -> pairs, from the plan.
@@ -78,7 +78,7 @@ class MicroBatches:
         self.failures += 1
         if size <= 1:
             raise ClipftError(
-                f"pictures of {side} px",
+                f"images of {side} px",
                 f"a single pair does not fit into memory ({why.splitlines()[0][:200]})",
                 "Lower resolution.train, set memory.checkpointing to all, or choose a smaller model.",
             )

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Augment:
-    """What may be done to a training picture without making its caption a lie."""
+    """What may be done to a training image without making its caption a lie."""
 
-    crop_min: Annotated[float, "smallest share of the picture's area that a random crop keeps; 1 never crops"] = 0.7
+    crop_min: Annotated[float, "smallest share of the image's area that a random crop keeps; 1 never crops"] = 0.7
     flip_horizontal: Annotated[bool, "mirror left and right: only where laterality means nothing"] = True
     flip_vertical: Annotated[bool, "mirror top and bottom"] = False
-    rotate90: Annotated[bool, "quarter turns: only where a picture has no up"] = False
+    rotate90: Annotated[bool, "quarter turns: only where an image has no up"] = False
     brightness: Annotated[float, "gain is drawn from 1 ± this; 0 where intensity is a measurement"] = 0.0
     contrast: Annotated[float, "spread about the mean is drawn from 1 ± this"] = 0.0
-    reworded: Annotated[float, "share of labelled rows whose caption is, for a step, one of the domain's prompts instead"] = 0.0
+    reworded: Annotated[float, "share of labeled rows whose caption is, for a step, one of the domain's prompts instead"] = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Checks:
 
     min_side: Annotated[int, "pixels of the shorter side"] = 32
     max_side: Annotated[int, "pixels of the shorter side"] = 20_000
-    modes: Annotated[tuple[str, ...], "colour modes as Pillow names them"] = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1")
+    modes: Annotated[tuple[str, ...], "color modes as Pillow names them"] = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1")
     max_rejected_share: Annotated[float, "of all rows"] = 0.05
     max_truncated_share: Annotated[float, "captions longer than the tokenizer's context"] = 0.05
     min_class_share: Annotated[float, "of the rarest class among the rows with a label"] = 0.01
     min_rows: Annotated[int, "rows after rejection"] = 20
 
 
-# What test rows can be split by (evaluate/slices.py), and what may be wrong with a picture (evaluate/corruptions.py).
+# What test rows can be split by (evaluate/slices.py), and what may be wrong with an image (evaluate/corruptions.py).
 SLICES = ("size", "mode", "format", "label", "group", "caption")
 CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate", "rotation")
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A profile: how pictures are treated, how classes are worded, and what counts as better."""
+    """A profile: how images are treated, how classes are worded, and what counts as better."""
 
     name: Annotated[str, "lower-case identifier; becomes a folder, a git tag prefix and part of a registry name"]
     title: Annotated[str, "as people call it"]
@@ -48,14 +48,14 @@ class Domain:
     caption: Annotated[str, "template for rows that have a label but no caption"]
     augment: Augment = Augment()
     checks: Checks = Checks()
-    grey_bits: Annotated[
-        int, "grey deeper than 8 bits: white is 2**this - 1; 0: each picture spans its own 0.1% to 99.9% percentile"
+    gray_bits: Annotated[
+        int, "gray deeper than 8 bits: white is 2**this - 1; 0: each image spans its own 0.1% to 99.9% percentile"
     ] = 16
-    near_duplicate_bits: Annotated[int, "pictures whose 256-bit perceptual hashes differ by at most this share a split"] = 6
+    near_duplicate_bits: Annotated[int, "images whose 256-bit perceptual hashes differ by at most this share a split"] = 6
     drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
-    captures: Annotated[float, "share of requests that the server keeps for labelling; 0 keeps none"] = 0.0
+    captures: Annotated[float, "share of requests that the server keeps for labeling; 0 keeps none"] = 0.0
     slices: Annotated[tuple[str, ...], "how test rows are split into parts that are looked at by themselves"] = ("size", "mode")
-    corruptions: Annotated[tuple[str, ...], "what may be wrong with a picture here and leaves its caption true"] = CORRUPTIONS
+    corruptions: Annotated[tuple[str, ...], "what may be wrong with an image here and leaves its caption true"] = CORRUPTIONS
     retention: Annotated[str, "what must not be forgotten: `everyday`, or a dataset version's test rows"] = "everyday"
     defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
         field(default_factory=dict)
@@ -68,8 +68,8 @@ class Domain:
         for prompt in (*self.prompts, self.caption):
             if prompt.count("{}") != 1:
                 raise ValueError(f"domain {self.name}: template {prompt!r} needs exactly one {{}}")
-        if self.grey_bits not in (0, *range(8, 17)):
-            raise ValueError(f"domain {self.name}: grey_bits {self.grey_bits} is neither 0 nor 8 to 16")
+        if self.gray_bits not in (0, *range(8, 17)):
+            raise ValueError(f"domain {self.name}: gray_bits {self.gray_bits} is neither 0 nor 8 to 16")
         if unknown := set(self.corruptions) - set(CORRUPTIONS):
             raise ValueError(f"domain {self.name}: no corruption {', '.join(sorted(unknown))}; known: {', '.join(CORRUPTIONS)}")
         if unknown := set(self.slices) - set(SLICES):

@@ -1,13 +1,13 @@
-"""General: everyday pictures, when no other domain fits."""
+"""General: everyday images, when no other domain fits."""
 
 from .base import Augment, Domain
 
 DOMAIN = Domain(
     name="general",
-    title="General pictures",
+    title="General images",
     prompts=(
         "a photo of a {}.",
-        "a picture of a {}.",
+        "an image of a {}.",
         "an image showing a {}.",
         "a close view of a {}.",
         "a {} seen from further away.",
@@ -18,11 +18,11 @@ DOMAIN = Domain(
     why={
         "prompts": "plain sentences that differ in medium and distance: averaging such templates gained CLIP 3.5 points on ImageNet "
         "over one (Radford et al. 2021, section 3.1.4, https://arxiv.org/abs/2103.00020)",
-        "augment.crop_min": "an everyday object fills much of its picture and is recognised by a part",
+        "augment.crop_min": "an everyday object fills much of its image and is recognized by a part",
         "augment.brightness": "everyday objects stay what they are when lit differently",
         "augment.contrast": "haze and cameras change contrast, never the object",
-        "augment.flip_horizontal": "a mirrored object is the same object; text in a picture is the exception, and rare",
-        "augment.rotate90": "everyday pictures have an up, and a model may use it",
-        "objective.name": "captions of everyday pictures nearly all differ: every other row is a true negative",
+        "augment.flip_horizontal": "a mirrored object is the same object; text in an image is the exception, and rare",
+        "augment.rotate90": "everyday images have an up, and a model may use it",
+        "objective.name": "captions of everyday images nearly all differ: every other row is a true negative",
     },
 )

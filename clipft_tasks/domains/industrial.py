@@ -1,4 +1,4 @@
-"""Industrial: inspection pictures of parts, often grey, where small local defects decide."""
+"""Industrial: inspection images of parts, often gray, where small local defects decide."""
 
 from .base import Augment, Checks, Domain
 
@@ -9,8 +9,8 @@ DOMAIN = Domain(
         "an inspection image of a {}.",
         "a close-up of a {}.",
         "an electroluminescence image of a {}.",
-        "a picture of the {} taken for quality control.",
-        "a grey-scale photo of a {}.",
+        "an image of the {} taken for quality control.",
+        "a gray-scale photo of a {}.",
         "a {} under the camera of a production line.",
     ),
     caption="an inspection image of a {}.",
@@ -44,19 +44,19 @@ DOMAIN = Domain(
         "augment.contrast": "as brightness: a faint crack is faint for a reason",
         "checks.min_side": "below 64 pixels a small defect is less than a pixel at the model's size",
         "checks.min_class_share": "a class below 2% cannot be told from chance on a test split of some hundred parts",
-        "checks.modes": "inspection cameras write 16-bit grey",
-        "grey_bits": "one scale for all pictures keeps a dark part dark; stretching each would light it up. A camera that fills only "
+        "checks.modes": "inspection cameras write 16-bit gray",
+        "gray_bits": "one scale for all images keeps a dark part dark; stretching each would light it up. A camera that fills only "
         "12 or 14 of 16 bits: say so here in a domain of your own",
-        "resolution.aspect": "a defect at the edge of a long part must stay in the picture, and its shape carries meaning",
+        "resolution.aspect": "a defect at the edge of a long part must stay in the image, and its shape carries meaning",
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "a class said in other words is the same finding, so no negative",
         "objective.also": "a few captions teach the text tower little and make it forget much: features stay near the start model's "
-        "(docs/evaluation.md has the figures with and without)",
+        "(docs/evaluation.md has the metrics with and without)",
         "objective.options": "held by features: the start model's own ranking of defects is not worth keeping",
         "train.layer_decay": "what defects look like is new, edges and textures are not: early blocks move less",
         "train.keep": "parts come in few groups (modules, lots), so validation rows tell epochs apart mostly by chance; the last one "
         "has seen the lowest rate",
-        "gate.rules": "lines differ in camera and picture size: a model that loses at one of them costs that line",
-        "drift_tolerance": "a line's pictures differ little from batch to batch, so the limits stand as they are",
+        "gate.rules": "lines differ in camera and image size: a model that loses at one of them costs that line",
+        "drift_tolerance": "a line's images differ little from batch to batch, so the limits stand as they are",
     },
 )

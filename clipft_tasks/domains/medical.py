@@ -19,7 +19,7 @@ DOMAIN = Domain(
     checks=Checks(
         min_side=64, modes=("RGB", "L", "RGBA", "P", "I;16", "I;16B"), max_rejected_share=0.02, min_class_share=0.005
     ),
-    grey_bits=0,
+    gray_bits=0,
     drift_tolerance=1.25,
     defaults={
         "resolution.aspect": "pad",
@@ -34,7 +34,7 @@ DOMAIN = Domain(
     },
     why={
         "prompts": "the bare finding, as CheXzero asks (Tiu et al. 2022, https://doi.org/10.1038/s41551-022-00936-9), and sentences "
-        "as reports and figure captions word it, after BiomedCLIP (Zhang et al. 2023, https://arxiv.org/abs/2303.00915)",
+        "as reports and metric captions word it, after BiomedCLIP (Zhang et al. 2023, https://arxiv.org/abs/2303.00915)",
         "augment.crop_min": "a finding may lie at the border of the field",
         "augment.flip_horizontal": "left and right are part of the finding",
         "augment.flip_vertical": "an upright chest shows fluid levels, a turned one does not",
@@ -42,14 +42,14 @@ DOMAIN = Domain(
         "augment.brightness": "stain and attenuation are measurements; jitter would invent pathology",
         "augment.contrast": "as brightness",
         "checks.min_side": "smaller than 64 pixels is a thumbnail from an export, not a study",
-        "checks.modes": "radiographs are 16-bit grey; CMYK, 1-bit and grey with transparency come from documents, not devices",
+        "checks.modes": "radiographs are 16-bit gray; CMYK, 1-bit and gray with transparency come from documents, not devices",
         "checks.max_rejected_share": "a missing study is more often a broken export than bad luck",
         "checks.min_class_share": "rare diagnoses are what the model is for: half a percent is enough to be taken",
-        "grey_bits": "detectors fill 10 to 14 of 16 bits and exposures differ, so each picture spans its own range, as in MIMIC-CXR-JPG "
+        "gray_bits": "detectors fill 10 to 14 of 16 bits and exposures differ, so each image spans its own range, as in MIMIC-CXR-JPG "
         "(Johnson et al. 2019, https://arxiv.org/abs/1901.07042); percentiles rather than least and most, since one burnt-in marker "
         "or dead pixel would else take the range",
         "drift_tolerance": "case mix changes with ward, day and season; limits a quarter wider keep alarms for devices and protocols",
-        "resolution.aspect": "a finding at the border must stay in the picture, undistorted",
+        "resolution.aspect": "a finding at the border must stay in the image, undistorted",
         "objective.name": "two patients with one diagnosis are positives of each other",
         "objective.positives": "reports word one diagnosis in many ways; the label is what they share",
         "gate.rules": "every new version is validated by people: less than half a point is not worth their time; sites send "

@@ -13,7 +13,7 @@ from . import Augment, Checks, Domain, domain_names, get_domain
 
 WIDTH = 128
 
-HEAD = '''"""{title}: say here in a sentence what these pictures are.
+HEAD = '''"""{title}: say here in a sentence what these images are.
 
 Begun like `{like}`. What equals the general default may be deleted. Every choice has its reason in `why`: correct both
 together; `clipft domains` shows them. `CLIPFT_DOMAINS_PATH` names this file or its folder.

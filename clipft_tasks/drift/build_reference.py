@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from ..core.console import progress
-from ..data.images import open_picture, square
+from ..data.images import open_image, square
 from ..data.versioning import Dataset
 from ..domains import Domain
 from ..model.clip import Clip
@@ -26,20 +26,20 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         weights: digest of the model's weights.
     """
     every = pd.concat([dataset.split("train"), dataset.split("val")])
-    frame = every.drop_duplicates("sha256")  # a picture with several captions is one picture
+    frame = every.drop_duplicates("sha256")  # an image with several captions is one image
     frame = frame.iloc[reference.sample([str(g) for g in frame["group"]])]
     classes = dataset.classes if len(dataset.classes) > 1 else []
     validation = dataset.split("val").drop_duplicates("sha256")
-    labelled = validation[validation["label"] != ""] if classes else validation.iloc[:0]
-    held_out = labelled.iloc[np.linspace(0, len(labelled) - 1, min(HELD_OUT, len(labelled))).astype(int)]
+    labeled = validation[validation["label"] != ""] if classes else validation.iloc[:0]
+    held_out = labeled.iloc[np.linspace(0, len(labeled) - 1, min(HELD_OUT, len(labeled))).astype(int)]
 
     def look(rows: pd.DataFrame, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (n, d) and appearance (n, 5), from the pictures as they came."""
+        """Embeddings (n, d) and appearance (n, 5), from the images as they came."""
         embedded, looks, squares = [np.zeros((0, clip.embed_dim), np.float32)], [], []
         for number, row in enumerate(progress(rows.itertuples(), what, len(rows)), 1):
-            picture = open_picture(dataset.picture(row), grey_bits=domain.grey_bits).rgb
-            looks.append(appearance(picture))
-            squares.append(square(picture, side, clip.aspect))
+            image = open_image(dataset.image_bytes(row), gray_bits=domain.gray_bits).rgb
+            looks.append(appearance(image))
+            squares.append(square(image, side, clip.aspect))
             if len(squares) == batch or number == len(rows):
                 embedded.append(clip.encode_images(torch.from_numpy(np.stack(squares))).cpu().numpy())
                 squares.clear()
@@ -50,8 +50,8 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         said = every.iloc[reference.sample([str(g) for g in every["group"]])]["caption"]
         captions = sorted({*said, *frame["caption"]})
         text = np.concatenate([clip.encode_texts(captions[i : i + 256]).cpu().numpy() for i in range(0, len(captions), 256)])
-        image, looks = look(frame, "reference pictures")
-        judged, _ = look(held_out, "validation pictures")
+        image, looks = look(frame, "reference images")
+        judged, _ = look(held_out, "validation images")
     position = {caption: i for i, caption in enumerate(captions)}
     compare = copy.deepcopy(clip.similarity).cpu().compare
     rows = reference.Rows(unit(image), looks, compare(image, of_classes))

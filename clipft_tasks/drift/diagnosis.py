@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from .image_statistics import STATISTICS
 
-LABELS_NEEDED = 40  # judged pictures before any training or comparison on them is worth a word
+LABELS_NEEDED = 40  # judged images before any training or comparison on them is worth a word
 PER_CLASS = 5
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """Attributes:
-    kind: noise, camera, new_pictures, concept, prior, certainty, alignment or texts.
+    kind: noise, camera, new_images, concept, prior, certainty, alignment or texts.
     reasons: what speaks for it, in sentences.
     """
 
@@ -22,7 +22,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered version, or the champion in the words of another domain: how it does on judged pictures of today.
+    """A registered version, or the champion in the words of another domain: how it does on judged images of today.
 
     Attributes:
         version: its number, or the domain whose words those are.
@@ -38,7 +38,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Calibration:
     """Attributes:
-    confidence: that the champion has in its answers, on average; accuracy: of them, over `judged` pictures.
+    confidence: that the champion has in its answers, on average; accuracy: of them, over `judged` images.
     temperature: of similarities, under which its confidence would be right.
     """
 
@@ -65,7 +65,7 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
     """Name the kind of drift.
 
     Args:
-        drift: signal -> figure over its limit.
+        drift: signal -> metric over its limit.
         classes_moved: largest change of a class's share among predictions.
     """
     over = {name: ratio for name, ratio in drift.items() if ratio > 1}
@@ -75,25 +75,25 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
     looks = max((over.get(name, 0.0) for name in STATISTICS), default=0.0)
     image = over.get("image", 0.0)
     if image and looks <= 3 * image:
-        return Diagnosis("new_pictures", [*said, "Embeddings left what the reference shows: pictures of another kind."])
+        return Diagnosis("new_images", [*said, "Embeddings left what the reference shows: images of another kind."])
     if looks:
         return Diagnosis(
-            "camera", [*said, "Pictures look different, while what they show moved little: light, focus, size or export."]
+            "camera", [*said, "Images look different, while what they show moved little: light, focus, size or export."]
         )
     if "performance" in over:
         return Diagnosis(
-            "concept", [*said, "The pictures look as before and are judged wrong more often: their meaning changed."]
+            "concept", [*said, "The images look as before and are judged wrong more often: their meaning changed."]
         )
     if "prediction" in over:
         mix = f"their mix changed (a class by {100 * classes_moved:.0f} points)"
-        return Diagnosis("prior", [*said, f"The pictures look as before; {mix}."])
+        return Diagnosis("prior", [*said, f"The images look as before; {mix}."])
     if "alignment" in over:
-        said.append("Pictures look as before, and agree otherwise with the texts that belong to them.")
+        said.append("Images look as before, and agree otherwise with the texts that belong to them.")
         return Diagnosis("alignment", said)
     if "similarity" in over or "margin" in over:
         return Diagnosis(
             "certainty",
-            [*said, "The pictures look as before and fall into the same classes; how sure the model is of them changed."],
+            [*said, "The images look as before and fall into the same classes; how sure the model is of them changed."],
         )
     return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
 
@@ -112,21 +112,21 @@ def advise(
 
     Args:
         labels: judged captures by class.
-        others: other registered versions on the same judged pictures, if there were enough.
-        promised, live: accuracy at training, and now (None without judgements).
+        others: other registered versions on the same judged images, if there were enough.
+        promised, live: accuracy at training, and now (None without judgments).
         losing: whether live accuracy is below the promise beyond its interval.
-        templates: the champion in the words of other domains, on the same pictures.
+        templates: the champion in the words of other domains, on the same images.
         calibration: of its confidence, where that misses.
     """
     better = max((c for c in others if c.gain_low > 0), key=lambda c: c.gain, default=None)
     if better:
-        why = f"version {better.version} is right {100 * better.gain:.0f} points more often on the judged pictures of today"
+        why = f"version {better.version} is right {100 * better.gain:.0f} points more often on the judged images of today"
         return Advice("rollback", why, better.version, better.gain)
     words = max((c for c in templates if c.gain_low > 0), key=lambda c: c.gain, default=None)
     if words:
         why = (
             f"in the words of the domain {words.version} this very model is right {100 * words.gain:.0f} points more often on the "
-            "judged pictures of today: take its `prompts` over, nothing need be trained"
+            "judged images of today: take its `prompts` over, nothing need be trained"
         )
         return Advice("recalibrate", why, "", words.gain)
     gain = max(0.0, promised - live) if live is not None else None
@@ -146,15 +146,13 @@ def advise(
             "nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy"
         )
     if diagnosis.kind == "camera" and not losing:
-        return Advice("camera", "look at the camera and the export first; train only if that is how pictures are from now on")
+        return Advice("camera", "look at the camera and the export first; train only if that is how images are from now on")
     if not enough:
         missing = max(0, LABELS_NEEDED - sum(labels.values()))
         return Advice(
             "label",
-            f"{missing or 'more'} judged pictures of at least two classes are missing; the report names those that help most",
+            f"{missing or 'more'} judged images of at least two classes are missing; the report names those that help most",
             "",
             gain,
         )
-    return Advice(
-        "readapt", "there are judged pictures of the new kind, and no registered version does better on them", "", gain
-    )
+    return Advice("readapt", "there are judged images of the new kind, and no registered version does better on them", "", gain)

@@ -1,6 +1,6 @@
-"""Other registered models, and other words for the classes, beside the champion on pictures of today.
+"""Other registered models, and other words for the classes, beside the champion on images of today.
 
-Judged pictures say who is right more often. Any picture says whose reference shows pictures like it: a model that was made for
+Judged images say who is right more often. Any image says whose reference shows images like it: a model that was made for
 them may be registered already, in this domain or (when traffic was sent to the wrong one) in another.
 """
 
@@ -21,13 +21,13 @@ from .reference import WINDOW, Reference, Rows
 from .statistics import unit, wilson
 
 VERSIONS = 4  # newest others of the domain
-MOST = 200  # pictures
+MOST = 200  # images
 MISSED = 0.1  # between confidence and accuracy, before confidence is worth fitting anew
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How far today's pictures are from what a registered model was made for.
+    """How far today's images are from what a registered model was made for.
 
     Attributes:
         signal, ratio: the worst one, over its limit in that model's own reference.
@@ -44,10 +44,10 @@ class Fit:
 @dataclass(frozen=True)
 class Comparison:
     """Attributes:
-    others: other versions, and templates: prompts of other domains, on the judged pictures beside the champion.
+    others: other versions, and templates: prompts of other domains, on the judged images beside the champion.
     fits: of every model that was asked, the best one first.
-    calibration: of the champion's confidence on the judged pictures, where it misses.
-    nearest: for each picture, the sha256 of the reference's picture that is most like it; "" where that is not known.
+    calibration: of the champion's confidence on the judged images, where it misses.
+    nearest: for each image, the sha256 of the reference's image that is most like it; "" where that is not known.
     """
 
     others: list[Candidate] = field(default_factory=list)
@@ -57,32 +57,32 @@ class Comparison:
     nearest: list[str] = field(default_factory=list)
 
 
-def compare(domain: str, champion: Any, pictures: Sequence[Image.Image], truth: Sequence[str], looks: np.ndarray) -> Comparison:
+def compare(domain: str, champion: Any, images: Sequence[Image.Image], truth: Sequence[str], looks: np.ndarray) -> Comparison:
     """Ask the champion, the domain's newest other versions and the champions of other domains.
 
     Args:
         champion: MLflow's version that is live.
-        pictures: of today, at most MOST; truth: what each shows, "" where nobody said.
-        looks: appearance (n, 5) of the window, for models that are not asked for want of pictures.
+        images: of today, at most MOST; truth: what each shows, "" where nobody said.
+        looks: appearance (n, 5) of the window, for models that are not asked for want of images.
     Raises: Transient when MLflow is away. A model that cannot be had is passed over.
     """
     judged = [i for i, label in enumerate(truth) if label]
     right: dict[str, np.ndarray] = {}
     fits: list[Fit] = []
     templates: dict[str, np.ndarray] = {}
-    nearest, calibration = [""] * len(pictures), None
-    seen = np.array([appearance(p) for p in pictures]) if pictures else np.zeros((0, looks.shape[1]))
+    nearest, calibration = [""] * len(images), None
+    seen = np.array([appearance(p) for p in images]) if images else np.zeros((0, looks.shape[1]))
     for of, version in _models(domain, champion):
         own = of == domain
         first = own and version.version == champion.version
         enough = own and len(judged) >= LABELS_NEEDED
         try:
             model = _Model(of, version)
-            if len(pictures) < WINDOW:
+            if len(images) < WINDOW:
                 fits.append(model.fit(None, looks))
-            if pictures and (first or enough or len(pictures) >= WINDOW):
-                image = model.look(pictures)
-                if len(pictures) >= WINDOW:
+            if images and (first or enough or len(images) >= WINDOW):
+                image = model.look(images)
+                if len(images) >= WINDOW:
                     fits.append(model.fit(image, seen))
                 if first:
                     nearest = model.nearest(image)
@@ -107,7 +107,7 @@ def compare(domain: str, champion: Any, pictures: Sequence[Image.Image], truth: 
 
 
 def known_elsewhere(found: Comparison, domain: str, champion: str) -> str:
-    """A hint, where another model's reference shows pictures like today's and the champion's does not; "" for none."""
+    """A hint, where another model's reference shows images like today's and the champion's does not; "" for none."""
     asked = [f for f in found.fits if f.embedded]
     if any((f.domain, f.version) == (domain, champion) and f.ratio <= 1 for f in asked):
         return ""
@@ -115,8 +115,8 @@ def known_elsewhere(found: Comparison, domain: str, champion: str) -> str:
     if fitting is None:
         return ""
     if fitting.domain == domain:
-        return f"version {fitting.version} was made for pictures like these, and judged ones would tell whether it does better"
-    return f"the model of {fitting.domain} was made for pictures like these: is the traffic sent to the right domain?"
+        return f"version {fitting.version} was made for images like these, and judged ones would tell whether it does better"
+    return f"the model of {fitting.domain} was made for images like these: is the traffic sent to the right domain?"
 
 
 def candidate(name: str, right: np.ndarray, champion: np.ndarray, asked: int) -> Candidate:
@@ -132,7 +132,7 @@ def _models(domain: str, champion: Any) -> Iterator[tuple[str, Any]]:
     from .. import tracking
 
     yield domain, champion
-    with tracking.neighbour():
+    with tracking.retryable():
         versions = sorted(tracking.client().search_model_versions(f"name = '{champion.name}'"), key=lambda v: -int(v.version))
         elsewhere = {d: v for d, v in tracking.champions().items() if d != domain}
     rest = [v for v in versions if v.version != champion.version and v.tags.get("clipft.deploy") != "failed"]
@@ -169,13 +169,13 @@ class _Model:
         self._clip = self._clip or self._load()
         return self._clip
 
-    def look(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Embeddings of pictures, (n, d)."""
+    def look(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embeddings of images, (n, d)."""
         import torch
 
         from ..data.images import square
 
-        squares = torch.from_numpy(np.stack([square(p, self.clip.side, self.clip.aspect) for p in pictures]))
+        squares = torch.from_numpy(np.stack([square(p, self.clip.side, self.clip.aspect) for p in images]))
         with torch.inference_mode():
             parts = [self.clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]
         return torch.cat(parts).numpy()
@@ -191,7 +191,7 @@ class _Model:
         return np.asarray(self.clip.similarity.compare(image, of_classes))
 
     def fit(self, image: np.ndarray | None, looks: np.ndarray) -> Fit:
-        """How far pictures are from this model's reference; without embeddings by what they look like alone."""
+        """How far images are from this model's reference; without embeddings by what they look like alone."""
         ref = self.reference
         if image is None:
             found = references.looks_signals(ref.rows, looks) if len(looks) else {}
@@ -203,7 +203,7 @@ class _Model:
         return Fit(self.domain, self.version, signal, float(ratio), image is not None)
 
     def right(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int], words_of: str) -> np.ndarray:
-        """Which judged pictures the model names rightly in the words of a domain, as 0 and 1."""
+        """Which judged images the model names rightly in the words of a domain, as 0 and 1."""
         from ..domains import get_domain
 
         classes = sorted({truth[i] for i in judged})
@@ -225,8 +225,8 @@ class _Model:
         return Calibration(confidence, float(right.mean()), len(right), references.calibrated_temperature(scores, true))
 
     def nearest(self, image: np.ndarray) -> list[str]:
-        """The reference's picture most like each embedding, by sha256."""
-        names = self.reference.facts.get("pictures") or []
+        """The reference's image most like each embedding, by sha256."""
+        names = self.reference.facts.get("images") or []
         if len(names) != len(self.reference.rows):  # a package of before
             return [""] * len(image)
         return [names[i] for i in (unit(image) @ self.reference.rows.image.T).argmax(axis=1)]

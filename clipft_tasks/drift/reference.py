@@ -1,8 +1,8 @@
 """The reference: what a model was made for, kept in its package, small enough to travel with it everywhere.
 
-It is measured once, on pictures of the training and validation splits, in the model's own embedding space. Beside each figure
+It is measured once, on images of the training and validation splits, in the model's own embedding space. Beside each metric
 stands its **limit**: what chance alone does not reach, and what the reference's own groups (patients, modules, days) usually do
-not reach among themselves. Drift is a figure over its limit, so 1 means the same for every signal and every domain.
+not reach among themselves. Drift is a metric over its limit, so 1 means the same for every signal and every domain.
 """
 
 import json
@@ -21,11 +21,11 @@ from .image_statistics import STATISTICS
 from .statistics import Array, Bins, Projection, classifier_auc, gaussian, median_distance, mmd, one_thread, psi, unit, wilson
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
-ROWS = 512  # of pictures, at most
+ROWS = 512  # of images, at most
 AXES = 32
 WINDOW = 64  # rows of the windows that limits are measured with; larger ones vary less
 CHANCE, GROUPED = 200, 200  # simulated windows
-MARGIN = 1.3  # over the largest figure that chance reached
+MARGIN = 1.3  # over the largest metric that chance reached
 TYPICAL = 0.93  # share of such halves that differ by less than the limit
 FORMAT = 1
 NEEDED = {"weights", "classes", "limits", "range", "width", "text_width", "apart", "promised", "temperature"}
@@ -33,7 +33,7 @@ NEEDED = {"weights", "classes", "limits", "range", "width", "text_width", "apart
 
 @dataclass(frozen=True)
 class Rows:
-    """What a model says about some pictures; a reference is made of such rows, and so is a window of traffic.
+    """What a model says about some images; a reference is made of such rows, and so is a window of traffic.
 
     Args:
         image: (n, d) unit embeddings; appearance: (n, 5), see `appearance`.
@@ -61,7 +61,7 @@ class Rows:
 
     @cached_property
     def bins(self) -> dict[str, Bins]:
-        """What a window is compared with, signal by signal: what pictures look like, and how sure the model is of them."""
+        """What a window is compared with, signal by signal: what images look like, and how sure the model is of them."""
         found = {name: Bins.of(self.appearance[:, i]) for i, name in enumerate(STATISTICS)}
         if len(self.ranked[0]):
             found |= {"similarity": Bins.of(self.ranked[0]), "margin": Bins.of(self.ranked[1])}
@@ -73,9 +73,9 @@ class Reference:
     """A model's reference.
 
     Attributes:
-        rows: a sample of the pictures.
+        rows: a sample of the images.
         text: (m, d) unit embeddings of captions.
-        paired: (n,) similarity of each picture with its own caption; (0,) where none was measured.
+        paired: (n,) similarity of each image with its own caption; (0,) where none was measured.
         facts: limits by signal, classes, promised accuracy, temperature of calibrated confidence, what it was made from.
     """
 
@@ -94,7 +94,7 @@ class Reference:
 
     @cached_property
     def own_kernel(self) -> Array:
-        """The kernel of the reference's pictures among themselves, (n, n): the same for every window."""
+        """The kernel of the reference's images among themselves, (n, n): the same for every window."""
         return gaussian(self.rows.image, self.rows.image, self.facts["width"])
 
     @cached_property
@@ -104,16 +104,16 @@ class Reference:
 
     @cached_property
     def aligned(self) -> Bins:
-        """Similarity of its pictures with their own captions."""
+        """Similarity of its images with their own captions."""
         return Bins.of(self.paired)
 
     def novelty(self, image: Array) -> Array:
-        """How far embeddings (n, d) lie from the nearest picture of the sample, over what 99% of the sample itself shows: (n,)."""
+        """How far embeddings (n, d) lie from the nearest image of the sample, over what 99% of the sample itself shows: (n,)."""
         return (1 - (unit(image) @ self.rows.image.T).max(axis=1)) / self.facts["apart"]
 
     @cached_property
     def unsure_below(self) -> float:
-        """A tenth of the reference's own pictures have a smaller margin between best and second class."""
+        """A tenth of the reference's own images have a smaller margin between best and second class."""
         margin = self.rows.ranked[1]
         return float(np.quantile(margin, 0.1)) if len(margin) else 0.0
 
@@ -182,23 +182,23 @@ def measure(
     weights: str,
     tolerance: float = 1.0,
     paired: Array | None = None,
-    pictures: Sequence[str] = (),
+    images: Sequence[str] = (),
 ) -> Reference:
     """Make a reference.
 
     Args:
-        rows: pictures of the training and validation splits, in the model's space, at the size that is served.
+        rows: images of the training and validation splits, in the model's space, at the size that is served.
         text: embeddings of their captions.
         groups: of each row; "" where a row stands for itself.
         held_out: similarities (n, c) and class numbers (n,) of validation rows: what accuracy is promised and confidence calibrated by.
         scale: the model's learned inverse temperature.
         weights: digest of the model's weights.
         tolerance: the domain's factor on every limit.
-        paired: similarity (n,) of each picture with its own caption.
-        pictures: sha256 of each, so that a report can show what the reference was made from.
+        paired: similarity (n,) of each image with its own caption.
+        images: sha256 of each, so that a report can show what the reference was made from.
     """
     facts: dict[str, Any] = {"format": FORMAT, "weights": weights, "classes": list(classes), "rows": len(rows)}
-    facts["pictures"] = list(pictures)
+    facts["images"] = list(images)
     facts["groups"] = len({g or f"row {i}" for i, g in enumerate(groups)})
     facts["width"], facts["text_width"] = median_distance(rows.image), median_distance(text)
     near = rows.image @ rows.image.T - 2 * np.eye(len(rows))
@@ -242,7 +242,7 @@ def confidence(similarity: Array, temperature: float) -> float:
 def signals(
     reference: Reference, window: Rows, base: Rows | None = None, permutations: int = 0, beyond: float = -np.inf
 ) -> tuple[dict[str, float], float]:
-    """Every figure of a window of pictures (image, predictions, appearance), and the p-value of its MMD.
+    """Every metric of a window of images (image, predictions, appearance), and the p-value of its MMD.
 
     Args:
         base: what the window is compared with; the reference's own rows unless others are given.
@@ -274,7 +274,7 @@ def _quick_signals(base: Rows, window: Rows) -> dict[str, float]:
 
 
 def looks_signals(base: Rows, looks: Array) -> dict[str, float]:
-    """What pictures look like before any model, (m, 5), beside the reference's."""
+    """What images look like before any model, (m, 5), beside the reference's."""
     return {name: base.bins[name].shift(looks[:, i]) for i, name in enumerate(STATISTICS)}
 
 
@@ -284,7 +284,7 @@ def text_signal(reference: Reference, text: Array, permutations: int = 0) -> tup
 
 
 def alignment_signal(reference: Reference, paired: Array) -> float:
-    """PSI of the similarity of pictures with their own texts, (m,), beside the reference's pairs."""
+    """PSI of the similarity of images with their own texts, (m,), beside the reference's pairs."""
     return reference.aligned.shift(paired)
 
 

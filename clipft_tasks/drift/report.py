@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.images import BadPicture, open_picture
+from ..data.images import BadImage, open_image
 from .diagnosis import Advice, Diagnosis
 from .image_statistics import STATISTICS
 from .model_search import Comparison
@@ -17,12 +17,12 @@ from .reference import Reference
 HEADINGS = {
     "nothing": "Nothing needs to be done",
     "camera": "Look at the camera",
-    "label": "Label pictures first",
+    "label": "Label images first",
     "rollback": "Go back to another version",
     "recalibrate": "Read the model otherwise",
     "readapt": "Re-adapt the model",
 }
-SIDE = 120  # of the pictures shown
+SIDE = 120  # of the images shown
 
 
 def class_shares(reference: Reference, window: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -75,12 +75,12 @@ def lines(
 def page(
     domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, compared: Comparison,
     minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes, bytes]],
-    reference: Reference, window: Mapping[str, Any], grey_bits: int,
+    reference: Reference, window: Mapping[str, Any], gray_bits: int,
 ) -> str:  # fmt: skip
     """The page, HTML with everything inside.
 
     Args:
-        examples: captures with their picture, and the reference's picture most like it (b"" for none).
+        examples: captures with their image, and the reference's image most like it (b"" for none).
     """
     import jinja2
 
@@ -90,7 +90,7 @@ def page(
         domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], compared=compared,
         minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
         histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        pictures=[(c, new, _thumbnail(old, grey_bits)) for c, data, old in examples if (new := _thumbnail(data, grey_bits))],
+        images=[(c, new, _thumbnail(old, gray_bits)) for c, data, old in examples if (new := _thumbnail(data, gray_bits))],
     )  # fmt: skip
 
 
@@ -109,10 +109,10 @@ def _histogram(name: str, before: np.ndarray, now: np.ndarray, bins: int = 24) -
     return {"name": name, "low": low, "high": high, "bars": list(zip((old / top).round(3), (new / top).round(3), strict=True))}
 
 
-def _thumbnail(data: bytes, grey_bits: int) -> str:
+def _thumbnail(data: bytes, gray_bits: int) -> str:
     try:
-        rgb = open_picture(data, grey_bits=grey_bits).rgb
-    except BadPicture:
+        rgb = open_image(data, gray_bits=gray_bits).rgb
+    except BadImage:
         return ""
     rgb.thumbnail((SIDE, SIDE))
     out = io.BytesIO()

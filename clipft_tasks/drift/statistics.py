@@ -52,23 +52,23 @@ class Projection:
         all eigenvectors; where variances are close, axes near the last may be mixed with those that come after.
         """
         mean = embeddings.mean(axis=0)
-        centred, size = embeddings - mean, embeddings.shape[1]
+        centerd, size = embeddings - mean, embeddings.shape[1]
         kept = min(width, len(embeddings) - 1, size)
         space = np.random.default_rng(0).standard_normal((size, min(kept + 8, size)), dtype=np.float32)
         for _ in range(2):
-            space, _ = np.linalg.qr(centred.T @ (centred @ space))
-        inside = centred @ space
+            space, _ = np.linalg.qr(centerd.T @ (centerd @ space))
+        inside = centerd @ space
         _, turn = np.linalg.eigh(inside.T @ inside)
         return cls(mean, (space @ turn[:, ::-1][:, :kept]).T)
 
     def __call__(self, embeddings: Array) -> Array:
         """Embeddings (n, d) -> (n, k + 1): along the axes, and the length of what they do not explain.
 
-        The rest matters: pictures of a rare kind often leave the subspace that the others span.
+        The rest matters: images of a rare kind often leave the subspace that the others span.
         """
-        centred = embeddings - self.mean
-        along = centred @ self.axes.T
-        rest = np.sqrt(np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0))
+        centerd = embeddings - self.mean
+        along = centerd @ self.axes.T
+        rest = np.sqrt(np.maximum((centerd**2).sum(axis=1) - (along**2).sum(axis=1), 0.0))
         return np.column_stack([along, rest])
 
 
@@ -149,7 +149,7 @@ def _drawn(permutations: int, n: int, m: int, seed: int) -> Array:
 def classifier_auc(reference: Array, window: Array, folds: int = 5) -> float:
     """How well a linear classifier tells the window's points from the reference's, as held-out area under the ROC curve.
 
-    .5 means that they cannot be told apart, 1 that every one can. Ridge regression on standardised axes, `folds` times
+    .5 means that they cannot be told apart, 1 that every one can. Ridge regression on standardized axes, `folds` times
     without a fold, the mean over folds.
     """
     points = np.concatenate([reference, window])

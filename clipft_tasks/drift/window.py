@@ -12,7 +12,7 @@ from . import reference as references
 from .reference import Reference, Rows
 from .statistics import Array, unit, wilson
 
-SIZE = 256  # pictures, and texts, that a window holds
+SIZE = 256  # images, and texts, that a window holds
 LEAST = 64  # below this nothing is said: chance would speak
 SECONDS = 3600.0  # what is older has left the window
 PERMUTATIONS = 250
@@ -22,19 +22,19 @@ DROP = 0.05  # of accuracy below what was promised, that performance may lose be
 
 
 @dataclass(frozen=True)
-class Figures:
+class DriftMetrics:
     """What a window says.
 
     Attributes:
-        drift: signal -> figure over its limit; above 1 is drift. "performance" is there once feedback came.
-        values: further figures by name, in their own units.
-        pictures, texts, feedback, pairs: how many the window holds.
+        drift: signal -> metric over its limit; above 1 is drift. "performance" is there once feedback came.
+        values: further metrics by name, in their own units.
+        images, texts, feedback, pairs: how many the window holds.
         behind: signal -> rows that it was measured on: the whole window's, or only its newest where those drift more.
     """
 
     drift: dict[str, float]
     values: dict[str, float]
-    pictures: int
+    images: int
     texts: int
     feedback: int
     behind: dict[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Figures:
         return max(self.drift.items(), key=lambda kv: kv[1], default=("", 0.0))
 
 
-def pooled(windows: Sequence[Figures]) -> Figures:
+def pooled(windows: Sequence[DriftMetrics]) -> DriftMetrics:
     """Several replicas' windows of one version, as one: each counts by the rows that speak for it, as in Prometheus' rules.
 
     Intervals are those of all judged answers together. A p-value belongs to one window, so several have none.
@@ -63,38 +63,38 @@ def pooled(windows: Sequence[Figures]) -> Figures:
     behind = {name: sum(w.behind[name] for w in windows if name in w.drift) for name in signals}
     values: dict[str, float] = {}
     for name in dict.fromkeys(name for w in windows for name in w.values if not name.endswith("_p")):
-        kind = "texts" if name.startswith("text_") else {"alignment": "pairs", "accuracy": "feedback"}.get(name, "pictures")
+        kind = "texts" if name.startswith("text_") else {"alignment": "pairs", "accuracy": "feedback"}.get(name, "images")
         values[name] = mean([(w.values[name], getattr(w, kind)) for w in windows if name in w.values])
-    pictures, texts, feedback, pairs = (sum(getattr(w, k) for w in windows) for k in ("pictures", "texts", "feedback", "pairs"))
+    images, texts, feedback, pairs = (sum(getattr(w, k) for w in windows) for k in ("images", "texts", "feedback", "pairs"))
     if "accuracy" in values:
         values["accuracy_low"], values["accuracy_high"] = map(float, wilson(round(values["accuracy"] * feedback), feedback))
-    return Figures(drift, values, pictures, texts, feedback, behind, pairs)
+    return DriftMetrics(drift, values, images, texts, feedback, behind, pairs)
 
 
 @dataclass
 class Window:
-    """The last pictures and texts of one model version. Not for several threads at once; the server guards it.
+    """The last images and texts of one model version. Not for several threads at once; the server guards it.
 
-    Pictures arrive one request at a time and leave when SIZE newer ones came or SECONDS went by.
+    Images arrive one request at a time and leave when SIZE newer ones came or SECONDS went by.
     """
 
     reference: Reference
     size: int = SIZE
     least: int = LEAST
     seconds: float = SECONDS
-    seen: int = 0  # pictures since the beginning
+    seen: int = 0  # images since the beginning
     changes: int = 0  # rows of any kind since the beginning
-    _pictures: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
+    _images: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
     _texts: deque[tuple[float, Array]] = field(default_factory=deque)
     _paired: deque[tuple[float, float]] = field(default_factory=deque)
     _feedback: deque[tuple[float, bool]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        for name in ("_pictures", "_texts", "_paired", "_feedback"):
+        for name in ("_images", "_texts", "_paired", "_feedback"):
             setattr(self, name, deque(maxlen=self.size))
 
-    def add_pictures(self, image: Array, appearance: Array, similarity: Array) -> None:
-        """Pictures of one request: embeddings (n, d), appearance (n, 5), similarity with the model's own classes (n, c) or (n, 0).
+    def add_images(self, image: Array, appearance: Array, similarity: Array) -> None:
+        """Images of one request: embeddings (n, d), appearance (n, 5), similarity with the model's own classes (n, c) or (n, 0).
 
         Rows that are no numbers are counted but not kept.
         """
@@ -102,7 +102,7 @@ class Window:
         self.seen += len(image)
         self.changes += len(image)
         whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
-        self._pictures.extend(
+        self._images.extend(
             (now, *parts) for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True)
         )
 
@@ -112,7 +112,7 @@ class Window:
         self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
 
     def add_pairs(self, similarity: Sequence[float]) -> None:
-        """Similarity of pictures with the text that belongs to each, as the client says."""
+        """Similarity of images with the text that belongs to each, as the client says."""
         now = time.time()
         self.changes += len(similarity)
         self._paired.extend((now, float(s)) for s in similarity if np.isfinite(s))
@@ -122,9 +122,9 @@ class Window:
         self._feedback.append((time.time(), right))
 
     def rows(self) -> Rows:
-        """The pictures that are in the window now."""
+        """The images that are in the window now."""
         self._expire()
-        columns = list(zip(*self._pictures, strict=True))[1:] if self._pictures else []
+        columns = list(zip(*self._images, strict=True))[1:] if self._images else []
         if not columns:
             ref = self.reference.rows
             return Rows(ref.image[:0], ref.appearance[:0], ref.similarity[:0])
@@ -133,11 +133,11 @@ class Window:
     def copy(self) -> "Window":
         """A snapshot, to be measured while the original goes on filling."""
         out = Window(self.reference, self.size, self.least, self.seconds, self.seen)
-        for name in ("_pictures", "_texts", "_paired", "_feedback"):
+        for name in ("_images", "_texts", "_paired", "_feedback"):
             getattr(out, name).extend(getattr(self, name))
         return out
 
-    def figures(self, permutations: int = PERMUTATIONS) -> Figures:
+    def measure(self, permutations: int = PERMUTATIONS) -> DriftMetrics:
         """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
         ref, rows = self.reference, self.rows()
         drift: dict[str, float] = {}
@@ -186,7 +186,7 @@ class Window:
                 missed = ref.facts["promised"]["value"] - values["accuracy_high"]
                 drift["performance"], behind["performance"] = max(0.0, missed / DROP), count
         ratios, others = ({k: float(v) for k, v in found.items()} for found in (drift, values))
-        return Figures(ratios, others, len(rows), len(text), count, behind, len(self._paired))
+        return DriftMetrics(ratios, others, len(rows), len(text), count, behind, len(self._paired))
 
     def _ratios(self, rows: Rows, permutations: int, beyond: float = -np.inf) -> tuple[dict[str, float], float, float]:
         """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
@@ -204,11 +204,11 @@ class Window:
 
     def _expire(self) -> None:
         oldest = time.time() - self.seconds
-        for queue in (self._pictures, self._texts, self._paired, self._feedback):
+        for queue in (self._images, self._texts, self._paired, self._feedback):
             while queue and queue[0][0] < oldest:  # type: ignore[index]
                 queue.popleft()  # type: ignore[attr-defined]
 
 
 def _gap(image: Array, text: Array) -> float:
-    """How far the mean picture is from the mean text."""
+    """How far the mean image is from the mean text."""
     return float(np.linalg.norm(image.mean(axis=0) - text.mean(axis=0)))

@@ -1,1 +1,1 @@
-"""Evaluation: a model, a split and a size become figures with intervals."""
+"""Evaluation: a model, a split and a size become metrics with intervals."""

@@ -1,6 +1,6 @@
 """How sure one can be: intervals by the bootstrap, differences by the paired one, and many comparisons at once.
 
-A figure here is a function of sums over rows (an accuracy is hits over rows, a balanced accuracy is hits over rows, class by
+A metric here is a function of sums over rows (an accuracy is hits over rows, a balanced accuracy is hits over rows, class by
 class). So a resample is not a new set of rows but a weight for each group, and a thousand of them are one sparse product.
 """
 
@@ -15,45 +15,45 @@ BLOCK = 4_000_000  # numbers at a time
 
 @dataclass(frozen=True)
 class Sums:
-    """A figure as a function of sums.
+    """A metric as a function of sums.
 
     Args:
         columns: (rows, k), what is summed over rows.
-        figure: sums (..., k) -> values (...).
+        metric: sums (..., k) -> values (...).
     """
 
     columns: sparse.csr_array
-    figure: Callable[[np.ndarray], np.ndarray]
+    metric: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
     def ratio(cls, part: np.ndarray, whole: np.ndarray) -> "Sums":
         """The sum of `part` over the sum of `whole`, both (rows,); NaN of no rows."""
 
-        def figure(sums: np.ndarray) -> np.ndarray:
+        def metric(sums: np.ndarray) -> np.ndarray:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return sums[..., 0] / sums[..., 1]  # type: ignore[no-any-return]
 
-        return cls(sparse.csr_array(np.stack([part, whole], axis=1).astype(float)), figure)
+        return cls(sparse.csr_array(np.stack([part, whole], axis=1).astype(float)), metric)
 
     @property
     def value(self) -> float:
-        return float(self.figure(np.asarray(self.columns.sum(axis=0), dtype=float)))
+        return float(self.metric(np.asarray(self.columns.sum(axis=0), dtype=float)))
 
 
-def resampled(figures: Sequence[Sums], groups: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """Each figure on resamples of whole groups (rows of one patient or module are not independent): (figures, resamples).
+def resampled(metrics: Sequence[Sums], groups: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """Each metric on resamples of whole groups (rows of one patient or module are not independent): (metrics, resamples).
 
-    All figures see the same resamples, so that differences of two rows are those of a paired bootstrap.
+    All metrics see the same resamples, so that differences of two rows are those of a paired bootstrap.
 
     Args:
         groups: group of each row; rows with one of their own each are resampled one by one.
     """
     _, inverse = np.unique(groups, return_inverse=True)
     members = sparse.csr_array((np.ones(len(groups)), (inverse, np.arange(len(groups)))))
-    width = max(f.columns.shape[1] for f in figures)
-    of_groups = [sparse.csc_array(members @ f.columns).T for f in figures]
+    width = max(f.columns.shape[1] for f in metrics)
+    of_groups = [sparse.csc_array(members @ f.columns).T for f in metrics]
     blocks = [
-        [f.figure((sums @ weights.T).T) for f, sums in zip(figures, of_groups, strict=True)]
+        [f.metric((sums @ weights.T).T) for f, sums in zip(metrics, of_groups, strict=True)]
         for weights in drawn(members.shape[0], resamples, seed, width)
     ]
     return np.array([np.concatenate(values) for values in zip(*blocks, strict=True)])

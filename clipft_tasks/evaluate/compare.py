@@ -1,4 +1,4 @@
-"""Models beside one another: figures, paired tests, what changed, what it cost; as JSON and as one self-contained page."""
+"""Models beside one another: metrics, paired tests, what changed, what it cost; as JSON and as one self-contained page."""
 
 import datetime
 import itertools
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..spec.gate_rules import FIGURES
+from ..spec.gate_rules import METRICS
 from . import bootstrap, zero_shot
 from .zero_shot import Scored
 
-COLOURS = ("#1769aa", "#d9682b", "#2e8b57", "#8a5cc2", "#b8860b", "#c2185b", "#00838f", "#6d7682")
+COLORS = ("#1769aa", "#d9682b", "#2e8b57", "#8a5cc2", "#b8860b", "#c2185b", "#00838f", "#6d7682")
 DASHES = ("", "7 4", "2 4", "9 3 2 3")
 SHOWN_CLASSES = 12  # a larger confusion matrix is shown as its largest confusions
-SHOWN_PICTURES = 8  # of each direction
+SHOWN_IMAGES = 8  # of each direction
 SURE = 0.05
 # Watts of a training device under load, where its own meter was not logged: assumptions, and shown as such.
 POWER = {"cpu": 65.0, "mps": 40.0, "cuda": 400.0}
@@ -32,7 +32,7 @@ class Model:
         package: its folder on this machine.
         dataset: the version whose test rows it was scored on.
         rows: digest of those rows, their captions and the classes; models with the same one may be tested in pairs.
-        scored: what it said of each row, by picture side.
+        scored: what it said of each row, by image side.
         facts: what MLflow knows of its run: params, metrics, tags, recorded (its own evaluation by side), link; {} when gone.
     """
 
@@ -61,11 +61,11 @@ def content(
 
     Args:
         models: with `scored` filled at the same sides within a domain; the first of a domain is its baseline.
-        metrics: the figure that decides, by domain.
-        names: every figure to state, by domain.
+        metrics: the metric that decides, by domain.
+        names: every metric to state, by domain.
         resamples: behind each interval and p value.
         watts: of the training device, for the energy estimate; None: assumed.
-    Returns: groups (one a domain: figures, pairs, confusion, changes), gains over the start, parameters that differ, cost,
+    Returns: groups (one a domain: metrics, pairs, confusion, changes), gains over the start, parameters that differ, cost,
         lineage, and `said`: the sentences to read first.
     """
     groups = []
@@ -100,7 +100,7 @@ def _group(
     domain: str, members: list[Model], metric: str, names: list[str], sides: list[int], serve: int, resamples: int
 ) -> dict[str, Any]:
     main = min(sides, key=lambda side: abs(side - serve))
-    figures = {m.name: {str(s): _figures(m.scored[s], names, resamples) for s in sides} for m in members}
+    metrics = {m.name: {str(s): _metrics(m.scored[s], names, resamples) for s in sides} for m in members}
     return {
         "domain": domain,
         "metric": metric,
@@ -108,8 +108,8 @@ def _group(
         "sizes": sides,
         "rows": {m.name: len(m.scored[main].truth) for m in members},
         "datasets": {m.name: m.dataset for m in members},
-        "figures": figures,
-        "recorded": {m.name: _recorded(m, main, figures[m.name][str(main)]) for m in members},
+        "metrics": metrics,
+        "recorded": {m.name: _recorded(m, main, metrics[m.name][str(main)]) for m in members},
         "pairs": [_pair(a, b, metric, main, resamples) for a, b in itertools.combinations(members, 2)],
         "confusion": {m.name: confusion(m.scored[main], m.classes) for m in members} if len(members[0].classes) > 1 else {},
         "changes": [
@@ -120,15 +120,15 @@ def _group(
     }
 
 
-def _figures(scored: Scored, names: list[str], resamples: int) -> dict[str, dict[str, float]]:
-    """Every figure of a model at one size; those of `names` with their interval."""
+def _metrics(scored: Scored, names: list[str], resamples: int) -> dict[str, dict[str, float]]:
+    """Every metric of a model at one size; those of `names` with their interval."""
     with_interval = zero_shot.summary(scored, names, resamples)
-    rest, _ = zero_shot.figures(scored)
+    rest, _ = zero_shot.all_metrics(scored)
     return with_interval | {name: {"value": value} for name, value in rest.items() if name not in with_interval}
 
 
 def _recorded(model: Model, side: int, names: Container[str]) -> dict[str, Any]:
-    """Figures that only the run's own evaluation has (retention, for example): of the side nearest to `side`."""
+    """Metrics that only the run's own evaluation has (retention, for example): of the side nearest to `side`."""
     recorded = model.facts.get("recorded") or {}
     if not recorded:
         return {}
@@ -137,7 +137,7 @@ def _recorded(model: Model, side: int, names: Container[str]) -> dict[str, Any]:
 
 
 def _pair(a: Model, b: Model, metric: str, side: int, resamples: int) -> dict[str, Any]:
-    """b minus a in the deciding figure: paired, where both answered the same rows."""
+    """b minus a in the deciding metric: paired, where both answered the same rows."""
     out: dict[str, Any] = {"from": a.name, "to": b.name, "metric": metric, "size": side}
     if a.rows != b.rows:
         return out | {"refused": f"different test rows: {a.dataset} and {b.dataset}"}
@@ -220,7 +220,7 @@ def cost(facts: Mapping[str, Any], watts: float | None = None) -> dict[str, Any]
 
 
 def _gain(model: Model, metric: str) -> dict[str, Any]:
-    """Gain over the start model, as the run's own evaluation states it; without figures where it has none."""
+    """Gain over the start model, as the run's own evaluation states it; without metrics where it has none."""
     out = {"name": model.name, "domain": model.domain, "start": model.card.get("start", ""), "metric": metric}
     recorded = model.facts.get("recorded") or {}
     serve = int(model.card["resolutions"]["serve"])
@@ -245,7 +245,7 @@ def _lineage(model: Model) -> dict[str, Any]:
         "run_id": model.card.get("run_id", ""),
         "dag_run": tags.get("clipft.dag_run", ""),
         "gate": tags.get("clipft.gate", ""),
-        "licence": model.card.get("licence", ""),
+        "license": model.card.get("license", ""),
         "link": model.facts.get("link", ""),
     }
 
@@ -269,7 +269,7 @@ def _say(group: Mapping[str, Any]) -> list[str]:
         else:
             out.append(f"No difference beyond chance between {names}: {gain}, p = {p:.2f}.")
     if not group["pairs"]:
-        name, by_size = next(iter(group["figures"].items()))
+        name, by_size = next(iter(group["metrics"].items()))
         value = by_size[str(group["size"])][group["metric"]]
         out.append(f"{name}: {metric} {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] at {group['size']} px.")
     return out
@@ -279,9 +279,9 @@ def _say(group: Mapping[str, Any]) -> list[str]:
 
 
 def curve(group: Mapping[str, Any], width: int = 560, height: int = 250) -> dict[str, Any]:
-    """Coordinates of the figure over picture size: one line a model with its intervals, and the axes."""
+    """Coordinates of the metric over image size: one line a model with its intervals, and the axes."""
     metric, sizes = group["metric"], group["sizes"]
-    found = {name: [by_size[str(s)][metric] for s in sizes] for name, by_size in group["figures"].items()}
+    found = {name: [by_size[str(s)][metric] for s in sizes] for name, by_size in group["metrics"].items()}
     ends = np.array([[f["low"], f["high"], f["value"]] for values in found.values() for f in values], dtype=float)
     ends = ends[np.isfinite(ends)]
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
@@ -319,12 +319,12 @@ def curve(group: Mapping[str, Any], width: int = 560, height: int = 250) -> dict
     }
 
 
-def page(found: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, Any]]], problems: Sequence[str]) -> str:
+def page(found: Mapping[str, Any], images: Mapping[str, Sequence[Mapping[str, Any]]], problems: Sequence[str]) -> str:
     """The report as HTML with everything inside: no request leaves the page.
 
     Args:
         found: from `content`.
-        pictures: by `from→to→kind`: src (data URI), truth, old and new answers.
+        images: by `from→to→kind`: src (data URI), truth, old and new answers.
         problems: what could not be had.
     """
     import jinja2
@@ -332,15 +332,15 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, 
     template = Path(__file__).with_name("compare.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"cell": _cell, "duration": _duration, "words": lambda text: str(text).replace("_", " ")}
-    environment.globals["figures"] = FIGURES
+    environment.globals["metrics"] = METRICS
     names = [m["name"] for m in found["models"]]
-    style = {name: {"colour": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
+    style = {name: {"color": COLORS[i % len(COLORS)], "dash": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
     return environment.from_string(template).render(
         found=found,
         names=names,
         style=style,
         curves=[curve(group) for group in found["groups"]],
-        pictures=pictures,
+        images=images,
         problems=problems,
         sure=SURE,
     )

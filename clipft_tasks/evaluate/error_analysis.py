@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.images import open_picture
+from ..data.images import open_image
 from ..data.versioning import Dataset
 from ..domains import get_domain
 from . import metrics as m
@@ -19,20 +19,20 @@ SHOWN = 144  # pixels
 CONFUSIONS = 200  # pairs of classes, the most frequent first
 
 
-def of(dataset: Dataset, scored: Mapping[str, Scored], *, pictures: bool) -> dict[str, Any]:
+def of(dataset: Dataset, scored: Mapping[str, Scored], *, images: bool) -> dict[str, Any]:
     """By model `classes`, `confusion`, `reliability`; the names of all classes; the candidate's worst mistakes.
 
     Args:
-        pictures: with small copies of the mistaken pictures, as data URIs.
+        images: with small copies of the mistaken images, as data URIs.
     """
     trained = dataset.split("train")["label"].value_counts()
     out: dict[str, Any] = {
         "dataset": dataset.version.tag,
-        "licence": dataset.version.card.get("licence", ""),
+        "license": dataset.version.card.get("license", ""),
         "names": dataset.classes,
         "train_rows": {name: int(trained.get(name, 0)) for name in dataset.classes},
         "models": {who: _model(s, dataset.classes) for who, s in scored.items()},
-        "mistakes": _mistakes(dataset, scored["after"]) if pictures else [],
+        "mistakes": _mistakes(dataset, scored["after"]) if images else [],
     }
     return out
 
@@ -91,15 +91,15 @@ def _mistakes(dataset: Dataset, scored: Scored) -> list[dict[str, Any]]:
                 "name": row["name"],
                 "truth": row["label"] or row["caption"],
                 "said": said,
-                "src": small_picture(dataset, row),
+                "src": small_image(dataset, row),
             }
         )
     return out
 
 
-def small_picture(dataset: Dataset, row: Any) -> str:
-    """A row's picture as a page holds it: a small JPEG in a data URL."""
-    small = open_picture(dataset.picture(row), grey_bits=get_domain(dataset.version.domain).grey_bits).rgb
+def small_image(dataset: Dataset, row: Any) -> str:
+    """A row's image as a page holds it: a small JPEG in a data URL."""
+    small = open_image(dataset.image_bytes(row), gray_bits=get_domain(dataset.version.domain).gray_bits).rgb
     small.thumbnail((SHOWN, SHOWN))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=75)

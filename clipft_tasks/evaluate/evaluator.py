@@ -40,7 +40,7 @@ def evaluate(
 
     Args:
         models: `after`, the candidate; `before`, the start model; `champion`, if there is one.
-        side: of the pictures. At the evaluated one nearest to the training size, also calibration, probes, robustness and
+        side: of the images. At the evaluated one nearest to the training size, also calibration, probes, robustness and
             retention, as far as the spec asks for them.
         metric: the gate's.
         names: of the headline metrics (zero_shot.metrics).
@@ -53,15 +53,15 @@ def evaluate(
 
     scored = {who: look(clip, "test") for who, clip in models.items()}
     opponents = [who for who in ("champion", "before") if who in models]
-    figures, absent = {}, {}
+    metrics, absent = {}, {}
     for who, s in scored.items():
-        figures[who], absent[who] = zero_shot.figures(s)
+        metrics[who], absent[who] = zero_shot.all_metrics(s)
         if is_main and (dataset.split("val")["label"] != "").any():
-            figures[who] |= zero_shot.calibrated(s, look(models[who], "val", CALIBRATION_ROWS))
+            metrics[who] |= zero_shot.calibrated(s, look(models[who], "val", CALIBRATION_ROWS))
         if is_main and spec.evaluate.probe:
             found, why = linear_probe.probe(look(models[who], "train"), s)
-            figures[who] |= found
-            absent[who] |= {"linear_probe": why, "nearest_neighbours": why} if why else {}
+            metrics[who] |= found
+            absent[who] |= {"linear_probe": why, "nearest_neighbors": why} if why else {}
     compared = zero_shot.comparisons(scored["after"], {who: scored[who] for who in opponents}, names, resamples)
     gains = {c["against"]: {k: c[k] for k in ("value", "low", "high", "p")} for c in compared if c["metric"] == metric}
     tried = {}
@@ -78,12 +78,12 @@ def evaluate(
         **{f"gain_over_{who}": gain for who, gain in gains.items()},
         "comparisons": compared,
         "slices": _by_slice(slices(dataset, domain), scored, opponents[0], metric, resamples),
-        "figures": figures,
+        "metrics": metrics,
         "absent": absent,
         "retention": forgetting.of(models, side, domain.retention) if is_main else {},
         "robustness": tried,
     }
-    return Together(result, error_analysis.of(dataset, scored, pictures=is_main), error_analysis.rows(scored))
+    return Together(result, error_analysis.of(dataset, scored, images=is_main), error_analysis.rows(scored))
 
 
 def _by_slice(

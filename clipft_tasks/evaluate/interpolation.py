@@ -76,7 +76,7 @@ def table(path: Sequence[dict[str, float]], metric: str, alpha: float) -> str:
 
 
 def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str = "png") -> bytes:
-    """The path as a picture: retention to the right, the domain's score upwards.
+    """The path as an image: retention to the right, the domain's score upwards.
 
     Args:
         form: `png` or `svg`.
@@ -86,7 +86,7 @@ def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), dpi=140)
+    fig, axes = pyplot.subplots(figsize=(6.4, 4), dpi=140)
     across, up = [r["retention"] for r in path], [r["score"] for r in path]
     axes.plot(across, up, marker="o", color="#1769aa", zorder=1)
     for r in path:
@@ -99,8 +99,8 @@ def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str 
     axes.set(xlabel="retention, general set", ylabel=f"{metric.replace('_', ' ')}, validation", title="From start to candidate")
     axes.margins(0.15)
     axes.grid(alpha=0.25)
-    figure.tight_layout()
+    fig.tight_layout()
     out = io.BytesIO()
-    figure.savefig(out, format=form)
-    pyplot.close(figure)
+    fig.savefig(out, format=form)
+    pyplot.close(fig)
     return out.getvalue()

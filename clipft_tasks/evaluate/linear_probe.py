@@ -1,4 +1,4 @@
-"""What the picture embeddings hold, whatever the texts say: a linear probe and nearest neighbours on frozen features."""
+"""What the image embeddings hold, whatever the texts say: a linear probe and nearest neighbors on frozen features."""
 
 import warnings
 
@@ -7,13 +7,13 @@ import numpy as np
 from . import metrics as m
 from .zero_shot import Scored
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 def probe(train: Scored, test: Scored) -> tuple[dict[str, float], str]:
     """Fit classifiers on the training rows' embeddings and score them on the test rows'.
 
-    Logistic regression on standardised features (L2, C = 1) and the vote of the 20 nearest training rows by cosine.
+    Logistic regression on standardized features (L2, C = 1) and the vote of the 20 nearest training rows by cosine.
 
     Returns: accuracy and balanced accuracy of both; or nothing, and the reason.
     """
@@ -31,10 +31,10 @@ def probe(train: Scored, test: Scored) -> tuple[dict[str, float], str]:
     found: dict[str, float] = {}
     for name, model in (
         ("linear_probe", make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))),
-        ("nearest_neighbours", KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())), metric="cosine")),
+        ("nearest_neighbors", KNeighborsClassifier(min(NEIGHBORS, int(known.sum())), metric="cosine")),
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lbfgs says when it stops early; the figure says it better
+            warnings.simplefilter("ignore")  # lbfgs says when it stops early; the metric says it better
             model.fit(m.unit(train.image[known]), train.truth[known])
         said = model.predict(here)
         found |= {

@@ -1,6 +1,6 @@
-"""Figures from scores and embeddings. Arrays in, numbers out; ties and NaN always count against the model.
+"""Metrics from scores and embeddings. Arrays in, numbers out; ties and NaN always count against the model.
 
-A figure that cannot be computed on the rows at hand is NaN; `zero_shot.figures` says why.
+A metric that cannot be computed on the rows at hand is NaN; `zero_shot.all_metrics` says why.
 """
 
 import warnings
@@ -46,7 +46,7 @@ def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def classification(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Figures of rows whose class is known.
+    """Metrics of rows whose class is known.
 
     Args:
         truth, predicted: class ids (rows,).
@@ -72,11 +72,11 @@ def classification(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray)
     return found | {f"top{k}_accuracy": float(np.mean(ahead < k)) for k in (3, 5) if scores.shape[1] > k}
 
 
-def bootstrap(figure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
+def bootstrap(metric: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of any function of rows, resampling whole groups; `resampling` is faster for those of sums.
 
     Args:
-        figure: takes row numbers (with repeats), returns the figure on them.
+        metric: takes row numbers (with repeats), returns the metric on them.
         groups: group of each row; rows with one of their own each are resampled one by one.
     """
     rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def bootstrap(figure: Callable[[np.ndarray], float], groups: np.ndarray, resampl
     values = []
     for _ in range(resamples):
         drawn = rng.integers(0, len(members), len(members))
-        values.append(figure(np.concatenate([members[i] for i in drawn])))
+        values.append(metric(np.concatenate([members[i] for i in drawn])))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -157,8 +157,8 @@ def fitted_scale(truth: np.ndarray, scores: np.ndarray) -> float:
 def geometry(image: np.ndarray, text: np.ndarray, sample: int = 2000) -> dict[str, float]:
     """How a model uses its space; row i of `text` (n, d) is the caption of row i of `image`.
 
-    Returns: modality_gap, the distance between the mean picture and the mean text (Liang et al. 2022,
-        https://arxiv.org/abs/2203.02053); alignment, the mean squared distance of pairs, and uniformity of pictures and of
+    Returns: modality_gap, the distance between the mean image and the mean text (Liang et al. 2022,
+        https://arxiv.org/abs/2203.02053); alignment, the mean squared distance of pairs, and uniformity of images and of
         texts, the log of the mean Gaussian potential of two of them (Wang & Isola 2020, https://arxiv.org/abs/2005.10242;
         less is better for all three). All on the unit sphere.
     """

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from ..spec.metric_catalog import NAMES, WHO
 
 TITLES = {"before": "start model", "champion": "champion", "after": "candidate"}
-COLOURS = {"before": "#7d8792", "champion": "#b8860b", "after": "#2f81c4"}  # readable on white and on black
-INK = "#123456"  # stands for the page's own colour while matplotlib draws
+COLORS = {"before": "#7d8792", "champion": "#b8860b", "after": "#2f81c4"}  # readable on white and on black
+INK = "#123456"  # stands for the page's own color while matplotlib draws
 MATRIX = 12  # classes, above which the most frequent confusions are listed instead
 
 
@@ -28,7 +28,7 @@ def page(
     """The page.
 
     Args:
-        results: of the stage evaluate, one a picture size.
+        results: of the stage evaluate, one an image size.
         details: `evaluation/<size>-details.json` by size; sizes may be missing.
         verdict: of the gate: passed, metric, opponent, rules.
         main: the size that is looked at closely.
@@ -46,7 +46,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "signed": lambda x: "–" if x is None else f"{x:+.3f}", "p": _p}
+    environment.filters |= {"number": _number, "signed": lambda x: "–" if x is None else f"{x:+.3f}", "p": _p}
     return environment.get_template("report.html.j2").render(
         title=title,
         facts=facts,
@@ -61,7 +61,7 @@ def page(
         opponent=opponent,
         gain=chosen[f"gain_over_{opponent}"],
         names=NAMES,
-        figures=[n for n in NAMES if any(n in chosen[w] or n in chosen["figures"][w] for w in who)],
+        metrics=[n for n in NAMES if any(n in chosen[w] or n in chosen["metrics"][w] for w in who)],
         absent=sorted({(name, why) for w in who for name, why in chosen["absent"][w].items()}),
         curve=_drawn(lambda axes: _curve(axes, results, chosen["metric"])) if len(results) > 1 else "",
         reliability=_drawn(lambda axes: _reliability(axes, models, who)) if _has_reliability(models) else "",
@@ -73,7 +73,7 @@ def page(
     )
 
 
-def _figure(value: Any) -> str:
+def _number(value: Any) -> str:
     """A number as a person reads it: three digits that matter, and none that do not."""
     if value is None:
         return "–"
@@ -108,7 +108,7 @@ def _matrix(model: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, l
 
 
 def _drawn(plot: Callable[[Any], None]) -> Markup:
-    """An inline SVG whose lines and words take the page's colour."""
+    """An inline SVG whose lines and words take the page's color."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,15 +118,15 @@ def _drawn(plot: Callable[[Any], None]) -> Markup:
     style: Any = dict.fromkeys(names, INK)
     style |= {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(5.2, 3.1))
+        fig, axes = pyplot.subplots(figsize=(5.2, 3.1))
         plot(axes)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         axes.grid(alpha=0.18)
-        figure.tight_layout()
+        fig.tight_layout()
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
+        fig.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        pyplot.close(fig)
     text = out.getvalue()
     return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
 
@@ -142,8 +142,8 @@ def _curve(axes: Any, results: Sequence[Mapping[str, Any]], metric: str) -> None
             found = [r[who][metric] for r in rows]
             spread = [[f["value"] - f["low"] for f in found], [f["high"] - f["value"] for f in found]]
             sides, values = [r["resolution"] for r in rows], [f["value"] for f in found]
-            axes.errorbar(sides, values, yerr=spread, marker="o", capsize=3, color=COLOURS[who], label=TITLES[who])
-    axes.set(xlabel="picture side, pixels", ylabel=metric.replace("_", " "), ylim=(0, 1.02))
+            axes.errorbar(sides, values, yerr=spread, marker="o", capsize=3, color=COLORS[who], label=TITLES[who])
+    axes.set(xlabel="image side, pixels", ylabel=metric.replace("_", " "), ylim=(0, 1.02))
     axes.set_xticks([r["resolution"] for r in results])
     axes.legend(frameon=False)
 
@@ -154,8 +154,8 @@ def _reliability(axes: Any, models: Mapping[str, Any], who: Sequence[str]) -> No
         bins = models.get(w, {}).get("reliability", [])
         most = max((b["rows"] for b in bins), default=1)
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-        axes.plot(x, y, color=COLOURS[w], label=TITLES[w])
-        axes.scatter(x, y, s=[8 + 60 * b["rows"] / most for b in bins], color=COLOURS[w])
+        axes.plot(x, y, color=COLORS[w], label=TITLES[w])
+        axes.scatter(x, y, s=[8 + 60 * b["rows"] / most for b in bins], color=COLORS[w])
     axes.set(xlabel="how sure the model is", ylabel="how often it is right", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False)
 
@@ -165,7 +165,7 @@ def _robustness(axes: Any, robustness: Mapping[str, Any], who: Sequence[str]) ->
         found = robustness[w]
         levels = [[found["clean"]] * len(found["corruptions"]), *zip(*found["corruptions"].values(), strict=True)]
         means = [sum(level) / max(1, len(level)) for level in levels]
-        axes.plot(range(len(means)), means, marker="o", color=COLOURS[w], label=TITLES[w])
+        axes.plot(range(len(means)), means, marker="o", color=COLORS[w], label=TITLES[w])
     axes.set(xlabel="severity (0: as they are)", ylabel="mean over corruptions", ylim=(0, 1.02))
     axes.set_xticks(range(len(means)))
     axes.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""How much of a model's score is left on corrupted pictures."""
+"""How much of a model's score is left on corrupted images."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..model.clip import Clip
 from .corruptions import corrupt
 from .zero_shot import Words, judge, look, sample
 
-ROWS = 256  # most rows looked at: each costs corruptions times severities pictures
+ROWS = 256  # most rows looked at: each costs corruptions times severities images
 
 
 def score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, metric: str, severities: int) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, m
     """
     every = dataset.split("test")
     frame, rows = sample(every, ROWS)
-    pictures = decoded(dataset, every, side, "test", aspect=clip.aspect)
+    images = decoded(dataset, every, side, "test", aspect=clip.aspect)
     words = Words.of(clip, frame, dataset.classes, domain)
     keys = list(frame["key"])
 
     def value(name: str = "", severity: int = 0) -> float:
         def take(some: np.ndarray) -> torch.Tensor:
-            plain = pictures.take(rows[some])
+            plain = images.take(rows[some])
             if not name:
                 return plain
             changed = [corrupt(p, name, severity, keys[i]) for p, i in zip(plain.numpy(), some, strict=True)]

@@ -13,7 +13,7 @@ def slices(dataset: Dataset, domain: Domain) -> dict[str, np.ndarray]:
     """Row numbers of the test split by slice.
 
     `old` and `new` where captures made the data set grow; then `column=value` for the domain's columns, where a column has
-    at least two values with ten rows; `size=small` and `size=large` split at the median of the pictures' shorter sides;
+    at least two values with ten rows; `size=small` and `size=large` split at the median of the images' shorter sides;
     `class=unseen` has the rows whose class no training row has.
     """
     test = dataset.split("test")

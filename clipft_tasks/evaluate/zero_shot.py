@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval of one model on one split at one size: embedded once, then every figure."""
+"""Zero-shot classification and retrieval of one model on one split at one size: embedded once, then every metric."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from ..model.clip import Clip
 from . import metrics as m
 from .bootstrap import Sums, holm, interval, p_value, resampled
 
-LABELLED = ("balanced_accuracy", "accuracy")
+LABELED = ("balanced_accuracy", "accuracy")
 RETRIEVAL = ("image_to_text_r1", "text_to_image_r1")
 BLOCK = 1024  # queries ranked at a time
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model said about each row of a split; every figure, and every comparison, is computed from this."""
+    """What a model said about each row of a split; every metric, and every comparison, is computed from this."""
 
     keys: np.ndarray  # (rows,) the rows' keys in the manifest
     groups: np.ndarray  # (rows,) what bootstrap resamples as a whole
@@ -34,12 +34,12 @@ class Scored:
     predicted: np.ndarray  # (rows,) class id, -1 where a score is no number
     margin: np.ndarray  # (rows,) best class similarity minus the second best
     scores: np.ndarray  # (rows, classes) similarities; no columns with fewer than two classes
-    image_rank: np.ndarray  # (rows,) captions of other pictures that come before the best of its own
-    text_rank: np.ndarray  # (rows,) other captions' pictures that come before the best of its caption's
-    share: np.ndarray  # (rows,) one over the rows of its picture: a picture with five captions is one query, not five
+    image_rank: np.ndarray  # (rows,) captions of other images that come before the best of its own
+    text_rank: np.ndarray  # (rows,) other captions' images that come before the best of its caption's
+    share: np.ndarray  # (rows,) one over the rows of its image: an image with five captions is one query, not five
     image: np.ndarray  # (rows, d) embeddings
     scale: float  # the model's inverse temperature
-    seconds: float  # in the model per picture, median over the batches that ran
+    seconds: float  # in the model per image, median over the batches that ran
     space: dict[str, float]  # where embeddings lie (metrics.geometry)
 
     def sums(self, metric: str) -> Sums:
@@ -53,7 +53,7 @@ class Scored:
             return Sums.ratio(known & (self.truth == self.predicted), known)
         if metric in _PER_CLASS:
             return self._per_class(_PER_CLASS[metric])
-        raise ClipftError(f"figure {metric!r}", "it has no interval", f"Choose one of {', '.join(SUMMED)}.")
+        raise ClipftError(f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(SUMMED)}.")
 
     def _per_class(self, of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Sums:
         """The mean over classes that occur of a function of rows of it, hits, and rows called it."""
@@ -67,13 +67,13 @@ class Scored:
             columns.append(np.searchsorted(classes, ids[chosen]) + place * len(classes))
         at = (np.concatenate(rows), np.concatenate(columns))
 
-        def figure(sums: np.ndarray) -> np.ndarray:
+        def value_of(sums: np.ndarray) -> np.ndarray:
             n, hits, called = (sums[..., i * len(classes) : (i + 1) * len(classes)] for i in range(3))
             there = n > 0
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.where(there, of(n, hits, called), 0).sum(axis=-1) / there.sum(axis=-1)  # type: ignore[no-any-return]
 
-        return Sums(sparse.csr_array((np.ones(len(at[0])), at), shape=shape), figure)
+        return Sums(sparse.csr_array((np.ones(len(at[0])), at), shape=shape), value_of)
 
 
 _AT = {f"{q}_to_{i}_r{k}": (q, k) for q, i in (("image", "text"), ("text", "image")) for k in (1, 5, 10)}
@@ -81,7 +81,7 @@ _PER_CLASS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     "balanced_accuracy": lambda n, hits, called: hits / n,
     "macro_f1": lambda n, hits, called: 2 * hits / (n + called),
 }
-SUMMED = ("accuracy", *_PER_CLASS, *_AT)  # figures that can have an interval
+SUMMED = ("accuracy", *_PER_CLASS, *_AT)  # metrics that can have an interval
 
 
 # A model looks at a split ---------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ SUMMED = ("accuracy", *_PER_CLASS, *_AT)  # figures that can have an interval
 
 @dataclass(frozen=True)
 class Words:
-    """A model's embeddings of the words of some rows; they are the same at every picture size."""
+    """A model's embeddings of the words of some rows; they are the same at every image size."""
 
     captions: torch.Tensor  # (different captions, d)
     own: np.ndarray  # (rows,) which of them
@@ -105,23 +105,23 @@ class Words:
 
 
 def metrics(dataset: Dataset) -> list[str]:
-    """The figures with intervals that make sense for a data set's test rows, the most telling first.
+    """The metrics with intervals that make sense for a data set's test rows, the most telling first.
 
     Raises: ClipftError when there is nothing that a model could tell apart.
     """
     test = dataset.split("test")
-    labelled = LABELLED if len(dataset.classes) > 1 and (test["label"] != "").any() else ()
+    labeled = LABELED if len(dataset.classes) > 1 and (test["label"] != "").any() else ()
     retrieval = RETRIEVAL if test["caption"].nunique() > 1 else ()
-    if not labelled and not retrieval:
+    if not labeled and not retrieval:
         why = "have one caption, and fewer than two classes are known" if len(test) else "are none"
         raise ClipftError(
             f"the test rows of {dataset.version.tag}", f"they {why}: nothing can be told apart", "Add labels or captions."
         )
-    return [*labelled, *retrieval]
+    return [*labeled, *retrieval]
 
 
 def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, batch: int, limit: int = 0) -> Scored:
-    """Run a model over a split at a picture size; its weights and preprocessing stay as they are.
+    """Run a model over a split at an image size; its weights and preprocessing stay as they are.
 
     Args:
         limit: most rows to look at, spread over the split; 0 for all.
@@ -133,9 +133,9 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
             f"the {split} rows of {dataset.version.tag}", "there are none", "Choose larger shares for the splits."
         )
     frame, rows = sample(every, limit)
-    pictures = decoded(dataset, every, side, split, aspect=clip.aspect)
+    images = decoded(dataset, every, side, split, aspect=clip.aspect)
     words = Words.of(clip, frame, dataset.classes, domain)
-    image, seconds = look(clip, lambda some: pictures.take(rows[some]), frame, batch, side)
+    image, seconds = look(clip, lambda some: images.take(rows[some]), frame, batch, side)
     return judge(clip, image, words, frame, dataset.classes, seconds)
 
 
@@ -150,10 +150,10 @@ def sample(frame: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, np.ndarray]:
 def look(
     clip: Clip, take: Callable[[np.ndarray], torch.Tensor], frame: pd.DataFrame, batch: int, side: int, quiet: bool = False
 ) -> tuple[torch.Tensor, float]:
-    """Embeddings of the rows' pictures (rows, d), each different picture once, and the median seconds per picture.
+    """Embeddings of the rows' images (rows, d), each different image once, and the median seconds per image.
 
     Args:
-        take: row numbers of the frame -> uint8 pictures (k, 3, side, side).
+        take: row numbers of the frame -> uint8 images (k, 3, side, side).
         quiet: without progress.
     """
     codes, different = pd.factorize(frame["sha256"])
@@ -162,11 +162,11 @@ def look(
     with torch.inference_mode():
         starts = range(0, len(different), batch)
         for start in starts if quiet else progress(starts, f"batches at {side} px", len(starts)):
-            pictures = take(first[start : start + batch])
+            images = take(first[start : start + batch])
             began = time.perf_counter()
-            found.append(clip.encode_images(pictures).cpu())
-            seconds.append((time.perf_counter() - began) / len(pictures))
-    # The first batch also pays for allocations, kernels and caches; a last one that is not full is slower per picture.
+            found.append(clip.encode_images(images).cpu())
+            seconds.append((time.perf_counter() - began) / len(images))
+    # The first batch also pays for allocations, kernels and caches; a last one that is not full is slower per image.
     steady = seconds[1:-1] or seconds[-1:]
     return torch.cat(found)[torch.from_numpy(codes)], float(np.median(steady))
 
@@ -174,7 +174,7 @@ def look(
 def judge(
     clip: Clip, image: torch.Tensor, words: Words, frame: pd.DataFrame, classes: Sequence[str], seconds: float = float("nan")
 ) -> Scored:
-    """What a model says of pictures that it has looked at: `image` (rows, d) are their embeddings."""
+    """What a model says of images that it has looked at: `image` (rows, d) are their embeddings."""
     codes, different = pd.factorize(frame["sha256"])
     first = np.flatnonzero(~frame["sha256"].duplicated().to_numpy())
     belongs = np.zeros((len(different), len(words.captions)), dtype=bool)
@@ -190,10 +190,10 @@ def judge(
         scores = compare(clip, image, words.classes)
         predicted, margin = m.answers(scores), m.margins(scores)
     names = ("group", "sha256", "key")
-    group, picture, keys = (frame[name].to_numpy(dtype=str) for name in names)
+    group, image_id, keys = (frame[name].to_numpy(dtype=str) for name in names)
     return Scored(
         keys=keys,
-        groups=np.where(group != "", group, picture),
+        groups=np.where(group != "", group, image_id),
         truth=truth,
         predicted=predicted,
         margin=margin,
@@ -209,7 +209,7 @@ def judge(
 
 
 def compare(clip: Clip, image: torch.Tensor, text: torch.Tensor) -> np.ndarray:
-    """Similarities of pictures (k, d) and texts (m, d): (k, m)."""
+    """Similarities of images (k, d) and texts (m, d): (k, m)."""
     with torch.inference_mode():
         return clip.similarity(image.to(clip.device), text.to(clip.device)).cpu().numpy()  # type: ignore[no-any-return]
 
@@ -226,7 +226,7 @@ def only(scored: Scored, rows: np.ndarray) -> Scored:
     return replace(scored, **{name: x[rows] for name, x in values.items() if isinstance(x, np.ndarray)})
 
 
-# Figures --------------------------------------------------------------------------------------------------------------
+# Metrics --------------------------------------------------------------------------------------------------------------
 
 
 def summary(scored: Scored, names: Sequence[str], resamples: int) -> dict[str, dict[str, float]]:
@@ -275,8 +275,8 @@ def comparisons(new: Scored, others: dict[str, Scored], names: Sequence[str], re
     return [c | {"p_holm": p} for c, p in zip(out, holm([c["p"] for c in out]), strict=True)]
 
 
-def figures(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
-    """Every figure of a model by name, and for those that cannot be computed the reason."""
+def all_metrics(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
+    """Every metric of a model by name, and for those that cannot be computed the reason."""
     found: dict[str, float] = {}
     absent: dict[str, str] = {}
     known = scored.truth >= 0
@@ -298,7 +298,7 @@ def figures(scored: Scored) -> tuple[dict[str, float], dict[str, str]]:
         found[name] = scored.sums(name).value
     found["image_to_text_median_rank"] = 1 + _median(scored.image_rank, scored.share)
     found["text_to_image_median_rank"] = 1 + _median(scored.text_rank, np.ones(len(scored.text_rank)))
-    found |= scored.space | {"milliseconds_per_picture": scored.seconds * 1000}
+    found |= scored.space | {"milliseconds_per_image": scored.seconds * 1000}
     for name, value in found.items():
         if not np.isfinite(value):
             absent.setdefault(
@@ -315,8 +315,8 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
 
 def calibrated(test: Scored, val: Scored) -> dict[str, float]:
     """The temperature that fits the validation rows best, and what is left of the calibration error with it; {} without labels."""
-    labelled, known = val.truth >= 0, test.truth >= 0
-    scale = m.fitted_scale(val.truth[labelled], val.scores[labelled])
+    labeled, known = val.truth >= 0, test.truth >= 0
+    scale = m.fitted_scale(val.truth[labeled], val.scores[labeled])
     if not np.isfinite(scale) or not known.any() or np.isnan(test.scores).any():
         return {}
     sure = m.log_softmax(scale * test.scores[known])

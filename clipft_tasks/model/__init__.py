@@ -1,1 +1,1 @@
-"""Models: where they come from, how pictures and texts enter them, and the package that is registered."""
+"""Models: where they come from, how images and texts enter them, and the package that is registered."""

@@ -37,7 +37,7 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
 
 
 def prepare(clip: Clip, spec: RunSpec) -> Clip:
-    """Change a start model to what a run asks for: patch, text length, picture side, similarity. Raises ClipftError when it cannot be."""
+    """Change a start model to what a run asks for: patch, text length, image side, similarity. Raises ClipftError when it cannot be."""
     if spec.model.patch:
         set_patch(clip, spec.model.patch)
     if spec.model.context:

@@ -84,13 +84,13 @@ class Clip:
 
     @property
     def side(self) -> int:
-        """Picture side that the stored weights are for."""
+        """Image side that the stored weights are for."""
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
         return int(size[0] if isinstance(size, list | tuple) else size)
 
     @property
     def aspect(self) -> Aspect:
-        """How pictures that are not square become square."""
+        """How images that are not square become square."""
         return RESIZE_MODES.get(self.config["preprocess_cfg"].get("resize_mode", "shortest"), "crop")
 
     @property
@@ -112,14 +112,14 @@ class Clip:
         self.similarity.load_state_dict(own)
         self.model.load_state_dict({k: v for k, v in state.items() if not k.startswith(SIMILARITY)})
 
-    def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 or 0-255 float pictures (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""
-        pictures = pictures.to(self.device, torch.float32)
-        if self._mean.device != pictures.device:  # moved once: copied at each call, the host would wait for the device
-            self._mean, self._std = self._mean.to(pictures.device), self._std.to(pictures.device)
-        return (pictures - self._mean) / self._std
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 or 0-255 float images (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""
+        images = images.to(self.device, torch.float32)
+        if self._mean.device != images.device:  # moved once: copied at each call, the host would wait for the device
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return (images - self._mean) / self._std
 
-    def tokenise(self, texts: Sequence[str]) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids (n, length), int64, cut to the longest text of the list and rounded up to a bucket.
 
         Exact: causal text towers pool at the end token and masked ones ignore padding, so the cut columns change nothing.
@@ -152,12 +152,12 @@ class Clip:
     def pays_by_length(self, tokens: torch.Tensor) -> bool:
         """Whether texts (n, length) should be encoded `by_length`: on a CPU, since elsewhere each new shape costs more than it
         saves. Not where open_clip's own towers see their full context, which leaves features as they are when cut ones are
-        normalised."""
+        normalized."""
         whole = tokens.shape[1] == self.context_length and "hf_model_name" not in self.config["model_cfg"]["text_cfg"]
         return tokens.device.type == "cpu" and self._may_cut and not whole
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalised unless the cut asked for it.
+        """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalized unless the cut asked for it.
 
         open_clip's own text towers hold positions and a mask of the full context, so a cut batch is given cut ones;
         gradients flow into the full weights as they should.
@@ -173,30 +173,30 @@ class Clip:
         out = torch.func.functional_call(model, cut, kwargs={"text": tokens})
         return out["text_features"] if isinstance(out, dict) else out[1]
 
-    def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalised."""
-        return positions.encode_image(self.model, self.side, pictures)
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalized images (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalized."""
+        return positions.encode_image(self.model, self.side, images)
 
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 pictures (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them.
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them.
 
-        Where memory runs short, in halves. Raises ClipftError when a single picture does not fit.
+        Where memory runs short, in halves. Raises ClipftError when a single image does not fit.
         """
 
         def encode(some: torch.Tensor) -> torch.Tensor:
-            return self.similarity.embed_image(self.image_features(self.normalise(some)).float())
+            return self.similarity.embed_image(self.image_features(self.normalize(some)).float())
 
-        return self._halving(encode, pictures, f"pictures of {pictures.shape[-1]} px")
+        return self._halving(encode, images, f"images of {images.shape[-1]} px")
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them. Memory as for pictures."""
+        """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them. Memory as for images."""
 
         def encode(some: torch.Tensor) -> torch.Tensor:
             some = some.to(self.device)
             features = by_length(self.text_features, some) if self.pays_by_length(some) else self.text_features(some)
             return self.similarity.embed_text(features.float())
 
-        return self._halving(encode, self.tokenise(texts), "texts")
+        return self._halving(encode, self.tokenize(texts), "texts")
 
     def _halving(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, what: str) -> torch.Tensor:
         """Rows encoded at once, or in halves where that runs out of memory and nobody waits for a gradient."""
@@ -209,7 +209,7 @@ class Clip:
         release(self.device)  # here, where the failed pass's tensors are gone
         count = len(inputs)
         if count < 2:
-            fix = "Lower the picture size, or close what else uses the device."
+            fix = "Lower the image size, or close what else uses the device."
             raise ClipftError(what, f"a single one does not fit into memory ({why})", fix)
         say(f"Out of memory with {count} {what}: in halves.")
         return torch.cat([self._halving(encode, part, what) for part in inputs.split(-(-count // 2))])

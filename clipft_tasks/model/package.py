@@ -6,7 +6,7 @@
     similarity.safetensors     what the similarity learned, when it learns something; the card names it
     card.json                  domain, data version, resolutions, objective, scores, lineage
     reference.safetensors, .json  what the model was made for: what drift is measured against
-    probe.json                 pictures, texts and the answers this model gave: what a deployment must reproduce
+    probe.json                 images, texts and the answers this model gave: what a deployment must reproduce
 
 Plain open_clip opens it: `open_clip.create_model_and_transforms("local-dir:" + folder)`. A transformers text tower is
 looked up at the relative name ".", so for those models the working directory must be the package.

@@ -1,6 +1,6 @@
-"""Pictures of any side, as they come: the stored position embeddings pass through a fixed linear map to the new grid.
+"""Images of any side, as they come: the stored position embeddings pass through a fixed linear map to the new grid.
 
-Training and evaluating at several sizes therefore keeps one set of weights and one optimiser state; nothing is ever
+Training and evaluating at several sizes therefore keeps one set of weights and one optimizer state; nothing is ever
 resampled back and forth.
 """
 
@@ -40,23 +40,23 @@ def _resampled(positions: Tensor, prefix: int, old: tuple[int, int], new: tuple[
         return torch.cat([positions[..., :prefix, :], matrix @ positions[..., prefix:, :].float()], dim=-2)
 
 
-def encode_image(model: Any, base: int, pictures: Tensor) -> Tensor:
-    """Normalised pictures (n, 3, s, s) of any side that the tower can take -> image embeddings (n, embed_dim).
+def encode_image(model: Any, base: int, images: Tensor) -> Tensor:
+    """Normalized images (n, 3, s, s) of any side that the tower can take -> image embeddings (n, embed_dim).
 
     Args:
         base: the side that the stored weights are for.
     Raises:
         ClipftError: the side is no multiple of the patch, or the tower's positions cannot be resized.
     """
-    visual, side = model.visual, pictures.shape[-1]
+    visual, side = model.visual, images.shape[-1]
     if side == base:
-        return model.encode_image(pictures)
+        return model.encode_image(images)
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
         positions = getattr(trunk, "pos_embed", None)
         patches: Any = getattr(trunk, "patch_embed", None)
         if positions is None and patches is None:
-            return model.encode_image(pictures)  # convolutional: any side
+            return model.encode_image(images)  # convolutional: any side
         if not (isinstance(positions, Tensor) and positions.ndim == 3 and hasattr(patches, "strict_img_size")):
             raise _impossible(side, base, "its positions cannot be resized")
         patch = patches.patch_size[0]
@@ -69,14 +69,14 @@ def encode_image(model: Any, base: int, pictures: Tensor) -> Tensor:
     elif hasattr(visual, "attnpool"):
         raise _impossible(side, base, "its attention pool has positions of one size")
     else:
-        return model.encode_image(pictures)
+        return model.encode_image(images)
     if side % patch:
         raise _impossible(side, base, f"it is no multiple of the patch of {patch}", (side // patch or 1) * patch)
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
-        raise _impossible(side, base, f"{type(model).__name__} takes pictures of one size")
+        raise _impossible(side, base, f"{type(model).__name__} takes images of one size")
     new = (side // patch, side // patch)
-    return functional_call(visual, {name: _resampled(positions, prefix, old, new)}, (pictures,))
+    return functional_call(visual, {name: _resampled(positions, prefix, old, new)}, (images,))
 
 
 def _impossible(side: int, base: int, why: str, instead: int | None = None) -> ClipftError:
-    return ClipftError(f"pictures of {side} pixels for a model of {base}", why, f"Use {instead or base}.")
+    return ClipftError(f"images of {side} pixels for a model of {base}", why, f"Use {instead or base}.")

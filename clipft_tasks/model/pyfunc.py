@@ -45,8 +45,8 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         out = {}
         with torch.inference_mode():
             if "image" in model_input:
-                pictures = torch.stack([self.transform(self._open(x)) for x in model_input["image"]])
-                features = self.model.encode_image(pictures)
+                images = torch.stack([self.transform(self._open(x)) for x in model_input["image"]])
+                features = self.model.encode_image(images)
                 out["image_embedding"] = (
                     self.similarity.embed_image(features) if self.similarity else normalize(features, dim=-1)
                 )

@@ -1,4 +1,4 @@
-"""Probe pairs: a few pictures, a few texts and the answers a model gave. Whoever serves that model must give them again."""
+"""Probe pairs: a few images, a few texts and the answers a model gave. Whoever serves that model must give them again."""
 
 import base64
 import io
@@ -13,28 +13,28 @@ if TYPE_CHECKING:  # who only compares answers needs no model
 TOLERANCE = 0.02  # of a cosine: other hardware and lower precision differ by less, another model by more
 
 
-def record(clip: "Clip", pictures: np.ndarray, texts: list[str]) -> dict[str, Any]:
-    """Ask a model about pictures, uint8 (n, 3, s, s), and texts; the answers are cosines (n, m)."""
+def record(clip: "Clip", images: np.ndarray, texts: list[str]) -> dict[str, Any]:
+    """Ask a model about images, uint8 (n, 3, s, s), and texts; the answers are cosines (n, m)."""
     encoded = []
-    for picture in pictures:
+    for image in images:
         out = io.BytesIO()
-        Image.fromarray(picture.transpose(1, 2, 0)).save(out, "PNG")
+        Image.fromarray(image.transpose(1, 2, 0)).save(out, "PNG")
         encoded.append(base64.b64encode(out.getvalue()).decode())
     return {
-        "pictures": encoded,
+        "images": encoded,
         "texts": texts,
-        "similarity": answers(clip, pictures, texts),
-        "side": int(pictures.shape[-1]),
+        "similarity": answers(clip, images, texts),
+        "side": int(images.shape[-1]),
         "tolerance": TOLERANCE,
     }
 
 
-def answers(clip: "Clip", pictures: np.ndarray, texts: list[str]) -> list[list[float]]:
+def answers(clip: "Clip", images: np.ndarray, texts: list[str]) -> list[list[float]]:
     import torch
 
     with torch.inference_mode():
-        images = clip.encode_images(torch.from_numpy(np.ascontiguousarray(pictures)))
-        return clip.similarity(images, clip.encode_texts(texts)).cpu().double().numpy().round(6).tolist()
+        features = clip.encode_images(torch.from_numpy(np.ascontiguousarray(images)))
+        return clip.similarity(features, clip.encode_texts(texts)).cpu().double().numpy().round(6).tolist()
 
 
 def disagreement(recorded: dict[str, Any], given: list[list[float]]) -> float:

@@ -1,6 +1,6 @@
-"""Picture size, patch size and text length, changed for good: once, outside autograd, before an optimiser is made.
+"""Image size, patch size and text length, changed for good: once, outside autograd, before an optimizer is made.
 
-For pictures of another side now and then, nothing needs to change: see `positions`.
+For images of another side now and then, nothing needs to change: see `positions`.
 """
 
 import open_clip
@@ -14,7 +14,7 @@ from .clip import Clip
 
 
 def set_side(clip: Clip, side: int) -> Clip:
-    """Let `clip` be a model for pictures of `side` pixels; its configuration says so from then on.
+    """Let `clip` be a model for images of `side` pixels; its configuration says so from then on.
 
     Raises:
         ClipftError: the side is no multiple of the patch, or the tower's positions cannot be resized.
@@ -48,7 +48,7 @@ def set_side(clip: Clip, side: int) -> Clip:
 
 
 def set_patch(clip: Clip, patch: int) -> Clip:
-    """Cut pictures into patches of another size, at the same side: fewer, larger ones are cheaper.
+    """Cut images into patches of another size, at the same side: fewer, larger ones are cheaper.
 
     The patch weights are resampled so that they give what they gave on the resampled patch (the pseudo-inverse of FlexiViT,
     Beyer et al. 2023, https://arxiv.org/abs/2212.08013), the positions to the new grid.

@@ -115,7 +115,7 @@ class Dot(Similarity):
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.gains: Tensor
-        self.register_buffer("gains", torch.ones(2))  # of pictures and of texts
+        self.register_buffer("gains", torch.ones(2))  # of images and of texts
 
     def begin(self, image: Tensor, text: Tensor) -> None:
         lengths = torch.stack([image.norm(dim=-1).mean(), text.norm(dim=-1).mean()])

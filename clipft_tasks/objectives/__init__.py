@@ -3,7 +3,7 @@
 | your data looks like this                                        | use                                     |
 |------------------------------------------------------------------|-----------------------------------------|
 | captions nearly all different                                    | info_nce                                |
-| many pictures share few captions, or a class each                | multi_positive                          |
+| many images share few captions, or a class each                | multi_positive                          |
 | small batches, or a SigLIP to start from                         | sigmoid                                 |
 | fine-grained classes: most negatives are easy, a few decide      | hard_negative                           |
 | classes form a tree, or captions say nearly the same             | soft_target                             |
@@ -13,8 +13,8 @@
 | and beside it (`objective.also`)                                 |                                         |
 |------------------------------------------------------------------|-----------------------------------------|
 | the old must not be forgotten                                    | distillation (and `train.l2_start`)     |
-| new pictures come from another device, site or season            | alignment                               |
-| texts must be able to stand for their pictures                   | cyclic                                  |
+| new images come from another device, site or season            | alignment                               |
+| texts must be able to stand for their images                   | cyclic                                  |
 | embeddings are to be cut to save space                           | `objective.dimensions`                  |
 
 One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Objective`; or an entry point of the group

@@ -1,4 +1,4 @@
-"""What an objective is: a function of features, never of pictures or models.
+"""What an objective is: a function of features, never of images or models.
 
 Because it sees features only, every objective works with the gradient cache, across processes and on any device.
 """
@@ -25,7 +25,7 @@ class Pairs:
 
     Attributes:
         image: image embeddings (n, d), as the similarity makes them; unit vectors for cosine.
-        text: text embeddings (n, d); row i belongs to picture i.
+        text: text embeddings (n, d); row i belongs to image i.
         similarity: compares the two.
         scale: inverse temperature, a positive scalar.
         captions: integer id of each row's caption (n,); equal ids mean equal captions.
@@ -99,7 +99,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
-        """The loss terms of one effective batch, scalars by name, each name ending in `_loss`. Their sum is minimised."""
+        """The loss terms of one effective batch, scalars by name, each name ending in `_loss`. Their sum is minimized."""
 
     def __call__(self, pairs: Pairs) -> dict[str, Tensor]:
         """`forward`, and a look at the form of what came out. Raises ClipftError that names what is wrong with it."""

@@ -32,11 +32,11 @@ def in_blocks(n: int, part: Callable[[slice], Tensor]) -> Tensor:
 
 
 def symmetric(pairs: Pairs, rows_loss: Callable[[Anchor, slice], Tensor], text_weight: float = 0.5) -> Tensor:
-    """Mean of `rows_loss` over pictures against all texts, and over texts against all pictures.
+    """Mean of `rows_loss` over images against all texts, and over texts against all images.
 
     Args:
         rows_loss: anchor, some of its rows -> the sum of their losses.
-        text_weight: share of the second direction, texts that look for pictures.
+        text_weight: share of the second direction, texts that look for images.
     """
     anchors: tuple[tuple[Anchor, float], ...] = (("image", 1 - text_weight), ("text", text_weight))
     sums = [weight * in_blocks(len(pairs), partial(rows_loss, anchor)) for anchor, weight in anchors if weight]

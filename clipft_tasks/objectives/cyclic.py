@@ -8,14 +8,14 @@ from .blocks import in_blocks
 
 
 class Cyclic(Objective):
-    """Distances must agree: picture to another's text with text to the other's picture, and pictures' with their texts'.
+    """Distances must agree: image to another's text with text to the other's image, and images' with their texts'.
 
     Use it beside a contrastive objective when zero-shot classes and retrieval should follow one geometry, above all where the
-    data drift: a text may then stand for its picture. Alone it would let everything fall into one point.
+    data drift: a text may then stand for its image. Alone it would let everything fall into one point.
 
     Args:
-        cross: weight of the first, between pictures and texts.
-        within: weight of the second, among pictures and among texts.
+        cross: weight of the first, between images and texts.
+        within: weight of the second, among images and among texts.
     Source: CyCLIP, Goel et al. 2022, https://arxiv.org/abs/2205.14459, with its weights
     Example:
         >>> losses = Cyclic()(pairs)  # cross_loss, within_loss

@@ -9,15 +9,15 @@ from .blocks import symmetric
 
 
 class Distillation(Objective):
-    """What the start model says of the batch should still hold: its choice of text for each picture, and of picture for text.
+    """What the start model says of the batch should still hold: its choice of text for each image, and of image for text.
 
     Use it beside a contrastive objective when the model must not forget what it could before. It costs a forward pass of the
-    start model. It is zero at the first step; `train.l2_start` holds the weights themselves, at no cost per picture.
+    start model. It is zero at the first step; `train.l2_start` holds the weights themselves, at no cost per image.
 
     Args:
         temperature: of both distributions, beside the models' own; more shows more of what the start model finds unlikely.
         features: weight of the squared distance between each embedding and the start model's.
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
+        text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: LwF, Li and Hoiem 2017, https://arxiv.org/abs/1606.09282; the temperature: Hinton et al. 2015,
         https://arxiv.org/abs/1503.02531; of CLIP's features: CLIP-KD, Yang et al. 2024, https://arxiv.org/abs/2307.12732
     Example:

@@ -18,8 +18,8 @@ class Guided(Objective):
         margin: by how much a negative must exceed the pair, in the start model's similarity, to be struck out. Below 0 more
             are; a large one strikes out nothing, which is InfoNCE.
         positives: rows that are no negatives either: "pair" (only the row itself), "caption" or "label".
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
-    Source: GISTEmbed, Solatorio 2024, https://arxiv.org/abs/2402.16829, between pictures and texts only: cosines within one
+        text_weight: share of the direction in which texts look for images, 0 to 1.
+    Source: GISTEmbed, Solatorio 2024, https://arxiv.org/abs/2402.16829, between images and texts only: cosines within one
         kind are far higher than across, and would strike out nearly everything
     Example:
         >>> loss = Guided(margin=0.05)(pairs)["contrastive_loss"]

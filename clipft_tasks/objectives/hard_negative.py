@@ -17,8 +17,8 @@ class HardNegative(Objective):
         hardness: beta of the paper, in units of the logits; a negative weighs in proportion to exp(hardness · logit).
             At 0 all weigh the same, which is InfoNCE.
         positives: rows that are no negatives: "pair" (only the row itself), "caption" or "label".
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
-    Source: Robinson et al. 2021, https://arxiv.org/abs/2010.04592; between pictures and texts: DiHT, Radenovic et al. 2023,
+        text_weight: share of the direction in which texts look for images, 0 to 1.
+    Source: Robinson et al. 2021, https://arxiv.org/abs/2010.04592; between images and texts: DiHT, Radenovic et al. 2023,
         https://arxiv.org/abs/2301.02280
     Example:
         >>> loss = HardNegative(hardness=0.25)(pairs)["contrastive_loss"]

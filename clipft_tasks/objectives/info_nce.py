@@ -10,13 +10,13 @@ from .blocks import symmetric
 
 
 class InfoNCE(Objective):
-    """Symmetric cross-entropy over the batch: each picture finds its own caption, each caption its own picture.
+    """Symmetric cross-entropy over the batch: each image finds its own caption, each caption its own image.
 
     Use it when captions are nearly all different. Rows that share a caption are treated as each other's negatives.
 
     Args:
         smoothing: share of the target spread evenly over all rows, 0 <= smoothing < 1.
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
+        text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020
     Example:
         >>> loss = InfoNCE()(pairs)["contrastive_loss"]

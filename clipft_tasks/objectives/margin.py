@@ -17,7 +17,7 @@ class Margin(Objective):
         negatives: which of a row's count: the "hardest"; the hardest among those less alike than the pair, "semi_hard", for
             labels with errors; or "all", added up.
         positives: rows that are no negatives: "pair" (only the row itself), "caption" or "label".
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
+        text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: VSE++, Faghri et al. 2018, https://arxiv.org/abs/1707.05612; semi-hard: FaceNet, Schroff et al. 2015,
         https://arxiv.org/abs/1503.03832
     Example:

@@ -11,15 +11,15 @@ from .blocks import symmetric
 class MultiPositive(Objective):
     """Cross-entropy against all rows that share the caption (or the label), in both directions.
 
-    Use it when many pictures share few captions: there InfoNCE would push a picture away from its own caption's twins.
+    Use it when many images share few captions: there InfoNCE would push an image away from its own caption's twins.
     With all captions different it equals InfoNCE.
 
     Args:
         positives: what makes two rows the same thing: "pair" (only the row itself), "caption" or "label" (rows without a
             label fall back to their caption).
         smoothing: share of the target spread evenly over all rows, 0 <= smoothing < 1.
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
-    Source: Khosla et al. 2020, equation 2, https://arxiv.org/abs/2004.11362, with pictures against texts;
+        text_weight: share of the direction in which texts look for images, 0 to 1.
+    Source: Khosla et al. 2020, equation 2, https://arxiv.org/abs/2004.11362, with images against texts;
         UniCL, Yang et al. 2022, https://arxiv.org/abs/2204.03610
     Example:
         >>> loss = MultiPositive("label")(pairs)["contrastive_loss"]

@@ -25,7 +25,7 @@ class SoftTarget(Objective):
         tree: parent links of the classes, {child: parent}, as a mapping or as JSON. A name without a parent is a root; empty:
             likeness of captions instead.
         softness: temperature of the targets. Towards 0 only the same class or caption counts, as in `multi_positive`.
-        text_weight: share of the direction in which texts look for pictures, 0 to 1.
+        text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: MedCLIP, Wang et al. 2022, https://arxiv.org/abs/2210.10163; SoftCLIP, Gao et al. 2023,
         https://arxiv.org/abs/2303.17561; Wu and Palmer 1994, https://arxiv.org/abs/cmp-lg/9406033
     Example:

@@ -3,13 +3,13 @@
     manifest.json      versions, sizes and checksums of all the rest; written last
     databases/         Airflow, MLflow, tuning studies: one moment's state of each (`.db` of SQLite, `.dump` of Postgres)
     datasets.bundle    the git repository of data sets
-    dvc-remote/        its pictures, where the remote is a folder
+    dvc-remote/        its images, where the remote is a folder
     artifacts/         MLflow's, where they lie under home
-    captures/, runs/   captured pictures and their labels; results of stages run by hand
+    captures/, runs/   captured images and their labels; results of stages run by hand
     secrets/           only when asked for
 
-What refers to something is taken before what it refers to: Airflow, studies, MLflow, data sets, their pictures, artifacts.
-Pictures and artifacts are written before anything names them and only `clipft gc` removes them, which waits; so whatever a
+What refers to something is taken before what it refers to: Airflow, studies, MLflow, data sets, their images, artifacts.
+Images and artifacts are written before anything names them and only `clipft gc` removes them, which waits; so whatever a
 database in the backup names is in it. A folder without a manifest is no backup: a backup that is cut short leaves none.
 """
 
@@ -94,7 +94,7 @@ def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_d
 
     Args:
         secrets: take the installation's secrets along (files of mode 0600).
-        captures: take captured pictures along.
+        captures: take captured images along.
         only_databases: what a migration changes, and nothing else.
     Raises:
         ClipftError: there is something at `folder`, the disk is full, something cannot be read; nothing is left behind.
@@ -225,8 +225,8 @@ def _secrets(part: Path, made: Manifest) -> None:
 
 
 def _whole_capture(path: Path) -> bool:
-    """Is it a picture with its JSON, or the other way round? What is being written is left out."""
-    return path.suffix in (".json", ".picture") and all(path.with_suffix(s).exists() for s in (".json", ".picture"))
+    """Is it an image with its JSON, or the other way round? What is being written is left out."""
+    return path.suffix in (".json", ".image") and all(path.with_suffix(s).exists() for s in (".json", ".image"))
 
 
 def _copy_tree(

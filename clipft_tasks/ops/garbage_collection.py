@@ -46,7 +46,7 @@ class Keep(BaseSettings):
     deleted: float = Field(7, ge=1, description="runs and models that somebody deleted in MLflow")
     work: float = Field(7, ge=1, description="checkpoints and staged rows of work that was given up")
     caches: float = Field(14, ge=1, description="fetched models, shards and DVC objects that nobody read")
-    captures: float = Field(30, ge=1, validation_alias="CLIPFT_SERVING_CAPTURE_DAYS", description="captured pictures")
+    captures: float = Field(30, ge=1, validation_alias="CLIPFT_SERVING_CAPTURE_DAYS", description="captured images")
     logs: float = Field(30, ge=1, description="logs of tasks")
     metadata: float = Field(90, ge=1, description="Airflow's records of runs and tasks")
 
@@ -94,7 +94,7 @@ def find(keep: Keep | None = None) -> Found:
     left: list[str] = []
     items: list[Item] = []
     busy = _busy()
-    for look in (_runs, _work, _staging, _pictures, _models, _shards, _dvc_cache, _captures, _logs, _metadata):
+    for look in (_runs, _work, _staging, _images, _models, _shards, _dvc_cache, _captures, _logs, _metadata):
         try:
             items += look(keep, left, busy)
         except (Transient, OSError) as error:
@@ -141,7 +141,7 @@ def _runs(keep: Keep, left: list[str], busy: bool) -> Iterator[Item]:
     from .. import tracking
 
     client, now = tracking.client(), time.time()
-    with tracking.neighbour():
+    with tracking.retryable():
         experiments = [e.experiment_id for e in client.search_experiments(ViewType.ALL)]
         every = list(_pages(lambda token: client.search_runs(experiments, run_view_type=ViewType.ALL, page_token=token)))
         versions = list(_pages(lambda token: client.search_model_versions(page_token=token)))
@@ -317,20 +317,20 @@ def _unread(paths: Any, keep: Keep, left: list[str], busy: bool, what: str) -> I
         yield Item("caches", str(path), f"{what} for {age:.0f} days", size, _remove(path, lambda p: _read(p) > keep.caches))
 
 
-def _pictures(keep: Keep, left: list[str], busy: bool) -> Iterator[Item]:
-    """Decoded pictures beyond the bound (a bound that was lowered, say), those read longest ago first."""
-    files = sorted((settings().root / "cache" / "pictures").rglob("*.npy"), key=lambda p: p.stat().st_mtime)
+def _images(keep: Keep, left: list[str], busy: bool) -> Iterator[Item]:
+    """Decoded images beyond the bound (a bound that was lowered, say), those read longest ago first."""
+    files = sorted((settings().root / "cache" / "images").rglob("*.npy"), key=lambda p: p.stat().st_mtime)
     over = sum(p.stat().st_size for p in files) - settings().cache_gb * 2**30
     for path in files:
         if over <= 0 or _read(path) < 1:
             return
         over -= path.stat().st_size
-        reason = f"decoded pictures take more than CLIPFT_CACHE_GB = {settings().cache_gb:g}"
+        reason = f"decoded images take more than CLIPFT_CACHE_GB = {settings().cache_gb:g}"
         yield Item("caches", str(path), reason, path.stat().st_size, _remove(path, lambda p: _read(p) >= 1))
 
 
 def _captures(keep: Keep, left: list[str], busy: bool) -> Iterator[Item]:
-    """Captured pictures past their age, and halves of one that was never whole. The server does the same while it runs."""
+    """Captured images past their age, and halves of one that was never whole. The server does the same while it runs."""
     for domain in _children(settings().root / "captures"):
         old: list[Path] = []
         for path in _children(domain):
@@ -343,10 +343,10 @@ def _captures(keep: Keep, left: list[str], busy: bool) -> Iterator[Item]:
             if age > keep.captures:
                 old.append(path)
         if old:
-            both = [p for o in old for p in {o, o.with_suffix(".picture")} if p.exists()]
+            both = [p for o in old for p in {o, o.with_suffix(".image")} if p.exists()]
             size = sum(p.stat().st_size for p in both)
             reason = f"captured more than {keep.captures:g} days ago"
-            yield Item("captures", f"{len(old)} pictures of {domain.name}", reason, size, _remove_all(both))
+            yield Item("captures", f"{len(old)} images of {domain.name}", reason, size, _remove_all(both))
 
 
 # Airflow -------------------------------------------------------------------------------------------------------------

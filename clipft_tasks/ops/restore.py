@@ -88,7 +88,7 @@ def _parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
     wanted += [name for name in ("dvc-remote", "artifacts", "captures", "runs") if made.holds(name)]
     if made.holds("dvc-remote") and "://" in settings().remote:
         fix = f"Copy {folder / 'dvc-remote'} to {settings().remote} with that store's own program, or set CLIPFT_DVC_REMOTE to a folder."
-        raise ClipftError(f"backup {folder}", "its pictures lie in a folder and this installation's in an object store", fix)
+        raise ClipftError(f"backup {folder}", "its images lie in a folder and this installation's in an object store", fix)
     wanted += ["datasets"] if made.holds("datasets.bundle") else []
     for database in reversed(databases.all_of_them()):
         other = f"databases/{database.name}.{'dump' if database.file else 'db'}"

@@ -26,7 +26,7 @@ class Section(BaseModel):
 class DataSpec(Section):
     """How a source becomes a dataset version."""
 
-    image_column: str = Field("image", description="column of a table that holds the picture's path")
+    image_column: str = Field("image", description="column of a table that holds the image's path")
     caption_column: str = Field("caption", description="column that holds the caption; may be absent if labels are there")
     label_column: str = Field("label", description="column that holds the class, when there is one")
     group_column: str = Field("group", description="rows of one group (patient, part, module) stay in one split")
@@ -53,19 +53,19 @@ class ModelSpec(Section):
 
 
 class ResolutionSpec(Section):
-    """Picture sizes in pixels."""
+    """Image sizes in pixels."""
 
-    train: int = Field(128, ge=32, le=1024, multiple_of=2, description="side of the pictures that the model ends up for")
+    train: int = Field(128, ge=32, le=1024, multiple_of=2, description="side of the images that the model ends up for")
     schedule: Literal["plain", "progressive", "multi_scale", "fixres"] = Field(
         "plain",
         description=(
             "`plain`: one size; `progressive`: small to large; `multi_scale`: another size each step; `fixres`: smaller, and a "
-            "last tenth at full size on plain pictures"
+            "last tenth at full size on plain images"
         ),
     )
     sizes: list[int] = Field([], max_length=8, description="other sides to train at; empty: derived from the schedule")
     aspect: Literal["crop", "pad", "squeeze"] = Field(
-        "crop", description="pictures that are not square: keep the centre, keep all with black bars, or distort"
+        "crop", description="images that are not square: keep the center, keep all with black bars, or distort"
     )
     evaluate: list[int] = Field([96, 128, 160], min_length=1, max_length=8, description="sides to evaluate at")
 
@@ -79,7 +79,7 @@ class ResolutionSpec(Section):
 
 
 class ObjectiveSpec(Section):
-    """What training minimises."""
+    """What training minimizes."""
 
     name: str = Field(
         "info_nce",
@@ -138,7 +138,7 @@ class TuneSpec(Section):
 
 
 class TrainSpec(Section):
-    """The optimisation."""
+    """The optimization."""
 
     epochs: int = Field(8, ge=1, le=1000, description="passes over the training split")
     batch: int = Field(64, ge=2, le=65536, description="effective batch, in pairs; what the objective sees at once")
@@ -203,8 +203,8 @@ class EvaluateSpec(Section):
     """How a model is judged."""
 
     bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
-    batch: int = Field(64, ge=1, le=4096, description="pictures per forward pass")
-    probe: bool = Field(False, description="also a linear probe and nearest neighbours; embeds the training rows too")
+    batch: int = Field(64, ge=1, le=4096, description="images per forward pass")
+    probe: bool = Field(False, description="also a linear probe and nearest neighbors; embeds the training rows too")
     robustness: int = Field(0, ge=0, le=5, description="severities of common corruptions to try, mildest first; 0 for none")
 
 
@@ -212,14 +212,14 @@ class GateSpec(Section):
     """What a candidate must show before it may be registered as challenger."""
 
     metric: Literal["balanced_accuracy", "accuracy", "image_to_text_r1"] = Field(
-        "balanced_accuracy", description="figure compared with the champion (or the start model) on the same test rows"
+        "balanced_accuracy", description="metric compared with the champion (or the start model) on the same test rows"
     )
     rules: list[str] = Field(
         ["gain(score) >= 0", "gain(score) at every size >= -0.05", "gain(score) on new >= 0", "gain(score) on old >= -0.03"],
         min_length=1,
         description=(
             "what must hold, one rule a line: `gain(score)` is over the opponent, `sure_gain(score)` the lower end of its interval, "
-            "a bare name the candidate's own figure; `at every size` and `on every slice` take the worst (docs/gate.md)"
+            "a bare name the candidate's own metric; `at every size` and `on every slice` take the worst (docs/gate.md)"
         ),
         examples=[["sure_gain(score) > 0", "gain(score) on every slice >= -0.05", "balanced_accuracy at every size >= 0.5"]],
         json_schema_extra={"separator": ";"},
@@ -248,7 +248,7 @@ class RolloutSpec(Section):
         description="requests that it must see in shadow, then answer as canary; 0 promotes without a trial",
     )
     share: float = Field(0.5, gt=0, le=1, description="of the traffic that it sees")
-    min_agreement: float = Field(0.5, ge=0, le=1, description="least share of pictures on which it names the champion's class")
+    min_agreement: float = Field(0.5, ge=0, le=1, description="least share of images on which it names the champion's class")
     max_slowdown: float = Field(2.0, ge=1, description="largest 95th percentile of its latency over the champion's")
     minutes: float = Field(30, gt=0, le=150, description="time limit of each half; too little traffic in it means no promotion")
 
@@ -277,10 +277,10 @@ class RunSpec(Section):
     source: str = Field(
         "",
         description=(
-            "what to ingest: a table (CSV, JSONL, Parquet), a folder of pictures, `webdataset:<folder or .tar>`, `dicom:<folder>`, "
-            "`elpv:mono`, `molecules:2000`, or `captures:<domain>` (the newest version and what was captured and labelled since)"
+            "what to ingest: a table (CSV, JSONL, Parquet), a folder of images, `webdataset:<folder or .tar>`, `dicom:<folder>`, "
+            "`elpv:mono`, `molecules:2000`, or `captures:<domain>` (the newest version and what was captured and labeled since)"
         ),
-        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/pictures.csv", "/data/pictures", "dicom:/data/studies"],
+        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/images.csv", "/data/images", "dicom:/data/studies"],
     )
     dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
     data: DataSpec = DataSpec()

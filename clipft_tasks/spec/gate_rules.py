@@ -1,13 +1,13 @@
-"""Gate rules: how a person writes one, and what it says of an evaluation's figures.
+"""Gate rules: how a person writes one, and what it says of an evaluation's metrics.
 
     gain(score) >= 0                       over the opponent (the champion, else the start model), on the same rows
     sure_gain(score) > 0                   lower end of its 95% interval, by a paired bootstrap: a paired test
-    gain(score) at every size >= -0.05     the worst of the evaluated picture sizes counts
+    gain(score) at every size >= -0.05     the worst of the evaluated image sizes counts
     gain(score) on every slice >= -0.1     the worst of the slices counts; or one slice, by its name
-    balanced_accuracy at 96 >= 0.5         the candidate's own figure (FIGURES has all of them)
+    balanced_accuracy at 96 >= 0.5         the candidate's own metric (METRICS has all of them)
     forgetting <= 0.05                     retention before minus after
 
-`score` is the figure that `gate.metric` names. Without `at`, the evaluated size nearest to the training size counts.
+`score` is the metric that `gate.metric` names. Without `at`, the evaluated size nearest to the training size counts.
 """
 
 import difflib
@@ -22,12 +22,12 @@ from ..core.errors import ClipftError
 from .metric_catalog import NAMES
 
 # What an evaluation measures of a model, and which way is better (1, -1; 0 neither).
-FIGURES: dict[str, tuple[str, int]] = NAMES | {
-    "retention": ("what is still known of everyday pictures, 0 to 1", 1),
+METRICS: dict[str, tuple[str, int]] = NAMES | {
+    "retention": ("what is still known of everyday images, 0 to 1", 1),
     "forgetting": ("retention before training minus after", -1),
     "robustness": ("share of the score that is left under corruptions", 1),
 }
-LABELLED = (  # what cannot be computed without labels of two classes
+LABELED = (  # what cannot be computed without labels of two classes
     *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "top3_accuracy", "top5_accuracy"),
     *("calibration_error", "fitted_calibration_error"),
 )
@@ -42,14 +42,14 @@ class Rule:
     """One line of `gate.rules`.
 
     Attributes:
-        figure: of the candidate, or `score`.
-        gain: "" for the candidate's own figure, `gain` or `sure_gain` for what it adds to the opponent's.
-        size: picture side; None for the training size, `every size` for the worst.
+        metric: of the candidate, or `score`.
+        gain: "" for the candidate's own metric, `gain` or `sure_gain` for what it adds to the opponent's.
+        size: image side; None for the training size, `every size` for the worst.
         part: slice; "" for all rows, `every slice` for the worst.
     """
 
     text: str
-    figure: str
+    metric: str
     gain: str
     size: int | str | None
     part: str
@@ -62,7 +62,7 @@ class Rule:
         text = " ".join(text.split())
         pieces = re.split(r"\s*(>=|<=|>|<)\s*", text)
         if len(pieces) != 3 or not pieces[0] or not pieces[2]:
-            raise _wrong(text, "a rule is a figure, one of >= <= > <, and a number, like `gain(score) >= 0`")
+            raise _wrong(text, "a rule is a metric, one of >= <= > <, and a number, like `gain(score) >= 0`")
         left, sign, right = pieces
         try:
             limit = float(right)
@@ -74,25 +74,25 @@ class Rule:
         given = dict(zip(rest[::2], rest[1::2], strict=True))
         if len(given) * 2 != len(rest):
             raise _wrong(text, "`at` and `on` may stand once each")
-        gain, figure = cls._figure(text, head)
+        gain, metric = cls._metric(text, head)
         part = given.get("on", "")
-        return cls(text, figure, gain, cls._size(text, given.get("at", "")), part, sign, limit)
+        return cls(text, metric, gain, cls._size(text, given.get("at", "")), part, sign, limit)
 
     @staticmethod
-    def _figure(text: str, head: str) -> tuple[str, str]:
+    def _metric(text: str, head: str) -> tuple[str, str]:
         match = re.fullmatch(r"(?:(\w+) ?\( ?)?(\w+)(\)?)", head.replace(" )", ")"))
         if not match or bool(match[1]) != bool(match[3]):
-            raise _wrong(text, f"`{head}` is no figure: write its name, or gain(name)")
-        gain, figure = match[1] or "", match[2]
+            raise _wrong(text, f"`{head}` is no metric: write its name, or gain(name)")
+        gain, metric = match[1] or "", match[2]
         if gain and gain not in GAINS:
             raise _wrong(text, f"there is no `{gain}(…)`, only {' and '.join(f'{g}(…)' for g in GAINS)}")
-        if figure in GAINS and not gain:
-            raise _wrong(text, f"`{figure}` of what? Write {figure}(score) or {figure}(balanced_accuracy)")
-        if figure != "score" and figure not in FIGURES:
-            near = difflib.get_close_matches(figure, FIGURES, 1)
+        if metric in GAINS and not gain:
+            raise _wrong(text, f"`{metric}` of what? Write {metric}(score) or {metric}(balanced_accuracy)")
+        if metric != "score" and metric not in METRICS:
+            near = difflib.get_close_matches(metric, METRICS, 1)
             hint = f"did you mean `{near[0]}`? " if near else ""
-            raise _wrong(text, f"there is no figure `{figure}`; {hint}There are score, {', '.join(FIGURES)}")
-        return gain, figure
+            raise _wrong(text, f"there is no metric `{metric}`; {hint}There are score, {', '.join(METRICS)}")
+        return gain, metric
 
     @staticmethod
     def _size(text: str, at: str) -> int | str | None:
@@ -100,7 +100,7 @@ class Rule:
             return at or None
         if match := re.fullmatch(r"(\d+)(?: ?px)?", at):
             return int(match[1])
-        raise _wrong(text, f"`at {at}`: write a picture side, like `at 128`, or `at {EVERY_SIZE}`")
+        raise _wrong(text, f"`at {at}`: write an image side, like `at 128`, or `at {EVERY_SIZE}`")
 
 
 def _wrong(text: str, why: str) -> ValueError:
@@ -109,7 +109,7 @@ def _wrong(text: str, why: str) -> ValueError:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rule and what was measured: None where the rule does not apply or the figure cannot be computed."""
+    """A rule and what was measured: None where the rule does not apply or the metric cannot be computed."""
 
     rule: Rule
     measured: float | None
@@ -132,10 +132,10 @@ def judge(texts: Sequence[str], results: Sequence[Mapping[str, Any]], size: int)
 
     Args:
         texts: `gate.rules`.
-        results: of the stage evaluate, one a picture size.
+        results: of the stage evaluate, one an image size.
         size: that the model was trained for.
     Raises:
-        ClipftError: a rule about a size, slice or figure that was not evaluated, with those that were.
+        ClipftError: a rule about a size, slice or metric that was not evaluated, with those that were.
     """
     by_size = {int(r["resolution"]): r for r in results}
     main = min(by_size, key=lambda side: abs(side - size))
@@ -174,53 +174,53 @@ def _judge(rule: Rule, by_size: Mapping[int, Mapping[str, Any]], main: int) -> V
 
 
 def _measure(rule: Rule, result: Mapping[str, Any], part: str) -> float:
-    """The rule's figure at one size, on all rows or on a slice."""
-    figure = result["metric"] if rule.figure == "score" else rule.figure
+    """The rule's metric at one size, on all rows or on a slice."""
+    metric = result["metric"] if rule.metric == "score" else rule.metric
     opponent = "champion" if result["opponent"] else "before"
     if not rule.gain:
-        return _value(rule, result, part, "after", figure)
+        return _value(rule, result, part, "after", metric)
     if part:
-        paired = [result["slices"][part]["gain"]] if figure == result["metric"] else []
-    elif figure == result["metric"]:
+        paired = [result["slices"][part]["gain"]] if metric == result["metric"] else []
+    elif metric == result["metric"]:
         paired = [result[f"gain_over_{opponent}"]]
     else:
-        paired = [c for c in result.get("comparisons", ()) if (c["metric"], c["against"]) == (figure, opponent)]
+        paired = [c for c in result.get("comparisons", ()) if (c["metric"], c["against"]) == (metric, opponent)]
     if paired:
         return _number(paired[0]["value" if rule.gain == "gain" else "low"])
     if rule.gain == "sure_gain":
         tested = dict.fromkeys([result["metric"], *([] if part else [c["metric"] for c in result.get("comparisons", ())])])
         where = f" on {part}" if part else ""
         raise ClipftError(
-            f"gate rule `{rule.text}`", f"`{figure}` has no paired test{where}", f"Those that have: {', '.join(tested)}."
+            f"gate rule `{rule.text}`", f"`{metric}` has no paired test{where}", f"Those that have: {', '.join(tested)}."
         )
-    return _value(rule, result, part, "after", figure) - _value(rule, result, part, opponent, figure)
+    return _value(rule, result, part, "after", metric) - _value(rule, result, part, opponent, metric)
 
 
 class _Absent(Exception):
-    """A figure that there is in general, and why not on these rows."""
+    """A metric that there is in general, and why not on these rows."""
 
 
-def _value(rule: Rule, result: Mapping[str, Any], part: str, who: str, figure: str) -> float:
-    """A model's own figure. Raises _Absent where the evaluation says why it has none, ClipftError where it does not know it."""
-    found = figures(result, who, part)
-    if figure in found:
-        return found[figure]
+def _value(rule: Rule, result: Mapping[str, Any], part: str, who: str, metric: str) -> float:
+    """A model's own metric. Raises _Absent where the evaluation says why it has none, ClipftError where it does not know it."""
+    found = metrics(result, who, part)
+    if metric in found:
+        return found[metric]
     absent = {} if part else result.get("absent", {}).get(who, {})
-    if figure in absent or (figure in LABELLED and "classification" in absent):
-        raise _Absent(absent.get(figure) or absent["classification"])
-    if figure in ("retention", "forgetting") and not part and "retention" in result:
+    if metric in absent or (metric in LABELED and "classification" in absent):
+        raise _Absent(absent.get(metric) or absent["classification"])
+    if metric in ("retention", "forgetting") and not part and "retention" in result:
         raise _Absent("retention was not measured at this size, or its general set is not installed")
     where = f"{result['resolution']} px" + (f" on {part}" if part else "")
-    raise ClipftError(f"gate rule `{rule.text}`", f"`{figure}` was not evaluated at {where}", f"There are {', '.join(found)}.")
+    raise ClipftError(f"gate rule `{rule.text}`", f"`{metric}` was not evaluated at {where}", f"There are {', '.join(found)}.")
 
 
-def figures(result: Mapping[str, Any], who: str, part: str = "") -> dict[str, float]:
-    """Every figure of a model (`before`, `after`, `champion`) in one evaluation, or in one slice of it."""
+def metrics(result: Mapping[str, Any], who: str, part: str = "") -> dict[str, float]:
+    """Every metric of a model (`before`, `after`, `champion`) in one evaluation, or in one slice of it."""
     rows = result["slices"][part] if part else result
     out = {name: _number(f["value"]) for name, f in rows[who].items()}
     if part:
         return out
-    out |= {name: _number(value) for name, value in result.get("figures", {}).get(who, {}).items()}
+    out |= {name: _number(value) for name, value in result.get("metrics", {}).get(who, {}).items()}
     kept = result.get("retention") or {}
     if kept:
         out["retention"] = _number(kept[who]["retention"]["value"])

@@ -77,7 +77,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     link = tracking.run_link(client.get_run(taken), "artifacts/blend/curve.png")
     result = {"key": key, "run_id": taken, "alpha": decided.value, "reason": decided.reason, "metric": metric, "curve": curve}
     result |= {"links": {"Blending": link}}
-    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+    with tempfile.TemporaryDirectory() as folder, tracking.retryable():
         for form in ("png", "svg"):
             Path(folder, f"curve.{form}").write_bytes(paths.plot(curve, metric, decided.value, form))
         for each in {taken, run_id}:
@@ -101,14 +101,14 @@ def _candidate(spec: RunSpec, clip: Any, dataset: Any, decided: Any, key: str, p
     inherited = ("clipft.domain", "clipft.dataset", "clipft.revision", "clipft.start", "clipft.dag_run")
     tags = {name: before.data.tags[name] for name in inherited if name in before.data.tags}
     tags |= {"mlflow.parentRunId": parent, "clipft.alpha": f"{decided.value:g}"}
-    with tracking.neighbour():
+    with tracking.retryable():
         own = tracking.begin(spec.domain, key, f"{before.info.run_name}, alpha {decided.value:g}", tags)
     run_id = str(own.info.run_id)
     if "clipft.model_uri" in own.data.tags:
         tracking.finish(run_id)
         return run_id
     work = settings().folder("work", key)
-    with tracking.neighbour(), mlflow.start_run(run_id=run_id):
+    with tracking.retryable(), mlflow.start_run(run_id=run_id):
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
         mlflow.log_metrics({k: v for k, v in before.data.metrics.items() if "." not in k and "/" not in k})  # cost of training
         made = {"alpha": decided.value, "reason": decided.reason, "parents": [clip.source, f"run {parent}"]}

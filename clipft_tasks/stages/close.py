@@ -42,8 +42,8 @@ def run(
             return incidents.close(state, outcome, now, ", ".join([found.watch.worse, what, *failed]))
         if outcome == "recovered" and "finetune" in done and champion not in ("", found.version):
             outcome = "watched"
-            figures = live or {}
-            watched = incidents.Watch(champion, found.version, now, figures.get("accuracy"), figures.get("judged", 0))
+            metrics = live or {}
+            watched = incidents.Watch(champion, found.version, now, metrics.get("accuracy"), metrics.get("judged", 0))
             return incidents.watch(state, watched)
         return incidents.close(state, outcome, now, ", ".join(failed))
 

@@ -44,10 +44,10 @@ def run(
     Args:
         spec: its evaluation (`evaluate.*`) and device (`memory.device`) are used.
         models: domains (champion and challenger), `domain@alias`, `models:/name/version`, MLflow run ids.
-        sizes: picture sides; empty: all that every model of a domain was evaluated at.
+        sizes: image sides; empty: all that every model of a domain was evaluated at.
         dataset: whose test rows: of one version (`industrial/v2`), of the `newest` that a model was trained on, or empty: each
             model's own.
-        metric: the figure that is tested; empty: the `gate.metric` of each domain.
+        metric: the metric that is tested; empty: the `gate.metric` of each domain.
         unpaired: go on where models of a domain have different test rows, without a test between them.
         watts: power of the training device, for the energy estimate; None: its own meter, or an assumption by its kind.
     Returns: run_id, names, said (the sentences to read first), tests, problems, links.
@@ -66,7 +66,7 @@ def run(
     for model in members:
         model.facts = _facts(model, problems)
     found = compare.content(members, metrics, names, spec.evaluate.bootstrap, watts)
-    page = compare.page(found, _pictures(members, found), problems)
+    page = compare.page(found, _images(members, found), problems)
 
     what = ", ".join(m.name for m in members)
     asked = [[m.card["run_id"], m.rows, sorted(m.scored)] for m in members]
@@ -76,7 +76,7 @@ def run(
         "clipft.runs": ",".join(str(m.card["run_id"]) for m in members),
         "clipft.datasets": ",".join(sorted({m.dataset for m in members})),
     }
-    with tracking.neighbour(), tempfile.TemporaryDirectory() as folder:
+    with tracking.retryable(), tempfile.TemporaryDirectory() as folder:
         mlflow_run = tracking.begin("compare", key, what[:200], tags)
         run_id = mlflow_run.info.run_id
         path = Path(folder, "comparison.html")
@@ -120,7 +120,7 @@ def _of(text: str) -> list[_Named]:
     if at and domain in domain_names():
         return [_version(tracking.version_of(f"models:/{tracking.model_name(domain)}@{alias}"), alias)]
     if domain in domain_names():
-        with tracking.neighbour():
+        with tracking.retryable():
             both = {a: tracking.by_alias(domain, a) for a in (tracking.CHAMPION, tracking.CHALLENGER)}
         if not any(both.values()):
             raise ClipftError(f"domain {domain}", "it has neither champion nor challenger", "Run clipft_finetune first.")
@@ -143,7 +143,7 @@ def _run(run_id: str) -> _Named:
     from .. import tracking
 
     try:
-        with tracking.neighbour():
+        with tracking.retryable():
             found = tracking.client().get_run(run_id)
     except MlflowException as error:
         raise ClipftError(f"run {run_id}", f"MLflow does not know it ({error})", "Was it deleted?") from None
@@ -180,7 +180,7 @@ def _members(named: Sequence[_Named], dataset: str) -> list[Any]:
 
 
 def _keys(dataset: Any) -> list[str]:
-    """What a test row is: its key, picture, caption and label."""
+    """What a test row is: its key, image, caption and label."""
     frame = dataset.split("test")[["key", "sha256", "caption", "label"]]
     return ["\t".join(map(str, row)) for row in frame.itertuples(index=False)]
 
@@ -197,7 +197,7 @@ def _refuse_different_rows(members: Sequence[Any]) -> None:
                     f"they have different test rows: {a.dataset} has {len(rows[0])}, {b.dataset} {len(rows[1])}, "
                     f"{len(rows[0] & rows[1])} of them in common",
                     f"Set dataset to `{NEWEST}` or to one version to ask all models about the same rows, "
-                    "or unpaired to see their figures without a test.",
+                    "or unpaired to see their metrics without a test.",
                 )
 
 
@@ -236,12 +236,12 @@ def _sides(members: Sequence[Any]) -> list[int]:
 
 
 def _metrics(members: Sequence[Any], metric: str) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """By domain: the figure that is tested, and every figure that gets an interval."""
+    """By domain: the metric that is tested, and every metric that gets an interval."""
     from ..data import versioning
     from ..evaluate import zero_shot
 
     if metric and metric not in zero_shot.SUMMED:
-        raise ClipftError(f"figure {metric!r}", "it has no interval", f"Choose one of {', '.join(zero_shot.SUMMED)}.")
+        raise ClipftError(f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(zero_shot.SUMMED)}.")
     deciding: dict[str, str] = {}
     every: dict[str, list[str]] = {}
     for model in members:
@@ -261,7 +261,7 @@ def _facts(model: Any, problems: list[str]) -> dict[str, Any]:
 
     run_id, client = str(model.card["run_id"]), tracking.client()
     try:
-        with tracking.neighbour():
+        with tracking.retryable():
             found = client.get_run(run_id)
             if found.info.lifecycle_stage == "deleted":
                 problems.append(f"{model.name}: its run {run_id} is deleted in MLflow, and its link will end to work.")
@@ -289,11 +289,11 @@ def _mean(history: Sequence[Any]) -> float:
     return sum(m.value for m in history) / max(1, len(history))
 
 
-def _pictures(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """The changed pictures that the page shows, as small JPEGs."""
+def _images(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """The changed images that the page shows, as small JPEGs."""
     from ..data import versioning
-    from ..evaluate.compare import SHOWN_PICTURES
-    from ..evaluate.error_analysis import small_picture
+    from ..evaluate.compare import SHOWN_IMAGES
+    from ..evaluate.error_analysis import small_image
 
     by_name = {m.name: m for m in members}
     out: dict[str, list[dict[str, str]]] = {}
@@ -303,6 +303,6 @@ def _pictures(members: Sequence[Any], found: dict[str, Any]) -> dict[str, list[d
         rows = opened.split("test").sort_values("key", kind="stable")
         for kind in ("mended", "broken"):
             out[f"{change['from']}→{change['to']}→{kind}"] = [
-                {"src": small_picture(opened, rows.iloc[i]), **change["rows"][str(i)]} for i in change[kind][:SHOWN_PICTURES]
+                {"src": small_image(opened, rows.iloc[i]), **change["rows"][str(i)]} for i in change[kind][:SHOWN_IMAGES]
             ]
     return out

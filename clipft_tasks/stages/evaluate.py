@@ -1,4 +1,4 @@
-"""evaluate: the candidate, the start model and the champion on the same test rows, at one picture size."""
+"""evaluate: the candidate, the start model and the champion on the same test rows, at one image size."""
 
 import tempfile
 import time
@@ -13,7 +13,7 @@ RECIPE = 2  # raise when the same models and rows give another result, so that a
 
 
 def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
-    """Score all models at one resolution; figures go to the candidate's MLflow run with the resolution as step.
+    """Score all models at one resolution; metrics go to the candidate's MLflow run with the resolution as step.
 
     Returns, small enough for XCom (who is `before`, `after`, `champion`):
         resolution, rows, metric (the gate's), opponent (version number or "");
@@ -21,7 +21,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         gain_over_before, gain_over_champion: in the gate's metric, paired, with p;
         comparisons: the same for every headline metric and opponent, with p after Holm's correction;
         slices: by name rows, by who the gate's metric, gain over the opponent;
-        figures: by who every other figure; absent: why one is missing;
+        metrics: by who every other metric; absent: why one is missing;
         retention, robustness: at the size nearest to the training size only, else {}.
     What fills a page (classes, confusion, reliability, worst mistakes) is in the run's `evaluation/<size>-details.json`, what
     each model said of each row in `evaluation/<size>-rows.parquet`.
@@ -74,7 +74,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     found = evaluator.evaluate(models, dataset, domain, spec, resolution, metric, names)
     result = {"key": key, "opponent": tracking.number(champion), **found.result}
     now = int(time.time() * 1000)
-    with tracking.neighbour():
+    with tracking.retryable():
         client.log_batch(run_id, metrics=[mlflow.entities.Metric(f"test.{n}", v, now, resolution) for n, v in _flat(result)])
         mlflow.MlflowClient().log_dict(run_id, found.details, f"evaluation/{resolution}-details.json")
         with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +91,9 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
 
 
 def _flat(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Each model's figures by name, for MLflow."""
-    for who, figures in result["figures"].items():
-        for name, value in figures.items():
+    """Each model's metrics by name, for MLflow."""
+    for who, metrics in result["metrics"].items():
+        for name, value in metrics.items():
             yield f"{who}.{name}", value
         if result["retention"]:
             yield f"{who}.retention", result["retention"][who]["retention"]["value"]

@@ -45,7 +45,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     )  # fmt: skip
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip
-    with tracking.neighbour():
+    with tracking.retryable():
         mlflow_run = tracking.begin(spec.domain, key, f"{version.tag} from {clip.source}", tags)
     run_id = mlflow_run.info.run_id
     result = {"run_id": run_id, "key": key, "dataset": version.tag, "links": {"MLflow run": tracking.run_link(mlflow_run)}}
@@ -57,7 +57,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     work = settings().folder("work", key)
     build.prepare(clip, spec)
     rows = version.card["counts"]["train"]
-    with tracking.neighbour():
+    with tracking.retryable():
         before = tracking.card_of(run_id, "handover.json")  # where another machine began this run
         if settings().upload_seconds and (got := tracking.fetch_checkpoint(run_id, work / "checkpoints")):
             say(f"Checkpoint {got.name} came from MLflow: another machine got that far.")
@@ -70,7 +70,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
 
     tracking.log_params(run_id, spec.flat() | {f"plan.{k}": v["value"] for k, v in decided.to_dict().items()})
     job = jobs.Job(spec, decided, planned["start"], version.tag, key, run_id, work)
-    with tracking.neighbour(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
+    with tracking.retryable(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
         mlflow.log_dict(decided.to_dict(), "plan.json")
         mlflow.log_dict({"plan": decided.to_dict(), "hardware": probe(spec.memory.device).likeness()}, "handover.json")
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
@@ -78,7 +78,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
             mlflow.log_dict(tuned, "tuning.json")
 
         def send(rows: list[tuple[int, dict[str, float]]]) -> None:
-            with tracking.neighbour():
+            with tracking.retryable():
                 tracking.log_steps(run_id, rows)
 
         log = Patient(send)
@@ -132,14 +132,14 @@ def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str
     clip.to("cpu")
     side = spec.resolution.train
     held_out = dataset.split("val")
-    pictures = decoded(dataset, held_out, side, "val", aspect=clip.aspect)
+    images = decoded(dataset, held_out, side, "val", aspect=clip.aspect)
     spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
     texts = sorted(held_out["caption"].unique())[:4]
     card = {
         "domain": spec.domain,
         "dataset": dataset.version.tag,
         "revision": dataset.version.revision,
-        "licence": dataset.version.card.get("licence", ""),
+        "license": dataset.version.card.get("license", ""),
         "classes": dataset.classes,
         "start": clip.source,
         "objective": spec.objective.model_dump(),
@@ -157,7 +157,7 @@ def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str
         model_cfg=clip.config["model_cfg"],
         preprocess_cfg=clip.config["preprocess_cfg"],
         card=card,
-        probe=recorded_answers.record(clip, pictures.take(spread).numpy(), texts),
+        probe=recorded_answers.record(clip, images.take(spread).numpy(), texts),
         reference=lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
         tokenizer_from=clip.folder,
     )

@@ -13,7 +13,7 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
     """Hold the candidate against `gate.rules`, beside its opponent (the champion, or the start model where there is none).
 
     Returns: passed, metric, opponent, rules (rule, measured, where, sign, limit, passed), table (Markdown: the rules, then the
-        figures), scores by resolution, links.
+        metrics), scores by resolution, links.
     Raises: ClipftError when a rule fails, or names what was not evaluated.
     """
     from .. import tracking
@@ -32,7 +32,7 @@ def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[s
     verdict = {"passed": not failed, "metric": metric, "opponent": opponent, "rules": verdicts, "table": table}
     client = tracking.client()
     link = tracking.run_link(client.get_run(run_id), f"artifacts/{REPORT}")
-    with tracking.neighbour():
+    with tracking.retryable():
         client.log_text(run_id, _page(spec, run_id, results, verdict), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
         client.log_dict(run_id, verdict, "gate.json")
@@ -59,7 +59,7 @@ def _page(spec: RunSpec, run_id: str, results: list[dict[str, Any]], verdict: di
     facts = {
         "dataset": tags.get("clipft.dataset", ""),
         "from": tags.get("clipft.start", ""),
-        "licence": details[main].get("licence", ""),
+        "license": details[main].get("license", ""),
         "run": run_id,
     }
     return report.page(f"Evaluation: {spec.domain}", results, details, verdict, main, facts)

@@ -13,7 +13,7 @@ from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..data import manifest, shards, splits, versioning
-from ..data.images import BadPicture, open_picture, perceptual_hash
+from ..data.images import BadImage, open_image, perceptual_hash
 from ..data.readers import SPLITS, Row, open_source
 from ..domains import Domain, get_domain
 from ..spec import RunSpec
@@ -25,13 +25,13 @@ EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF":
 def run(spec: RunSpec) -> dict[str, Any]:
     """Read the source into a staging folder.
 
-    Returns: staging (path), rows, rejected, counts by split, content (digest that names the set), licence.
+    Returns: staging (path), rows, rejected, counts by split, content (digest that names the set), license.
     Raises: ClipftError when the source cannot be opened or holds nothing usable.
     """
     source = open_source(spec.source, spec.data)
     domain = get_domain(spec.domain)
-    if source.licence:
-        say(f"Licence of {source.name}: {source.licence}")
+    if source.license:
+        say(f"License of {source.name}: {source.license}")
     known = versioning.versions(domain.name)
     earlier = versioning.read_manifest(known[-1]) if known else pd.DataFrame(columns=list(manifest.COLUMNS))
     ledger = versioning.splits_ledger(domain.name) if known else {}
@@ -40,8 +40,8 @@ def run(spec: RunSpec) -> dict[str, Any]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        taken, rejected = _take(progress(source.rows(), "pictures", source.total), spec, domain, earlier, staging)
-    except OSError as error:  # reading a row's picture is caught there; this is the writing
+        taken, rejected = _take(progress(source.rows(), "images", source.total), spec, domain, earlier, staging)
+    except OSError as error:  # reading a row's image is caught there; this is the writing
         raise ClipftError(
             f"staging folder {staging}", f"it cannot be written: {error.strerror}", "Make space, then run again."
         ) from error
@@ -63,7 +63,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     card = {
         "domain": domain.name,
         "source": spec.source,
-        "licence": source.licence,
+        "license": source.license,
         "rows": len(frame),
         "rejected": len(rejected),
         "counts": counts,
@@ -83,7 +83,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
         "rejected": len(rejected),
         "counts": counts,
         "content": card["content"],
-        "licence": source.licence,
+        "license": source.license,
     }
 
 
@@ -102,10 +102,10 @@ def _take(
             try:
                 caption = _caption(row, template)
                 if row.split and row.split not in SPLITS:
-                    raise BadPicture(f"split {row.split!r} is none of {', '.join(SPLITS)}")
-                data = row.picture()
-                picture = open_picture(data, grey_bits=domain.grey_bits)
-            except (BadPicture, OSError) as error:
+                    raise BadImage(f"split {row.split!r} is none of {', '.join(SPLITS)}")
+                data = row.image_bytes()
+                image = open_image(data, gray_bits=domain.gray_bits)
+            except (BadImage, OSError) as error:
                 rejected.append({"where": row.where, "name": row.key, "reason": str(error)})
                 continue
             meta = {"caption": caption, "label": row.label, "group": row.group}
@@ -114,7 +114,7 @@ def _take(
             digest.update(json.dumps(meta, sort_keys=True).encode())
             key = digest.hexdigest()[:32]
             if key in taken:
-                reason = f"exact duplicate of {taken[key]['name']} (same picture, caption and label)"
+                reason = f"exact duplicate of {taken[key]['name']} (same image, caption and label)"
                 rejected.append({"where": row.where, "name": row.key, "reason": reason})
                 continue
             names[row.key] = names.get(row.key, 0) + 1
@@ -123,16 +123,16 @@ def _take(
                 "name": row.key if names[row.key] == 1 else f"{row.key}#{names[row.key]}",
                 **meta,
                 "split": row.split,
-                "width": picture.width,
-                "height": picture.height,
-                "mode": picture.mode,
-                "format": picture.format,
+                "width": image.width,
+                "height": image.height,
+                "mode": image.mode,
+                "format": image.format,
                 "sha256": sha256,
-                "phash": perceptual_hash(picture.rgb).hex(),
+                "phash": perceptual_hash(image.rgb).hex(),
                 "where": row.where,
             }
             if key not in places:
-                yield shards.Entry(key, EXTENSIONS[picture.format], data, meta)
+                yield shards.Entry(key, EXTENSIONS[image.format], data, meta)
 
     for key, place in shards.pack(entries(), staging / "shards"):
         places[key] = place
@@ -146,10 +146,10 @@ def _caption(row: Row, template: str) -> str:
     if not caption and row.label:
         caption = template.replace("{}", row.label)
     if not caption:
-        raise BadPicture("it has neither a caption nor a label")
+        raise BadImage("it has neither a caption nor a label")
     words = caption.count(" ") + 1
     if words > MAX_WORDS:
-        raise BadPicture(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}")
+        raise BadImage(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}")
     return caption
 
 

@@ -35,9 +35,9 @@ def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
     }
     description = (
         f"Fine-tuned on {card['dataset']} from {card['start']}.\n\n{gate['table']}\n\n"
-        f"Classes: {', '.join(card['classes']) or 'none'}. Data licence: {card['licence'] or 'not stated'}."
+        f"Classes: {', '.join(card['classes']) or 'none'}. Data license: {card['license'] or 'not stated'}."
     )
-    with tracking.neighbour():
+    with tracking.retryable():
         version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
     link = f"{tracking.settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"

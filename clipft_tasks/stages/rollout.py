@@ -55,7 +55,7 @@ def _half(spec: RunSpec, version: str, name: str, answers: bool, usual: float | 
     if seen["errors"]:
         raise _refused(version, name, f"{seen['errors']} of {seen['requests']} requests failed on it")
     if seen["agreement"] is not None and seen["agreement"] < asked.min_agreement:
-        why = f"it names the champion's class for {seen['agreement']:.0%} of the pictures, at least {asked.min_agreement:.0%} is asked"
+        why = f"it names the champion's class for {seen['agreement']:.0%} of the images, at least {asked.min_agreement:.0%} is asked"
         raise _refused(version, name, why)
     slow, usual = seen["seconds_p95"]["challenger"], seen["seconds_p95"]["champion"] or usual
     if slow and usual and slow > asked.max_slowdown * usual:

@@ -13,7 +13,7 @@ from ..drift.incidents import Watch
 from ..server.client import Refusal, call
 from ..spec import RunSpec
 
-SHOWN = 8  # pictures of a kind in the report
+SHOWN = 8  # images of a kind in the report
 
 
 def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> dict[str, Any]:
@@ -49,13 +49,13 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     judged = sum(labels.values())
     live = seen["values"].get("accuracy")
     losing = seen["drift"].get("performance", 0.0) > 1
-    bits, compared = get_domain(spec.domain).grey_bits, model_search.Comparison()
-    taken, data, pictures = _pictures(spec.domain, captures, bits)
+    bits, compared = get_domain(spec.domain).gray_bits, model_search.Comparison()
+    taken, data, images = _images(spec.domain, captures, bits)
     if (watch := _worse(spec, incident)) is not None:
         advice = diagnosis.Advice("rollback", watch.worse, watch.before)
     else:
         looks = np.array(window["appearance"], dtype=float).reshape(-1, len(STATISTICS))
-        compared = model_search.compare(spec.domain, champion, pictures, [c["label"] for c in taken], looks)
+        compared = model_search.compare(spec.domain, champion, images, [c["label"] for c in taken], looks)
         advice = diagnosis.advise(
             found, labels, compared.others, seen["promised"]["value"], live, losing, compared.templates, compared.calibration
         )
@@ -64,12 +64,12 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         ):
             advice = replace(advice, why=f"{advice.why}; {hint}")
     examples = _examples(champion, taken, data, compared.nearest or [""] * len(taken))
-    with tracking.neighbour():
+    with tracking.retryable():
         minutes = _minutes(tracking.client().get_run(str(champion.run_id)).data.metrics, spec, judged)
 
     lines = report.lines(spec.domain, seen, found, advice, compared, labels, minutes, _recipe(spec))
     page = report.page(spec.domain, seen, found, advice, compared, minutes, moved, examples, reference, window, bits)
-    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+    with tempfile.TemporaryDirectory() as folder, tracking.retryable():
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")
         run_ = tracking.client().create_run(
@@ -78,7 +78,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
             tags={"clipft.domain": spec.domain, "clipft.version": seen["version"], "clipft.causes": ", ".join(causes or [])},
         )
         tracking.client().log_artifact(run_.info.run_id, str(path))
-        mlflow.MlflowClient().log_dict(run_.info.run_id, seen, "figures.json")
+        mlflow.MlflowClient().log_dict(run_.info.run_id, seen, "metrics.json")
         for name, ratio in seen["drift"].items():
             tracking.client().log_metric(run_.info.run_id, f"drift.{name}", ratio)
         tracking.finish(run_.info.run_id)
@@ -108,21 +108,21 @@ def _worse(spec: RunSpec, incident: str) -> Watch | None:
     return found.watch if found and found.id == incident and not found.quiet else None
 
 
-def _pictures(domain: str, captures: list[dict[str, Any]], bits: int) -> tuple[list[dict[str, Any]], list[bytes], list[Any]]:
-    """The captures that are looked at (the newest, those that somebody judged first), with their bytes and as pictures."""
-    from ..data.images import BadPicture, open_picture
+def _images(domain: str, captures: list[dict[str, Any]], bits: int) -> tuple[list[dict[str, Any]], list[bytes], list[Any]]:
+    """The captures that are looked at (the newest, those that somebody judged first), with their bytes and as images."""
+    from ..data.images import BadImage, open_image
     from ..drift.model_search import MOST
 
-    taken, data, pictures = [], [], []
+    taken, data, images = [], [], []
     for capture in sorted(captures, key=lambda c: (not c["label"], -c["time"]))[:MOST]:
         try:
             content = call("GET", f"/v1/captures/{domain}/{capture['id']}").content
-            pictures.append(open_picture(content, grey_bits=bits).rgb)
-        except (BadPicture, Refusal):  # damaged, or deleted since it was listed
+            images.append(open_image(content, gray_bits=bits).rgb)
+        except (BadImage, Refusal):  # damaged, or deleted since it was listed
             continue
         taken.append(capture)
         data.append(content)
-    return taken, data, pictures
+    return taken, data, images
 
 
 def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | None:
@@ -145,14 +145,14 @@ def _recipe(spec: RunSpec) -> str:
 def _examples(
     champion: Any, captures: list[dict[str, Any]], data: list[bytes], nearest: list[str]
 ) -> list[tuple[dict[str, Any], bytes, bytes]]:
-    """The captured pictures that look newest, with their bytes and those of the old picture most like each (b"" for none)."""
+    """The captured images that look newest, with their bytes and those of the old image most like each (b"" for none)."""
     newest = sorted(range(len(captures)), key=lambda i: -captures[i]["novelty"])[:SHOWN]
     old = _old(champion, {nearest[i] for i in newest} - {""}) if newest else {}
     return [(captures[i], data[i], old.get(nearest[i], b"")) for i in newest]
 
 
 def _old(champion: Any, wanted: set[str]) -> dict[str, bytes]:
-    """Pictures of the champion's data set by sha256; none where the data set cannot be had, which a report can do without."""
+    """Images of the champion's data set by sha256; none where the data set cannot be had, which a report can do without."""
     from ..data import versioning
 
     tag = champion.tags.get("clipft.dataset", "")
@@ -161,7 +161,7 @@ def _old(champion: Any, wanted: set[str]) -> dict[str, bytes]:
     try:
         data = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
         rows = data.frame[data.frame["sha256"].isin(wanted)].drop_duplicates("sha256")
-        return {str(row.sha256): data.picture(row) for row in rows.itertuples()}
+        return {str(row.sha256): data.image_bytes(row) for row in rows.itertuples()}
     except (ClipftError, Transient, OSError) as error:
-        say(f"The report shows no old pictures: {error}")
+        say(f"The report shows no old images: {error}")
         return {}

@@ -62,7 +62,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     name = f"clipft-{spec.domain}-{key}"
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": planned["start"], "clipft.dag_run": dag_run, "clipft.study": name}  # fmt: skip
-    with tracking.neighbour():
+    with tracking.retryable():
         mlflow_run = tracking.begin(spec.domain, key, f"tuning {spec.objective.name} on {version.tag}", tags)
         tracking.log_params(mlflow_run.info.run_id, {f"space.{field}": _shown(d) for field, d in space.items()})
     reason = studies.open_study(name, subject, space, code, spec.tune.trials)
@@ -112,7 +112,7 @@ def trial(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], number:
 def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
     """Take the best trial's values when they are surely better than the template's; otherwise leave those.
 
-    Returns: values (by dotted field; {} for the template's), reason, measured (figures), stopped (why there were no more
+    Returns: values (by dotted field; {} for the template's), reason, measured (metrics), stopped (why there were no more
         trials), importance, tried (each trial), and run_id and links of the MLflow run.
     Raises: ClipftError when every trial failed.
     """
@@ -235,7 +235,7 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
     tried = study.tried()[number]
     tags = {"mlflow.parentRunId": begun["run_id"], "clipft.study": study.name, "clipft.domain": spec.domain}
     try:
-        with tracking.neighbour():
+        with tracking.retryable():
             run_id = tracking.begin(spec.domain, f"{begun['key']}-{number}", f"trial {number}", tags).info.run_id
             tracking.log_params(run_id, tried.values)
             client = tracking.client()
@@ -260,7 +260,7 @@ def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, An
 
     measured = result["measured"]
     winner = int(measured["trial"]) if result["values"] else stopping.TEMPLATE
-    with tempfile.TemporaryDirectory() as folder, tracking.neighbour():
+    with tempfile.TemporaryDirectory() as folder, tracking.retryable():
         mlflow_run = tracking.begin(
             spec.domain, begun["key"], f"tuning {spec.objective.name}", {"clipft.study": begun["study"]}
         )

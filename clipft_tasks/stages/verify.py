@@ -22,7 +22,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
     body = {
         "domain": spec.domain,
-        "images": [{"base64": p} for p in recorded["pictures"]],
+        "images": [{"base64": p} for p in recorded["images"]],
         "texts": recorded["texts"],
     }
     response = call("POST", "/v1/similarity", json=body)
@@ -38,6 +38,6 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
             f"it did not verify: {reason} (limit {recorded['tolerance']})",
             f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
         )
-    say(f"Version {version} answers as recorded: {len(recorded['pictures'])} pictures, largest difference {difference:.5f}.")
+    say(f"Version {version} answers as recorded: {len(recorded['images'])} images, largest difference {difference:.5f}.")
     links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
-    return {"version": version, "disagreement": difference, "pairs": len(recorded["pictures"]), "links": links}
+    return {"version": version, "disagreement": difference, "pairs": len(recorded["images"]), "links": links}

@@ -53,7 +53,7 @@ def _away(error: Exception) -> bool:
 
 
 @contextmanager
-def neighbour() -> Iterator[None]:
+def retryable() -> Iterator[None]:
     """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
     try:
         yield
@@ -112,12 +112,12 @@ def log_params(run_id: str, params: Mapping[str, Any]) -> None:
 
 
 def log_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-    """Log figures of training steps, many at a time; those of an epoch begin with `val.`."""
+    """Log metrics of training steps, many at a time; those of an epoch begin with `val.`."""
     now = int(time.time() * 1000)
     metrics = [
         mlflow.entities.Metric(k if k.startswith("val.") else f"train.{k}", float(v), now, step)
-        for step, figures in steps
-        for k, v in figures.items()
+        for step, values in steps
+        for k, v in values.items()
     ]
     for i in range(0, len(metrics), 1000):
         client().log_batch(run_id, metrics=metrics[i : i + 1000])
@@ -165,7 +165,7 @@ def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir()
     try:
-        with neighbour():
+        with retryable():
             got = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{about['name']}", dst_path=str(incoming)))
         with got.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
@@ -259,7 +259,7 @@ def by_alias(domain: str, alias: str) -> ModelVersion | None:
 
 
 def champion(domain: str) -> ModelVersion | None:
-    with neighbour():
+    with retryable():
         return by_alias(domain, CHAMPION)
 
 
@@ -309,7 +309,7 @@ def _fetch(uri: str, identity: str, what: str) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:
-                with neighbour():
+                with retryable():
                     got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part))
             except (MlflowException, OSError) as error:
                 raise ClipftError(what, f"its package cannot be fetched: {error}", "Was its run deleted?") from error
@@ -403,7 +403,7 @@ INCIDENTS = "clipft.incidents"
 
 def incidents(domain: str) -> incident_rules.State:
     """What is known of a domain's drift incidents."""
-    with neighbour():
+    with retryable():
         try:
             tags = client().get_registered_model(model_name(domain)).tags
         except MlflowException as error:
@@ -431,5 +431,5 @@ def keep_incidents(domain: str, state: incident_rules.State) -> None:
             content["history"] = content["history"][1:]
         else:
             content["incident"]["causes"].pop()  # worst first
-    with neighbour():
+    with retryable():
         client().set_registered_model_tag(model_name(domain), INCIDENTS, text)

@@ -84,7 +84,7 @@ class Handover:
 
 
 class Patient:
-    """Logs figures, and keeps those that cannot be sent for the next time: a network that is away for a minute ends no training.
+    """Logs metrics, and keeps those that cannot be sent for the next time: a network that is away for a minute ends no training.
 
     Args:
         log: sends rows; raises Transient when nobody answers.
@@ -99,7 +99,7 @@ class Patient:
         try:
             self.flush()
         except Transient as error:
-            say(f"{len(self._kept)} steps' figures wait for MLflow: {error}")
+            say(f"{len(self._kept)} steps' metrics wait for MLflow: {error}")
 
     def flush(self) -> None:
         """Send what is kept. Raises when it still cannot be."""

@@ -106,7 +106,7 @@ def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _like(flat: Tensor, gradient: Tensor) -> Tensor:
-    """A part of a bucket in the gradient's shape and memory layout, which the optimiser's fast path looks at."""
+    """A part of a bucket in the gradient's shape and memory layout, which the optimizer's fast path looks at."""
     if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
         n, c, h, w = gradient.shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -45,7 +45,7 @@ class Job:
         start: the model to start from, as `build.load` takes it; never `champion`.
         dataset: tag of the dataset version.
         key: identity of the run; its checkpoints carry it.
-        run_id: the MLflow run that figures go to; empty for none.
+        run_id: the MLflow run that metrics go to; empty for none.
     """
 
     spec: RunSpec
@@ -69,7 +69,7 @@ class Job:
 
 
 def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None) -> dict[str, float]:
-    """Train `clip` in place, here or in as many processes as the plan says. Returns the loop's figures.
+    """Train `clip` in place, here or in as many processes as the plan says. Returns the loop's metrics.
 
     Args:
         after_epoch: called in this process after each epoch; only where the plan has a single one.
@@ -88,7 +88,7 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
         raise Transient(said["what"] if said else f"A training process ended with {code}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
-    return dict(json.loads((job.folder / "figures.json").read_text()))
+    return dict(json.loads((job.folder / "metrics.json").read_text()))
 
 
 def _in_processes(job: Job) -> int:
@@ -183,17 +183,17 @@ def _take_part(folder: Path) -> None:
             if job.run_id:
                 from .. import tracking
 
-                with tracking.neighbour():
+                with tracking.retryable():
                     tracking.log_steps(job.run_id, rows)
 
         log = Patient(send)
         with _handover(job) if world.leads else nullcontext() as handover:
-            figures = loop.train(_work(job, clip, log, world, saved=handover.saved if handover else None))
+            metrics = loop.train(_work(job, clip, log, world, saved=handover.saved if handover else None))
         log.flush()
         if world.leads:
             state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")
-            (folder / "figures.json").write_text(json.dumps(figures))
+            (folder / "metrics.json").write_text(json.dumps(metrics))
     except (ClipftError, Transient) as error:
         if isinstance(error, loop.Stopped) and not world.leads:
             return  # in peace: after a failure torchrun soon ends the others too, while the leader hands its checkpoint over

@@ -53,9 +53,9 @@ class Work:
 
     Attributes:
         data: the training split.
-        log: receives (step, figures) of steps, each once, after the checkpoint that covers them.
+        log: receives (step, metrics) of steps, each once, after the checkpoint that covers them.
         world: the processes that share the run.
-        judge: asks the model, as it would be kept now, about the validation split, some pictures at a time; called after each
+        judge: asks the model, as it would be kept now, about the validation split, some images at a time; called after each
             epoch. None: the last weights are kept.
         retention: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
         after_epoch: receives (epochs done, the judge's answer); may end the run by raising.
@@ -78,7 +78,7 @@ class Work:
 def train(work: Work) -> dict[str, float]:
     """Fine-tune the model in place, from its newest checkpoint if there is one.
 
-    Returns: figures of the whole run: steps, the epoch whose weights are kept, pairs, pairs per second of this process, the
+    Returns: metrics of the whole run: steps, the epoch whose weights are kept, pairs, pairs per second of this process, the
         step resumed from, and how often memory was short or fp16 overflowed.
     Raises:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
@@ -103,8 +103,8 @@ def train(work: Work) -> dict[str, float]:
     trained = groups(model, spec)
     shared = [*work.objective.parameters(), *clip.similarity.parameters()]  # gradients that every process computes whole
     trained.append({"params": shared, "factor": 1.0, "head": True, "weight_decay": 0.0})
-    optimiser = torch.optim.AdamW([g for g in trained if g["params"]], lr=spec.learning_rate, fused=device.type == "cuda")
-    parameters = [p for g in optimiser.param_groups for p in g["params"]]
+    optimizer = torch.optim.AdamW([g for g in trained if g["params"]], lr=spec.learning_rate, fused=device.type == "cuda")
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
     shared += [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
     half = plan.precision.value == "fp16"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -123,7 +123,7 @@ def train(work: Work) -> dict[str, float]:
     average = _Average(clip, spec.ema) if spec.ema else None
     if state := work.checkpoints.latest():
         clip.load_state(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         work.objective.load_state_dict(state["objective"])
         if average:
@@ -136,22 +136,22 @@ def train(work: Work) -> dict[str, float]:
 
     pending: list[tuple[int, dict[str, float]]] = []
     unread: deque[_Unread] = deque()
-    # On CUDA a step's figures are read while the next one runs, so that the device never waits for us; should they be no
-    # numbers, the fused optimiser has skipped the step by itself.
+    # On CUDA a step's metrics are read while the next one runs, so that the device never waits for us; should they be no
+    # numbers, the fused optimizer has skipped the step by itself.
     late = device.type == "cuda" and not half
 
     def settle(keep: int = 0) -> None:
         while len(unread) > keep:
             step = unread.popleft()
-            figures = dict(zip(step.names, step.values.tolist(), strict=True))
-            if late and not all(map(math.isfinite, figures.values())):
-                raise _not_finite(towers, step.batch, step.number, step.rate, figures, 0)
-            pending.append((step.number, figures | step.extra))
+            metrics = dict(zip(step.names, step.values.tolist(), strict=True))
+            if late and not all(map(math.isfinite, metrics.values())):
+                raise _not_finite(towers, step.batch, step.number, step.rate, metrics, 0)
+            pending.append((step.number, metrics | step.extra))
 
     def save(done: int) -> None:
         settle()
         if world.leads:
-            content = {"model": clip.state(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
+            content = {"model": clip.state(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
             content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
             work.checkpoints.save(done, content | {"best": best.state(), "plan": plan.to_dict()})
             work.log(list(pending))  # after the checkpoint: what a resumed run repeats was not logged before
@@ -195,7 +195,7 @@ def train(work: Work) -> dict[str, float]:
             data_seconds = time.monotonic() - waited
             rate = schedule.rate(number)
             heads = schedule.heads_only(number)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
                 for parameter in group["params"]:
                     parameter.requires_grad_(group["head"] or not heads)
@@ -205,7 +205,7 @@ def train(work: Work) -> dict[str, float]:
 
             seed = (spec.seed * 1_000_003 + number) * 1009 % 2**62
             while True:
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 try:
                     with attention.use(plan.policy(free_memory(device.type))):
                         report = steps.backward(
@@ -222,26 +222,26 @@ def train(work: Work) -> dict[str, float]:
                     break
                 except OutOfMemory as error:  # the same rows again in smaller parts; the gradient is the same
                     why = str(error)
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 memory.release(device)
                 micro.failed(side, share, why)
             world.sum_gradients(parameters, shared)
-            scaler.unscale_(optimiser)
+            scaler.unscale_(optimizer)
             norm = report["gradient_norm"] = steps.total_norm(parameters)
             limit = spec.grad_clip or math.inf
             values = torch.stack(list(report.values()))
             overflow = False
             if late:
-                steps.clip_and_skip(optimiser, values, norm, limit)
+                steps.clip_and_skip(optimizer, values, norm, limit)
             else:
                 nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-                figures = dict(zip(report, values.tolist(), strict=True))
-                overflow = half and math.isfinite(figures["loss"]) and not math.isfinite(figures["gradient_norm"])
+                metrics = dict(zip(report, values.tolist(), strict=True))
+                overflow = half and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["gradient_norm"])
                 in_a_row = in_a_row + 1 if overflow else 0
                 overflows += overflow
-                if (not overflow and not all(map(math.isfinite, figures.values()))) or in_a_row > MAX_OVERFLOWS:
-                    raise _not_finite(towers, batch, number, rate, figures, in_a_row)
-            scaler.step(optimiser)  # skipped by the scaler after an overflow, which also halves the scale
+                if (not overflow and not all(map(math.isfinite, metrics.values()))) or in_a_row > MAX_OVERFLOWS:
+                    raise _not_finite(towers, batch, number, rate, metrics, in_a_row)
+            scaler.step(optimizer)  # skipped by the scaler after an overflow, which also halves the scale
             scaler.update()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
@@ -265,7 +265,7 @@ def train(work: Work) -> dict[str, float]:
                 "data_wait_share": data_seconds / seconds,
                 "seconds_left": (last - number - 1) * (time.monotonic() - began) / (number + 1 - first),
                 "memory_gb": in_use / 2**30,
-                "flops_utilisation": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
+                "flops_utilization": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
             }
             if half:
                 extra |= {"loss_scale": scaler.get_scale(), "overflows": overflows}
@@ -325,7 +325,7 @@ def _fit_similarity(towers: steps.Towers, work: Work) -> None:
     if not similarity.fitted and similarity.state_dict():
         batch, part = work.data.batch(0, work.resolution.train, how=PLAIN), slice(0, 32)
         with torch.no_grad():
-            similarity.begin(towers.images(batch, part, 0), towers.texts(batch.tokens[part], 0))
+            similarity.begin(towers.image_features(batch, part, 0), towers.text_features(batch.tokens[part], 0))
     similarity.fitted = True
 
 
@@ -357,26 +357,26 @@ def _as_kept(clip: Clip, average: "_Average | None") -> Iterator[None]:
 
 
 def _not_finite(
-    towers: steps.Towers, batch: Batch, number: int, rate: float, figures: dict[str, float], overflows: int
+    towers: steps.Towers, batch: Batch, number: int, rate: float, metrics: dict[str, float], overflows: int
 ) -> ClipftError:
     """What to say of a loss or gradient that is no number: where, on which rows, and what to do."""
     if overflows > MAX_OVERFLOWS:
         why = f"the gradient overflowed fp16 in {overflows} steps in a row"
         fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
     else:
-        bad = next(name for name, value in figures.items() if not math.isfinite(value))
+        bad = next(name for name, value in metrics.items() if not math.isfinite(value))
         for parameter in towers.clip.model.parameters():
             parameter.grad = None
-        module = steps.first_bad_module(towers, batch, slice(0, min(8, len(batch.pictures))), 0)
+        module = steps.first_bad_module(towers, batch, slice(0, min(8, len(batch.images))), 0)
         where = f" first in {module}" if module else " outside the towers"
-        why = f"{bad} is {figures[bad]},{where} (learning rate {rate:.2g}, temperature {figures['temperature']:.3g})"
+        why = f"{bad} is {metrics[bad]},{where} (learning rate {rate:.2g}, temperature {metrics['temperature']:.3g})"
         fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in batch.keys[:4])}, …)."
     return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
 
 
 @dataclass
 class _Unread:
-    """A step whose figures are still on the device."""
+    """A step whose metrics are still on the device."""
 
     number: int
     batch: Batch
@@ -404,7 +404,7 @@ class _Pull:
     https://arxiv.org/abs/1802.01483). A resumed run begins with the start model again, so nothing of it is kept.
 
     Args:
-        groups: of the optimiser; only the start model's own weights.
+        groups: of the optimizer; only the start model's own weights.
         strength: share of the way back that a step goes, over the learning rate.
     """
 

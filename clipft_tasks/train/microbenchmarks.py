@@ -28,7 +28,7 @@ def precision_context(device: str, precision: str) -> AbstractContextManager[Any
 
 
 def remembered(what: str, measure: Callable[[], float]) -> float:
-    """A figure that holds for a chip and torch version: measured once, then read back from the cache under home."""
+    """A metric that holds for a chip and torch version: measured once, then read back from the cache under home."""
     path = settings().folder("cache", "probes") / f"torch-{torch.__version__}.json"
     try:
         known = {str(k): float(v) for k, v in json.loads(path.read_text()).items() if math.isfinite(float(v))}
@@ -57,29 +57,29 @@ def product_flops(device: str, precision: str, atleast: float = 0.0) -> float:
     return 2 * size**3 / best
 
 
-def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
-    """Seconds a picture of a forward and backward pass of the image tower, the better of two after one to warm up.
+def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, images: int) -> float:
+    """Seconds an image of a forward and backward pass of the image tower, the better of two after one to warm up.
 
-    Raises: ClipftError when a single picture does not fit.
+    Raises: ClipftError when a single image does not fit.
     """
     while True:
         try:
-            return _image_step_seconds(clip, device, layout, precision, side, pictures)
+            return _image_step_seconds(clip, device, layout, precision, side, images)
         except Exception as error:
             clip.model.zero_grad(set_to_none=True)
             if not is_out_of_memory(error):
                 raise
-            if pictures == 1:
+            if images == 1:
                 raise ClipftError(
-                    f"pictures of {side} px", "a single one does not fit into memory", "Lower resolution.train."
+                    f"images of {side} px", "a single one does not fit into memory", "Lower resolution.train."
                 ) from error
-        pictures //= 2
+        images //= 2
         release(torch.device(device))
 
 
-def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, pictures: int) -> float:
+def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, images: int) -> float:
     clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
-    batch = clip.normalise(torch.zeros(pictures, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
+    batch = clip.normalize(torch.zeros(images, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
     best = float("inf")
     state = {k: v.clone() for k, v in clip.model.named_buffers()}  # batch norm's statistics must not move by a probe
     for attempt in range(3):
@@ -94,7 +94,7 @@ def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, si
     for name, buffer in clip.model.named_buffers():
         buffer.copy_(state[name])
     clip.model.eval()
-    return best / pictures
+    return best / images
 
 
 def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) -> tuple[float, float]:
@@ -112,10 +112,10 @@ def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) 
                 seen[storage.data_ptr()] = (tensor.detach(), storage.nbytes())
             return tensor.detach()  # itself would be a cycle that nothing ever frees
 
-        pictures = torch.zeros(pairs, 3, side, side, dtype=torch.uint8, device=clip.device)
+        images = torch.zeros(pairs, 3, side, side, dtype=torch.uint8, device=clip.device)
         modes = torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
         with modes, attention.use(policy), precision_context(device, precision):
-            held = (clip.encode_images(pictures), clip.encode_texts([f"{CAPTION} {i}" for i in range(pairs)]))
+            held = (clip.encode_images(images), clip.encode_texts([f"{CAPTION} {i}" for i in range(pairs)]))
         total = sum(size for _, size in seen.values())
         del held
         return total

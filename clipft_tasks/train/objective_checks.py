@@ -134,7 +134,7 @@ def finite(subject: Subject) -> None:
         "everything new": replace(usual, new=everything),
         "a temperature of 0.01": replace(usual, scale=torch.tensor(100.0, requires_grad=True)),
         "a model with a bias": replace(usual, bias=torch.tensor(-10.0, requires_grad=True)),
-        "texts equal to their pictures": replace(usual, text=usual.image.detach().clone().requires_grad_()),
+        "texts equal to their images": replace(usual, text=usual.image.detach().clone().requires_grad_()),
         "the start model itself": replace(usual, start=replace(usual, start=None)),
     }
     for name, given in batches.items():
@@ -211,17 +211,17 @@ def a_clip(seed: int, similarity: similarities.Similarity) -> Clip:
 
 
 def a_batch(rows: int, world: distributed.World = distributed.ALONE) -> Batch:
-    """Random pictures over a few captions and classes; this process's share of them."""
+    """Random images over a few captions and classes; this process's share of them."""
     share = -(-rows // world.size)
     mine = slice(min(world.rank * share, rows), min((world.rank + 1) * share, rows))
     with seeded(7):
         tokens = torch.randint(1, 31, (CAPTIONS, 6))
-        pictures = torch.randint(0, 256, (rows, 3, 16, 16), dtype=torch.uint8)
+        images = torch.randint(0, 256, (rows, 3, 16, 16), dtype=torch.uint8)
         caption = torch.randint(0, CAPTIONS, (rows,))
     tokens[:, -1] = 31  # the end token, where the text tower looks
     return Batch(
         side=16,
-        pictures=pictures[mine],
+        images=images[mine],
         geometry=augment.draw(rows, augment.PLAIN, 0, 0).part(mine),
         rows=mine,
         tokens=tokens,
@@ -271,7 +271,7 @@ def plain(case: Case) -> dict[str, Tensor]:
     batch = a_batch(case.rows)
 
     def seen(towers: step.Towers, before: Pairs | None) -> Pairs:
-        image, text = towers.images(batch, slice(None), 5), towers.texts(batch.tokens, 5)
+        image, text = towers.image_features(batch, slice(None), 5), towers.text_features(batch.tokens, 5)
         return step.as_pairs(towers.clip, image, text, batch, before, 0.5)
 
     learned = _learned(objective, towers.clip)
@@ -299,7 +299,7 @@ def in_parts(subject: Subject) -> None:
         case = Case(subject.objective, precision)
         expected = plain(case)
         for micro in (WHOLE, PARTS):
-            with labelled(f"{precision}, {'in parts' if micro == PARTS else 'at once'}"):
+            with labeled(f"{precision}, {'in parts' if micro == PARTS else 'at once'}"):
                 agree(expected, stepped(replace(case, micro=micro)), precision)
 
 
@@ -312,7 +312,7 @@ def process_cases(subject: Subject) -> list[Case]:
 def in_processes(found: Sequence[tuple[Case, dict[str, Tensor] | str]]) -> None:
     """Two processes that share a batch end with the gradient of one."""
     for case, gradients in found:
-        with labelled(f"{case.precision}, {case.rows} pairs in two processes"):
+        with labeled(f"{case.precision}, {case.rows} pairs in two processes"):
             if isinstance(gradients, str):
                 raise Failed(gradients)
             agree(plain(case), gradients, case.precision)
@@ -330,7 +330,7 @@ def operators(subject: Subject) -> None:
 
 
 @contextmanager
-def labelled(where: str) -> Iterator[None]:
+def labeled(where: str) -> Iterator[None]:
     try:
         yield
     except Failed as failed:

@@ -25,7 +25,7 @@ WORKSPACE = 1.5  # times what autograd keeps: gradients in flight and the kernel
 SMALL = 8  # pairs a pass below which blocks are rather run again than kept
 COMPILE_SECONDS = {"cuda": 60, "cpu": 90}  # of both towers at one size, seen
 COMPILE_GAIN = 1.3  # bench/train_gpu.py
-PROBED = 32  # pictures of a timed step: with fewer, what a batch costs in memory traffic does not show
+PROBED = 32  # images of a timed step: with fewer, what a batch costs in memory traffic does not show
 HEAD = 64  # width of an attention head, in nearly every tower
 EVERY = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
 
@@ -41,7 +41,7 @@ class Plan:
     threads: Decision
     workers: Decision
     memory_gb: Decision
-    stages: Decision  # [{first, sides, plain}]: picture sizes over the run
+    stages: Decision  # [{first, sides, plain}]: image sizes over the run
     attention: Decision  # fused, sliced, chunked
     checkpointing: Decision  # none, some, all
     micro_batch: Decision  # {side: pairs a pass}
@@ -128,7 +128,7 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
 
 
 def multiple(clip: Clip) -> int:
-    """What every picture side must be a multiple of: the patch, or 16 for convolutional towers."""
+    """What every image side must be a multiple of: the patch, or 16 for convolutional towers."""
     visual = clip.model.visual
     patch = getattr(visual, "patch_size", None) or getattr(
         getattr(getattr(visual, "trunk", None), "patch_embed", None), "patch_size", None
@@ -248,7 +248,7 @@ def _memory(
         need = (fixed + lines[max(sides)][0] + each) / 2**30
         raise ClipftError(
             f"a memory ceiling of {ceiling.value} GiB",
-            f"weights and optimiser need {fixed / 2**30:.2f} GiB and one pair at {max(sides)} px {each / 2**20:.0f} MiB",
+            f"weights and optimizer need {fixed / 2**30:.2f} GiB and one pair at {max(sides)} px {each / 2**20:.0f} MiB",
             f"Raise memory.memory_gb to {need + 0.01:.2f} or lower resolution.train.",
         )
     if spec.memory.checkpointing != "auto":

@@ -1,4 +1,4 @@
-"""What changes over a run: picture size, augmentation and learning rate, as pure functions of the step."""
+"""What changes over a run: image size, augmentation and learning rate, as pure functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Stage:
     Attributes:
         first: its first step.
         sides: sizes to draw from, one a step.
-        plain: no augmentation but what a test does to a picture.
+        plain: no augmentation but what a test does to an image.
     """
 
     first: int
@@ -48,7 +48,7 @@ def stages(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Stage]:
     """The run in stages.
 
     Progressive sizes get equal shares of the steps, smallest first (Tan and Le 2021, https://arxiv.org/abs/2104.00298);
-    multi-scale draws a size each step; FixRes trains small and ends at the deployment size on plain pictures (Touvron et al.
+    multi-scale draws a size each step; FixRes trains small and ends at the deployment size on plain images (Touvron et al.
     2019, https://arxiv.org/abs/1906.06423).
     """
     every = sides(spec, multiple)

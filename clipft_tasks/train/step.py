@@ -1,4 +1,4 @@
-"""One optimisation step's gradient: the whole batch at once, in parts, on several devices; always exactly the same.
+"""One optimization step's gradient: the whole batch at once, in parts, on several devices; always exactly the same.
 
 A contrastive loss needs all pairs of a batch at the same time, so ordinary accumulation changes it. Here the towers run
 twice over parts: once to collect features, whose gradient is taken on the whole batch, and once more to carry that gradient
@@ -30,9 +30,9 @@ class Towers:
     """How a model's two towers are run: precision, layout, attention, and what compiled them.
 
     Args:
-        image: normalised pictures -> features; text: token ids -> features.
+        image: normalized images -> features; text: token ids -> features.
         context: precision and attention policy of both.
-        layout: memory format of the pictures.
+        layout: memory format of the images.
     """
 
     clip: Clip
@@ -41,12 +41,12 @@ class Towers:
     context: Context
     layout: torch.memory_format = torch.contiguous_format
 
-    def images(self, batch: Batch, part: slice, seed: int) -> Tensor:
-        """Features of some of the batch's pictures (p, d), fp32."""
-        pictures = self.clip.normalise(batch.images(part, self.clip.device)).contiguous(memory_format=self.layout)
-        return self._run(self.image, pictures, seed)
+    def image_features(self, batch: Batch, part: slice, seed: int) -> Tensor:
+        """Features of some of the batch's images (p, d), fp32."""
+        images = self.clip.normalize(batch.augmented(part, self.clip.device)).contiguous(memory_format=self.layout)
+        return self._run(self.image, images, seed)
 
-    def texts(self, tokens: Tensor, seed: int) -> Tensor:
+    def text_features(self, tokens: Tensor, seed: int) -> Tensor:
         """Features of texts (p, d), fp32."""
         tokens = tokens.to(self.clip.device, non_blocking=True)
         encode = partial(by_length, self.text) if self.clip.pays_by_length(tokens) else self.text
@@ -84,21 +84,21 @@ def backward(
         OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
     own_texts = batch.tokens[world.share(len(batch.tokens))]
-    pictures, texts = parts_of(len(batch.pictures), micro_batch), parts_of(len(own_texts), micro_batch)
+    image_parts, text_parts = parts_of(len(batch.images), micro_batch), parts_of(len(own_texts), micro_batch)
     base = seed * world.size + world.rank
     device = towers.clip.device
 
     def encode(number: int, towers: Towers = towers) -> Tensor:
-        if number < len(pictures):
-            return towers.images(batch, pictures[number], base + number)
-        return towers.texts(own_texts[texts[number - len(pictures)]], base + number)
+        if number < len(image_parts):
+            return towers.image_features(batch, image_parts[number], base + number)
+        return towers.text_features(own_texts[text_parts[number - len(image_parts)]], base + number)
 
     def gathered(features: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
-        """Features of the parts, here and elsewhere, as those of all pictures and of all texts."""
-        own = _joined(features[: len(pictures)], width, device), _joined(features[len(pictures) :], width, device)
+        """Features of the parts, here and elsewhere, as those of all images and of all texts."""
+        own = _joined(features[: len(image_parts)], width, device), _joined(features[len(image_parts) :], width, device)
         return world.gather(own[0], len(batch)), world.gather(own[1], len(batch.tokens))
 
-    everything = range(len(pictures) + len(texts))
+    everything = range(len(image_parts) + len(text_parts))
     largest = -(-max(len(batch), len(batch.tokens)) // world.size)
     single = largest <= micro_batch  # the same answer on every process
     with _agreeing(world), torch.enable_grad() if single else torch.no_grad():
@@ -149,7 +149,7 @@ def _joined(features: Sequence[Tensor], width: int, device: torch.device) -> Ten
 
 
 def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs | None = None, progress: float = 0.0) -> Pairs:
-    """What an objective sees of a batch: features of every picture (n, d), and of its captions, each once (u, d)."""
+    """What an objective sees of a batch: features of every image (n, d), and of its captions, each once (u, d)."""
     device = image.device
     # Copies that wait for the device would keep it idle until all that follows has been queued.
     caption, label = batch.caption.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
@@ -176,10 +176,10 @@ def batch_loss(
     start: Pairs | None = None,
     progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of features, and figures about it.
+    """The loss of features, and metrics about it.
 
     Args:
-        image: of every picture of the batch (n, d); text: of its captions, each once (u, d).
+        image: of every image of the batch (n, d); text: of its captions, each once (u, d).
         start: what the frozen start model sees of the same batch.
     Raises: ClipftError for an objective that returns no loss.
     """
@@ -193,8 +193,8 @@ def batch_loss(
         # Sums over all pairs, and over pairs of equal captions, without the matrix of all pairs.
         n = len(image)
         each = image.new_zeros(len(unique)).index_add_(0, caption, image.new_ones(n))  # bincount would wait for the device
-        pictures = torch.zeros_like(unique).index_add_(0, caption, image)
-        matched = (each * (pictures * unique).sum(dim=1)).sum()
+        image_sums = torch.zeros_like(unique).index_add_(0, caption, image)
+        matched = (each * (image_sums * unique).sum(dim=1)).sum()
         equal = (each**2).sum()
         report = {name: value.detach() for name, value in terms.items()}
         report |= {"loss": loss.detach(), "temperature": 1 / pairs.scale.detach(), "similarity_matched": matched / equal}
@@ -209,13 +209,13 @@ def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def clip_and_skip(optimiser: torch.optim.Optimizer, figures: Tensor, norm: Tensor, limit: float) -> None:
-    """Have a fused optimiser scale gradients of more than `limit` down, and skip the step where a figure is no number.
+def clip_and_skip(optimizer: torch.optim.Optimizer, metrics: Tensor, norm: Tensor, limit: float) -> None:
+    """Have a fused optimizer scale gradients of more than `limit` down, and skip the step where a metric is no number.
 
     It does both while it reads the gradients anyway, so neither costs a pass over them nor a wait for the device.
     """
-    optimiser.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
-    optimiser.found_inf = (~figures.isfinite().all()).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = (~metrics.isfinite().all()).float()  # type: ignore[attr-defined]
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -242,8 +242,8 @@ def first_bad_module(towers: Towers, batch: Batch, part: slice, seed: int) -> st
     try:
         with torch.no_grad():
             plain = Towers(towers.clip, towers.clip.image_features, towers.clip.text_features, towers.context, towers.layout)
-            plain.images(batch, part, seed)
-            plain.texts(batch.tokens, seed)
+            plain.image_features(batch, part, seed)
+            plain.text_features(batch.tokens, seed)
     finally:
         for hook in hooks:
             hook.remove()

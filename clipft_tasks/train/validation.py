@@ -113,21 +113,21 @@ def judge(
     limit: int = ROWS,
     metric: str = "balanced_accuracy",
 ) -> Judged:
-    """Ask a model about the validation split, on plain pictures of the size that it is for.
+    """Ask a model about the validation split, on plain images of the size that it is for.
 
     The model stays in the mode (training or not) that it is in; put it into `eval()` first.
 
     Args:
-        side: of the pictures, pixels.
-        batch: pictures per forward pass.
+        side: of the images, pixels.
+        batch: images per forward pass.
         limit: most rows that it is asked about.
         metric: see `Rows.of`.
     """
     rows = Rows.of(dataset.frame, limit, metric)
     frame = dataset.split(SPLIT)
-    pictures = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
+    cache = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
     with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
-        images = torch.cat([clip.encode_images(pictures.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
+        images = torch.cat([clip.encode_images(cache.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
         if rows.classes:
             texts = clip.class_embeddings(rows.classes, domain.prompts)
             own = torch.from_numpy(rows.truth)
@@ -144,7 +144,7 @@ def judge(
 
 
 def general_set(domain: Domain) -> str:
-    """The name of the pictures and words that a domain's models must not forget. Raises ClipftError where they are not installed."""
+    """The name of the images and words that a domain's models must not forget. Raises ClipftError where they are not installed."""
     from ..evaluate.forgetting import retention_set
 
     if retention_set(domain.retention) is None:

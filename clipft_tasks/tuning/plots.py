@@ -1,4 +1,4 @@
-"""A study as pictures: what was tried in which order, and which field mattered."""
+"""A study as images: what was tried in which order, and which field mattered."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
     Args:
         winner: number of the trial whose values are taken.
     """
-    figure, axes = _axes()
+    fig, axes = _axes()
     last = {t.number: t.score if t.score is not None else next(reversed(t.epochs.values()), None) for t in tried if t.ended}
-    for state, (marker, colour) in MARKS.items():
+    for state, (marker, color) in MARKS.items():
         points = [(t.number, last[t.number]) for t in tried if t.state == state and last[t.number] is not None]
         if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, label=state, zorder=3)
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=color, label=state, zorder=3)
     for number in (n for n, score in last.items() if score is None):  # failed before it had any
         axes.axvline(number, color=MARKS[stopping.FAILED][1], alpha=0.25, linewidth=1)
     complete = [t for t in tried if t.score is not None]
@@ -41,17 +41,17 @@ def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return _png(fig)
 
 
 def importance(shares: Mapping[str, float]) -> bytes:
     """PNG: share of the score's variation that each field explains."""
-    figure, axes = _axes()
+    fig, axes = _axes()
     names = sorted(shares, key=lambda name: shares[name])
     bars = axes.barh(names, [shares[n] for n in names], color="#1769aa")
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set(xlabel="share of the variation explained (fANOVA)", xlim=(0, 1.1))
-    return _png(figure)
+    return _png(fig)
 
 
 def _axes() -> tuple[Any, Any]:
@@ -60,17 +60,17 @@ def _axes() -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.8, 4), dpi=140)
+    fig, axes = pyplot.subplots(figsize=(6.8, 4), dpi=140)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    return figure, axes
+    return fig, axes
 
 
-def _png(figure: Any) -> bytes:
+def _png(fig: Any) -> bytes:
     from matplotlib import pyplot
 
     out = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(out, format="png")
-    pyplot.close(figure)
+    fig.tight_layout()
+    fig.savefig(out, format="png")
+    pyplot.close(fig)
     return out.getvalue()

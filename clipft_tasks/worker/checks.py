@@ -16,7 +16,7 @@ from .membership import Membership
 
 LEEWAY = 30  # seconds that the clocks may differ; the door's own
 NO_OBJECT = f"files/md5/00/{'0' * 30}"  # nobody has it: the store says 404, once it accepts who asks
-NEEDED_GB = 8  # shards, decoded pictures, two checkpoints and a package of a mid-sized model
+NEEDED_GB = 8  # shards, decoded images, two checkpoints and a package of a mid-sized model
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ Query = tuple[str, str]  # PromQL, legend
 Panel = tuple[str, str, list[Query]]  # title, unit, queries
 
 
-def weighed(metric: str, kind: str = "pictures") -> str:
-    """A figure of the windows over any number of replicas: each counts by the rows in its window."""
+def weighed(metric: str, kind: str = "images") -> str:
+    """A metric of the windows over any number of replicas: each counts by the rows in its window."""
     rows = f"clipft_window_items{{kind='{kind}'}}"
     return f"sum by (domain, version) ({metric} * ignoring (kind) {rows}) / sum by (domain, version) ({rows} and ignoring (kind) {metric})"
 
@@ -26,7 +26,7 @@ SERVICE: list[Panel] = [
     ("Requests a second", "reqps", [("sum by (route, status) (rate(clipft_requests_total[1m]))", "{{route}} {{status}}")]),
     ("Share of requests that fail", "percentunit", [("clipft:error_ratio", "{{domain}}")]),
     ("Latency, 95th percentile", "s", [("clipft:request_seconds:p95", "{{route}}")]),
-    ("Refused pictures and texts a second", "ops", [("sum by (reason) (rate(clipft_refused_items_total[1m]))", "{{reason}}")]),
+    ("Refused images and texts a second", "ops", [("sum by (reason) (rate(clipft_refused_items_total[1m]))", "{{reason}}")]),
     ("Items a forward pass", "short", [
         ("sum by (kind) (rate(clipft_batch_items_sum[1m])) / sum by (kind) (rate(clipft_batch_items_count[1m]))", "{{kind}}")
     ]),
@@ -39,7 +39,7 @@ SERVICE: list[Panel] = [
 MODEL: list[Panel] = [
     ("Drift over its limit", "short", [("clipft:drift_ratio", "{{domain}} v{{version}} {{signal}}")]),
     ("Told from the reference (.5 = same)", "short", [
-        (weighed("clipft_image_drift_auc"), "{{domain}} v{{version}} pictures"),
+        (weighed("clipft_image_drift_auc"), "{{domain}} v{{version}} images"),
         (weighed("clipft_text_drift_auc", "texts"), "{{domain}} v{{version}} texts"),
     ]),
     ("Judged answers that were right", "percentunit", [
@@ -47,7 +47,7 @@ MODEL: list[Panel] = [
         ("clipft:live_accuracy_high_ratio", "high"), ("max by (domain, version) (clipft_promised_accuracy_ratio)", "promised {{domain}}"),
         (weighed("clipft_estimated_accuracy_ratio"), "estimate without labels {{domain}}"),
     ]),
-    ("Alignment of pictures with their own texts", "short", [
+    ("Alignment of images with their own texts", "short", [
         (weighed("clipft_alignment_similarity", "pairs"), "{{domain}} v{{version}}"),
     ]),
     ("Modality gap", "short", [(weighed("clipft_modality_gap"), "{{domain}} v{{version}}"),
@@ -57,12 +57,12 @@ MODEL: list[Panel] = [
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_top_bucket[5m])))", "{{domain}} best"),
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_margin_bucket[5m])))", "{{domain}} lead"),
     ]),
-    ("What pictures look like, median", "short", [
-        (f"histogram_quantile(0.5, sum by (le, domain) (rate(clipft_picture_{name}_bucket[5m])))", f"{{{{domain}}}} {name.split('_')[0]}")
+    ("What images look like, median", "short", [
+        (f"histogram_quantile(0.5, sum by (le, domain) (rate(clipft_image_{name}_bucket[5m])))", f"{{{{domain}}}} {name.split('_')[0]}")
         for name in ("brightness_ratio", "contrast_ratio", "sharpness")
     ]),
     ("Rows in the window", "short", [("clipft:window_items", "{{domain}} {{kind}}")]),
-    ("Pictures outside the reference's range", "percentunit", [(weighed("clipft_out_of_range_ratio"), "{{domain}}")]),
+    ("Images outside the reference's range", "percentunit", [(weighed("clipft_out_of_range_ratio"), "{{domain}}")]),
     ("Live versions", "short", [("sum by (domain, version, dataset) (clipft_model_info)", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
                                         ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),

@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager of the embedded stack: found, installed where that is possible, configured."""
+"""Prometheus and Alertmanager of the embedded stack: found, installed where that is possible, conmetricd."""
 
 import os
 import shutil

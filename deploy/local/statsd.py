@@ -19,7 +19,7 @@ KINDS = {b"c": "counter", b"g": "gauge", b"ms": "summary"}
 Labels = tuple[tuple[str, str], ...]
 
 
-class Figures(Collector):
+class StatsdCollector(Collector):
     """Every metric that was heard of: counters add up, gauges stand, times are counted and summed in seconds."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Figures(Collector):
         self._lock = threading.Lock()
 
     def take(self, datagram: bytes) -> None:
-        """Lines of `name,label=value:figure|kind|@rate`; what is none is passed over."""
+        """Lines of `name,label=value:number|kind|@rate`; what is none is passed over."""
         for line in datagram.splitlines():
             try:
                 named, _, measured = line.rpartition(b":")
@@ -41,16 +41,16 @@ class Figures(Collector):
                 continue
 
     def _count(self, name: str, labels: Labels, value: bytes, kind: bytes, rate: float) -> None:
-        figure = float(value)
+        number = float(value)
         with self._lock:
             known = self._values.setdefault(name, {})
             if kind == b"g" and value[:1] not in b"+-":
-                known["", labels] = figure
+                known["", labels] = number
             elif kind == b"ms":
                 known["_count", labels] = known.get(("_count", labels), 0.0) + 1 / rate
-                known["_sum", labels] = known.get(("_sum", labels), 0.0) + figure / 1000 / rate
+                known["_sum", labels] = known.get(("_sum", labels), 0.0) + number / 1000 / rate
             else:
-                known["", labels] = known.get(("", labels), 0.0) + figure / rate
+                known["", labels] = known.get(("", labels), 0.0) + number / rate
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -67,19 +67,19 @@ def _clean(name: str) -> str:
 
 
 class _Listener(asyncio.DatagramProtocol):
-    def __init__(self, figures: Figures) -> None:
-        self.figures = figures
+    def __init__(self, collector: StatsdCollector) -> None:
+        self.collector = collector
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        self.figures.take(data)
+        self.collector.take(data)
 
 
 async def listen(port: int, host: str = "127.0.0.1") -> None:
     """Hear StatsD on a UDP port and answer Prometheus on the TCP port of the same number, until cancelled."""
-    figures, registry = Figures(), CollectorRegistry()
-    registry.register(figures)
+    collector, registry = StatsdCollector(), CollectorRegistry()
+    registry.register(collector)
     http, thread = start_http_server(port, host, registry)
-    line, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Listener(figures), (host, port))
+    line, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Listener(collector), (host, port))
     try:
         await asyncio.Event().wait()
     finally:

@@ -151,7 +151,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/embed/images", response_model=schemas.Embeddings, **request_parsing.documented(schemas.EmbedImages))
     async def embed_images(request: Request, response: Response) -> dict[str, Any]:
-        """Embeddings of pictures, unit vectors where the model's similarity is the cosine."""
+        """Embeddings of images, unit vectors where the model's similarity is the cosine."""
         asked, answering, live = await read(request, schemas.EmbedImages)
         out = await answering.images(live, asked.images, not probing(request), asked.dimensions)
         response.headers.update(live.headers)
@@ -167,7 +167,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/similarity", response_model=schemas.Similarities, **request_parsing.documented(schemas.Similarity))
     async def similarity(request: Request, response: Response) -> dict[str, Any]:
-        """How alike every picture is with every text, by the model's own similarity."""
+        """How alike every image is with every text, by the model's own similarity."""
         asked, answering, live = await read(request, schemas.Similarity)
         scores = await answering.similarity(live, asked, not probing(request))
         response.headers.update(live.headers)
@@ -175,7 +175,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.post("/v1/classify", response_model=schemas.Predictions, **request_parsing.documented(schemas.Classify))
     async def classify(request: Request, response: Response) -> dict[str, Any]:
-        """Zero-shot classes of pictures, over the domain's prompt templates."""
+        """Zero-shot classes of images, over the domain's prompt templates."""
         asked, answering, live = await read(request, schemas.Classify)
         found = await answering.classify(live, asked, request.state.id, not probing(request))
         response.headers.update(found.live.headers)
@@ -270,7 +270,7 @@ def create_app(serving: ServingSettings | None = None) -> FastAPI:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -64,9 +64,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    async def images(self, live: "Live", pictures: np.ndarray) -> np.ndarray:
+    async def images(self, live: "Live", images: np.ndarray) -> np.ndarray:
         """uint8 (n, 3, s, s) -> embeddings (n, d). Raises Busy."""
-        return await asyncio.wrap_future(self._put(_Job(live, "images", pictures, Future())))
+        return await asyncio.wrap_future(self._put(_Job(live, "images", images, Future())))
 
     async def texts(self, live: "Live", texts: list[str]) -> np.ndarray:
         """Texts -> embeddings (n, d). Raises Busy."""

@@ -1,7 +1,7 @@
-"""Captured requests: pictures kept for labelling, a bounded sample without anything about who sent them.
+"""Captured requests: images kept for labeling, a bounded sample without anything about who sent them.
 
-A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the pictures; of those that look new
-or that the model was unsure of, four times that share. Every picture is one file, named by a hash, with a JSON beside it; the folder may lie on an
+A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the images; of those that look new
+or that the model was unsure of, four times that share. Every image is one file, named by a hash, with a JSON beside it; the folder may lie on an
 encrypted disk. Deleting, by request or by age, deletes the bytes.
 """
 
@@ -34,13 +34,13 @@ TIDY = 600.0  # seconds without anything new after which the old is looked at
 
 @dataclass(frozen=True)
 class Capture:
-    """What is known about a captured picture.
+    """What is known about a captured image.
 
     Attributes:
-        id: hash of the request's id and the picture's place in it.
+        id: hash of the request's id and the image's place in it.
         request: hash of the request's id alone.
         why: random, new or unsure.
-        sha256: of the bytes: the same picture sent twice is one picture.
+        sha256: of the bytes: the same image sent twice is one image.
         label: the true class, once somebody told.
     """
 
@@ -63,7 +63,7 @@ def hashed(request_id: str) -> str:
 
 
 class Captures:
-    """The captured pictures of this server.
+    """The captured images of this server.
 
     Args:
         root: folder; one below it for each domain.
@@ -87,7 +87,7 @@ class Captures:
         self._thread.join(timeout=10)
 
     def consider(self, request_id: str, said: Ranking, images: list[ImageIn]) -> None:
-        """Offer a request's pictures for keeping, saying which look new and which the model was unsure of."""
+        """Offer a request's images for keeping, saying which look new and which the model was unsure of."""
         live = said.live
         usual = self.share if self.share is not None else get_domain(live.domain).captures
         share = self.asked.get(live.domain, usual)
@@ -114,7 +114,7 @@ class Captures:
             self.offer(found, image.data, share)
 
     def offer(self, capture: Capture, data: bytes, share: float) -> None:
-        """Keep a picture, perhaps; never makes a request wait.
+        """Keep an image, perhaps; never makes a request wait.
 
         Args:
             capture: `why` is "" or what makes this one worth keeping.
@@ -145,20 +145,20 @@ class Captures:
                 continue
         return sorted(found, key=lambda c: (c.time, c.id))
 
-    def picture(self, domain: str, name: str) -> bytes:
+    def image_bytes(self, domain: str, name: str) -> bytes:
         """The bytes of one. Raises KeyError when there is none."""
         try:
-            return self._place(domain, name).with_suffix(".picture").read_bytes()
+            return self._place(domain, name).with_suffix(".image").read_bytes()
         except OSError:
             raise KeyError(name) from None
 
     def label(self, domain: str, name: str, label: str) -> None:
-        """Say what a picture shows. Raises KeyError when there is none, OSError when it cannot be written."""
+        """Say what an image shows. Raises KeyError when there is none, OSError when it cannot be written."""
         with self._writing:
             self._label(domain, name, label)
 
     def judged(self, domain: str, name: str, label: str) -> None:
-        """Say what a picture shows that may still be on its way; it need not have been kept."""
+        """Say what an image shows that may still be on its way; it need not have been kept."""
 
         def work() -> None:
             with suppress(KeyError):
@@ -170,7 +170,7 @@ class Captures:
             self.metrics.captures.labels(domain, "skipped").inc()
 
     def delete(self, request_id: str) -> int:
-        """Delete every picture of a request, whatever its domain; returns how many."""
+        """Delete every image of a request, whatever its domain; returns how many."""
         self.flush()
         wanted, count = hashed(request_id), 0
         with self._writing:
@@ -209,7 +209,7 @@ class Captures:
                 self._failing = False
             except Exception as error:  # a full disk costs captures, never answers, and never this thread
                 outcome = "failed"
-                if not self._failing:  # said once, not for every picture
+                if not self._failing:  # said once, not for every image
                     log.error("captures of %s cannot be kept: %r; answers go on", domain, error)
                 self._failing = True
             if outcome:
@@ -236,14 +236,14 @@ class Captures:
     def _keep(self, capture: Capture, data: bytes) -> None:
         place = self._folder(capture.domain) / capture.id
         if place.with_suffix(".json").exists():
-            return  # a request of the same name was kept, perhaps labelled
+            return  # a request of the same name was kept, perhaps labeled
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         shelf = self._shelf(capture.domain)
-        _write(place.with_suffix(".picture"), data)
+        _write(place.with_suffix(".image"), data)
         try:
             _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
         except OSError:
-            self._remove(place.with_suffix(".json"))  # or its picture would stay where nothing finds it
+            self._remove(place.with_suffix(".json"))  # or its image would stay where nothing finds it
             raise
         shelf.append((capture.time, place.with_suffix(".json"), len(data)))
         self._bound(capture.domain)
@@ -254,7 +254,7 @@ class Captures:
             found = []
             for path in self._folder(domain).glob("*.json"):
                 try:
-                    found.append((float(json.loads(path.read_text())["time"]), path, _size(path.with_suffix(".picture"))))
+                    found.append((float(json.loads(path.read_text())["time"]), path, _size(path.with_suffix(".image"))))
                 except (OSError, ValueError, KeyError):
                     continue
             self._shelves[domain] = deque(sorted(found))
@@ -269,7 +269,7 @@ class Captures:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        path.with_suffix(".picture").unlink(missing_ok=True)
+        path.with_suffix(".image").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""A version that answers (the model, its card, where it comes from), and what it says about pictures."""
+"""A version that answers (the model, its card, where it comes from), and what it says about images."""
 
 import copy
 import time
@@ -58,7 +58,7 @@ class Live:
             return self._similarity.prefix(torch.from_numpy(embeddings), dimensions).numpy()
 
     def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) of pictures and (m, d) of texts -> how alike they are, (n, m)."""
+        """Embeddings (n, d) of images and (m, d) of texts -> how alike they are, (n, m)."""
         return self._similarity.compare(image, text)
 
     @property
@@ -75,7 +75,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a version says about a request's pictures.
+    """What a version says about a request's images.
 
     Args:
         image: (n, d) embeddings; looks: (n, 5), see `appearance`, where the window wants that; scores: (n, c) similarity with each class.
@@ -89,7 +89,7 @@ class Ranking:
 
     @property
     def best(self) -> np.ndarray:
-        """The number of each picture's best class, (n,)."""
+        """The number of each image's best class, (n,)."""
         return self.scores.argmax(axis=1)
 
     @property

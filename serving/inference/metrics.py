@@ -4,7 +4,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from clipft_tasks.drift.image_statistics import STATISTICS
-from clipft_tasks.drift.window import Figures
+from clipft_tasks.drift.window import DriftMetrics
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 # Finest from 0 to 1, where cosines lie; distances are negative, and inner products have no end.
@@ -12,7 +12,7 @@ LEAD = (*(round(x * 0.05, 2) for x in range(0, 21)), 2.0, 5.0, 10.0)
 SIMILARITY = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, *LEAD)
 
 
-KINDS = ("pictures", "texts", "pairs", "feedback")  # of rows in a window
+KINDS = ("images", "texts", "pairs", "feedback")  # of rows in a window
 
 
 class Metrics:
@@ -29,9 +29,9 @@ class Metrics:
             "clipft_request_seconds", "Time from the first byte in to the last byte out.", ["route"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
-        self.items = Counter("clipft_items_total", "Pictures and texts encoded.", ["domain", "kind"], registry=registry)
+        self.items = Counter("clipft_items_total", "Images and texts encoded.", ["domain", "kind"], registry=registry)
         self.refused = Counter(
-            "clipft_refused_items_total", "Pictures and texts refused, by reason.", ["reason"], registry=registry
+            "clipft_refused_items_total", "Images and texts refused, by reason.", ["reason"], registry=registry
         )
         self.batch = Histogram(
             "clipft_batch_items", "Items per forward pass.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
@@ -51,9 +51,9 @@ class Metrics:
             buckets=SIMILARITY,
             registry=registry,
         )
-        # What pictures look like before any model: the window says how far that moved, these add up over replicas.
+        # What images look like before any model: the window says how far that moved, these add up over replicas.
         self.looks = {
-            name: Histogram(f"clipft_picture_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
+            name: Histogram(f"clipft_image_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
             for name, (metric, text, buckets) in LOOKS.items()
         }
         self.predictions = Counter(
@@ -83,7 +83,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.window = Gauge(
-            "clipft_window_items", "Rows behind the window's figures.", [*of_version, "kind"], registry=registry
+            "clipft_window_items", "Rows behind the window's metrics.", [*of_version, "kind"], registry=registry
         )
         self.values = {
             name: Gauge(f"clipft_{metric}", text, of_version, registry=registry) for name, (metric, text) in VALUES.items()
@@ -102,7 +102,7 @@ class Metrics:
             "clipft_feedback_total", "Answers that somebody judged.", [*of_version, "verdict"], registry=registry
         )
         self.captures = Counter(
-            "clipft_captures_total", "Requests kept for labelling, or why not.", ["domain", "outcome"], registry=registry
+            "clipft_captures_total", "Requests kept for labeling, or why not.", ["domain", "outcome"], registry=registry
         )
         self.unnoted = Counter(
             "clipft_unnoted_answers_total", "Answers that the window, feedback or captures failed to take note of.",
@@ -111,14 +111,14 @@ class Metrics:
         self._signals: dict[tuple[str, str], set[str]] = {}
 
     def ranked(self, domain: str, version: str, scores: np.ndarray) -> None:
-        """Similarities of pictures with classes or texts, (n, c): the best one, and its lead over the second."""
+        """Similarities of images with classes or texts, (n, c): the best one, and its lead over the second."""
         for row in np.sort(scores, axis=1):
             self.top.labels(domain, version).observe(float(row[-1]))
             if len(row) > 1:
                 self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
 
     def looked(self, domain: str, version: str, looks: np.ndarray) -> None:
-        """What pictures look like, (n, 5), see `appearance`."""
+        """What images look like, (n, 5), see `appearance`."""
         for i, name in enumerate(STATISTICS):
             if name in LOOKS:
                 column = looks[:, i]
@@ -126,27 +126,27 @@ class Metrics:
                 for value in (np.exp2(column) if name == "side" else column).tolist():
                     seen.observe(value)
 
-    def publish(self, domain: str, version: str, figures: Figures) -> None:
+    def publish(self, domain: str, version: str, measured: DriftMetrics) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
-        for name, ratio in figures.drift.items():
+        for name, ratio in measured.drift.items():
             self.drift.labels(domain, version, name).set(ratio)
-            self.drift_items.labels(domain, version, name).set(figures.behind[name])
+            self.drift_items.labels(domain, version, name).set(measured.behind[name])
         before = self._signals.get((domain, version), set())
-        for name in before - figures.drift.keys():
+        for name in before - measured.drift.keys():
             self.drift.remove(domain, version, name)
             self.drift_items.remove(domain, version, name)
-        self._signals[domain, version] = set(figures.drift)
+        self._signals[domain, version] = set(measured.drift)
         for name, gauge in self.values.items():
-            if name in figures.values:
-                gauge.labels(domain, version).set(figures.values[name])
+            if name in measured.values:
+                gauge.labels(domain, version).set(measured.values[name])
             else:
                 _remove(gauge, domain, version)
         for kind in KINDS:
-            self.window.labels(domain, version, kind).set(getattr(figures, kind))
+            self.window.labels(domain, version, kind).set(getattr(measured, kind))
 
     def forget(self, domain: str, version: str) -> None:
-        """A version is no longer live: its window's figures end."""
-        self.publish(domain, version, Figures({}, {}, 0, 0, 0))
+        """A version is no longer live: its window's metrics end."""
+        self.publish(domain, version, DriftMetrics({}, {}, 0, 0, 0))
         for kind in KINDS:
             _remove(self.window, domain, version, kind)
         for gauge in (self.promised, self.measured):
@@ -154,7 +154,7 @@ class Metrics:
 
 
 LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "brightness": ("brightness_ratio", "Mean luminance of pictures; 1 is white.", tuple(x / 10 for x in range(1, 10))),
+    "brightness": ("brightness_ratio", "Mean luminance of images; 1 is white.", tuple(x / 10 for x in range(1, 10))),
     "contrast": (
         "contrast_ratio",
         "Standard deviation of their luminance.",
@@ -164,19 +164,19 @@ LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "side": ("side_pixels", "Their shorter side.", (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)),
 }
 VALUES = {
-    "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of pictures from the reference."),
-    "image_p": ("image_drift_p_value", "Permutation p-value of the pictures' discrepancy."),
+    "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of images from the reference."),
+    "image_p": ("image_drift_p_value", "Permutation p-value of the images' discrepancy."),
     "image_auc": (
         "image_drift_auc",
-        "How well a classifier tells the window's pictures from the reference's; .5 is not at all.",
+        "How well a classifier tells the window's images from the reference's; .5 is not at all.",
     ),
     "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
     "text_auc": ("text_drift_auc", "How well a classifier tells the window's texts from the reference's; .5 is not at all."),
     "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
-    "modality_gap": ("modality_gap", "Distance between the mean picture and the mean text."),
+    "modality_gap": ("modality_gap", "Distance between the mean image and the mean text."),
     "reference_gap": ("reference_modality_gap", "The same distance in the reference."),
-    "alignment": ("alignment_similarity", "Mean similarity of pictures with the text that belongs to them."),
-    "out_of_range": ("out_of_range_ratio", "Share of pictures whose appearance lies outside the reference's range."),
+    "alignment": ("alignment_similarity", "Mean similarity of images with the text that belongs to them."),
+    "out_of_range": ("out_of_range_ratio", "Share of images whose appearance lies outside the reference's range."),
     "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
     "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),
     "accuracy_low": ("live_accuracy_low_ratio", "Lower end of its 95% interval."),

@@ -18,7 +18,7 @@ import torch
 
 from clipft_tasks import tracking
 from clipft_tasks.core.errors import ClipftError, Transient
-from clipft_tasks.data.images import open_picture, square
+from clipft_tasks.data.images import open_image, square
 from clipft_tasks.domains import get_domain
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model import build, recorded_answers
@@ -140,8 +140,8 @@ class ModelStore:
         recorded = json.loads((folder / "probe.json").read_text())
         clip = build.from_folder(folder, source=f"{registered.name}/{version}")
         live = Live(domain, version, clip, card, tracking.lineage(registered), reference=_reference(folder, clip))
-        pictures = np.stack(
-            [square(open_picture(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["pictures"]]
+        images = np.stack(
+            [square(open_image(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["images"]]
         )
 
         def warm_and_ask() -> list[list[float]]:
@@ -149,10 +149,10 @@ class ModelStore:
             layout = plan.layout_of(self.engine.device.type, clip).value
             clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[layout])
             live.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
-            images, texts = encode(live, "images", pictures), encode(live, "texts", recorded["texts"])
+            image, text = encode(live, "images", images), encode(live, "texts", recorded["texts"])
             if card["classes"]:
                 live.class_texts[tuple(card["classes"])] = class_embeddings(live, card["classes"])
-            return [[float(x) for x in row] for row in live.similarity(images, texts)]
+            return [[float(x) for x in row] for row in live.similarity(image, text)]
 
         difference = recorded_answers.disagreement(recorded, self.engine.call(warm_and_ask).result(timeout=240))
         if difference > recorded["tolerance"]:

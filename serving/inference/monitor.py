@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clipft_tasks.drift.window import Figures, Window
+from clipft_tasks.drift.window import DriftMetrics, Window
 
 from .loaded_model import Live
 from .metrics import Metrics
@@ -65,7 +65,7 @@ class Monitor:
 
     Args:
         every: seconds between measurements; 0 measures only when asked.
-        rate: pictures a second that a window takes in, beyond a burst that fills it, so that watching costs the same however
+        rate: images a second that a window takes in, beyond a burst that fills it, so that watching costs the same however
             much there is to see.
         on: False keeps no windows at all.
     """
@@ -90,7 +90,7 @@ class Monitor:
             self._thread.join(timeout=10)
 
     def follow(self, live: Live) -> None:
-        """A version went live: its window starts empty, with its own reference. Figures of the one before are taken away."""
+        """A version went live: its window starts empty, with its own reference. Metrics of the one before are taken away."""
         with self._lock:
             self._watched.pop(live.domain, None)
             if before := self._live.get(live.domain):
@@ -106,20 +106,20 @@ class Monitor:
             self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
 
     def wants(self, live: Live, count: int) -> bool:
-        """Whether the next `count` pictures of a version are for its window; where not, they need not be looked at."""
+        """Whether the next `count` images of a version are for its window; where not, they need not be looked at."""
         with self._lock:
             watched = self._of(live)
             return watched is not None and watched.pace.admits(count)
 
-    def pictures(self, live: Live, image: np.ndarray, looks: np.ndarray | None) -> None:
-        """Pictures that were encoded: embeddings (n, d), appearance (n, 5); None: they were not wanted."""
+    def add_images(self, live: Live, image: np.ndarray, looks: np.ndarray | None) -> None:
+        """Images that were encoded: embeddings (n, d), appearance (n, 5); None: they were not wanted."""
         if looks is None:
             return
         classes = live.own_class_texts
         similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)
         with self._lock:
             if watched := self._of(live):
-                watched.window.add_pictures(image, looks, similarity)
+                watched.window.add_images(image, looks, similarity)
         self.metrics.looked(live.domain, live.version, looks)
 
     def texts(self, live: Live, text: np.ndarray) -> None:
@@ -128,7 +128,7 @@ class Monitor:
                 watched.window.add_texts(text)
 
     def pairs(self, live: Live, similarity: np.ndarray) -> None:
-        """Similarity (n,) of pictures with the text that came along with each."""
+        """Similarity (n,) of images with the text that came along with each."""
         with self._lock:
             if watched := self._of(live):
                 watched.window.add_pairs(similarity.tolist())
@@ -144,7 +144,7 @@ class Monitor:
     def feedback(self, request_id: str, index: int, label: str) -> tuple[_Answer, bool]:
         """The true label of an answer; returns the answer and whether this was news.
 
-        Each picture of a request counts once, however often it is told, and only for the version that answered.
+        Each image of a request counts once, however often it is told, and only for the version that answered.
 
         Raises: Unknown when no such answer is remembered.
         """
@@ -162,7 +162,7 @@ class Monitor:
             self.metrics.feedback.labels(answer.domain, answer.version, right).inc()
         return answer, new
 
-    def figures(self, domain: str) -> tuple[str, dict[str, float], Figures] | None:
+    def drift_metrics(self, domain: str) -> tuple[str, dict[str, float], DriftMetrics] | None:
         """The watched version, the accuracy promised of it, and what its window says now; None when nothing is watched."""
         with self._lock:
             watched = self._watched.get(domain)
@@ -171,7 +171,7 @@ class Monitor:
         return watched.live.version, watched.window.reference.facts["promised"], self._measure(watched)
 
     def rows(self, domain: str) -> dict[str, Any] | None:
-        """The window's pictures as the suggestion needs them: appearance, similarity with the classes."""
+        """The window's images as the suggestion needs them: appearance, similarity with the classes."""
         with self._lock:
             watched = self._watched.get(domain)
             if watched is None:
@@ -193,14 +193,14 @@ class Monitor:
                 except Exception:  # a window that cannot be measured must not end the watching of the others
                     log.exception("the window of %s cannot be measured", watched.live.domain)
 
-    def _measure(self, watched: _Watched) -> Figures:
+    def _measure(self, watched: _Watched) -> DriftMetrics:
         with self._lock:
             changes, window = watched.window.changes, watched.window.copy()
         began = time.perf_counter()
-        figures = window.figures()
+        measured = window.measure()
         self.metrics.measuring.observe(time.perf_counter() - began)
         with self._lock:
             watched.measured, watched.at = changes, time.time()
             if self._watched.get(watched.live.domain) is watched:  # or it was replaced meanwhile
-                self.metrics.publish(watched.live.domain, watched.live.version, figures)
-        return figures
+                self.metrics.publish(watched.live.domain, watched.live.version, measured)
+        return measured

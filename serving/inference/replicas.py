@@ -111,12 +111,12 @@ def heard(answers: list[Answer]) -> Iterator[Any]:
 
 
 def together(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several replicas' reports of one trial, as one: counts add up, agreement by pictures, the slowest replica's latency."""
+    """Several replicas' reports of one trial, as one: counts add up, agreement by images, the slowest replica's latency."""
     made = dict(reports[0])
-    for name in ("requests", "pictures", "errors"):
+    for name in ("requests", "images", "errors"):
         made[name] = sum(r[name] for r in reports)
-    agreed = sum((r["agreement"] or 0) * r["pictures"] for r in reports)
-    made["agreement"] = agreed / made["pictures"] if made["pictures"] else None
+    agreed = sum((r["agreement"] or 0) * r["images"] for r in reports)
+    made["agreement"] = agreed / made["images"] if made["images"] else None
     made["seconds_p95"] = {
         who: max((r["seconds_p95"][who] for r in reports if r["seconds_p95"][who] is not None), default=None)
         for who in made["seconds_p95"]

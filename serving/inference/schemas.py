@@ -1,4 +1,4 @@
-"""What goes in and what comes out. A single picture or text may stand where a list may."""
+"""What goes in and what comes out. A single image or text may stand where a list may."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-EXAMPLE_PNG = (  # a valid 8x8 grey picture, so that the examples in the docs run as they are
+EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run as they are
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
 )
 
@@ -16,7 +16,7 @@ def _listed(value: Any) -> Any:
 
 
 class ImageIn(BaseModel):
-    """A picture: the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file in base64. URLs are not fetched."""
+    """An image: the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file in base64. URLs are not fetched."""
 
     model_config = ConfigDict(extra="forbid")
     base64: str
@@ -35,7 +35,7 @@ class ImageIn(BaseModel):
         return base64.b64decode(self.base64)
 
 
-Images = Annotated[list[ImageIn], BeforeValidator(_listed), Field(min_length=1, description="one picture or a list")]
+Images = Annotated[list[ImageIn], BeforeValidator(_listed), Field(min_length=1, description="one image or a list")]
 Texts = Annotated[
     list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(min_length=1, description="one text or a list")
 ]
@@ -66,13 +66,13 @@ class Similarity(Request):
     images: Images
     texts: Texts
     paired: bool = Field(
-        False, description="the n-th text belongs to the n-th picture; how well they agree is watched as `alignment`"
+        False, description="the n-th text belongs to the n-th image; how well they agree is watched as `alignment`"
     )
 
     @model_validator(mode="after")
     def _as_many(self) -> "Similarity":
         if self.paired and len(self.images) != len(self.texts):
-            raise ValueError(f"{len(self.images)} pictures and {len(self.texts)} texts are no pairs")
+            raise ValueError(f"{len(self.images)} images and {len(self.texts)} texts are no pairs")
         return self
 
 
@@ -97,7 +97,7 @@ class Embeddings(BaseModel):
 
 class Similarities(BaseModel):
     similarity: list[list[float]] = Field(
-        description="one row a picture, one column a text; which similarity it is, `/v1/models` says"
+        description="one row an image, one column a text; which similarity it is, `/v1/models` says"
     )
 
 
@@ -141,8 +141,8 @@ class ShadowInfo(BaseModel):
     share: float
     answers: bool
     requests: int
-    pictures: int
-    agreement: float | None = Field(description="share of pictures on which both named the same class")
+    images: int
+    agreement: float | None = Field(description="share of images on which both named the same class")
     errors: int
     seconds_p95: dict[str, float | None]
 
@@ -151,7 +151,7 @@ class ModelInfo(BaseModel):
     domain: str
     version: str
     since: float
-    side: int = Field(description="picture side in pixels")
+    side: int = Field(description="image side in pixels")
     classes: list[str]
     similarity: str = Field(description="how its embeddings are compared: cosine (unit vectors), dot, euclidean, hyperbolic, …")
     dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
@@ -161,26 +161,26 @@ class ModelInfo(BaseModel):
 class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid")
     request_id: str = Field(min_length=1, max_length=64, description="`X-Request-Id` of the answer")
-    index: int = Field(0, ge=0, description="which picture of the request")
+    index: int = Field(0, ge=0, description="which image of the request")
     label: str = Field(min_length=1, max_length=500, description="what it really shows")
 
 
 class Judged(BaseModel):
     predicted: str
     version: str
-    counted: bool = Field(description="false when this picture was judged before")
+    counted: bool = Field(description="false when this image was judged before")
 
 
 class Drift(BaseModel):
     domain: str
     version: str
-    pictures: int = Field(description="pictures in the window, of all replicas that answer with this version")
+    images: int = Field(description="images in the window, of all replicas that answer with this version")
     texts: int
     feedback: int
-    pairs: int = Field(description="pictures that came with their own text")
+    pairs: int = Field(description="images that came with their own text")
     behind: dict[str, int] = Field(description="signal -> rows that it was measured on")
-    drift: dict[str, float] = Field(description="signal -> figure over its limit; above 1 is drift")
-    values: dict[str, float] = Field(description="figures in their own units")
+    drift: dict[str, float] = Field(description="signal -> metric over its limit; above 1 is drift")
+    values: dict[str, float] = Field(description="metrics in their own units")
     promised: dict[str, float] = Field(description="accuracy on held-out rows when the version was trained")
     worst: dict[str, Any]
 

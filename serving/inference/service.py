@@ -1,6 +1,6 @@
 """How a request is answered: by which version, from what, and what is noted beside the answer.
 
-Noting (windows, captures, figures) never fails an answer: what goes wrong there is logged and counted.
+Noting (windows, captures, metrics) never fails an answer: what goes wrong there is logged and counted.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from clipft_tasks.data.images import BadPicture, Limits, open_picture, square
+from clipft_tasks.data.images import BadImage, Limits, open_image, square
 from clipft_tasks.domains import get_domain
 from clipft_tasks.drift.image_statistics import appearance
 
@@ -57,7 +57,7 @@ class Answering:
     ) -> None:
         self.options, self.engine, self.store = options, engine, store
         self.monitor, self.captures, self.metrics = monitor, captures, metrics
-        self.limits = Limits(bytes=int(options.max_picture_mb * 2**20), pixels=options.max_pixels)
+        self.limits = Limits(bytes=int(options.max_image_mb * 2**20), pixels=options.max_pixels)
         self._comparing: set[asyncio.Task[None]] = set()
 
     def find(self, domain: str) -> Live:
@@ -74,12 +74,12 @@ class Answering:
     async def images(
         self, live: Live, images: list[schemas.ImageIn], counts: bool, dimensions: int | None = None
     ) -> np.ndarray:
-        """Embeddings (n, d) of pictures, or their first `dimensions`. Raises Refused, Busy, Unsound."""
+        """Embeddings (n, d) of images, or their first `dimensions`. Raises Refused, Busy, Unsound."""
         cut = self._cut(live, dimensions)
         image, looks = await self._images(live, images, counts)
         if counts:
             with self._beside(live, "window"):
-                self.monitor.pictures(live, image, looks)
+                self.monitor.add_images(live, image, looks)
         return cut(image)
 
     async def texts(self, live: Live, texts: list[str], counts: bool, dimensions: int | None = None) -> np.ndarray:
@@ -92,13 +92,13 @@ class Answering:
         return cut(text)
 
     async def similarity(self, live: Live, asked: schemas.Similarity, counts: bool) -> np.ndarray:
-        """Every picture with every text, (n, m). Raises Refused, Busy, Unsound."""
+        """Every image with every text, (n, m). Raises Refused, Busy, Unsound."""
         images, texts = asked.images, self._check(asked.texts)
         (image, looks), text = await asyncio.gather(self._images(live, images, counts), self._texts(live, texts))
         scores = _sound(live, live.similarity(image, text), "similarity")
         if counts:
             with self._beside(live, "window"):
-                self.monitor.pictures(live, image, looks)
+                self.monitor.add_images(live, image, looks)
                 self.monitor.texts(live, text)
                 if asked.paired:
                     self.monitor.pairs(live, np.diag(scores))
@@ -106,7 +106,7 @@ class Answering:
         return scores
 
     async def classify(self, live: Live, asked: schemas.Classify, request_id: str, counts: bool) -> Ranking:
-        """Pictures beside classes, the caller's or the model's own. Raises Refused, Busy, Unsound."""
+        """Images beside classes, the caller's or the model's own. Raises Refused, Busy, Unsound."""
         classes = self._check(asked.classes) if asked.classes else live.card["classes"]
         if len(classes) < 2:
             raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
@@ -117,7 +117,7 @@ class Answering:
             found = await self._beside_shadow(shadow, live, asked.images, classes)
         if counts:
             with self._beside(found.live, "window"):
-                self.monitor.pictures(found.live, found.image, found.looks)
+                self.monitor.add_images(found.live, found.image, found.looks)
                 self.metrics.ranked(found.live.domain, found.live.version, found.scores)
         if asked.classes is None:
             with self._beside(found.live, "feedback"):
@@ -173,18 +173,18 @@ class Answering:
         return Ranking(live, classes, image, looks, _sound(live, live.similarity(image, texts), "similarity"))
 
     async def _images(self, live: Live, images: list[schemas.ImageIn], counts: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Embeddings (n, d) of pictures, and what these looked like before the model saw them, (n, 5), where the window wants that."""
+        """Embeddings (n, d) of images, and what these looked like before the model saw them, (n, 5), where the window wants that."""
         if len(images) > self.options.max_items:
-            raise Refused(413, f"{len(images)} pictures in one request, more than {self.options.max_items}.", "too_many")
+            raise Refused(413, f"{len(images)} images in one request, more than {self.options.max_items}.", "too_many")
 
-        grey_bits, wanted = get_domain(live.domain).grey_bits, counts and self.monitor.wants(live, len(images))
+        gray_bits, wanted = get_domain(live.domain).gray_bits, counts and self.monitor.wants(live, len(images))
 
         def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray | None]:
             try:
-                rgb = open_picture(image.data, self.limits, grey_bits=grey_bits).rgb
+                rgb = open_image(image.data, self.limits, gray_bits=gray_bits).rgb
                 return square(rgb, live.side, live.clip.aspect), appearance(rgb) if wanted else None
-            except BadPicture as error:
-                raise Refused(422, f"Picture {number + 1}: {error}.", "bad_picture") from error
+            except BadImage as error:
+                raise Refused(422, f"Image {number + 1}: {error}.", "bad_image") from error
 
         decoded = await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images)))
         squares, looks = zip(*decoded, strict=True)

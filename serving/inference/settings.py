@@ -1,4 +1,4 @@
-"""How one server process behaves. Where its neighbours are stands in `clipft_tasks.core.settings`."""
+"""How one server process behaves. Where its neighbors are stands in `clipft_tasks.core.settings`."""
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,13 +10,13 @@ class ServingSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CLIPFT_SERVING_", extra="ignore")
 
     device: str = Field("auto", description="auto, mps, cuda or cpu")
-    max_batch: int = Field(32, ge=1, description="pictures or texts per forward pass")
+    max_batch: int = Field(32, ge=1, description="images or texts per forward pass")
     max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
     max_queue: int = Field(256, ge=1, description="jobs waiting before requests are answered 503")
-    max_items: int = Field(64, ge=1, description="pictures or texts in one request")
+    max_items: int = Field(64, ge=1, description="images or texts in one request")
     max_body_mb: float = Field(48, gt=0, description="size of one request")
-    max_picture_mb: float = Field(16, gt=0, description="size of one picture file")
-    max_pixels: int = Field(25_000_000, gt=0, description="pixels of one picture")
+    max_image_mb: float = Field(16, gt=0, description="size of one image file")
+    max_pixels: int = Field(25_000_000, gt=0, description="pixels of one image")
     max_text: int = Field(4000, ge=1, description="characters of one text")
     poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")
     peers: str = Field(
@@ -24,12 +24,12 @@ class ServingSettings(BaseSettings):
     )
     drift: bool = Field(True, description="whether windows of the traffic are kept and measured at all")
     drift_seconds: float = Field(5, ge=0, description="seconds between measurements of the windows; 0 measures when asked")
-    window: int = Field(256, ge=16, description="pictures, and texts, that a window holds")
+    window: int = Field(256, ge=16, description="images, and texts, that a window holds")
     window_rate: float = Field(
-        5, gt=0, description="pictures a second that a window takes in, after a burst that fills it; others are answered only"
+        5, gt=0, description="images a second that a window takes in, after a burst that fills it; others are answered only"
     )
     window_least: int = Field(64, ge=16, description="rows below which a window says nothing")
     window_minutes: float = Field(60, gt=0, description="age at which a row leaves the window")
-    capture: float | None = Field(None, ge=0, le=1, description="share of requests kept for labelling; unset: the domain's")
-    capture_mb: float = Field(500, ge=0, description="most space of captured pictures per domain; the oldest go first")
-    capture_days: float = Field(30, gt=0, description="age at which a captured picture is deleted")
+    capture: float | None = Field(None, ge=0, le=1, description="share of requests kept for labeling; unset: the domain's")
+    capture_mb: float = Field(500, ge=0, description="most space of captured images per domain; the oldest go first")
+    capture_days: float = Field(30, gt=0, description="age at which a captured image is deleted")

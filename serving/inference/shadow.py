@@ -25,7 +25,7 @@ class Shadow:
 
     Attributes:
         share: of requests that it sees. answers: whether it is a canary.
-        requests: that it saw; agreed: pictures of them on which both named the same class; errors: that it could not answer.
+        requests: that it saw; agreed: images of them on which both named the same class; errors: that it could not answer.
     """
 
     live: Live
@@ -33,7 +33,7 @@ class Shadow:
     answers: bool
     until: float = field(default_factory=lambda: time.monotonic() + LEASE)
     requests: int = 0
-    pictures: int = 0
+    images: int = 0
     agreed: int = 0
     errors: int = 0
     _seconds: dict[str, deque[float]] = field(
@@ -49,10 +49,10 @@ class Shadow:
         return time.monotonic() < self.until and random.random() < self.share
 
     def compared(self, champion: np.ndarray, challenger: np.ndarray, seconds: tuple[float, float]) -> None:
-        """What both said of a request's pictures (class numbers), and how long each took."""
+        """What both said of a request's images (class numbers), and how long each took."""
         with self._lock:
             self.requests += 1
-            self.pictures += len(champion)
+            self.images += len(champion)
             self.agreed += int((champion == challenger).sum())
             self._seconds["champion"].append(seconds[0])
             self._seconds["challenger"].append(seconds[1])
@@ -82,8 +82,8 @@ class Shadow:
                 "share": self.share,
                 "answers": self.answers,
                 "requests": self.requests,
-                "pictures": self.pictures,
-                "agreement": self.agreed / self.pictures if self.pictures else None,
+                "images": self.images,
+                "agreement": self.agreed / self.images if self.images else None,
                 "errors": self.errors,
                 "seconds_p95": p95,
             }

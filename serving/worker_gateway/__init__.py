@@ -1,1 +1,1 @@
-"""The door: where a team's workers are enrolled, recognised and turned away."""
+"""The door: where a team's workers are enrolled, recognized and turned away."""

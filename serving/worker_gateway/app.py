@@ -89,7 +89,7 @@ def create_app(settings: DoorSettings | None = None) -> FastAPI:
             return Response(headers={"Authorization": authorization} if authorization else {})
         if call == "health":
             return Response()
-        worker = _recognise(authorization, call, known, keys)
+        worker = _recognize(authorization, call, known, keys)
         if (name := policy.owner(call)) and name != worker.name:
             raise HTTPException(403, f"Worker {worker.name} asked in the name of {name}.")
         return Response(headers={"Authorization": keys.passes(worker.name)})
@@ -233,7 +233,7 @@ def _basic(authorization: str) -> tuple[str, str]:
     return user, password
 
 
-def _recognise(token: str, call: str, known: Callable[[str], Worker], keys: Keys) -> Worker:
+def _recognize(token: str, call: str, known: Callable[[str], Worker], keys: Keys) -> Worker:
     """The worker that signed an edge API token for this call. Raises HTTPException with what is wrong and the way out."""
     try:
         name = str(jwt.get_unverified_header(token).get("kid", ""))

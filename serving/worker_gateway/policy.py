@@ -1,4 +1,4 @@
-"""What a worker may ask of its neighbours: read data, read the registry, write runs. Everything else is refused."""
+"""What a worker may ask of its neighbors: read data, read the registry, write runs. Everything else is refused."""
 
 import re
 from urllib.parse import unquote

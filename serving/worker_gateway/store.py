@@ -60,7 +60,7 @@ class Book:
         return str(found[0][0]) if found else None
 
     def join(self, code: str, device: str) -> Worker | None:
-        """Use a code up. Whoever had the name before is no longer recognised."""
+        """Use a code up. Whoever had the name before is no longer recognized."""
         with self._lock:
             # One statement decides: of two who show the same code, one joins.
             used = self._db.execute(

@@ -19,7 +19,7 @@ from fixtures.alerts import (
     NOBODY,
     QUICK,
     ROOT,
-    Figures,
+    Ratios,
     Source,
     Watching,
     alert,
@@ -93,21 +93,21 @@ def test_alerts_that_are_none_of_ours_are_no_breach(alarms, other):
 
 
 @pytest.mark.parametrize("value", [None, "", "no number"])
-def test_an_alert_without_a_readable_figure_still_counts(alarms, value):
+def test_an_alert_without_a_readable_metric_still_counts(alarms, value):
     [breach] = alarms.from_prometheus([alert() | {"value": value}])
     assert breach["causes"] == ["image"]
 
 
-def test_the_servers_figures_become_breaches_of_what_is_over_its_limit(alarms):
-    figures = {("general", "1", "image"): 1.5, ("general", "1", "text"): 3.25, ("general", "1", "side"): 1.0}
-    figures |= {("industrial", "7", "image"): 0.99, ("medical", "2", "performance"): 0.0}
-    [breach] = alarms.from_metrics(metrics(figures))
+def test_the_servers_metrics_become_breaches_of_what_is_over_its_limit(alarms):
+    ratios = {("general", "1", "image"): 1.5, ("general", "1", "text"): 3.25, ("general", "1", "side"): 1.0}
+    ratios |= {("industrial", "7", "image"): 0.99, ("medical", "2", "performance"): 0.0}
+    [breach] = alarms.from_metrics(metrics(ratios))
     assert breach["causes"] == ["text", "image"] and breach["ratio"] == 3.25
     assert (breach["domain"], breach["version"], breach["source"]) == ("general", "1", "server")
 
 
 @pytest.mark.parametrize("text", ["", metrics({}), metrics(CALM), "# HELP other things\n# TYPE other counter\nother_total 5\n"])
-def test_figures_below_their_limits_or_of_others_are_no_breach(alarms, text):
+def test_metrics_below_their_limits_or_of_others_are_no_breach(alarms, text):
     assert alarms.from_metrics(text) == []
 
 
@@ -142,7 +142,7 @@ def test_a_prometheus_that_gives_no_answer_of_its_own_is_passed_over_for_the_ser
 @pytest.mark.parametrize(
     "answer", [(503, ""), (200, "<html>"), (200, "clipft_drift_ratio 3\n")], ids=["error", "page", "others"]
 )
-def test_a_server_whose_figures_cannot_be_read_says_nothing(alarms, server, answer):
+def test_a_server_whose_metrics_cannot_be_read_says_nothing(alarms, server, answer):
     server.says("/metrics", answer)
     assert asyncio.run(alarms.look("", server.url)) is None
 
@@ -286,7 +286,7 @@ def test_only_the_domains_asked_for_are_told(alarms, server, prometheus):
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_without_prometheus_the_servers_figures_are_told_once_they_last(alarms, server, once):
+def test_without_prometheus_the_servers_metrics_are_told_once_they_last(alarms, server, once):
     async def watch() -> list[Any]:
         trigger = alarms.PrometheusDriftTrigger(NOBODY, server.url, once=once, poll=QUICK)
         async with Watching(trigger) as watching:
@@ -303,25 +303,25 @@ def test_without_prometheus_the_servers_figures_are_told_once_they_last(alarms, 
     assert (breach["domain"], breach["version"], breach["causes"], breach["source"]) == ("general", "1", ["image"], "server")
 
 
-def told_of(alarms: ModuleType, server: Source, *figures: Figures) -> list[Any]:
+def told_of(alarms: ModuleType, server: Source, *ratios: Ratios) -> list[Any]:
     """What is told when the server shows these, one at each look, and nothing after them."""
 
     async def watch() -> list[Any]:
-        server.shows(*figures, CALM)
+        server.shows(*ratios, CALM)
         async with Watching(alarms.PrometheusDriftTrigger("", server.url, poll=QUICK)) as watching:
-            await watching.asked(server, len(figures) + 4)
+            await watching.asked(server, len(ratios) + 4)
             return watching.told
 
     return asyncio.run(watch())
 
 
-def test_without_prometheus_one_high_figure_alone_is_not_told(alarms, server):
+def test_without_prometheus_one_high_metric_alone_is_not_told(alarms, server):
     assert told_of(alarms, server, CALM, HIGH, CALM, CALM, HIGH) == []
     assert len(told_of(alarms, server, CALM, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH)) == 1
 
 
 def test_without_prometheus_a_measurement_that_is_read_twice_is_still_one(alarms, server):
-    """The server measures at its own pace; until it does again, whoever asks reads the same figure."""
+    """The server measures at its own pace; until it does again, whoever asks reads the same metric."""
     readings = math.ceil(ServingSettings().drift_seconds / alarms.POLL)
     assert told_of(alarms, server, CALM, *[HIGH] * readings, CALM) == []
 
@@ -331,7 +331,7 @@ def test_without_prometheus_two_signals_that_are_high_once_each_are_not_told(ala
     assert told_of(alarms, server, CALM, HIGH, other, CALM) == []
 
 
-def test_one_high_figure_before_and_one_after_the_server_was_away_are_not_told(alarms, server):
+def test_one_high_metric_before_and_one_after_the_server_was_away_are_not_told(alarms, server):
     async def watch() -> list[Any]:
         server.says("/metrics", (200, metrics(HIGH)), (503, ""), (503, ""), (200, metrics(HIGH)), (200, metrics(CALM)))
         async with Watching(alarms.PrometheusDriftTrigger("", server.url, poll=QUICK)) as watching:

@@ -14,7 +14,7 @@ from pathlib import Path
 import fixtures.forkserver
 import pytest
 from click.testing import CliRunner
-from conftest import write_pictures
+from conftest import write_images
 from fixtures.live_server import FILES, Server, package, spec, trained, use
 
 from clipft_tasks import tracking
@@ -28,18 +28,18 @@ from clipft_tasks.ops import upgrade
 from clipft_tasks.stages import chain
 
 COMMAND = "from clipft_tasks.cli import main; main()"
-PICTURE = "0" * 24 + "-0"
+IMAGE = "0" * 24 + "-0"
 
 
 @pytest.fixture(scope="module")
 def source(base: Path) -> Path:
-    """The home that is backed up: two versions, a captured picture, secrets."""
+    """The home that is backed up: two versions, a captured image, secrets."""
     home = trained(base)
     shelf = home / "captures" / "general"
     shelf.mkdir(parents=True, exist_ok=True)
-    (shelf / f"{PICTURE}.picture").write_bytes(FILES[0])
-    (shelf / f"{PICTURE}.json").write_text(json.dumps({"id": PICTURE, "time": time.time(), "label": "red square"}))
-    (shelf / "half.picture").write_bytes(b"its JSON is not written yet")
+    (shelf / f"{IMAGE}.image").write_bytes(FILES[0])
+    (shelf / f"{IMAGE}.json").write_text(json.dumps({"id": IMAGE, "time": time.time(), "label": "red square"}))
+    (shelf / "half.image").write_bytes(b"its JSON is not written yet")
     (home / "secrets.json").write_text('{"password": "tell nobody"}')
     yield home
     (home / "secrets.json").unlink()
@@ -111,8 +111,8 @@ def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(tak
         # The same spec finds its own work: the data set and the run that there are.
         found = {"champions": {"general": "1"}, "weights": weights, "rows": rows, "new": False, "done_before": True}
         assert told == found and not source.exists()
-        assert json.loads((fresh / "captures/general" / f"{PICTURE}.json").read_text())["label"] == "red square"
-        assert not (fresh / "captures/general/half.picture").exists() and not (fresh / "secrets.json").exists()
+        assert json.loads((fresh / "captures/general" / f"{IMAGE}.json").read_text())["label"] == "red square"
+        assert not (fresh / "captures/general/half.image").exists() and not (fresh / "secrets.json").exists()
         with Server(fresh, poll=1) as server:
             server.ready()
             assert server.live() == {"general": "1"}
@@ -124,7 +124,7 @@ def test_what_is_restored_in_another_home_goes_on_as_if_nothing_had_happened(tak
 def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh, tmp_path):
     restoring.restore(taken)
     before, done = versioning.find("", "general"), {}
-    again = spec(base, 0).changed({"source": str(write_pictures(tmp_path / "more", per_class=44))})
+    again = spec(base, 0).changed({"source": str(write_images(tmp_path / "more", per_class=44))})
     for name in ("ingest", "validate", "version"):
         done[name] = chain.run_stage(name, again, done.__getitem__)
     after = versioning.find("", "general")

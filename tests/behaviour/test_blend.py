@@ -106,8 +106,8 @@ def test_the_chosen_point_is_what_is_evaluated_and_registered(shared_home, spec,
     # Answers and reference are the blended model's own, not its parent's.
     recorded, parents = (json.loads((f / "probe.json").read_text()) for f in (folder, tracking.fetch_candidate(trained)))
     assert recorded["similarity"] != parents["similarity"]
-    pictures = pictures_of(recorded)
-    assert recorded_answers.disagreement(recorded, recorded_answers.answers(clip, pictures, recorded["texts"])) < 1e-4
+    images = images_of(recorded)
+    assert recorded_answers.disagreement(recorded, recorded_answers.answers(clip, images, recorded["texts"])) < 1e-4
     assert weights_digest(folder / WEIGHTS) in (folder / "reference.json").read_text()
 
     run = tracking.client().get_run(made["run_id"])
@@ -124,13 +124,13 @@ def test_the_chosen_point_is_what_is_evaluated_and_registered(shared_home, spec,
     assert go(spec, again, "blend") == made
 
 
-def pictures_of(recorded):
+def images_of(recorded):
     import base64
     import io
 
     from PIL import Image
 
-    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in recorded["pictures"]]
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in recorded["images"]]
     return np.stack([p.transpose(2, 0, 1) for p in decoded])
 
 

@@ -112,7 +112,7 @@ def test_a_finished_run_sends_nothing_more_and_a_failure_to_send_costs_nothing(t
     assert not (tmp_path / "off").exists()
 
 
-def test_figures_wait_for_mlflow_and_arrive_once(capsys):
+def test_metrics_wait_for_mlflow_and_arrive_once(capsys):
     there, got = [False], []
 
     def send(rows):

@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import small, write_pictures
+from conftest import small, write_images
 from fixtures.live_server import copied, trained, use
 
 from clipft_tasks import tracking
@@ -47,8 +47,8 @@ def grown(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     home = copied(trained(base), folder / "home")
     with pytest.MonkeyPatch.context() as patch:
         use(home, patch)  # its data sets are its own: others go on seeing general/v1 only
-        spec = RunSpec.from_flat(small(write_pictures(folder / "few"), base / "tiny") | {"train.epochs": 1})
-        more = RunSpec.from_flat(small(write_pictures(folder / "many", 52), base / "tiny") | {"resolution.evaluate": [32]})
+        spec = RunSpec.from_flat(small(write_images(folder / "few"), base / "tiny") | {"train.epochs": 1})
+        more = RunSpec.from_flat(small(write_images(folder / "many", 52), base / "tiny") | {"resolution.evaluate": [32]})
         done: dict = {}
         for name in ("ingest", "validate", "version"):
             done[name] = chain.run_stage(name, spec, done.__getitem__)
@@ -74,14 +74,14 @@ def test_two_versions_are_tested_on_the_same_rows_and_the_report_is_kept(registr
     (pair,) = group["pairs"]
     names = ["general 1", "general 2"]
     assert result["names"] == names and result["problems"] == [] and result["tests"] == 1
-    one, two = (group["figures"][n]["32"]["balanced_accuracy"]["value"] for n in names)
+    one, two = (group["metrics"][n]["32"]["balanced_accuracy"]["value"] for n in names)
     assert pair["value"] == pytest.approx(two - one) and pair["low"] <= pair["value"] <= pair["high"]
     assert pair["p_holm"] == pair["p"]  # one test is corrected for nothing
     assert found["parameters"]["train.seed"] == ["0", "1"] and "train.epochs" not in found["parameters"]
     assert all(c["pairs"] == 4 * 48 and c["energy_wh"] > 0 and "assumed for cpu" in c["assumed"] for c in found["cost"])
     assert all(g["value"] > 0.15 and g["dataset"] == "general/v1" for g in found["gains"])
 
-    # What the report says of changed pictures is what the two models said.
+    # What the report says of changed images is what the two models said.
     rows, (change,) = group["rows"]["general 1"], group["changes"]
     right = {n: sum(m[i] for i in range(2)) for n, c in group["confusion"].items() for m in [np.diag(c["counts"])]}
     assert right["general 2"] - right["general 1"] == len(change["mended"]) - len(change["broken"])
@@ -108,7 +108,7 @@ def test_one_model_alone_is_described(registry):
     assert "Is the difference real?" not in page(result) and "What is taken for what" in page(result)
 
 
-def test_another_figure_than_the_gates_may_decide(registry):
+def test_another_metric_than_the_gates_may_decide(registry):
     result = compare.run(SPEC, [ONE, TWO], metric="macro_f1")
     pair = content(result)["groups"][0]["pairs"][0]
     assert pair["metric"] == "macro_f1" and set(pair) >= {"value", "low", "high", "p", "p_holm"}

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures.live_server import (
+    EMBED_IMAGES,
+    EMBED_TEXTS,
     FILES,
     IMAGES,
     PAIRS,
-    PICTURES,
     TAMPERED,
     TEXTS,
     TOKEN,
-    WORDS,
     Server,
     change_answers,
     close,
@@ -78,7 +78,7 @@ def aliased(alias: str) -> str:
 
 def state(server: Server) -> tuple[str, str, str]:
     """Champion, previous, and the version that answers."""
-    answering = server.post(WORDS, {"texts": "who answers?"}).headers["x-clipft-model-version"]
+    answering = server.post(EMBED_TEXTS, {"texts": "who answers?"}).headers["x-clipft-model-version"]
     return aliased(tracking.CHAMPION), aliased(tracking.PREVIOUS), answering
 
 
@@ -283,12 +283,12 @@ def test_the_champion_as_an_mlflow_model_answers_as_the_server_does(server):
     import pandas as pd
 
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
-    given = model.predict(pd.DataFrame({"image": [p["base64"] for p in PICTURES[:3]], "text": TEXTS}))
+    given = model.predict(pd.DataFrame({"image": [p["base64"] for p in IMAGES[:3]], "text": TEXTS}))
     assert close(
-        given["image_embedding"].tolist(), np.array(server.post(IMAGES, {"images": PICTURES[:3]}).json()["embeddings"])
+        given["image_embedding"].tolist(), np.array(server.post(EMBED_IMAGES, {"images": IMAGES[:3]}).json()["embeddings"])
     )
-    assert close(given["text_embedding"].tolist(), np.array(server.post(WORDS, {"texts": TEXTS}).json()["embeddings"]))
-    pairs = np.array(server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS}).json()["similarity"])
+    assert close(given["text_embedding"].tolist(), np.array(server.post(EMBED_TEXTS, {"texts": TEXTS}).json()["embeddings"]))
+    pairs = np.array(server.post(PAIRS, {"images": IMAGES[:3], "texts": TEXTS}).json()["similarity"])
     assert close(given["similarity"].tolist(), pairs.diagonal())
 
 
@@ -298,7 +298,7 @@ def test_the_mlflow_model_takes_a_column_alone_and_paths(server, tmp_path):
 
     (tmp_path / "a.png").write_bytes(FILES[0])
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
-    embedded = np.array(server.post(IMAGES, {"images": PICTURES[0]}).json()["embeddings"])
+    embedded = np.array(server.post(EMBED_IMAGES, {"images": IMAGES[0]}).json()["embeddings"])
     by_path = model.predict(pd.DataFrame({"image": [str(tmp_path / "a.png")]}))
     assert list(by_path) == ["image_embedding"] and close(by_path["image_embedding"].tolist(), embedded)
     assert list(model.predict(pd.DataFrame({"text": TEXTS}))) == ["text_embedding"]
@@ -313,9 +313,9 @@ model, _, prepare = open_clip.create_model_and_transforms("local-dir:" + folder)
 tokens = open_clip.get_tokenizer("local-dir:" + folder)
 model.eval()
 probe = json.load(open(folder + "/probe.json"))
-pictures = torch.stack([prepare(Image.open(io.BytesIO(base64.b64decode(p)))) for p in probe["pictures"]])
+images = torch.stack([prepare(Image.open(io.BytesIO(base64.b64decode(p)))) for p in probe["images"]])
 with torch.inference_mode():
-    image = model.encode_image(pictures, normalize=True)
+    image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens(probe["texts"]), normalize=True)
 assert not [m for m in sys.modules if m.startswith(("clipft", "serving"))]
 print(json.dumps((image @ text.T).tolist()))
@@ -334,7 +334,7 @@ def test_plain_open_clip_opens_the_package_and_gives_the_recorded_answers(server
     )
     assert done.returncode == 0, done.stderr[-2000:]
     probe = json.loads((folder / "probe.json").read_text())
-    assert len(probe["pictures"]) == 4 and base64.b64decode(probe["pictures"][0])[:4] == b"\x89PNG"
+    assert len(probe["images"]) == 4 and base64.b64decode(probe["images"][0])[:4] == b"\x89PNG"
     assert close(json.loads(done.stdout.splitlines()[-1]), np.array(probe["similarity"]))
 
 

@@ -149,7 +149,7 @@ def test_the_sensor_returns_the_breaches_of_the_domains_asked_for(sensor, server
 
 
 def test_without_prometheus_the_sensor_looks_twice_before_it_says_anything(sensor, server):
-    """The same hysteresis as the rules': one high figure is chance, whoever asks."""
+    """The same hysteresis as the rules': one high metric is chance, whoever asks."""
     from airflow.sdk.exceptions import AirflowSkipException
 
     server.shows(HIGH, CALM)

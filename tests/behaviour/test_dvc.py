@@ -32,8 +32,8 @@ def test_repro_runs_the_chain_and_again_only_what_changed(home, table, tiny, tmp
     run("git", "init", "--quiet")
     run("dvc", "repro")
     shown = json.loads(run("dvc", "metrics", "show", "--json"))
-    figures = next(iter(shown.values()))["data"]["results/metrics.json"]["data"]
-    assert set(figures) == {"before", "after"} and set(figures["after"]) == {"32", "48"}
+    metrics = next(iter(shown.values()))["data"]["results/metrics.json"]["data"]
+    assert set(metrics) == {"before", "after"} and set(metrics["after"]) == {"32", "48"}
     plots = json.loads(run("dvc", "plots", "show", "--json", "--split"))
     assert any("resolutions" in name for name in plots.get("data", plots))
 

@@ -37,15 +37,15 @@ def artifact(results: dict, name: str) -> str:
     return mlflow.artifacts.load_text(f"runs:/{results['finetune']['run_id']}/evaluation/{name}")
 
 
-def test_the_result_holds_every_figure_and_is_plain_json(results):
+def test_the_result_holds_every_metric_and_is_plain_json(results):
     small, large = results["evaluate"]["evaluations"]
     assert json.loads(json.dumps(small, allow_nan=False)) == small and len(json.dumps(small)) < 20_000
     for who in ("before", "after"):
         for metric in ("balanced_accuracy", "accuracy", "image_to_text_r1", "text_to_image_r1"):
             assert small[who][metric]["low"] <= small[who][metric]["value"] <= small[who][metric]["high"]
-            assert small["figures"][who][metric] == pytest.approx(small[who][metric]["value"])
-        assert small["figures"][who]["milliseconds_per_picture"] > 0
-        assert {"fitted_temperature", "linear_probe_accuracy", "macro_auroc"} <= small["figures"][who].keys()
+            assert small["metrics"][who][metric] == pytest.approx(small[who][metric]["value"])
+        assert small["metrics"][who]["milliseconds_per_image"] > 0
+        assert {"fitted_temperature", "linear_probe_accuracy", "macro_auroc"} <= small["metrics"][who].keys()
     assert small["gain_over_before"].keys() == {"value", "low", "high", "p"}
     assert {c["metric"] for c in small["comparisons"]} == {
         "balanced_accuracy",
@@ -56,7 +56,7 @@ def test_the_result_holds_every_figure_and_is_plain_json(results):
     assert all(c["p_holm"] >= c["p"] for c in small["comparisons"])
     # What costs more is done once, at the size that the model is for.
     assert small["resolution"] == 32 and small["retention"] and small["robustness"]
-    assert large["retention"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["figures"]["after"]
+    assert large["retention"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["metrics"]["after"]
 
 
 def test_retention_is_of_before_and_after_and_the_start_model_did_not_move(results):
@@ -76,7 +76,7 @@ def test_what_was_said_of_each_row_is_in_the_run(results):
     details = json.loads(artifact(results, "32-details.json"))
     assert sum(c["rows"] for c in details["models"]["after"]["classes"]) == first["rows"]
     assert client_metrics(run_id)["test.after.macro_f1"] == pytest.approx(
-        results["evaluate"]["evaluations"][1]["figures"]["after"]["macro_f1"]
+        results["evaluate"]["evaluations"][1]["metrics"]["after"]["macro_f1"]
     )
 
 
@@ -97,8 +97,8 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
     page = artifact(results, "report.html")
     value = results["evaluate"]["evaluations"][0]["after"]["balanced_accuracy"]["value"]
     assert "Passed the gate" in page and f"<b>{value:.3f}</b>" in page and "general/v1" in page
-    for heading in ("Rules", "At every size", "All figures", "Is the difference real?", "Classes", "Who is taken for whom",
-                    "Is it as sure as it is right?", "Corrupted pictures", "What it still knows of the world"):  # fmt: skip
+    for heading in ("Rules", "At every size", "All metrics", "Is the difference real?", "Classes", "Who is taken for whom",
+                    "Is it as sure as it is right?", "Corrupted images", "What it still knows of the world"):  # fmt: skip
         assert f"<h2>{heading}" in page, heading
     assert page.count("<svg") == 3 and "currentColor" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "<script" not in page and "@import" not in page

@@ -4,14 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fixtures.drift_servers import SIZE, classify, drift, judge, of_version, ordinary, other, server, shared  # noqa: F401
-from fixtures.live_server import IMAGES, PICTURES, Server
+from fixtures.live_server import EMBED_IMAGES, IMAGES, Server
 
 pytestmark = pytest.mark.slow
 
 
 def verdicts(server: Server, version: str = "1") -> tuple[float, float]:
-    figures = server.figures()
-    right, wrong = (figures.get(("clipft_feedback_total", "general", verdict, version), 0) for verdict in ("right", "wrong"))
+    metrics = server.metrics()
+    right, wrong = (metrics.get(("clipft_feedback_total", "general", verdict, version), 0) for verdict in ("right", "wrong"))
     return right, wrong
 
 
@@ -26,17 +26,17 @@ def test_right_and_wrong_answers_are_counted_and_become_the_accuracy(server):
     said = drift(server)
     assert said["feedback"] == 4 and said["values"]["accuracy"] == 0.75
     assert said["values"]["accuracy_low"] < 0.75 < said["values"]["accuracy_high"]
-    figures = server.figures()
+    metrics = server.metrics()
     for name in ("accuracy", "accuracy_low", "accuracy_high"):
-        assert figures[f"clipft_live_{name}_ratio", "general", "1"] == pytest.approx(said["values"][name])
-    assert figures["clipft_window_items", "general", "feedback", "1"] == 4
+        assert metrics[f"clipft_live_{name}_ratio", "general", "1"] == pytest.approx(said["values"][name])
+    assert metrics["clipft_window_items", "general", "feedback", "1"] == 4
 
 
 def test_without_feedback_no_accuracy_is_claimed(server):
     classify(server, ordinary(SIZE))
     said = drift(server)
     assert "accuracy" not in said["values"] and "performance" not in said["drift"]
-    assert "clipft_live_accuracy_ratio" not in {k[0] for k in server.figures()}
+    assert "clipft_live_accuracy_ratio" not in {k[0] for k in server.metrics()}
 
 
 def test_answers_that_were_mostly_wrong_are_drift_of_the_performance(server):
@@ -49,7 +49,7 @@ def test_answers_that_were_mostly_wrong_are_drift_of_the_performance(server):
     assert drift(server)["drift"]["performance"] > 1
 
 
-def test_a_picture_that_is_judged_again_counts_once(server):
+def test_a_image_that_is_judged_again_counts_once(server):
     right, wrong = verdicts(server)
     request_id, labels = classify(server, ordinary(2))
     assert judge(server, request_id, 1, labels[1]).json()["counted"] is True
@@ -68,7 +68,7 @@ def test_feedback_about_what_was_never_answered_is_not_found(server):
     assert judge(server, request_id, 2, labels[0]).status_code == 404
     assert judge(server, request_id, -1, labels[0]).status_code == 422
     assert judge(server, request_id, 0, "").status_code == 422
-    embedded = server.post(IMAGES, {"images": PICTURES}).headers["x-request-id"]
+    embedded = server.post(EMBED_IMAGES, {"images": IMAGES}).headers["x-request-id"]
     assert judge(server, embedded, 0, labels[0]).status_code == 404
     assert verdicts(server) == before and drift(server)["feedback"] == 0
 
@@ -100,7 +100,7 @@ def test_a_flood_of_one_label_changes_only_what_was_really_answered(server):
     assert (said["feedback"], said["values"]["accuracy"]) == (4, blue / 4)
 
 
-def test_the_same_judgement_many_times_at_once_counts_once(server):
+def test_the_same_judgment_many_times_at_once_counts_once(server):
     right, wrong = verdicts(server)
     request_id, labels = classify(server, ordinary(1))
     with ThreadPoolExecutor(8) as pool:
@@ -110,10 +110,10 @@ def test_the_same_judgement_many_times_at_once_counts_once(server):
 
 
 @pytest.mark.parametrize("label", ["a class that nobody knows", "Red Square", "<script>", "red square\x00"])
-def test_a_label_that_is_no_class_of_the_model_is_a_wrong_answer_and_no_label_of_a_figure(server, label):
+def test_a_label_that_is_no_class_of_the_model_is_a_wrong_answer_and_no_label_of_a_metric(server, label):
     right, wrong = verdicts(server)
     request_id, _ = classify(server, ordinary(1))
     assert judge(server, request_id, 0, label).json()["counted"] is True
     assert verdicts(server) == (right, wrong + 1)
-    assert not any(label in k for k in server.figures())
+    assert not any(label in k for k in server.metrics())
     assert judge(server, request_id, 0, "x" * 501).status_code == 422

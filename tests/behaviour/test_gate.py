@@ -57,8 +57,8 @@ def test_a_rule_about_what_was_not_evaluated_is_answered_with_what_was(judged):
         judged("gain(score) on polly >= 0")
 
 
-def test_every_figure_of_an_evaluation_can_stand_in_a_rule(judged):
+def test_every_metric_of_an_evaluation_can_stand_in_a_rule(judged):
     from clipft_tasks.spec import gate_rules
 
-    found = gate_rules.figures(judged.evaluated, "after")
-    assert found and set(found) <= set(gate_rules.FIGURES)
+    found = gate_rules.metrics(judged.evaluated, "after")
+    assert found and set(found) <= set(gate_rules.METRICS)

@@ -177,19 +177,19 @@ def test_work_and_captures_by_age_and_never_what_is_written_now(there):
     shelf = there / "captures" / "general"
     shelf.mkdir(parents=True)
     for name, when in (("old", LONG_AGO), ("new", time.time())):
-        (shelf / f"{name}.picture").write_bytes(b"p" * 100)
+        (shelf / f"{name}.image").write_bytes(b"p" * 100)
         (shelf / f"{name}.json").write_text(json.dumps({"time": when}))
     garbage_collection.clear(garbage_collection.find())
     assert [p.name for p in (there / "work").iterdir()] == ["going-on"]
-    assert {p.name for p in shelf.iterdir()} == {"new.json", "new.picture"}
+    assert {p.name for p in shelf.iterdir()} == {"new.json", "new.image"}
 
 
 def test_caches_stay_while_a_task_runs_and_beyond_their_bound_the_oldest_go(there, monkeypatch):
-    pictures = there / "cache" / "pictures" / "general"
-    pictures.mkdir(parents=True)
+    images = there / "cache" / "images" / "general"
+    images.mkdir(parents=True)
     for i in range(3):
-        (pictures / f"{i}.npy").write_bytes(b"x" * 2**20)
-        os.utime(pictures / f"{i}.npy", (LONG_AGO + i, LONG_AGO + i))
+        (images / f"{i}.npy").write_bytes(b"x" * 2**20)
+        os.utime(images / f"{i}.npy", (LONG_AGO + i, LONG_AGO + i))
     shards = there / "cache" / "shards"
     versioning.fetch(versioning.find("", "general"))
     age(shards)
@@ -197,9 +197,7 @@ def test_caches_stay_while_a_task_runs_and_beyond_their_bound_the_oldest_go(ther
     settings.cache_clear()
     monkeypatch.setattr(garbage_collection, "_busy", lambda: True)
     found = garbage_collection.find()
-    assert [i.what for i in found.items] == [str(pictures / "0.npy")] and any(
-        "a task is running" in left for left in found.left
-    )
+    assert [i.what for i in found.items] == [str(images / "0.npy")] and any("a task is running" in left for left in found.left)
     monkeypatch.setattr(garbage_collection, "_busy", lambda: False)
     assert any(i.what.startswith(str(shards)) for i in garbage_collection.find().items)
 

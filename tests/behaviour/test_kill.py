@@ -61,7 +61,7 @@ def test_killed_at_each_step_of_versioning_there_is_one_whole_version(flat):
     assert made["dataset"] == "general/v1"
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
     dataset = versioning.fetch(versioning.find("", "general"))
-    assert len(dataset.frame) == 80 and all(dataset.picture(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
+    assert len(dataset.frame) == 80 and all(dataset.image_bytes(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fixtures.live_server import CLASSES, PICTURES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
+from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
 
 from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.settings import settings
@@ -44,7 +44,7 @@ def pair(running: tuple[Server, Server]) -> tuple[Server, Server]:
 
 
 def classify(server: Server, name: str) -> dict[str, str]:
-    answer = server.client.post(CLASSES, json={"images": PICTURES[:2]}, headers={"X-Request-Id": name})
+    answer = server.client.post(CLASSES, json={"images": IMAGES[:2]}, headers={"X-Request-Id": name})
     assert answer.status_code == 200
     return dict(answer.headers)
 
@@ -98,7 +98,7 @@ def test_feedback_finds_the_replica_that_gave_the_answer(pair):
     assert nobody.status_code == 404 and "nobody's" in nobody.json()["detail"]
 
 
-def test_captures_are_listed_shown_labelled_and_deleted_wherever_they_lie(pair):
+def test_captures_are_listed_shown_labeled_and_deleted_wherever_they_lie(pair):
     first, second = pair
     name = "a name/with a slash"
     classify(second, name)
@@ -106,8 +106,8 @@ def test_captures_are_listed_shown_labelled_and_deleted_wherever_they_lie(pair):
     there = next(c for c in kept if c["request"] == hashed(name))
     assert not list((first.home / "captures" / "general").glob(f"{there['id']}*"))
     assert len(kept) == len({c["id"] for c in kept})
-    picture = first.client.get(f"/v1/captures/general/{there['id']}", headers=SHOWN)
-    assert picture.status_code == 200 and picture.content[:4] == b"\x89PNG"
+    image = first.client.get(f"/v1/captures/general/{there['id']}", headers=SHOWN)
+    assert image.status_code == 200 and image.content[:4] == b"\x89PNG"
     label = first.client.put(f"/v1/captures/general/{there['id']}", json={"label": "blue square"}, headers=SHOWN)
     assert label.status_code == 200
     listed = second.client.get("/v1/captures/general", headers=SHOWN).json()
@@ -139,12 +139,12 @@ def test_a_window_is_that_of_all(pair):
 
 def test_drift_is_that_of_all(pair):
     for server in pair:
-        for number in range(8):  # 16 rows each, so that every signal of pictures speaks
+        for number in range(8):  # 16 rows each, so that every signal of images speaks
             classify(server, f"drift-{number}-{server.url}")
     relayed = SHOWN | {"X-Clipft-Relayed": "1"}
     one, other = (s.client.get("/v1/drift/general", headers=relayed).json() for s in pair)
     both = [s.client.get("/v1/drift/general").json() for s in pair]
-    assert [b["pictures"] for b in both] == [one["pictures"] + other["pictures"]] * 2
+    assert [b["images"] for b in both] == [one["images"] + other["images"]] * 2
     rows = [w["behind"]["brightness"] for w in (one, other)]
     assert both[0]["behind"]["brightness"] == sum(rows)
     assert both[0]["drift"]["brightness"] == pytest.approx(
@@ -172,7 +172,7 @@ def test_reports_add_up():
     one = {
         "domain": "d",
         "requests": 2,
-        "pictures": 4,
+        "images": 4,
         "agreement": 1.0,
         "errors": 0,
         "seconds_p95": {"champion": 0.1, "challenger": None},
@@ -180,13 +180,13 @@ def test_reports_add_up():
     two = {
         "domain": "d",
         "requests": 1,
-        "pictures": 12,
+        "images": 12,
         "agreement": 0.5,
         "errors": 1,
         "seconds_p95": {"champion": 0.3, "challenger": 0.2},
     }
-    none = one | {"requests": 0, "pictures": 0, "agreement": None}
+    none = one | {"requests": 0, "images": 0, "agreement": None}
     made = together([one, two, none])
-    assert (made["requests"], made["pictures"], made["errors"], made["agreement"]) == (3, 16, 1, 0.625)
+    assert (made["requests"], made["images"], made["errors"], made["agreement"]) == (3, 16, 1, 0.625)
     assert made["seconds_p95"] == {"champion": 0.3, "challenger": 0.2}
     assert together([none])["agreement"] is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.live_server import CLASSES, PICTURES, TOKEN, Server, changed_card, package
+from fixtures.live_server import CLASSES, IMAGES, TOKEN, Server, changed_card, package
 from fixtures.trials import answering, too_small, tried
 
 from clipft_tasks.core.errors import ClipftError, Transient
@@ -40,7 +40,7 @@ def staged(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @contextmanager
-def traffic(server: Server, pictures: list[dict[str, str]]) -> Iterator[list[tuple[int, str]]]:
+def traffic(server: Server, images: list[dict[str, str]]) -> Iterator[list[tuple[int, str]]]:
     """Callers, until the block ends; yields the status and the version of each answer."""
     seen: list[tuple[int, str]] = []
     over = threading.Event()
@@ -48,7 +48,7 @@ def traffic(server: Server, pictures: list[dict[str, str]]) -> Iterator[list[tup
     def caller() -> None:
         with httpx.Client(base_url=server.url, timeout=30) as line:
             while not over.wait(0.01):
-                answer = line.post(CLASSES, json={"images": pictures})
+                answer = line.post(CLASSES, json={"images": images})
                 seen.append((answer.status_code, answer.headers.get("x-clipft-model-version", "")))
 
     thread = threading.Thread(target=caller)
@@ -115,7 +115,7 @@ def test_an_agreement_that_was_asked_for_is_enough(staged, disputed):
 def test_a_version_that_fails_is_refused_and_no_caller_was_let_down(staged):
     with (
         changed_card(package("2"), too_small),
-        traffic(staged, PICTURES[:1]) as seen,
+        traffic(staged, IMAGES[:1]) as seen,
         pytest.raises(ClipftError, match="version 2 as shadow.*failed"),
     ):
         rollout.run(spec(), "2")
@@ -134,7 +134,7 @@ def test_traffic_that_ends_before_the_canary_has_seen_enough_is_no_promotion(sta
     def halves(asked: RunSpec, version: str, name: str, answers: bool, **more: object) -> dict[str, Any]:
         if answers:
             return half(asked, version, name, answers)
-        with traffic(staged, PICTURES[:1]):
+        with traffic(staged, IMAGES[:1]):
             return half(spec(min_agreement=0), version, name, answers)
 
     monkeypatch.setattr(rollout, "_half", halves)

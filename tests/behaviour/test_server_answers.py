@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.live_server import FILES, PICTURES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
+from fixtures.live_server import FILES, IMAGES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
 from safetensors.torch import save_file
 
 from clipft_tasks import tracking
-from clipft_tasks.data.images import open_picture, square
+from clipft_tasks.data.images import open_image, square
 from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
 
@@ -31,9 +31,9 @@ def test_the_two_versions_answer_differently(plain):
 
 @pytest.mark.parametrize("domain", [{}, {"domain": "general"}], ids=["without a domain", "with the domain"])
 def test_embeddings_are_those_of_the_plain_model(server, plain, domain):
-    many = server.post("/v1/embed/images", {"images": PICTURES, **domain}).json()
+    many = server.post("/v1/embed/images", {"images": IMAGES, **domain}).json()
     assert close(many["embeddings"], plain["1"].images()) and many["dimension"] == 32
-    one = server.post("/v1/embed/images", {"images": PICTURES[0], **domain}).json()
+    one = server.post("/v1/embed/images", {"images": IMAGES[0], **domain}).json()
     assert close(one["embeddings"], plain["1"].images()[:1])
     texts = server.post("/v1/embed/texts", {"texts": TEXTS, **domain}).json()
     assert close(texts["embeddings"], plain["1"].texts())
@@ -59,34 +59,34 @@ def short(embeddings: np.ndarray, length: int) -> np.ndarray:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_an_embedding_may_be_cut_to_a_length_that_the_model_was_trained_for(elastic, plain, length):
     asked: dict[str, Any] = {"dimensions": length}
-    images = elastic.post("/v1/embed/images", {"images": PICTURES, **asked}).json()
+    images = elastic.post("/v1/embed/images", {"images": IMAGES, **asked}).json()
     assert close(images["embeddings"], short(plain["2"].images(), length)) and images["dimension"] == length
     texts = elastic.post("/v1/embed/texts", {"texts": TEXTS, **asked}).json()
     assert close(texts["embeddings"], short(plain["2"].texts(), length)) and texts["dimension"] == length
     form = elastic.client.post("/v1/embed/texts", files=[("text", (None, TEXTS[0])), ("dimensions", (None, str(length)))])
     assert close(form.json()["embeddings"], short(plain["2"].texts(), length)[:1])
-    whole = elastic.post("/v1/embed/images", {"images": PICTURES}).json()
+    whole = elastic.post("/v1/embed/images", {"images": IMAGES}).json()
     assert close(whole["embeddings"], plain["2"].images()) and whole["dimension"] == 32
 
 
 def test_what_is_cut_for_the_caller_is_whole_in_the_window(elastic):
     before = elastic.get("/v1/drift/general").json()
-    elastic.post("/v1/embed/images", {"images": PICTURES * 10, "dimensions": 8})
-    elastic.post("/v1/embed/images", {"images": PICTURES * 10})
+    elastic.post("/v1/embed/images", {"images": IMAGES * 10, "dimensions": 8})
+    elastic.post("/v1/embed/images", {"images": IMAGES * 10})
     after = elastic.get("/v1/drift/general").json()
-    assert after["pictures"] == before["pictures"] + 20 * len(PICTURES) and "image" in after["drift"]
+    assert after["images"] == before["images"] + 20 * len(IMAGES) and "image" in after["drift"]
 
 
 def test_the_lengths_that_are_allowed_are_told(elastic):
     [model] = elastic.get("/v1/models").json()
     assert (model["version"], model["dimensions"]) == ("2", [8, 16])
     for length in (7, 32, 64):
-        for path, body in (("/v1/embed/images", {"images": PICTURES}), ("/v1/embed/texts", {"texts": TEXTS})):
+        for path, body in (("/v1/embed/images", {"images": IMAGES}), ("/v1/embed/texts", {"texts": TEXTS})):
             refused = elastic.post(path, {**body, "dimensions": length})
             assert refused.status_code == 422 and "8, 16" in refused.json()["detail"], refused.text
     for wrong in (0, -8, 8.5, "many", [8]):
         assert elastic.post("/v1/embed/texts", {"texts": TEXTS, "dimensions": wrong}).status_code == 422
-    assert elastic.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS, "dimensions": 8}).status_code == 422
+    assert elastic.post("/v1/similarity", {"images": IMAGES, "texts": TEXTS, "dimensions": 8}).status_code == 422
 
 
 def test_a_model_that_was_trained_for_one_length_has_only_that(server):
@@ -107,7 +107,7 @@ def warped(request: pytest.FixtureRequest, server: Server, plain: dict[str, Plai
         weights.data += 0.1  # as training would have moved them
     try:
         save_file({k: v.contiguous() for k, v in clip.similarity.state_dict().items()}, folder / "similarity.safetensors")
-        squares = np.stack([square(open_picture(f).rgb, 32) for f in FILES])
+        squares = np.stack([square(open_image(f).rgb, 32) for f in FILES])
         (folder / "probe.json").write_text(json.dumps(recorded_answers.record(clip, squares, TEXTS)))
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | {"similarity": request.param, "dimensions": [8]}))
@@ -126,29 +126,29 @@ def test_a_model_answers_by_its_own_similarity(warped, plain):
     classes = model.card["classes"]
     expected, scores = compare(model.images(), model.texts()), compare(model.images(), model.classes(classes))
     assert np.abs(expected - model.images() @ model.texts().T).max() > 0.01  # it is not the cosine
-    assert close(warped.post("/v1/embed/images", {"images": PICTURES}).json()["embeddings"], model.images())
-    assert close(warped.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS}).json()["similarity"], expected)
-    given = warped.post("/v1/classify", {"images": PICTURES}).json()["predictions"]
+    assert close(warped.post("/v1/embed/images", {"images": IMAGES}).json()["embeddings"], model.images())
+    assert close(warped.post("/v1/similarity", {"images": IMAGES, "texts": TEXTS}).json()["similarity"], expected)
+    given = warped.post("/v1/classify", {"images": IMAGES}).json()["predictions"]
     assert close([[p["scores"][n] for n in classes] for p in given], scores)
     assert [p["label"] for p in given] == [classes[i] for i in scores.argmax(1)]
     rows = warped.client.get("/v1/windows/general", headers={"Authorization": f"Bearer {TOKEN}"}).json()
     assert close(rows["similarity"][-len(FILES) :], scores)
     short = model.clip.similarity.prefix(torch.from_numpy(model.images()), 8).numpy()
-    assert close(warped.post("/v1/embed/images", {"images": PICTURES, "dimensions": 8}).json()["embeddings"], short)
+    assert close(warped.post("/v1/embed/images", {"images": IMAGES, "dimensions": 8}).json()["embeddings"], short)
     [told] = warped.get("/v1/models").json()
     assert told["similarity"] == model.clip.similarity.name != "cosine"
 
 
-def test_similarity_is_the_cosine_of_every_picture_with_every_text(server, plain):
+def test_similarity_is_the_cosine_of_every_image_with_every_text(server, plain):
     expected = plain["1"].images() @ plain["1"].texts().T
-    assert close(server.post("/v1/similarity", {"images": PICTURES, "texts": TEXTS}).json()["similarity"], expected)
-    alone = server.post("/v1/similarity", {"images": PICTURES[1], "texts": TEXTS[0]}).json()["similarity"]
+    assert close(server.post("/v1/similarity", {"images": IMAGES, "texts": TEXTS}).json()["similarity"], expected)
+    alone = server.post("/v1/similarity", {"images": IMAGES[1], "texts": TEXTS[0]}).json()["similarity"]
     assert close(alone, expected[1:2, :1])
 
 
 @pytest.mark.parametrize("classes", [None, ["red square", "green circle", "blue square"]], ids=["own classes", "asked classes"])
 def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, classes):
-    body = {"images": PICTURES} | ({"classes": classes} if classes else {})
+    body = {"images": IMAGES} | ({"classes": classes} if classes else {})
     given = server.post("/v1/classify", body).json()["predictions"]
     names = classes or ["blue square", "red square"]
     cosines = plain["1"].images() @ plain["1"].classes(names).T
@@ -160,12 +160,12 @@ def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, clas
     assert [p["label"] for p in given] == ["red square", "blue square"] * 2
 
 
-def test_one_picture_is_classified_without_a_list(server):
-    assert [p["label"] for p in server.post("/v1/classify", {"images": PICTURES[0]}).json()["predictions"]] == ["red square"]
+def test_one_image_is_classified_without_a_list(server):
+    assert [p["label"] for p in server.post("/v1/classify", {"images": IMAGES[0]}).json()["predictions"]] == ["red square"]
 
 
 def test_every_class_asked_has_a_score(server):
-    answer = server.post("/v1/classify", {"images": PICTURES[0], "classes": ["red square", "red square"]})
+    answer = server.post("/v1/classify", {"images": IMAGES[0], "classes": ["red square", "red square"]})
     if answer.status_code == 200:
         assert len(answer.json()["predictions"][0]["scores"]) == 2
     else:
@@ -196,8 +196,8 @@ def test_multipart_forms_serve_every_route(server, plain):
 
 def test_every_answer_says_where_it_comes_from(server):
     version = tracking.version_of("models:/clipft-general/1")
-    asked = {"/v1/embed/images": {"images": PICTURES[0]}, "/v1/embed/texts": {"texts": "x"}, "/v1/classify": {"images": PICTURES[0]},
-             "/v1/similarity": {"images": PICTURES[0], "texts": "x"}}  # fmt: skip
+    asked = {"/v1/embed/images": {"images": IMAGES[0]}, "/v1/embed/texts": {"texts": "x"}, "/v1/classify": {"images": IMAGES[0]},
+             "/v1/similarity": {"images": IMAGES[0], "texts": "x"}}  # fmt: skip
     for path, body in asked.items():
         headers = server.post(path, body).headers
         assert headers["x-clipft-domain"] == "general"

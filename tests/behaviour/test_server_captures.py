@@ -1,4 +1,4 @@
-"""Pictures that the server keeps for labelling: a real uvicorn process that keeps everything, in little space."""
+"""Images that the server keeps for labeling: a real uvicorn process that keeps everything, in little space."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import COLOURS, made_picture
-from fixtures.live_server import CLASSES, FILES, IMAGES, TOKEN, Server, b64, package, png
+from conftest import COLORS, made_image
+from fixtures.live_server import CLASSES, EMBED_IMAGES, FILES, TOKEN, Server, b64, package, png
 
 from serving.inference.captures import hashed
 
 pytestmark = pytest.mark.slow
 
-SPACE = 30_000  # bytes; some twenty-five of the pictures
+SPACE = 30_000  # bytes; some twenty-five of the images
 CAPTURES, FEEDBACK = "/v1/captures/general", "/v1/feedback"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -32,7 +32,7 @@ def shared(own: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def folder(own: Path, server: Server) -> Path:
-    """Where the pictures of the domain lie; nothing is kept yet."""
+    """Where the images of the domain lie; nothing is kept yet."""
     kept(server)  # what is on its way has arrived
     shutil.rmtree(own / "captures", ignore_errors=True)
     return own / "captures" / "general"
@@ -51,12 +51,12 @@ def kept(server: Server) -> list[dict[str, Any]]:
     return answer.json()
 
 
-def picture(server: Server, name: str) -> httpx.Response:
+def image(server: Server, name: str) -> httpx.Response:
     return server.client.get(f"{CAPTURES}/{name}", headers=SHOWN)
 
 
-def pictures(server: Server) -> list[bytes]:
-    return [picture(server, c["id"]).content for c in kept(server)]
+def images(server: Server) -> list[bytes]:
+    return [image(server, c["id"]).content for c in kept(server)]
 
 
 def delete(server: Server, request_id: str) -> httpx.Response:
@@ -86,17 +86,17 @@ def grow_old(folder: Path, days: float) -> None:
 
 
 def outcomes(server: Server) -> dict[str, float]:
-    return {k[2]: v for k, v in server.figures().items() if k[0] == "clipft_captures_total"}
+    return {k[2]: v for k, v in server.metrics().items() if k[0] == "clipft_captures_total"}
 
 
 # Kept ---------------------------------------------------------------------------------------------------------------
 
 
-def test_every_picture_is_kept_as_it_was_sent_with_what_was_said_about_it(server, folder):
+def test_every_image_is_kept_as_it_was_sent_with_what_was_said_about_it(server, folder):
     before = sum(outcomes(server).values())
     answer = ask(server, FILES)
     found = kept(server)
-    assert pictures(server) == FILES
+    assert images(server) == FILES
     assert [c["predicted"] for c in found] == [p["label"] for p in answer.json()["predictions"]]
     assert [c["confidence"] for c in found] == pytest.approx([p["probability"] for p in answer.json()["predictions"]])
     assert {(c["domain"], c["version"], c["label"]) for c in found} == {("general", "1", "")}
@@ -108,13 +108,13 @@ def test_every_picture_is_kept_as_it_was_sent_with_what_was_said_about_it(server
     assert [c["version"] for c in kept(server)] == ["1"] * len(FILES) + ["2"]
 
 
-def test_a_picture_from_a_form_is_kept_as_it_was_sent(server, folder):
+def test_a_image_from_a_form_is_kept_as_it_was_sent(server, folder):
     assert server.client.post(CLASSES, files={"image": ("cat.png", FILES[1], "image/png")}).status_code == 200
-    assert pictures(server) == [FILES[1]] and b"cat" not in everything(folder)
+    assert images(server) == [FILES[1]] and b"cat" not in everything(folder)
 
 
-def test_a_picture_of_another_kind_is_kept_because_it_looks_new(server, folder):
-    stripes = made_picture("red", 5).rotate(45).point(lambda v: 255 - v // 9)
+def test_a_image_of_another_kind_is_kept_because_it_looks_new(server, folder):
+    stripes = made_image("red", 5).rotate(45).point(lambda v: 255 - v // 9)
     ask(server, [png(stripes)])
     found = kept(server)[0]
     assert found["novelty"] > 1 and found["why"] == "new"
@@ -127,22 +127,22 @@ def test_what_the_pipeline_itself_asks_is_not_kept(server, folder):
 
 def test_a_stranger_that_calls_itself_the_pipeline_is_kept_like_anybody(server, folder):
     ask(server, FILES, **{"X-Clipft-Probe": "1"})
-    assert pictures(server) == FILES
+    assert images(server) == FILES
 
 
 def test_what_is_refused_is_not_kept(server, folder):
     assert server.post(CLASSES, {"images": [b64(FILES[0]), b64(b"words")]}).status_code == 422
-    assert server.post(IMAGES, {"images": b64(b"words")}).status_code == 422
+    assert server.post(EMBED_IMAGES, {"images": b64(b"words")}).status_code == 422
     assert kept(server) == [] and not folder.exists()
 
 
-def test_a_version_without_a_usable_reference_has_its_pictures_kept_too(server, folder, tmp_path):
+def test_a_version_without_a_usable_reference_has_its_images_kept_too(server, folder, tmp_path):
     place = package("2") / "reference.safetensors"
     shutil.move(place, tmp_path / "reference.safetensors")
     try:
         assert server.put("2").status_code == 200
         ask(server, FILES)
-        found = pictures(server)
+        found = images(server)
     finally:
         shutil.move(tmp_path / "reference.safetensors", place)
     assert found == FILES
@@ -151,7 +151,7 @@ def test_a_version_without_a_usable_reference_has_its_pictures_kept_too(server, 
 # Nothing about who sent it ------------------------------------------------------------------------------------------
 
 
-def test_nothing_tells_who_sent_a_picture(server, folder):
+def test_nothing_tells_who_sent_a_image(server, folder):
     marks = {"User-Agent": "smith-browser", "X-Forwarded-For": "203.0.113.7", "Cookie": "session=smith", "From": "smith@clinic"}
     ask(server, FILES, "patient-smith-1970", **marks)
     assert len(kept(server)) == len(FILES)
@@ -170,11 +170,11 @@ PATHS = ["../../etc/passwd", "/etc/passwd", "..\\..\\windows", "a/../../../b", "
 def test_a_request_that_is_named_like_a_path_stays_in_the_folder(server, folder, own, request_id):
     before = {p for p in own.parent.rglob("*") if "captures" not in p.parts}
     ask(server, FILES[:2], request_id)
-    assert pictures(server) == FILES[:2]
+    assert images(server) == FILES[:2]
     new = {p for p in own.parent.rglob("*") if "captures" not in p.parts} - before
     assert {p for p in new if "mlflow" not in p.parts} == set()
     assert len(list(folder.iterdir())) == 4
-    assert all(re.fullmatch(r"[0-9a-f]+-[01]\.(json|picture)", p.name) for p in folder.iterdir())
+    assert all(re.fullmatch(r"[0-9a-f]+-[01]\.(json|image)", p.name) for p in folder.iterdir())
 
 
 @pytest.mark.parametrize("request_id", PATHS)
@@ -185,13 +185,13 @@ def test_a_request_that_is_named_like_a_path_can_be_judged_and_deleted(server, f
     assert [c["label"] for c in kept(server)] == ["", "", "blue square"]
     answer = delete(server, request_id)
     assert answer.status_code == 200 and answer.json() == {"deleted": 2}
-    assert pictures(server) == FILES[:1]
+    assert images(server) == FILES[:1]
 
 
 def test_nothing_outside_the_folder_can_be_read_or_written_by_name(server, folder, own):
     ask(server, FILES[:1])
     name = kept(server)[0]["id"]
-    (own / "outside.picture").write_bytes(b"secret")
+    (own / "outside.image").write_bytes(b"secret")
     (own / "outside.json").write_text("{}")
     for path in ("../../outside", "..\\..\\outside", f"{own}/outside", f"../general/{name}", "*", "g" * 24 + "-0"):
         way = f"{CAPTURES}/{quote(path, safe='')}"
@@ -214,19 +214,19 @@ def test_only_the_token_opens_what_is_kept(server, folder):
         ):  # fmt: skip
             answer = server.client.request(method, path, json=body, headers=headers)
             assert answer.status_code == 401 and FILES[0] not in answer.content
-    assert pictures(server) == FILES[:1] and kept(server)[0]["label"] == ""
+    assert images(server) == FILES[:1] and kept(server)[0]["label"] == ""
 
 
 # Labels -------------------------------------------------------------------------------------------------------------
 
 
-def test_feedback_labels_the_picture_that_was_judged(server, folder):
+def test_feedback_labels_the_image_that_was_judged(server, folder):
     request_id = ask(server, FILES).headers["x-request-id"]
     assert judge(server, request_id, 2, "blue square").status_code == 200
     assert [c["label"] for c in kept(server)] == ["", "", "blue square", ""]
     assert judge(server, request_id, 2, "red square").json()["counted"] is False  # and still the better label
     assert [c["label"] for c in kept(server)] == ["", "", "red square", ""]
-    assert pictures(server) == FILES
+    assert images(server) == FILES
 
 
 def test_a_label_can_be_given_changed_and_taken_back(server, folder):
@@ -239,37 +239,37 @@ def test_a_label_can_be_given_changed_and_taken_back(server, folder):
     assert label(server, first["id"], "x" * 501).status_code == 422
     assert label(server, "0" * 24 + "-0", "red square").status_code == 404
     assert server.client.put(f"/v1/captures/medical/{first['id']}", json={"label": "x"}, headers=SHOWN).status_code == 404
-    assert pictures(server) == FILES[:2]
+    assert images(server) == FILES[:2]
 
 
 # Deleted ------------------------------------------------------------------------------------------------------------
 
 
-def test_deleting_a_request_deletes_the_bytes_of_its_pictures_and_no_others(server, folder):
+def test_deleting_a_request_deletes_the_bytes_of_its_images_and_no_others(server, folder):
     first = ask(server, FILES[:3]).headers["x-request-id"]
     second = ask(server, FILES[3:]).headers["x-request-id"]
     gone = [c["id"] for c in kept(server)[:3]]
     answer = delete(server, first)
     assert (answer.status_code, answer.json()) == (200, {"deleted": 3})
-    assert pictures(server) == FILES[3:] and len(list(folder.iterdir())) == 2
+    assert images(server) == FILES[3:] and len(list(folder.iterdir())) == 2
     assert all(f not in everything(folder) for f in FILES[:3])
-    assert {picture(server, name).status_code for name in gone} == {404}
+    assert {image(server, name).status_code for name in gone} == {404}
     assert {label(server, name, "x").status_code for name in gone} == {404}
     assert judge(server, first, 0, "red square").status_code in (200, 404)
-    assert pictures(server) == FILES[3:]  # a label brings nothing back
+    assert images(server) == FILES[3:]  # a label brings nothing back
     assert delete(server, first).json() == {"deleted": 0} == delete(server, "never asked").json()
     assert delete(server, second).json() == {"deleted": 1} and list(folder.iterdir()) == []
 
 
 def test_beyond_the_space_the_oldest_go_first(server, folder):
-    sent = [png(made_picture(colour, 3000 + n)) for n in range(24) for colour in COLOURS]
+    sent = [png(made_image(color, 3000 + n)) for n in range(24) for color in COLORS]
     assert sum(map(len, sent)) > 1.5 * SPACE
     for start in range(0, len(sent), 8):
         ask(server, sent[start : start + 8])
-    found = pictures(server)
+    found = images(server)
     assert found == sent[-len(found) :]
     assert SPACE - 2 * max(map(len, sent)) < sum(map(len, found)) <= SPACE
-    assert sum(p.stat().st_size for p in folder.glob("*.picture")) <= SPACE
+    assert sum(p.stat().st_size for p in folder.glob("*.image")) <= SPACE
     assert all(f not in everything(folder) for f in sent[: -len(found)])
 
 
@@ -278,23 +278,23 @@ def test_what_is_too_old_goes_when_something_new_comes(server, folder):
     kept(server)
     grow_old(folder, 40)
     ask(server, FILES[2:])
-    assert pictures(server) == FILES[2:]
+    assert images(server) == FILES[2:]
 
 
 def test_what_is_too_old_goes_even_when_nothing_new_comes(server, folder):
     ask(server, FILES[:2])
     kept(server)
     grow_old(folder, 40)
-    assert kept(server) == [] and list(folder.glob("*.picture")) == []
+    assert kept(server) == [] and list(folder.glob("*.image")) == []
 
 
-def test_a_label_does_not_make_a_picture_stay_longer(server, folder):
+def test_a_label_does_not_make_a_image_stay_longer(server, folder):
     ask(server, FILES[:2])
     name = kept(server)[0]["id"]
     grow_old(folder, 40)
     assert label(server, name, "red square").status_code in (200, 404)
     ask(server, FILES[2:])
-    assert pictures(server) == FILES[2:]
+    assert images(server) == FILES[2:]
 
 
 # A folder that cannot be written ------------------------------------------------------------------------------------
@@ -314,14 +314,14 @@ def test_a_folder_that_cannot_be_written_costs_captures_and_no_answers(server, f
     finally:
         root.unlink()
     ask(server, FILES)
-    assert pictures(server) == FILES
+    assert images(server) == FILES
 
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("what", ["picture", "json"])
+@pytest.mark.parametrize("what", ["image", "json"])
 def test_a_full_disk_costs_captures_and_no_answers_and_is_said_once(server, folder, what):
     folder.mkdir(parents=True)
     for n in range(3):
@@ -329,13 +329,13 @@ def test_a_full_disk_costs_captures_and_no_answers_and_is_said_once(server, fold
     failed, said = outcomes(server).get("failed", 0), server.log.read_text().count("cannot be kept")
     answer = ask(server, FILES, "full")
     assert len(answer.json()["predictions"]) == len(FILES)
-    assert pictures(server) == FILES[3:] and outcomes(server)["failed"] == failed + 3
+    assert images(server) == FILES[3:] and outcomes(server)["failed"] == failed + 3
     assert len(list(folder.iterdir())) == 2  # no half of the others lies about
     assert delete(server, "full").json() == {"deleted": 1}
     log = server.log.read_text()
     assert log.count("cannot be kept") == said + 1 and "No space left" in log
     ask(server, FILES, "full")  # there is space again
-    assert pictures(server) == FILES
+    assert images(server) == FILES
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
@@ -346,11 +346,11 @@ def test_a_label_on_a_full_disk_is_refused_with_the_reason_and_the_one_before_st
     (folder / f"{found['id']}.json.part").symlink_to(FULL)
     refused = label(server, found["id"], "blue square")
     assert refused.status_code == 507 and "No space left" in refused.json()["detail"]
-    assert kept(server) == [found | {"label": "red square"}] and pictures(server) == FILES[:1]
+    assert kept(server) == [found | {"label": "red square"}] and images(server) == FILES[:1]
     assert label(server, found["id"], "blue square").status_code == 200
 
 
-def test_a_flood_of_one_label_labels_only_the_pictures_that_were_asked_about(server, folder):
+def test_a_flood_of_one_label_labels_only_the_images_that_were_asked_about(server, folder):
     request_id = ask(server, FILES[:2]).headers["x-request-id"]
     ask(server, FILES[2:], "somebody else's")
     for index in range(10):
@@ -365,7 +365,7 @@ def test_a_label_that_cannot_be_written_does_not_fail_the_feedback(server, folde
     (folder / f"{name}.json.part").mkdir()  # where the new JSON would be written
     judged = judge(server, answer.headers["x-request-id"], 0, "red square")
     assert judged.status_code == 200 and judged.json()["counted"] is True
-    assert pictures(server) == FILES[:1]
+    assert images(server) == FILES[:1]
 
 
 # How much is kept ---------------------------------------------------------------------------------------------------

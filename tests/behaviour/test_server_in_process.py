@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, TOKEN, WORDS
+from fixtures.live_server import CLASSES, EMBED_IMAGES, EMBED_TEXTS, IMAGES, PAIRS, TEXTS, TOKEN
 
 from clipft_tasks.core.settings import settings
 
@@ -64,7 +64,7 @@ def test_a_failure_inside_is_counted_as_one_and_answered_as_json(inside, monkeyp
         raise RuntimeError("out of memory, say")
 
     monkeypatch.setattr(batching, "encode", broken)
-    answer = client.post(WORDS, json={"texts": "x"})
+    answer = client.post(EMBED_TEXTS, json={"texts": "x"})
     assert answer.status_code == 500 and "out of memory" not in answer.text
     assert 'route="/v1/embed/texts",status="500"} 1.0' in client.get("/metrics").text
     assert answer.headers["x-request-id"] and answer.json()["detail"]
@@ -72,7 +72,7 @@ def test_a_failure_inside_is_counted_as_one_and_answered_as_json(inside, monkeyp
 
 
 def test_the_models_own_classes_are_never_too_many(inside):
-    answer = inside(max_items=1).post(CLASSES, json={"images": PICTURES[0]})
+    answer = inside(max_items=1).post(CLASSES, json={"images": IMAGES[0]})
     assert answer.status_code == 200, answer.text
 
 
@@ -82,7 +82,7 @@ def test_more_requests_than_may_wait_are_told_to_come_back(inside):
     client.app.state.engine.call(lambda: (started.set(), release.wait(20)))
     started.wait(10)
     client.app.state.engine.call(lambda: None)
-    answer = client.post(WORDS, json={"texts": "x"})
+    answer = client.post(EMBED_TEXTS, json={"texts": "x"})
     release.set()
     assert answer.status_code == 503 and answer.headers["retry-after"] and "again" in answer.json()["detail"]
 
@@ -97,12 +97,12 @@ def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(ins
     from serving.inference import service
 
     def never(*_: object) -> None:
-        raise AssertionError("pictures are looked at for a window that is not kept")
+        raise AssertionError("images are looked at for a window that is not kept")
 
-    expected = inside().post(CLASSES, json={"images": PICTURES}).json()
+    expected = inside().post(CLASSES, json={"images": IMAGES}).json()
     monkeypatch.setattr(service, "appearance", never)
     client = inside(drift=False)
-    assert client.post(CLASSES, json={"images": PICTURES}).json() == expected
+    assert client.post(CLASSES, json={"images": IMAGES}).json() == expected
     assert client.get("/v1/drift/general").status_code == 404
     text = client.get("/metrics").text
     assert "clipft_predictions_total{" in text
@@ -112,7 +112,7 @@ def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(ins
 def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_others_are_answered_alike(inside, monkeypatch):
     from serving.inference import monitor
 
-    expected = inside().post(CLASSES, json={"images": PICTURES}).json()
+    expected = inside().post(CLASSES, json={"images": IMAGES}).json()
     client = inside(window=16, window_least=16, window_rate=0.5)
     now = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter)
@@ -121,11 +121,11 @@ def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_other
 
     def held(requests: int) -> int:
         for _ in range(requests):
-            said = client.post(CLASSES, json={"images": PICTURES[:1]}).json()["predictions"]
+            said = client.post(CLASSES, json={"images": IMAGES[:1]}).json()["predictions"]
             assert [p["label"] for p in said] == [expected["predictions"][0]["label"]]
         return client.app.state.monitor._watched["general"].window.seen
 
-    assert client.post(CLASSES, json={"images": PICTURES[:1]}, headers={"X-Clipft-Probe": "1"} | SHOWN).status_code == 200
+    assert client.post(CLASSES, json={"images": IMAGES[:1]}, headers={"X-Clipft-Probe": "1"} | SHOWN).status_code == 200
     assert held(20) == 16
     now[0] += 4
     assert held(5) == 18
@@ -138,7 +138,7 @@ def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_dr
 
     class Older(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps({"domain": "general", "version": "1", "drift": {"image": 9.0}, "values": {}, "pictures": 64})
+            body = json.dumps({"domain": "general", "version": "1", "drift": {"image": 9.0}, "values": {}, "images": 64})
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("x-clipft-replica", "older")
@@ -151,18 +151,18 @@ def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_dr
         threading.Thread(target=older.serve_forever, daemon=True).start()
         client = inside(window=16, window_least=16, peers=f"127.0.0.1:{older.server_port}")
         for _ in range(4):
-            assert client.post(CLASSES, json={"images": PICTURES}).status_code == 200
+            assert client.post(CLASSES, json={"images": IMAGES}).status_code == 200
         said = client.get("/v1/drift/general")
         older.shutdown()
     assert asked == ["/v1/drift/general"]
-    assert said.status_code == 200 and said.json()["pictures"] == 16 and said.json()["drift"]["image"] < 9
+    assert said.status_code == 200 and said.json()["images"] == 16 and said.json()["drift"]["image"] < 9
 
 
 # Numbers that are none, and what fails beside an answer -------------------------------------------------------------
 
 ASKED: dict[str, dict[str, Any]] = {
-    IMAGES: {"images": PICTURES}, WORDS: {"texts": TEXTS}, CLASSES: {"images": PICTURES},
-    PAIRS: {"images": PICTURES[:3], "texts": TEXTS, "paired": True},
+    EMBED_IMAGES: {"images": IMAGES}, EMBED_TEXTS: {"texts": TEXTS}, CLASSES: {"images": IMAGES},
+    PAIRS: {"images": IMAGES[:3], "texts": TEXTS, "paired": True},
 }  # fmt: skip
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -182,7 +182,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(batching, "encode", encode)
 
 
-def figure(client: Any, name: str, **labels: str) -> float:
+def metric(client: Any, name: str, **labels: str) -> float:
     from prometheus_client.parser import text_string_to_metric_families
 
     families = text_string_to_metric_families(client.get("/metrics").text)
@@ -197,11 +197,11 @@ def test_an_embedding_that_is_no_number_is_said_and_reaches_neither_window_nor_c
     answer = client.post(path, json=ASKED[path])
     assert answer.status_code == 500
     assert "Version 1 of general gave no number" in answer.json()["detail"] and "item 2" in answer.json()["detail"]
-    assert figure(client, "clipft_refused_items_total", reason="unsound") == 1
+    assert metric(client, "clipft_refused_items_total", reason="unsound") == 1
     seen = client.get("/v1/drift/general").json()
-    assert (seen["pictures"], seen["texts"], seen["values"]) == (0, 0, {})
+    assert (seen["images"], seen["texts"], seen["values"]) == (0, 0, {})
     assert client.get("/v1/captures/general", headers=SHOWN).json() == kept
-    assert figure(client, "clipft_predictions_total") == 0 and client.get("/healthz").status_code == 200
+    assert metric(client, "clipft_predictions_total") == 0 and client.get("/healthz").status_code == 200
     monkeypatch.undo()
     assert client.post(path, json=ASKED[path]).status_code == 200
 
@@ -221,7 +221,7 @@ def test_where_a_challengers_embedding_is_no_number_the_champion_answers(inside,
     assert (said["requests"], said["errors"]) == (1, 1)
 
 
-@pytest.mark.parametrize("what", ["monitor.pictures", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
+@pytest.mark.parametrize("what", ["monitor.images", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
 def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monkeypatch, what):
     client = inside(capture=1)
     before = {path: client.post(path, json=body).json() for path, body in ASKED.items()}
@@ -236,15 +236,15 @@ def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monk
     for path, body in ASKED.items():
         answer = client.post(path, json=body)
         assert (answer.status_code, answer.json()) == (200, before[path]), path
-    assert calls and figure(client, "clipft_unnoted_answers_total", domain="general") == len(calls)
+    assert calls and metric(client, "clipft_unnoted_answers_total", domain="general") == len(calls)
 
 
 def test_a_window_that_cannot_be_measured_fails_no_answer_and_is_measured_again(inside, monkeypatch, caplog):
     from clipft_tasks.drift.window import Window
 
     client = inside(drift_seconds=0.1)
-    whole = Window.figures
-    monkeypatch.setattr(Window, "figures", lambda self: 1 / 0)
+    whole = Window.measure
+    monkeypatch.setattr(Window, "measure", lambda self: 1 / 0)
     assert client.post(CLASSES, json=ASKED[CLASSES]).status_code == 200
     for _ in range(100):
         if "cannot be measured" in caplog.text:
@@ -253,9 +253,9 @@ def test_a_window_that_cannot_be_measured_fails_no_answer_and_is_measured_again(
     assert "cannot be measured" in caplog.text
     assert client.post(CLASSES, json=ASKED[CLASSES]).status_code == 200
     assert client.get("/healthz").status_code == 200
-    monkeypatch.setattr(Window, "figures", whole)
+    monkeypatch.setattr(Window, "measure", whole)
     for _ in range(100):
-        if figure(client, "clipft_window_items", kind="pictures") == 2 * len(PICTURES):
+        if metric(client, "clipft_window_items", kind="images") == 2 * len(IMAGES):
             return
         time.sleep(0.1)
     raise AssertionError("the window is not measured any more")

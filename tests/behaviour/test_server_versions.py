@@ -1,4 +1,4 @@
-"""Health, figures, and one version after another: a real uvicorn process on a real registry."""
+"""Health, metrics, and one version after another: a real uvicorn process on a real registry."""
 
 import shutil
 import subprocess
@@ -10,14 +10,14 @@ import httpx
 import pytest
 from fixtures.live_server import (
     CLASSES,
+    EMBED_IMAGES,
+    EMBED_TEXTS,
     FILES,
     IMAGES,
     PAIRS,
-    PICTURES,
     TAMPERED,
     TEXTS,
     TOKEN,
-    WORDS,
     Server,
     b64,
     change_answers,
@@ -40,7 +40,7 @@ def test_before_any_model_the_server_is_alive_but_not_ready_and_without_a_token_
         assert server.get("/healthz").json() == {"status": "alive"}
         ready = server.get("/readyz")
         assert ready.status_code == 503 and ready.json()["ready"] is False
-        answer = server.post(WORDS, {"texts": "x"})
+        answer = server.post(EMBED_TEXTS, {"texts": "x"})
         assert answer.status_code == 503 and "live" in answer.json()["detail"] and answer.headers["retry-after"]
         for token in ("", "anything"):
             assert server.put("1", token=token).status_code == 403
@@ -57,7 +57,7 @@ def test_with_a_live_model_the_server_is_ready(server):
 def test_prometheus_accepts_the_metrics(server):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed")
-    server.post(CLASSES, {"images": PICTURES})
+    server.post(CLASSES, {"images": IMAGES})
     answer = server.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     done = subprocess.run(["promtool", "check", "metrics"], input=answer.text, capture_output=True, text=True, check=False)
@@ -65,13 +65,13 @@ def test_prometheus_accepts_the_metrics(server):
 
 
 def test_the_counters_move_by_what_was_sent(server):
-    before = server.figures()
-    assert server.post(PAIRS, {"images": PICTURES[:3], "texts": TEXTS[:2]}).status_code == 200
-    assert server.post(CLASSES, {"images": PICTURES[0]}).status_code == 200
-    assert server.post(IMAGES, {"images": b64(b"words")}).status_code == 422
-    assert server.post(WORDS, {"texts": "x" * 5000}).status_code == 422
-    assert server.post(WORDS, {"texts": "x", "domain": "medical"}).status_code == 404
-    after = server.figures()
+    before = server.metrics()
+    assert server.post(PAIRS, {"images": IMAGES[:3], "texts": TEXTS[:2]}).status_code == 200
+    assert server.post(CLASSES, {"images": IMAGES[0]}).status_code == 200
+    assert server.post(EMBED_IMAGES, {"images": b64(b"words")}).status_code == 422
+    assert server.post(EMBED_TEXTS, {"texts": "x" * 5000}).status_code == 422
+    assert server.post(EMBED_TEXTS, {"texts": "x", "domain": "medical"}).status_code == 404
+    after = server.metrics()
 
     def moved(*name: str) -> float:
         return after.get(name, 0) - before.get(name, 0)
@@ -82,9 +82,9 @@ def test_the_counters_move_by_what_was_sent(server):
     assert moved("clipft_batch_items_bucket", "images", "1.0") == 1 and moved("clipft_batch_items_bucket", "images", "4.0") == 2
     assert moved("clipft_requests_total", "general", PAIRS, "200") == 1
     assert moved("clipft_requests_total", "general", CLASSES, "200") == 1
-    assert moved("clipft_requests_total", "general", IMAGES, "422") == 1
-    assert moved("clipft_requests_total", "", WORDS, "404") == 1
-    assert moved("clipft_refused_items_total", "bad_picture") == 1 and moved("clipft_refused_items_total", "long_text") == 1
+    assert moved("clipft_requests_total", "general", EMBED_IMAGES, "422") == 1
+    assert moved("clipft_requests_total", "", EMBED_TEXTS, "404") == 1
+    assert moved("clipft_refused_items_total", "bad_image") == 1 and moved("clipft_refused_items_total", "long_text") == 1
     assert moved("clipft_request_seconds_count", PAIRS) == 1
     assert (
         moved("clipft_similarity_top_count", "general", "1") == 4
@@ -92,27 +92,27 @@ def test_the_counters_move_by_what_was_sent(server):
     )
     assert moved("clipft_predictions_total", "general", "red square", "1") == 1
     for looks in ("brightness_ratio", "contrast_ratio", "sharpness", "side_pixels"):
-        assert moved(f"clipft_picture_{looks}_count", "general", "1") == 4
-    assert moved("clipft_picture_side_pixels_sum", "general", "1") == pytest.approx(4 * 48, rel=1e-4)
+        assert moved(f"clipft_image_{looks}_count", "general", "1") == 4
+    assert moved("clipft_image_side_pixels_sum", "general", "1") == pytest.approx(4 * 48, rel=1e-4)
 
 
-def test_a_picture_that_is_not_base64_counts_as_refused(server):
-    before = sum(v for k, v in server.figures().items() if k[0] == "clipft_refused_items_total")
-    server.post(IMAGES, {"images": {"base64": "!"}})
-    assert sum(v for k, v in server.figures().items() if k[0] == "clipft_refused_items_total") == before + 1
+def test_a_image_that_is_not_base64_counts_as_refused(server):
+    before = sum(v for k, v in server.metrics().items() if k[0] == "clipft_refused_items_total")
+    server.post(EMBED_IMAGES, {"images": {"base64": "!"}})
+    assert sum(v for k, v in server.metrics().items() if k[0] == "clipft_refused_items_total") == before + 1
 
 
 def test_model_info_names_the_live_version_and_no_other(server):
     runs = {v: tracking.version_of(f"models:/clipft-general/{v}").run_id for v in ("1", "2")}
 
     def info() -> dict:
-        return {k: v for k, v in server.figures().items() if k[0] == "clipft_model_info"}
+        return {k: v for k, v in server.metrics().items() if k[0] == "clipft_model_info"}
 
-    before = server.figures().get(("clipft_deployments_total", "general", "live"))
+    before = server.metrics().get(("clipft_deployments_total", "general", "live"))
     assert info() == {("clipft_model_info", "general/v1", "general", runs["1"], "1"): 1}
     server.put("2")
     assert info() == {("clipft_model_info", "general/v1", "general", runs["2"], "2"): 1}
-    assert server.figures()["clipft_deployments_total", "general", "live"] == before + 1
+    assert server.metrics()["clipft_deployments_total", "general", "live"] == before + 1
 
 
 # Another version ----------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_only_the_token_lets_a_caller_change_the_live_version(server):
     assert server.live() == {"general": "1"}
     done = server.put("2").json()
     assert (done["version"], done["replaced"]) == ("2", "1") and done["load_seconds"] > 0 and done["disagreement"] < 0.001
-    assert server.post(WORDS, {"texts": "x"}).headers["x-clipft-model-version"] == "2"
+    assert server.post(EMBED_TEXTS, {"texts": "x"}).headers["x-clipft-model-version"] == "2"
     assert server.put("2").json() == {"version": "2", "replaced": None, "load_seconds": 0, "disagreement": 0, "replicas": {}}
 
 
@@ -161,7 +161,7 @@ def test_a_tampered_package_is_refused_and_the_old_version_goes_on(server, plain
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "kept", folder)
     assert server.live() == {"general": "1"}
-    after = server.post(IMAGES, {"images": PICTURES})
+    after = server.post(EMBED_IMAGES, {"images": IMAGES})
     assert after.headers["x-clipft-model-version"] == "1" and close(after.json()["embeddings"], plain["1"].images())
     assert answer.status_code == 409, answer.text
     assert isinstance(answer.json()["detail"], str) and len(answer.json()["detail"]) > 20
@@ -171,15 +171,15 @@ def test_a_tampered_package_is_refused_and_the_old_version_goes_on(server, plain
 def test_versions_swap_under_load_without_a_failed_or_mixed_answer(server, plain):
     expected = {
         version: {
-            IMAGES: p.images(FILES[:2]), WORDS: p.texts(), PAIRS: p.images(FILES[:2]) @ p.texts().T,
+            EMBED_IMAGES: p.images(FILES[:2]), EMBED_TEXTS: p.texts(), PAIRS: p.images(FILES[:2]) @ p.texts().T,
             CLASSES: p.images(FILES[:2]) @ p.classes(["blue square", "red square"]).T,
         }
         for version, p in plain.items()
     }  # fmt: skip
-    body = {IMAGES: {"images": PICTURES[:2]}, WORDS: {"texts": TEXTS}, PAIRS: {"images": PICTURES[:2], "texts": TEXTS},
-            CLASSES: {"images": PICTURES[:2]}}  # fmt: skip
+    body = {EMBED_IMAGES: {"images": IMAGES[:2]}, EMBED_TEXTS: {"texts": TEXTS}, PAIRS: {"images": IMAGES[:2], "texts": TEXTS},
+            CLASSES: {"images": IMAGES[:2]}}  # fmt: skip
     values = {
-        IMAGES: lambda a: a["embeddings"], WORDS: lambda a: a["embeddings"], PAIRS: lambda a: a["similarity"],
+        EMBED_IMAGES: lambda a: a["embeddings"], EMBED_TEXTS: lambda a: a["embeddings"], PAIRS: lambda a: a["similarity"],
         CLASSES: lambda a: [[p["scores"][c] for c in ("blue square", "red square")] for p in a["predictions"]],
     }  # fmt: skip
     swapped, wrong, seen = threading.Event(), [], []
@@ -224,7 +224,7 @@ def test_a_server_under_load_stops_soon(base, tmp_path):
         def ask() -> None:
             try:
                 for _ in range(5000):
-                    ended.append(line.post(PAIRS, json={"images": PICTURES, "texts": TEXTS}).status_code)
+                    ended.append(line.post(PAIRS, json={"images": IMAGES, "texts": TEXTS}).status_code)
             except httpx.TransportError:
                 pass
 
@@ -245,7 +245,7 @@ def test_a_champion_that_another_process_made_is_followed_and_a_lost_registry_is
         assert server.ready().live() == {"general": "1"}
         fixtures.forkserver.run("from clipft_tasks import tracking; tracking.promote('general', '2')").check_returncode()
         assert server.until(lambda: server.live() == {"general": "2"}, 10) < 5
-        answer = server.post(IMAGES, {"images": PICTURES})
+        answer = server.post(EMBED_IMAGES, {"images": IMAGES})
         assert answer.headers["x-clipft-model-version"] == "2" and close(answer.json()["embeddings"], plain["2"].images())
 
         whole = database.read_bytes()
@@ -253,7 +253,7 @@ def test_a_champion_that_another_process_made_is_followed_and_a_lost_registry_is
         server.until(lambda: "registry" in server.get("/readyz").json()["problem"], 15)
         ready = server.get("/readyz")
         assert ready.status_code == 200 and ready.json()["live"] == {"general": "2"}
-        assert close(server.post(IMAGES, {"images": PICTURES}).json()["embeddings"], plain["2"].images())
+        assert close(server.post(EMBED_IMAGES, {"images": IMAGES}).json()["embeddings"], plain["2"].images())
         assert server.put("1").status_code >= 400
         assert server.live() == {"general": "2"}
 
@@ -269,7 +269,7 @@ def test_a_champion_that_cannot_be_made_live_is_told_and_the_old_one_goes_on(els
         tracking.promote("general", "2")
         server.until(lambda: "version 2" in server.get("/readyz").json()["problem"], 15)
         assert server.live() == {"general": "1"}
-        assert server.post(WORDS, {"texts": "x"}).headers["x-clipft-model-version"] == "1"
+        assert server.post(EMBED_TEXTS, {"texts": "x"}).headers["x-clipft-model-version"] == "1"
 
 
 def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monkeypatch):

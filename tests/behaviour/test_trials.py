@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fixtures.live_server import CLASSES, IMAGES, PAIRS, PICTURES, TEXTS, WORDS, b64, changed_card, package
+from fixtures.live_server import CLASSES, EMBED_IMAGES, EMBED_TEXTS, IMAGES, PAIRS, TEXTS, b64, changed_card, package
 from fixtures.trials import (
     OWN,
     PROBE,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 def test_in_shadow_the_champion_alone_answers_and_the_challenger_is_counted(server, plain):
     began = begin(server)
     assert began == {
-        "domain": "general", "version": "2", "share": 1, "answers": False, "requests": 0, "pictures": 0, "agreement": None,
+        "domain": "general", "version": "2", "share": 1, "answers": False, "requests": 0, "images": 0, "agreement": None,
         "errors": 0, "seconds_p95": {"champion": None, "challenger": None},
     }  # fmt: skip
     answers = [classify(server) for _ in range(5)]
@@ -40,7 +40,7 @@ def test_in_shadow_the_champion_alone_answers_and_the_challenger_is_counted(serv
     scores = [list(p["scores"].values()) for p in answers[0].json()["predictions"]]
     assert np.abs(np.array(scores) - expected).max() < 1e-4
     said = reported(server, 5)
-    assert (said["requests"], said["pictures"], said["errors"]) == (5, 5 * len(PICTURES), 0)
+    assert (said["requests"], said["images"], said["errors"]) == (5, 5 * len(IMAGES), 0)
     assert said["seconds_p95"]["champion"] > 0 and said["seconds_p95"]["challenger"] > 0
 
 
@@ -55,31 +55,31 @@ def test_the_agreement_is_that_of_the_two_models(server, disputed):
 
 def test_what_the_challenger_says_in_shadow_is_counted_as_nobodys_answer(server):
     begin(server)
-    window, before = server.get("/v1/drift/general").json()["pictures"], server.figures()
+    window, before = server.get("/v1/drift/general").json()["images"], server.metrics()
     classify(server)
     reported(server, 1)
-    after = server.figures()
-    assert server.get("/v1/drift/general").json()["pictures"] == window + len(PICTURES)
-    assert answered(after, "1") == answered(before, "1") + len(PICTURES)
+    after = server.metrics()
+    assert server.get("/v1/drift/general").json()["images"] == window + len(IMAGES)
+    assert answered(after, "1") == answered(before, "1") + len(IMAGES)
     assert answered(after, "2") == answered(before, "2")
     assert margins(after, "2") == margins(before, "2")
 
 
-def answered(figures: dict[tuple[str, ...], float], version: str) -> float:
-    """Pictures classified by a version."""
-    return sum(v for k, v in figures.items() if k[0] == "clipft_predictions_total" and k[-1] == version)
+def answered(metrics: dict[tuple[str, ...], float], version: str) -> float:
+    """Images classified by a version."""
+    return sum(v for k, v in metrics.items() if k[0] == "clipft_predictions_total" and k[-1] == version)
 
 
-def margins(figures: dict[tuple[str, ...], float], version: str) -> float:
-    return figures.get(("clipft_similarity_margin_count", "general", version), 0)
+def margins(metrics: dict[tuple[str, ...], float], version: str) -> float:
+    return metrics.get(("clipft_similarity_margin_count", "general", version), 0)
 
 
 def test_a_share_below_one_sees_only_a_part(server):
     begin(server, share=0.5)
     for _ in range(60):
-        classify(server, PICTURES[0])
+        classify(server, IMAGES[0])
     said = reported(server, 10)
-    assert said["requests"] < 60 and said["pictures"] < 60
+    assert said["requests"] < 60 and said["images"] < 60
 
 
 def test_a_version_that_fails_in_shadow_is_counted_and_no_caller_sees_it(server):
@@ -109,16 +109,16 @@ def test_a_canary_of_everything_answers_everything_under_its_own_name(server, pl
 def test_a_canary_answers_counts_to_itself_and_not_to_the_champion(server):
     classify(server)
     begin(server, answers=True)
-    window, before = server.get("/v1/drift/general").json(), server.figures()
+    window, before = server.get("/v1/drift/general").json(), server.metrics()
     for _ in range(3):
         classify(server)
-    now, after = server.get("/v1/drift/general").json(), server.figures()
-    assert (now["version"], now["pictures"]) == ("1", window["pictures"])
-    items = ("clipft_window_items", "general", "pictures", "1")
+    now, after = server.get("/v1/drift/general").json(), server.metrics()
+    assert (now["version"], now["images"]) == ("1", window["images"])
+    items = ("clipft_window_items", "general", "images", "1")
     assert after[items] == before[items] > 0
     assert not [k for k in after if k[0] == "clipft_window_items" and k[-1] == "2"]
     assert answered(after, "1") == answered(before, "1") and margins(after, "1") == margins(before, "1")
-    assert answered(after, "2") == answered(before, "2") + 3 * len(PICTURES)
+    assert answered(after, "2") == answered(before, "2") + 3 * len(IMAGES)
 
 
 def test_feedback_on_a_canarys_answer_is_no_feedback_on_the_champion(server):
@@ -139,10 +139,10 @@ def test_a_canary_of_a_part_leaves_the_rest_to_the_champion(server):
     assert said["seconds_p95"]["champion"] > 0 and said["seconds_p95"]["challenger"] > 0
 
 
-def test_a_bad_picture_to_a_canary_is_the_callers_fault_and_not_the_canarys(server):
+def test_a_bad_image_to_a_canary_is_the_callers_fault_and_not_the_canarys(server):
     begin(server, answers=True)
-    answer = server.post(CLASSES, {"images": [PICTURES[0], b64(b"words")]})
-    assert answer.status_code == 422 and "Picture 2" in answer.json()["detail"]
+    answer = server.post(CLASSES, {"images": [IMAGES[0], b64(b"words")]})
+    assert answer.status_code == 422 and "Image 2" in answer.json()["detail"]
     assert report(server)["errors"] == 0
     assert answering(server) == "2"
 
@@ -162,12 +162,12 @@ def test_where_a_canary_fails_the_champion_answers(server):
 def test_only_ordinary_classify_requests_are_tried(server, answers):
     begin(server, answers=answers)
     others = [
-        server.post(CLASSES, {"images": PICTURES, "classes": OWN}),
-        server.post(CLASSES, {"images": PICTURES, "classes": ["blue square", "red square"]}),
+        server.post(CLASSES, {"images": IMAGES, "classes": OWN}),
+        server.post(CLASSES, {"images": IMAGES, "classes": ["blue square", "red square"]}),
         classify(server, **PROBE),
-        server.post(IMAGES, {"images": PICTURES}),
-        server.post(WORDS, {"texts": TEXTS}),
-        server.post(PAIRS, {"images": PICTURES, "texts": TEXTS}),
+        server.post(EMBED_IMAGES, {"images": IMAGES}),
+        server.post(EMBED_TEXTS, {"texts": TEXTS}),
+        server.post(PAIRS, {"images": IMAGES, "texts": TEXTS}),
     ]
     assert {(a.status_code, a.headers["x-clipft-model-version"]) for a in others} == {(200, "1")}
     classify(server)  # this one is, and comes last
@@ -204,7 +204,7 @@ def test_the_same_again_goes_on_counting_and_anything_else_begins_anew(server):
     classify(server)
     reported(server, 1)
     canary = begin(server, answers=True)
-    assert (canary["requests"], canary["pictures"], canary["agreement"]) == (0, 0, None)
+    assert (canary["requests"], canary["images"], canary["agreement"]) == (0, 0, None)
     assert canary["seconds_p95"] == {"champion": None, "challenger": None}
 
 

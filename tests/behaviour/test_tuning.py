@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from conftest import small, write_pictures
+from conftest import small, write_images
 
 from behaviour.test_kill import killed
 from clipft_tasks import tracking
@@ -37,7 +37,7 @@ def base(tmp_path_factory, tiny) -> Iterator[tuple[dict, Path]]:
             "train.epochs": 2,
             "train.checkpoint_seconds": 0,
         }
-        flat = small(write_pictures(root / "source"), tiny, **more)
+        flat = small(write_images(root / "source"), tiny, **more)
         spec = RunSpec.from_flat(flat)
         version.run(spec, ingest.run(spec)["staging"])
         yield flat, root / "home"
@@ -224,7 +224,7 @@ def test_the_test_split_is_never_looked_at(flat, monkeypatch, tmp_path):
         is_test = frame["split"] == "test"
         assert is_test.any()
         frame.loc[is_test, ["label", "caption", "group"]] = "poison"
-        frame.loc[is_test, "length"] = 1  # whoever opens such a picture finds that it is none
+        frame.loc[is_test, "length"] = 1  # whoever opens such an image finds that it is none
         return frame
 
     def fetch(version):
@@ -234,7 +234,7 @@ def test_the_test_split_is_never_looked_at(flat, monkeypatch, tmp_path):
     monkeypatch.setattr(versioning, "fetch", fetch)
     monkeypatch.setattr(versioning, "read_manifest", lambda version: poison(real["read_manifest"](version)))
     elsewhere(monkeypatch, tmp_path / "poisoned.db")
-    shutil.rmtree(settings().root / "cache" / "pictures")
+    shutil.rmtree(settings().root / "cache" / "images")
     poisoned = tune.run(spec, planned)
     for run in (honest, poisoned):
         for t in run["tried"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.live_server import CLASSES, PICTURES, TOKEN, WORDS, Server, change_answers, copied, package, trained, use
+from fixtures.live_server import CLASSES, EMBED_TEXTS, IMAGES, TOKEN, Server, change_answers, copied, package, trained, use
 
 from clipft_tasks import tracking
 from clipft_tasks.core.errors import ClipftError, Transient
@@ -53,7 +53,7 @@ def server(running: Server, tmp_path: Path) -> Iterator[Server]:
 def judge(server: Server, right: int, wrong: int) -> None:
     """Traffic that an inspector judges: so many answers right, and so many wrong."""
     for number in range(right + wrong):
-        answer = server.client.post(CLASSES, json={"images": [PICTURES[number % len(PICTURES)]]})
+        answer = server.client.post(CLASSES, json={"images": [IMAGES[number % len(IMAGES)]]})
         said = answer.json()["predictions"][0]["label"]
         body = {"request_id": answer.headers["x-request-id"], "label": said if number < right else "something else"}
         assert server.client.post("/v1/feedback", json=body, headers=SHOWN).json()["counted"] is True
@@ -99,7 +99,7 @@ def champion() -> str:
 
 
 def serving(server: Server) -> str:
-    return str(server.post(WORDS, {"texts": "who answers?"}).headers["x-clipft-model-version"])
+    return str(server.post(EMBED_TEXTS, {"texts": "who answers?"}).headers["x-clipft-model-version"])
 
 
 def now() -> incidents.State:
@@ -349,7 +349,7 @@ def test_a_reference_of_another_embedding_space_is_refused_and_nothing_is_sugges
     with pytest.raises(ClipftError, match="embedding space of other weights"):
         suggest.run(SPEC, ["image"])
     assert server.put("2").status_code == 200 and server.put("1").status_code == 200
-    assert serving(server) == "1" and server.figures()["clipft_drift_measured", "general", "1"] == 0
+    assert serving(server) == "1" and server.metrics()["clipft_drift_measured", "general", "1"] == 0
     with pytest.raises(ClipftError, match="No live version of general with a reference"):
         suggest.run(SPEC, ["image"])
 
@@ -383,7 +383,7 @@ def captured(server: Server, tmp_path_factory: pytest.TempPathFactory, tmp_path:
     settings.cache_clear()
 
 
-def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_pictures_beside_new_ones(server, captured):
+def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_images_beside_new_ones(server, captured):
     suggested = suggest.run(SPEC, ["performance"])
     for said in (
         "Version 2: ", "in the words of industrial", "Beside the reference of general version 1", "of general version 2",
@@ -394,10 +394,10 @@ def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_pictures_
     assert sum(suggested["labels"].values()) == 70 and suggested["action"] in ("readapt", "rollback", "recalibrate")
     run = suggested["links"]["Drift report"].split("/runs/")[1].split("/")[0]
     page = Path(tracking.client().download_artifacts(run, "drift.html")).read_text()
-    assert "each beside the nearest old one" in page and page.count("the nearest picture of the reference") == 8
+    assert "each beside the nearest old one" in page and page.count("the nearest image of the reference") == 8
 
 
-def test_a_model_that_cannot_be_had_is_passed_over_and_the_report_does_without_old_pictures(server, captured, monkeypatch):
+def test_a_model_that_cannot_be_had_is_passed_over_and_the_report_does_without_old_images(server, captured, monkeypatch):
     (package("2") / "reference.json").unlink()
     monkeypatch.setenv("CLIPFT_DATA_REPO", "file:///nowhere")
     settings.cache_clear()

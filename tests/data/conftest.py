@@ -1,11 +1,11 @@
-"""Tables of made pictures, and what ingest says of them."""
+"""Tables of made images, and what ingest says of them."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 from clipft_tasks.data import manifest
 from clipft_tasks.spec import RunSpec
@@ -33,14 +33,14 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A table of twelve red and twelve blue squares."""
-    return write_pictures(tmp_path / "source", PER_CLASS)
+    return write_images(tmp_path / "source", PER_CLASS)
 
 
 @pytest.fixture
-def good(pictures: Path) -> list[dict]:
-    return pd.read_csv(pictures, dtype=str, keep_default_na=False).to_dict("records")
+def good(images: Path) -> list[dict]:
+    return pd.read_csv(images, dtype=str, keep_default_na=False).to_dict("records")
 
 
 # Kinds of source ------------------------------------------------------------------------------------------------------
@@ -52,5 +52,5 @@ def same_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture
-def as_csv(home, pictures) -> pd.DataFrame:
-    return taken(ingest.run(spec_of(pictures)))
+def as_csv(home, images) -> pd.DataFrame:
+    return taken(ingest.run(spec_of(images)))

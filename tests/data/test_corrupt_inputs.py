@@ -12,7 +12,7 @@ from pathlib import Path
 import fixtures.forkserver
 import pandas as pd
 import pytest
-from conftest import made_picture, write_pictures
+from conftest import made_image, write_images
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
@@ -26,11 +26,11 @@ def home(shared_home: Path) -> Path:
 
 
 def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
-    """One row of each bad kind by picture name, and a word of the reason it must be given."""
+    """One row of each bad kind by image name, and a word of the reason it must be given."""
     whole = io.BytesIO()
-    made_picture("red", 500, 64).save(whole, "JPEG")
+    made_image("red", 500, 64).save(whole, "JPEG")
     (folder / "cut.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    (folder / "text.png").write_text("this is not a picture\n" * 20)
+    (folder / "text.png").write_text("this is not an image\n" * 20)
     (folder / "zero.png").write_bytes(b"")
     header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 10_000, 8, 0, 0, 0, 0)
     (folder / "huge.png").write_bytes(
@@ -45,16 +45,16 @@ def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
     (folder / "directory.png").mkdir()
     os.mkfifo(folder / "pipe.png")
     outside = folder.parent / "outside.png"
-    made_picture("red", 501).save(outside)
+    made_image("red", 501).save(outside)
     (folder / "link.png").symlink_to(outside)
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     for name, number in (("mute", 502), ("talkative", 503), ("elsewhere", 504)):
-        made_picture("red", number).save(folder / f"{name}.png")
+        made_image("red", number).save(folder / f"{name}.png")
     plain = {"caption": "a photo of a red square.", "label": "red square", "group": "", "split": ""}
     return {
         "missing.png": (plain, "no such file"),
         "cut.jpg": (plain, "cut short"),
-        "text.png": (plain, "not a picture"),
+        "text.png": (plain, "not an image"),
         "zero.png": (plain, "0 bytes"),
         "huge.png": (plain, "pixels"),
         "heavy.png": (plain, "bytes, more than the limit"),
@@ -74,12 +74,12 @@ def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, pictures, good, kind):
-    bad = rubbish(pictures.parent)
+def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, images, good, kind):
+    bad = rubbish(images.parent)
     rows = [{**r, "split": ""} for r in good]
     for at, (name, (fields, _)) in enumerate(bad.items()):
         rows.insert(2 * at, {"image": name, **fields})
-    path = pictures.with_name(f"bad.{kind}")
+    path = images.with_name(f"bad.{kind}")
     if kind == "csv":
         pd.DataFrame(rows).to_csv(path, index=False)
     else:
@@ -93,9 +93,9 @@ def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, pi
         assert listed[name]["where"] == f"bad.{kind} row {2 * at + 1}"
 
 
-def test_an_exact_duplicate_is_listed_with_the_row_that_it_repeats(home, pictures, good):
-    shutil.copy(pictures.parent / good[3]["image"], pictures.parent / "copy.png")
-    path = jsonl(pictures.with_name("twice.jsonl"), [*good, good[0], {**good[3], "image": "copy.png"}])
+def test_an_exact_duplicate_is_listed_with_the_row_that_it_repeats(home, images, good):
+    shutil.copy(images.parent / good[3]["image"], images.parent / "copy.png")
+    path = jsonl(images.with_name("twice.jsonl"), [*good, good[0], {**good[3], "image": "copy.png"}])
     result = ingest.run(spec_of(path))
     assert result["rows"] == len(good) and len(taken(result)) == len(good)
     reasons = [r["reason"] for r in rejected(result).values()]
@@ -103,44 +103,44 @@ def test_an_exact_duplicate_is_listed_with_the_row_that_it_repeats(home, picture
     assert any(f"duplicate of {good[3]['image']}" in r for r in reasons)
 
 
-def test_one_picture_with_two_captions_is_two_rows_of_one_split(home, pictures, good):
+def test_one_image_with_two_captions_is_two_rows_of_one_split(home, images, good):
     more = [{**r, "caption": f"another word for {r['label']}"} for r in good]
-    frame = taken(ingest.run(spec_of(jsonl(pictures.with_name("two.jsonl"), good + more))))
+    frame = taken(ingest.run(spec_of(jsonl(images.with_name("two.jsonl"), good + more))))
     assert len(frame) == 2 * len(good) and frame["name"].is_unique
     assert (frame.groupby("sha256")["split"].nunique() == 1).all()
 
 
-def test_a_link_that_leads_in_a_circle_is_one_bad_row(home, pictures, good):
-    (pictures.parent / "circle.png").symlink_to("circle.png")
-    result = ingest.run(spec_of(jsonl(pictures.with_name("c.jsonl"), [*good, {**good[0], "image": "circle.png"}])))
+def test_a_link_that_leads_in_a_circle_is_one_bad_row(home, images, good):
+    (images.parent / "circle.png").symlink_to("circle.png")
+    result = ingest.run(spec_of(jsonl(images.with_name("c.jsonl"), [*good, {**good[0], "image": "circle.png"}])))
     assert result["rows"] == len(good) and list(rejected(result)) == ["circle.png"]
 
 
-def test_a_name_with_a_null_byte_is_one_bad_row(home, pictures, good):
-    result = ingest.run(spec_of(jsonl(pictures.with_name("n.jsonl"), [*good, {**good[0], "image": "a\0b.png"}])))
+def test_a_name_with_a_null_byte_is_one_bad_row(home, images, good):
+    result = ingest.run(spec_of(jsonl(images.with_name("n.jsonl"), [*good, {**good[0], "image": "a\0b.png"}])))
     assert result["rows"] == len(good) and list(rejected(result)) == ["a\0b.png"]
 
 
-def test_half_a_character_in_a_caption_is_no_reason_to_stop(home, pictures, good):
+def test_half_a_character_in_a_caption_is_no_reason_to_stop(home, images, good):
     rows = [{**good[0], "caption": "a red \ud83d square"}, *good[1:]]
-    result = ingest.run(spec_of(jsonl(pictures.with_name("s.jsonl"), rows)))
+    result = ingest.run(spec_of(jsonl(images.with_name("s.jsonl"), rows)))
     assert result["rows"] + result["rejected"] == len(good) and result["rows"] >= len(good) - 1
 
 
 def test_a_file_name_that_is_not_utf_8_is_no_reason_to_stop(home, tmp_path):
     (tmp_path / "tree" / "red").mkdir(parents=True)
     for number in range(6):
-        made_picture("red", number).save(tmp_path / "tree" / "red" / f"{number}.png")
+        made_image("red", number).save(tmp_path / "tree" / "red" / f"{number}.png")
     (tmp_path / "tree" / "red" / "5.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/tree/red/caf\xe9.png"))
     result = ingest.run(spec_of(tmp_path / "tree"))
     assert result["rows"] + result["rejected"] == 6 and result["rows"] >= 5
 
 
-def test_pictures_that_resemble_those_of_two_splits_are_turned_away(home, pictures, good):
-    image = made_picture("red", 0, 64)
-    image.save(pictures.parent / "one.png")
-    image.resize((80, 80)).save(pictures.parent / "two.png")
-    image.resize((72, 72)).save(pictures.parent / "three.png")
+def test_images_that_resemble_those_of_two_splits_are_turned_away(home, images, good):
+    image = made_image("red", 0, 64)
+    image.save(images.parent / "one.png")
+    image.resize((80, 80)).save(images.parent / "two.png")
+    image.resize((72, 72)).save(images.parent / "three.png")
     row = {**good[0], "split": ""}
     rows = [
         *({**r, "split": ""} for r in good[1:]),
@@ -148,7 +148,7 @@ def test_pictures_that_resemble_those_of_two_splits_are_turned_away(home, pictur
         {**row, "image": "two.png", "split": "test"},
         {**row, "image": "three.png"},
     ]
-    result = ingest.run(spec_of(jsonl(pictures.with_name("near.jsonl"), rows)))
+    result = ingest.run(spec_of(jsonl(images.with_name("near.jsonl"), rows)))
     assert "two different splits" in rejected(result)["three.png"]["reason"]
     assert taken(result).set_index("name").loc[["one.png", "two.png"], "split"].tolist() == ["train", "test"]
 
@@ -177,7 +177,7 @@ def test_a_source_that_gives_nothing_says_why(home, tmp_path, name, content, sai
         ingest.run(spec_of(path))
 
 
-@pytest.mark.parametrize("source", ["", "gone.csv", "gone", "s3://bucket/pictures.csv", "https://example.org/a.csv"])
+@pytest.mark.parametrize("source", ["", "gone.csv", "gone", "s3://bucket/images.csv", "https://example.org/a.csv"])
 def test_a_missing_source_is_named(home, tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClipftError, match=source or "nothing was given"):
@@ -187,7 +187,7 @@ def test_a_missing_source_is_named(home, tmp_path, monkeypatch, source):
 def test_an_empty_folder_is_named(home, tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "notes.txt").write_text("later")
-    with pytest.raises(ClipftError, match="no pictures"):
+    with pytest.raises(ClipftError, match="no images"):
         ingest.run(spec_of(tmp_path / "tree"))
 
 
@@ -212,7 +212,7 @@ def whole_shards_only(home: Path) -> None:
         shards.check(path, path.name)
 
 
-def test_a_full_disk_is_said_plainly_and_leaves_no_half_shard(home, pictures, monkeypatch):
+def test_a_full_disk_is_said_plainly_and_leaves_no_half_shard(home, images, monkeypatch):
     real = os.replace
 
     def full(source, target):
@@ -222,17 +222,17 @@ def test_a_full_disk_is_said_plainly_and_leaves_no_half_shard(home, pictures, mo
 
     monkeypatch.setattr(shards.os, "replace", full)
     with pytest.raises(ClipftError, match="(?i)space"):
-        ingest.run(spec_of(pictures))
+        ingest.run(spec_of(images))
     whole_shards_only(home)
     monkeypatch.undo()
 
 
 def test_a_file_system_that_fills_up_in_the_middle_leaves_no_half_shard(home, tmp_path):
     """The real thing, in a process whose files may not grow beyond 200 kB: a shard of 600 kB breaks off in the middle."""
-    table = write_pictures(tmp_path / "large", 2)
+    table = write_images(tmp_path / "large", 2)
     for path in table.parent.glob("*.png"):
         label, number = path.stem.split("-")
-        made_picture(label, int(number), 400).save(path.with_suffix(".bmp"), "BMP")
+        made_image(label, int(number), 400).save(path.with_suffix(".bmp"), "BMP")
     table.write_text(table.read_text().replace(".png", ".bmp"))
     code = f"""
 import resource, signal

@@ -1,4 +1,4 @@
-"""Real DICOM files (those that pydicom ships) become pictures without names, and patients hold splits together."""
+"""Real DICOM files (those that pydicom ships) become images without names, and patients hold splits together."""
 
 import io
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import dicom, shards
-from clipft_tasks.data.images import BadPicture
+from clipft_tasks.data.images import BadImage
 from clipft_tasks.data.readers import open_source
 from clipft_tasks.spec import DataSpec
 from clipft_tasks.stages import ingest
@@ -55,7 +55,7 @@ def test_files_of_many_codings_are_read(name, size, mode):
     assert np.asarray(image).std() > 0
 
 
-def test_one_picture_is_the_same_whatever_codes_it():
+def test_one_image_is_the_same_whatever_codes_it():
     plain = np.asarray(png("MR_small.dcm"))
     for name in ("MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm"):
         assert (np.asarray(png(name)) == plain).all(), name
@@ -76,25 +76,25 @@ def test_what_the_file_asks_to_be_shown_is_what_is_taken():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (lambda: (FILES / "reportsi.dcm").read_bytes(), "no picture in it .modality SR"),
+        (lambda: (FILES / "reportsi.dcm").read_bytes(), "no image in it .modality SR"),
         (lambda: (FILES / "rtdose_1frame.dcm").read_bytes(), "map of doses"),
         (lambda: (FILES / "MR_truncated.dcm").read_bytes(), "cut short or broken|coded as"),
         (lambda: (FILES / "MR_small_jpeg_ls_lossless.dcm").read_bytes(), "JPEG-LS"),
         (lambda: changed("CT_small.dcm", BurnedInAnnotation="YES"), "burnt into"),
         (lambda: changed("CT_small.dcm", Rows=60_000, Columns=60_000), "more than the limit"),
-        (lambda: (FILES / "CT_small.dcm").read_bytes()[:400], "header|cut short|no picture|no patient"),
-        (lambda: b"\0" * 128 + b"DICM" + b"garbage" * 50, "header|no picture"),
+        (lambda: (FILES / "CT_small.dcm").read_bytes()[:400], "header|cut short|no image|no patient"),
+        (lambda: b"\0" * 128 + b"DICM" + b"garbage" * 50, "header|no image"),
     ],
     ids=["report", "dose", "cut", "unknown coding", "burnt in", "bomb", "cut header", "garbage"],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(data, reason):
-    with pytest.raises(BadPicture, match=reason):
+def test_what_is_no_image_is_refused_with_the_reason(data, reason):
+    with pytest.raises(BadImage, match=reason):
         dicom.as_png(data())
 
 
 @pytest.fixture
 def studies(home, tmp_path) -> Path:
-    """A tree as archives export one: no endings, an index, a report that is no picture."""
+    """A tree as archives export one: no endings, an index, a report that is no image."""
     root = tmp_path / "studies"
     for label, files in {
         "head": ["CT_small.dcm", "JPEG2000.dcm"],
@@ -104,7 +104,7 @@ def studies(home, tmp_path) -> Path:
         for file in files:
             shutil.copy(FILES / file, root / label / Path(file).stem)
     (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
-    (root / "readme.txt").write_text("no picture")
+    (root / "readme.txt").write_text("no image")
     (root / "body" / "MR_small.txt").write_text("A brain.\n")
     return root
 
@@ -155,7 +155,7 @@ def test_a_table_may_name_dicom_files(home, tmp_path):
     shutil.copy(FILES / "CT_small.dcm", tmp_path / "a.dcm")
     (tmp_path / "t.csv").write_text("image,caption\na.dcm,a slice of a chest\n")
     (row,) = open_source(str(tmp_path / "t.csv"), DataSpec()).rows()
-    assert row.picture().startswith(b"\x89PNG")
+    assert row.image_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_without_dicom_is_named(home, tmp_path):

@@ -1,4 +1,4 @@
-"""molecules: drawn structures with their names, the same each time, relatives together, a class that the picture shows."""
+"""molecules: drawn structures with their names, the same each time, relatives together, a class that the image shows."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from rdkit import Chem
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
-from clipft_tasks.data.images import open_picture
+from clipft_tasks.data.images import open_image
 from clipft_tasks.data.readers import molecules, open_source
 from clipft_tasks.spec import DataSpec, RunSpec
 from clipft_tasks.stages import ingest, validate, version
@@ -49,23 +49,23 @@ def test_without_a_limit_there_are_thousands_to_take(rows):
     assert source.total is None and len(set(found)) == 3000 and found[:COUNT] == [r.key for r in rows]
 
 
-def test_the_licence_and_where_the_data_come_from_are_said():
-    licence = open_source("molecules:3", DataSpec()).licence
-    assert all(word in licence for word in ("MIT", "chemicals", "PubChem", "RDKit"))
+def test_the_license_and_where_the_data_come_from_are_said():
+    license = open_source("molecules:3", DataSpec()).license
+    assert all(word in license for word in ("MIT", "chemicals", "PubChem", "RDKit"))
 
 
-def test_names_are_names_and_pictures_are_drawings(rows):
+def test_names_are_names_and_images_are_drawings(rows):
     for row in rows:
         assert molecules.is_name(row.caption) and not re.search(r"\d{3}", row.caption)
-        picture = open_picture(row.picture())
-        grey = np.asarray(picture.rgb.convert("L"))
-        assert (picture.width, picture.height, picture.format) == (molecules.SIDE, molecules.SIDE, "PNG")
-        assert (grey == 255).mean() > 0.7 and (grey < 200).sum() > 50
+        image = open_image(row.image_bytes())
+        gray = np.asarray(image.rgb.convert("L"))
+        assert (image.width, image.height, image.format) == (molecules.SIDE, molecules.SIDE, "PNG")
+        assert (gray == 255).mean() > 0.7 and (gray < 200).sum() > 50
 
 
 def test_a_structure_is_drawn_the_same_each_time_and_another_one_is_not(rows):
-    assert [r.picture() for r in rows[:10]] == [r.picture() for r in rows[:10]]
-    assert len({r.picture() for r in rows}) == COUNT
+    assert [r.image_bytes() for r in rows[:10]] == [r.image_bytes() for r in rows[:10]]
+    assert len({r.image_bytes() for r in rows}) == COUNT
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_molecules_become_a_dataset_version(home, tiny):
     made = version.run(spec, result["staging"])
     assert checked["rows"] == made["rows"] == result["rows"]
     card = versioning.find("", "scientific").card
-    assert "PubChem" in card["licence"] and card["classes"] == {k: v for k, v in sorted(Counter(frame["label"]).items()) if k}
+    assert "PubChem" in card["license"] and card["classes"] == {k: v for k, v in sorted(Counter(frame["label"]).items()) if k}
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

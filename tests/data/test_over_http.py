@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
@@ -51,7 +51,7 @@ def plane(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPFT_HOME", str(home))
         settings.cache_clear()
-        spec = RunSpec.from_flat({"domain": "general", "source": str(write_pictures(home.parent / "s"))})
+        spec = RunSpec.from_flat({"domain": "general", "source": str(write_images(home.parent / "s"))})
         version.run(spec, ingest.run(spec)["staging"])
     settings.cache_clear()
     subprocess.run(["git", "update-server-info"], cwd=home / "datasets", check=True)
@@ -78,12 +78,12 @@ def become_worker(monkeypatch, home: Path, address: str, **more: object) -> None
     settings.cache_clear()
 
 
-def test_a_worker_reads_versions_and_pictures_over_http_alone(address, tmp_path, monkeypatch):
+def test_a_worker_reads_versions_and_images_over_http_alone(address, tmp_path, monkeypatch):
     become_worker(monkeypatch, tmp_path / "worker", address)
     found = versioning.find("", "general")
     dataset = versioning.fetch(found)
     assert found.tag == "general/v1" and len(dataset.frame) == 80
-    assert all(dataset.picture(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
+    assert all(dataset.image_bytes(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
     assert any(path.startswith("/objects/") for path in Gateway.asked)
 
     objects = [p for p in Gateway.asked if p.startswith("/objects/")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import COLOURS, made_picture, write_pictures
+from conftest import COLORS, made_image, write_images
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
@@ -19,9 +19,9 @@ def home(shared_home: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "CSV", "JSONL", "Parquet"])
-def test_every_kind_of_table_gives_the_same_rows(as_csv, pictures, kind):
-    frame = pd.read_csv(pictures, dtype=str, keep_default_na=False)
-    path = pictures.with_name(f"other.{kind}")
+def test_every_kind_of_table_gives_the_same_rows(as_csv, images, kind):
+    frame = pd.read_csv(images, dtype=str, keep_default_na=False)
+    path = images.with_name(f"other.{kind}")
     match kind.lower():
         case "jsonl":
             frame.to_json(path, orient="records", lines=True)
@@ -32,21 +32,21 @@ def test_every_kind_of_table_gives_the_same_rows(as_csv, pictures, kind):
     pd.testing.assert_frame_equal(taken(ingest.run(spec_of(path))), as_csv)
 
 
-def test_a_folder_with_texts_beside_the_pictures_gives_the_same_rows(as_csv, pictures, tmp_path):
+def test_a_folder_with_texts_beside_the_images_gives_the_same_rows(as_csv, images, tmp_path):
     for row in as_csv.itertuples():
         folder = tmp_path / "tree" / row.label
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pictures.parent / row.name, folder / row.name)
+        shutil.copy(images.parent / row.name, folder / row.name)
         (folder / row.name).with_suffix(".txt").write_text(row.caption + "\n")
     found = taken(ingest.run(spec_of(tmp_path / "tree")))
     pd.testing.assert_frame_equal(same_rows(found), same_rows(as_csv))
 
 
 def test_a_folder_without_texts_takes_its_captions_from_the_labels(home, tmp_path):
-    for label in COLOURS:
+    for label in COLORS:
         (tmp_path / "tree" / label).mkdir(parents=True)
         for number in range(4):
-            made_picture(label, number).save(tmp_path / "tree" / label / f"{number}.png")
+            made_image(label, number).save(tmp_path / "tree" / label / f"{number}.png")
     assert set(taken(ingest.run(spec_of(tmp_path / "tree")))["caption"]) == {"a photo of a red.", "a photo of a blue."}
     worded = taken(ingest.run(spec_of(tmp_path / "tree", **{"data.caption_template": "one {} thing"})))
     assert set(worded["caption"]) == {"one red thing", "one blue thing"}
@@ -55,14 +55,14 @@ def test_a_folder_without_texts_takes_its_captions_from_the_labels(home, tmp_pat
 def test_subfolders_called_train_val_and_test_are_the_split(home, tmp_path):
     numbers = {"train": range(0, 6), "Val": range(6, 9), "test": range(9, 12)}
     for split, members in numbers.items():
-        for label in COLOURS:
+        for label in COLORS:
             (tmp_path / "tree" / split / label).mkdir(parents=True)
             for number in members:
-                made_picture(label, number).save(tmp_path / "tree" / split / label / f"{number}.png")
+                made_image(label, number).save(tmp_path / "tree" / split / label / f"{number}.png")
     result = ingest.run(spec_of(tmp_path / "tree"))
     assert result["counts"] == {"train": 12, "val": 6, "test": 6}
     frame = taken(result)
-    assert set(frame["label"]) == set(COLOURS)
+    assert set(frame["label"]) == set(COLORS)
     assert [n.split("/")[0].lower() for n in frame["name"]] == frame["split"].tolist()
 
 
@@ -70,25 +70,25 @@ def test_a_caption_linked_from_outside_the_folder_is_not_read(home, tmp_path):
     (tmp_path / "tree" / "red").mkdir(parents=True)
     (tmp_path / "secret.txt").write_text("the password is swordfish")
     for number in range(4):
-        made_picture("red", number).save(tmp_path / "tree" / "red" / f"{number}.png")
+        made_image("red", number).save(tmp_path / "tree" / "red" / f"{number}.png")
     (tmp_path / "tree" / "red" / "0.txt").symlink_to(tmp_path / "secret.txt")
     result = ingest.run(spec_of(tmp_path / "tree"))
     assert "swordfish" not in taken(result)["caption"].str.cat()
 
 
-def test_other_column_names_are_named_in_the_spec(as_csv, pictures):
-    frame = pd.read_csv(pictures, dtype=str).rename(columns={"image": "file", "caption": "text", "label": "class"})
-    frame.to_csv(pictures.with_name("own.csv"), index=False)
+def test_other_column_names_are_named_in_the_spec(as_csv, images):
+    frame = pd.read_csv(images, dtype=str).rename(columns={"image": "file", "caption": "text", "label": "class"})
+    frame.to_csv(images.with_name("own.csv"), index=False)
     columns = {"data.image_column": "file", "data.caption_column": "text", "data.label_column": "class"}
-    found = taken(ingest.run(spec_of(pictures.with_name("own.csv"), **columns)))
+    found = taken(ingest.run(spec_of(images.with_name("own.csv"), **columns)))
     pd.testing.assert_frame_equal(found, as_csv)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "nullable parquet"])
-def test_numbers_as_classes_read_the_same_from_every_kind_of_table(home, pictures, good, kind):
+def test_numbers_as_classes_read_the_same_from_every_kind_of_table(home, images, good, kind):
     rows = [{**r, "label": i % 2 if i else None} for i, r in enumerate(good)]
     frame = pd.DataFrame(rows)
-    path = pictures.with_name("numbers." + kind.split()[-1])
+    path = images.with_name("numbers." + kind.split()[-1])
     if kind == "jsonl":
         jsonl(path, rows)
     else:
@@ -96,12 +96,12 @@ def test_numbers_as_classes_read_the_same_from_every_kind_of_table(home, picture
     assert set(taken(ingest.run(spec_of(path)))["label"]) == {"", "0", "1"}
 
 
-def test_missing_texts_in_a_nullable_parquet_are_empty_texts(home, pictures, good):
+def test_missing_texts_in_a_nullable_parquet_are_empty_texts(home, images, good):
     frame = pd.DataFrame(good).convert_dtypes()
     frame["caption"] = frame["caption"].astype("string")
     frame.loc[0, ["caption", "group"]] = pd.NA
-    frame.to_parquet(pictures.with_name("n.parquet"))
-    result = ingest.run(spec_of(pictures.with_name("n.parquet")))
+    frame.to_parquet(images.with_name("n.parquet"))
+    result = ingest.run(spec_of(images.with_name("n.parquet")))
     assert result["rows"] == 2 * PER_CLASS and set(taken(result)["caption"]) == {
         "a photo of a red square.",
         "a photo of a blue square.",
@@ -109,33 +109,33 @@ def test_missing_texts_in_a_nullable_parquet_are_empty_texts(home, pictures, goo
 
 
 def test_rows_of_one_group_stay_in_one_split(home, tmp_path):
-    frame = taken(ingest.run(spec_of(write_pictures(tmp_path / "grouped", 40, groups=True))))
+    frame = taken(ingest.run(spec_of(write_images(tmp_path / "grouped", 40, groups=True))))
     assert (frame.groupby("group")["split"].nunique() == 1).all() and frame["split"].nunique() == 3
 
 
-def test_every_picture_can_be_read_back_from_its_shard(home, pictures):
-    result = ingest.run(spec_of(pictures))
+def test_every_image_can_be_read_back_from_its_shard(home, images):
+    result = ingest.run(spec_of(images))
     for row in taken(result).itertuples():
         data = shards.read(Path(result["staging"], "shards"), shards.Place(row.shard, row.offset, row.length))
-        assert data == (pictures.parent / row.name).read_bytes()
+        assert data == (images.parent / row.name).read_bytes()
 
 
-def test_the_same_source_again_gives_the_same_bytes(home, pictures):
+def test_the_same_source_again_gives_the_same_bytes(home, images):
     def content(result: dict) -> dict[str, bytes]:
         return {
             str(p.relative_to(result["staging"])): p.read_bytes() for p in Path(result["staging"]).rglob("*") if p.is_file()
         }
 
-    one = content(ingest.run(spec_of(pictures)))
-    assert one == content(ingest.run(spec_of(pictures))) and len(one) >= 5
+    one = content(ingest.run(spec_of(images)))
+    assert one == content(ingest.run(spec_of(images))) and len(one) >= 5
 
 
-def test_the_demo_pictures_say_their_licence(home):
+def test_the_demo_images_say_their_license(home):
     from clipft_tasks.data.readers import open_source
     from clipft_tasks.spec import DataSpec
 
     source = open_source("elpv:mono", DataSpec())
-    assert "CC-BY-NC-SA" in source.licence and next(source.rows()).label
+    assert "CC-BY-NC-SA" in source.license and next(source.rows()).label
     with pytest.raises(ClipftError, match="cell type"):
         open_source("elpv:quantum", DataSpec())
 
@@ -146,7 +146,7 @@ def test_the_demo_pictures_say_their_licence(home):
 # WebDataset shards ----------------------------------------------------------------------------------------------------
 
 
-def write_shard(path: Path, rows: pd.DataFrame, pictures: Path, texts: str = "json") -> Path:
+def write_shard(path: Path, rows: pd.DataFrame, images: Path, texts: str = "json") -> Path:
     """As the webdataset library writes one."""
     import webdataset
 
@@ -158,21 +158,21 @@ def write_shard(path: Path, rows: pd.DataFrame, pictures: Path, texts: str = "js
                 else {"txt": row.caption, "cls": row.label}
             )
             said = {k: v if isinstance(v, dict) else v.encode() for k, v in said.items()}
-            out.write({"__key__": f"data/{Path(row.name).stem}", "png": (pictures.parent / row.name).read_bytes(), **said})
+            out.write({"__key__": f"data/{Path(row.name).stem}", "png": (images.parent / row.name).read_bytes(), **said})
     return path
 
 
 @pytest.mark.parametrize("texts", ["json", "txt and cls"])
-def test_webdataset_shards_give_the_same_rows(as_csv, pictures, tmp_path, texts):
+def test_webdataset_shards_give_the_same_rows(as_csv, images, tmp_path, texts):
     (tmp_path / "tars").mkdir()
     for number, part in enumerate((as_csv.iloc[:9], as_csv.iloc[9:])):
-        write_shard(tmp_path / "tars" / f"{number:03d}.tar", part, pictures, texts)
+        write_shard(tmp_path / "tars" / f"{number:03d}.tar", part, images, texts)
     found = taken(ingest.run(spec_of(f"webdataset:{tmp_path / 'tars'}")))
     pd.testing.assert_frame_equal(same_rows(found), same_rows(as_csv))
 
 
-def test_our_own_shards_are_a_source_again(as_csv, pictures, home):
-    result = ingest.run(spec_of(pictures))
+def test_our_own_shards_are_a_source_again(as_csv, images, home):
+    result = ingest.run(spec_of(images))
     shutil.copytree(Path(result["staging"], "shards"), home / "copied")
     found = taken(ingest.run(spec_of(f"webdataset:{home / 'copied'}")))
     pd.testing.assert_frame_equal(
@@ -180,8 +180,8 @@ def test_our_own_shards_are_a_source_again(as_csv, pictures, home):
     )
 
 
-def test_a_shard_that_is_cut_short_gives_its_whole_rows_and_says_so(as_csv, pictures, tmp_path):
-    shard = write_shard(tmp_path / "cut.tar", as_csv, pictures)
+def test_a_shard_that_is_cut_short_gives_its_whole_rows_and_says_so(as_csv, images, tmp_path):
+    shard = write_shard(tmp_path / "cut.tar", as_csv, images)
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     result = ingest.run(spec_of(shard))
     assert 8 <= result["rows"] < len(as_csv) and result["rejected"] >= 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import made_picture, write_pictures
+from conftest import made_image, write_images
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import RunSpec
@@ -18,7 +18,7 @@ TITLES = [
     "key of its own",
     "rejected",
     "Shorter side",
-    "Colour mode",
+    "Color mode",
     "Captions are not empty",
     "Captions inside the tokenizer",
     "near-duplicate in two splits",
@@ -34,7 +34,7 @@ def home(shared_home: Path) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "source", 20)
+    return write_images(tmp_path / "source", 20)
 
 
 def spec_of(table: Path, tiny: Path, **more: object) -> RunSpec:
@@ -152,7 +152,7 @@ def with_splits(table: Path) -> list[dict]:
 
 def test_near_duplicates_across_the_sources_own_splits_stop_and_are_named(home, source, tiny):
     rows = with_splits(source)
-    made_picture("red", 0).resize((60, 60)).save(source.parent / "twin.png")
+    made_image("red", 0).resize((60, 60)).save(source.parent / "twin.png")
     said, page = stopped(spec_of(write(source, [*rows, rows[0] | {"image": "twin.png", "split": "test"}]), tiny))
     assert "No group and no near-duplicate in two splits: 2 rows" in said
     assert "red-000.png" in said and "twin.png" in said and "twin.png" in page
@@ -177,7 +177,7 @@ def test_a_source_without_test_rows_stops(home, source, tiny):
 
 
 def test_a_class_that_is_too_rare_stops_and_is_named(home, tmp_path, tiny):
-    table = write_pictures(tmp_path / "source", 55)
+    table = write_images(tmp_path / "source", 55)
     rows = rows_of(table)
     rows[3]["label"] = "purple square"
     said, page = stopped(spec_of(write(table, rows), tiny))
@@ -203,25 +203,25 @@ def test_two_captions_of_forty_beyond_the_context_are_taken(home, source, tiny):
     assert validate.run(spec, ingest.run(spec)["staging"])["passed"] == len(TITLES)
 
 
-def test_one_tiny_picture_stops_and_is_named(home, source, tiny):
-    made_picture("red", 5).resize((48, 31)).save(source.parent / "red-005.png")
+def test_one_tiny_image_stops_and_is_named(home, source, tiny):
+    made_image("red", 5).resize((48, 31)).save(source.parent / "red-005.png")
     said, page = stopped(spec_of(source, tiny))
-    assert "Shorter side of the pictures, pixels: 1 rows" in said and "red-005.png" in said and "red-005.png" in page
+    assert "Shorter side of the images, pixels: 1 rows" in said and "red-005.png" in said and "red-005.png" in page
 
 
-def test_a_colour_mode_that_the_domain_does_not_take_stops(home, source, tiny):
+def test_a_color_mode_that_the_domain_does_not_take_stops(home, source, tiny):
     rows = rows_of(source)
     rows[5]["image"] = "red-005.png.jpg"
     for name in source.parent.glob("*.png"):  # the medical domain wants 64 pixels and no CMYK
         label, number = name.stem.split("-")
-        made_picture(label, int(number), 64).save(name)
-    made_picture("red", 5, 64).convert("CMYK").save(source.parent / "red-005.png.jpg", "JPEG")
+        made_image(label, int(number), 64).save(name)
+    made_image("red", 5, 64).convert("CMYK").save(source.parent / "red-005.png.jpg", "JPEG")
     said, _ = stopped(spec_of(write(source, rows), tiny, domain="medical"))
-    assert "Colour mode of the pictures: 1 rows" in said and "red-005.png.jpg" in said
+    assert "Color mode of the images: 1 rows" in said and "red-005.png.jpg" in said
 
 
 def test_too_few_rows_stop(home, tmp_path, tiny):
-    said, _ = stopped(spec_of(write_pictures(tmp_path / "few", 9), tiny))
+    said, _ = stopped(spec_of(write_images(tmp_path / "few", 9), tiny))
     assert "Enough rows: 18" in said
 
 
@@ -235,7 +235,7 @@ def test_captions_without_a_letter_stop_and_are_named(home, source, tiny):
 def test_every_failed_check_is_named_at_once(home, source, tiny):
     rows = rows_of(source)
     rows[4]["caption"] = "?!"
-    made_picture("red", 5).resize((48, 20)).save(source.parent / "red-005.png")
+    made_image("red", 5).resize((48, 20)).save(source.parent / "red-005.png")
     said, page = stopped(spec_of(write(source, rows), tiny))
     assert "2 of 10 checks failed" in said and "Captions are not empty" in said and "Shorter side" in said
     assert page.count(">FAIL<") == 2

@@ -10,7 +10,7 @@ import fixtures.forkserver
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import made_picture, write_pictures
+from conftest import made_image, write_images
 from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError, Transient
@@ -46,19 +46,19 @@ def rows_of(table: Path) -> list[dict]:
     return pd.read_csv(table, dtype=str, keep_default_na=False).to_dict("records")
 
 
-def write(table: Path, rows: list[dict], name: str = "pictures.csv") -> Path:
+def write(table: Path, rows: list[dict], name: str = "images.csv") -> Path:
     pd.DataFrame(rows).to_csv(table.with_name(name), index=False)
     return table.with_name(name)
 
 
-def pictures_of(dataset: versioning.Dataset) -> dict[str, bytes]:
-    return {row.name: dataset.picture(row) for row in dataset.frame.itertuples(index=False)}
+def images_of(dataset: versioning.Dataset) -> dict[str, bytes]:
+    return {row.name: dataset.image_bytes(row) for row in dataset.frame.itertuples(index=False)}
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Twelve red and twelve blue squares."""
-    return write_pictures(tmp_path / "source", 12)
+    return write_images(tmp_path / "source", 12)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_changed_caption_is_a_new_version_and_the_old_one_stays_as_it_was(home
     assert "a little worn" in versioning.fetch(newest).frame["caption"].str.cat()
     after = versioning.fetch(versioning.find("general/v1", "general"))
     pd.testing.assert_frame_equal(after.frame, before.frame)
-    assert pictures_of(after) == pictures_of(before)
+    assert images_of(after) == images_of(before)
 
 
 def noisy(folder: Path, numbers: range) -> list[dict]:
@@ -125,21 +125,21 @@ def noisy(folder: Path, numbers: range) -> list[dict]:
     return [{"image": f"{n}.png", "caption": f"noise number {n}.", "label": f"kind {n % 2}", "group": ""} for n in numbers]
 
 
-def test_one_percent_of_new_pictures_pushes_a_few_percent_of_the_bytes(home, tmp_path):
+def test_one_percent_of_new_images_pushes_a_few_percent_of_the_bytes(home, tmp_path):
     rows = noisy(tmp_path / "source", range(202))
-    table = tmp_path / "source" / "pictures.csv"
+    table = tmp_path / "source" / "images.csv"
     one = made(write(table, rows[:200]))
     old = splits("general/v1")
     two = made(write(table, rows))
     assert (two["dataset"], two["rows"]) == ("general/v2", 202)
-    assert 0 < two["pushed_bytes"] < 0.03 * one["pushed_bytes"]  # 1% of pictures, and both manifests whole
+    assert 0 < two["pushed_bytes"] < 0.03 * one["pushed_bytes"]  # 1% of images, and both manifests whole
     now = splits("general/v2")
     assert {sha: now[sha] for sha in old} == old and len(now) == 202
-    content = pictures_of(versioning.fetch(versioning.find("general/v2", "general")))
+    content = images_of(versioning.fetch(versioning.find("general/v2", "general")))
     assert content == {f"{n}.png": (tmp_path / "source" / f"{n}.png").read_bytes() for n in range(202)}
 
 
-def test_a_picture_that_leaves_and_comes_back_keeps_its_split_even_with_another_caption(home, table):
+def test_a_image_that_leaves_and_comes_back_keeps_its_split_even_with_another_caption(home, table):
     rows = rows_of(table)
     made(table)
     first = splits("general/v1")
@@ -186,7 +186,7 @@ def test_a_relative_remote_holds_the_data_and_outlives_the_next_step(home, table
     assert made(table)["pushed_bytes"] > 0
     assert versioning.versions("general")
     shutil.rmtree(home / "datasets" / ".dvc" / "cache")
-    assert len(pictures_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
+    assert len(images_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
 
 
 # An origin for several machines ---------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_tags_and_data_arrive_at_the_origin_and_another_machine_gets_the_same_by
     theirs = versioning.fetch(versioning.find("", "general"))
     assert theirs.folder != mine.folder and theirs.version.revision == one["revision"]
     pd.testing.assert_frame_equal(theirs.frame, mine.frame)
-    assert pictures_of(theirs) == pictures_of(mine)
+    assert images_of(theirs) == images_of(mine)
     for name in theirs.frame["shard"].unique():
         shards.check(theirs.folder / name, name)
 
@@ -212,14 +212,14 @@ def test_another_machine_adds_the_next_version_and_the_first_one_sees_it(machine
     made(table)
     first = splits("general/v1")
     machine("b")
-    made_picture("red", 77).save(table.parent / "more.png")
+    made_image("red", 77).save(table.parent / "more.png")
     more = [*rows_of(table), {"image": "more.png", "caption": "one more red square.", "label": "red square", "group": ""}]
     two = made(write(table, more))
     assert (two["dataset"], two["rows"]) == ("general/v2", 25)
     machine("a")
     newest = versioning.find("", "general")
     assert newest.tag == "general/v2" and set(first.items()) < set(splits("general/v2").items())
-    assert pictures_of(versioning.fetch(newest))["more.png"] == (table.parent / "more.png").read_bytes()
+    assert images_of(versioning.fetch(newest))["more.png"] == (table.parent / "more.png").read_bytes()
 
 
 def test_a_version_that_the_origin_refused_arrives_there_on_the_next_try(machine, table, tmp_path):
@@ -290,7 +290,7 @@ def test_a_half_made_commit_is_put_back_and_made_whole(home, table):
     assert made(write(table, rows))["dataset"] == "general/v2"
     assert git(repo, "status", "--porcelain") == "" and not (repo / "scientific").exists()
     assert "0" * 32 not in " ".join(p.name for p in (repo / "general" / "shards").iterdir())
-    assert len(pictures_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
+    assert len(images_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
 
 
 def test_a_commit_that_was_never_tagged_becomes_the_version(home, table):
@@ -336,7 +336,7 @@ version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}})
         assert fixtures.forkserver.run(code, steps, staging).returncode == -9, steps
         assert versioning.versions("general") == [], steps
     assert version.run(spec_of(table), staging)["dataset"] == "general/v1"
-    assert len(pictures_of(versioning.fetch(versioning.find("", "general")))) == 24
+    assert len(images_of(versioning.fetch(versioning.find("", "general")))) == 24
 
 
 # Bytes that are missing or wrong --------------------------------------------------------------------------------------

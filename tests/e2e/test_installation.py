@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import small, write_pictures, write_tiny
+from conftest import small, write_images, write_tiny
 
 from clipft_tasks.core.settings import settings
 from e2e.conftest import call
@@ -25,9 +25,9 @@ def airflow(demo):
 
 @pytest.fixture(scope="module")
 def form(demo, tmp_path_factory):
-    """A run of seconds: made pictures and the tiny model, as a person would fill the form."""
+    """A run of seconds: made images and the tiny model, as a person would fill the form."""
     folder = tmp_path_factory.mktemp("small")
-    flat = small(write_pictures(folder / "source"), write_tiny(folder / "tiny"))
+    flat = small(write_images(folder / "source"), write_tiny(folder / "tiny"))
     data = {k: v for k, v in flat.items() if k in ("domain", "source", "model.start")}
     training = {k: v for k, v in flat.items() if k != "source"}
     return data, training
@@ -83,7 +83,7 @@ def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
         assert who["after"]["low"] <= who["after"]["value"] <= who["after"]["high"]
     assert summary["data"]["version"] == "industrial/v1" and summary["data"]["new"]
     assert summary["answer"]["model_version"] == summary["version"] == "1"
-    assert summary["data"]["licence"].startswith("CC-BY-NC-SA-4.0")
+    assert summary["data"]["license"].startswith("CC-BY-NC-SA-4.0")
     for shown in ("Airflow", "MLflow", "Data report", "Server", "password"):
         assert shown in demo
 
@@ -245,7 +245,7 @@ def test_new_data_retrains_by_itself_once_a_person_switches_that_on(airflow, for
     data, _ = form
     airflow.unpause("clipft_retrain")
     before = {r["dag_run_id"] for r in airflow.call("GET", "/dags/clipft_finetune/dagRuns?limit=100")["dag_runs"]}
-    source = str(write_pictures(tmp_path / "more", per_class=44))
+    source = str(write_images(tmp_path / "more", per_class=44))
     data_run = airflow.trigger("clipft_dataset", data | {"source": source})
     until = time.monotonic() + 240
     by_new_data = []

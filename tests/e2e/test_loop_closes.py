@@ -1,4 +1,4 @@
-"""Another kind of picture arrives at the running stack: it is seen, explained, approved, learned, and nothing is forgotten."""
+"""Another kind of image arrives at the running stack: it is seen, explained, approved, learned, and nothing is forgotten."""
 
 import base64
 import json
@@ -55,7 +55,7 @@ def test_the_new_version_is_on_watch_beside_the_one_that_saw_the_drift(drifted):
     assert watch.judged >= 64 and 0 < watch.accuracy < 1
 
 
-def test_pictures_are_kept_as_before(drifted):
+def test_images_are_kept_as_before(drifted):
     token = settings().server_token.get_secret_value()
     answer = httpx.put(
         f"{settings().server_url}/v1/captures/industrial", json={"share": None}, headers={"Authorization": f"Bearer {token}"}
@@ -88,7 +88,7 @@ def test_alertmanagers_message_is_refused_without_its_token(drifted):
     assert httpx.post(f"{address('airflow')}/clipft/alerts", json={"alerts": []}, timeout=30).status_code == 401
 
 
-def test_every_query_of_the_dashboards_finds_figures(drifted):
+def test_every_query_of_the_dashboards_finds_metrics(drifted):
     from deploy.grafana.dashboards import MODEL, PIPELINE, SERVICE
     from deploy.local.environment import address
 
@@ -109,11 +109,11 @@ def test_every_query_of_the_dashboards_finds_figures(drifted):
 
 
 def _captions() -> None:
-    """Pictures with a text of their own, which the demo does not send: enough for a window to speak of them."""
+    """Images with a text of their own, which the demo does not send: enough for a window to speak of them."""
     from clipft_tasks.data import versioning
 
     data = versioning.fetch(versioning.find("", "industrial"))
     rows = data.split("test").head(64)
-    pictures = [{"base64": base64.b64encode(data.picture(row)).decode()} for row in rows.itertuples()]
-    body = {"domain": "industrial", "images": pictures, "texts": rows["caption"].tolist(), "paired": True}
+    images = [{"base64": base64.b64encode(data.image_bytes(row)).decode()} for row in rows.itertuples()]
+    body = {"domain": "industrial", "images": images, "texts": rows["caption"].tolist(), "paired": True}
     httpx.post(f"{settings().server_url}/v1/similarity", json=body, timeout=120).raise_for_status()

@@ -1,4 +1,4 @@
-"""Our figures are clip-benchmark's, to the fourth decimal, for one model and the same data."""
+"""Our metrics are clip-benchmark's, to the fourth decimal, for one model and the same data."""
 
 import numpy as np
 import pytest
@@ -27,26 +27,26 @@ def clip():
     return clip
 
 
-class Pictures(torch.utils.data.Dataset):
-    """What clip-benchmark loads: normalised pictures, and a class or a list of texts for each."""
+class Images(torch.utils.data.Dataset):
+    """What clip-benchmark loads: normalized images, and a class or a list of texts for each."""
 
     classes = CLASSES
 
     def __init__(self, clip, dataset, targets):
         frame = dataset.split("test").drop_duplicates("sha256")
-        self.pictures = clip.normalise(decoded(dataset, frame, SIDE, "once", aspect=clip.aspect).take(np.arange(len(frame))))
+        self.images = clip.normalize(decoded(dataset, frame, SIDE, "once", aspect=clip.aspect).take(np.arange(len(frame))))
         self.targets = targets
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i):
-        return self.pictures[i], self.targets[i]
+        return self.images[i], self.targets[i]
 
 
 def texts_as_lists(batch):
-    pictures, texts = zip(*batch, strict=True)
-    return torch.stack(pictures), texts
+    images, texts = zip(*batch, strict=True)
+    return torch.stack(images), texts
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def with_new_numpy(monkeypatch):
 
 def test_classification(home, clip, tmp_path, with_new_numpy):
     labels = [CLASSES[i] for i in np.random.default_rng(0).choice(7, 180, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])]
-    rows = [{"picture": i, "caption": f"tree {i}", "label": label} for i, label in enumerate(labels)]
+    rows = [{"image": i, "caption": f"tree {i}", "label": label} for i, label in enumerate(labels)]
     dataset = a_dataset(tmp_path, rows)
-    loader = DataLoader(Pictures(clip, dataset, [CLASSES.index(x) for x in labels]), batch_size=64)
+    loader = DataLoader(Images(clip, dataset, [CLASSES.index(x) for x in labels]), batch_size=64)
     templates = [p.replace("{}", "{c}") for p in PROMPTS]
     theirs = classification.evaluate(clip.model, loader, clip.tokenizer, CLASSES, templates, "cpu", amp=False)
 
-    ours, absent = zero_shot.figures(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 50))
+    ours, absent = zero_shot.all_metrics(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 50))
     assert absent == {}
     assert ours["accuracy"] == pytest.approx(theirs["acc1"], abs=5e-5)
     assert ours["top5_accuracy"] == pytest.approx(theirs["acc5"], abs=5e-5)
@@ -71,17 +71,17 @@ def test_classification(home, clip, tmp_path, with_new_numpy):
     assert 0 < ours["accuracy"] < ours["top5_accuracy"] < 1
 
 
-def test_retrieval_with_several_captions_a_picture(home, clip, tmp_path):
+def test_retrieval_with_several_captions_a_image(home, clip, tmp_path):
     rng = np.random.default_rng(1)
     texts = [
-        [f"picture {i} seen {way} by {rng.integers(1e6)}" for way in ("near", "far", "twice")[: i % 3 + 1]] for i in range(60)
+        [f"image {i} seen {way} by {rng.integers(1e6)}" for way in ("near", "far", "twice")[: i % 3 + 1]] for i in range(60)
     ]
-    rows = [{"picture": i, "caption": text} for i, some in enumerate(texts) for text in some]
+    rows = [{"image": i, "caption": text} for i, some in enumerate(texts) for text in some]
     dataset = a_dataset(tmp_path, rows)
-    loader = DataLoader(Pictures(clip, dataset, texts), batch_size=25, collate_fn=texts_as_lists)
+    loader = DataLoader(Images(clip, dataset, texts), batch_size=25, collate_fn=texts_as_lists)
     theirs = retrieval.evaluate(clip.model, loader, clip.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
-    ours, _ = zero_shot.figures(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 16))
+    ours, _ = zero_shot.all_metrics(zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 16))
     for k in (1, 5, 10):
         assert ours[f"text_to_image_r{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=5e-5)
         assert ours[f"image_to_text_r{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=5e-5)

@@ -80,10 +80,10 @@ from clipft_tasks.objectives import InfoNCE
 world = distributed.join()
 clip = a_clip()
 whole = clip.model.visual.forward
-def short(pictures):
-    if world.rank == 1 and len(pictures) > 2:
+def short(images):
+    if world.rank == 1 and len(images) > 2:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    return whole(pictures)
+    return whole(images)
 clip.model.visual.forward = short
 seen = 0
 for micro in (99, 3, 2):
@@ -123,8 +123,8 @@ def longer(job: Job, epochs: int, **train: object) -> Job:
 
 def trained(job: Job):
     clip = build.prepare(build.load(job.start), job.spec)
-    figures = jobs.train(job, clip, lambda rows: None)
-    return clip.model.state_dict(), figures
+    metrics = jobs.train(job, clip, lambda rows: None)
+    return clip.model.state_dict(), metrics
 
 
 def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -133,8 +133,8 @@ def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> fl
 
 def test_a_job_in_two_processes_ends_where_one_ends(job):
     alone, _ = trained(longer(job("one"), 2))
-    both, figures = trained(longer(job("two", processes=2), 2))
-    assert figures["steps"] == 6 and figures["resumed_at"] == 0
+    both, metrics = trained(longer(job("two", processes=2), 2))
+    assert metrics["steps"] == 6 and metrics["resumed_at"] == 0
     start = build.load(job("one").start).model.state_dict()
     assert apart(alone, both) < 0.01 * apart(alone, start)  # Adam makes much of gradients that are nothing but rounding
 
@@ -171,8 +171,8 @@ def test_two_processes_whose_starter_is_stopped_write_a_checkpoint_and_one_goes_
     # What one process resumes from carries nothing of how many there were.
     stopped = Checkpoints(written, "k").latest()["step"]
     assert 0 < stopped < 45
-    resumed, figures = trained(replace(begun, plan=a_plan()))
-    assert figures["resumed_at"] == stopped and figures["steps"] == 45
+    resumed, metrics = trained(replace(begun, plan=a_plan()))
+    assert metrics["resumed_at"] == stopped and metrics["steps"] == 45
     alone, _ = trained(longer(job("alone"), 15))
     assert apart(alone, resumed) < 0.02 * apart(alone, build.load(begun.start).model.state_dict())
 

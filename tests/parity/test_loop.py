@@ -41,8 +41,8 @@ def trained(spec, dataset, folder, **how):
     rows = []
     work = a_work(spec, clip, dataset, folder, rows.extend, **how)
     before(work)
-    figures = loop.train(work)
-    return clip, figures, rows
+    metrics = loop.train(work)
+    return clip, metrics, rows
 
 
 def weights(clip):
@@ -55,18 +55,18 @@ def test_out_of_memory_at_any_step_repeats_the_same_rows_in_smaller_parts(datase
         tower = work.clip.model.visual.forward
         calls = []
 
-        def forward(pictures):
-            calls.append(len(pictures))
-            if sum(1 for c in calls if c == 16) > at and len(pictures) > 4:
+        def forward(images):
+            calls.append(len(images))
+            if sum(1 for c in calls if c == 16) > at and len(images) > 4:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return tower(pictures)
+            return tower(images)
 
         work.clip.model.visual.forward = forward
 
     plan = a_plan(micro_batch={"32": 16}, accumulation={"32": 1})
     _, _, losses = trained(small_spec, dataset, tmp_path / "plain", plan=plan)
-    _, figures, again = trained(small_spec, dataset, tmp_path / "short", plan=plan, before=short)
-    assert figures["out_of_memory"] == 2 and "the same batch again with 8" in capsys.readouterr().out
+    _, metrics, again = trained(small_spec, dataset, tmp_path / "short", plan=plan, before=short)
+    assert metrics["out_of_memory"] == 2 and "the same batch again with 8" in capsys.readouterr().out
     assert [n for n, _ in again] == [n for n, _ in losses]  # no step lost, none doubled
     torch.testing.assert_close([f["loss"] for _, f in again], [f["loss"] for _, f in losses], rtol=1e-3, atol=1e-4)
     assert [f["micro_batch"] for _, f in again][-1] == 4
@@ -74,7 +74,7 @@ def test_out_of_memory_at_any_step_repeats_the_same_rows_in_smaller_parts(datase
 
 def test_a_pair_that_never_fits_says_what_would(dataset, small_spec, tmp_path):
     def never(work):
-        def forward(pictures):
+        def forward(images):
             raise RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)")
 
         work.clip.model.visual.forward = forward
@@ -108,17 +108,17 @@ def test_a_signal_writes_a_checkpoint_and_the_next_try_ends_as_if_undisturbed(da
     with pytest.raises(Transient, match="checkpoint is written"):
         trained(small_spec, dataset, tmp_path / "b", before=interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
-    resumed, figures, _ = trained(small_spec, dataset, tmp_path / "b")
-    assert figures["resumed_at"] > 0
+    resumed, metrics, _ = trained(small_spec, dataset, tmp_path / "b")
+    assert metrics["resumed_at"] > 0
     assert torch.equal(weights(undisturbed), weights(resumed))
 
 
 def test_an_overflow_in_fp16_skips_the_step_and_is_counted(dataset, small_spec, tmp_path):
     """The loss scale starts far too high, so the first gradients overflow; then it recovers and training goes on."""
     plan = a_plan(precision="fp16")
-    clip, figures, rows = trained(changed(small_spec, train__epochs=8), dataset, tmp_path, plan=plan)
+    clip, metrics, rows = trained(changed(small_spec, train__epochs=8), dataset, tmp_path, plan=plan)
     scales = [f["loss_scale"] for _, f in rows]
-    assert figures["overflows"] >= 1 and scales[-1] < scales[0]
+    assert metrics["overflows"] >= 1 and scales[-1] < scales[0]
     assert weights(clip).isfinite().all() and rows[-1][1]["loss"] < rows[0][1]["loss"]
 
 
@@ -202,8 +202,8 @@ def test_one_class_and_a_batch_larger_than_the_data_train(dataset, small_spec, t
     spec = changed(small_spec, train__batch=4096, train__sampling="balanced")
     frame = dataset.frame[dataset.frame["label"] == dataset.classes[0]]
     object.__setattr__(dataset, "frame", frame)
-    _, figures, rows = trained(spec, dataset, tmp_path)
-    assert figures["steps"] == spec.train.epochs and all(f["loss"] == f["loss"] for _, f in rows)
+    _, metrics, rows = trained(spec, dataset, tmp_path)
+    assert metrics["steps"] == spec.train.epochs and all(f["loss"] == f["loss"] for _, f in rows)
 
 
 def test_weights_are_held_near_the_start(dataset, small_spec, tmp_path):
@@ -235,6 +235,6 @@ def test_what_looks_at_the_start_resumes_exactly(dataset, small_spec, tmp_path):
     each = changed(spec, train__checkpoint_seconds=0)
     with pytest.raises(InterruptedError):
         trained(each, dataset, tmp_path / "b", before=interrupt)
-    resumed, figures, _ = trained(each, dataset, tmp_path / "b")
-    assert figures["resumed_at"] == 5
+    resumed, metrics, _ = trained(each, dataset, tmp_path / "b")
+    assert metrics["resumed_at"] == 5
     assert all(torch.equal(unbroken.state()[name], value) for name, value in resumed.state().items())

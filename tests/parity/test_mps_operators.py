@@ -54,8 +54,8 @@ WAYS = [("fp32", None), ("fp16", None), ("bf16", None), ("fp32", 1)]  # precisio
 def batch(clip: Clip, side: int) -> Batch:
     how = Augment(rotate90=True, brightness=0.1)
     return Batch(
-        side=side, pictures=torch.zeros(8, 3, 2 * side + 16, 2 * side + 16, dtype=torch.uint8), geometry=augment.draw(8, how, 0, 1),
-        rows=slice(0, 8), tokens=clip.tokenise(["a", "b c"]), caption=torch.arange(8) % 2, label=torch.arange(8) % 2,
+        side=side, images=torch.zeros(8, 3, 2 * side + 16, 2 * side + 16, dtype=torch.uint8), geometry=augment.draw(8, how, 0, 1),
+        rows=slice(0, 8), tokens=clip.tokenize(["a", "b c"]), caption=torch.arange(8) % 2, label=torch.arange(8) % 2,
         keys=np.arange(8).astype(str),
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
     """Every path of training, evaluation and serving that ends on the device."""
     model = clip.model.train()
     step.freeze_statistics(model)
-    optimiser = torch.optim.AdamW(groups(model, TrainSpec(layer_decay=0.9)), lr=1e-3)
+    optimizer = torch.optim.AdamW(groups(model, TrainSpec(layer_decay=0.9)), lr=1e-3)
     objectives = [InfoNCE(smoothing=0.1), *(MultiPositive(kind) for kind in ("pair", "caption", "label"))]
     recorder = Recorder()
     with recorder:
@@ -82,15 +82,15 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         torch._amp_foreach_non_finite_check_and_unscale_([p.grad for p in gradients], torch.zeros(1), torch.ones(1))
         torch._amp_update_scale_(torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(1), 2.0, 0.5, 2000)
         torch.nn.utils.clip_grads_with_norm_(gradients, 1.0, step.total_norm(gradients))
-        optimiser.step()
+        optimizer.step()
         average = loop._Average(clip, 0.9)
         average.update(clip)
-        loop._Pull(optimiser.param_groups, 0.5)(1e-3)
+        loop._Pull(optimizer.param_groups, 0.5)(1e-3)
         model.eval()
         with torch.inference_mode():
             for side in sides:
-                pictures = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-                images, texts = clip.encode_images(pictures), clip.class_embeddings(["a", "b"], ["x {}", "y {}"])
+                pixels = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+                images, texts = clip.encode_images(pixels), clip.class_embeddings(["a", "b"], ["x {}", "y {}"])
                 validation._finds(clip.similarity(images, texts), torch.tensor([0, 1]))
     return recorder
 

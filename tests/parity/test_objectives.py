@@ -164,7 +164,7 @@ def test_margin_by_hand():
             return alike + 0 * (image @ text.T)
 
     pairs = given(3, similarity=Fixed(8))
-    rows = {"hardest": [0.3, 0.0, 0.1], "semi_hard": [0.0, 0.0, 0.1], "all": [0.3, 0.0, 0.1]}  # pictures look for texts
+    rows = {"hardest": [0.3, 0.0, 0.1], "semi_hard": [0.0, 0.0, 0.1], "all": [0.3, 0.0, 0.1]}  # images look for texts
     for negatives, expected in rows.items():
         got = value(Margin(0.2, negatives, text_weight=0), pairs)
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64).mean())
@@ -175,7 +175,7 @@ def test_margin_leaves_the_temperature_alone():
     assert torch.autograd.grad(value(Margin(), pairs), pairs.scale, allow_unused=True) == (None,)
 
 
-def test_cyclic_is_zero_where_pictures_and_texts_agree():
+def test_cyclic_is_zero_where_images_and_texts_agree():
     pairs = given()
     assert value(Cyclic(), pairs) > 0
     turned = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]

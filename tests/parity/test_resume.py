@@ -24,8 +24,8 @@ def dataset(home, small_spec):
 def run(spec, dataset, folder, kill_at=None, **changes):
     clip = build.load(spec.model.start)
     train = spec.train.model_copy(update={"checkpoint_seconds": 0.0})
-    figures = []
-    work = a_work(spec.model_copy(update={"train": train}), clip, dataset, folder, lambda rows: figures.extend(rows), **changes)
+    metrics = []
+    work = a_work(spec.model_copy(update={"train": train}), clip, dataset, folder, lambda rows: metrics.extend(rows), **changes)
     if kill_at is not None:
         whole = work.data.batch
 
@@ -36,7 +36,7 @@ def run(spec, dataset, folder, kill_at=None, **changes):
 
         object.__setattr__(work.data, "batch", dying)
     loop.train(work)
-    return clip.model.state_dict(), [(n, f["loss"]) for n, f in figures]
+    return clip.model.state_dict(), [(n, f["loss"]) for n, f in metrics]
 
 
 def test_resumed_equals_unbroken(dataset, small_spec, tmp_path):

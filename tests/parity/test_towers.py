@@ -1,4 +1,4 @@
-"""The quicker modules, other picture sizes, blocks run again and compiled towers: all give what the plain model gives."""
+"""The quicker modules, other image sizes, blocks run again and compiled towers: all give what the plain model gives."""
 
 import copy
 
@@ -50,11 +50,11 @@ def test_quick_towers_give_what_the_plain_ones_give(training):
     plain, quick = clip_of().model.train(training), quicken(clip_of().model).train(training)
     assert type(quick.visual.conv1) is PatchConv2d and type(quick.visual.transformer.resblocks[0].attn) is PackedAttention
     assert plain.state_dict().keys() == quick.state_dict().keys()
-    pictures, texts = torch.randn(3, 3, 32, 32), torch.randint(1, 400, (3, 32))
-    for one, other in ((plain(pictures, texts), quick(pictures, texts)),):
+    images, texts = torch.randn(3, 3, 32, 32), torch.randint(1, 400, (3, 32))
+    for one, other in ((plain(images, texts), quick(images, texts)),):
         for a, b in zip(one[:2], other[:2], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    a, b = (gradients(m, m.encode_image(pictures)) for m in (plain, quick))
+    a, b = (gradients(m, m.encode_image(images)) for m in (plain, quick))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_packed_attention_takes_what_torchs_own_takes(batch_first):
     torch.testing.assert_close(quick(x, y, y), plain(x, y, y))  # weights and other keys: torch's own
 
 
-def test_patches_that_do_not_fill_the_picture_are_cut_as_a_convolution_cuts_them():
+def test_patches_that_do_not_fill_the_image_are_cut_as_a_convolution_cuts_them():
     plain = nn.Conv2d(3, 8, 4, stride=4)
     quick = copy.deepcopy(plain)
     quick.__class__ = PatchConv2d
@@ -96,18 +96,18 @@ def test_other_sides_equal_open_clips_resampled_weights(make, side):
     state = {"visual.positional_embedding": visual.positional_embedding.detach()}
     resize_pos_embed(state, resized.model)
     visual.positional_embedding = nn.Parameter(state["visual.positional_embedding"])
-    pictures = torch.randn(2, 3, side, side)
-    torch.testing.assert_close(clip.image_features(pictures), resized.model.encode_image(pictures), rtol=1e-4, atol=1e-5)
+    images = torch.randn(2, 3, side, side)
+    torch.testing.assert_close(clip.image_features(images), resized.model.encode_image(images), rtol=1e-4, atol=1e-5)
     assert clip.side == 32 and clip.model.visual.positional_embedding.shape[0] == 17  # what is stored did not change
     set_side(clip, side)
-    torch.testing.assert_close(clip.image_features(pictures), resized.model.encode_image(pictures), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(clip.image_features(images), resized.model.encode_image(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_timm_tower_takes_other_sides_as_timm_would_resample_them():
     clip, resized = timm_clip(), timm_clip()
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     resized.model.visual.trunk.set_input_size(img_size=(64, 64))
-    torch.testing.assert_close(clip.image_features(pictures), resized.model.encode_image(pictures), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(clip.image_features(images), resized.model.encode_image(images), rtol=1e-4, atol=1e-5)
     assert clip.model.visual.trunk.pos_embed.shape[1] == 197
 
 
@@ -142,8 +142,8 @@ def test_sides_that_cannot_be_are_refused_with_one_that_can():
 
 
 @pytest.mark.parametrize("patch", [4, 16])
-def test_another_patch_size_sees_a_smooth_picture_alike(patch):
-    """FlexiViT's promise: on a picture that is flat within patches, the resampled patch weights give the same embedding."""
+def test_another_patch_size_sees_a_smooth_image_alike(patch):
+    """FlexiViT's promise: on an image that is flat within patches, the resampled patch weights give the same embedding."""
     clip = clip_of()
     flat = torch.randn(2, 3, 1, 1).expand(2, 3, 32, 32)
     before = clip.model.visual.conv1(flat)[:, :, 0, 0]
@@ -169,7 +169,7 @@ def test_another_context_keeps_what_short_captions_mean(length):
 @pytest.mark.parametrize("every", [1, 2])
 def test_blocks_that_run_again_have_the_same_gradient_and_keep_less(every):
     clip = clip_of()
-    pictures = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 32, 32)
 
     def kept(model):
         sizes = []
@@ -179,7 +179,7 @@ def test_blocks_that_run_again_have_the_same_gradient_and_keep_less(every):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            out = model.encode_image(pictures)
+            out = model.encode_image(images)
         return sum(sizes), gradients(model, out)
 
     plain, before = kept(clip.model)
@@ -206,20 +206,20 @@ def test_every_kind_of_tower_has_blocks_to_run_again():
 def test_compiled_towers_give_what_plain_ones_give():
     clip = clip_of()
     quicken(clip.model)
-    pictures, tokens = torch.randn(4, 3, 32, 32), clip.tokenise(["a", "a b c", "red", "blue"])
+    images, tokens = torch.randn(4, 3, 32, 32), clip.tokenize(["a", "a b c", "red", "blue"])
     image, text = (torch.compile(f, dynamic=False) for f in (clip.image_features, clip.text_features))
     for side in (32, 48):
-        pictures = torch.randn(4, 3, side, side)
-        torch.testing.assert_close(image(pictures), clip.image_features(pictures), rtol=1e-4, atol=1e-5)
+        images = torch.randn(4, 3, side, side)
+        torch.testing.assert_close(image(images), clip.image_features(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(normalize(text(tokens)), normalize(clip.text_features(tokens)), rtol=1e-4, atol=1e-5)
-    a, b = gradients(clip.model, image(pictures)), gradients(clip.model, clip.image_features(pictures))
+    a, b = gradients(clip.model, image(images)), gradients(clip.model, clip.image_features(images))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_texts_of_about_one_length_at_a_time_give_what_all_at_once_give():
     clip = clip_of()
     texts = ["a", "a rather long sentence about a crack in a solar cell that goes on", "b", "two of them are short", "a"]
-    tokens = clip.tokenise(texts)
+    tokens = clip.tokenize(texts)
     calls: list[tuple[int, ...]] = []
 
     def encode(part: torch.Tensor) -> torch.Tensor:

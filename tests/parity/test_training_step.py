@@ -68,7 +68,7 @@ def test_repeated_captions_encoded_once_equal_all_encoded(clip):
 
 def test_cut_texts_equal_full_length_texts(clip):
     clip.model.eval()
-    cut = clip.tokenise(["red"] * 2)
+    cut = clip.tokenize(["red"] * 2)
     full = clip.tokenizer(["red"] * 2)
     assert cut.shape[1] < full.shape[1]
     a, b = clip.text_features(cut), clip.model.encode_text(full)
@@ -78,7 +78,7 @@ def test_cut_texts_equal_full_length_texts(clip):
 
 
 def test_out_of_memory_in_evaluation_halves_what_is_encoded_at_once(clip, monkeypatch, capsys):
-    pictures, texts = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8), ["a", "red square", "b c", "d e f"]
+    images, texts = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8), ["a", "red square", "b c", "d e f"]
     clip.model.eval()
     limit = 100
 
@@ -93,14 +93,14 @@ def test_out_of_memory_in_evaluation_halves_what_is_encoded_at_once(clip, monkey
     for name in ("image_features", "text_features"):
         monkeypatch.setattr(clip, name, short(getattr(clip, name)), raising=False)
     with torch.no_grad():
-        whole = clip.encode_images(pictures), clip.encode_texts(texts)
+        whole = clip.encode_images(images), clip.encode_texts(texts)
         limit = 2
-        torch.testing.assert_close((clip.encode_images(pictures), clip.encode_texts(texts)), whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close((clip.encode_images(images), clip.encode_texts(texts)), whole, rtol=1e-5, atol=1e-6)
         said = capsys.readouterr().out
-        assert "Out of memory with 7 pictures of 32 px: in halves." in said and "with 4 texts" in said
+        assert "Out of memory with 7 images of 32 px: in halves." in said and "with 4 texts" in said
         limit = 0
-        with pytest.raises(ClipftError, match=r"pictures of 32 px.*a single one does not fit into memory \(CUDA out of"):
-            clip.encode_images(pictures)
+        with pytest.raises(ClipftError, match=r"images of 32 px.*a single one does not fit into memory \(CUDA out of"):
+            clip.encode_images(images)
 
 
 def test_a_learned_bias_is_reported(clip):
@@ -131,7 +131,7 @@ def test_info_nce_is_open_clips_loss():
 
 
 def test_the_gradient_of_equal_captions_pulls_them_together():
-    """With InfoNCE, a picture is pushed away from its own caption's twin; with multi-positive it is not."""
+    """With InfoNCE, an image is pushed away from its own caption's twin; with multi-positive it is not."""
     image = torch.eye(2, 4).requires_grad_()
     text = torch.nn.functional.normalize(torch.ones(2, 4), dim=-1)
     loss = MultiPositive()(some_pairs(image, text, torch.zeros(2, dtype=torch.long)))["contrastive_loss"]
@@ -139,29 +139,29 @@ def test_the_gradient_of_equal_captions_pulls_them_together():
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1.0, 1e9, math.inf])
-def test_a_fused_optimiser_clips_as_torch_does_beforehand(limit):
+def test_a_fused_optimizer_clips_as_torch_does_beforehand(limit):
     momenta = []  # what AdamW saw of the gradients; its step alone would not show their scale
     for late in (False, True):
         clip = a_clip()
-        optimiser, parameters = torch.optim.AdamW(clip.model.parameters(), fused=True), list(clip.model.parameters())
+        optimizer, parameters = torch.optim.AdamW(clip.model.parameters(), fused=True), list(clip.model.parameters())
         step.backward(towers(clip), InfoNCE(), a_batch(clip), micro_batch=99, seed=1)
         norm = step.total_norm(parameters)
         if late:
-            step.clip_and_skip(optimiser, norm[None], norm, limit)
+            step.clip_and_skip(optimizer, norm[None], norm, limit)
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        optimiser.step()
-        momenta.append([state["exp_avg"] for state in optimiser.state.values()])
+        optimizer.step()
+        momenta.append([state["exp_avg"] for state in optimizer.state.values()])
     for one, other in zip(*momenta, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-10)
 
 
-def test_a_fused_optimiser_skips_a_step_whose_figures_are_no_numbers():
+def test_a_fused_optimizer_skips_a_step_whose_metrics_are_no_numbers():
     clip = a_clip()
-    optimiser = torch.optim.AdamW(clip.model.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(clip.model.parameters(), lr=1e-3, fused=True)
     before = {name: p.clone() for name, p in clip.model.named_parameters()}
     step.backward(towers(clip), InfoNCE(), a_batch(clip), micro_batch=99, seed=1)
     norm = step.total_norm(list(clip.model.parameters()))
-    step.clip_and_skip(optimiser, torch.tensor([1.0, math.nan], device=norm.device), norm, 1.0)
-    optimiser.step()
+    step.clip_and_skip(optimizer, torch.tensor([1.0, math.nan], device=norm.device), norm, 1.0)
+    optimizer.step()
     assert all(torch.equal(before[name], p) for name, p in clip.model.named_parameters())

@@ -82,8 +82,8 @@ def trained(spec, dataset, folder, judge, kill_at=None, seen=0, **how):
             return whole(step, *args, **kwargs)
 
         object.__setattr__(work.data, "batch", dying)
-    figures = loop.train(work)
-    return weights(clip.state()), figures, rows
+    metrics = loop.train(work)
+    return weights(clip.state()), metrics, rows
 
 
 VARIANTS = {
@@ -97,41 +97,41 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_best_epoch_is_kept_as_it_was_judged(dataset, small_spec, tmp_path, variant):
     judge = Judge([0.5, 0.8, 0.8, 0.7])
-    end, figures, rows = trained(changed(small_spec, **VARIANTS[variant]), dataset, tmp_path, judge)
-    assert figures["kept_epoch"] == 3 and figures["steps"] == 4 * PER_EPOCH  # of equals the later
+    end, metrics, rows = trained(changed(small_spec, **VARIANTS[variant]), dataset, tmp_path, judge)
+    assert metrics["kept_epoch"] == 3 and metrics["steps"] == 4 * PER_EPOCH  # of equals the later
     assert same(end, judge.shown[2]) and not same(end, judge.shown[3])
     logged = {n: f["val.score"] for n, f in rows if "val.score" in f}
     assert logged == {(i + 1) * PER_EPOCH - 1: pytest.approx(s) for i, s in enumerate(judge.scores)}
 
 
 def test_the_best_epoch_of_low_rank_training_is_kept_merged(dataset, small_spec, tmp_path):
-    spec, pictures = changed(small_spec, train__lora_rank=4), torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    spec, images = changed(small_spec, train__lora_rank=4), torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     shown = []
 
     class Asking(Judge):
         def __call__(self, batch):
-            shown.append(self.clip.encode_images(pictures).detach())
+            shown.append(self.clip.encode_images(images).detach())
             return super().__call__(batch)
 
     clip = build.load(spec.model.start)
     judge = Asking([0.5, 0.8, 0.7, 0.6])
     judge.clip = clip
     loop.train(a_work(spec, clip, dataset, tmp_path, judge=judge))
-    now = clip.encode_images(pictures)
+    now = clip.encode_images(images)
     assert torch.allclose(now, shown[1], atol=1e-6) and not torch.allclose(now, shown[3], atol=1e-6)
     assert clip.state().keys() == build.load(spec.model.start).state().keys()
 
 
 def test_in_half_precision_the_best_is_kept_too(dataset, small_spec, tmp_path):
     judge = Judge([0.5, 0.8, 0.7, 0.7])
-    end, figures, _ = trained(small_spec, dataset, tmp_path, judge, plan=a_plan(precision="fp16"))
-    assert figures["kept_epoch"] == 2 and same(end, judge.shown[1])
+    end, metrics, _ = trained(small_spec, dataset, tmp_path, judge, plan=a_plan(precision="fp16"))
+    assert metrics["kept_epoch"] == 2 and same(end, judge.shown[1])
 
 
 def test_the_last_is_kept_on_request(dataset, small_spec, tmp_path):
     judge = Judge([0.5, 0.8, 0.7, 0.6])
-    end, figures, _ = trained(changed(small_spec, train__keep="last"), dataset, tmp_path, judge)
-    assert figures["kept_epoch"] == 4 and same(end, judge.shown[3])
+    end, metrics, _ = trained(changed(small_spec, train__keep="last"), dataset, tmp_path, judge)
+    assert metrics["kept_epoch"] == 4 and same(end, judge.shown[3])
 
 
 def test_judging_changes_nothing_of_the_training(dataset, small_spec, tmp_path):
@@ -159,7 +159,7 @@ class Real(Judge):
 def test_a_killed_run_keeps_what_the_unbroken_one_keeps(dataset, small_spec, tmp_path, kill_at):
     spec = changed(small_spec, train__checkpoint_seconds=0, train__ema=0.9)
     scores = [0.5, 0.8, 0.6, 0.7]
-    unbroken, figures, _ = trained(spec, dataset, tmp_path / "a", Judge(scores))
+    unbroken, metrics, _ = trained(spec, dataset, tmp_path / "a", Judge(scores))
     with pytest.raises(Killed):
         trained(spec, dataset, tmp_path / "b", Judge(scores), kill_at=kill_at)
     # Steps are prepared a few ahead, so the kill comes no later than the step that it names.
@@ -167,26 +167,26 @@ def test_a_killed_run_keeps_what_the_unbroken_one_keeps(dataset, small_spec, tmp
     seen = state["step"] // PER_EPOCH
     assert 0 < state["step"] <= kill_at
     resumed, again, _ = trained(spec, dataset, tmp_path / "b", Judge(scores), seen=seen)
-    assert again["kept_epoch"] == figures["kept_epoch"] == 2
+    assert again["kept_epoch"] == metrics["kept_epoch"] == 2
     assert same(unbroken, resumed)
 
 
 def test_early_stopping_looks_at_the_same_score(dataset, small_spec, tmp_path):
     spec = changed(small_spec, train__epochs=50, train__patience=2)
     judge = Judge([0.3, 0.9, 0.8, 0.85])
-    stopped, figures, rows = trained(spec, dataset, tmp_path, judge)
-    assert len(rows) == figures["steps"] == 4 * PER_EPOCH and figures["kept_epoch"] == 2
+    stopped, metrics, rows = trained(spec, dataset, tmp_path, judge)
+    assert len(rows) == metrics["steps"] == 4 * PER_EPOCH and metrics["kept_epoch"] == 2
     assert same(stopped, judge.shown[1])
-    again, figures, rows = trained(spec, dataset, tmp_path, Judge([]))  # nothing is trained or judged again
-    assert same(stopped, again) and figures["steps"] == 4 * PER_EPOCH and not rows
+    again, metrics, rows = trained(spec, dataset, tmp_path, Judge([]))  # nothing is trained or judged again
+    assert same(stopped, again) and metrics["steps"] == 4 * PER_EPOCH and not rows
 
 
 def test_an_epoch_over_the_forgetting_budget_is_not_the_best(dataset, small_spec, tmp_path):
     known = iter([0.9, 0.85, 0.8, 0.4, 0.82])  # of the start model first
     judge = Judge([0.5, 0.7, 0.9, 0.6])
     spec = changed(small_spec, train__max_forgetting=0.15)
-    end, figures, rows = trained(spec, dataset, tmp_path, judge, retention=lambda: next(known))
-    assert figures["kept_epoch"] == 2 and same(end, judge.shown[1])
+    end, metrics, rows = trained(spec, dataset, tmp_path, judge, retention=lambda: next(known))
+    assert metrics["kept_epoch"] == 2 and same(end, judge.shown[1])
     assert [f["val.retention"] for _, f in rows if "val.retention" in f] == [0.85, 0.8, 0.4, 0.82]
 
 
@@ -197,8 +197,8 @@ def test_a_killed_run_remembers_what_the_start_model_knew(dataset, small_spec, t
         trained(spec, dataset, tmp_path, judge, kill_at=4, retention=lambda: next(known))
     assert torch.load(sorted(tmp_path.glob("step-*.pt"))[-1], weights_only=True)["best"]["start"] == 0.9
     rest = iter([0.8, 0.4, 0.82])
-    _, figures, _ = trained(spec, dataset, tmp_path, judge, seen=1, retention=lambda: next(rest))
-    assert figures["kept_epoch"] == 2
+    _, metrics, _ = trained(spec, dataset, tmp_path, judge, seen=1, retention=lambda: next(rest))
+    assert metrics["kept_epoch"] == 2
 
 
 def test_where_every_epoch_forgot_too_much_the_one_that_forgot_least_is_kept():
@@ -220,10 +220,10 @@ def test_two_processes_keep_what_one_keeps(dataset, small_spec, tmp_path):
     kept = {}
     for count in (1, 2):
         clip = build.prepare(build.load(small_spec.model.start), small_spec)
-        figures = jobs.train(job(small_spec, dataset, tmp_path / str(count), processes=count), clip, lambda rows: None)
-        kept[count] = figures["kept_epoch"], clip.state()
+        metrics = jobs.train(job(small_spec, dataset, tmp_path / str(count), processes=count), clip, lambda rows: None)
+        kept[count] = metrics["kept_epoch"], clip.state()
         best = torch.load(sorted((tmp_path / str(count)).glob("checkpoints/*.pt"))[-1], weights_only=True)["best"]
-        assert best["epoch"] == figures["kept_epoch"] and same(best["weights"], clip.state())
+        assert best["epoch"] == metrics["kept_epoch"] and same(best["weights"], clip.state())
     assert kept[1][0] == kept[2][0]
     start = build.load(small_spec.model.start).state()
     moved = torch.cat([(kept[1][1][n] - start[n]).flatten() for n in start])
@@ -232,13 +232,13 @@ def test_two_processes_keep_what_one_keeps(dataset, small_spec, tmp_path):
 
 
 def test_rows_that_tell_nothing_leave_the_last(dataset, small_spec, tmp_path, capsys, monkeypatch):
-    dull = dataset.frame.assign(label="", caption="a picture.")
+    dull = dataset.frame.assign(label="", caption="an image.")
     fetch = versioning.fetch
     monkeypatch.setattr(jobs.versioning, "fetch", lambda v: with_frame(fetch(v), dull))
     spec = changed(small_spec, train__epochs=2, objective__name="multi_positive")
     clip = build.prepare(build.load(spec.model.start), spec)
-    figures = jobs.train(job(spec, dataset, tmp_path / "j"), clip, lambda rows: None)
-    assert figures["kept_epoch"] == 2 and "the last is kept" in capsys.readouterr().out
+    metrics = jobs.train(job(spec, dataset, tmp_path / "j"), clip, lambda rows: None)
+    assert metrics["kept_epoch"] == 2 and "the last is kept" in capsys.readouterr().out
 
 
 def with_frame(dataset, frame):

@@ -51,7 +51,7 @@ class Clients:
 
     def __init__(self, url: str, body: dict[str, Any], many: int, pause: float = 0.02, most: int = 3000) -> None:
         self.url, self.body, self.pause, self.most = url, body, pause, most
-        self.answers: list[tuple[str, list[tuple[str, float]]]] = []  # version, label and probability of each picture
+        self.answers: list[tuple[str, list[tuple[str, float]]]] = []  # version, label and probability of each image
         self.again: list[str] = []  # first tries that failed
         self.lost: list[str] = []  # second tries that failed too
         self._stop = threading.Event()

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import write_pictures, write_tiny
+from conftest import write_images, write_tiny
 
 from deploy.compose import secrets
 from team import compose, engine
@@ -21,13 +21,13 @@ SMALL = {
 def team(tmp_path_factory: pytest.TempPathFactory):
     """The profiles core and monitoring with three replicas of the server, healthy; stopped at the end, whatever happened.
 
-    Accelerator tasks run on the host's own executor. `team.sources` holds made pictures (`/sources` for the tasks).
+    Accelerator tasks run on the host's own executor. `team.sources` holds made images (`/sources` for the tasks).
     """
     if reason := engine.lacking():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("team")
     sources = folder / "sources"
-    write_pictures(sources / "pictures")
+    write_images(sources / "images")
     write_tiny(sources / "tiny")
     folder.chmod(0o755)
     env = compose.dotenv(secrets.content()) | SMALL | {"CLIPFT_SOURCES": str(sources)}

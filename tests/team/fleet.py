@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conftest import write_pictures, write_tiny
+from conftest import write_images, write_tiny
 
 from deploy.compose import secrets
 from deploy.local.airflow_api import Airflow
@@ -48,7 +48,7 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         sources = folder / "sources"
-        write_pictures(sources / "pictures")
+        write_images(sources / "images")
         write_tiny(sources / "tiny")
         folder.chmod(0o755)
         env = compose.dotenv(secrets.content()) | SETTINGS | {"CLIPFT_SOURCES": str(sources)}
@@ -178,7 +178,7 @@ class Fleet:
 
 
 def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait for something; a neighbour that is restarting does not count as an answer."""
+    """Wait for something; a neighbor that is restarting does not count as an answer."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import COLOURS, made_picture, small
+from conftest import COLORS, made_image, small
 from fixtures.live_server import b64, png
 
 from team.clients import Clients, TeamAirflow
@@ -18,7 +18,7 @@ from team.compose import PROJECT
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 
 http = httpx.Client(timeout=60)
-CLASSIFY = {"domain": "general", "images": [b64(png(made_picture(label, 700 + n))) for n in range(4) for label in COLOURS]}
+CLASSIFY = {"domain": "general", "images": [b64(png(made_image(label, 700 + n))) for n in range(4) for label in COLORS]}
 
 
 NOISE = 1e-4  # of a probability: batches of another size round differently
@@ -32,7 +32,7 @@ def distance(one: Said, other: Said) -> float:
 
 
 def closest(one: Said, other: Said) -> float:
-    """How far they are apart for the picture that tells them apart least."""
+    """How far they are apart for the image that tells them apart least."""
     return min(abs(p - q) if a == b else 1.0 for (a, p), (b, q) in zip(one, other, strict=True))
 
 
@@ -48,8 +48,8 @@ def airflow(team) -> TeamAirflow:
 
 @pytest.fixture(scope="module")
 def chain(team, airflow) -> dict[str, str]:
-    """Two models by the real DAGs on made pictures: runs of `clipft_dataset` and of `clipft_finetune`, twice."""
-    flat = small(Path("/sources/pictures/pictures.csv"), Path("/sources/tiny"))
+    """Two models by the real DAGs on made images: runs of `clipft_dataset` and of `clipft_finetune`, twice."""
+    flat = small(Path("/sources/images/images.csv"), Path("/sources/tiny"))
     data = {k: v for k, v in flat.items() if k in ("domain", "source", "model.start")}
     training = {k: v for k, v in flat.items() if k != "source"} | {
         "gate.rules": ["gain(score) >= -1"],
@@ -131,7 +131,7 @@ def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
             assert done.returncode, container.name
 
 
-def test_of_the_store_its_neighbours_reach_what_asks_for_a_key_and_no_more(team):
+def test_of_the_store_its_neighbors_reach_what_asks_for_a_key_and_no_more(team):
     ask = ("wget", "-qO", "/dev/null", "--tries=1", "--timeout=3")
     scheduler = team.one("airflow-scheduler")
     assert team.execute(scheduler, *ask, "http://store:8333/healthz").returncode == 0
@@ -263,7 +263,7 @@ def test_a_promotion_reaches_all_replicas_within_ten_seconds_and_no_batch_mixes_
 
 @pytest.mark.parametrize("service", ["airflow-api", "postgres"])
 def test_a_run_goes_on_when_a_service_is_restarted_under_it(team, airflow, chain, service):
-    data = {"domain": "general", "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny"}
+    data = {"domain": "general", "source": "/sources/images/images.csv", "model.start": "/sources/tiny"}
     run = airflow.trigger("clipft_dataset", data)
     team.until(lambda: any(t["state"] in ("running", "success") for t in airflow.tasks("clipft_dataset", run)), 120)
     team.restart(team.one(service), 180)

@@ -18,7 +18,7 @@ from team.fleet import fleet, until
 pytestmark = [pytest.mark.team, pytest.mark.timeout(2400)]
 READY = "takes tasks of the queue"
 LONG = {
-    "source": "/sources/pictures/pictures.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 900,
+    "source": "/sources/images/images.csv", "model.start": "/sources/tiny", "resolution.evaluate": [32], "train.epochs": 900,
     "train.keep": "last", "train.checkpoint_seconds": 1,
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def two(plane):
 
 
 def form(**more):
-    """A finetune form: made pictures, the tiny model, hundreds of short epochs."""
+    """A finetune form: made images, the tiny model, hundreds of short epochs."""
     return {k: v for k, v in small("", "", **(LONG | more)).items() if k != "source"}
 
 
@@ -121,14 +121,14 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     for metric in history.json()["metrics"]:
         by_step.setdefault(int(metric["step"]), set()).add(metric["value"])
     assert all(len(values) == 1 for values in by_step.values()), "a step was trained twice with different results"
-    assert len(by_step) >= 2600, "steps whose figures were lost with the machine, at most those since its last report"
+    assert len(by_step) >= 2600, "steps whose metrics were lost with the machine, at most those since its last report"
     assert [v["version"] for v in plane.versions()] == ["1"]
     assert plane.task("clipft_finetune", run, "finetune")["try_number"] == 3
     assert plane.task("clipft_finetune", run, "verify")["state"] == "success"
     assert "clipft.checkpoint" not in done["tags"]
     # The logs of tasks that ran on workers are where a person looks for them.
     task = plane.task("clipft_finetune", run, "evaluate")
-    assert any("Evaluat" in line or "test pictures" in line for line in plane.airflow.log("clipft_finetune", run, task))
+    assert any("Evaluat" in line or "test images" in line for line in plane.airflow.log("clipft_finetune", run, task))
     third.process.send_signal(signal.SIGINT)
     assert ended(third, 200) == 0
 

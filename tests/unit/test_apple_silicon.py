@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipft_tasks.devices import apple_silicon
-from clipft_tasks.devices.apple_silicon import Chip, recognise
+from clipft_tasks.devices.apple_silicon import Chip, detect
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ def mac(brand: str, memory: int, *levels: int, macos: str = "", **more: str) -> 
 
 
 def chip_of(said: dict[str, str], gpu: int = 0) -> Chip | None:
-    return recognise(lambda name: said.get(name, ""), lambda: gpu)
+    return detect(lambda name: said.get(name, ""), lambda: gpu)
 
 
 RECORDED = [
@@ -175,7 +175,7 @@ def test_other_machines_have_none_and_their_gpu_is_not_asked_for(said):
     def gpu() -> int:
         raise AssertionError("system_profiler takes seconds")
 
-    assert recognise(lambda name: said.get(name, ""), gpu) is None
+    assert detect(lambda name: said.get(name, ""), gpu) is None
 
 
 BROKEN = {
@@ -250,7 +250,7 @@ def test_what_a_failing_sysctl_prints_does_not_count(executable):
 
 
 def test_without_sysctl_there_is_no_chip(executable):
-    assert apple_silicon.sysctl("hw.memsize") == "" and recognise() is None
+    assert apple_silicon.sysctl("hw.memsize") == "" and detect() is None
 
 
 def test_a_sysctl_that_hangs_is_given_up(monkeypatch):
@@ -294,10 +294,10 @@ def test_system_profiler_is_asked_once(executable, tmp_path):
     assert (tmp_path / "asked").read_text() == "x\n"
 
 
-def test_a_whole_machine_is_recognised_through_both_programs(executable):
+def test_a_whole_machine_is_recognized_through_both_programs(executable):
     executable("sysctl", fake_sysctl(mac("Apple M4", 25769803776, 4, 6, macos="15.5")))
     executable("system_profiler", profiler({"SPDisplaysDataType": [{"sppci_cores": "10"}]}))
-    assert recognise() == Chip("Apple M4", 4, "", 4, 6, 10, 24 * GIB, "15.5")
+    assert detect() == Chip("Apple M4", 4, "", 4, 6, 10, 24 * GIB, "15.5")
 
 
 @pytest.mark.parametrize("said", ["[]", "null", '{"SPDisplaysDataType": null}', '{"SPDisplaysDataType": ["x"]}'])

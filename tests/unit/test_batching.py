@@ -28,8 +28,8 @@ class Model:
         self.threads.add(threading.get_ident())
         return torch.tensor([[self.number, v] for v in values], dtype=torch.float32)
 
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._answer("images", [float(p[0, 0, 0]) for p in pictures])
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        return self._answer("images", [float(p[0, 0, 0]) for p in images])
 
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         if "break" in texts:
@@ -42,7 +42,7 @@ class Live:
         self.clip, self.domain = Model(number, device), "general"
 
 
-def pictures(*values: int) -> np.ndarray:
+def images(*values: int) -> np.ndarray:
     return np.stack([np.full((3, 4, 4), v, np.uint8) for v in values])
 
 
@@ -80,9 +80,7 @@ def together(engine: Engine, *asked, cancel: tuple[int, ...] = ()) -> list:
 
 def test_jobs_of_one_model_and_kind_share_a_forward_pass(made):
     live = Live(1)
-    answers = together(
-        made(), ("images", live, pictures(10)), ("images", live, pictures(11, 12)), ("images", live, pictures(13))
-    )
+    answers = together(made(), ("images", live, images(10)), ("images", live, images(11, 12)), ("images", live, images(13)))
     assert live.clip.passes == [("images", 4)]
     assert [a[:, 1].tolist() for a in answers] == [[10], [11, 12], [13]]
 
@@ -108,14 +106,14 @@ def test_a_lone_job_waits_no_longer_than_the_wait(made):
 
 def test_two_models_never_share_a_forward_pass(made):
     one, two = Live(1), Live(2)
-    answers = together(made(), *(("images", live, pictures(n)) for n, live in enumerate([one, two, one, one, two, two])))
+    answers = together(made(), *(("images", live, images(n)) for n, live in enumerate([one, two, one, one, two, two])))
     assert [a.tolist() for a in answers] == [[[1, 0]], [[2, 1]], [[1, 2]], [[1, 3]], [[2, 4]], [[2, 5]]]
     assert one.clip.passes == [("images", 1), ("images", 2)] and two.clip.passes == [("images", 1), ("images", 2)]
 
 
-def test_pictures_and_texts_never_share_a_forward_pass(made):
+def test_images_and_texts_never_share_a_forward_pass(made):
     live = Live(1)
-    answers = together(made(), ("images", live, pictures(1)), ("texts", live, ["2"]), ("images", live, pictures(3)))
+    answers = together(made(), ("images", live, images(1)), ("texts", live, ["2"]), ("images", live, images(3)))
     assert live.clip.passes == [("images", 1), ("texts", 1), ("images", 1)]
     assert [a[0, 1] for a in answers] == [1, 2, 3]
 
@@ -130,7 +128,7 @@ def test_no_forward_pass_is_larger_than_max_batch(made):
 
 def test_a_cancelled_job_costs_no_forward_pass(made):
     live = Live(1)
-    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["2"]), ("images", live, pictures(3)), cancel=(0, 2))
+    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["2"]), ("images", live, images(3)), cancel=(0, 2))
     assert isinstance(answers[0], asyncio.CancelledError) and isinstance(answers[2], asyncio.CancelledError)
     assert answers[1].tolist() == [[1, 2]]
     assert live.clip.passes == [("texts", 1)]
@@ -149,7 +147,7 @@ def test_a_job_that_fails_leaves_the_thread_alive_and_the_next_answered(made):
 def test_a_failed_forward_pass_is_told_to_each_of_its_jobs_and_to_no_other(made):
     live, other = Live(1), Live(2)
     answers = together(
-        made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, pictures(3))
+        made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, images(3))
     )
     assert isinstance(answers[1], RuntimeError)
     assert answers[2].tolist() == [[2, 2]] and answers[3].tolist() == [[1, 3]]
@@ -166,7 +164,7 @@ def test_a_full_queue_is_busy_and_what_waits_is_answered(made):
 def test_one_thread_runs_every_model_and_every_call(made):
     one, two, engine = Live(1), Live(2), made()
     together(
-        engine, *(("texts", live, ["1"]) for live in (one, two, one)), *(("images", live, pictures(1)) for live in (two, one))
+        engine, *(("texts", live, ["1"]) for live in (one, two, one)), *(("images", live, images(1)) for live in (two, one))
     )
     called = {engine.call(threading.get_ident).result(5) for _ in range(3)}
     assert one.clip.threads == two.clip.threads == called and len(called) == 1
@@ -208,14 +206,14 @@ def test_a_closed_engine_refuses_jobs_and_fails_those_that_wait():
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (3, 4), (5, 8), (32, 32), (33, 64), (130, 130)])
 def test_batches_on_an_accelerator_come_in_few_sizes_and_the_padding_is_cut_off(count, seen):
     live = Live(1, device="mps")
-    assert encode(live, "images", pictures(*range(count)))[:, 1].tolist() == list(range(count))
+    assert encode(live, "images", images(*range(count)))[:, 1].tolist() == list(range(count))
     assert encode(live, "texts", [str(n) for n in range(count)])[:, 1].tolist() == list(range(count))
     assert live.clip.passes == [("images", seen), ("texts", seen)]
 
 
 def test_the_batch_metrics_say_what_was_run(made):
     live, engine = Live(1), made()
-    together(engine, ("texts", live, ["1", "2"]), ("texts", live, ["3"]), ("images", live, pictures(1)))
+    together(engine, ("texts", live, ["1", "2"]), ("texts", live, ["3"]), ("images", live, images(1)))
     value = engine.metrics.registry.get_sample_value
     assert value("clipft_items_total", {"domain": "general", "kind": "texts"}) == 3
     assert value("clipft_batch_items_count", {"kind": "texts"}) == 1 and value("clipft_batch_items_sum", {"kind": "texts"}) == 3

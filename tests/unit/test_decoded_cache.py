@@ -1,4 +1,4 @@
-"""Decoded pictures: once and then read back, dropped when space is short, and the same pixels as open_clip's own transform."""
+"""Decoded images: once and then read back, dropped when space is short, and the same pixels as open_clip's own transform."""
 
 import ast
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
@@ -20,7 +20,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.data import decoded_cache as module
 from clipft_tasks.data import versioning
 from clipft_tasks.data.decoded_cache import MIN_AGE, Decoded, decoded
-from clipft_tasks.data.images import RESIZE_MODES, BadPicture, open_picture, square
+from clipft_tasks.data.images import RESIZE_MODES, BadImage, open_image, square
 from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.spec import RunSpec
@@ -30,7 +30,7 @@ from clipft_tasks.stages import ingest, version
 @pytest.fixture
 def dataset(shared_home, small_spec) -> Dataset:
     """Eighty squares of 48 pixels as a version, made once for this file; nothing of it is decoded yet."""
-    shutil.rmtree(shared_home / "cache" / "pictures", ignore_errors=True)
+    shutil.rmtree(shared_home / "cache" / "images", ignore_errors=True)
     if not versioning.versions("general"):
         version.run(small_spec, ingest.run(small_spec)["staging"])
     return versioning.fetch(versioning.find("", "general"))
@@ -40,12 +40,12 @@ def opened(dataset: Dataset, side: int = 32, **options: object) -> Decoded:
     return decoded(dataset, dataset.split("train"), side, "train", **options)
 
 
-def everything(pictures: Decoded) -> torch.Tensor:
-    return pictures.take(np.arange(len(pictures)))
+def everything(images: Decoded) -> torch.Tensor:
+    return images.take(np.arange(len(images)))
 
 
 def files(home: Path) -> set[str]:
-    return {f.name for f in (home / "cache" / "pictures").rglob("*.npy")}
+    return {f.name for f in (home / "cache" / "images").rglob("*.npy")}
 
 
 def give_cache(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
@@ -55,7 +55,7 @@ def give_cache(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
 
 def used_before(home: Path, name: str, size: int, seconds: float) -> None:
     """A file in the cache that was used so many seconds ago."""
-    path = home / "cache" / "pictures" / "other" / name
+    path = home / "cache" / "images" / "other" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
     os.utime(path, (time.time() - seconds,) * 2)
@@ -70,22 +70,22 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(dataset, monkeypatch):
     def refused(*args: object, **kwargs: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(module, "open_picture", refused)
+    monkeypatch.setattr(module, "open_image", refused)
     again = opened(dataset)
     assert again.store is not None and torch.equal(everything(again), first)
 
 
-def test_the_rows_taken_are_the_pictures_squared(dataset):
+def test_the_rows_taken_are_the_images_squared(dataset):
     rows = dataset.split("train")
     found = opened(dataset, 40).take(np.array([7, 0, 7, 3]))
-    wanted = [square(open_picture(dataset.picture(rows.iloc[i])).rgb, 40) for i in (7, 0, 7, 3)]
+    wanted = [square(open_image(dataset.image_bytes(rows.iloc[i])).rgb, 40) for i in (7, 0, 7, 3)]
     assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), np.stack(wanted))
     assert opened(dataset, 40).take(np.array([], int)).shape == (0, 3, 40, 40)
 
 
 def test_where_the_cache_is_too_small_each_use_decodes_the_same(dataset, shared_home, monkeypatch, capsys):
     kept = everything(opened(dataset))
-    shutil.rmtree(shared_home / "cache" / "pictures")
+    shutil.rmtree(shared_home / "cache" / "images")
     give_cache(monkeypatch, 1e-6)
     live = opened(dataset)
     assert live.store is None and not files(shared_home) and "decoded at each use" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_sides_aspects_and_drafts_are_kept_apart(dataset, shared_home):
 
 def test_what_was_used_longest_ago_is_dropped_when_space_is_short(dataset, shared_home, monkeypatch):
     size = opened(dataset).bytes
-    shutil.rmtree(shared_home / "cache" / "pictures")
+    shutil.rmtree(shared_home / "cache" / "images")
     for name, seconds in (("old.npy", 5), ("oldest.npy", 9), ("used.npy", 3)):
         used_before(shared_home, name, size, seconds * MIN_AGE)
     give_cache(monkeypatch, 3.01 * size / 2**30)
@@ -112,7 +112,7 @@ def test_what_was_used_longest_ago_is_dropped_when_space_is_short(dataset, share
 
 def test_a_young_file_is_never_dropped_and_reading_keeps_one_young(dataset, shared_home, monkeypatch):
     size = opened(dataset).bytes
-    (own,) = (shared_home / "cache" / "pictures").rglob("*.npy")
+    (own,) = (shared_home / "cache" / "images").rglob("*.npy")
     os.utime(own, (time.time() - 9 * MIN_AGE,) * 2)
     opened(dataset)  # a use
     used_before(shared_home, "young.npy", size, MIN_AGE - 100)
@@ -123,14 +123,14 @@ def test_a_young_file_is_never_dropped_and_reading_keeps_one_young(dataset, shar
 
 
 @pytest.mark.parametrize("gb", [50, 1e-6], ids=["kept", "at each use"])
-def test_a_picture_that_broke_after_ingest_is_named(dataset, tmp_path, monkeypatch, gb):
+def test_a_image_that_broke_after_ingest_is_named(dataset, tmp_path, monkeypatch, gb):
     row = dataset.split("train").iloc[5]
     broken = replace(dataset, folder=shutil.copytree(dataset.folder, tmp_path / "shards"))
     with (broken.folder / row["shard"]).open("r+b") as file:
         file.seek(row["offset"])
         file.write(bytes(row["length"]))
     give_cache(monkeypatch, gb)
-    with pytest.raises(ClipftError, match=rf"picture {row['name']} of general/v1: not a picture.*Fetch the data set again"):
+    with pytest.raises(ClipftError, match=rf"image {row['name']} of general/v1: not an image.*Fetch the data set again"):
         everything(opened(broken))
     assert len(everything(opened(dataset))) == len(dataset.split("train"))  # nothing half-done is in the way
 
@@ -156,8 +156,8 @@ def test_each_aspect_is_open_clips_evaluation_transform(mode, size, side):
 @pytest.mark.parametrize("size", [(1600, 1200), (900, 2000)], ids=str)
 def test_a_large_jpeg_decoded_at_a_fraction_is_nearly_the_same_square(size):
     out = io.BytesIO()
-    made_picture("red", 1, 160).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-    drafted, whole = (open_picture(out.getvalue(), draft=draft).rgb for draft in (2 * 96, 0))
+    made_image("red", 1, 160).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    drafted, whole = (open_image(out.getvalue(), draft=draft).rgb for draft in (2 * 96, 0))
     assert whole.size == size and 2 * 96 <= min(drafted.size) < min(size)
     apart = np.abs(square(drafted, 96).astype(int) - square(whole, 96))
     assert apart.mean() < 2
@@ -168,16 +168,16 @@ def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
     pixels[3, 4] = np.nan
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "TIFF")
-    with pytest.raises(BadPicture, match="no numbers"):
-        open_picture(out.getvalue())
+    with pytest.raises(BadImage, match="no numbers"):
+        open_image(out.getvalue())
 
 
 # Sixteen bits ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("domain", "greys"), [("medical", 200), ("industrial", 16)])
-def test_deep_grey_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, greys):
-    """Detectors that fill 12 of 16 bits: every picture spans its own range, or all share one scale."""
+@pytest.mark.parametrize(("domain", "grays"), [("medical", 200), ("industrial", 16)])
+def test_deep_gray_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, grays):
+    """Detectors that fill 12 of 16 bits: every image spans its own range, or all share one scale."""
     rng = np.random.default_rng(0)
     lines = ["image,label"]
     for number in range(24):
@@ -188,19 +188,19 @@ def test_deep_grey_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, gre
     version.run(spec, ingest.run(spec)["staging"])
     dataset = versioning.fetch(versioning.find("", domain))
     found = everything(opened(dataset, 64))
-    assert (len(found.unique()) > 200) == (greys > 16) and (int(found.max()) == 255) == (greys > 16)
-    again = open_picture(dataset.picture(dataset.split("train").iloc[0]), grey_bits=get_domain(domain).grey_bits)
+    assert (len(found.unique()) > 200) == (grays > 16) and (int(found.max()) == 255) == (grays > 16)
+    again = open_image(dataset.image_bytes(dataset.split("train").iloc[0]), gray_bits=get_domain(domain).gray_bits)
     assert torch.equal(found[0], torch.from_numpy(square(again.rgb, 64)))
 
 
-def test_everyone_who_opens_a_picture_says_how_deep_grey_is_read():
+def test_everyone_who_opens_a_image_says_how_deep_gray_is_read():
     """One who forgets would see other pixels than the model was trained on."""
     project = Path(module.__file__).parents[2]
     calls = [
         (file.name, node)
         for file in [*project.glob("clipft_tasks/**/*.py"), *project.glob("serving/**/*.py")]
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_picture"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_image"
     ]
-    silent = {name for name, call in calls if "grey_bits" not in {k.arg for k in call.keywords}}
+    silent = {name for name, call in calls if "gray_bits" not in {k.arg for k in call.keywords}}
     assert len(calls) > 6 and silent == {"forgetting.py", "model_store.py"}  # the general set and probes are eight bits deep

@@ -16,9 +16,9 @@ KINDS: list[tuple[dict[str, float], str]] = [
     ({}, "noise"),
     ({"image": 0.4, "brightness": 0.9, "text": 0.2}, "noise"),
     ({"image": 1.0, "performance": 1.0}, "noise"),  # at its limit is not over it
-    ({"image": 2.5}, "new_pictures"),
-    ({"image": 2.5, "sharpness": 4.0, "prediction": 1.5}, "new_pictures"),
-    ({"image": 2.5, "performance": 3.0}, "new_pictures"),
+    ({"image": 2.5}, "new_images"),
+    ({"image": 2.5, "sharpness": 4.0, "prediction": 1.5}, "new_images"),
+    ({"image": 2.5, "performance": 3.0}, "new_images"),
     ({"brightness": 1.2}, "camera"),
     ({"side": 9.0, "image": 0.8, "prediction": 2.0}, "camera"),
     ({"contrast": 8.0, "image": 1.1}, "camera"),
@@ -34,7 +34,7 @@ KINDS: list[tuple[dict[str, float], str]] = [
     ({"performance": 2.0, "prediction": 3.0}, "concept"),
     ({"alignment": 2.0, "margin": 2.0}, "alignment"),
     ({"alignment": 2.0, "text": 3.0}, "alignment"),
-    ({"alignment": 2.0, "image": 3.0}, "new_pictures"),
+    ({"alignment": 2.0, "image": 3.0}, "new_images"),
     ({"text": 2.0}, "texts"),
     ({"text": 2.0, "image": 0.9, "performance": 0.0}, "texts"),
 ]
@@ -46,12 +46,12 @@ def test_the_kind_follows_from_the_signals_over_their_limits(drift, kind):
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_each_figure_of_what_pictures_look_like_speaks_for_the_camera(name):
+def test_each_metric_of_what_images_look_like_speaks_for_the_camera(name):
     assert diagnose({name: 1.5, "image": 0.5}).kind == "camera"
 
 
-def test_pictures_that_look_far_more_different_than_what_they_show_are_the_cameras():
-    assert diagnose({"image": 1.5, "brightness": 4.5}).kind == "new_pictures"
+def test_images_that_look_far_more_different_than_what_they_show_are_the_cameras():
+    assert diagnose({"image": 1.5, "brightness": 4.5}).kind == "new_images"
     assert diagnose({"image": 1.5, "brightness": 4.6}).kind == "camera"
 
 
@@ -96,7 +96,7 @@ def answer(kind: str, labels: dict[str, int] | None = None, **given: Any) -> Adv
 
 @pytest.mark.parametrize("losing", [False, True])
 @pytest.mark.parametrize("labels", [{}, ENOUGH])
-@pytest.mark.parametrize("kind", ["noise", "camera", "new_pictures", "prior", "certainty", "concept", "alignment", "texts"])
+@pytest.mark.parametrize("kind", ["noise", "camera", "new_images", "prior", "certainty", "concept", "alignment", "texts"])
 def test_every_answer_is_one_of_those_there_are_and_says_why(kind, labels, losing):
     said = answer(kind, labels, losing=losing)
     assert said.action in report.HEADINGS and said.why
@@ -125,7 +125,7 @@ def test_confidence_that_misses_is_read_otherwise_and_nothing_trained():
     assert (said.action, said.version) == ("recalibrate", "")
     assert "95%" in said.why and "75% of 60" in said.why and "0.08" in said.why
     assert answer("certainty", losing=True, calibration=off).action == "readapt"
-    assert answer("new_pictures", calibration=off).action == "readapt"
+    assert answer("new_images", calibration=off).action == "readapt"
 
 
 def test_other_words_that_certainly_do_better_come_before_training_and_after_a_better_version():
@@ -168,7 +168,7 @@ CHAMPION = Fit("industrial", "4", "image", 2.5, True)
         ([], ""),
     ],
 )
-def test_a_model_that_was_made_for_such_pictures_is_named_where_the_champion_was_not(fits, said):
+def test_a_model_that_was_made_for_such_images_is_named_where_the_champion_was_not(fits, said):
     hint = known_elsewhere(Comparison(fits=fits), "industrial", "4")
     assert said in hint and bool(hint) is bool(said)
 
@@ -181,8 +181,8 @@ def test_the_camera_alone_trains_nothing_unless_accuracy_falls():
     assert answer("camera", {}, losing=True, live=0.5).action == "label"
 
 
-@pytest.mark.parametrize("kind", ["new_pictures", "concept"])
-def test_pictures_of_another_kind_or_meaning_are_learned_once_they_are_judged(kind):
+@pytest.mark.parametrize("kind", ["new_images", "concept"])
+def test_images_of_another_kind_or_meaning_are_learned_once_they_are_judged(kind):
     assert answer(kind, {}).action == "label"
     assert answer(kind, ENOUGH).action == "readapt"
 
@@ -200,16 +200,16 @@ LABELS: list[tuple[dict[str, int], bool]] = [
 
 @pytest.mark.parametrize(("labels", "enough"), LABELS)
 def test_training_wants_enough_labels_of_at_least_two_classes(labels, enough):
-    assert answer("new_pictures", labels).action == ("readapt" if enough else "label")
+    assert answer("new_images", labels).action == ("readapt" if enough else "label")
 
 
 def test_how_many_labels_are_missing_is_said():
-    assert str(LABELS_NEEDED - 7) in answer("new_pictures", {"good": 5, "bad": 2}).why
-    of_one_class = answer("new_pictures", {"good": 3 * LABELS_NEEDED}).why
+    assert str(LABELS_NEEDED - 7) in answer("new_images", {"good": 5, "bad": 2}).why
+    of_one_class = answer("new_images", {"good": 3 * LABELS_NEEDED}).why
     assert "two classes" in of_one_class and "0 judged" not in of_one_class
 
 
-@pytest.mark.parametrize("kind", ["camera", "new_pictures", "prior", "certainty", "concept", "texts"])
+@pytest.mark.parametrize("kind", ["camera", "new_images", "prior", "certainty", "concept", "texts"])
 def test_a_version_that_is_certainly_better_is_gone_back_to_before_anything_is_trained(kind):
     said = answer(kind, others=[Candidate("2", 0.8, 0.02, -0.05), BETTER], losing=True, live=0.5)
     assert (said.action, said.version, said.expected_gain) == ("rollback", "3", 0.12)
@@ -229,5 +229,5 @@ def test_a_version_that_may_be_no_better_is_not_gone_back_to(low):
 
 def test_the_expected_gain_is_what_was_lost_and_unknown_without_judged_answers():
     assert answer("concept", losing=True, live=0.6).expected_gain == pytest.approx(0.3)
-    assert answer("new_pictures", live=0.95).expected_gain == 0.0
-    assert answer("new_pictures").expected_gain is None
+    assert answer("new_images", live=0.95).expected_gain == 0.0
+    assert answer("new_images").expected_gain is None

@@ -1,4 +1,4 @@
-"""Domains: what a template does to a picture is what its reasons say, and a new one is a file that works at once."""
+"""Domains: what a template does to an image is what its reasons say, and a new one is a file that works at once."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import write_pictures
+from conftest import write_images
 
 from clipft_tasks import domains
 from clipft_tasks.cli.main import main
@@ -79,9 +79,9 @@ def test_where_intensity_is_a_measurement_it_is_left_alone(name):
 
 
 @pytest.mark.parametrize("bits", [-1, 1, 7, 17, 32])
-def test_a_depth_of_grey_that_no_file_has_is_refused(bits):
-    with pytest.raises(ValueError, match="grey_bits"):
-        Domain("own", "Own", ("{}",), "{}", grey_bits=bits)
+def test_a_depth_of_gray_that_no_file_has_is_refused(bits):
+    with pytest.raises(ValueError, match="gray_bits"):
+        Domain("own", "Own", ("{}",), "{}", gray_bits=bits)
 
 
 def test_the_list_shows_each_choice_with_its_value_and_reason(home):
@@ -132,7 +132,7 @@ def test_the_commands_that_follow_work_as_they_are_said(tmp_path, own_domains, m
     assert "my_weaves" in form()["domain"]["enum"]
     given = dict(zip(words[2::2], words[3::2], strict=True))
     result = ingest.run(
-        RunSpec.from_flat({"domain": given["--domain"], "source": str(write_pictures(tmp_path / given["--source"], 10))})
+        RunSpec.from_flat({"domain": given["--domain"], "source": str(write_images(tmp_path / given["--source"], 10))})
     )
     card = json.loads((Path(result["staging"]) / "datacard.json").read_text())
     assert (card["domain"], card["rows"]) == ("my_weaves", 20)

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, a_work, made_picture
+from conftest import COLORS, a_work, made_image
 from fixtures.references import (
-    PICTURES,
+    IMAGES,
     PREDICTIONS,
     SEEN,
     a_reference,
     brighter,
     captions,
-    centres,
+    centers,
     looked,
     ratios,
     told,
@@ -45,7 +45,7 @@ from clipft_tasks.drift.reference import (
 def test_windows_of_the_same_kind_rarely_exceed_a_limit():
     references = [a_reference(), *(told(looked(SEEN, seed)) for seed in range(1, 4))]
     found = [ratios(references[s % 4], looked(64, 1000 + s)) for s in range(200)]
-    assert set(found[0]) == PICTURES | PREDICTIONS
+    assert set(found[0]) == IMAGES | PREDICTIONS
     over = {name: sum(f[name] > 1 for f in found) for name in found[0]}
     assert max(over.values()) <= 3, over
     assert sum(max(f.values()) > 1 for f in found) <= 6
@@ -57,7 +57,7 @@ def test_texts_of_the_same_kind_rarely_exceed_their_limit():
 
 
 @pytest.mark.parametrize(("count", "dims"), [(SEEN, 48), (80, 512), (40, 512)])
-def test_pictures_of_the_same_kind_are_not_told_from_the_references_own_however_few_those_are(count, dims):
+def test_images_of_the_same_kind_are_not_told_from_the_references_own_however_few_those_are(count, dims):
     reference = told(looked(count, 0, dims=dims))
     windows = [looked(64, 1000 + s, dims=dims) for s in range(20)]
     assert sum(signals(reference, w, permutations=250)[1] <= 0.005 for w in windows) <= 1
@@ -89,7 +89,7 @@ def test_captions_of_the_same_kind_raise_no_alarm_however_few_there_are_in_the_r
         ("brightness", lambda: brighter(looked(64, 5))),
         ("brightness", lambda: brighter(looked(64, 5), -0.2)),
     ],
-    ids=["strange pictures", "one class", "strange to the classes", "brighter", "darker"],
+    ids=["strange images", "one class", "strange to the classes", "brighter", "darker"],
 )
 def test_a_shift_exceeds_the_limit_of_its_signal(signal, window):
     found = ratios(a_reference(), window())
@@ -99,7 +99,7 @@ def test_a_shift_exceeds_the_limit_of_its_signal(signal, window):
 
 
 @pytest.mark.parametrize("side", [200, 299, 301, 600])
-def test_another_camera_is_seen_whether_its_pictures_are_larger_or_smaller(side):
+def test_another_camera_is_seen_whether_its_images_are_larger_or_smaller(side):
     window = looked(64, 5)
     window.appearance[:, 3] = np.log2(side)
     found = ratios(a_reference(), window)
@@ -107,27 +107,27 @@ def test_another_camera_is_seen_whether_its_pictures_are_larger_or_smaller(side)
 
 
 def by_hospital(between: float, hospitals: int = 8) -> tuple[Rows, list[str]]:
-    """Pictures of some hospitals, whose light and patients differ by `between`."""
+    """Images of some hospitals, whose light and patients differ by `between`."""
     rows, rng = looked(SEEN, 0), np.random.default_rng(7)
     hospital = np.repeat(np.arange(hospitals), SEEN // hospitals)
     light = between * rng.normal(size=hospitals)[hospital]
     image = unit(rows.image + between * unit(rng.normal(size=(hospitals, 48)))[hospital])
     appearance = rows.appearance + np.outer(light, [0.1, 0, 0, 0, 0]).astype(np.float32)
-    return Rows(image, appearance, image @ centres().T), [f"hospital {h}" for h in hospital]
+    return Rows(image, appearance, image @ centers().T), [f"hospital {h}" for h in hospital]
 
 
 def test_groups_that_differ_make_limits_larger_and_never_smaller():
     rows, groups = by_hospital(1.0)
     alone, grouped = (told(rows, groups=g).limits for g in ([""] * SEEN, groups))
     assert grouped["image"] > 2 * alone["image"] and grouped["brightness"] > 1.5 * alone["brightness"]
-    assert all(grouped[name] >= alone[name] for name in PICTURES | PREDICTIONS)
+    assert all(grouped[name] >= alone[name] for name in IMAGES | PREDICTIONS)
 
 
 def test_groups_that_do_not_differ_hardly_change_limits():
     rows, groups = by_hospital(0.0)
     alone, grouped = (told(rows, groups=g) for g in ([""] * SEEN, groups))
     assert (alone.facts["groups"], grouped.facts["groups"]) == (SEEN, 8)
-    assert all(grouped.limits[name] <= 1.2 * alone.limits[name] for name in PICTURES | PREDICTIONS)
+    assert all(grouped.limits[name] <= 1.2 * alone.limits[name] for name in IMAGES | PREDICTIONS)
 
 
 def test_a_tolerant_domain_has_larger_limits():
@@ -151,7 +151,7 @@ def test_the_same_rows_make_the_same_reference():
 
 
 @pytest.mark.parametrize("count", [12, 16, 33])
-def test_a_handful_of_pictures_still_has_limits(count):
+def test_a_handful_of_images_still_has_limits(count):
     reference = told(looked(count, 0), groups=[f"{i // 3}" for i in range(count)])
     assert np.isfinite([*reference.limits.values()]).all() and min(reference.limits.values()) > 0
 
@@ -161,15 +161,15 @@ def test_a_handful_of_pictures_still_has_limits(count):
 
 def test_a_model_without_classes_has_no_signals_of_predictions():
     reference = a_reference(classes=0)
-    assert set(reference.limits) == PICTURES | {"text"} and reference.classes == []
-    assert set(ratios(reference, looked(64, 5, classes=0))) == PICTURES
+    assert set(reference.limits) == IMAGES | {"text"} and reference.classes == []
+    assert set(ratios(reference, looked(64, 5, classes=0))) == IMAGES
     assert reference.facts["promised"] == {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0}
     assert reference.facts["temperature"] == pytest.approx(1 / 20)
     assert reference.unsure_below == 0.0
 
 
 def test_a_model_with_one_class_has_no_signals_of_predictions():
-    assert set(told(looked(100, 0, classes=1)).limits) == PICTURES | {"text"}
+    assert set(told(looked(100, 0, classes=1)).limits) == IMAGES | {"text"}
 
 
 def test_best_class_margin_and_cosine_are_those_of_each_row():
@@ -197,14 +197,14 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
     assert calibrated_temperature(cosines, truth) == pytest.approx(temperature, rel=0.1)
 
 
-def test_novelty_is_above_one_for_strange_pictures_and_seldom_for_others():
+def test_novelty_is_above_one_for_strange_images_and_seldom_for_others():
     reference = a_reference()
     assert reference.novelty(reference.rows.image).max() < 0.01
     assert (reference.novelty(looked(200, 5).image) > 1).mean() < 0.05
     assert (reference.novelty(looked(200, 5, strange=3.0).image) > 1).mean() > 0.95
 
 
-def test_a_tenth_of_pictures_like_the_references_are_unsure():
+def test_a_tenth_of_images_like_the_references_are_unsure():
     margin = looked(1000, 5).ranked[1]
     assert (margin < a_reference().unsure_below).mean() == pytest.approx(0.1, abs=0.04)
 
@@ -237,18 +237,18 @@ def test_a_sample_is_in_order_without_doubles_and_the_same_each_time():
 # Taking it from a data set --------------------------------------------------------------------------------------------
 
 
-def packed(folder: Path, per_class: int = 40, texts: int = 1, labelled: bool = True) -> Dataset:
+def packed(folder: Path, per_class: int = 40, texts: int = 1, labeled: bool = True) -> Dataset:
     """Red and blue squares, a fifth of them for validation, each with `texts` captions; without repository."""
     rows, entries = [], []
     for number in range(per_class):
-        for label in COLOURS:
+        for label in COLORS:
             out = io.BytesIO()
-            made_picture(label, number).save(out, "PNG")
+            made_image(label, number).save(out, "PNG")
             for caption in range(texts):
                 key = f"{len(rows):064x}"
                 entries.append(shards.Entry(key, "png", out.getvalue(), {}))
                 rows.append({"key": key, "name": f"{label}-{number}", "caption": f"a {label} square, {number % 5}, told {caption}",
-                             "label": label if labelled else "", "group": "", "split": ("train", "val")[number % 5 == 0],
+                             "label": label if labeled else "", "group": "", "split": ("train", "val")[number % 5 == 0],
                              "sha256": f"{label}-{number}"})  # fmt: skip
     places = [vars(place) for _, place in shards.pack(entries, folder)]
     frame = pd.DataFrame([row | place for row, place in zip(rows, places, strict=True)])
@@ -282,22 +282,22 @@ def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(c
     package = write_package(tmp_path / "package", clip, parts)
     assert (package / TENSORS).stat().st_size + (package / FACTS).stat().st_size < 5e6
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
-    assert reference.classes == sorted(COLOURS) and reference.facts["groups"] == len(reference.rows) == 80
+    assert reference.classes == sorted(COLORS) and reference.facts["groups"] == len(reference.rows) == 80
     assert reference.facts["promised"]["rows"] == 16 and reference.facts["promised"]["value"] > 0.8
-    assert set(reference.limits) == PICTURES | PREDICTIONS | {"text", "alignment"}
+    assert set(reference.limits) == IMAGES | PREDICTIONS | {"text", "alignment"}
     assert len(reference.paired) == 80 and reference.paired.mean() > reference.rows.similarity.mean()
-    assert sorted(reference.facts["pictures"]) == sorted(dataset.frame["sha256"])
+    assert sorted(reference.facts["images"]) == sorted(dataset.frame["sha256"])
     assert np.linalg.norm(reference.rows.image, axis=1) == pytest.approx(np.ones(80), abs=1e-3)
     assert reference.rows.appearance[:, 3] == pytest.approx(np.full(80, np.log2(48)))
 
 
-def test_pictures_without_labels_make_a_reference_without_classes(clip, tmp_path):
-    reference = taken(packed(tmp_path, 10, labelled=False), clip)
+def test_images_without_labels_make_a_reference_without_classes(clip, tmp_path):
+    reference = taken(packed(tmp_path, 10, labeled=False), clip)
     assert reference.classes == [] and reference.rows.similarity.shape == (20, 0)
-    assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == PICTURES | {"text", "alignment"}
+    assert reference.facts["promised"]["rows"] == 0 and set(reference.limits) == IMAGES | {"text", "alignment"}
 
 
-def test_a_picture_with_several_captions_is_one_picture_of_the_reference(clip, tmp_path):
+def test_a_image_with_several_captions_is_one_image_of_the_reference(clip, tmp_path):
     one, several = (taken(packed(tmp_path / str(texts), 20, texts), clip) for texts in (1, 3))
     assert len(several.rows) == len(one.rows) == 40
     assert several.facts["apart"] == pytest.approx(one.facts["apart"], rel=0.01)

@@ -15,7 +15,7 @@ from clipft_tasks.drift.reference import FACTS, ROWS, TENSORS, Reference, Rows, 
 
 @pytest.mark.parametrize("classes", [0, 1, 3])
 def test_a_reference_comes_back_as_it_was_saved(classes, tmp_path):
-    written = told(looked(SEEN, 0, classes=classes), paired=looked(SEEN, 0).similarity[:, 0], pictures=["a" * 64] * SEEN)
+    written = told(looked(SEEN, 0, classes=classes), paired=looked(SEEN, 0).similarity[:, 0], images=["a" * 64] * SEEN)
     written.save(tmp_path)
     found = Reference.load(tmp_path, "w" * 64)
     assert found.facts == written.facts and found.classes == CLASSES[:classes] and found.limits == written.limits
@@ -129,7 +129,7 @@ def test_another_format_is_refused_by_its_number(saved, number):
 
 def test_another_format_is_named_even_when_its_tensors_are_others(saved):
     change_facts(saved, lambda facts: facts.update(format=2))
-    save_file({"pictures": np.zeros((2, 2), np.float32)}, saved / TENSORS)
+    save_file({"images": np.zeros((2, 2), np.float32)}, saved / TENSORS)
     with pytest.raises(ClipftError, match="its format is 2, not 1"):
         Reference.load(saved)
 

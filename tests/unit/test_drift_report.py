@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 
 from clipft_tasks.drift import report
 from clipft_tasks.drift.diagnosis import Advice, Calibration, Candidate, Diagnosis
@@ -42,7 +42,7 @@ def seen_by_the_server(**values: float) -> dict[str, Any]:
     return {
         "domain": "industrial",
         "version": "4",
-        "pictures": 70,
+        "images": 70,
         "texts": 3,
         "feedback": 12,
         "drift": {"image": 2.5, "brightness": 0.4},
@@ -57,7 +57,7 @@ def capture(label: str = "good cell", **more: Any) -> dict[str, Any]:
 
 def png() -> bytes:
     out = io.BytesIO()
-    made_picture("red", 1, 300).save(out, "PNG")
+    made_image("red", 1, 300).save(out, "PNG")
     return out.getvalue()
 
 
@@ -74,10 +74,10 @@ def page(**given: Any) -> str:
     reference, window = given.pop("reference", a_reference()), given.pop("window", a_window())
     facts: dict[str, Any] = {
         "domain": "industrial",
-        "grey_bits": 16,
+        "gray_bits": 16,
         "seen": seen_by_the_server(accuracy=0.5),
-        "found": Diagnosis("new_pictures", ["image is 2.5 times its limit"]),
-        "advice": Advice("readapt", "there are judged pictures", "", 0.31),
+        "found": Diagnosis("new_images", ["image is 2.5 times its limit"]),
+        "advice": Advice("readapt", "there are judged images", "", 0.31),
         "compared": COMPARED,
         "minutes": 12.0,
         "moved": report.class_shares(reference, window),
@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_but_itself():
 def test_the_page_says_what_drifted_what_to_do_and_what_it_costs():
     words = " ".join(Parts(page()).words.split())
     for said in (
-        "industrial, version 4", "70 pictures, 3 texts and 12 judged answers", "Re-adapt the model", "there are judged pictures",
+        "industrial, version 4", "70 images, 3 texts and 12 judged answers", "Re-adapt the model", "there are judged images",
         "up to 31 points", "about 12 minutes", "image is 2.5 times its limit", "good cell", "bad cell", "not judged", "62%",
         "words of medical", "general version 7", "by looks alone", "expects 95% of its answers", "75% of 60 are", "nearest old one",
     ):  # fmt: skip
@@ -150,7 +150,7 @@ def test_labels_and_classes_are_shown_and_never_run():
     assert found.words.count(HOSTILE) >= 10
 
 
-def test_pictures_are_shown_small():
+def test_images_are_shown_small():
     from base64 import b64decode
 
     from PIL import Image
@@ -170,8 +170,8 @@ LITTLE: dict[str, dict[str, Any]] = WITHOUT_CLASSES | {
     "no other models": {"compared": Comparison()},
     "no idea of the time": {"minutes": None},
     "no expected gain": {"advice": Advice("label", "labels are missing")},
-    "nothing measured": {"seen": seen_by_the_server() | {"drift": {}, "pictures": 0}},
-    "one picture": {"window": a_window(1)},
+    "nothing measured": {"seen": seen_by_the_server() | {"drift": {}, "images": 0}},
+    "one image": {"window": a_window(1)},
 }
 
 
@@ -182,8 +182,8 @@ def test_the_page_is_made_of_what_there_is(what):
     assert ("Predicted classes" in words) is (what not in WITHOUT_CLASSES)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", png()[:200]], ids=["empty", "no picture", "cut short"])
-def test_a_broken_picture_is_left_out_and_the_others_are_shown(data):
+@pytest.mark.parametrize("data", [b"", b"no image", png()[:200]], ids=["empty", "no image", "cut short"])
+def test_a_broken_image_is_left_out_and_the_others_are_shown(data):
     found = Parts(page(examples=[(capture(), data, b""), (capture("bad cell"), png(), data)]))
     assert found.tags.count("img") == 1
 

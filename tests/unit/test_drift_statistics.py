@@ -1,4 +1,4 @@
-"""Two-sample statistics: nothing is seen where nothing is, what is there is seen, and figures are those of the definition."""
+"""Two-sample statistics: nothing is seen where nothing is, what is there is seen, and metrics are those of the definition."""
 
 import tracemalloc
 
@@ -116,7 +116,7 @@ def test_a_classifier_cannot_tell_old_from_new_without_a_shift():
     assert abs(np.mean(areas) - 0.5) < 0.02 and max(abs(a - 0.5) for a in areas) < 0.2
 
 
-def test_a_classifier_tells_every_picture_of_another_kind():
+def test_a_classifier_tells_every_image_of_another_kind():
     assert classifier_auc(cloud(200, 0), cloud(64, 1, 5.0)) > 0.999
     assert 0.6 < classifier_auc(cloud(200, 0), cloud(64, 1, 0.3)) < 0.95
 
@@ -277,28 +277,28 @@ def test_there_are_no_more_axes_than_rows_dimensions_or_wanted(count, width, kep
 
 
 def scene(width: int = 200, height: int = 200, seed: int = 0, light: int = 70) -> Image.Image:
-    """Grey noise between `light` and `light` + 80."""
-    grey = np.random.default_rng(seed).integers(light, light + 80, (height, width), dtype=np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    """Gray noise between `light` and `light` + 80."""
+    gray = np.random.default_rng(seed).integers(light, light + 80, (height, width), dtype=np.uint8)
+    return Image.fromarray(gray).convert("RGB")
 
 
-def looks(picture: Image.Image) -> dict[str, float]:
-    found = appearance(picture)
+def looks(image: Image.Image) -> dict[str, float]:
+    found = appearance(image)
     assert found.shape == (len(STATISTICS),) and found.dtype == np.float32 and np.isfinite(found).all()
     return dict(zip(STATISTICS, found.tolist(), strict=True))
 
 
-def moved(picture: Image.Image) -> dict[str, float]:
+def moved(image: Image.Image) -> dict[str, float]:
     """What is different from the plain scene, without what hardly is."""
     plain = looks(scene())
-    return {name: value - plain[name] for name, value in looks(picture).items() if abs(value - plain[name]) > 0.02}
+    return {name: value - plain[name] for name, value in looks(image).items() if abs(value - plain[name]) > 0.02}
 
 
-def test_another_picture_of_the_same_kind_looks_the_same():
+def test_another_image_of_the_same_kind_looks_the_same():
     assert moved(scene(seed=1)) == {}
 
 
-def test_a_brighter_picture_moves_brightness_alone():
+def test_a_brighter_image_moves_brightness_alone():
     assert moved(scene(light=121)) == {"brightness": pytest.approx(0.2, abs=0.01)}
 
 
@@ -307,7 +307,7 @@ def test_more_contrast_moves_contrast_and_not_sharpness():
     assert moved(stretched) == {"contrast": pytest.approx(looks(scene())["contrast"], abs=0.01)}
 
 
-def test_a_blurred_picture_is_less_sharp():
+def test_a_blurred_image_is_less_sharp():
     blocks = scene(20, 20).resize((200, 200), Image.Resampling.NEAREST)
     found = [looks(blocks.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 1, 2, 4)]
     sharpness = [f["sharpness"] for f in found]
@@ -315,40 +315,40 @@ def test_a_blurred_picture_is_less_sharp():
     assert max(f["brightness"] for f in found) - min(f["brightness"] for f in found) < 0.01
 
 
-def test_a_resized_picture_moves_its_side_by_the_factor():
+def test_a_resized_image_moves_its_side_by_the_factor():
     found = moved(scene().resize((400, 400)))
     assert found["side"] == pytest.approx(1) and "aspect" not in found and "brightness" not in found
     assert moved(scene(100, 100))["side"] == pytest.approx(-1)
 
 
-def test_wide_and_high_pictures_move_aspect_either_way():
+def test_wide_and_high_images_move_aspect_either_way():
     assert moved(scene(400, 200)) == {"aspect": pytest.approx(1)}
     assert moved(scene(200, 400)) == {"aspect": pytest.approx(-1)}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 50), (50, 2), (3, 3), (383, 384), (385, 384)], ids=str)
-def test_pictures_of_any_size_have_an_appearance(size):
+def test_images_of_any_size_have_an_appearance(size):
     found = looks(scene(*size))
     assert found["side"] == pytest.approx(np.log2(min(size))) and found["aspect"] == pytest.approx(np.log2(size[0] / size[1]))
 
 
 @pytest.mark.parametrize("value", [0, 255])
-def test_a_picture_of_one_colour_has_no_contrast(value):
+def test_a_image_of_one_color_has_no_contrast(value):
     found = looks(Image.new("RGB", (60, 60), (value,) * 3))
     assert found["brightness"] == pytest.approx(value / 255) and found["contrast"] == pytest.approx(0, abs=1e-6)
 
 
-def test_of_a_huge_picture_only_the_centre_is_looked_at():
+def test_of_a_huge_image_only_the_center_is_looked_at():
     huge = Image.new("RGB", (6000, 4000), (255, 0, 0))
     huge.paste(scene(CROP, CROP), ((6000 - CROP) // 2, (4000 - CROP) // 2))
     tracemalloc.start()
     found = looks(huge)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    centre = looks(scene(CROP, CROP))
-    assert [found[n] for n in STATISTICS[:3]] == [centre[n] for n in STATISTICS[:3]]
+    center = looks(scene(CROP, CROP))
+    assert [found[n] for n in STATISTICS[:3]] == [center[n] for n in STATISTICS[:3]]
     assert found["side"] == pytest.approx(np.log2(4000))
-    assert peak < 40 * CROP * CROP  # bytes: a few arrays of the centre, where the picture has 24 million pixels
+    assert peak < 40 * CROP * CROP  # bytes: a few arrays of the center, where the image has 24 million pixels
 
 
 @pytest.mark.parametrize(

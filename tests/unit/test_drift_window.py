@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fixtures.references import PICTURES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
+from fixtures.references import IMAGES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
 
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import Reference, Rows
 from clipft_tasks.drift.statistics import wilson
-from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, Figures, Window, pooled
+from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, DriftMetrics, Window, pooled
 
 NOW = 1_800_000_000.0
 
@@ -30,12 +30,12 @@ def clock(monkeypatch):
 
 
 def add(window: Window, rows: Rows) -> Window:
-    window.add_pictures(rows.image, rows.appearance, rows.similarity)
+    window.add_images(rows.image, rows.appearance, rows.similarity)
     return window
 
 
-def seen(rows: Rows, reference: Reference | None = None) -> Figures:
-    return add(Window(reference or a_reference()), rows).figures()
+def seen(rows: Rows, reference: Reference | None = None) -> DriftMetrics:
+    return add(Window(reference or a_reference()), rows).measure()
 
 
 def with_facts(**facts: object) -> Reference:
@@ -46,47 +46,47 @@ def with_facts(**facts: object) -> Reference:
 # What it says ---------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_and_texts_like_the_references_are_no_drift():
+def test_images_and_texts_like_the_references_are_no_drift():
     window = add(Window(a_reference()), looked(200, 5))
     window.add_texts(captions(200, 6))
-    figures = window.figures()
-    assert set(figures.drift) == PICTURES | PREDICTIONS | {"text"}
-    assert all(0 <= ratio <= 1 for ratio in figures.drift.values())
-    assert (figures.pictures, figures.texts, figures.feedback) == (200, 200, 0)
-    assert figures.values["image_p"] > SIGNIFICANT and figures.values["text_p"] > SIGNIFICANT
-    assert figures.values["out_of_range"] < 0.05
+    measured = window.measure()
+    assert set(measured.drift) == IMAGES | PREDICTIONS | {"text"}
+    assert all(0 <= ratio <= 1 for ratio in measured.drift.values())
+    assert (measured.images, measured.texts, measured.feedback) == (200, 200, 0)
+    assert measured.values["image_p"] > SIGNIFICANT and measured.values["text_p"] > SIGNIFICANT
+    assert measured.values["out_of_range"] < 0.05
 
 
-def test_strange_pictures_drift_and_are_told_apart():
-    figures = seen(looked(100, 5, strange=1.0))
-    assert figures.drift["image"] > 3 and figures.worst[1] >= figures.drift["image"]
-    assert figures.values["image_p"] <= SIGNIFICANT and figures.values["image_auc"] > 0.9
+def test_strange_images_drift_and_are_told_apart():
+    measured = seen(looked(100, 5, strange=1.0))
+    assert measured.drift["image"] > 3 and measured.worst[1] >= measured.drift["image"]
+    assert measured.values["image_p"] <= SIGNIFICANT and measured.values["image_auc"] > 0.9
 
 
-def test_brighter_pictures_drift_in_brightness_alone_and_may_leave_the_range():
-    figures = seen(brighter(looked(100, 5)))
-    assert figures.worst == ("brightness", figures.drift["brightness"])
-    assert {name for name, ratio in figures.drift.items() if ratio > 1} == {"brightness"}
+def test_brighter_images_drift_in_brightness_alone_and_may_leave_the_range():
+    measured = seen(brighter(looked(100, 5)))
+    assert measured.worst == ("brightness", measured.drift["brightness"])
+    assert {name for name, ratio in measured.drift.items() if ratio > 1} == {"brightness"}
     assert seen(brighter(looked(100, 5), 0.6)).values["out_of_range"] == 1.0
 
 
 def test_another_mix_of_classes_drifts_in_predictions():
-    figures = seen(looked(100, 5, share=[0.96, 0.02, 0.02]))
-    assert figures.drift["prediction"] > 1
+    measured = seen(looked(100, 5, share=[0.96, 0.02, 0.02]))
+    assert measured.drift["prediction"] > 1
 
 
 def test_strange_texts_drift_alone():
     window = add(Window(a_reference()), looked(100, 5))
     window.add_texts(captions(100, 6, strange=1.0))
-    figures = window.figures()
-    assert figures.drift["text"] > 1 and figures.worst[0] == "text"
-    assert {name for name, ratio in figures.drift.items() if ratio > 1} == {"text"}
+    measured = window.measure()
+    assert measured.drift["text"] > 1 and measured.worst[0] == "text"
+    assert {name for name, ratio in measured.drift.items() if ratio > 1} == {"text"}
 
 
 def test_a_model_without_classes_has_every_other_signal():
-    figures = seen(looked(100, 5, classes=0), a_reference(classes=0))
-    assert set(figures.drift) == PICTURES and max(figures.drift.values()) <= 1
-    assert "accuracy_estimate" not in figures.values
+    measured = seen(looked(100, 5, classes=0), a_reference(classes=0))
+    assert set(measured.drift) == IMAGES and max(measured.drift.values()) <= 1
+    assert "accuracy_estimate" not in measured.values
 
 
 def test_accuracy_is_estimated_from_calibrated_confidence():
@@ -97,12 +97,12 @@ def test_accuracy_is_estimated_from_calibrated_confidence():
     assert seen(rows, reference).values["accuracy_estimate"] == pytest.approx(np.mean(right), abs=0.08)
 
 
-def test_the_gap_and_alignment_of_pictures_with_texts_are_told():
+def test_the_gap_and_alignment_of_images_with_texts_are_told():
     window = add(Window(a_reference()), looked(100, 5))
     texts = captions(100, 6)
     window.add_texts(texts)
     window.add_pairs([0.2, 0.4, float("nan")])
-    values = window.figures().values
+    values = window.measure().values
     assert values["alignment"] == pytest.approx(0.3)
     assert values["modality_gap"] == pytest.approx(np.linalg.norm(window.rows().image.mean(0) - texts.mean(0)), rel=1e-4)
     of_reference = a_reference().rows.image.mean(0) - a_reference().text.mean(0)
@@ -110,21 +110,21 @@ def test_the_gap_and_alignment_of_pictures_with_texts_are_told():
     assert values["text_auc"] == pytest.approx(0.5, abs=0.12)
 
 
-def test_pictures_that_agree_less_with_their_own_texts_are_drift_of_the_alignment_once_there_are_enough():
+def test_images_that_agree_less_with_their_own_texts_are_drift_of_the_alignment_once_there_are_enough():
     rng = np.random.default_rng(0)
     reference = told(looked(SEEN, 0), paired=rng.normal(0.3, 0.05, SEEN))
     window = Window(reference)
     window.add_pairs(rng.normal(0.3, 0.05, LEAST))
-    assert window.figures().drift["alignment"] <= 1
+    assert window.measure().drift["alignment"] <= 1
     window.add_pairs(rng.normal(0.15, 0.05, SIZE))
-    figures = window.figures()
-    assert figures.drift["alignment"] > 1 and figures.behind["alignment"] == SIZE
+    measured = window.measure()
+    assert measured.drift["alignment"] > 1 and measured.behind["alignment"] == SIZE
     few = Window(reference)
     few.add_pairs(rng.normal(0.15, 0.05, LEAST - 1))
-    assert few.figures().drift == {} and few.figures().values["alignment"] < 0.2
+    assert few.measure().drift == {} and few.measure().values["alignment"] < 0.2
     unmeasured = Window(a_reference())
     unmeasured.add_pairs(rng.normal(0.15, 0.05, SIZE))
-    assert unmeasured.figures().drift == {}
+    assert unmeasured.measure().drift == {}
 
 
 def test_each_signal_says_on_how_many_rows_it_was_measured():
@@ -132,16 +132,16 @@ def test_each_signal_says_on_how_many_rows_it_was_measured():
     window.add_texts(captions(100, 6))
     for n in range(JUDGED):
         window.add_feedback(n > 2)
-    settled = window.figures()
+    settled = window.measure()
     assert set(settled.behind) == set(settled.drift) and set(settled.behind.values()) == {SIZE, LEAST, 100, JUDGED}
     assert (settled.behind["text"], settled.behind["performance"]) == (100, JUDGED)
-    assert set(add(Window(a_reference()), looked(LEAST, 5)).figures().behind.values()) == {LEAST}
+    assert set(add(Window(a_reference()), looked(LEAST, 5)).measure().behind.values()) == {LEAST}
     add(window, looked(LEAST, 7, strange=1.0))
-    changed = window.figures()
+    changed = window.measure()
     assert changed.behind["image"] == LEAST  # they alone are what is drifting so much
     add(window, looked(SIZE - LEAST, 8, strange=1.0))
     add(window, looked(LEAST, 9))
-    recovering = window.figures()
+    recovering = window.measure()
     assert recovering.behind["image"] == SIZE and recovering.drift["image"] > 1
 
 
@@ -149,49 +149,49 @@ def test_prometheus_weighs_a_signal_with_the_rows_that_it_was_measured_on():
     from serving.inference.metrics import Metrics
 
     metrics = Metrics()
-    metrics.publish("d", "1", Figures({"image": 3.0, "text": 0.5}, {}, SIZE, 100, 0, {"image": LEAST, "text": 100}))
+    metrics.publish("d", "1", DriftMetrics({"image": 3.0, "text": 0.5}, {}, SIZE, 100, 0, {"image": LEAST, "text": 100}))
 
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, {"domain": "d", "version": "1", **labels})
 
     assert value("clipft_drift_items", signal="image") == LEAST and value("clipft_drift_items", signal="text") == 100
-    assert value("clipft_window_items", kind="pictures") == SIZE
+    assert value("clipft_window_items", kind="images") == SIZE
     metrics.forget("d", "1")
     assert value("clipft_drift_items", signal="image") is None
 
 
 def test_the_worst_signal_of_a_silent_window_has_no_name():
-    assert Window(a_reference()).figures().worst == ("", 0.0)
+    assert Window(a_reference()).measure().worst == ("", 0.0)
 
 
-def test_measuring_twice_gives_the_same_figures():
+def test_measuring_twice_gives_the_same_metrics():
     window = add(Window(a_reference()), looked(100, 5))
-    assert window.figures() == window.figures()
+    assert window.measure() == window.measure()
 
 
 # When it is silent ----------------------------------------------------------------------------------------------------
 
 
-def test_below_the_least_number_of_pictures_nothing_is_said_of_them():
+def test_below_the_least_number_of_images_nothing_is_said_of_them():
     window = add(Window(a_reference()), looked(LEAST - 1, 5, strange=1.0))
-    silent = window.figures()
-    assert silent.drift == {} and silent.values == {} and silent.pictures == LEAST - 1
-    assert set(add(window, looked(1, 6)).figures().drift) == PICTURES | PREDICTIONS
+    silent = window.measure()
+    assert silent.drift == {} and silent.values == {} and silent.images == LEAST - 1
+    assert set(add(window, looked(1, 6)).measure().drift) == IMAGES | PREDICTIONS
 
 
 def test_below_the_least_number_of_texts_nothing_is_said_of_them():
     window = Window(a_reference(), least=20)
     window.add_texts(captions(19, 5, strange=1.0))
-    assert window.figures().drift == {} and window.figures().texts == 19
+    assert window.measure().drift == {} and window.measure().texts == 19
     window.add_texts(captions(1, 6))
-    assert set(window.figures().drift) == {"text"}
+    assert set(window.measure().drift) == {"text"}
 
 
 def test_a_reference_with_too_few_captions_for_a_limit_says_nothing_of_texts():
     reference = told(looked(100, 0), text=captions(3, 3))
     window = Window(reference)
     window.add_texts(captions(100, 6))
-    assert window.figures().drift == {} and window.figures().texts == 100
+    assert window.measure().drift == {} and window.measure().texts == 100
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -200,7 +200,7 @@ def test_a_distance_that_chance_explains_is_no_drift_however_small_its_limit(kin
     windows = [add(Window(reference), looked(LEAST, seed)) for seed in range(20, 30)]
     for seed, window in enumerate(windows):
         window.add_texts(captions(LEAST, seed + 20))
-    found = [figures for figures in (w.figures() for w in windows) if figures.values[f"{kind}_mmd"] > 1e-5]
+    found = [measured for measured in (w.measure() for w in windows) if measured.values[f"{kind}_mmd"] > 1e-5]
     assert len(found) >= 3 and min(f.values[f"{kind}_p"] for f in found) > SIGNIFICANT
     assert {f.drift[kind] for f in found} == {1.0}
 
@@ -210,14 +210,14 @@ def test_a_certain_distance_within_its_limit_is_no_drift(kind):
     reference = with_facts(limits=a_reference().limits | {kind: 2.0})
     window = add(Window(reference), looked(100, 5, strange=1.0))
     window.add_texts(captions(100, 6, strange=1.0))
-    figures = window.figures()
-    assert figures.values[f"{kind}_p"] <= SIGNIFICANT and 0 < figures.drift[kind] < 1
+    measured = window.measure()
+    assert measured.values[f"{kind}_p"] <= SIGNIFICANT and 0 < measured.drift[kind] < 1
 
 
 # What it forgets ------------------------------------------------------------------------------------------------------
 
 
-def test_newer_pictures_drive_out_the_oldest():
+def test_newer_images_drive_out_the_oldest():
     window = Window(a_reference(), size=100)
     add(add(window, looked(100, 5, strange=1.0)), looked(70, 6))
     rows = window.rows()
@@ -226,10 +226,10 @@ def test_newer_pictures_drive_out_the_oldest():
     assert np.allclose(rows.image[:30], looked(100, 5, strange=1.0).image[-30:], atol=1e-6)
     add(window, looked(100, 7))
     assert np.array_equal(window.rows().appearance, looked(100, 7).appearance)
-    assert max(window.figures().drift.values()) <= 1
+    assert max(window.measure().drift.values()) <= 1
 
 
-def test_a_request_larger_than_the_window_leaves_its_last_pictures():
+def test_a_request_larger_than_the_window_leaves_its_last_images():
     window = add(Window(a_reference(), size=50, least=10), looked(80, 5))
     assert window.seen == 80 and np.array_equal(window.rows().similarity, looked(80, 5).similarity[-50:])
 
@@ -243,27 +243,27 @@ def test_what_is_older_than_an_hour_has_left(clock):
     add(window, looked(80, 6))
     window.add_pairs([0.3])
     window.add_feedback(True)
-    before = window.figures()
-    assert (before.pictures, before.texts, before.feedback) == (180, 100, 2) and before.drift["image"] > 1
+    before = window.measure()
+    assert (before.images, before.texts, before.feedback) == (180, 100, 2) and before.drift["image"] > 1
     clock.now += SECONDS / 2 + 1
-    after = window.figures()
-    assert (after.pictures, after.texts, after.feedback) == (80, 0, 1) and after.drift["image"] <= 1
+    after = window.measure()
+    assert (after.images, after.texts, after.feedback) == (80, 0, 1) and after.drift["image"] <= 1
     assert after.values["alignment"] == pytest.approx(0.3) and after.values["accuracy"] == 1.0
     clock.now += SECONDS
-    assert window.figures() == Figures({}, {}, 0, 0, 0)
+    assert window.measure() == DriftMetrics({}, {}, 0, 0, 0)
     assert len(window.rows()) == 0 and window.rows().image.shape == (0, 48)
 
 
 @pytest.mark.parametrize("where", ["image", "appearance"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_pictures_whose_numbers_are_none_are_counted_but_not_kept(where, value):
+def test_images_whose_numbers_are_none_are_counted_but_not_kept(where, value):
     rows = looked(100, 5)
     for row in (0, 40, 99):
         getattr(rows, where)[row, 2] = value
     window = add(Window(a_reference()), rows)
     assert window.seen == 100 and len(window.rows()) == 97
     assert np.array_equal(window.rows().similarity, np.delete(rows.similarity, [0, 40, 99], axis=0))
-    assert np.isfinite(list(window.figures().drift.values())).all()
+    assert np.isfinite(list(window.measure().drift.values())).all()
 
 
 def test_texts_and_cosines_that_are_no_numbers_are_not_kept():
@@ -271,14 +271,14 @@ def test_texts_and_cosines_that_are_no_numbers_are_not_kept():
     texts[[3, 4], 0] = np.nan
     window.add_texts(texts)
     window.add_pairs([float("nan"), float("inf")])
-    figures = window.figures()
-    assert figures.texts == 98 and np.isfinite(figures.drift["text"]) and "alignment" not in figures.values
+    measured = window.measure()
+    assert measured.texts == 98 and np.isfinite(measured.drift["text"]) and "alignment" not in measured.values
 
 
-def test_a_request_without_pictures_changes_nothing():
+def test_a_request_without_images_changes_nothing():
     window = add(Window(a_reference()), looked(0, 5))
     window.add_texts(np.zeros((0, 48), np.float32))
-    assert window.seen == 0 and window.figures() == Figures({}, {}, 0, 0, 0)
+    assert window.seen == 0 and window.measure() == DriftMetrics({}, {}, 0, 0, 0)
 
 
 def test_a_copy_and_its_original_go_separate_ways():
@@ -286,16 +286,16 @@ def test_a_copy_and_its_original_go_separate_ways():
     window.add_texts(captions(20, 5))
     window.add_pairs([0.5])
     window.add_feedback(True)
-    copy, before = window.copy(), window.figures()
-    assert (copy.size, copy.least, copy.seconds, copy.seen) == (100, 10, 60, 90) and copy.figures() == before
+    copy, before = window.copy(), window.measure()
+    assert (copy.size, copy.least, copy.seconds, copy.seen) == (100, 10, 60, 90) and copy.measure() == before
     add(window, looked(100, 6, strange=1.0))
     window.add_texts(captions(20, 6))
     window.add_pairs([0.1])
     window.add_feedback(False)
-    assert copy.seen == 90 and copy.figures() == before != window.figures()
-    after = window.figures()
+    assert copy.seen == 90 and copy.measure() == before != window.measure()
+    after = window.measure()
     add(copy, looked(100, 7))
-    assert len(copy.rows()) == 100 and window.figures() == after
+    assert len(copy.rows()) == 100 and window.measure() == after
 
 
 # Feedback -------------------------------------------------------------------------------------------------------------
@@ -303,17 +303,17 @@ def test_a_copy_and_its_original_go_separate_ways():
 PROMISED = {"value": 0.9, "low": 0.85, "high": 0.94, "rows": 200}
 
 
-def judged(right: int, count: int, promised: dict = PROMISED) -> Figures:
+def judged(right: int, count: int, promised: dict = PROMISED) -> DriftMetrics:
     window = Window(with_facts(promised=promised))
     for i in range(count):
         window.add_feedback(i < right)
-    return window.figures()
+    return window.measure()
 
 
 def test_feedback_gives_accuracy_with_its_interval():
-    figures = judged(60, 80)
-    assert figures.feedback == 80 and figures.values["accuracy"] == 0.75
-    assert (figures.values["accuracy_low"], figures.values["accuracy_high"]) == wilson(60, 80)
+    measured = judged(60, 80)
+    assert measured.feedback == 80 and measured.values["accuracy"] == 0.75
+    assert (measured.values["accuracy_low"], measured.values["accuracy_high"]) == wilson(60, 80)
 
 
 @pytest.mark.parametrize("right", [100, 95, 90, 85])
@@ -334,34 +334,34 @@ def test_the_same_share_of_wrong_answers_weighs_more_when_more_are_behind_it():
 
 @pytest.mark.parametrize("promised", [0.9, 0.97, 1.0])
 def test_the_first_wrong_answer_alone_is_no_drift(promised):
-    figures = judged(0, 1, PROMISED | {"value": promised})
-    assert figures.values["accuracy"] == 0.0 and figures.drift.get("performance", 0.0) <= 1
+    measured = judged(0, 1, PROMISED | {"value": promised})
+    assert measured.values["accuracy"] == 0.0 and measured.drift.get("performance", 0.0) <= 1
 
 
 def test_without_a_promise_accuracy_is_told_and_nothing_is_missed():
-    figures = judged(10, 50, {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0})
-    assert figures.values["accuracy"] == 0.2 and figures.drift == {}
+    measured = judged(10, 50, {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0})
+    assert measured.values["accuracy"] == 0.2 and measured.drift == {}
 
 
 def test_feedback_is_forgotten_by_number_too():
     window = Window(with_facts(promised=PROMISED), size=50)
     for right in [False] * 50 + [True] * 50:
         window.add_feedback(right)
-    assert window.figures().values["accuracy"] == 1.0 and window.figures().feedback == 50
+    assert window.measure().values["accuracy"] == 1.0 and window.measure().feedback == 50
 
 
 def test_windows_of_replicas_count_by_the_rows_behind_them():
-    one = Figures({"image": 2.0, "performance": 1.0}, {"image_p": 0.5, "out_of_range": 0.5, "accuracy": 1.0}, 30, 0, 10,
+    one = DriftMetrics({"image": 2.0, "performance": 1.0}, {"image_p": 0.5, "out_of_range": 0.5, "accuracy": 1.0}, 30, 0, 10,
                   {"image": 30, "performance": 10})  # fmt: skip
-    two = Figures(
+    two = DriftMetrics(
         {"image": 0.5}, {"image_p": 0.1, "out_of_range": 0.0, "text_auc": 0.7, "accuracy": 0.5}, 10, 5, 30, {"image": 10}
     )
     assert pooled([one]) is one
     both = pooled([one, two])
     assert both.drift == {"image": pytest.approx((2 * 30 + 0.5 * 10) / 40), "performance": 1.0}
     assert both.behind == {"image": 40, "performance": 10}
-    assert (both.pictures, both.texts, both.feedback) == (40, 5, 40)
+    assert (both.images, both.texts, both.feedback) == (40, 5, 40)
     assert both.values["out_of_range"] == pytest.approx(0.375) and both.values["text_auc"] == 0.7
     assert both.values["accuracy"] == pytest.approx(25 / 40) and "image_p" not in both.values
     assert (both.values["accuracy_low"], both.values["accuracy_high"]) == pytest.approx(wilson(25, 40))
-    assert pooled([both, Figures({}, {}, 0, 0, 0)]).drift == both.drift
+    assert pooled([both, DriftMetrics({}, {}, 0, 0, 0)]).drift == both.drift

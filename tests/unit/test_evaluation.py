@@ -1,4 +1,4 @@
-"""A model looks at a split: every figure, what is missing and why, comparisons, slices, robustness, retention."""
+"""A model looks at a split: every metric, what is missing and why, comparisons, slices, robustness, retention."""
 
 import json
 from dataclasses import replace
@@ -29,15 +29,15 @@ def clip():
     return clip
 
 
-def labelled(n: int = 60, classes: int = 3, **more: object) -> list[dict]:
-    return [{"picture": i, "caption": f"picture {i}", "label": f"class {i % classes}", **more} for i in range(n)]
+def labeled(n: int = 60, classes: int = 3, **more: object) -> list[dict]:
+    return [{"image": i, "caption": f"image {i}", "label": f"class {i % classes}", **more} for i in range(n)]
 
 
 @pytest.fixture
 def dataset(home, tmp_path):
-    rows = labelled(60) + labelled(30, split="train") + labelled(20, split="val")
+    rows = labeled(60) + labeled(30, split="train") + labeled(20, split="val")
     for i, row in enumerate(rows):
-        row["picture"] = i
+        row["image"] = i
     return a_dataset(tmp_path, rows)
 
 
@@ -45,26 +45,26 @@ def scored(clip, dataset, split: str = "test", limit: int = 0) -> zero_shot.Scor
     return zero_shot.score(clip, dataset, DOMAIN, split, SIDE, 16, limit)
 
 
-# Figures --------------------------------------------------------------------------------------------------------------
+# Metrics --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_figure_is_there_and_every_headline_holds_its_interval(clip, dataset):
+def test_every_metric_is_there_and_every_headline_holds_its_interval(clip, dataset):
     found = scored(clip, dataset)
-    figures, absent = zero_shot.figures(found)
-    assert absent == {} and "top3_accuracy" not in figures  # of three classes
+    metrics, absent = zero_shot.all_metrics(found)
+    assert absent == {} and "top3_accuracy" not in metrics  # of three classes
     asked = {"accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "calibration_error",
              "image_to_text_r1", "image_to_text_r5", "text_to_image_r10", "image_to_text_median_rank", "text_to_image_median_rank",
-             "modality_gap", "alignment", "uniformity_image", "uniformity_text", "milliseconds_per_picture"}  # fmt: skip
-    assert asked <= figures.keys()
-    assert figures["milliseconds_per_picture"] > 0 and figures["image_to_text_median_rank"] >= 1
+             "modality_gap", "alignment", "uniformity_image", "uniformity_text", "milliseconds_per_image"}  # fmt: skip
+    assert asked <= metrics.keys()
+    assert metrics["milliseconds_per_image"] > 0 and metrics["image_to_text_median_rank"] >= 1
     names = zero_shot.metrics(dataset)
     assert names == ["balanced_accuracy", "accuracy", "image_to_text_r1", "text_to_image_r1"]
     for name, each in zero_shot.summary(found, [*names, "macro_f1", "image_to_text_r5"], 200).items():
-        assert each["value"] == pytest.approx(figures[name]) and each["low"] <= each["value"] <= each["high"]
-    json.dumps(figures, allow_nan=False)
+        assert each["value"] == pytest.approx(metrics[name]) and each["low"] <= each["value"] <= each["high"]
+    json.dumps(metrics, allow_nan=False)
 
 
-def test_an_interval_of_a_figure_that_has_none_is_refused_with_those_that_do(clip, dataset):
+def test_an_interval_of_a_metric_that_has_none_is_refused_with_those_that_do(clip, dataset):
     with pytest.raises(ClipftError, match=r"macro_auroc.*no interval.*balanced_accuracy"):
         zero_shot.summary(scored(clip, dataset), ["macro_auroc"], 100)
 
@@ -87,12 +87,12 @@ def test_batches_and_limits_change_nothing_but_the_rows(clip, dataset):
     np.testing.assert_allclose(part.scores, whole.scores[np.isin(whole.keys, part.keys)], atol=1e-5)
 
 
-def test_a_picture_with_several_captions_is_one_query_and_none_of_them_stands_in_the_others_way(home, clip, tmp_path):
-    rows = [{"picture": i // 3, "caption": f"caption {i}"} for i in range(30)]
+def test_a_image_with_several_captions_is_one_query_and_none_of_them_stands_in_the_others_way(home, clip, tmp_path):
+    rows = [{"image": i // 3, "caption": f"caption {i}"} for i in range(30)]
     found = scored(clip, a_dataset(tmp_path, rows))
     assert found.share.tolist() == [pytest.approx(1 / 3)] * 30
     assert (found.image_rank.reshape(10, 3) == found.image_rank[::3, None]).all() and found.image_rank.max() <= 27
-    assert len(set(found.groups)) == 10  # rows of one picture are resampled together
+    assert len(set(found.groups)) == 10  # rows of one image are resampled together
 
 
 def test_a_similarity_of_the_models_own_is_what_counts(clip, dataset):
@@ -109,13 +109,13 @@ def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, cl
     broken.model.eval()
     broken.model.visual.proj.data.fill_(float("nan"))
     found = scored(broken, dataset)
-    figures, absent = zero_shot.figures(found)
-    assert (found.predicted == -1).all() and figures["accuracy"] == figures["image_to_text_r1"] == 0
+    metrics, absent = zero_shot.all_metrics(found)
+    assert (found.predicted == -1).all() and metrics["accuracy"] == metrics["image_to_text_r1"] == 0
     assert absent["macro_auroc"] == "the model's scores are not all numbers"
-    json.dumps([figures, zero_shot.summary(found, zero_shot.metrics(dataset), 100)], allow_nan=False)
+    json.dumps([metrics, zero_shot.summary(found, zero_shot.metrics(dataset), 100)], allow_nan=False)
     assert zero_shot.calibrated(found, scored(broken, dataset, "val")) == {}
     assert zero_shot.difference(scored(clip, dataset), found, "accuracy", 200)["low"] > 0
-    page = error_analysis.of(dataset, {"after": found}, pictures=True)
+    page = error_analysis.of(dataset, {"after": found}, images=True)
     assert page["mistakes"][0]["said"] == "no answer" and page["models"]["after"]["confusion"][0]["answer"] == ""
 
 
@@ -123,57 +123,55 @@ def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, cl
 
 
 def test_rows_without_labels_do_not_count_and_the_others_do(home, clip, tmp_path):
-    rows = labelled(40)
+    rows = labeled(40)
     for row in rows[::2]:
         row["label"] = ""
     dataset = a_dataset(tmp_path, rows)
     found = scored(clip, dataset)
-    figures, absent = zero_shot.figures(found)
-    assert absent == {} and figures["accuracy"] == np.mean(found.predicted[1::2] == found.truth[1::2])
+    metrics, absent = zero_shot.all_metrics(found)
+    assert absent == {} and metrics["accuracy"] == np.mean(found.predicted[1::2] == found.truth[1::2])
 
 
 def test_test_rows_without_any_label_leave_retrieval(home, clip, tmp_path):
-    dataset = a_dataset(tmp_path, labelled(20, split="train") + [{"picture": 50 + i, "caption": f"c {i}"} for i in range(20)])
+    dataset = a_dataset(tmp_path, labeled(20, split="train") + [{"image": 50 + i, "caption": f"c {i}"} for i in range(20)])
     assert zero_shot.metrics(dataset) == ["image_to_text_r1", "text_to_image_r1"]
-    figures, absent = zero_shot.figures(scored(clip, dataset))
-    assert absent == {"classification": "no row of the split has a label"} and "accuracy" not in figures
-    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["models"]["after"]["classes"] == []
+    metrics, absent = zero_shot.all_metrics(scored(clip, dataset))
+    assert absent == {"classification": "no row of the split has a label"} and "accuracy" not in metrics
+    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, images=False)["models"]["after"]["classes"] == []
 
 
 def test_one_class_only(home, clip, tmp_path):
-    dataset = a_dataset(tmp_path, labelled(20, classes=1))
+    dataset = a_dataset(tmp_path, labeled(20, classes=1))
     assert zero_shot.metrics(dataset) == ["image_to_text_r1", "text_to_image_r1"]
-    assert zero_shot.figures(scored(clip, dataset))[1] == {"classification": "the data set has fewer than two classes"}
+    assert zero_shot.all_metrics(scored(clip, dataset))[1] == {"classification": "the data set has fewer than two classes"}
 
 
 def test_test_rows_of_one_class_of_several_have_no_auroc_and_say_why(home, clip, tmp_path):
-    rows = [*labelled(12, classes=1), {"picture": 90, "caption": "other", "label": "class 9", "split": "train"}]
-    figures, absent = zero_shot.figures(scored(clip, a_dataset(tmp_path, rows)))
+    rows = [*labeled(12, classes=1), {"image": 90, "caption": "other", "label": "class 9", "split": "train"}]
+    metrics, absent = zero_shot.all_metrics(scored(clip, a_dataset(tmp_path, rows)))
     assert absent == dict.fromkeys(("macro_auroc", "macro_average_precision"), "the rows are all of one class")
-    assert figures["balanced_accuracy"] == figures["accuracy"]
+    assert metrics["balanced_accuracy"] == metrics["accuracy"]
 
 
 def test_captions_all_alike_are_no_retrieval(home, clip, tmp_path):
-    dataset = a_dataset(tmp_path, [row | {"caption": "a thing"} for row in labelled(20)])
+    dataset = a_dataset(tmp_path, [row | {"caption": "a thing"} for row in labeled(20)])
     assert zero_shot.metrics(dataset) == ["balanced_accuracy", "accuracy"]
-    assert zero_shot.figures(scored(clip, dataset))[1] == {"uniformity_text": "too few rows"}
+    assert zero_shot.all_metrics(scored(clip, dataset))[1] == {"uniformity_text": "too few rows"}
 
 
 @pytest.mark.parametrize(("split", "why"), [("test", "they have one caption"), ("train", "they are none")])
 def test_nothing_to_tell_apart_is_refused(home, tmp_path, split, why):
-    dataset = a_dataset(tmp_path, [{"picture": i, "caption": "a thing", "split": split} for i in range(9)])
+    dataset = a_dataset(tmp_path, [{"image": i, "caption": "a thing", "split": split} for i in range(9)])
     with pytest.raises(ClipftError, match=why):
         zero_shot.metrics(dataset)
 
 
 def test_classes_unseen_in_training_are_a_slice_of_their_own(home, clip, tmp_path):
-    rows = labelled(30, classes=3) + [
-        row | {"picture": 100 + i} for i, row in enumerate(labelled(20, classes=2, split="train"))
-    ]
+    rows = labeled(30, classes=3) + [row | {"image": 100 + i} for i, row in enumerate(labeled(20, classes=2, split="train"))]
     dataset = a_dataset(tmp_path, rows)
     parts = slices(dataset, replace(DOMAIN, slices=()))
     assert list(parts) == ["class=unseen"] and (dataset.split("test")["label"].iloc[parts["class=unseen"]] == "class 2").all()
-    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, pictures=False)["train_rows"]["class 2"] == 0
+    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, images=False)["train_rows"]["class 2"] == 0
 
 
 def test_two_models_on_different_rows_are_not_compared(clip, dataset):
@@ -210,17 +208,17 @@ def test_a_model_that_is_too_sure_is_calibrated_by_the_validation_rows(clip, dat
     sharp = replace(test, scale=5000.0)
     found = zero_shot.calibrated(sharp, val)
     assert found["temperature"] == 1 / 5000 and found["fitted_temperature"] > found["temperature"]
-    assert found["fitted_calibration_error"] < zero_shot.figures(sharp)[0]["calibration_error"]
+    assert found["fitted_calibration_error"] < zero_shot.all_metrics(sharp)[0]["calibration_error"]
 
 
 def test_probes_find_what_is_in_the_features(clip, dataset):
     rng = np.random.default_rng(0)
     train, test = zero_shot.only(scored(clip, dataset, "train"), np.arange(150) % 30), scored(clip, dataset)
-    centres = rng.normal(size=(3, 32))
-    made = lambda s: replace(s, image=centres[s.truth] + 0.3 * rng.normal(size=(len(s.truth), 32)))  # noqa: E731
+    centers = rng.normal(size=(3, 32))
+    made = lambda s: replace(s, image=centers[s.truth] + 0.3 * rng.normal(size=(len(s.truth), 32)))  # noqa: E731
     found, why = linear_probe.probe(made(train), made(test))
     assert why == "" and all(value > 0.9 for value in found.values()) and len(found) == 4
-    noise, _ = linear_probe.probe(train, test)  # classes are drawn without regard to the pictures
+    noise, _ = linear_probe.probe(train, test)  # classes are drawn without regard to the images
     assert all(value < 0.7 for value in noise.values())
 
 
@@ -239,7 +237,7 @@ def test_a_probe_without_classes_says_why(clip, dataset):
 def test_slices_are_of_the_domains_columns_where_they_split_anything(home, tmp_path):
     rows = [
         row | {"mode": "L" if i < 12 else "RGB", "side": 40 if i % 2 else 60, "group": f"g{i % 5}"}
-        for i, row in enumerate(labelled(60))
+        for i, row in enumerate(labeled(60))
     ]
     dataset = a_dataset(tmp_path, rows)
     parts = slices(dataset, replace(DOMAIN, slices=("size", "mode", "format", "group")))
@@ -249,7 +247,7 @@ def test_slices_are_of_the_domains_columns_where_they_split_anything(home, tmp_p
 
 
 def test_rows_that_came_with_the_version_are_a_slice(home, tmp_path, monkeypatch):
-    dataset = a_dataset(tmp_path, labelled(30), source="captures:general", parents=["general/v1"])
+    dataset = a_dataset(tmp_path, labeled(30), source="captures:general", parents=["general/v1"])
     parent = dataset.frame.iloc[:20]
     monkeypatch.setattr(versioning, "find", lambda name, domain: name)
     monkeypatch.setattr(versioning, "read_manifest", lambda name: parent)
@@ -259,8 +257,8 @@ def test_rows_that_came_with_the_version_are_a_slice(home, tmp_path, monkeypatch
 
 def test_a_domain_with_an_unknown_slice_or_corruption_is_refused():
     make = partial(Domain, "trees", "Trees", ("a {}",), "a {}")
-    with pytest.raises(ValueError, match=r"no slice colour; known: size, mode"):
-        make(slices=("colour",))
+    with pytest.raises(ValueError, match=r"no slice color; known: size, mode"):
+        make(slices=("color",))
     with pytest.raises(ValueError, match=r"no corruption rain; known: noise"):
         make(corruptions=("rain",))
 
@@ -319,14 +317,14 @@ def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeyp
 
 def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
     things = forgetting.retention_set()
-    assert things is not None and "CC-BY" in things.licence
+    assert things is not None and "CC-BY" in things.license
     assert 300 <= len(things.texts) <= 1000 and len(set(things.texts)) == len(things.texts)
-    assert {"a picture of a cat.", "a picture of a banana.", "a picture of a hammer.", "a picture of a bicycle."} <= set(
+    assert {"an image of a cat.", "an image of a banana.", "an image of a hammer.", "an image of a bicycle."} <= set(
         things.texts
     )
-    pictures = things.take(48, "crop", np.arange(30))
-    assert pictures.shape == (30, 3, 48, 48) and pictures.dtype == torch.uint8
-    assert (pictures[:, :, 0, 0] == 255).all() and len({p.numpy().tobytes() for p in pictures}) == 30
+    images = things.take(48, "crop", np.arange(30))
+    assert images.shape == (30, 3, 48, 48) and images.dtype == torch.uint8
+    assert (images[:, :, 0, 0] == 255).all() and len({p.numpy().tobytes() for p in images}) == 30
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from clipft_tasks.spec import GateSpec, RunSpec, gate_rules
 from clipft_tasks.spec.gate_rules import Rule
 
 
-def figure(value: float, spread: float = 0.05) -> dict[str, float]:
+def metric(value: float, spread: float = 0.05) -> dict[str, float]:
     return {"value": value, "low": value - spread, "high": value + spread}
 
 
@@ -18,9 +18,9 @@ def evaluation(size: int, before: float, after: float, champion: float | None = 
     models = {"before": before, "after": after} | ({"champion": champion} if champion is not None else {})
     out = {"resolution": size, "rows": 100, "metric": "balanced_accuracy", "opponent": "3" if champion is not None else ""}
     for who, value in models.items():
-        out[who] = {"balanced_accuracy": figure(value), "accuracy": figure(value + 0.1)}
+        out[who] = {"balanced_accuracy": metric(value), "accuracy": metric(value + 0.1)}
         if who != "after":
-            out[f"gain_over_{who}"] = figure(after - value, 0.02)
+            out[f"gain_over_{who}"] = metric(after - value, 0.02)
     return out | more
 
 
@@ -45,7 +45,7 @@ def one(text: str, *results: dict, size: int = 128) -> gate_rules.Verdict:
 )
 def test_a_rule_is_read(text, parsed):
     r = Rule.parse(text)
-    assert (r.figure, r.gain, r.size, r.part, r.sign, r.limit) == parsed
+    assert (r.metric, r.gain, r.size, r.part, r.sign, r.limit) == parsed
     assert Rule.parse(r.text) == r
 
 
@@ -61,10 +61,10 @@ def test_a_rule_is_read(text, parsed):
         ("gain(score) = 0", "like `gain(score) >= 0`"),
         ("gain >= 0", "`gain` of what? Write gain(score)"),
         ("loss(score) >= 0", "only gain(…) and sure_gain(…)"),
-        ("gain(score >= 0", "`gain(score` is no figure"),
+        ("gain(score >= 0", "`gain(score` is no metric"),
         ("gain(balanced_acuracy) >= 0", "did you mean `balanced_accuracy`?"),
-        ("beauty >= 0.5", "there is no figure `beauty`; There are score, balanced_accuracy"),
-        ("accuracy at any size >= 0", "`at any size`: write a picture side"),
+        ("beauty >= 0.5", "there is no metric `beauty`; There are score, balanced_accuracy"),
+        ("accuracy at any size >= 0", "`at any size`: write an image side"),
         ("accuracy at 96 at 128 >= 0", "once each"),
     ],
 )
@@ -75,7 +75,7 @@ def test_what_is_no_rule_is_refused_with_what_would_be(text, said):
 
 
 def test_the_spec_refuses_a_wrong_rule_by_name():
-    with pytest.raises(ClipftError, match=r"gate\.rules.*`gain\(beauty\) >= 0`: there is no figure `beauty`"):
+    with pytest.raises(ClipftError, match=r"gate\.rules.*`gain\(beauty\) >= 0`: there is no metric `beauty`"):
         RunSpec.from_flat({"gate.rules": ["gain(score) >= 0", "gain(beauty) >= 0"]})
 
 
@@ -117,8 +117,8 @@ def test_the_opponent_is_the_champion_and_without_one_the_start_model():
         ("accuracy <= 0.71", 0.7, True),
     ],
 )
-def test_each_kind_of_figure(text, measured, passed):
-    verdict = one(text, evaluation(128, before=0.5, after=0.6) | {"gain_over_before": figure(0.1, 0.02)})
+def test_each_kind_of_metric(text, measured, passed):
+    verdict = one(text, evaluation(128, before=0.5, after=0.6) | {"gain_over_before": metric(0.1, 0.02)})
     assert verdict.measured == pytest.approx(measured)
     assert (verdict.passed, verdict.where) == (passed, "128 px")
 
@@ -139,11 +139,11 @@ def test_at_every_size_the_worst_counts_whichever_way_is_worse():
 
 
 def measured(**after: float) -> dict:
-    """An evaluation with figures that have no interval, retention and robustness."""
-    figures = {"before": dict.fromkeys(after, 0.1), "after": after}
-    retention = {who: {"retention": figure(value)} for who, value in (("before", 0.8), ("after", 0.74))}
+    """An evaluation with metrics that have no interval, retention and robustness."""
+    metrics = {"before": dict.fromkeys(after, 0.1), "after": after}
+    retention = {who: {"retention": metric(value)} for who, value in (("before", 0.8), ("after", 0.74))}
     robustness = {"before": {"kept": 0.8}, "after": {"kept": 0.9}}
-    return evaluation(128, 0.5, 0.6, figures=figures, absent={}, retention=retention, robustness=robustness)
+    return evaluation(128, 0.5, 0.6, metrics=metrics, absent={}, retention=retention, robustness=robustness)
 
 
 @pytest.mark.parametrize(
@@ -151,18 +151,18 @@ def measured(**after: float) -> dict:
     [
         ("calibration_error <= 0.2", 0.15, True),
         ("gain(calibration_error) <= 0", 0.05, False),
-        ("milliseconds_per_picture at 128 <= 50", 62.0, False),
+        ("milliseconds_per_image at 128 <= 50", 62.0, False),
         ("forgetting <= 0.05", 0.06, False),
         ("retention >= 0.7", 0.74, True),
         ("robustness > 0.85", 0.9, True),
     ],
 )
 def test_calibration_latency_forgetting_and_robustness(text, value, passed):
-    verdict = one(text, measured(calibration_error=0.15, milliseconds_per_picture=62.0))
+    verdict = one(text, measured(calibration_error=0.15, milliseconds_per_image=62.0))
     assert verdict.measured == pytest.approx(value) and verdict.passed == passed
 
 
-def test_a_paired_test_of_another_figure_is_taken_where_there_is_one():
+def test_a_paired_test_of_another_metric_is_taken_where_there_is_one():
     made = {"metric": "accuracy", "against": "before", "value": 0.1, "low": 0.03, "high": 0.2}
     result = evaluation(128, 0.5, 0.6, comparisons=[made | {"against": "champion", "low": 0.5}, made])
     assert one("sure_gain(accuracy) > 0", result).measured == 0.03
@@ -170,12 +170,12 @@ def test_a_paired_test_of_another_figure_is_taken_where_there_is_one():
         one("sure_gain(macro_f1) > 0", result)
 
 
-def test_a_figure_that_these_rows_cannot_give_is_no_pass_and_says_why():
+def test_a_metric_that_these_rows_cannot_give_is_no_pass_and_says_why():
     one_class = {"macro_auroc": "the rows are all of one class"}
-    result = evaluation(128, 0.5, 0.6, figures={}, absent={"after": one_class, "before": {}}, retention={})
+    result = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": one_class, "before": {}}, retention={})
     verdict = one("macro_auroc >= 0", result)
     assert not verdict.passed and verdict.where == "128 px: the rows are all of one class"
-    nowhere = evaluation(128, 0.5, 0.6, figures={}, absent={"after": {"classification": "no row has a label"}}, retention={})
+    nowhere = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": {"classification": "no row has a label"}}, retention={})
     assert one("macro_f1 >= 0", nowhere).where == "128 px: no row has a label"
     verdict = one("forgetting <= 0.05", result)
     assert not verdict.passed and "general set is not installed" in verdict.where
@@ -183,8 +183,8 @@ def test_a_figure_that_these_rows_cannot_give_is_no_pass_and_says_why():
 
 def slices(**gains: float) -> dict:
     return {
-        name: {"rows": 9, "after": {"balanced_accuracy": figure(0.5 + g)}, "before": {"balanced_accuracy": figure(0.5)}}
-        | {"gain": figure(g, 0.01)}
+        name: {"rows": 9, "after": {"balanced_accuracy": metric(0.5 + g)}, "before": {"balanced_accuracy": metric(0.5)}}
+        | {"gain": metric(g, 0.01)}
         for name, g in gains.items()
     }
 
@@ -207,7 +207,7 @@ def test_a_slice_that_is_not_there_is_an_error_except_growth_by_captures():
     assert one("gain(score) on every slice >= 0", evaluation(128, 0.5, 0.6, slices={})).passed
 
 
-def test_a_figure_that_was_not_evaluated_is_answered_with_those_that_were():
+def test_a_metric_that_was_not_evaluated_is_answered_with_those_that_were():
     with pytest.raises(
         ClipftError, match="`image_to_text_r1` was not evaluated at 128 px. There are balanced_accuracy, accuracy"
     ):

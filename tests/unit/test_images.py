@@ -1,4 +1,4 @@
-"""Pictures nobody vouches for: refused with a reason or decoded as they are meant, and squared as open_clip squares them."""
+"""Images nobody vouches for: refused with a reason or decoded as they are meant, and squared as open_clip squares them."""
 
 import io
 import struct
@@ -8,10 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 from PIL import Image
 
-from clipft_tasks.data.images import BadPicture, Limits, deep_grey, open_picture, perceptual_hash, square
+from clipft_tasks.data.images import BadImage, Limits, deep_gray, open_image, perceptual_hash, square
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks about broken TIFF tags
 
@@ -27,7 +27,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def forged_png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header promises `width` x `height` grey pixels."""
+    """A PNG whose header promises `width` x `height` gray pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data or zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
@@ -38,14 +38,14 @@ def forged_png(width: int, height: int, data: bytes = b"") -> bytes:
 
 
 def test_an_empty_file_is_refused():
-    with pytest.raises(BadPicture, match="0 bytes"):
-        open_picture(b"")
+    with pytest.raises(BadImage, match="0 bytes"):
+        open_image(b"")
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"a caption, not a picture\n" * 50,
+        b"a caption, not an image\n" * 50,
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"%PDF-1.7",
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
@@ -53,15 +53,15 @@ def test_an_empty_file_is_refused():
     ],
     ids=["text", "svg", "pdf", "eps", "zeros"],
 )
-def test_what_is_no_picture_is_refused(data):
-    with pytest.raises(BadPicture, match="known format"):
-        open_picture(data)
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(BadImage, match="known format"):
+        open_image(data)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "SGI", "PCX"])
 def test_a_format_outside_the_list_is_refused(kind):
-    with pytest.raises(BadPicture, match="known format"):
-        open_picture(encoded(made_picture("red", 1), kind))
+    with pytest.raises(BadImage, match="known format"):
+        open_image(encoded(made_image("red", 1), kind))
 
 
 KINDS = [
@@ -81,24 +81,24 @@ KINDS = [
     ("kind", "options"), KINDS, ids=[f"{k}-{'-'.join(map(str, o.values()))}".rstrip("-") for k, o in KINDS]
 )
 def test_a_file_cut_anywhere_is_refused_or_lacks_no_pixel(kind, options):
-    data = encoded(made_picture("red", 3, side=160), kind, **options)
-    whole = np.asarray(open_picture(data).rgb)
+    data = encoded(made_image("red", 3, side=160), kind, **options)
+    whole = np.asarray(open_image(data).rgb)
     cuts = sorted({*range(1, 40), *range(len(data) - 40, len(data)), *np.linspace(1, len(data) - 1, 80).astype(int).tolist()})
     refused = 0
     for cut in cuts:
         try:
-            picture = open_picture(data[:cut])
-        except BadPicture as error:
+            opened = open_image(data[:cut])
+        except BadImage as error:
             assert str(error)
             refused += 1
         else:
-            assert np.array_equal(np.asarray(picture.rgb), whole), f"cut at {cut} of {len(data)} gave other pixels"
+            assert np.array_equal(np.asarray(opened.rgb), whole), f"cut at {cut} of {len(data)} gave other pixels"
     assert refused > 0.6 * len(cuts)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
 def test_turned_bytes_never_raise_anything_but_a_reason(kind):
-    data = bytearray(encoded(made_picture("blue", 3, side=64), kind))
+    data = bytearray(encoded(made_image("blue", 3, side=64), kind))
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
@@ -106,52 +106,52 @@ def test_turned_bytes_never_raise_anything_but_a_reason(kind):
         for place in rng.integers(0, min(len(broken), 400), 6):
             broken[place] = rng.integers(256)
         try:
-            picture = open_picture(bytes(broken))
-        except BadPicture as error:
+            opened = open_image(bytes(broken))
+        except BadImage as error:
             assert str(error)
             refused += 1
         else:
-            assert picture.rgb.mode == "RGB"
+            assert opened.rgb.mode == "RGB"
     assert refused, "not one of 300 broken files was noticed"
 
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (10_000, 10_000), (2**31 - 1, 2**31 - 1), (50_000_001, 1)])
 def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(width, height):
-    with pytest.raises(BadPicture, match="pixels.*limit"):
-        open_picture(forged_png(width, height))
+    with pytest.raises(BadImage, match="pixels.*limit"):
+        open_image(forged_png(width, height))
 
 
 def test_a_real_bomb_of_two_hundred_megapixels_is_refused():
     row = zlib.compressobj(9)
     data = b"".join([*(row.compress(b"\0" * 20_001) for _ in range(10_000)), row.flush()])
     assert len(data) < 300_000
-    with pytest.raises(BadPicture, match="limit"):
-        open_picture(forged_png(20_000, 10_000, data))
+    with pytest.raises(BadImage, match="limit"):
+        open_image(forged_png(20_000, 10_000, data))
 
 
 def test_a_file_above_the_limit_of_bytes_is_refused():
-    with pytest.raises(BadPicture, match="bytes, more than the limit"):
-        open_picture(b"x" * 1001, Limits(bytes=1000))
+    with pytest.raises(BadImage, match="bytes, more than the limit"):
+        open_image(b"x" * 1001, Limits(bytes=1000))
 
 
 def test_pixels_at_the_limit_are_taken():
     data = encoded(Image.new("L", (100, 50)))
-    assert open_picture(data, Limits(pixels=5000)).width == 100
-    with pytest.raises(BadPicture, match="100x50"):
-        open_picture(data, Limits(pixels=4999))
+    assert open_image(data, Limits(pixels=5000)).width == 100
+    with pytest.raises(BadImage, match="100x50"):
+        open_image(data, Limits(pixels=4999))
 
 
-def test_a_thread_of_a_picture_is_refused_or_squared_within_two_gigabytes():
+def test_a_thread_of_a_image_is_refused_or_squared_within_two_gigabytes():
     """A few bytes can promise 4,000,000 x 1 pixels: allowed by the limit, but enlarging its short side to 224 needs 800 GB."""
     code = """
 import io, resource, sys
 from PIL import Image
-from clipft_tasks.data.images import BadPicture, open_picture, square
+from clipft_tasks.data.images import BadImage, open_image, square
 out = io.BytesIO(); Image.new("L", (4_000_000, 1)).save(out, "PNG")
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 try:
-    print(square(open_picture(out.getvalue()).rgb, 224).shape)
-except BadPicture as error:
+    print(square(open_image(out.getvalue()).rgb, 224).shape)
+except BadImage as error:
     print("refused", error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -162,18 +162,18 @@ except BadPicture as error:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_range(kind):
+def test_sixteen_bit_gray_keeps_its_range(kind):
     ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
-    picture = open_picture(encoded(Image.fromarray(ramp), kind))
-    grey = np.asarray(picture.rgb)[..., 0]
-    assert picture.mode == "I;16" and picture.rgb.mode == "RGB"
-    assert np.array_equal(grey, (ramp >> 8).astype(np.uint8))
-    assert len(np.unique(grey)) == 256
+    opened = open_image(encoded(Image.fromarray(ramp), kind))
+    gray = np.asarray(opened.rgb)[..., 0]
+    assert opened.mode == "I;16" and opened.rgb.mode == "RGB"
+    assert np.array_equal(gray, (ramp >> 8).astype(np.uint8))
+    assert len(np.unique(gray)) == 256
 
 
-def grey16(values: np.ndarray, bits: int, kind: str = "PNG") -> np.ndarray:
-    """What becomes of 16-bit (or floating-point) grey in a file: uint8, same shape."""
-    return np.asarray(open_picture(encoded(Image.fromarray(values), kind), grey_bits=bits).rgb)[..., 0]
+def gray16(values: np.ndarray, bits: int, kind: str = "PNG") -> np.ndarray:
+    """What becomes of 16-bit (or floating-point) gray in a file: uint8, same shape."""
+    return np.asarray(open_image(encoded(Image.fromarray(values), kind), gray_bits=bits).rgb)[..., 0]
 
 
 RAMP12 = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
@@ -181,67 +181,67 @@ RAMP12 = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("bits", [12, 0], ids=["camera's depth", "own range"])
-def test_twelve_bits_in_sixteen_become_all_greys(kind, bits):
-    found = grey16(RAMP12, bits, kind)
+def test_twelve_bits_in_sixteen_become_all_grays(kind, bits):
+    found = gray16(RAMP12, bits, kind)
     assert len(np.unique(found)) == 256 and (np.diff(found.ravel().astype(int)) >= 0).all()
-    assert len(np.unique(grey16(RAMP12, 16, kind))) == 16  # what a wrong depth costs
+    assert len(np.unique(gray16(RAMP12, 16, kind))) == 16  # what a wrong depth costs
 
 
 def test_one_scale_for_all_keeps_a_dark_part_dark_and_an_own_range_does_not():
     dark = RAMP12 // 8
-    assert grey16(dark, 12).mean() < 0.13 * 256 and 120 < grey16(dark, 0).mean() < 136
+    assert gray16(dark, 12).mean() < 0.13 * 256 and 120 < gray16(dark, 0).mean() < 136
 
 
 def test_what_is_brighter_than_the_cameras_depth_is_white():
-    assert (grey16(np.full((8, 8), 5000, np.uint16), 12) == 255).all()
+    assert (gray16(np.full((8, 8), 5000, np.uint16), 12) == 255).all()
 
 
 def test_a_small_range_far_from_black_is_spread():
     thermal = (27_000 + RAMP12 // 10).astype(np.uint16)
-    assert np.ptp(grey16(thermal, 0)) == 255 and np.ptp(grey16(thermal, 16)) <= 2
+    assert np.ptp(gray16(thermal, 0)) == 255 and np.ptp(gray16(thermal, 16)) <= 2
 
 
 def test_a_hot_and_a_dead_pixel_do_not_take_the_range():
     spoilt = RAMP12 // 4 + 1000
-    clean = grey16(spoilt, 0).astype(int)
+    clean = gray16(spoilt, 0).astype(int)
     spoilt[5, 5], spoilt[6, 6] = 65_535, 0
-    found = grey16(spoilt, 0).astype(int)
+    found = gray16(spoilt, 0).astype(int)
     assert (found[5, 5], found[6, 6]) == (255, 0)
     others = np.ones_like(found, dtype=bool)
     others[5, 5] = others[6, 6] = False
     assert np.abs(found - clean)[others].max() <= 1
 
 
-@pytest.mark.parametrize(("value", "spots"), [(300, 0), (0, 0), (300, 2)], ids=["grey", "black", "two bright spots"])
-def test_a_picture_of_nearly_one_value_is_still_a_picture(value, spots):
+@pytest.mark.parametrize(("value", "spots"), [(300, 0), (0, 0), (300, 2)], ids=["gray", "black", "two bright spots"])
+def test_a_image_of_nearly_one_value_is_still_a_image(value, spots):
     flat = np.full((64, 64), value, np.uint16)
     flat.ravel()[:spots] = 60_000
-    found = grey16(flat, 0)
+    found = gray16(flat, 0)
     assert (found.ravel()[:spots] == 255).all() and (found.ravel()[spots:] == 0).all()
 
 
-def test_floating_point_grey_spans_its_own_range():
-    picture = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
-    assert len(np.unique(grey16(picture, 0, "TIFF"))) == 256
-    picture[0, 0] = np.nan
-    with pytest.raises(BadPicture, match="no numbers"):
-        grey16(picture, 0, "TIFF")
+def test_floating_point_gray_spans_its_own_range():
+    opened = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    assert len(np.unique(gray16(opened, 0, "TIFF"))) == 256
+    opened[0, 0] = np.nan
+    with pytest.raises(BadImage, match="no numbers"):
+        gray16(opened, 0, "TIFF")
 
 
 @pytest.mark.parametrize("bits", [0, 8, 12, 16])
-def test_deep_grey_never_turns_bright_into_dark(bits):
+def test_deep_gray_never_turns_bright_into_dark(bits):
     values = np.random.default_rng(0).integers(-5, 70_000, 5000)
-    found = deep_grey(values, bits).astype(int)
+    found = deep_gray(values, bits).astype(int)
     assert found.dtype == int and (np.diff(found[np.argsort(values)]) >= 0).all()
 
 
 @pytest.mark.parametrize("bits", [0, 12])
-def test_eight_bit_pictures_are_left_alone(bits):
-    picture = made_picture("red", 1).convert("L")
-    assert np.array_equal(np.asarray(open_picture(encoded(picture), grey_bits=bits).rgb)[..., 0], np.asarray(picture))
+def test_eight_bit_images_are_left_alone(bits):
+    opened = made_image("red", 1).convert("L")
+    assert np.array_equal(np.asarray(open_image(encoded(opened), gray_bits=bits).rgb)[..., 0], np.asarray(opened))
 
 
-def test_big_endian_sixteen_bit_grey_keeps_its_range():
+def test_big_endian_sixteen_bit_gray_keeps_its_range():
     ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
     strip = ramp.astype(">u2").tobytes()
     tags = [
@@ -257,45 +257,45 @@ def test_big_endian_sixteen_bit_grey_keeps_its_range():
     ]
     directory = struct.pack(">H", len(tags)) + b"".join(struct.pack(">HHII", t, k, 1, v) for t, k, v in tags) + b"\0\0\0\0"
     data = b"MM\0*" + struct.pack(">I", 8 + len(strip)) + strip + directory
-    assert np.array_equal(np.asarray(open_picture(data).rgb)[..., 0], (ramp >> 8).astype(np.uint8))
+    assert np.array_equal(np.asarray(open_image(data).rgb)[..., 0], (ramp >> 8).astype(np.uint8))
 
 
 def test_transparency_lies_on_white():
     image = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
     image.paste((0, 0, 255, 0), (20, 0, 40, 20))
-    picture = open_picture(encoded(image))
-    assert picture.mode == "RGBA"
-    assert picture.rgb.getpixel((5, 5)) == (255, 0, 0) and picture.rgb.getpixel((30, 5)) == (255, 255, 255)
+    opened = open_image(encoded(image))
+    assert opened.mode == "RGBA"
+    assert opened.rgb.getpixel((5, 5)) == (255, 0, 0) and opened.rgb.getpixel((30, 5)) == (255, 255, 255)
 
 
-def test_grey_with_transparency_lies_on_white():
+def test_gray_with_transparency_lies_on_white():
     image = Image.new("LA", (40, 20), (0, 255))
     image.paste((0, 0), (20, 0, 40, 20))
-    rgb = open_picture(encoded(image)).rgb
+    rgb = open_image(encoded(image)).rgb
     assert rgb.getpixel((5, 5)) == (0, 0, 0) and rgb.getpixel((30, 5)) == (255, 255, 255)
 
 
-def test_a_palette_with_a_transparent_colour_lies_on_white():
+def test_a_palette_with_a_transparent_color_lies_on_white():
     image = Image.new("P", (40, 20), 0)
     image.putpalette([10, 200, 30, 0, 0, 0])
     image.paste(1, (20, 0, 40, 20))
-    assert open_picture(encoded(image)).rgb.getpixel((5, 5)) == (10, 200, 30)
-    rgb = open_picture(encoded(image, transparency=1)).rgb
+    assert open_image(encoded(image)).rgb.getpixel((5, 5)) == (10, 200, 30)
+    rgb = open_image(encoded(image, transparency=1)).rgb
     assert rgb.getpixel((5, 5)) == (10, 200, 30) and rgb.getpixel((30, 5)) == (255, 255, 255)
 
 
-def test_cmyk_keeps_its_colours():
-    picture = open_picture(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95))
-    assert picture.mode == "CMYK"
-    assert np.abs(np.array(picture.rgb.getpixel((16, 16))) - (200, 40, 40)).max() < 8
+def test_cmyk_keeps_its_colors():
+    opened = open_image(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95))
+    assert opened.mode == "CMYK"
+    assert np.abs(np.array(opened.rgb.getpixel((16, 16))) - (200, 40, 40)).max() < 8
 
 
-def test_one_bit_pictures_are_black_and_white():
+def test_one_bit_images_are_black_and_white():
     image = Image.new("1", (16, 16), 0)
     image.paste(1, (8, 0, 16, 16))
-    picture = open_picture(encoded(image))
-    assert picture.mode == "1"
-    assert picture.rgb.getpixel((2, 2)) == (0, 0, 0) and picture.rgb.getpixel((12, 2)) == (255, 255, 255)
+    opened = open_image(encoded(image))
+    assert opened.mode == "1"
+    assert opened.rgb.getpixel((2, 2)) == (0, 0, 0) and opened.rgb.getpixel((12, 2)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -306,22 +306,22 @@ def test_a_photo_is_turned_as_its_camera_was_held(orientation):
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    rgb = open_picture(encoded(stored, "JPEG", quality=95, exif=exif)).rgb
+    rgb = open_image(encoded(stored, "JPEG", quality=95, exif=exif)).rgb
     assert rgb.size == (64, 32)
     assert rgb.getpixel((4, 4))[0] > 200 and rgb.getpixel((60, 28))[0] < 50
 
 
 def test_what_the_file_said_is_told():
-    picture = open_picture(encoded(Image.new("L", (30, 20)), "GIF"))
-    assert (picture.width, picture.height, picture.format) == (30, 20, "GIF")
+    opened = open_image(encoded(Image.new("L", (30, 20)), "GIF"))
+    assert (opened.width, opened.height, opened.format) == (30, 20, "GIF")
 
 
 def test_the_perceptual_hash_sees_likeness_and_difference():
     def bits(image: Image.Image) -> np.ndarray:
         return np.unpackbits(np.frombuffer(perceptual_hash(image), np.uint8))
 
-    one, two = made_picture("red", 1, 160), made_picture("red", 2, 160)
-    again = open_picture(encoded(one.resize((120, 120)), "JPEG", quality=80)).rgb
+    one, two = made_image("red", 1, 160), made_image("red", 2, 160)
+    again = open_image(encoded(one.resize((120, 120)), "JPEG", quality=80)).rgb
     assert len(bits(one)) == 256
     assert (bits(one) != bits(again)).sum() <= 6 < 60 < (bits(one) != bits(two)).sum()
 

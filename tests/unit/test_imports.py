@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_pictures
+from conftest import write_images
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARIES = {
@@ -53,7 +53,7 @@ said("gate, register, promote, deploy, verify")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """What is there after each, in a process that does one after the other."""
     folder = tmp_path_factory.mktemp("imports")
-    table = write_pictures(folder / "source", 12)
+    table = write_images(folder / "source", 12)
     env = {k: v for k, v in os.environ.items() if not k.startswith("CLIPFT_")} | {"CLIPFT_HOME": str(folder / "home")}
     command = [sys.executable, "-c", LOOK, json.dumps(sorted(LIBRARIES)), str(table)]
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)

@@ -69,7 +69,7 @@ def test_no_choice_is_worse_than_staying():
             assert taken["gain"] > 0 and taken["forgotten"] <= max(whole["forgotten"], 0)
 
 
-def test_the_table_and_the_picture_show_the_point_that_is_taken():
+def test_the_table_and_the_image_show_the_point_that_is_taken():
     rows = interpolation.rows(points((0.5, 0.8), (0.88, 0.78), (0.9, 0.6)))
     lines = interpolation.table(rows, "balanced_accuracy", 0.5).splitlines()
     assert len(lines) == 5 and "taken" in lines[3] and "+0.3800" in lines[3] and "taken" not in lines[2] + lines[4]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
@@ -21,16 +21,16 @@ from clipft_tasks.model import build
 from clipft_tasks.model.clip import Clip
 
 HOW = Augment(crop_min=0.5, flip_vertical=True, brightness=0.2, contrast=0.2)
-LONG = "with a description of its colour, its edges, its noise and of all else"
+LONG = "with a description of its color, its edges, its noise and of all else"
 CPU = torch.device("cpu")
 
 
 def packed(folder: Path, count: int = 22) -> Dataset:
-    """A data set without repository: red and blue squares, short captions and long, one picture with two of them."""
+    """A data set without repository: red and blue squares, short captions and long, one image with two of them."""
     rows, entries = [], []
     for number in range(count):
         label, out = ("red", "blue")[number % 2], io.BytesIO()
-        made_picture(label, number).save(out, "PNG")
+        made_image(label, number).save(out, "PNG")
         captions = [f"square {number // 3}"] + [f"a {label} square {LONG}"] * (number == 4)
         for caption in captions:
             key = f"{len(rows):064x}"
@@ -54,7 +54,7 @@ def data(home, clip, tmp_path) -> TrainingData:
 
 def same(one: Batch, other: Batch) -> bool:
     tensors = [
-        (one.pictures, other.pictures),
+        (one.images, other.images),
         *zip(one.geometry[:3], other.geometry[:3], strict=True),
         (one.tokens, other.tokens),
     ]
@@ -65,17 +65,17 @@ def same(one: Batch, other: Batch) -> bool:
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_holds_the_pictures_captions_and_labels_of_its_rows(data, clip, tmp_path):
+def test_a_batch_holds_the_images_captions_and_labels_of_its_rows(data, clip, tmp_path):
     rows = packed(tmp_path / "again").frame.set_index("key")
     for step in range(6):
         batch = data.batch(step, 32)
-        assert len(set(batch.keys)) == len(batch) == len(batch.pictures) == 7
+        assert len(set(batch.keys)) == len(batch) == len(batch.images) == 7
         for key, caption, label in zip(batch.keys, batch.caption, batch.label, strict=True):
             written = clip.tokenizer([rows.loc[key, "caption"]])[0, : batch.tokens.shape[1]]
             assert torch.equal(batch.tokens[caption], written)
             assert int(label) == {"": -1, "blue": 0, "red": 1}[rows.loc[key, "label"]]
         numbers = [int(key, 16) for key in batch.keys]
-        assert torch.equal(batch.pictures, data.pictures.take(np.array(numbers)))
+        assert torch.equal(batch.images, data.images.take(np.array(numbers)))
         assert len(batch.tokens.unique(dim=0)) == len(batch.tokens)  # each caption once
 
 
@@ -86,19 +86,19 @@ def test_the_shares_of_all_ranks_are_the_whole_batch(data, world):
         shares = [data.batch(step, 24, rank=rank, world=world) for rank in range(world)]
         joined = replace(
             whole,
-            pictures=torch.cat([s.pictures for s in shares]),
+            images=torch.cat([s.images for s in shares]),
             geometry=whole.geometry._make(
                 [*(torch.cat(parts) for parts in zip(*(s.geometry[:3] for s in shares), strict=True)), whole.geometry.zoom]
             ),
         )
         assert same(joined, whole)
         assert [i for s in shares for i in range(len(whole))[s.rows]] == list(range(len(whole)))
-        assert all(s.rows.stop - s.rows.start == len(s.pictures) for s in shares)
-        assert all(same(replace(s, pictures=whole.pictures, geometry=whole.geometry), whole) for s in shares)
+        assert all(s.rows.stop - s.rows.start == len(s.images) for s in shares)
+        assert all(same(replace(s, images=whole.images, geometry=whole.geometry), whole) for s in shares)
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_labelled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked(home, clip, tmp_path, share):
+def test_labeled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked(home, clip, tmp_path, share):
     dataset, prompts = packed(tmp_path / "shards"), ("a {} thing.", "a photo of {}.")
     rows = dataset.frame.set_index("key")
     how = replace(HOW, reworded=share)
@@ -116,8 +116,8 @@ def test_labelled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_aske
                 assert torch.equal(clip.tokenizer([rows.loc[key, "caption"]])[0, : len(text)], text)
                 own += bool(label)
     assert said == {p.format(c) for p in prompts for c in ("red", "blue")}
-    labelled = 60 * 7 * (rows["label"] != "").mean()
-    assert own / labelled == pytest.approx(1 - share, abs=0.12)
+    labeled = 60 * 7 * (rows["label"] != "").mean()
+    assert own / labeled == pytest.approx(1 - share, abs=0.12)
 
 
 def test_rows_keep_their_captions_where_nothing_is_reworded(home, clip, tmp_path, data):
@@ -196,11 +196,11 @@ def test_a_consumer_that_stops_early_stops_the_threads_and_what_is_waiting():
 def test_what_a_worker_raises_reaches_the_consumer_at_its_step():
     def make(step: int) -> int:
         if step == 3:
-            raise ClipftError("picture x", "it is broken")
+            raise ClipftError("image x", "it is broken")
         return step
 
     batches = ahead(make, 0, 100, device=CPU, resident=False, workers=4)
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ClipftError, match="picture x"):
+    with pytest.raises(ClipftError, match="image x"):
         next(batches)
     assert not at_work() and next(batches, "over") == "over"

@@ -90,7 +90,7 @@ def test_each_failure_halves_down_to_one_and_no_further():
         batches.failed(96, 64, "CUDA out of memory")
         seen.append(batches.at(96))
     assert seen == [6, 3, 2, 1] and batches.failures == 4
-    with pytest.raises(ClipftError, match=r"pictures of 96 px: a single pair does not fit.*CUDA oom.*Lower resolution\.train"):
+    with pytest.raises(ClipftError, match=r"images of 96 px: a single pair does not fit.*CUDA oom.*Lower resolution\.train"):
         batches.failed(96, 64, "CUDA oom\nand what else the driver says")
     assert batches.at(96) == 1
 

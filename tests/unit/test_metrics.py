@@ -1,4 +1,4 @@
-"""Figures: the same numbers as others compute, ties and broken models never flatter, intervals that mean what they say."""
+"""DriftMetrics: the same numbers as others compute, ties and broken models never flatter, intervals that mean what they say."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def made(seed: int, rows: int = 200, classes: int = 4) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_classification_figures_are_scikit_learns(seed):
+def test_classification_metrics_are_scikit_learns(seed):
     truth, predicted, sure = made(seed)
     found = metrics.classification(truth, predicted, sure)
     chance = np.exp(sure)
@@ -48,7 +48,7 @@ def test_classes_that_do_not_occur_neither_help_nor_crash():
     assert [c["rows"] for c in table] == [*np.bincount(truth[rows]), 0, 0, 0, 0] and table[5]["recall"] is None
 
 
-def test_rows_of_one_class_have_no_auroc_and_the_other_figures():
+def test_rows_of_one_class_have_no_auroc_and_the_other_metrics():
     truth, predicted, sure = made(2)
     found = metrics.classification(truth[truth == 0], predicted[truth == 0], sure[truth == 0])
     assert np.isnan(found["macro_auroc"]) and np.isnan(found["macro_average_precision"])
@@ -90,7 +90,7 @@ def test_recall_is_what_sorting_says(k):
 
 def test_ties_count_against_the_query():
     relevant = np.eye(4, dtype=bool)
-    collapsed = np.ones((4, 4))  # a model that gives every picture the same embedding
+    collapsed = np.ones((4, 4))  # a model that gives every image the same embedding
     assert ranks(collapsed, relevant).tolist() == [3.0] * 4
     assert recall_at(collapsed, relevant, 3).tolist() == [0.0] * 4
     assert recall_at(collapsed, relevant, 4).tolist() == [1.0] * 4
@@ -219,7 +219,7 @@ def test_blocks_change_memory_and_nothing_else(monkeypatch):
     assert (resampled([mean(hits)], np.arange(40), 300) == whole).all()
 
 
-def test_the_interval_is_the_same_each_time_and_holds_the_figure():
+def test_the_interval_is_the_same_each_time_and_holds_the_metric():
     hits = np.random.default_rng(2).random(100) < 0.5
     one, again, other = (resampled([mean(hits)], np.arange(100), 300, seed=s)[0] for s in (3, 3, 4))
     assert (one == again).all() and (one != other).any()

@@ -27,7 +27,7 @@ def counted(values: list[float]):
     return lambda: next(left)
 
 
-def test_a_figure_is_measured_once_for_a_chip_and_torch_version(home, monkeypatch):
+def test_a_metric_is_measured_once_for_a_chip_and_torch_version(home, monkeypatch):
     measure = counted([1.0, 2.0, 3.0])
     assert [microbenchmarks.remembered("M1", measure) for _ in range(3)] == [1.0, 1.0, 1.0]
     assert microbenchmarks.remembered("M4", measure) == 2.0 and microbenchmarks.remembered("M1", measure) == 1.0
@@ -70,9 +70,9 @@ def test_bytes_a_pair_keeps_foretell_what_another_number_of_pairs_keeps(lab, sta
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    pictures = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
+    images = torch.zeros(20, 3, 64, 64, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), plan.attention.use(plan.Policy(name)):
-        held = clip.encode_images(pictures), clip.encode_texts([f"{microbenchmarks.CAPTION} {i}" for i in range(20)])
+        held = clip.encode_images(images), clip.encode_texts([f"{microbenchmarks.CAPTION} {i}" for i in range(20)])
     weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
     total = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
     assert len(held) == 2 and fixed + 20 * each == pytest.approx(total, rel=0.02)
@@ -114,7 +114,7 @@ def there(home: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (130 * GIB, 140 * GIB))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-        monkeypatch.setattr(hardware.apple_silicon, "recognise", lambda: chip)
+        monkeypatch.setattr(hardware.apple_silicon, "detect", lambda: chip)
 
     return say
 

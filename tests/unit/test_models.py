@@ -30,10 +30,10 @@ def test_without_a_champion_there_is_advice(home):
 
 
 def test_the_same_side_changes_nothing_and_another_is_taken(home, tiny):
-    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        before = build.load(str(tiny)).encode_images(pictures)
-        same = set_side(build.load(str(tiny)), 32).encode_images(pictures)
+        before = build.load(str(tiny)).encode_images(images)
+        same = set_side(build.load(str(tiny)), 32).encode_images(images)
         assert torch.equal(before, same)
         larger = set_side(build.load(str(tiny)), 48)
         assert larger.encode_images(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).shape == (1, 32)

@@ -57,7 +57,7 @@ def test_every_alert_says_what_it_is_how_bad_and_what_to_do():
         assert rule["labels"]["severity"] in ("warning", "critical") and rule["for"], rule["alert"]
 
 
-def test_every_figure_that_the_rules_read_is_one_that_the_server_gives():
+def test_every_metric_that_the_rules_read_is_one_that_the_server_gives():
     from serving.inference.metrics import Metrics
 
     registry = next(v for v in vars(Metrics()).values() if type(v).__name__ == "CollectorRegistry")
@@ -112,7 +112,7 @@ def recorded(expr: str, value: float | None, labels: str = "") -> dict[str, Any]
 IMAGE = 'clipft:drift_ratio{domain="d",version="1",signal="image"}'
 
 
-def test_figures_without_a_window_behind_them_are_no_drift(tmp_path):
+def test_metrics_without_a_window_behind_them_are_no_drift(tmp_path):
     with_rules(tmp_path, [ratio("9x10"), items("0x10")], alert_rule_test=[fires("ClipftDrift", "40s")])
     with_rules(tmp_path, [ratio("9x10")], alert_rule_test=[fires("ClipftDrift", "40s")])
 
@@ -138,7 +138,7 @@ def test_each_signal_counts_by_the_rows_it_was_measured_on(tmp_path):
 
 def test_replicas_that_saw_too_little_to_say_anything_do_not_hide_what_another_sees(tmp_path):
     given = [ratio("3x10"), items("100x10")]
-    given += [items("60x10", instance=f"quiet-{n}") for n in range(10)]  # below the least, so they give no figure
+    given += [items("60x10", instance=f"quiet-{n}") for n in range(10)]  # below the least, so they give no metric
     with_rules(tmp_path, given, promql_expr_test=[recorded(IMAGE, 3, IMAGE)])
 
 
@@ -155,7 +155,7 @@ def an_alert(version: str, signal: str, rows: str) -> tuple[dict[str, str], dict
     return {"severity": "warning", "domain": "d", "version": version, "signal": signal}, annotations
 
 
-@pytest.mark.parametrize(("signal", "kind"), [("image", "pictures"), ("text", "texts"), ("alignment", "pairs")])
+@pytest.mark.parametrize(("signal", "kind"), [("image", "images"), ("text", "texts"), ("alignment", "pairs")])
 def test_an_alert_says_on_how_much_it_rests(tmp_path, signal, kind):
     given = [
         ratio("2x20", signal=signal),
@@ -167,7 +167,7 @@ def test_an_alert_says_on_how_much_it_rests(tmp_path, signal, kind):
 def test_an_alert_counts_the_rows_of_its_own_version_where_several_are_live(tmp_path):
     versions = [str(n) for n in range(1, 9)]
     given = [s for v in versions for s in (ratio("2x20", version=v), items(f"{100 + int(v)}x20", version=v))]
-    expected = [an_alert(v, "image", f"{100 + int(v)} pictures") for v in versions]
+    expected = [an_alert(v, "image", f"{100 + int(v)} images") for v in versions]
     with_rules(tmp_path, given, alert_rule_test=[fires("ClipftDrift", "40s", *expected)])
 
 

@@ -139,10 +139,10 @@ def test_norms_biases_positions_and_the_temperature_do_not_decay():
 
 def outputs(model: nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
-    pictures = torch.randn(3, 3, 32, 32, generator=generator)
+    images = torch.randn(3, 3, 32, 32, generator=generator)
     tokens = torch.randint(1, 49408, (3, 32), generator=generator)
     with torch.no_grad():
-        return torch.cat([model.encode_image(pictures), model.encode_text(tokens)])
+        return torch.cat([model.encode_image(images), model.encode_text(tokens)])
 
 
 @pytest.fixture(params=["torch's", "packed"])
@@ -172,11 +172,11 @@ def test_a_merged_model_equals_the_adapted_one_and_is_an_ordinary_one(plain):
     model = copy.deepcopy(plain)
     add_low_rank(model, 4, seed=0)
     groups(model, TrainSpec())
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model.encode_image(torch.ones(2, 3, 32, 32)).sum() + model.encode_text(torch.ones(2, 32).long()).sum()).backward()
-        optimiser.step()
+        optimizer.step()
     adapted = outputs(model)
     assert not torch.allclose(adapted, outputs(plain), atol=1e-2)
     merge_low_rank(model)

@@ -110,7 +110,7 @@ def test_fp16_is_taken_on_cuda_only_where_bf16_is_emulated_and_never_on_a_cpu(la
         assert lab.plan(machine).precision.value == "bf16"
     assert ("cpu", "fp16") not in lab.measured
     lab.products["bf16"] = 2e11
-    old = replace(cuda(), name="NVIDIA V100")  # a figure is remembered by chip
+    old = replace(cuda(), name="NVIDIA V100")  # a metric is remembered by chip
     assert lab.plan(old).precision.value == "fp16" and lab.plan(CPU).precision.value == "fp32"
 
 

@@ -119,20 +119,20 @@ def test_spread_deals_a_group_larger_than_the_number_of_batches_evenly():
 
 
 @pytest.mark.parametrize("how", ["shuffled", "spread"])
-def test_a_picture_comes_once_an_epoch_and_with_all_its_captions_over_epochs(how):
-    pictures = np.random.default_rng(0).permutation(np.repeat([7, 3, 9, 1, 4, 8], [1, 2, 3, 4, 5, 1]))
-    sampler = Sampler(np.zeros(16, int), 3, 0, how, pictures=pictures)
+def test_a_image_comes_once_an_epoch_and_with_all_its_captions_over_epochs(how):
+    images = np.random.default_rng(0).permutation(np.repeat([7, 3, 9, 1, 4, 8], [1, 2, 3, 4, 5, 1]))
+    sampler = Sampler(np.zeros(16, int), 3, 0, how, images=images)
     seen = set()
     for number in range(60):
         rows = epoch(sampler, number)
-        assert sorted(pictures[rows]) == [1, 3, 4, 7, 8, 9]
+        assert sorted(images[rows]) == [1, 3, 4, 7, 8, 9]
         seen |= set(rows.tolist())
     assert seen == set(range(16))
 
 
 @pytest.mark.parametrize("how", HOWS)
 def test_a_batch_larger_than_the_data_is_all_of_it(how):
-    sampler = Sampler(np.array([0, 1, 0, 1, 0]), 64, 0, how, pictures=np.array([0, 1, 2, 3, 3]))
+    sampler = Sampler(np.array([0, 1, 0, 1, 0]), 64, 0, how, images=np.array([0, 1, 2, 3, 3]))
     assert sampler.batch == 4 and sampler.steps_per_epoch == 1
     assert [len(sampler.rows(step)) for step in range(3)] == [4] * 3
 

@@ -27,7 +27,7 @@ def packed(tmp_path):
     return tmp_path, dict(shards.pack(entries(), tmp_path))
 
 
-def test_every_picture_comes_back_byte_for_byte(packed):
+def test_every_image_comes_back_byte_for_byte(packed):
     folder, places = packed
     assert list(places) == [e.key for e in entries()]
     for entry in entries():

@@ -58,12 +58,12 @@ def test_the_mean_of_one_thing_is_that_thing(fitted):
     torch.testing.assert_close(fitted.mean(text[:, None].expand(6, 3, 16), 1), text, rtol=1e-4, atol=1e-5)
 
 
-def test_the_centre_of_two_points_is_equally_far_from_both(fitted):
+def test_the_center_of_two_points_is_equally_far_from_both(fitted):
     if fitted.name in ("dot", "bilinear"):
         pytest.skip("no distance")
     text = fitted.embed_text(FEATURES[1])
-    centre = fitted.mean(text[:2][None], 1)
-    one, other = fitted(centre, text[:2])[0]
+    center = fitted.mean(text[:2][None], 1)
+    one, other = fitted(center, text[:2])[0]
     if fitted.name != "cosine":
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     assert min(one, other) > fitted(text[:1], text[1:2])[0, 0]
@@ -108,11 +108,11 @@ def test_a_package_gives_back_what_its_similarity_learned(tiny, name, tmp_path):
     folder = write_package(tmp_path / "package", clip, parts)
     again = build.load(str(folder))
     assert again.similarity.name == name and again.similarity.fitted
-    pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        image, text = clip.encode_images(pictures), clip.encode_texts(["one", "two"])
+        image, text = clip.encode_images(images), clip.encode_texts(["one", "two"])
         torch.testing.assert_close(
-            again.similarity(again.encode_images(pictures), again.encode_texts(["one", "two"])), clip.similarity(image, text)
+            again.similarity(again.encode_images(images), again.encode_texts(["one", "two"])), clip.similarity(image, text)
         )
     (folder / "similarity.safetensors").unlink()
     with pytest.raises(ClipftError, match=r"similarity\.safetensors"):

@@ -70,7 +70,7 @@ def test_no_hashes_and_one_hash_have_no_pairs():
     assert near_duplicates([], 6) == [] and near_duplicates(["00" * 32], 6) == []
 
 
-def test_many_copies_of_one_picture_stay_cheap():
+def test_many_copies_of_one_image_stay_cheap():
     began = time.monotonic()
     pairs = near_duplicates(["ab" * 32] * 20_000, 6)
     assert time.monotonic() - began < 20

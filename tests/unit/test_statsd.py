@@ -10,16 +10,16 @@ import pytest
 from e2e.conftest import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deploy.local.statsd import Figures
+from deploy.local.statsd import StatsdCollector
 
 ROOT = Path(__file__).parents[2]
 
 
 def shown(*datagrams: bytes) -> dict[str, float]:
-    figures, registry = Figures(), CollectorRegistry()
-    registry.register(figures)
+    collector, registry = StatsdCollector(), CollectorRegistry()
+    registry.register(collector)
     for datagram in datagrams:
-        figures.take(datagram)
+        collector.take(datagram)
     lines = generate_latest(registry).decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 

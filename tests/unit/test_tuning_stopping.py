@@ -243,7 +243,7 @@ def test_what_was_right_is_packed_without_loss(rows):
     assert (unpack(pack(right), rows) == right).all()
 
 
-def test_the_plots_are_pictures_whatever_was_tried():
+def test_the_plots_are_images_whatever_was_tried():
     odd = [Tried(0, stopping.FAILED), Tried(1, stopping.PRUNED, epochs={1: 0.4}), complete(2, 0.5), Tried(3, stopping.WAITING)]
     for tried in ([], odd):
         assert plots.history(tried, "accuracy", 2).startswith(b"\x89PNG")

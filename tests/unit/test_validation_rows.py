@@ -1,4 +1,4 @@
-"""Which validation rows a model is judged on, and by what figure."""
+"""Which validation rows a model is judged on, and by what metric."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ def manifest(labels, groups=None, captions=None, split="val"):
             "split": split,
             "label": labels,
             "group": groups or [""] * n,
-            "caption": captions or [f"a picture of {x or i}." for i, x in enumerate(labels)],
+            "caption": captions or [f"an image of {x or i}." for i, x in enumerate(labels)],
         }
     )
 
@@ -52,7 +52,7 @@ def test_a_large_group_does_not_stand_for_many():
         ([], [], "image_to_text_r1", False),
     ],
 )
-def test_the_figure_follows_what_the_rows_can_tell(labels, captions, metric, tells):
+def test_the_metric_follows_what_the_rows_can_tell(labels, captions, metric, tells):
     train = manifest(["a", "b"], split="train")
     rows = Rows.of(pd.concat([train, manifest(labels, captions=captions)], ignore_index=True))
     assert (rows.metric, rows.tells) == (metric, tells)

@@ -12,17 +12,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """One picture as its source describes it, before anyone has looked inside.
+    """One image as its source describes it, before anyone has looked inside.
 
     Args:
-        where: how a person finds the row again ("pictures.csv line 17").
-        picture: reads the bytes; raises OSError or BadPicture.
+        where: how a person finds the row again ("images.csv line 17").
+        image_bytes: reads the bytes; raises OSError or BadImage.
         key: the source's own name for the row; must be unique.
         caption, label, group, split: "" where the source says nothing.
     """
 
     where: str
-    picture: Callable[[], bytes]
+    image_bytes: Callable[[], bytes]
     key: str
     caption: str = ""
     label: str = ""
@@ -35,7 +35,7 @@ class Source:
     """A source opened: its rows and what must be said about it."""
 
     rows: Callable[[], Iterator[Row]]
-    licence: str = ""
+    license: str = ""
     name: str = ""
     total: int | None = None  # rows, where the source knows
 
@@ -86,24 +86,24 @@ def read_inside(root: Path, name: str, as_it_is: bool = False) -> bytes:
     Args:
         as_it_is: a DICOM file comes as it is.
     Raises:
-        BadPicture: when the path leaves the root or is no plain file.
+        BadImage: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
     from .. import dicom
-    from ..images import BadPicture, Limits
+    from ..images import BadImage, Limits
 
     if Path(name).is_absolute():
-        raise BadPicture(f"path {name!r} is absolute; paths are relative to the table's folder")
+        raise BadImage(f"path {name!r} is absolute; paths are relative to the table's folder")
     try:
         path = (root / name).resolve()
         name.encode()
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
-        raise BadPicture(f"path {name!r} cannot be followed: {error}") from error
+        raise BadImage(f"path {name!r} cannot be followed: {error}") from error
     if not path.is_relative_to(root.resolve()):
-        raise BadPicture(f"path {name!r} leads outside {root}")
+        raise BadImage(f"path {name!r} leads outside {root}")
     if not path.is_file():
-        raise BadPicture(f"no such file: {name}" if not path.exists() else f"{name} is not a plain file")
+        raise BadImage(f"no such file: {name}" if not path.exists() else f"{name} is not a plain file")
     if path.stat().st_size > Limits().bytes:
-        raise BadPicture(f"{name} has {path.stat().st_size:,} bytes, more than the limit of {Limits().bytes:,}")
+        raise BadImage(f"{name} has {path.stat().st_size:,} bytes, more than the limit of {Limits().bytes:,}")
     data = path.read_bytes()
     return data if as_it_is or not dicom.is_dicom(data) else dicom.as_png(data)

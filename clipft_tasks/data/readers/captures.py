@@ -9,12 +9,12 @@ from functools import partial
 from ...core.errors import ClipftError
 from ...server.client import Refusal, call
 from .. import versioning
-from ..images import BadPicture
+from ..images import BadImage
 from . import Row, Source
 
 
 def open_captures(domain: str) -> Source:
-    """Rows of the newest version of a domain, then its labelled captures, fetched from the server.
+    """Rows of the newest version of a domain, then its labeled captures, fetched from the server.
 
     Raises:
         ClipftError: there is no version, or no capture has a label. Transient: the server is away.
@@ -25,19 +25,19 @@ def open_captures(domain: str) -> Source:
     judged = [c for c in call("GET", f"/v1/captures/{domain}").json() if c["label"]]
     if not judged:
         raise ClipftError(
-            f"source captures:{domain}", "no captured picture has a label", "Label some: `clipft label`, or send feedback."
+            f"source captures:{domain}", "no captured image has a label", "Label some: `clipft label`, or send feedback."
         )
     newest = known[-1]
 
     def rows() -> Iterator[Row]:
         dataset = versioning.fetch(newest)
-        # A picture that was sent twice, or that the version has already, is taken once; the newest judgement counts.
+        # An image that was sent twice, or that the version has already, is taken once; the newest judgment counts.
         known_bytes = set(dataset.frame["sha256"])
         once = {c["sha256"]: c for c in judged if c["sha256"] not in known_bytes}
         for old in dataset.frame.itertuples():
             yield Row(
                 where=f"{newest.tag} {old.name}",
-                picture=partial(dataset.picture, old),
+                image_bytes=partial(dataset.image_bytes, old),
                 key=str(old.name),
                 caption=str(old.caption),
                 label=str(old.label),
@@ -47,16 +47,16 @@ def open_captures(domain: str) -> Source:
         for capture in once.values():
             yield Row(
                 where=f"capture {capture['id']}",
-                picture=partial(_picture, domain, capture["id"]),
+                image_bytes=partial(_image, domain, capture["id"]),
                 key=f"captures/{capture['id']}",
                 label=capture["label"],
             )
 
-    return Source(rows, licence=str(newest.card.get("licence", "")), name=f"captures:{domain}")
+    return Source(rows, license=str(newest.card.get("license", "")), name=f"captures:{domain}")
 
 
-def _picture(domain: str, name: str) -> bytes:
+def _image(domain: str, name: str) -> bytes:
     try:
         return call("GET", f"/v1/captures/{domain}/{name}").content
     except Refusal as error:  # deleted since it was listed
-        raise BadPicture(f"the server no longer keeps it ({error.status})") from error
+        raise BadImage(f"the server no longer keeps it ({error.status})") from error

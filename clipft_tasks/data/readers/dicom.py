@@ -1,7 +1,7 @@
 """DICOM trees: each file with pixels is a row, whatever it is called. Patients become pseudonyms that hold splits together.
 
 A first level called train, val or test is the split, the other folders are the label, a text of the same name (`x.dcm`, `x.txt`)
-is the caption: as in a folder of pictures. Where neither says anything, the caption is what the header says without naming anyone.
+is the caption: as in a folder of images. Where neither says anything, the caption is what the header says without naming anyone.
 """
 
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ...core.errors import ClipftError
 from .. import dicom
-from ..images import BadPicture
+from ..images import BadImage
 from . import Row, Source, read_inside
-from .folder import beside, labelled
+from .folder import beside, labeled
 
 
 def open_tree(root: Path) -> Source:
@@ -26,18 +26,18 @@ def open_tree(root: Path) -> Source:
 
     def rows() -> Iterator[Row]:
         for path in found:
-            split, label = labelled(path)
+            split, label = labeled(path)
             caption = beside(root, path)
             group = ""
             try:
                 header = dicom.read_header(read_inside(root, str(path), as_it_is=True))
                 group = dicom.pseudonym(header)
                 caption = caption or ("" if label else dicom.caption_of(header))
-            except (BadPicture, OSError):
-                pass  # reading its picture fails the same way, and is where the reason is kept
+            except (BadImage, OSError):
+                pass  # reading its image fails the same way, and is where the reason is kept
             yield Row(
                 where=f"{root.name}/{path}",
-                picture=partial(read_inside, root, str(path)),
+                image_bytes=partial(read_inside, root, str(path)),
                 key=str(path),
                 caption=caption,
                 label=label,

@@ -1,10 +1,10 @@
 """elpv-dataset: 2,624 electroluminescence photos of solar cells, as the PyPI package ships them.
 
-Licence: CC-BY-NC-SA-4.0, Deitsch et al., https://doi.org/10.1016/j.solener.2019.02.067. Not for commercial use.
+License: CC-BY-NC-SA-4.0, Deitsch et al., https://doi.org/10.1016/j.solener.2019.02.067. Not for commercial use.
 
 The set gives each cell a probability of being defective (0, 1/3, 2/3, 1); at one half and above we call it defective, as
 its authors do. It does not say which cells come from the same module, but it lists them module by module, so runs of 60
-neighbours (the usual number of cells in a module) form a group and never straddle a split.
+neighbors (the usual number of cells in a module) form a group and never straddle a split.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from . import Row, Source
 
-LICENCE = "CC-BY-NC-SA-4.0 (Deitsch et al., elpv-dataset): free for non-commercial use, share alike, name the authors"
+LICENSE = "CC-BY-NC-SA-4.0 (Deitsch et al., elpv-dataset): free for non-commercial use, share alike, name the authors"
 TYPES = {"mono": "monocrystalline", "poly": "polycrystalline"}
 MODULE = 60
 
@@ -42,11 +42,11 @@ def open_elpv(kind: str) -> Source:
             label = "defective" if float(probability) >= 0.5 else "functional"
             yield Row(
                 where=f"elpv {name}",
-                picture=(root / name).read_bytes,
+                image_bytes=(root / name).read_bytes,
                 key=f"elpv/{Path(name).stem}",
                 caption=f"an electroluminescence image of a {label} {TYPES[crystal]} solar cell.",
                 label=f"{label} solar cell",
                 group=f"elpv-{run:04d}",
             )
 
-    return Source(rows, licence=LICENCE, name=f"elpv:{kind}", total=total)
+    return Source(rows, license=LICENSE, name=f"elpv:{kind}", total=total)

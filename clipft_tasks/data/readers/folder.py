@@ -1,4 +1,4 @@
-"""Folders: pictures, each with its caption beside it (`x.jpg`, `x.txt`), and the subfolder as its label.
+"""Folders: images, each with its caption beside it (`x.jpg`, `x.txt`), and the subfolder as its label.
 
 A first level called train, val or test is read as the split.
 """
@@ -11,30 +11,30 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from . import SPLITS, Row, Source, read_inside
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 def open_folder(root: Path) -> Source:
-    """Rows of a folder tree. Raises ClipftError when it holds no picture."""
+    """Rows of a folder tree. Raises ClipftError when it holds no image."""
     found = sorted(
         Path(parent, name).relative_to(root)
         for parent, _, names in os.walk(root)
         for name in names
-        if Path(name).suffix.lower() in PICTURES
+        if Path(name).suffix.lower() in IMAGES
     )
     if not found:
         raise ClipftError(
             f"folder {root}",
-            "there are no pictures in it",
-            f"Known: {', '.join(sorted(PICTURES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
+            "there are no images in it",
+            f"Known: {', '.join(sorted(IMAGES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
         )
 
     def rows() -> Iterator[Row]:
         for path in found:
-            split, label = labelled(path)
+            split, label = labeled(path)
             yield Row(
                 where=f"{root.name}/{path}",
-                picture=partial(read_inside, root, str(path)),
+                image_bytes=partial(read_inside, root, str(path)),
                 key=str(path),
                 caption=beside(root, path),
                 label=label,
@@ -44,7 +44,7 @@ def open_folder(root: Path) -> Source:
     return Source(rows, name=root.name, total=len(found))
 
 
-def labelled(path: Path) -> tuple[str, str]:
+def labeled(path: Path) -> tuple[str, str]:
     """(split, label) that the folders of a path, relative to its root, give it."""
     parents = list(path.parent.parts)
     split = parents.pop(0).lower() if parents and parents[0].lower() in SPLITS else ""

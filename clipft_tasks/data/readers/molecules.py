@@ -1,10 +1,10 @@
 """Molecules: structural formulas drawn by RDKit, with the names that the PyPI package chemicals lists.
 
 chemicals (MIT, Caleb Bell) holds names and structures of some 70,000 compounds which, its documentation says, come from
-PubChem. Nothing is downloaded; each picture is drawn when it is read, and is the same bytes with the same RDKit.
+PubChem. Nothing is downloaded; each image is drawn when it is read, and is the same bytes with the same RDKit.
 
 Taken are single neutral organic molecules of 3 to 32 heavy atoms whose name is a name: what only a register knows (`nsc214552`,
-`67801-02-9`) says nothing about a picture. Caption: the name. Group: the Bemis-Murcko scaffold
+`67801-02-9`) says nothing about an image. Caption: the name. Group: the Bemis-Murcko scaffold
 (https://doi.org/10.1021/jm9602928), or, for a molecule without rings, its skeleton with all atoms and bonds alike, so that
 near relatives never straddle a split. Label: the first class of `CLASSES` whose pattern matches; none, where none does.
 """
@@ -20,9 +20,9 @@ from typing import Any
 from ...core.errors import ClipftError
 from . import Row, Source
 
-LICENCE = "MIT (chemicals, Caleb Bell; names and structures from PubChem, as its documentation states); drawn by RDKit"
+LICENSE = "MIT (chemicals, Caleb Bell; names and structures from PubChem, as its documentation states); drawn by RDKit"
 SIDE = 256  # pixels
-ATOMS = range(3, 33)  # heavy ones: fewer are no picture, more are unreadable at a model's size
+ATOMS = range(3, 33)  # heavy ones: fewer are no image, more are unreadable at a model's size
 
 # SMARTS by class, the senior characteristic group first (IUPAC 2013 recommendations, P-41); then what only a prefix names.
 CLASSES = {
@@ -55,7 +55,7 @@ def open_molecules(limit: str) -> Source:
         raise ClipftError("source molecules", f"not installed: {', '.join(missing)}", "Install `clipft[demo]`.")
     wanted = int(limit) if limit else None
     return Source(
-        lambda: islice(_rows(), wanted), licence=LICENCE, name=f"molecules:{limit}" if limit else "molecules", total=wanted
+        lambda: islice(_rows(), wanted), license=LICENSE, name=f"molecules:{limit}" if limit else "molecules", total=wanted
     )
 
 
@@ -69,7 +69,7 @@ def _rows() -> Iterator[Row]:
         if molecule is not None:
             yield Row(
                 where=f"molecules {compound.CASs}",
-                picture=partial(draw, compound.smiles),
+                image_bytes=partial(draw, compound.smiles),
                 key=f"molecules/{compound.CASs}",
                 caption=compound.common_name,
                 label=label_of(molecule),

@@ -1,4 +1,4 @@
-"""Tables: one row a picture, the picture's path relative to the table's folder."""
+"""Tables: one row an image, the image's path relative to the table's folder."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -48,7 +48,7 @@ def open_table(path: Path, data: DataSpec) -> Source:
             name = text(record, data.image_column)
             yield Row(
                 where=f"{path.name} row {number + 1}",
-                picture=partial(read_inside, path.parent, name),
+                image_bytes=partial(read_inside, path.parent, name),
                 key=name,
                 caption=text(record, data.caption_column),
                 label=text(record, data.label_column),

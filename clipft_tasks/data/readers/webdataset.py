@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which members of one name and different endings are one row.
 
-`x.jpg` (or another picture) is the picture, `x.txt` the caption, `x.cls` the label, and `x.json` an object with the columns that
-the spec names (caption, label, group, split). Pictures are read by their offset, so nothing is unpacked.
+`x.jpg` (or another image) is the image, `x.txt` the caption, `x.cls` the label, and `x.json` an object with the columns that
+the spec names (caption, label, group, split). Images are read by their offset, so nothing is unpacked.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..images import BadPicture, Limits
+from ..images import BadImage, Limits
 from . import Row, Source
-from .folder import PICTURES
+from .folder import IMAGES
 
 MAX_TEXT = 1 << 20  # bytes of a text or JSON member
 
@@ -69,9 +69,9 @@ def _rows_of(shard: Path, data: DataSpec) -> Iterator[Row]:
 
 def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], data: DataSpec) -> Row:
     where, key = f"{shard.name}/{name}", f"{shard.stem}/{name}"
-    kind = next((kind for kind in members if kind in PICTURES), None)
+    kind = next((kind for kind in members if kind in IMAGES), None)
     if kind is None:  # the name stands for a caption, or the reason would be that there is none
-        return Row(where, partial(_refuse, f"there is no picture beside {', '.join(sorted(members))}"), key, caption=name)
+        return Row(where, partial(_refuse, f"there is no image beside {', '.join(sorted(members))}"), key, caption=name)
     try:
         told = json.loads(_read(shard, *members[".json"], MAX_TEXT)) if ".json" in members else {}
         told = told if isinstance(told, dict) else {}
@@ -81,7 +81,7 @@ def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], data: Data
         return Row(where, partial(_refuse, f"its texts cannot be read: {error}"), key, caption=name)
     return Row(
         where=where,
-        picture=partial(_read, shard, *members[kind], Limits().bytes),
+        image_bytes=partial(_read, shard, *members[kind], Limits().bytes),
         key=key,
         caption=caption,
         label=label,
@@ -107,14 +107,14 @@ def _one_line(value: Any) -> str:
 
 def _read(shard: Path, offset: int, size: int, limit: int) -> bytes:
     if size > limit:
-        raise BadPicture(f"{size:,} bytes, more than the limit of {limit:,}")
+        raise BadImage(f"{size:,} bytes, more than the limit of {limit:,}")
     with shard.open("rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise BadPicture(f"the shard is cut short: {len(data):,} of {size:,} bytes are there")
+        raise BadImage(f"the shard is cut short: {len(data):,} of {size:,} bytes are there")
     return data
 
 
 def _refuse(reason: str) -> bytes:
-    raise BadPicture(reason)
+    raise BadImage(reason)

@@ -59,7 +59,7 @@ def clock() -> Said:
         return (
             WRONG,
             f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} Airflow’s",
-            "Turn on time synchronisation (NTP).",
+            "Turn on time synchronization (NTP).",
         )
     return OK, "as Airflow’s, within a second or two"
 

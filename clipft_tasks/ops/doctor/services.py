@@ -206,8 +206,8 @@ def models() -> Said:
         domain, wanted = next(iter(sorted(wrong.items())))
         said = f"champion of {domain} is version {wanted}, live is {live.get(domain, 'none')}"
         return WRONG, said, f"clipft deploy with the same spec, or a look at why it was refused: {log_command('server')}"
-    figures = get(settings().server_url, "/metrics").text
-    ratios = re.findall(r"^clipft_drift_ratio\{([^}]*)\} (\S+)", figures, re.M)
+    metrics = get(settings().server_url, "/metrics").text
+    ratios = re.findall(r"^clipft_drift_ratio\{([^}]*)\} (\S+)", metrics, re.M)
     over = sorted({m[1] for labels, value in ratios if float(value) > 1 and (m := re.search(r'domain="([^"]*)"', labels))})
     if over:
         return LOOK, f"{', '.join(over)} drifts beyond its limit", f"clipft drift {over[0]}"
@@ -219,7 +219,7 @@ def models() -> Said:
 def prometheus() -> Said:
     address = settings().prometheus_url
     if not address:
-        return NONE, "drift is read from the server’s own figures"
+        return NONE, "drift is read from the server’s own metrics"
     targets = as_object(get(address, "/api/v1/targets?state=active"))["data"]["activeTargets"]
     down = [t for t in targets if t["health"] == "down"]
     if down:

@@ -1,4 +1,4 @@
-"""Routes about traffic that was answered: feedback, drift, captured pictures."""
+"""Routes about traffic that was answered: feedback, drift, captured images."""
 
 from dataclasses import asdict, fields
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
 from clipft_tasks.core.errors import Transient
-from clipft_tasks.drift.window import Figures, pooled
+from clipft_tasks.drift.window import DriftMetrics, pooled
 
 from .. import schemas
 from ..captures import Captures, hashed
@@ -39,13 +39,13 @@ def _found(request: Request, body: Any = None) -> Response | None:
 
 @router.post("/v1/feedback", response_model=schemas.Judged, dependencies=[Depends(authorised)])
 def feedback(asked: schemas.Feedback, request: Request) -> Any:
-    """What a classified picture really shows. Named by the `X-Request-Id` of the answer; each picture counts once."""
+    """What a classified image really shows. Named by the `X-Request-Id` of the answer; each image counts once."""
     try:
         answer, new = _monitor(request).feedback(asked.request_id, asked.index, asked.label)
     except Unknown:
         if known := _found(request, asked.model_dump()):
             return known
-        why = f"No answer of request {asked.request_id!r} with a picture {asked.index} is remembered."
+        why = f"No answer of request {asked.request_id!r} with an image {asked.index} is remembered."
         raise HTTPException(404, why) from None
     request.state.domain = answer.domain
     _captures(request).judged(answer.domain, f"{hashed(asked.request_id)}-{asked.index}", asked.label)
@@ -55,20 +55,20 @@ def feedback(asked: schemas.Feedback, request: Request) -> Any:
 @router.get("/v1/drift/{domain}", response_model=schemas.Drift)
 def drift(domain: str, request: Request) -> dict[str, Any]:
     """How far what the live version sees, on all replicas together, is from its reference, measured now."""
-    found = _monitor(request).figures(domain)
+    found = _monitor(request).drift_metrics(domain)
     if found is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
     request.state.domain = domain
     version, promised, mine = found
     told = [a.response.json() for a in _peers(request).tell(request) if a.response is not None and a.response.is_success]
-    names = {f.name for f in fields(Figures)}  # a replica of another release may not say all of them
-    same = [Figures(**{n: said[n] for n in names}) for said in told if said["version"] == version and names <= said.keys()]
-    figures = pooled([mine, *same])
-    signal, ratio = figures.worst
+    names = {f.name for f in fields(DriftMetrics)}  # a replica of another release may not say all of them
+    same = [DriftMetrics(**{n: said[n] for n in names}) for said in told if said["version"] == version and names <= said.keys()]
+    metrics = pooled([mine, *same])
+    signal, ratio = metrics.worst
     return {
         "domain": domain,
         "version": version,
-        **asdict(figures),
+        **asdict(metrics),
         "promised": promised,
         "worst": {"signal": signal, "ratio": ratio},
     }
@@ -118,24 +118,24 @@ def capture(domain: str, asked: schemas.Share, request: Request) -> dict[str, An
 
 @router.get("/v1/captures/{domain}/{name}", response_class=Response, dependencies=[Depends(authorised)])
 def captured(domain: str, name: str, request: Request) -> Response:
-    """A captured picture, as it was sent."""
+    """A captured image, as it was sent."""
     try:
-        return Response(_captures(request).picture(domain, name), media_type="application/octet-stream")
+        return Response(_captures(request).image_bytes(domain, name), media_type="application/octet-stream")
     except KeyError:
         if known := _found(request):
             return known
-        raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+        raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
 
 
 @router.put("/v1/captures/{domain}/{name}", dependencies=[Depends(authorised)])
 def label(domain: str, name: str, asked: schemas.Label, request: Request) -> Any:
-    """Say what a captured picture shows."""
+    """Say what a captured image shows."""
     try:
         _captures(request).label(domain, name, asked.label)
     except KeyError:
         if known := _found(request, asked.model_dump()):
             return known
-        raise HTTPException(404, f"No picture {name!r} of {domain} is kept.") from None
+        raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
     except OSError as error:
         raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
     return {"id": name, "label": asked.label}
