@@ -1,6 +1,5 @@
 """What the DAG files share: forms from the spec, stages as tasks, approval. Imports neither torch nor mlflow."""
 
-import importlib
 import os
 import signal
 import threading
@@ -17,6 +16,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 from clipft_tasks.spec import RunSpec, form
+from clipft_tasks.stages.call import call_stage
 
 POOL = "accelerator"
 
@@ -76,9 +76,8 @@ def stage(name: str, given: Mapping[str, Any], **inputs: Any) -> dict[str, Any]:
     _end_with_parent()
     spec = spec_of(given)
     began = time.monotonic()
-    module, _, part = name.partition(".")
     try:
-        result = getattr(importlib.import_module(f"clipft_tasks.stages.{module}"), part or "run")(spec, **inputs)
+        result = call_stage(name, spec, inputs)
     except ClipftError as error:
         raise AirflowFailException(str(error)) from error
     return dict(result) | {"seconds": round(time.monotonic() - began, 2)}

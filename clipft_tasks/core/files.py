@@ -1,0 +1,57 @@
+"""Files that are whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: bytes | str, mode: int | None = None, durable: bool = False) -> None:
+    """Write a file so that readers see the one before or this one, never a part, whenever this process ends.
+
+    Args:
+        content: text is written as UTF-8.
+        mode: permissions, such as 0o600, in force before a byte is written; default: what the umask gives.
+        durable: wait until the disk has it, so that it outlives a power cut.
+    Raises: OSError.
+    """
+    with atomic_path(path, mode, durable) as part:
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_path(path: Path, mode: int | None = None, durable: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well and is removed when not.
+
+    Two writers at once do not meet: each has a path of its own, and the last to end wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        part.chmod(0o666 & ~_umask() if mode is None else mode)
+        yield part
+        if durable:
+            _sync(part)
+        os.replace(part, path)
+        if durable and os.name == "posix":
+            _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it; another thread may then write, so it is set to the strictest."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

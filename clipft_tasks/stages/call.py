@@ -1,0 +1,38 @@
+"""A stage as a function from JSON to JSON: how Airflow, the command line and DVC call it alike."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ..core.errors import ClipftError
+from ..spec import RunSpec
+
+
+def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, Any]) -> Any:
+    """Run a stage on results of other stages as they come out of XCom or a file.
+
+    Args:
+        name: `module` or `module.function` of `clipft_tasks.stages`; without a function it is `run`.
+        inputs: JSON by parameter name; each becomes what the stage's annotation says.
+    Returns: JSON.
+    Raises: what the stage raises; ClipftError where an input is not what the stage takes.
+    """
+    module, _, function = name.partition(".")
+    stage = getattr(importlib.import_module(f"{__package__}.{module}"), function or "run")
+    hints = get_type_hints(stage)
+    known = inspect.signature(stage).parameters
+    read = {}
+    for key, value in inputs.items():
+        try:
+            read[key] = TypeAdapter(hints[key]).validate_python(value) if key in hints and key in known else value
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in (key, *first["loc"]))
+            raise ClipftError(
+                f"the input of {name}", f"{place}: {first['msg']}", "Another release made it: run the stages before it again."
+            ) from None
+    result = stage(spec, **read)
+    return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
