@@ -1,9 +1,11 @@
 """What stands in several files of the project agrees, and what a user looks for is there."""
 
+import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -32,3 +34,19 @@ def test_both_packages_tell_type_checkers_that_they_are_typed():
     files = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for package in ("clipft_tasks", "serving"):
         assert (PROJECT / package / "py.typed").is_file() and "py.typed" in files[package]
+
+
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=lambda p: p.stem)
+def test_what_a_page_names_is_there(page):
+    """Links, paths in backquotes, and modules after `python -m`."""
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for path in re.findall(r"`((?:bench|clipft_tasks|dags|deploy|docs|examples|plugins|serving|tests)/[\w./-]*)", text):
+        assert (PROJECT / path).exists(), f"{page.name} names {path}"
+    for module in re.findall(r"python -m ((?:bench|clipft_tasks|deploy|examples|serving)\.[\w.]*\w)", text):
+        place = PROJECT / module.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{page.name} names {module}"
