@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status test test-team lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test test-team lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,18 +71,19 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 	@$(COMPOSE) ps
 	@$(COMPOSE) exec airflow-scheduler clipft doctor
 
-# Longest first and two at a time: whoever is done takes the next, so that two cores end together.
-LONGEST = e2e behaviour parity
-PARTS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py)))))
-test: setup  ## every test, from unit to end to end; each line begins with its folder
-	@export OMP_NUM_THREADS=1; printf '%s\n' $(PARTS) | xargs -P 2 -I {} \
-	  bash -o pipefail -c '$(BIN)/python -m pytest tests/{} 2>&1 | awk "{print \"{}: \" \$$0; fflush()}"'
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+
+test: setup  ## every test, from unit to end to end (but test-team and the marked long runs)
+	@$(PYTEST) tests
+
+check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
+	@$(PYTEST) -m "not slow and not team and not product" tests/unit tests/data
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
 
-lint: setup  ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: setup  ## ruff, mypy, and the contracts about imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 lock:  ## resolve pyproject.toml anew, for macOS and Linux at once
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --all-extras pyproject.toml -o requirements.lock

@@ -16,6 +16,17 @@ from PIL import Image
 
 from clipft_tasks.core.settings import settings
 
+LONGEST_FIRST = ("e2e", "behaviour", "parity", "data", "unit", "team")  # so that processes side by side end together
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes side by side (`-n 2 --dist loadgroup`) take a file at a time, and all of e2e as one: it shares an installation."""
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(tests).parts[0]))
+    for item in items:
+        place = item.path.relative_to(tests)
+        item.add_marker(pytest.mark.xdist_group("e2e" if place.parts[0] == "e2e" else str(place)))
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
