@@ -6,15 +6,19 @@ A domain of your own is one Python file that defines `DOMAIN = Domain(...)`; `cl
 import importlib.util
 import os
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..core.errors import ClipftError
+from ..core.plugins import instances
 from ..core.settings import settings
 from . import general, industrial, medical, scientific
 from .base import Augment, Checks, Domain
 
 __all__ = ["Augment", "Checks", "Domain", "domain_names", "get_domain"]
+
+
+SHIPPED = {m.DOMAIN.name: m.DOMAIN for m in (industrial, medical, scientific, general)}
+REGISTRY = instances("domain", Domain, SHIPPED)
 
 
 def _from_file(path: Path) -> Domain:
@@ -38,10 +42,7 @@ def _from_file(path: Path) -> Domain:
 
 @cache
 def _all() -> dict[str, Domain]:
-    domains = {m.DOMAIN.name: m.DOMAIN for m in (industrial, medical, scientific, general)}
-    for entry in entry_points(group="clipft.domains"):
-        own = entry.load()
-        domains[own.name] = own
+    domains = SHIPPED | {own.name: own for own in REGISTRY.offered()}
     for part in filter(None, settings().domains_path.split(os.pathsep)):
         path = Path(part).expanduser()
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core.plugins import find
+from ..core.plugins import classes
 
 
 class Similarity(nn.Module, ABC):
@@ -213,10 +213,11 @@ class Bilinear(Cosine):
 
 
 MENU: Mapping[str, type[Similarity]] = {kind.name: kind for kind in (Cosine, Dot, Euclidean, Hyperbolic, Bilinear)}
+REGISTRY = classes("similarity", Similarity, MENU)  # type: ignore[type-abstract]  # only subclasses are made
 
 
 def make(name: str, width: int) -> Similarity:
     """The similarity called `name`, for features of a width. Raises ClipftError with the names there are."""
-    made: Similarity = find("similarity", name, MENU, Similarity)(width)
+    made = REGISTRY.load(name)(width)
     made.name = name  # as the spec and the card write it, for one of another package too
     return made

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ClipftError
-from ..core.plugins import find
+from ..core.plugins import classes
 from ..model import similarity
 from ..spec import ObjectiveSpec
 from ..spec.search_space import Range
@@ -62,11 +62,12 @@ MENU: dict[str, type[Objective]] = {
     "alignment": Alignment,
     "distillation": Distillation,
 }
+REGISTRY = classes("objective", Objective, MENU)  # type: ignore[type-abstract]  # only subclasses are made
 
 
 def kind_of(name: str) -> type[Objective]:
     """The class of an objective. Raises ClipftError with the names there are."""
-    return find("objective", name, MENU, Objective)  # type: ignore[no-any-return]
+    return REGISTRY.load(name)
 
 
 def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
@@ -126,7 +127,7 @@ def code_of(spec: ObjectiveSpec) -> dict[str, str]:
     It is part of what a run is known by: an edited loss is another piece of work.
     """
     kinds: dict[str, type] = {name: kind_of(name) for name in (spec.name, *(_term(text)[0] for text in spec.also))}
-    kinds[spec.similarity] = find("similarity", spec.similarity, similarity.MENU, similarity.Similarity)
+    kinds[spec.similarity] = similarity.REGISTRY.load(spec.similarity)
     out = {}
     for name, kind in kinds.items():
         if not kind.__module__.startswith("clipft_tasks."):
