@@ -2,7 +2,7 @@
 
 Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.also, layer decay), so
 that there is something to win back; then ten points of the way, chosen from as the stage `blend` does, by validation split and
-general set. Domain score is that of the test split; retention is that of the general set, half of which (every second thing)
+general set. Domain score is that of the test split; general score is that of the general set, half of which (every second thing)
 chooses and half of which is reported.
 """
 
@@ -22,10 +22,10 @@ PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
 
 
 def known(clip: Any, side: int) -> tuple[float, float]:
-    """Retention on the even and on the odd things of the general set, each asked about its own words alone."""
+    """General score on the even and on the odd things of the general set, each asked about its own words alone."""
     from clipft_tasks.evaluate import forgetting
 
-    things, seen = forgetting.retention_set(), forgetting.look(clip, side)
+    things, seen = forgetting.general_set(), forgetting.look(clip, side)
     if things is None or seen is None:
         raise SystemExit("The general set is not installed: pip install clipft[demo]")
     out = []
@@ -76,7 +76,7 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
     return {
         "seed": seed, "alpha": taken.value, "reason": taken.reason,
         "score": [score[0.0], score[taken.value], score[1.0]],
-        "retention": [reported[0.0], reported[taken.value], reported[1.0]],
+        "general_score": [reported[0.0], reported[taken.value], reported[1.0]],
         "gain_kept": (score[taken.value] - score[0.0]) / (score[1.0] - score[0.0]),
         "forgetting": (reported[0.0] - reported[taken.value]) / (reported[0.0] - reported[1.0]),
     }  # fmt: skip
@@ -91,10 +91,10 @@ def main() -> None:
         os.environ["CLIPFT_HOME"] = home
         Bench("elpv")  # the dataset version and the starter, once
         rows = Lanes("bench.blend", asked.cores).run([{"seed": s, "epochs": asked.epochs} for s in range(asked.seeds)])
-    print("| seed | alpha | score: start, blended, fine-tuned | retention, likewise | of the gain | of the forgetting |")
+    print("| seed | alpha | score: start, blended, fine-tuned | general score, likewise | of the gain | of the forgetting |")
     print("|---|---|---|---|---|---|")
     for r in rows:
-        scores, kept = (", ".join(f"{x:.3f}" for x in r[name]) for name in ("score", "retention"))
+        scores, kept = (", ".join(f"{x:.3f}" for x in r[name]) for name in ("score", "general_score"))
         print(f"| {r['seed']} | {r['alpha']:g} | {scores} | {kept} | {r['gain_kept']:.0%} | {r['forgetting']:.0%} |")
     over = {name: mean([r[name] for r in rows]) for name in ("gain_kept", "forgetting")}
     for name, v in over.items():

@@ -83,7 +83,7 @@ def main() -> None:
             for split in ("test", "val"):
                 decoded(dataset, dataset.split(split), side, split, aspect=models["after"].aspect)
         decoding = time.perf_counter() - began
-        forgetting.retention_set()
+        forgetting.general_set()
         began = time.perf_counter()
         names = zero_shot.metrics(dataset)
         for side in asked.sides:

@@ -3,7 +3,7 @@
 Both start from the same model and see the same training rows at the same size, for the same wall-clock time on the CPU: how
 long the slowest run of the recipe took. The peer is given whole epochs, rounded up, at the speed that it shows beside the
 recipe's runs; so a busy machine changes the time that both get, not who gets more. It runs with its documented defaults, and
-with the best of five learning rates, chosen by the *test* score, which favors it. Domain score and retention are those of the
+with the best of five learning rates, chosen by the *test* score, which favors it. Domain score and general score are those of the
 same evaluation, on rows and images that no training saw.
 
 `--cores 2` gives each run two cores of its own and fills the machine with runs; without it, one at a time has them all.
@@ -56,7 +56,7 @@ class Bench:
         metric = self.spec.gate.metric
         found = zero_shot.score(clip, self.dataset, self.domain, "test", self.side, 64)
         value = zero_shot.summary(found, [metric], 100)[metric]["value"]
-        return {"score": float(value), "retention": forgetting.score(clip, self.side)["retention"]["value"]}
+        return {"score": float(value), "general_score": forgetting.score(clip, self.side)["general_score"]["value"]}
 
     def start(self) -> Any:
         from clipft_tasks.model import build
@@ -131,14 +131,15 @@ def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], li
             "before": first[n, "start"],
             "epochs": {"clipft": benches[n].spec.train.epochs, "peer": epochs[n]},
             "rows": rows[n],
-            "sweep": {f"{rate:g}": {k: second[n, rate, 0][k] for k in ("score", "retention")} for rate in RATES},
+            "sweep": {f"{rate:g}": {k: second[n, rate, 0][k] for k in ("score", "general_score")} for rate in RATES},
             "runs": {
-                who: {key: mean([r[key] for r in them]) for key in ("score", "retention", "seconds")}
+                who: {key: mean([r[key] for r in them]) for key in ("score", "general_score", "seconds")}
                 for who, them in runs.items()
             },
             "ahead": {
                 who: {
-                    key: mean([a[key] - b[key] for a, b in zip(ours[n], them, strict=True)]) for key in ("score", "retention")
+                    key: mean([a[key] - b[key] for a, b in zip(ours[n], them, strict=True)])
+                    for key in ("score", "general_score")
                 }
                 for who, them in runs.items()
                 if who != "clipft"
@@ -153,12 +154,12 @@ def shown(name: str, metrics: dict[str, Any]) -> None:
 
     start, rows = metrics["before"], metrics["rows"]
     print(f"\n{name}: {rows['train']} training rows, {rows['test']} test rows; the peer had {metrics['epochs']['peer']} epochs")
-    print("| trainer | domain score | retention | seconds |\n|---|---|---|---|")
-    print(f"| start model | {start['score']:.3f} | {start['retention']:.3f} | |")
+    print("| trainer | domain score | general score | seconds |\n|---|---|---|---|")
+    print(f"| start model | {start['score']:.3f} | {start['general_score']:.3f} | |")
     for who, f in metrics["runs"].items():
-        print(f"| {who} | {cell(f['score'])} | {cell(f['retention'])} | {f['seconds']['value']:.0f} |")
+        print(f"| {who} | {cell(f['score'])} | {cell(f['general_score'])} | {f['seconds']['value']:.0f} |")
     for who, f in metrics["ahead"].items():
-        print(f"ahead of {who}: score {cell(f['score'])}, retention {cell(f['retention'])}")
+        print(f"ahead of {who}: score {cell(f['score'])}, general score {cell(f['general_score'])}")
 
 
 def main() -> None:

@@ -172,7 +172,7 @@ def a_plan(sides: tuple[int, ...] = (32,), **values: object):
     return Plan(**{name: Decision(value, "test") for name, value in (decided | values).items()})
 
 
-def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, judge=None, retention=None):
+def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, judge=None, general_score=None):
     """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it. The last weights are kept
     where nobody judges them."""
     from clipft_tasks.data.loader import TrainingData
@@ -195,5 +195,5 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
         log=log,
         world=world or distributed.ALONE,
         judge=judge,
-        retention=retention,
+        general_score=general_score,
     )

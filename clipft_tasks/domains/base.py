@@ -56,7 +56,7 @@ class Domain:
     captures: Annotated[float, "share of requests that the server keeps for labeling; 0 keeps none"] = 0.0
     slices: Annotated[tuple[str, ...], "how test rows are split into parts that are looked at by themselves"] = ("size", "mode")
     corruptions: Annotated[tuple[str, ...], "what may be wrong with an image here and leaves its caption true"] = CORRUPTIONS
-    retention: Annotated[str, "what must not be forgotten: `everyday`, or a dataset version's test rows"] = "everyday"
+    general_set: Annotated[str, "what must not be forgotten: `everyday`, or a dataset version's test rows"] = "everyday"
     defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
         field(default_factory=dict)
     )

@@ -128,7 +128,7 @@ def _metrics(scored: Scored, names: list[str], resamples: int) -> dict[str, dict
 
 
 def _recorded(model: Model, side: int, names: Container[str]) -> dict[str, Any]:
-    """Metrics that only the run's own evaluation has (retention, for example): of the side nearest to `side`."""
+    """Metrics that only the run's own evaluation has (the general score, for example): of the side nearest to `side`."""
     recorded = model.facts.get("recorded") or {}
     if not recorded:
         return {}

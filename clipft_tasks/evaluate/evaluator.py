@@ -41,7 +41,7 @@ def evaluate(
     Args:
         models: `after`, the candidate; `before`, the start model; `champion`, if there is one.
         side: of the images. At the evaluated one nearest to the training size, also calibration, probes, robustness and
-            retention, as far as the spec asks for them.
+            the general score, as far as the spec asks for them.
         metric: the gate's.
         names: of the headline metrics (zero_shot.metrics).
     """
@@ -80,7 +80,7 @@ def evaluate(
         "slices": _by_slice(slices(dataset, domain), scored, opponents[0], metric, resamples),
         "metrics": metrics,
         "absent": absent,
-        "retention": forgetting.of(models, side, domain.retention) if is_main else {},
+        "general_score": forgetting.of(models, side, domain.general_set) if is_main else {},
         "robustness": tried,
     }
     return Together(result, error_analysis.of(dataset, scored, images=is_main), error_analysis.rows(scored))

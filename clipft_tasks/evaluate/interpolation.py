@@ -14,18 +14,18 @@ class Point:
     Attributes:
         alpha: share of the way; 0 is the start model, 1 the candidate.
         score: of the domain, on the validation split, 0..1.
-        retention: of the general set, 0..1.
+        general_score: of the general set, 0..1.
     """
 
     alpha: float
     score: float
-    retention: float
+    general_score: float
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, float]]:
-    """The path as a table: alpha, score, retention, gain and forgotten (both beside the start model), by alpha."""
+    """The path as a table: alpha, score, general score, gain and forgotten (both beside the start model), by alpha."""
     start = points[0]
-    return [asdict(p) | {"gain": p.score - start.score, "forgotten": start.retention - p.retention} for p in points]
+    return [asdict(p) | {"gain": p.score - start.score, "forgotten": start.general_score - p.general_score} for p in points]
 
 
 def choose(points: Sequence[Point], min_gain: float, max_forgetting: float) -> Decision:
@@ -68,15 +68,15 @@ def choose(points: Sequence[Point], min_gain: float, max_forgetting: float) -> D
 
 def table(path: Sequence[dict[str, float]], metric: str, alpha: float) -> str:
     """Markdown: a row a point; the chosen one is marked."""
-    lines = [f"| alpha | {metric} | gain | retention | forgotten | |", "|---|---|---|---|---|---|"]
+    lines = [f"| alpha | {metric} | gain | general score | forgotten | |", "|---|---|---|---|---|---|"]
     for r in path:
-        values = f"{r['score']:.4f} | {r['gain']:+.4f} | {r['retention']:.4f} | {r['forgotten']:+.4f}"
+        values = f"{r['score']:.4f} | {r['gain']:+.4f} | {r['general_score']:.4f} | {r['forgotten']:+.4f}"
         lines.append(f"| {r['alpha']:.2f} | {values} | {'taken' if r['alpha'] == alpha else ''} |")
     return "\n".join(lines)
 
 
 def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str = "png") -> bytes:
-    """The path as an image: retention to the right, the domain's score upwards.
+    """The path as an image: general score to the right, the domain's score upwards.
 
     Args:
         form: `png` or `svg`.
@@ -87,16 +87,18 @@ def plot(path: Sequence[dict[str, float]], metric: str, alpha: float, form: str 
     from matplotlib import pyplot
 
     fig, axes = pyplot.subplots(figsize=(6.4, 4), dpi=140)
-    across, up = [r["retention"] for r in path], [r["score"] for r in path]
+    across, up = [r["general_score"] for r in path], [r["score"] for r in path]
     axes.plot(across, up, marker="o", color="#1769aa", zorder=1)
     for r in path:
         taken = r["alpha"] == alpha
         if taken:
-            axes.scatter(r["retention"], r["score"], s=140, facecolors="none", edgecolors="#b8860b", linewidths=2.5, zorder=2)
+            axes.scatter(
+                r["general_score"], r["score"], s=140, facecolors="none", edgecolors="#b8860b", linewidths=2.5, zorder=2
+            )
         if taken or r["alpha"] in (0, 1):
             name = "start" if r["alpha"] == 0 else "candidate" if r["alpha"] == 1 else f"alpha {r['alpha']:.2f}"
-            axes.annotate(name, (r["retention"], r["score"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="retention, general set", ylabel=f"{metric.replace('_', ' ')}, validation", title="From start to candidate")
+            axes.annotate(name, (r["general_score"], r["score"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="general score", ylabel=f"{metric.replace('_', ' ')}, validation", title="From start to candidate")
     axes.margins(0.15)
     axes.grid(alpha=0.25)
     fig.tight_layout()

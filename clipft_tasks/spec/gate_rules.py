@@ -5,7 +5,7 @@
     gain(score) at every size >= -0.05     the worst of the evaluated image sizes counts
     gain(score) on every slice >= -0.1     the worst of the slices counts; or one slice, by its name
     balanced_accuracy at 96 >= 0.5         the candidate's own metric (METRICS has all of them)
-    forgetting <= 0.05                     retention before minus after
+    forgetting <= 0.05                     general score before minus after
 
 `score` is the metric that `gate.metric` names. Without `at`, the evaluated size nearest to the training size counts.
 """
@@ -23,14 +23,15 @@ from .metric_catalog import NAMES
 
 # What an evaluation measures of a model, and which way is better (1, -1; 0 neither).
 METRICS: dict[str, tuple[str, int]] = NAMES | {
-    "retention": ("what is still known of everyday images, 0 to 1", 1),
-    "forgetting": ("retention before training minus after", -1),
+    "general_score": ("what is still known of everyday images, 0 to 1", 1),
+    "forgetting": ("general score before training minus after", -1),
     "robustness": ("share of the score that is left under corruptions", 1),
 }
 LABELED = (  # what cannot be computed without labels of two classes
     *("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "top3_accuracy", "top5_accuracy"),
     *("calibration_error", "fitted_calibration_error"),
 )
+RENAMED = {"retention": "general_score"}  # names of earlier releases, which rules may go on using
 GAINS = ("gain", "sure_gain")
 GROWTH = ("new", "old")  # slices of a data set that grew by captures; rules about them apply only there
 EVERY_SIZE, EVERY_SLICE = "every size", "every slice"
@@ -83,7 +84,7 @@ class Rule:
         match = re.fullmatch(r"(?:(\w+) ?\( ?)?(\w+)(\)?)", head.replace(" )", ")"))
         if not match or bool(match[1]) != bool(match[3]):
             raise _wrong(text, f"`{head}` is no metric: write its name, or gain(name)")
-        gain, metric = match[1] or "", match[2]
+        gain, metric = match[1] or "", RENAMED.get(match[2], match[2])
         if gain and gain not in GAINS:
             raise _wrong(text, f"there is no `{gain}(…)`, only {' and '.join(f'{g}(…)' for g in GAINS)}")
         if metric in GAINS and not gain:
@@ -208,8 +209,8 @@ def _value(rule: Rule, result: Mapping[str, Any], part: str, who: str, metric: s
     absent = {} if part else result.get("absent", {}).get(who, {})
     if metric in absent or (metric in LABELED and "classification" in absent):
         raise _Absent(absent.get(metric) or absent["classification"])
-    if metric in ("retention", "forgetting") and not part and "retention" in result:
-        raise _Absent("retention was not measured at this size, or its general set is not installed")
+    if metric in ("general_score", "forgetting") and not part and "general_score" in result:
+        raise _Absent("the general score was not measured at this size, or its general set is not installed")
     where = f"{result['resolution']} px" + (f" on {part}" if part else "")
     raise ClipftError(f"gate rule `{rule.text}`", f"`{metric}` was not evaluated at {where}", f"There are {', '.join(found)}.")
 
@@ -221,10 +222,10 @@ def metrics(result: Mapping[str, Any], who: str, part: str = "") -> dict[str, fl
     if part:
         return out
     out |= {name: _number(value) for name, value in result.get("metrics", {}).get(who, {}).items()}
-    kept = result.get("retention") or {}
+    kept = result.get("general_score") or {}
     if kept:
-        out["retention"] = _number(kept[who]["retention"]["value"])
-        out["forgetting"] = _number(kept["before"]["retention"]["value"]) - out["retention"]
+        out["general_score"] = _number(kept[who]["general_score"]["value"])
+        out["forgetting"] = _number(kept["before"]["general_score"]["value"]) - out["general_score"]
     if result.get("robustness"):
         out["robustness"] = _number(result["robustness"][who]["kept"])
     return out

@@ -16,7 +16,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     Args:
         run_id: MLflow run of the candidate, from the finetune stage.
     Returns: run_id of the candidate from here on (the same one where alpha is 1), alpha, reason, metric, curve (alpha, score,
-        retention, gain, forgotten by point; empty where blending is off), links.
+        general_score, gain, forgotten by point; empty where blending is off), links.
     Raises: ClipftError when the general set is not installed, or start and candidate are not of one architecture.
     """
     if not spec.blend.points:
@@ -62,7 +62,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
         alpha = i / spec.blend.points
         candidate.load_state(interpolation.between(first, last, alpha))
         judged = validation.judge(candidate, dataset, domain, side, spec.evaluate.batch, metric=spec.gate.metric)
-        points.append(paths.Point(alpha, judged.score, validation.retention(candidate, domain, side)))
+        points.append(paths.Point(alpha, judged.score, validation.general_score(candidate, domain, side)))
         metric = judged.rows.metric
     decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
     say(f"alpha {decided}")
@@ -84,7 +84,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
             client.log_artifacts(each, folder, "blend")
             client.log_text(each, f"{table}\n\nalpha {decided}\n", "blend/table.md")
             for point in curve:
-                for name in ("score", "retention"):
+                for name in ("score", "general_score"):
                     client.log_metric(each, f"blend.{name}", point[name], step=round(100 * point["alpha"]))
         client.log_dict(run_id, result, "blend.json")  # last: a run with this file is whole
     return result

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.console import say
 from ..spec import RunSpec
 
-RECIPE = 2  # raise when the same models and rows give another result, so that an old one is not taken for it
+RECIPE = 3  # raise when the same models and rows give another result, so that an old one is not taken for it
 
 
 def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         comparisons: the same for every headline metric and opponent, with p after Holm's correction;
         slices: by name rows, by who the gate's metric, gain over the opponent;
         metrics: by who every other metric; absent: why one is missing;
-        retention, robustness: at the size nearest to the training size only, else {}.
+        general_score, robustness: at the size nearest to the training size only, else {}.
     What fills a page (classes, confusion, reliability, worst mistakes) is in the run's `evaluation/<size>-details.json`, what
     each model said of each row in `evaluation/<size>-rows.parquet`.
     Raises: ClipftError when the run has no model, or the test rows nothing to tell apart.
@@ -49,7 +49,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     key = spec.identity(
         "evaluate", "evaluate", metric=spec.gate.metric, model=candidate.digest, dataset=dataset.version.revision, resolution=resolution,
         start=mlflow_run.data.tags["clipft.start"], champion=champion.run_id if champion else "", recipe=RECIPE,
-        domain=[domain.prompts, domain.slices, domain.corruptions, domain.retention], train=spec.resolution.train,
+        domain=[domain.prompts, domain.slices, domain.corruptions, domain.general_set], train=spec.resolution.train,
     )  # fmt: skip
     name = f"evaluation/{resolution}.json"
     done = tracking.card_of(run_id, name)
@@ -95,7 +95,7 @@ def _flat(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for who, metrics in result["metrics"].items():
         for name, value in metrics.items():
             yield f"{who}.{name}", value
-        if result["retention"]:
-            yield f"{who}.retention", result["retention"][who]["retention"]["value"]
+        if result["general_score"]:
+            yield f"{who}.general_score", result["general_score"][who]["general_score"]["value"]
         if result["robustness"]:
             yield f"{who}.mean_corruption_score", result["robustness"][who]["mean_corruption_score"]

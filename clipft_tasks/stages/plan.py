@@ -22,7 +22,7 @@ def run(spec: RunSpec) -> dict[str, Any]:
     from ..train import plan, validation
 
     if spec.blend.points or spec.train.max_forgetting < 1:
-        validation.general_set(get_domain(spec.domain))  # and not after the training
+        validation.require_general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
     objectives.make(spec.objective, sorted(dataset.card["classes"]))  # a wrong option shows here, not after the data was read
     clip = build.load(spec.model.start, domain=spec.domain)

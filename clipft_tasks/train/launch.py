@@ -167,7 +167,7 @@ def _work(
         log=log,
         world=world,
         judge=judge if chooses or after_epoch else None,
-        retention=(lambda: validation.retention(clip, domain, spec.resolution.train)) if limited else None,
+        general_score=(lambda: validation.general_score(clip, domain, spec.resolution.train)) if limited else None,
         after_epoch=after_epoch,
     )
 

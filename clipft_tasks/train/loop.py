@@ -57,7 +57,7 @@ class Work:
         world: the processes that share the run.
         judge: asks the model, as it would be kept now, about the validation split, some images at a time; called after each
             epoch. None: the last weights are kept.
-        retention: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
+        general_score: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
         after_epoch: receives (epochs done, the judge's answer); may end the run by raising.
     """
 
@@ -71,7 +71,7 @@ class Work:
     log: Log
     world: World = field(default=ALONE)
     judge: Callable[[int], Judged] | None = None
-    retention: Callable[[], float] | None = None
+    general_score: Callable[[], float] | None = None
     after_epoch: Callable[[int, Judged], None] | None = None
 
 
@@ -172,16 +172,16 @@ def train(work: Work) -> dict[str, float]:
         assert work.judge is not None
         with asked():
             judged = work.judge(micro.at(plan.sides[-1]))
-            known = work.retention() if work.retention else None
+            known = work.general_score() if work.general_score else None
         beside = best.note(epoch, judged, known, average.weights if average else clip.state())
         say(f"Epoch {epoch} of {spec.epochs}: {judged}{beside}")
         if work.after_epoch is not None:
             work.after_epoch(epoch, judged)
-        return {"val.score": judged.score} | ({} if known is None else {"val.retention": known})
+        return {"val.score": judged.score} | ({} if known is None else {"val.general_score": known})
 
-    if work.retention and not done and world.leads:
+    if work.general_score and not done and world.leads:
         with asked():
-            best.start = work.retention()
+            best.start = work.general_score()
     resident = all(micro.fits(side, share) for side in plan.sides)
     batches = loader.ahead(prepare, first, last, device=device, resident=resident, workers=plan.workers.value)
     began = saved = time.monotonic()

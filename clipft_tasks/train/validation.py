@@ -143,24 +143,24 @@ def judge(
     return Judged(rows, torch.cat(right).cpu().numpy())
 
 
-def general_set(domain: Domain) -> str:
+def require_general_set(domain: Domain) -> str:
     """The name of the images and words that a domain's models must not forget. Raises ClipftError where they are not installed."""
-    from ..evaluate.forgetting import retention_set
+    from ..evaluate import forgetting
 
-    if retention_set(domain.retention) is None:
+    if forgetting.general_set(domain.general_set) is None:
         raise ClipftError(
-            f"the general set {domain.retention!r}",
+            f"the general set {domain.general_set!r}",
             "it is not installed, so what was forgotten cannot be measured",
             "Install `clipft[demo]`, or set blend.points to 0 and train.max_forgetting to 1.",
         )
-    return domain.retention
+    return domain.general_set
 
 
-def retention(clip: Clip, domain: Domain, side: int) -> float:
+def general_score(clip: Clip, domain: Domain, side: int) -> float:
     """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
-    from ..evaluate import forgetting as general
+    from ..evaluate import forgetting
 
-    return float(general.score(clip, side, general_set(domain))["retention"]["value"])
+    return float(forgetting.score(clip, side, require_general_set(domain))["general_score"]["value"])
 
 
 def _finds(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -188,12 +188,12 @@ class Best:
     Args:
         keep: whether its weights are kept.
         patience: epochs without a better one until `stopped`; 0 for never.
-        max_forgetting: largest fall of the retention from the start model's.
+        max_forgetting: largest fall of the general score from the start model's.
     """
 
     def __init__(self, keep: bool, patience: int, max_forgetting: float) -> None:
         self.keep, self.patience, self.max_forgetting = keep, patience, max_forgetting
-        self.start: float | None = None  # retention of the start model
+        self.start: float | None = None  # general score of the start model
         self.epoch = self.since = 0
         self.rank: tuple[bool, float] | None = None
         self.weights: dict[str, torch.Tensor] = {}
@@ -206,7 +206,7 @@ class Best:
         """Look at an epoch's weights.
 
         Args:
-            known: their retention, where forgetting is limited.
+            known: their general score, where forgetting is limited.
         Returns: what became of them, in words.
         """
         if not judged.rows.tells:

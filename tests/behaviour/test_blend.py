@@ -36,10 +36,10 @@ def candidate(run_id: str):
 
 
 class Known:
-    """Score and retention as functions of how far the weights are on the way, which is read off the weights."""
+    """Score and general score as functions of how far the weights are on the way, which is read off the weights."""
 
-    def __init__(self, score, retention):
-        self.score, self.retention = score, retention
+    def __init__(self, score, general_score):
+        self.score, self.general_score = score, general_score
 
     def between(self, start, end):
         name = max(end, key=lambda n: float((end[n] - start[n]).abs().max()) if end[n].is_floating_point() else 0.0)
@@ -55,15 +55,15 @@ class Known:
         return validation.Judged(rows, right)
 
     def know(self, clip, domain, side):
-        return self.retention(self.share(clip))
+        return self.general_score(self.share(clip))
 
 
 @pytest.fixture
 def known(monkeypatch):
-    def use(start, end, score, retention):
-        made = Known(score, retention).between(start.state(), end.state())
+    def use(start, end, score, general_score):
+        made = Known(score, general_score).between(start.state(), end.state())
         monkeypatch.setattr(validation, "judge", made.judge)
-        monkeypatch.setattr(validation, "retention", made.know)
+        monkeypatch.setattr(validation, "general_score", made.know)
 
     return use
 
@@ -78,7 +78,7 @@ def late_loss(share):  # 25% of the forgetting half-way
 
 @pytest.fixture
 def spec(small_spec, monkeypatch):
-    monkeypatch.setattr(validation, "general_set", lambda domain: "a set of the test")
+    monkeypatch.setattr(validation, "require_general_set", lambda domain: "a set of the test")
     return changed(small_spec, train__epochs=2, blend__points=4)
 
 
@@ -197,7 +197,7 @@ def test_what_the_similarity_learned_goes_into_the_package(shared_home, spec, kn
 def test_a_spec_that_needs_the_general_set_is_refused_before_training(shared_home, small_spec, monkeypatch):
     from clipft_tasks.evaluate import forgetting
 
-    monkeypatch.setattr(forgetting, "retention_set", lambda name: None)
+    monkeypatch.setattr(forgetting, "general_set", lambda name: None)
     for more in ({"blend__points": 10}, {"train__max_forgetting": 0.1}):
         with pytest.raises(ClipftError, match=r"general set .* not installed"):
             go(changed(small_spec, **more), {}, "plan")

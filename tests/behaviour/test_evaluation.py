@@ -55,14 +55,14 @@ def test_the_result_holds_every_metric_and_is_plain_json(results):
     }
     assert all(c["p_holm"] >= c["p"] for c in small["comparisons"])
     # What costs more is done once, at the size that the model is for.
-    assert small["resolution"] == 32 and small["retention"] and small["robustness"]
-    assert large["retention"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["metrics"]["after"]
+    assert small["resolution"] == 32 and small["general_score"] and small["robustness"]
+    assert large["general_score"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["metrics"]["after"]
 
 
-def test_retention_is_of_before_and_after_and_the_start_model_did_not_move(results):
-    found = results["evaluate"]["evaluations"][0]["retention"]
+def test_the_general_score_is_of_before_and_after_and_the_start_model_did_not_move(results):
+    found = results["evaluate"]["evaluations"][0]["general_score"]
     assert found["before"]["cosine_to_start"] == pytest.approx({"image": 1, "text": 1})
-    assert found["after"]["cosine_to_start"]["image"] < 0.999 and 0 <= found["after"]["retention"]["value"] <= 1
+    assert found["after"]["cosine_to_start"]["image"] < 0.999 and 0 <= found["after"]["general_score"]["value"] <= 1
 
 
 def test_what_was_said_of_each_row_is_in_the_run(results):

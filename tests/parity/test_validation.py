@@ -185,19 +185,19 @@ def test_an_epoch_over_the_forgetting_budget_is_not_the_best(dataset, small_spec
     known = iter([0.9, 0.85, 0.8, 0.4, 0.82])  # of the start model first
     judge = Judge([0.5, 0.7, 0.9, 0.6])
     spec = changed(small_spec, train__max_forgetting=0.15)
-    end, metrics, rows = trained(spec, dataset, tmp_path, judge, retention=lambda: next(known))
+    end, metrics, rows = trained(spec, dataset, tmp_path, judge, general_score=lambda: next(known))
     assert metrics["kept_epoch"] == 2 and same(end, judge.shown[1])
-    assert [f["val.retention"] for _, f in rows if "val.retention" in f] == [0.85, 0.8, 0.4, 0.82]
+    assert [f["val.general_score"] for _, f in rows if "val.general_score" in f] == [0.85, 0.8, 0.4, 0.82]
 
 
 def test_a_killed_run_remembers_what_the_start_model_knew(dataset, small_spec, tmp_path):
     spec, judge = changed(small_spec, train__max_forgetting=0.15, train__checkpoint_seconds=0), Judge([0.5, 0.7, 0.9, 0.6])
     known = iter([0.9, 0.85, math.nan])
     with pytest.raises(Killed):
-        trained(spec, dataset, tmp_path, judge, kill_at=4, retention=lambda: next(known))
+        trained(spec, dataset, tmp_path, judge, kill_at=4, general_score=lambda: next(known))
     assert torch.load(sorted(tmp_path.glob("step-*.pt"))[-1], weights_only=True)["best"]["start"] == 0.9
     rest = iter([0.8, 0.4, 0.82])
-    _, metrics, _ = trained(spec, dataset, tmp_path, judge, seen=1, retention=lambda: next(rest))
+    _, metrics, _ = trained(spec, dataset, tmp_path, judge, seen=1, general_score=lambda: next(rest))
     assert metrics["kept_epoch"] == 2
 
 
@@ -250,6 +250,6 @@ def with_frame(dataset, frame):
 def test_a_budget_without_a_general_set_says_what_to_do(dataset, small_spec, monkeypatch):
     from clipft_tasks.evaluate import forgetting
 
-    monkeypatch.setattr(forgetting, "retention_set", lambda name: None)
+    monkeypatch.setattr(forgetting, "general_set", lambda name: None)
     with pytest.raises(ClipftError, match=r"not installed.*max_forgetting"):
-        validation.retention(build.load(small_spec.model.start), get_domain("general"), 32)
+        validation.general_score(build.load(small_spec.model.start), get_domain("general"), 32)

@@ -1,4 +1,4 @@
-"""A model looks at a split: every metric, what is missing and why, comparisons, slices, robustness, retention."""
+"""A model looks at a split: every metric, what is missing and why, comparisons, slices, robustness, forgetting."""
 
 import json
 from dataclasses import replace
@@ -316,7 +316,7 @@ def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeyp
 
 
 def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
-    things = forgetting.retention_set()
+    things = forgetting.general_set()
     assert things is not None and "CC-BY" in things.license
     assert 300 <= len(things.texts) <= 1000 and len(set(things.texts)) == len(things.texts)
     assert {"an image of a cat.", "an image of a banana.", "an image of a hammer.", "an image of a bicycle."} <= set(
@@ -334,10 +334,10 @@ def test_the_starter_knows_everyday_things(home):
     clip = build.from_folder(starter.build(), source="starter")
     seen = forgetting.look(clip, 96)
     found = forgetting.score(clip, 96, seen=seen)
-    kept = found["retention"]
+    kept = found["general_score"]
     assert kept["low"] > 2 * 0.1 and kept["low"] <= kept["value"] <= kept["high"], kept  # by chance 0.1
     shuffled = forgetting.Seen(seen.image.roll(7, 0), seen.text)
-    assert forgetting.score(clip, 96, seen=shuffled)["retention"]["value"] < 0.15
+    assert forgetting.score(clip, 96, seen=shuffled)["general_score"]["value"] < 0.15
 
 
 def test_ten_way_accuracy_is_what_draws_say():
@@ -349,11 +349,11 @@ def test_ten_way_accuracy_is_what_draws_say():
 
 
 def test_a_model_that_says_the_same_of_everything_knows_nothing(clip):
-    n = len(forgetting.retention_set().texts)
+    n = len(forgetting.general_set().texts)
     same = forgetting.Seen(torch.ones(n, 32), torch.ones(n, 32))
-    assert forgetting.score(clip, SIDE, seen=same)["retention"]["value"] == 0  # ties count against it
+    assert forgetting.score(clip, SIDE, seen=same)["general_score"]["value"] == 0  # ties count against it
     perfect = torch.nn.functional.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert forgetting.score(clip, SIDE, seen=forgetting.Seen(perfect, perfect))["retention"]["value"] == 1
+    assert forgetting.score(clip, SIDE, seen=forgetting.Seen(perfect, perfect))["general_score"]["value"] == 1
 
 
 def test_features_that_did_not_move_have_no_drift(clip):
@@ -363,21 +363,21 @@ def test_features_that_did_not_move_have_no_drift(clip):
     assert forgetting.drift(forgetting.Seen(x[:, :4], x), forgetting.Seen(x, x)) == {}
 
 
-def test_without_its_packages_retention_is_left_out_and_said(clip, monkeypatch, capsys):
+def test_without_its_packages_forgetting_is_left_out_and_said(clip, monkeypatch, capsys):
     monkeypatch.setattr(forgetting, "_folder", lambda package, inside: None)
-    forgetting.retention_set.cache_clear()
+    forgetting.general_set.cache_clear()
     try:
         assert forgetting.score(clip, SIDE) == {} and forgetting.of({"before": clip}, SIDE) == {}
         assert "not installed" in capsys.readouterr().out
     finally:
-        forgetting.retention_set.cache_clear()
+        forgetting.general_set.cache_clear()
 
 
 def test_a_dataset_version_may_be_what_must_not_be_forgotten(clip, dataset, monkeypatch):
     monkeypatch.setattr(versioning, "find", lambda tag, domain: tag)
     monkeypatch.setattr(versioning, "fetch", lambda tag: dataset)
-    forgetting.retention_set.cache_clear()
+    forgetting.general_set.cache_clear()
     found = forgetting.of({"before": clip, "after": clip}, SIDE, "general/v1")
     assert found["after"]["rows"] == 60 and found["after"]["set"] == "general/v1"
     assert found["after"] == found["before"] and found["after"]["cosine_to_start"]["image"] == pytest.approx(1)
-    forgetting.retention_set.cache_clear()
+    forgetting.general_set.cache_clear()

@@ -139,11 +139,11 @@ def test_at_every_size_the_worst_counts_whichever_way_is_worse():
 
 
 def measured(**after: float) -> dict:
-    """An evaluation with metrics that have no interval, retention and robustness."""
+    """An evaluation with metrics that have no interval, general score and robustness."""
     metrics = {"before": dict.fromkeys(after, 0.1), "after": after}
-    retention = {who: {"retention": metric(value)} for who, value in (("before", 0.8), ("after", 0.74))}
+    general_score = {who: {"general_score": metric(value)} for who, value in (("before", 0.8), ("after", 0.74))}
     robustness = {"before": {"kept": 0.8}, "after": {"kept": 0.9}}
-    return evaluation(128, 0.5, 0.6, metrics=metrics, absent={}, retention=retention, robustness=robustness)
+    return evaluation(128, 0.5, 0.6, metrics=metrics, absent={}, general_score=general_score, robustness=robustness)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def measured(**after: float) -> dict:
         ("gain(calibration_error) <= 0", 0.05, False),
         ("milliseconds_per_image at 128 <= 50", 62.0, False),
         ("forgetting <= 0.05", 0.06, False),
-        ("retention >= 0.7", 0.74, True),
+        ("general_score >= 0.7", 0.74, True),
         ("robustness > 0.85", 0.9, True),
     ],
 )
@@ -172,10 +172,12 @@ def test_a_paired_test_of_another_metric_is_taken_where_there_is_one():
 
 def test_a_metric_that_these_rows_cannot_give_is_no_pass_and_says_why():
     one_class = {"macro_auroc": "the rows are all of one class"}
-    result = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": one_class, "before": {}}, retention={})
+    result = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": one_class, "before": {}}, general_score={})
     verdict = one("macro_auroc >= 0", result)
     assert not verdict.passed and verdict.where == "128 px: the rows are all of one class"
-    nowhere = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": {"classification": "no row has a label"}}, retention={})
+    nowhere = evaluation(
+        128, 0.5, 0.6, metrics={}, absent={"after": {"classification": "no row has a label"}}, general_score={}
+    )
     assert one("macro_f1 >= 0", nowhere).where == "128 px: no row has a label"
     verdict = one("forgetting <= 0.05", result)
     assert not verdict.passed and "general set is not installed" in verdict.where

@@ -14,8 +14,8 @@ from clipft_tasks.model.interpolation import between
 
 
 def points(*pairs):
-    """(score, retention) at even steps from the start model to the candidate."""
-    return [Point(i / (len(pairs) - 1), score, retention) for i, (score, retention) in enumerate(pairs)]
+    """(score, general score) at even steps from the start model to the candidate."""
+    return [Point(i / (len(pairs) - 1), score, general_score) for i, (score, general_score) in enumerate(pairs)]
 
 
 CASES = {
