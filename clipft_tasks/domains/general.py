@@ -7,7 +7,7 @@ DOMAIN = Domain(
     title="General images",
     prompts=(
         "a photo of a {}.",
-        "an image of a {}.",
+        "a picture of a {}.",
         "an image showing a {}.",
         "a close view of a {}.",
         "a {} seen from further away.",

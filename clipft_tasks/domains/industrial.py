@@ -9,8 +9,8 @@ DOMAIN = Domain(
         "an inspection image of a {}.",
         "a close-up of a {}.",
         "an electroluminescence image of a {}.",
-        "an image of the {} taken for quality control.",
-        "a gray-scale photo of a {}.",
+        "a picture of the {} taken for quality control.",
+        "a grey-scale photo of a {}.",
         "a {} under the camera of a production line.",
     ),
     caption="an inspection image of a {}.",
@@ -51,7 +51,7 @@ DOMAIN = Domain(
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "a class said in other words is the same finding, so no negative",
         "objective.also": "a few captions teach the text tower little and make it forget much: features stay near the start model's "
-        "(docs/evaluation.md has the metrics with and without)",
+        "(docs/evaluation.md has the numbers with and without)",
         "objective.options": "held by features: the start model's own ranking of defects is not worth keeping",
         "train.layer_decay": "what defects look like is new, edges and textures are not: early blocks move less",
         "train.keep": "parts come in few groups (modules, lots), so validation rows tell epochs apart mostly by chance; the last one "

@@ -34,7 +34,7 @@ DOMAIN = Domain(
     },
     why={
         "prompts": "the bare finding, as CheXzero asks (Tiu et al. 2022, https://doi.org/10.1038/s41551-022-00936-9), and sentences "
-        "as reports and metric captions word it, after BiomedCLIP (Zhang et al. 2023, https://arxiv.org/abs/2303.00915)",
+        "as reports and figure captions word it, after BiomedCLIP (Zhang et al. 2023, https://arxiv.org/abs/2303.00915)",
         "augment.crop_min": "a finding may lie at the border of the field",
         "augment.flip_horizontal": "left and right are part of the finding",
         "augment.flip_vertical": "an upright chest shows fluid levels, a turned one does not",

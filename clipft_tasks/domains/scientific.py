@@ -4,10 +4,10 @@ from .base import Augment, Checks, Domain
 
 DOMAIN = Domain(
     name="scientific",
-    title="Scientific metrics and micrographs",
+    title="Scientific figures and micrographs",
     prompts=(
         "{}.",
-        "a metric of {}.",
+        "a figure of {}.",
         "a scientific image of {}.",
         "a diagram showing {}.",
         "a structural drawing of {}.",
@@ -30,18 +30,18 @@ DOMAIN = Domain(
     why={
         "prompts": "the kind of image is named, as CLIP does for satellite photos and the like (Radford et al. 2021, section 3.1.4, "
         "https://arxiv.org/abs/2103.00020); and the bare name, since captions here often are just that",
-        "augment.crop_min": "an axis label or the last atom of a chain lies at the edge, and without it the metric means another thing",
+        "augment.crop_min": "an axis label or the last atom of a chain lies at the edge, and without it the figure means another thing",
         "augment.flip_horizontal": "a mirrored molecule or axis is another molecule or axis",
         "augment.rotate90": "letters turn with the image: an N on its side is a Z. For micrographs, which have no up, set it in a "
         "domain of your own",
         "augment.brightness": "gray values and color scales are data, stains are measurements",
         "augment.contrast": "as brightness",
-        "checks.modes": "microscopes write 16-bit and floating-point gray, metrics are often 1-bit or have a palette; CMYK is print",
+        "checks.modes": "microscopes write 16-bit and floating-point gray, figures are often 1-bit or have a palette; CMYK is print",
         "checks.min_class_share": "captions are often unique names, so a class may have one image",
         "gray_bits": "exposure and gain differ from image to image, so each spans its own range; percentiles, since one hot pixel "
         "would else take it",
         "drift_tolerance": "every paper and every instrument has a look of its own: batches differ by nature",
-        "resolution.aspect": "metrics are wide and plots have axes at their edges: nothing may be cut off",
+        "resolution.aspect": "figures are wide and plots have axes at their edges: nothing may be cut off",
         "objective.name": "captions are nearly all different, so every other row is a true negative",
         "objective.also": "held near the start model's features, it may learn at a higher rate and for longer, and forgets next to "
         "nothing of everyday things (docs/evaluation.md)",

@@ -1,5 +1,6 @@
 """Domains: what a template does to an image is what its reasons say, and a new one is a file that works at once."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -55,6 +56,21 @@ def test_prompts_are_an_ensemble_with_a_source(name):
     domain = get_domain(name)
     assert len(set(domain.prompts)) == len(domain.prompts) >= 6
     assert "https://" in domain.why["prompts"]
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("industrial", "86b9a47fea530986"),
+        ("medical", "398526b360dad59e"),
+        ("scientific", "56458ad4cbd4d172"),
+        ("general", "78bc535596184f1b"),
+    ],
+)
+def test_templates_are_data_and_change_only_on_purpose(name, digest):
+    """Another word in a template is another class embedding, and with it another score and another answer of the server."""
+    domain = get_domain(name)
+    assert hashlib.sha256(json.dumps([*domain.prompts, domain.caption]).encode()).hexdigest()[:16] == digest
 
 
 def drawn(name: str) -> augment.Geometry:
