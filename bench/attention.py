@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench import gpu
 from clipft_tasks.model import attention
 from clipft_tasks.model.attention import Policy
+from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.resolution import set_side
 from clipft_tasks.train.microbenchmarks import precision_context
 
@@ -22,7 +23,7 @@ CAP_GIB = 40
 CHUNKED = Policy("chunked", 2**27)
 
 
-def kept_by_attention(clip: gpu.Clip, images: torch.Tensor, chunked: bool) -> float:
+def kept_by_attention(clip: Clip, images: torch.Tensor, chunked: bool) -> float:
     """MiB that attention alone keeps for the backward of one forward pass."""
     kept = 0
 
@@ -52,7 +53,7 @@ def kept_by_attention(clip: gpu.Clip, images: torch.Tensor, chunked: bool) -> fl
     return kept / 2**20
 
 
-def step_of(clip: gpu.Clip, images: torch.Tensor, chunked: bool) -> Callable[[], None]:
+def step_of(clip: Clip, images: torch.Tensor, chunked: bool) -> Callable[[], None]:
     def run() -> None:
         clip.model.zero_grad(set_to_none=True)
         if chunked:

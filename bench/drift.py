@@ -141,7 +141,7 @@ def molecules() -> dict[str, Any]:
     """Drawings of molecules, whose groups are scaffolds: alarms of undrifted windows, and of some that changed."""
     watched = Watched.trained("scientific", "molecules:1500", 2)
     plain, rng = watched.plain(), np.random.default_rng(0)
-    changes = {"undrifted": lambda p: p} | {
+    changes: dict[str, Callable[[Image.Image], Image.Image]] = {"undrifted": lambda p: p} | {
         n: SHIFTS[n] for n in ("blur, 3 px", "30% darker", "turned by 15°", "camera of 100 px")
     }
     changes["white on black"] = ImageOps.invert
@@ -180,7 +180,7 @@ def until_alert(reference: Any, before: Any, shifted: Any, seed: int) -> int | N
     for start in range(0, len(order), STEP):
         part = order[start : start + STEP]
         window.add_images(shifted.image[part], shifted.appearance[part], shifted.similarity[part])
-        if window.metrics(permutations=200).worst[1] > 1:
+        if window.measure(permutations=200).worst[1] > 1:
             return start + len(part)
     return None
 
@@ -215,7 +215,7 @@ def peers(python: str, reference: Any, windows: dict[str, list[np.ndarray]]) -> 
     """What alibi-detect's MMD and Evidently's embedding drift say of the same windows: by traffic, by peer, (alarm, score, seconds)."""
     arrays = {f"w{i}": w for i, w in enumerate(w for found in windows.values() for w in found)}
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder, "w.npz"), reference=reference.rows.image, **arrays)
+        np.savez(Path(folder, "w.npz"), allow_pickle=False, reference=reference.rows.image, **arrays)
         env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(
             [python, "-c", PEERS, str(Path(folder, "w.npz"))], capture_output=True, text=True, env=env, check=False

@@ -110,6 +110,7 @@ def open_clips_step(clip: Clip, count: int, compiled: bool, accumulate: int = 1)
     images, texts = torch.randn(count, 3, clip.side, clip.side, device="cuda"), tokens_of(count).cuda()
 
     def run() -> Tensor:
+        loss: Tensor
         optimizer.zero_grad()
         if accumulate == 1:
             with torch.autocast("cuda", torch.bfloat16):

@@ -17,7 +17,7 @@ CAP_GIB = 16
 GRAIN = 16
 
 
-def largest(runs: Callable[[int], None]) -> int:
+def largest(runs: Callable[[int], object]) -> int:
     """The largest multiple of GRAIN that `runs`, by halving an interval."""
 
     def fits(count: int) -> bool:

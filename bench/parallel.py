@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def speed(names: list[str]) -> dict[str, Any]:
             metrics[name]["one"] = timed(alone, each)
         world.any(False)
         metrics[name]["several"] = timed(together, each * world.size)
-        metrics[name]["sum_gradients_ms"] = 1e3 * gpu.seconds(lambda p=parameters: world.sum_gradients(p), each=10)
+        metrics[name]["sum_gradients_ms"] = 1e3 * gpu.seconds(partial(world.sum_gradients, parameters), each=10)
         if world.leads:
             print(json.dumps({name: metrics[name]}), flush=True)
         del alone, together, parameters, clip
@@ -277,10 +278,10 @@ def main() -> None:
         prepare(asked.prepare)
         return
     if asked.part:
-        metrics = gradients(asked.out) if asked.part == "gradients" else speed(asked.models.split(","))
+        of_part = gradients(asked.out) if asked.part == "gradients" else speed(asked.models.split(","))
         if os.environ.get("RANK", "0") == "0":
             name = f"{asked.part}-{os.environ.get('WORLD_SIZE', '1')}-{asked.models}.json"
-            (asked.out / name).write_text(json.dumps(metrics))
+            (asked.out / name).write_text(json.dumps(of_part))
         return
 
     several = asked.processes

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -67,16 +68,16 @@ def measure(place: Path) -> dict[str, float]:
             "train.epochs": 1, "train.batch": 32, "evaluate.bootstrap": 100, "memory.device": "cpu",
             "gate.rules": ["balanced_accuracy >= 0"]}  # fmt: skip
     out: dict[str, float] = {}
-    done: dict = {}
+    done: dict[str, dict[str, Any]] = {}
     written: list[int] = []
     save = checkpoints.Checkpoints.save
 
-    def weigh(self, step, state):
+    def weigh(self: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> Path:
         path = save(self, step, state)
         written.append(path.stat().st_size)
         return path
 
-    checkpoints.Checkpoints.save = weigh
+    setattr(checkpoints.Checkpoints, "save", weigh)  # noqa: B010
     for name in chain.CHAIN:
         if name == "deploy":
             break
@@ -85,13 +86,15 @@ def measure(place: Path) -> dict[str, float]:
             out["images"] = 400
             out["bytes of the images"] = sum(p.stat().st_size for p in (place / "s").glob("*.jpg"))
             out["bytes of the first version in the remote"] = versioning.remote_bytes()
-    package = tracking.fetch_package(tracking.champion("general"))
+    champion = tracking.champion("general")
+    assert champion
+    package = tracking.fetch_package(champion)
     out["bytes of a checkpoint (starter, 26.6 M parameters)"] = max(written)
     out["bytes of a package"] = sum(p.stat().st_size for p in package.rglob("*") if p.is_file())
 
     before = versioning.remote_bytes()
     more = RunSpec.from_flat(flat | {"source": str(write(place / "s", 440))})
-    staged = chain.run_stage("ingest", more, {}.__getitem__)
+    staged = chain.run_stage("ingest", more, done.__getitem__)
     chain.run_stage("version", more, {"ingest": staged, "validate": {}}.__getitem__)
     out["bytes that a second version with 40 images more adds"] = versioning.remote_bytes() - before
     return out | serve(settings().root)
@@ -174,7 +177,7 @@ def ask(pid: int, address: str, images: bool) -> float:
     stop.set()
     for thread in threads:
         thread.join()
-    return round(answered / cpu, 1)
+    return float(round(answered / cpu, 1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.data import loader, shards
 from clipft_tasks.data.versioning import Dataset, Version
 from clipft_tasks.domains import Augment
+from clipft_tasks.model.clip import Clip
 
 CASES = [("ViT-B-32", 1024), ("ViT-B-16", 512), ("ViT-L-14", 160)]
 IMAGES = 6144
@@ -48,7 +50,7 @@ def shard_set(folder: Path) -> Dataset:
     return Dataset(Version("general", 1, "bench" * 8, {}), pd.DataFrame(rows), folder)
 
 
-def pipeline(clip: gpu.Clip, batch: int) -> dict[str, float]:
+def pipeline(clip: Clip, batch: int) -> dict[str, float]:
     """Pairs per second from shards: the first epoch's decoding, and the epochs after it."""
     device = torch.device("cuda")
     with tempfile.TemporaryDirectory() as folder:
@@ -60,13 +62,13 @@ def pipeline(clip: gpu.Clip, batch: int) -> dict[str, float]:
         decoding = time.perf_counter() - began
         run = gpu.our_step(clip, gpu.ready(clip, batch), True, batch)
         current: list[loader.Batch] = []
-        step_on = gpu.our_step(clip, _Current(current), True, batch)
+        step_on = gpu.our_step(clip, cast(loader.Batch, _Current(current)), True, batch)
         first, last = 0, 8 * data.sampler.steps_per_epoch
 
         def make(step: int) -> loader.Batch:
             return data.batch(step, clip.side, bucketed=True, pinned=True)
 
-        taken = []
+        taken: list[float] = []
         for fed in loader.ahead(make, first, last, device=device, resident=True, workers=WORKERS):
             current[:] = [fed]
             if len(taken) == 5:
