@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fixtures.alerts import (
+from fixtures.alerts import (  # noqa: F401  (fixtures)
     ALERTS,
     CALM,
     HIGH,
@@ -22,10 +22,13 @@ from fixtures.alerts import (
     Ratios,
     Source,
     Watching,
+    alarms,
     alert,
     fired,
     free_port,
     metrics,
+    prometheus,
+    server,
 )
 
 from serving.inference.settings import ServingSettings

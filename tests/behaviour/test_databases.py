@@ -210,7 +210,7 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
     execute(url, "create table kept (a int)", "insert into kept values (7)")
     command.downgrade(config, before)
     assert [s.database.name for s in upgrade.due()] == ["mlflow"]
-    monkeypatch.setattr(upgrade.airflow, "program", lambda *arguments: "")  # its tables are another test's
+    monkeypatch.setattr(upgrade.airflow_client, "program", lambda *arguments: "")  # its tables are another test's
     made = upgrade.upgrade(tmp_path / "backups")
     assert Database("mlflow", url).revision() == newest and upgrade.due() == []
     assert made and backups.Manifest.read(made).revisions == {"mlflow": before}

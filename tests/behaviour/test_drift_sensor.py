@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.alerts import (
+from fixtures.alerts import (  # noqa: F401  (fixtures)
     ALERTS,
     CALM,
     HIGH,
@@ -20,9 +20,12 @@ from fixtures.alerts import (
     ROOT,
     Source,
     Watching,
+    alarms,
     alert,
     fired,
     free_port,
+    prometheus,
+    server,
 )
 
 from clipft_tasks.core.settings import settings

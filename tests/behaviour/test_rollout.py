@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.live_server import CLASSES, IMAGES, TOKEN, Server, changed_card, package
-from fixtures.trials import answering, too_small, tried
+from fixtures.trials import answering, disputed, server, shared, too_small, tried  # noqa: F401  (fixtures)
 
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings

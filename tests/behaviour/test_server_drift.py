@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import made_image
-from fixtures.drift_servers import (
+from fixtures.drift_servers import (  # noqa: F401  (fixtures)
     CAPTIONS,
     DRIFT,
     FEEDBACK,
@@ -25,6 +25,8 @@ from fixtures.drift_servers import (
     of_version,
     ordinary,
     other,
+    server,
+    shared,
 )
 from fixtures.live_server import (
     CLASSES,

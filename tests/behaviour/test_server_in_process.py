@@ -221,7 +221,7 @@ def test_where_a_challengers_embedding_is_no_number_the_champion_answers(inside,
     assert (said["requests"], said["errors"]) == (1, 1)
 
 
-@pytest.mark.parametrize("what", ["monitor.images", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
+@pytest.mark.parametrize("what", ["monitor.add_images", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
 def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monkeypatch, what):
     client = inside(capture=1)
     before = {path: client.post(path, json=body).json() for path, body in ASKED.items()}

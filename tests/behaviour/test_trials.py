@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from fixtures.live_server import CLASSES, EMBED_IMAGES, EMBED_TEXTS, IMAGES, PAIRS, TEXTS, b64, changed_card, package
-from fixtures.trials import (
+from fixtures.trials import (  # noqa: F401  (fixtures)
     OWN,
     PROBE,
     SHOWN,
@@ -14,10 +14,13 @@ from fixtures.trials import (
     attempt,
     begin,
     classify,
+    disputed,
     end,
     refusal,
     report,
     reported,
+    server,
+    shared,
     too_small,
     tried,
 )

@@ -155,7 +155,7 @@ def test_an_interrupted_study_goes_on_where_it_was(flat, monkeypatch):
     real = launch.train
 
     def stops(job, *args):
-        trained.append(launch.key.rpartition("-")[2])
+        trained.append(job.key.rpartition("-")[2])
         if trained == ["0", "1"]:
             raise Transient("the machine goes to sleep")
         return real(job, *args)
