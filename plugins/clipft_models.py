@@ -100,7 +100,7 @@ def _drift(domain: str, problems: list[str]) -> dict[str, Any] | None:
     try:
         answer = httpx.get(f"{settings().server_url}/v1/drift/{domain}", timeout=3)
         return (
-            {k: answer.json()[k] for k in ("drift", "values", "images", "feedback", "promised")} if answer.is_success else None
+            {k: answer.json()[k] for k in ("drift", "values", "images", "feedback", "baseline")} if answer.is_success else None
         )
     except httpx.HTTPError as error:
         problems.append(f"The server does not answer: {error}"[:300])

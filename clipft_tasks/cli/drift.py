@@ -3,13 +3,13 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ..contracts.drift import Capture
 from ..core.errors import ClipftError
 from ..domains import get_domain
-from ..server.client import Refusal, call
+from ..server.client import ServerClient, ServerRefusalError
 
 COLUMNS = ("label", "image", "predicted", "confidence", "novelty", "why", "id")
 
@@ -25,11 +25,11 @@ def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
     from .. import tracking
 
-    seen = call("GET", f"/v1/drift/{domain}").json()
-    click.echo(f"Version {seen['version']}: {seen['images']} images, {seen['texts']} texts, {seen['feedback']} judged answers")
-    for name, ratio in sorted(seen["drift"].items(), key=lambda kv: -kv[1]):
+    seen = ServerClient().drift(domain)
+    click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} judged answers")
+    for name, ratio in sorted(seen.drift.items(), key=lambda kv: -kv[1]):
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
-    for name, value in sorted(seen["values"].items()):
+    for name, value in sorted(seen.values.items()):
         click.echo(f"  {name:20} {value:.4f}")
     state, now = tracking.incidents(domain), time.time()
     click.echo(f"Breaker {state.breaker(now)}, {state.failures} failures in a row.")
@@ -71,12 +71,13 @@ def label(domain: str, folder: Path, everything: bool) -> None:
     table = folder / "labels.csv"
     if table.exists():
         _send(domain, table)
-    found = [c for c in call("GET", f"/v1/captures/{domain}").json() if everything or not c["label"]]
+    found = [c for c in ServerClient().captures(domain) if everything or not c.label]
     # New images first, then those that the model was least sure of.
-    found.sort(key=lambda c: (c["why"] != "new", c["confidence"]))
+    found.sort(key=lambda c: (c.why != "new", c.confidence))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        dict(zip(COLUMNS, (c["label"], _fetch(domain, c, folder), *(c[k] for k in COLUMNS[2:])), strict=True)) for c in found
+        dict(zip(COLUMNS, (c.label, _fetch(domain, c, folder), *(getattr(c, k) for k in COLUMNS[2:])), strict=True))
+        for c in found
     ]
     part = table.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
@@ -99,20 +100,20 @@ def _send(domain: str, table: Path) -> None:
     for row in rows:
         if row["label"] and row["label"].strip():
             try:
-                call("PUT", f"/v1/captures/{domain}/{row['id'].strip()}", json={"label": row["label"].strip()})
+                ServerClient().label_capture(domain, row["id"].strip(), row["label"].strip())
                 told += 1
-            except Refusal as error:
+            except ServerRefusalError as error:
                 if error.status != 404:
                     raise
                 gone += 1
     click.echo(f"{told} labels sent" + (f", {gone} images are no longer kept" if gone else "") + ".")
 
 
-def _fetch(domain: str, capture: dict[str, Any], folder: Path) -> str:
-    data = call("GET", f"/v1/captures/{domain}/{capture['id']}").content
+def _fetch(domain: str, capture: Capture, folder: Path) -> str:
+    data = ServerClient().captured_image(domain, capture.id)
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     kind = next((k for start, k in kinds.items() if data.startswith(start)), "tif")
-    path = folder / f"{capture['id']}.{kind}"
+    path = folder / f"{capture.id}.{kind}"
     if not path.exists():
         path.write_bytes(data)
     return path.name

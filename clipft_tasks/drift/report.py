@@ -46,7 +46,7 @@ def lines(
     if "accuracy" in values:
         interval = f"[{values['accuracy_low']:.2f}, {values['accuracy_high']:.2f}]"
         out.append(
-            f"* Judged answers: {values['accuracy']:.2f} right {interval} of {seen['feedback']}; promised {seen['promised']['value']:.2f}."
+            f"* Judged answers: {values['accuracy']:.2f} right {interval} of {seen['feedback']}; promised {seen['baseline']['value']:.2f}."
         )
     elif "accuracy_estimate" in values:
         out.append(f"* No judged answers. Estimated accuracy {values['accuracy_estimate']:.2f} (from confidence, an estimate).")

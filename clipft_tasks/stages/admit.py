@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.console import say
 from ..drift import incidents
-from ..server.client import Refusal, call
+from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
 JUDGED = 20  # answers of the version before, below which the promise is what a new version is held to
@@ -76,20 +76,20 @@ def _worse(spec: RunSpec, watch: incidents.Watch, breaches: Sequence[dict[str, A
     if not any("performance" in b["causes"] and b["version"] == watch.version for b in breaches):
         return ""
     try:
-        seen = call("GET", f"/v1/drift/{spec.domain}").json()
-    except Refusal as error:
+        seen = ServerClient().drift(spec.domain)
+    except ServerRefusalError as error:
         if error.status == 404:  # nothing of the domain is live
             return ""
         raise
-    if seen["version"] != watch.version or "accuracy" not in seen["values"]:
+    if seen.version != watch.version or "accuracy" not in seen.values:
         return ""
-    live, judged = seen["values"]["accuracy"], seen["feedback"]
+    live, judged = seen.values["accuracy"], seen.feedback
     said = f"version {watch.version} is right in {live:.0%} of {judged} judged answers"
     if watch.accuracy is not None and watch.judged >= JUDGED:
         _, high = difference(round(live * judged), judged, round(watch.accuracy * watch.judged), watch.judged)
         return f"{said}, version {watch.before} was in {watch.accuracy:.0%} of {watch.judged}" if high < 0 else ""
-    if seen["drift"].get("performance", 0.0) > 1:
-        return f"{said}, promised were {seen['promised']['value']:.0%}"
+    if seen.drift.get("performance", 0.0) > 1:
+        return f"{said}, promised were {seen.baseline.value:.0%}"
     return ""
 
 

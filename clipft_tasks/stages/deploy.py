@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..core.console import say
-from ..server.client import Refusal, agree, call
+from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
 
@@ -15,9 +15,10 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     """
     from .. import tracking
 
+    server = ServerClient()
     try:
-        answer = call("PUT", f"/v1/models/{spec.domain}", json={"version": version}, timeout=300).json()
-    except Refusal as error:
+        loaded = server.load(spec.domain, version)
+    except ServerRefusalError as error:
         # 409 is about this version; anything else (a wrong token, say) is not its fault.
         tracking.restore(spec.domain, previous or None, failed=version if error.status == 409 else "")
         say(
@@ -25,13 +26,13 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
             + (f"version {previous} is champion again." if previous else "nobody is champion.")
         )
         raise
-    say(f"Version {answer['version']} of {spec.domain} is live after {answer['load_seconds']:.1f} s.")
-    replicas = agree(spec.domain, version)
+    say(f"Version {loaded.version} of {spec.domain} is live after {loaded.load_seconds:.1f} s.")
+    replicas = server.wait_for_version(spec.domain, version)
     links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
     return {
         "version": version,
-        "replaced": answer.get("replaced") or "",
-        "load_seconds": answer["load_seconds"],
+        "replaced": loaded.replaced or "",
+        "load_seconds": loaded.load_seconds,
         "replicas": replicas,
         "links": links,
     }

@@ -10,7 +10,7 @@ from ..core.console import say
 from ..core.errors import ClipftError, Transient
 from ..drift.image_statistics import STATISTICS
 from ..drift.incidents import Watch
-from ..server.client import Refusal, call
+from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
 SHOWN = 8  # images of a kind in the report
@@ -36,9 +36,9 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     from ..drift.reference import Reference
     from ..model.package import WEIGHTS, weights_digest
 
-    seen = call("GET", f"/v1/drift/{spec.domain}").json()
-    window = call("GET", f"/v1/windows/{spec.domain}").json()
-    captures = call("GET", f"/v1/captures/{spec.domain}").json()
+    server = ServerClient()
+    seen, window = server.drift(spec.domain).to_json(), server.window(spec.domain).to_json()
+    captures = [capture.to_json() for capture in server.captures(spec.domain)]
     champion = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
     package = tracking.fetch_package(champion)
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
@@ -57,7 +57,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         looks = np.array(window["appearance"], dtype=float).reshape(-1, len(STATISTICS))
         compared = model_search.compare(spec.domain, champion, images, [c["label"] for c in taken], looks)
         advice = diagnosis.advise(
-            found, labels, compared.others, seen["promised"]["value"], live, losing, compared.templates, compared.calibration
+            found, labels, compared.others, seen["baseline"]["value"], live, losing, compared.templates, compared.calibration
         )
         if advice.action in ("label", "camera") and (
             hint := model_search.known_elsewhere(compared, spec.domain, seen["version"])
@@ -116,9 +116,9 @@ def _images(domain: str, captures: list[dict[str, Any]], bits: int) -> tuple[lis
     taken, data, images = [], [], []
     for capture in sorted(captures, key=lambda c: (not c["label"], -c["time"]))[:MOST]:
         try:
-            content = call("GET", f"/v1/captures/{domain}/{capture['id']}").content
+            content = ServerClient().captured_image(domain, capture["id"])
             images.append(open_image(content, gray_bits=bits).rgb)
-        except (BadImage, Refusal):  # damaged, or deleted since it was listed
+        except (BadImage, ServerRefusalError):  # damaged, or deleted since it was listed
             continue
         taken.append(capture)
         data.append(content)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.console import say
 from ..core.errors import ClipftError
-from ..server.client import call
+from ..server.client import ServerClient
 from ..spec import RunSpec
 
 
@@ -20,19 +20,14 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
 
     registered = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}")
     recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
-    body = {
-        "domain": spec.domain,
-        "images": [{"base64": p} for p in recorded["images"]],
-        "texts": recorded["texts"],
-    }
-    response = call("POST", "/v1/similarity", json=body)
-    answering = response.headers.get("x-clipft-model-version")
-    difference = recorded_answers.disagreement(recorded, response.json()["similarity"])
+    server = ServerClient()
+    similarity, answering = server.similarity(spec.domain, recorded["images"], recorded["texts"])
+    difference = recorded_answers.disagreement(recorded, similarity)
     if answering != version or difference > recorded["tolerance"]:
         reason = f"version {answering} answers" if answering != version else f"its answers differ by {difference:.3f}"
         tracking.restore(spec.domain, previous or None, failed=version)
         if previous:
-            call("PUT", f"/v1/models/{spec.domain}", json={"version": previous}, timeout=300)
+            server.load(spec.domain, previous)
         raise ClipftError(
             f"version {version} of {spec.domain}",
             f"it did not verify: {reason} (limit {recorded['tolerance']})",

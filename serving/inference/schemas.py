@@ -171,20 +171,6 @@ class Judged(BaseModel):
     counted: bool = Field(description="false when this image was judged before")
 
 
-class Drift(BaseModel):
-    domain: str
-    version: str
-    images: int = Field(description="images in the window, of all replicas that answer with this version")
-    texts: int
-    feedback: int
-    pairs: int = Field(description="images that came with their own text")
-    behind: dict[str, int] = Field(description="signal -> rows that it was measured on")
-    drift: dict[str, float] = Field(description="signal -> metric over its limit; above 1 is drift")
-    values: dict[str, float] = Field(description="metrics in their own units")
-    promised: dict[str, float] = Field(description="accuracy on held-out rows when the version was trained")
-    worst: dict[str, Any]
-
-
 class Captured(BaseModel):
     id: str
     request: str

@@ -9,7 +9,7 @@ from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copie
 
 from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.settings import settings
-from clipft_tasks.server.client import agree
+from clipft_tasks.server.client import ServerClient
 from serving.inference.captures import hashed
 from serving.inference.replicas import together
 
@@ -145,8 +145,8 @@ def test_drift_is_that_of_all(pair):
     one, other = (s.client.get("/v1/drift/general", headers=relayed).json() for s in pair)
     both = [s.client.get("/v1/drift/general").json() for s in pair]
     assert [b["images"] for b in both] == [one["images"] + other["images"]] * 2
-    rows = [w["behind"]["brightness"] for w in (one, other)]
-    assert both[0]["behind"]["brightness"] == sum(rows)
+    rows = [w["rows"]["brightness"] for w in (one, other)]
+    assert both[0]["rows"]["brightness"] == sum(rows)
     assert both[0]["drift"]["brightness"] == pytest.approx(
         sum(w["drift"]["brightness"] * n for w, n in zip((one, other), rows, strict=True)) / sum(rows)
     )
@@ -158,12 +158,12 @@ def test_the_pipeline_waits_until_all_agree(pair, monkeypatch):
         use(first.home, patch)
         patch.setenv("CLIPFT_SERVER_URL", first.url)
         patch.setenv("CLIPFT_SERVER_TOKEN", TOKEN)
-        assert agree("general", "1", 5) == 2
+        assert ServerClient().wait_for_version("general", "1", 5) == 2
         only_here = {"version": "2"}, SHOWN | {"X-Clipft-Relayed": "1"}  # as a replica that missed the news
         assert second.client.put("/v1/models/general", json=only_here[0], headers=only_here[1]).status_code == 200
         with pytest.raises(Transient, match="Not every replica answers with version 1"):
-            agree("general", "1", 1)
-        assert first.put("2").status_code == 200 and agree("general", "2", 5) == 2
+            ServerClient().wait_for_version("general", "1", 1)
+        assert first.put("2").status_code == 200 and ServerClient().wait_for_version("general", "2", 5) == 2
     settings.cache_clear()
     assert first.client.get("/v1/replicas").status_code == 401
 

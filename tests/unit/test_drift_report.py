@@ -47,7 +47,7 @@ def seen_by_the_server(**values: float) -> dict[str, Any]:
         "feedback": 12,
         "drift": {"image": 2.5, "brightness": 0.4},
         "values": values,
-        "promised": {"value": 0.91, "rows": 200},
+        "baseline": {"value": 0.91, "rows": 200},
     }
 
 

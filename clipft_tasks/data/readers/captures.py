@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ...core.errors import ClipftError
-from ...server.client import Refusal, call
+from ...server.client import ServerClient, ServerRefusalError
 from .. import versioning
 from ..images import BadImage
 from . import Row, Source
@@ -22,7 +22,7 @@ def open_captures(domain: str) -> Source:
     known = versioning.versions(domain)
     if not known:
         raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
-    judged = [c for c in call("GET", f"/v1/captures/{domain}").json() if c["label"]]
+    judged = [c for c in ServerClient().captures(domain) if c.label]
     if not judged:
         raise ClipftError(
             f"source captures:{domain}", "no captured image has a label", "Label some: `clipft label`, or send feedback."
@@ -33,7 +33,7 @@ def open_captures(domain: str) -> Source:
         dataset = versioning.fetch(newest)
         # An image that was sent twice, or that the version has already, is taken once; the newest judgment counts.
         known_bytes = set(dataset.frame["sha256"])
-        once = {c["sha256"]: c for c in judged if c["sha256"] not in known_bytes}
+        once = {c.sha256: c for c in judged if c.sha256 not in known_bytes}
         for old in dataset.frame.itertuples():
             yield Row(
                 where=f"{newest.tag} {old.name}",
@@ -46,10 +46,10 @@ def open_captures(domain: str) -> Source:
             )
         for capture in once.values():
             yield Row(
-                where=f"capture {capture['id']}",
-                image_bytes=partial(_image, domain, capture["id"]),
-                key=f"captures/{capture['id']}",
-                label=capture["label"],
+                where=f"capture {capture.id}",
+                image_bytes=partial(_image, domain, capture.id),
+                key=f"captures/{capture.id}",
+                label=capture.label,
             )
 
     return Source(rows, license=str(newest.card.get("license", "")), name=f"captures:{domain}")
@@ -57,6 +57,6 @@ def open_captures(domain: str) -> Source:
 
 def _image(domain: str, name: str) -> bytes:
     try:
-        return call("GET", f"/v1/captures/{domain}/{name}").content
-    except Refusal as error:  # deleted since it was listed
+        return ServerClient().captured_image(domain, name)
+    except ServerRefusalError as error:  # deleted since it was listed
         raise BadImage(f"the server no longer keeps it ({error.status})") from error

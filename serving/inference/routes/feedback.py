@@ -1,11 +1,13 @@
 """Routes about traffic that was answered: feedback, drift, captured images."""
 
-from dataclasses import asdict, fields
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.contracts.drift import BaselineAccuracy, DriftSnapshot, WorstSignal
+from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.drift.window import DriftMetrics, pooled
 
 from .. import schemas
@@ -52,26 +54,37 @@ def feedback(asked: schemas.Feedback, request: Request) -> Any:
     return {"predicted": answer.labels[asked.index], "version": answer.version, "counted": new}
 
 
-@router.get("/v1/drift/{domain}", response_model=schemas.Drift)
-def drift(domain: str, request: Request) -> dict[str, Any]:
+@router.get("/v1/drift/{domain}")
+def drift(domain: str, request: Request) -> DriftSnapshot:
     """How far what the live version sees, on all replicas together, is from its reference, measured now."""
     found = _monitor(request).drift_metrics(domain)
     if found is None:
         raise HTTPException(404, f"No live version of {domain} with a reference.")
     request.state.domain = domain
     version, promised, mine = found
-    told = [a.response.json() for a in _peers(request).tell(request) if a.response is not None and a.response.is_success]
-    names = {f.name for f in fields(DriftMetrics)}  # a replica of another release may not say all of them
-    same = [DriftMetrics(**{n: said[n] for n in names}) for said in told if said["version"] == version and names <= said.keys()]
+    others = []
+    for answer in _peers(request).tell(request):
+        if answer.response is not None and answer.response.is_success:
+            with suppress(ClipftError):  # a replica of another release may not say all of it
+                others.append(DriftSnapshot.from_json(answer.response.json(), f"of {answer.address}"))
+    same = [
+        DriftMetrics(o.drift, o.values, o.images, o.texts, o.feedback, o.rows, o.pairs) for o in others if o.version == version
+    ]
     metrics = pooled([mine, *same])
     signal, ratio = metrics.worst
-    return {
-        "domain": domain,
-        "version": version,
-        **asdict(metrics),
-        "promised": promised,
-        "worst": {"signal": signal, "ratio": ratio},
-    }
+    return DriftSnapshot(
+        domain=domain,
+        version=version,
+        images=metrics.images,
+        texts=metrics.texts,
+        feedback=metrics.feedback,
+        pairs=metrics.pairs,
+        rows=metrics.behind,
+        drift=metrics.drift,
+        values=metrics.values,
+        baseline=BaselineAccuracy.model_validate(promised),
+        worst=WorstSignal(signal=signal, ratio=ratio),
+    )
 
 
 @router.get("/v1/windows/{domain}", dependencies=[Depends(authorised)])

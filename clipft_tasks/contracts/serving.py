@@ -1,0 +1,128 @@
+"""What the clipft server answers, as JSON over HTTP. About drift and captured images see `drift`; what it is asked is in
+`serving.inference.schemas`."""
+
+from pydantic import ConfigDict, Field
+
+from .base import Record
+
+
+class Answer(Record):
+    """What a server says. A client reads the fields that it knows and ignores those that a newer release added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# Inference --------------------------------------------------------------------------------------------------------
+
+
+class Embeddings(Answer):
+    embeddings: list[list[float]] = Field(description="one an item, in the order asked: what the model's similarity compares")
+    dimension: int
+
+
+class Similarities(Answer):
+    similarity: list[list[float]] = Field(
+        description="one row an image, one column a text; which similarity it is, `/v1/models` says"
+    )
+
+
+class Prediction(Answer):
+    label: str
+    probability: float = Field(description="softmax over the classes at the model's temperature; not calibrated")
+    scores: dict[str, float] = Field(description="similarity by class")
+
+
+class Predictions(Answer):
+    predictions: list[Prediction]
+
+
+# Models -----------------------------------------------------------------------------------------------------------
+
+
+class ModelInfo(Answer):
+    domain: str
+    version: str
+    since: float
+    side: int = Field(description="image side in pixels")
+    classes: list[str]
+    similarity: str = Field(description="how its embeddings are compared: cosine (unit vectors), dot, euclidean, hyperbolic, …")
+    dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
+    lineage: dict[str, str]
+
+
+class LoadResult(Answer):
+    version: str
+    replaced: str | None
+    load_seconds: float
+    disagreement: float = Field(description="largest difference from the answers recorded at training")
+    replicas: dict[str, str] = Field({}, description="the other replicas: the version that is live there now, or away")
+
+
+class ReplicaState(Answer):
+    address: str = Field(description="empty: the one that answers")
+    live: dict[str, str] = Field(description="the live version of each domain")
+    problem: str = Field(description="what it cannot do at the moment, or that it does not answer")
+
+
+# Trials on live traffic -------------------------------------------------------------------------------------------
+
+
+class TrialLatency(Answer):
+    """95th percentile of the seconds that an answer took; null while there was none."""
+
+    champion: float | None
+    challenger: float | None
+
+
+class TrialReport(Answer):
+    domain: str
+    version: str
+    share: float
+    answers: bool
+    requests: int
+    images: int
+    agreement: float | None = Field(description="share of images on which both named the same class")
+    errors: int
+    seconds_p95: TrialLatency
+
+
+class TrialEnd(Answer):
+    ended: bool = Field(description="false when there was no trial")
+
+
+# Feedback and captures --------------------------------------------------------------------------------------
+
+
+class FeedbackResult(Answer):
+    predicted: str
+    version: str
+    counted: bool = Field(description="false when this image was judged before")
+
+
+class CaptureShare(Answer):
+    domain: str
+    share: float | None
+    before: float | None = Field(description="the share that was set so far; null for none")
+
+
+class CaptureLabel(Answer):
+    id: str
+    label: str
+
+
+class DeletedCaptures(Answer):
+    deleted: int
+
+
+# Health -----------------------------------------------------------------------------------------------------------
+
+
+class Liveness(Answer):
+    status: str
+
+
+class Readiness(Answer):
+    ready: bool
+    live: dict[str, str] = Field(description="the live version of each domain")
+    device: str
+    problem: str = Field(description="why the registry could not be followed; empty for nothing")
