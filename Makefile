@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test test-team lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test test-team docs lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -81,6 +81,10 @@ check: lint  ## what to run before a commit: lint, and the unit and data tests t
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
+
+docs: setup  ## the documentation site, into build/docs, without network; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/docs/index.html."
 
 lint: setup  ## ruff, mypy, and the contracts about imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo

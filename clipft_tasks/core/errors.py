@@ -1,5 +1,7 @@
 """The one exception that a person is meant to read."""
 
+__all__ = ["ClipftError", "Transient"]
+
 
 class ClipftError(Exception):
     """Something a person can mend.

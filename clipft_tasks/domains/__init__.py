@@ -52,6 +52,7 @@ def _all() -> dict[str, Domain]:
 
 
 def domain_names() -> list[str]:
+    """Every domain that can be named: those that ship, entry points, and files on `CLIPFT_DOMAINS_PATH`."""
     return list(_all())
 
 

@@ -18,6 +18,8 @@ from .fastpath import quicken
 from .package import WEIGHTS, open_folder, open_similarity, read_config, weights_digest
 from .resolution import set_context, set_patch, set_side
 
+__all__ = ["from_folder", "load"]
+
 RESIZE_MODE = {aspect: mode for mode, aspect in RESIZE_MODES.items()}
 
 
@@ -77,6 +79,7 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
 
 
 def from_folder(folder: Path, *, source: str) -> Clip:
+    """The model of a package folder, on the CPU; `source` is what to call it. Raises ClipftError when it is no package."""
     model, tokenizer = open_folder(folder)
     quicken(model)
     clip = Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)

@@ -15,6 +15,8 @@ from ..devices.memory import is_out_of_memory, release
 from . import positions
 from .similarity import Cosine, Similarity
 
+__all__ = ["Clip"]
+
 SIMILARITY = "similarity."  # before the names of its weights
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)

@@ -24,6 +24,8 @@ from torch.nn.functional import normalize
 
 from ..core.plugins import classes
 
+__all__ = ["Bilinear", "Cosine", "Dot", "Euclidean", "Hyperbolic", "Similarity", "make"]
+
 
 class Similarity(nn.Module, ABC):
     """Base of all similarities: features become embeddings, and embeddings are compared. Everything is fp32.

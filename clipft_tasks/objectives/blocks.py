@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .base import Anchor, Pairs
 
+__all__ = ["in_blocks", "own", "symmetric"]
+
 LOGITS = 2**24  # at once: 64 MiB in fp32
 MASKED = -1e9  # in the place of a logit that must not count; finite, so that a row of nothing else has no NaN gradient
 

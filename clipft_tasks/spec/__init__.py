@@ -16,6 +16,11 @@ from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
 from .gate_rules import Rule
 
+__all__ = [
+    "ApprovalSpec", "BlendSpec", "DataSpec", "EvaluateSpec", "GateSpec", "MemorySpec", "ModelSpec", "ObjectiveSpec", "ResolutionSpec",
+    "RolloutSpec", "RunSpec", "TrainSpec", "TuneSpec", "form",
+]  # fmt: skip
+
 
 class Section(BaseModel):
     """A group of fields; unknown names are refused so that a typing error never passes silently."""

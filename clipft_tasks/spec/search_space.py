@@ -9,7 +9,8 @@ class Range:
     """Numbers between two ends, or a choice of a few.
 
     Args:
-        low, high: ends, both included.
+        low: lower end, included.
+        high: upper end, included.
         log: whether equal factors, not equal distances, are equally likely.
         choices: instead of ends.
     """
@@ -25,6 +26,7 @@ class Range:
 
     @classmethod
     def of(cls, *choices: float | str) -> "Range":
+        """A choice of a few values."""
         return cls(choices=choices)
 
 
