@@ -225,10 +225,9 @@ class _Load:
 
 def _start_afresh() -> None:
     """A cool-down or a watch of an earlier demo does not count."""
-    from clipft_tasks import tracking
-    from clipft_tasks.drift import incidents
+    from clipft_tasks.drift import incident_store, incidents
 
-    state = tracking.change_incidents(DOMAIN, incidents.reset)
+    state = incident_store.update(DOMAIN, incidents.reset)
     if state.incident:
         what = f"an incident of {DOMAIN} ({', '.join(state.incident.causes)})"
         raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")

@@ -51,13 +51,14 @@ _UNKNOWN = _NONE | {"versions": None, "breaker": "unknown"}
 def _registered(problems: list[str]) -> dict[str, dict[str, Any]] | None:
     """Versions and incidents of each domain that has a model; None when the registry cannot be asked."""
     from clipft_tasks import tracking
+    from clipft_tasks.drift import incident_store
 
     found = {}
     try:
         for model in tracking.client().search_registered_models("name LIKE 'clipft-%'"):
             name = model.name.removeprefix("clipft-")
             aliases = [a for a in ("champion", "challenger", "previous") if a in model.aliases]
-            state = tracking.incidents(name)
+            state = incident_store.load(name)
             incident = state.incident
             found[name] = {
                 "versions": {a: _version(tracking.client().get_model_version(model.name, model.aliases[a])) for a in aliases},

@@ -23,7 +23,7 @@ def _known(context: click.Context, parameter: click.Parameter, name: str) -> str
 @click.argument("domain", callback=_known)
 def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
-    from .. import tracking
+    from ..drift import incident_store
 
     seen = ServerClient().drift(domain)
     click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} judged answers")
@@ -31,7 +31,7 @@ def drift(domain: str) -> None:
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
     for name, value in sorted(seen.values.items()):
         click.echo(f"  {name:20} {value:.4f}")
-    state, now = tracking.incidents(domain), time.time()
+    state, now = incident_store.load(domain), time.time()
     click.echo(f"Breaker {state.breaker(now)}, {state.failures} failures in a row.")
     if (found := state.incident) and found.watch and found.quiet:
         click.echo(
@@ -49,12 +49,11 @@ def drift(domain: str) -> None:
 @click.option("--reset", is_flag=True, help="close it, and forget the cool-down")
 def breaker(domain: str, reset: bool) -> None:
     """Show or reset the circuit breaker of DOMAIN, which stops re-adaptations after repeated failures."""
-    from .. import tracking
-    from ..drift import incidents
+    from ..drift import incident_store, incidents
 
-    state = tracking.incidents(domain)
+    state = incident_store.load(domain)
     if reset:
-        state = tracking.change_incidents(domain, incidents.reset)
+        state = incident_store.update(domain, incidents.reset)
     click.echo(f"Breaker {state.breaker(time.time())}, {state.failures} failures in a row.")
 
 

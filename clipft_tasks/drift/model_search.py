@@ -138,7 +138,7 @@ def _models(domain: str, champion: Any) -> Iterator[tuple[str, Any]]:
     rest = [v for v in versions if v.version != champion.version and v.tags.get("clipft.deploy") != "failed"]
     yield from ((domain, v) for v in rest[:VERSIONS])
     for other, number in sorted(elsewhere.items()):
-        yield other, tracking.version_of(f"models:/{tracking.model_name(other)}/{number}")
+        yield other, tracking.resolve_version(f"models:/{tracking.model_name(other)}/{number}")
 
 
 def _other_domains(domain: str) -> list[str]:

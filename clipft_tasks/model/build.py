@@ -68,7 +68,7 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
     if start == "champion" or start.startswith("models:/"):
         from .. import tracking
 
-        version = tracking.champion(domain) if start == "champion" else tracking.version_of(start)
+        version = tracking.champion(domain) if start == "champion" else tracking.resolve_version(start)
         if version is None:
             raise ClipftError(
                 f"the champion of {domain}", "no model version carries that alias yet", "Start from `starter` first."

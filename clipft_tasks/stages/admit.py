@@ -26,11 +26,11 @@ def run(
         back waits for a person).
     Raises: Transient when MLflow is away, or the server where it must be asked.
     """
-    from .. import tracking
+    from ..drift import incident_store
 
     causes = list(dict.fromkeys(cause for breach in breaches for cause in breach["causes"]))
     drifting = [b for b in breaches if set(b["causes"]) != {"errors"}]
-    now, found = time.time(), tracking.incidents(spec.domain).incident
+    now, found = time.time(), incident_store.load(spec.domain).incident
     why = _worse(spec, found.watch, breaches) if found and found.watch and found.quiet else ""
     let_in, reason = False, ""
 
@@ -48,7 +48,7 @@ def run(
             let_in, reason = False, "failing requests alone are no drift, and no new version is on watch"
         return state
 
-    state = tracking.change_incidents(spec.domain, decide)
+    state = incident_store.update(spec.domain, decide)
     say(f"{spec.domain} ({', '.join(causes)}): {'admitted' if let_in else 'not taken'}, {reason}.")
     taken = state.incident if let_in else None
     watched = taken.watch if taken else None

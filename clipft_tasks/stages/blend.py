@@ -33,7 +33,9 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     client = tracking.client()
     package = tracking.fetch_candidate(run_id)
     tags = client.get_run(run_id).data.tags
-    trained = RunSpec.model_validate(tracking.card_of(run_id, "spec.json"))  # as the candidate was, tuned values and all
+    trained = RunSpec.model_validate(
+        tracking.load_json_artifact(run_id, "spec.json")
+    )  # as the candidate was, tuned values and all
     dataset = versioning.fetch(versioning.find(tags["clipft.dataset"], spec.domain))
     candidate = build.from_folder(package, source=tags["clipft.start"])
     start = build.load(tags["clipft.start"], domain=spec.domain)
@@ -41,7 +43,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
         "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=validation.ROWS,
         metric=spec.gate.metric,
     )  # fmt: skip
-    done = tracking.card_of(run_id, "blend.json")
+    done = tracking.load_json_artifact(run_id, "blend.json")
     if done.get("key") == key:
         say(f"Blended before with the same models and rows: alpha {done['alpha']:g}.")
         return done
@@ -102,10 +104,10 @@ def _candidate(spec: RunSpec, clip: Any, dataset: Any, decided: Any, key: str, p
     tags = {name: before.data.tags[name] for name in inherited if name in before.data.tags}
     tags |= {"mlflow.parentRunId": parent, "clipft.alpha": f"{decided.value:g}"}
     with tracking.retryable():
-        own = tracking.begin(spec.domain, key, f"{before.info.run_name}, alpha {decided.value:g}", tags)
+        own = tracking.get_or_create_run(spec.domain, key, f"{before.info.run_name}, alpha {decided.value:g}", tags)
     run_id = str(own.info.run_id)
     if "clipft.model_uri" in own.data.tags:
-        tracking.finish(run_id)
+        tracking.finish_run(run_id)
         return run_id
     work = settings().folder("work", key)
     with tracking.retryable(), mlflow.start_run(run_id=run_id):

@@ -22,10 +22,11 @@ def run(
     Raises: Transient when MLflow is away.
     """
     from .. import tracking
+    from ..drift import incident_store
 
     failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
     done = {name for name, state in states.items() if state == "success"}
-    now, champion = time.time(), tracking.number(tracking.champion(spec.domain))
+    now, champion = time.time(), tracking.version_number(tracking.champion(spec.domain))
     outcome = "failed" if failed else "recovered" if done & {"finetune", "rollback"} else "declined"
 
     def ended(state: incidents.State) -> incidents.State:
@@ -47,6 +48,6 @@ def run(
             return incidents.watch(state, watched)
         return incidents.close(state, outcome, now, ", ".join(failed))
 
-    state = tracking.change_incidents(spec.domain, ended)
+    state = incident_store.update(spec.domain, ended)
     say(f"{spec.domain}: {outcome}; the breaker is {state.breaker(now)} ({state.failures} failures in a row).")
     return {"outcome": outcome, "failed": failed, "breaker": state.breaker(now), "failures": state.failures}

@@ -77,14 +77,14 @@ def run(
         "clipft.datasets": ",".join(sorted({m.dataset for m in members})),
     }
     with tracking.retryable(), tempfile.TemporaryDirectory() as folder:
-        mlflow_run = tracking.begin("compare", key, what[:200], tags)
+        mlflow_run = tracking.get_or_create_run("compare", key, what[:200], tags)
         run_id = mlflow_run.info.run_id
         path = Path(folder, "comparison.html")
         path.write_text(page, "utf-8")
         tracking.client().log_artifact(run_id, str(path))
         plain = json.loads(json.dumps(found | {"problems": problems}), parse_constant=lambda _: None)  # JSON knows no NaN
         tracking.client().log_dict(run_id, plain, "comparison.json")
-        tracking.finish(run_id)
+        tracking.finish_run(run_id)
     for line in (*found["said"], *problems):
         say(line)
     return {
@@ -115,13 +115,13 @@ def _of(text: str) -> list[_Named]:
     from .. import tracking
 
     if text.startswith("models:/"):
-        return [_version(tracking.version_of(text))]
+        return [_version(tracking.resolve_version(text))]
     domain, at, alias = text.partition("@")
     if at and domain in domain_names():
-        return [_version(tracking.version_of(f"models:/{tracking.model_name(domain)}@{alias}"), alias)]
+        return [_version(tracking.resolve_version(f"models:/{tracking.model_name(domain)}@{alias}"), alias)]
     if domain in domain_names():
         with tracking.retryable():
-            both = {a: tracking.by_alias(domain, a) for a in (tracking.CHAMPION, tracking.CHALLENGER)}
+            both = {a: tracking.version_by_alias(domain, a) for a in (tracking.CHAMPION, tracking.CHALLENGER)}
         if not any(both.values()):
             raise ClipftError(f"domain {domain}", "it has neither champion nor challenger", "Run clipft_finetune first.")
         return [_version(version, alias) for alias, version in both.items() if version]
@@ -273,7 +273,7 @@ def _facts(model: Any, problems: list[str]) -> dict[str, Any]:
         )
         return {}
     sides = model.card["resolutions"]["evaluated"]
-    recorded = {str(side): tracking.card_of(run_id, f"evaluation/{side}.json") for side in sides}
+    recorded = {str(side): tracking.load_json_artifact(run_id, f"evaluation/{side}.json") for side in sides}
     return {
         "params": dict(found.data.params),
         "metrics": dict(found.data.metrics),

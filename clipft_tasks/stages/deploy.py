@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..core.console import say
+from ..core.settings import settings
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
@@ -28,7 +29,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
         raise
     say(f"Version {loaded.version} of {spec.domain} is live after {loaded.load_seconds:.1f} s.")
     replicas = server.wait_for_version(spec.domain, version)
-    links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
+    links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
     return {
         "version": version,
         "replaced": loaded.replaced or "",

@@ -44,7 +44,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
     dataset = versioning.fetch(versioning.find(mlflow_run.data.tags["clipft.dataset"], spec.domain))
     champion = tracking.champion(spec.domain)
     if champion and champion.run_id == run_id:
-        champion = tracking.by_alias(spec.domain, tracking.PREVIOUS)  # a second look at what already won
+        champion = tracking.version_by_alias(spec.domain, tracking.PREVIOUS)  # a second look at what already won
     candidate = build.from_folder(package, source="candidate")
     key = spec.identity(
         "evaluate", "evaluate", metric=spec.gate.metric, model=candidate.digest, dataset=dataset.version.revision, resolution=resolution,
@@ -52,7 +52,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         domain=[domain.prompts, domain.slices, domain.corruptions, domain.general_set], train=spec.resolution.train,
     )  # fmt: skip
     name = f"evaluation/{resolution}.json"
-    done = tracking.card_of(run_id, name)
+    done = tracking.load_json_artifact(run_id, name)
     if done.get("key") == key:
         say(f"Evaluated before at {resolution} px with the same rows and models.")
         return done
@@ -72,7 +72,7 @@ def run(spec: RunSpec, run_id: str, resolution: int) -> dict[str, Any]:
         metric = names[0]
         say(f"{spec.gate.metric} cannot be told from the test rows of {dataset.version.tag}: the gate looks at {metric}.")
     found = evaluator.evaluate(models, dataset, domain, spec, resolution, metric, names)
-    result = {"key": key, "opponent": tracking.number(champion), **found.result}
+    result = {"key": key, "opponent": tracking.version_number(champion), **found.result}
     now = int(time.time() * 1000)
     with tracking.retryable():
         client.log_batch(run_id, metrics=[mlflow.entities.Metric(f"test.{n}", v, now, resolution) for n, v in _flat(result)])

@@ -46,11 +46,11 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip
     with tracking.retryable():
-        mlflow_run = tracking.begin(spec.domain, key, f"{version.tag} from {clip.source}", tags)
+        mlflow_run = tracking.get_or_create_run(spec.domain, key, f"{version.tag} from {clip.source}", tags)
     run_id = mlflow_run.info.run_id
     result = {"run_id": run_id, "key": key, "dataset": version.tag, "links": {"MLflow run": tracking.run_link(mlflow_run)}}
     if "clipft.model_uri" in mlflow_run.data.tags:
-        tracking.finish(run_id)
+        tracking.finish_run(run_id)
         say(f"This work was done before: run {run_id} (same spec, data and start model). Nothing to train.")
         return result | {"done_before": True, "steps": int(mlflow_run.data.metrics.get("steps", 0)), "pairs_per_second": 0.0}
 
@@ -58,7 +58,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     build.prepare(clip, spec)
     rows = version.card["counts"]["train"]
     with tracking.retryable():
-        before = tracking.card_of(run_id, "handover.json")  # where another machine began this run
+        before = tracking.load_json_artifact(run_id, "handover.json")  # where another machine began this run
         if settings().upload_seconds and (got := tracking.fetch_checkpoint(run_id, work / "checkpoints")):
             say(f"Checkpoint {got.name} came from MLflow: another machine got that far.")
     decided = plan_of(spec, clip, [before, planned], work / "plan.json", rows)
@@ -88,7 +88,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
         package = package_of(spec, clip, dataset, work / "package", run_id, key)
         uri = tracking.log_model(package)
         mlflow.set_tag("clipft.model_uri", uri)  # last: a run with this tag is whole
-        tracking.forget_checkpoint(run_id)
+        tracking.delete_checkpoint(run_id)
     shutil.rmtree(work, ignore_errors=True)
     say(f"Candidate in run {run_id}: {trained['pairs']} pairs at {trained['pairs_per_second']:.1f}/s.")
     return result | {"done_before": False, "steps": trained["steps"], "pairs_per_second": trained["pairs_per_second"]}

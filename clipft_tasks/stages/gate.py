@@ -53,7 +53,9 @@ def _page(spec: RunSpec, run_id: str, results: list[dict[str, Any]], verdict: di
     from .. import tracking
     from ..evaluate import report
 
-    details = {r["resolution"]: tracking.card_of(run_id, f"evaluation/{r['resolution']}-details.json") for r in results}
+    details = {
+        r["resolution"]: tracking.load_json_artifact(run_id, f"evaluation/{r['resolution']}-details.json") for r in results
+    }
     main = min(details, key=lambda size: abs(size - spec.resolution.train))
     tags = tracking.client().get_run(run_id).data.tags
     facts = {

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from ..core.console import say
+from ..core.settings import settings
 from ..spec import RunSpec
 
 
@@ -40,5 +41,5 @@ def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
     with tracking.retryable():
         version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
-    link = f"{tracking.settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
+    link = f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
     return {"model": version.name, "version": str(version.version), "new": new, "links": {"Model version": link}}

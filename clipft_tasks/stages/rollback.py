@@ -19,15 +19,17 @@ def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
     from .. import tracking
 
     if version:
-        target = tracking.number(tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}"))
+        target = tracking.version_number(tracking.resolve_version(f"models:/{tracking.model_name(spec.domain)}/{version}"))
     else:
-        before = tracking.by_alias(spec.domain, tracking.PREVIOUS)
+        before = tracking.version_by_alias(spec.domain, tracking.PREVIOUS)
         if before is None:
             raise ClipftError(
                 f"rollback of {spec.domain}", "no version is kept as previous", "Name one; MLflow's models page lists them."
             )
-        target = tracking.number(before)
-        if target == tracking.number(tracking.champion(spec.domain)):  # cut between its two writes: finish what was begun
+        target = tracking.version_number(before)
+        if target == tracking.version_number(
+            tracking.champion(spec.domain)
+        ):  # cut between its two writes: finish what was begun
             target = tracking.client().get_registered_model(before.name).tags["clipft.promoting"]
     say(f"{spec.domain} goes back to version {target}.")
     return {"version": target}

@@ -39,7 +39,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     server = ServerClient()
     seen, window = server.drift(spec.domain).to_json(), server.window(spec.domain).to_json()
     captures = [capture.to_json() for capture in server.captures(spec.domain)]
-    champion = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
+    champion = tracking.resolve_version(f"models:/{tracking.model_name(spec.domain)}/{seen['version']}")
     package = tracking.fetch_package(champion)
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
 
@@ -73,7 +73,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         path = Path(folder, "drift.html")
         path.write_text(page, "utf-8")
         run_ = tracking.client().create_run(
-            tracking.experiment(f"clipft-{spec.domain}-drift"),
+            tracking.get_or_create_experiment(f"clipft-{spec.domain}-drift"),
             run_name=f"version {seen['version']}: {found.kind}",
             tags={"clipft.domain": spec.domain, "clipft.version": seen["version"], "clipft.causes": ", ".join(causes or [])},
         )
@@ -81,7 +81,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
         mlflow.MlflowClient().log_dict(run_.info.run_id, seen, "metrics.json")
         for name, ratio in seen["drift"].items():
             tracking.client().log_metric(run_.info.run_id, f"drift.{name}", ratio)
-        tracking.finish(run_.info.run_id)
+        tracking.finish_run(run_.info.run_id)
     link = tracking.run_link(run_, "artifacts/drift.html")
     table = "\n".join([*lines, "", f"[Drift report]({link})"])
     say(table)
@@ -102,9 +102,9 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
 
 def _worse(spec: RunSpec, incident: str) -> Watch | None:
     """The watch of this incident, if the version that came of it turned out worse."""
-    from .. import tracking
+    from ..drift import incident_store
 
-    found = tracking.incidents(spec.domain).incident
+    found = incident_store.load(spec.domain).incident
     return found.watch if found and found.id == incident and not found.quiet else None
 
 

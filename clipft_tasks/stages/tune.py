@@ -63,7 +63,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": planned["start"], "clipft.dag_run": dag_run, "clipft.study": name}  # fmt: skip
     with tracking.retryable():
-        mlflow_run = tracking.begin(spec.domain, key, f"tuning {spec.objective.name} on {version.tag}", tags)
+        mlflow_run = tracking.get_or_create_run(spec.domain, key, f"tuning {spec.objective.name} on {version.tag}", tags)
         tracking.log_params(mlflow_run.info.run_id, {f"space.{field}": _shown(d) for field, d in space.items()})
     reason = studies.open_study(name, subject, space, code, spec.tune.trials)
     say(f"{reason[0].upper()}{reason[1:]}. {len(space)} fields vary:")
@@ -236,7 +236,7 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
     tags = {"mlflow.parentRunId": begun["run_id"], "clipft.study": study.name, "clipft.domain": spec.domain}
     try:
         with tracking.retryable():
-            run_id = tracking.begin(spec.domain, f"{begun['key']}-{number}", f"trial {number}", tags).info.run_id
+            run_id = tracking.get_or_create_run(spec.domain, f"{begun['key']}-{number}", f"trial {number}", tags).info.run_id
             tracking.log_params(run_id, tried.values)
             client = tracking.client()
             logged = {m.step for m in client.get_metric_history(run_id, "validation_score")}
@@ -248,7 +248,7 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
                     client.log_metric(run_id, "score", tried.score)
                 client.set_tag(run_id, "clipft.trial", tried.state)
                 client.set_tag(run_id, "clipft.reason", tried.reason)
-                tracking.finish(run_id, "FAILED" if tried.state == "failed" else "FINISHED")
+                tracking.finish_run(run_id, "FAILED" if tried.state == "failed" else "FINISHED")
     except MlflowException as error:
         say(f"Trial {number} cannot be shown in MLflow ({error}); the study has it.")
 
@@ -261,7 +261,7 @@ def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, An
     measured = result["measured"]
     winner = int(measured["trial"]) if result["values"] else stopping.TEMPLATE
     with tempfile.TemporaryDirectory() as folder, tracking.retryable():
-        mlflow_run = tracking.begin(
+        mlflow_run = tracking.get_or_create_run(
             spec.domain, begun["key"], f"tuning {spec.objective.name}", {"clipft.study": begun["study"]}
         )
         run_id, client = mlflow_run.info.run_id, tracking.client()
@@ -273,7 +273,7 @@ def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, An
         for name, value in measured.items():
             client.log_metric(run_id, f"tuning.{name}", value)
         client.set_tag(run_id, "clipft.decision", result["reason"][:4900])
-        tracking.finish(run_id)
+        tracking.finish_run(run_id)
     return run_id, tracking.run_link(mlflow_run, "artifacts/history.png")
 
 

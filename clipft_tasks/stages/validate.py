@@ -43,7 +43,14 @@ def run(spec: RunSpec, staging: str) -> dict[str, Any]:
         rejected,
         [folder / "shards", settings().folder("cache", "shards"), versioning.working_copy() / spec.domain / "shards"],
     )
-    link = tracking.log_data_report(spec.domain, card, checks, path)
+    link = tracking.log_page(
+        f"clipft-{spec.domain}-data",
+        card["content"],
+        f"data {card['source']}",
+        {"clipft.source": card["source"]},
+        {"rows": card["rows"], "rejected": card["rejected"], "checks_failed": sum(not c.passed for c in checks)},
+        path,
+    )
     for c in checks:
         say(f"  {'pass' if c.passed else 'FAIL'}  {c.title}: {c.observed} (limit: {c.limit})")
     say(f"Report: {path}")

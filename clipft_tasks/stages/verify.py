@@ -5,6 +5,7 @@ from typing import Any
 
 from ..core.console import say
 from ..core.errors import ClipftError
+from ..core.settings import settings
 from ..server.client import ServerClient
 from ..spec import RunSpec
 
@@ -18,7 +19,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     from .. import tracking
     from ..model import recorded_answers
 
-    registered = tracking.version_of(f"models:/{tracking.model_name(spec.domain)}/{version}")
+    registered = tracking.resolve_version(f"models:/{tracking.model_name(spec.domain)}/{version}")
     recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
     server = ServerClient()
     similarity, answering = server.similarity(spec.domain, recorded["images"], recorded["texts"])
@@ -34,5 +35,5 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
             f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
         )
     say(f"Version {version} answers as recorded: {len(recorded['images'])} images, largest difference {difference:.5f}.")
-    links = {"Server": f"{tracking.settings().server_ui or tracking.settings().server_url}/docs"}
+    links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
     return {"version": version, "disagreement": difference, "pairs": len(recorded["images"]), "links": links}

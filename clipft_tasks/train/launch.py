@@ -126,7 +126,7 @@ def _handover(job: Job) -> Handover:
     def send(path: Path) -> None:
         from .. import tracking
 
-        tracking.keep_checkpoint(job.run_id, path)
+        tracking.save_checkpoint(job.run_id, path)
 
     return Handover(send, job.folder / "handover", settings().upload_seconds if job.run_id else 0)
 

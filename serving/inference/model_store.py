@@ -134,7 +134,7 @@ class ModelStore:
             raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
 
     def _load(self, domain: str, version: str) -> tuple[Live, float]:
-        registered = tracking.version_of(f"models:/{tracking.model_name(domain)}/{version}")
+        registered = tracking.resolve_version(f"models:/{tracking.model_name(domain)}/{version}")
         folder = tracking.fetch_package(registered)
         card = json.loads((folder / "card.json").read_text())
         recorded = json.loads((folder / "probe.json").read_text())

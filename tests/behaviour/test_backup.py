@@ -163,7 +163,7 @@ import sys, tempfile, pathlib
 from clipft_tasks import tracking
 import mlflow
 for i in range(10_000):
-    run = tracking.begin("busy", f"key-{i}", f"run {i}", {})
+    run = tracking.get_or_create_run("busy", f"key-{i}", f"run {i}", {})
     page = pathlib.Path(tempfile.mkdtemp()) / "page.txt"
     page.write_text("x" * 1000)
     tracking.client().log_artifact(run.info.run_id, str(page))

@@ -149,7 +149,7 @@ def test_killed_after_the_model_was_made_it_makes_no_second_one(shared_home, spe
         blend.run(spec, trained)
     monkeypatch.setattr(interpolation, "plot", whole)
     made = blend.run(spec, trained)
-    experiment = tracking.experiment("clipft-general")
+    experiment = tracking.get_or_create_experiment("clipft-general")
     found = tracking.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained}'")
     assert [r.info.run_id for r in found] == [made["run_id"]]
 

@@ -22,14 +22,14 @@ def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, ta
     flat = small(table, tiny, **{"train.checkpoint_seconds": 0})
     spec = RunSpec.from_flat(flat)
     version.run(spec, ingest.run(spec)["staging"])
-    tracking.experiment("clipft-general")  # whose artifacts lie here
+    tracking.get_or_create_experiment("clipft-general")  # whose artifacts lie here
     monkeypatch.setenv("CLIPFT_MLFLOW_URI", settings().tracking_uri)
     monkeypatch.setenv("CLIPFT_DATA_REPO", str(home / "datasets"))
     monkeypatch.setenv("CLIPFT_UPLOAD_SECONDS", "0.001")
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "first"))
     settings.cache_clear()
     planned = plan.run(spec)
-    assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.tracking:keep_checkpoint", 4, after=True)
+    assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.tracking:save_checkpoint", 4, after=True)
     shutil.rmtree(tmp_path / "first")
 
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "second"))
@@ -48,17 +48,17 @@ def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, ta
 
 
 def test_a_checkpoint_that_is_not_what_its_digest_says_is_ignored(home, tmp_path, capsys):
-    run_id = tracking.begin("general", "k", "k", {}).info.run_id
+    run_id = tracking.get_or_create_run("general", "k", "k", {}).info.run_id
     path = tmp_path / "step-00000004.pt"
     path.write_bytes(b"weights" * 1000)
-    tracking.keep_checkpoint(run_id, path)
+    tracking.save_checkpoint(run_id, path)
     got = tracking.fetch_checkpoint(run_id, tmp_path / "there")
     assert got.name == path.name and got.read_bytes() == path.read_bytes()
     assert tracking.fetch_checkpoint(run_id, tmp_path / "there") is None  # one as new is there already
 
     newer = tmp_path / "step-00000008.pt"
     newer.write_bytes(b"newer")
-    tracking.keep_checkpoint(run_id, newer)
+    tracking.save_checkpoint(run_id, newer)
     stored = list((home / "mlflow" / "artifacts").rglob("step-*.pt"))
     assert [p.name[:13] for p in stored] == ["step-00000008"]  # the one before gave way
     stored[0].write_bytes(b"cut")

@@ -64,7 +64,7 @@ def page(result: dict) -> str:
 
 
 def content(result: dict) -> dict:
-    return tracking.card_of(result["run_id"], "comparison.json")
+    return tracking.load_json_artifact(result["run_id"], "comparison.json")
 
 
 def test_two_versions_are_tested_on_the_same_rows_and_the_report_is_kept(registry):
@@ -135,7 +135,7 @@ def test_different_test_rows_are_refused_with_the_reason_and_two_ways_out(grown)
 
 @pytest.mark.parametrize("how", ["deleted", "gone for good"])
 def test_a_run_deleted_between_comparison_and_report_is_named_and_the_rest_goes_on(registry, monkeypatch, how):
-    victim = str(tracking.version_of(TWO).run_id)
+    victim = str(tracking.resolve_version(TWO).run_id)
     score = zero_shot.score
 
     def scored_and_deleted(*args, **kwargs):
@@ -157,7 +157,7 @@ def test_a_run_deleted_between_comparison_and_report_is_named_and_the_rest_goes_
 
 
 def test_a_run_that_is_not_there_to_begin_with_is_refused(registry):
-    run_id = str(tracking.version_of(TWO).run_id)
+    run_id = str(tracking.resolve_version(TWO).run_id)
     tracking.client().delete_run(run_id)
     with pytest.raises(ClipftError, match="deleted in MLflow.*restore"):
         compare.run(SPEC, [ONE, run_id])

@@ -72,7 +72,7 @@ def server(running: Server, tmp_path: Path) -> Iterator[Server]:
 
 
 def aliased(alias: str) -> str:
-    version = tracking.by_alias("general", alias)
+    version = tracking.version_by_alias("general", alias)
     return str(version.version) if version else ""
 
 
@@ -116,7 +116,7 @@ def test_a_version_that_the_server_refuses_gives_the_title_back(server, how):
     with pytest.raises(ClipftError, match="general"):
         deploy.run(SPEC, **promoted)
     assert state(server) == ("1", "", "1")
-    assert tracking.version_of(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
+    assert tracking.resolve_version(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
 
 
 def test_a_refused_first_champion_leaves_nobody_champion(server):
@@ -153,7 +153,7 @@ def test_a_version_that_answers_otherwise_than_recorded_steps_down_and_the_old_o
     with pytest.raises(ClipftError, match="differ"):
         verify.run(SPEC, **promoted)
     assert state(server) == ("1", "", "1")
-    assert tracking.version_of(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
+    assert tracking.resolve_version(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
 
 
 def test_verify_notices_that_another_version_answers(server):

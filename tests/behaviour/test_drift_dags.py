@@ -14,7 +14,7 @@ import pytest
 
 from clipft_tasks import tracking
 from clipft_tasks.core.settings import settings
-from clipft_tasks.drift import incidents
+from clipft_tasks.drift import incident_store, incidents
 
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("general", "industrial")
@@ -39,7 +39,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def nothing_yet(registry: Path) -> None:
     settings.cache_clear()
     for domain in DOMAINS:
-        tracking.keep_incidents(domain, incidents.State())
+        incident_store.save(domain, incidents.State())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def breach(domain: str = "general", *causes: str, version: str = "1", since: str
 
 
 def open_incident(domain: str = "general") -> incidents.Incident:
-    found = tracking.incidents(domain).incident
+    found = incident_store.load(domain).incident
     assert found
     return found
 
@@ -98,7 +98,7 @@ def test_two_alerts_at_once_for_one_domain_are_one_run(admit):
     with ThreadPoolExecutor(6) as crowd:
         started = [run for runs in crowd.map(lambda n: admit(breach(), run=f"run {n}"), range(6)) for run in runs]
     assert len(started) == 1
-    assert started[0]["conf"]["incident"] == open_incident().id and tracking.incidents("general").history == []
+    assert started[0]["conf"]["incident"] == open_incident().id and incident_store.load("general").history == []
 
 
 def test_two_alerts_at_once_for_two_domains_are_two_runs(admit):
@@ -122,7 +122,7 @@ def test_no_click_is_needed_where_that_was_set(admit):
 
 def test_the_cool_down_of_the_form_is_obeyed(admit):
     admit(breach())
-    tracking.change_incidents("general", lambda state: incidents.close(state, "declined", time.time() - 120))
+    incident_store.update("general", lambda state: incidents.close(state, "declined", time.time() - 120))
     assert admit(breach(), run="soon", cool_down=3) == []
     assert len(admit(breach(), run="later", cool_down=1)) == 1
 
@@ -131,8 +131,8 @@ def test_the_cool_down_of_the_form_is_obeyed(admit):
 def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(admit, undone):
     admit(breach())
     incident = open_incident().id
-    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
-    tracking.change_incidents("general", lambda state: incidents.State(**{**vars(state), "undone": undone}))
+    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
+    incident_store.update("general", lambda state: incidents.State(**{**vars(state), "undone": undone}))
     failing = breach("general", "errors", version="", since="2999-01-01T00:00:00Z")
     [run] = admit(failing, run="failing", approval=True)
     assert run["trigger_run_id"] == f"undo__{incident}"
@@ -154,7 +154,7 @@ def test_a_run_whose_training_failed_fails_and_its_incident_too(admit, task):
     admit(breach())
     with pytest.raises(AirflowFailException, match="dataset, finetune failed; the old champion goes on serving"):
         closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
-    assert tracking.incidents("general").failures == 1
+    assert incident_store.load("general").failures == 1
 
 
 def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(admit, task):
@@ -163,18 +163,18 @@ def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(admit, tas
     admit(breach())
     with pytest.raises(AirflowFailException, match="suggest"):
         closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
-    assert tracking.incidents("general").incident is None
+    assert incident_store.load("general").incident is None
 
 
 def test_a_rejected_or_unanswered_suggestion_is_declined(admit, task):
     admit(breach())
     said = closing(task, {"suggest": "success", "approve": "success", "choose": "skipped"}, open_incident().id)
-    assert said["outcome"] == "declined" and tracking.incidents("general").failures == 0
+    assert said["outcome"] == "declined" and incident_store.load("general").failures == 0
 
 
 def test_a_rollback_of_a_worse_version_ends_the_run_well_and_the_incident_badly(admit, task):
     admit(breach())
-    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
+    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
     admit(breach("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
     said = closing(task, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, open_incident().id)
     assert (said["outcome"], said["failed"], said["failures"]) == ("failed", [], 1)
@@ -241,13 +241,13 @@ def test_the_page_says_what_is_handled_and_what_is_on_watch(page, admit):
     assert domains["medical"]["versions"] == {} and domains["general"]["breaker"] == "closed"
     admit(breach())
     assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == (["image"], "")
-    tracking.change_incidents("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time())))
+    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time())))
     assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == ([], "2")
 
 
 def test_the_page_is_sent_nothing_that_it_does_not_show(page, admit):
     admit(breach())
-    tracking.change_incidents("general", lambda state: incidents.close(state, "failed", time.time(), "finetune"))
+    incident_store.update("general", lambda state: incidents.close(state, "failed", time.time(), "finetune"))
     script = (ROOT / "plugins" / "models.html").read_text()
     shown = page()
     general = next(d for d in shown["domains"] if d["name"] == "general")

@@ -15,8 +15,8 @@ def judged(base, tmp_path_factory):
     home = copied(trained(base), tmp_path_factory.mktemp("gate") / "home")
     with pytest.MonkeyPatch.context() as patch:
         use(home, patch)
-        run_id = str(tracking.version_of("models:/clipft-general/2").run_id)
-        evaluated = tracking.card_of(run_id, "evaluation/32.json")
+        run_id = str(tracking.resolve_version("models:/clipft-general/2").run_id)
+        evaluated = tracking.load_json_artifact(run_id, "evaluation/32.json")
 
         def judge(*rules: str):
             wanted = spec(base, 1)
@@ -35,7 +35,7 @@ def test_a_verdict_is_a_table_that_is_kept_with_the_run(judged):
     after, champion = (judged.evaluated[who]["balanced_accuracy"]["value"] for who in ("after", "champion"))
     assert [v["rule"] for v in verdict["rules"]] == rules and verdict["opponent"] == "1"
     assert [v["measured"] for v in verdict["rules"]] == [pytest.approx(after - champion), pytest.approx(after), None]
-    kept = tracking.card_of(judged.run_id, "gate.json")
+    kept = tracking.load_json_artifact(judged.run_id, "gate.json")
     assert kept == {k: verdict[k] for k in kept} and kept["passed"]
     # The same text stands in the approval form, in the version's description and in the run.
     assert verdict["table"].startswith("| rule | measured | limit | pass |")
@@ -46,7 +46,7 @@ def test_a_verdict_is_a_table_that_is_kept_with_the_run(judged):
 def test_one_rule_that_fails_stops_the_candidate_and_says_which(judged):
     with pytest.raises(ClipftError, match=r"did not pass the gate: `gain\(score\) > 0.9` measured .* at 32 px\. Nothing was"):
         judged("gain(score) >= -1", "gain(score) > 0.9")
-    assert [v["passed"] for v in tracking.card_of(judged.run_id, "gate.json")["rules"]] == [True, False]
+    assert [v["passed"] for v in tracking.load_json_artifact(judged.run_id, "gate.json")["rules"]] == [True, False]
     assert tracking.client().get_run(judged.run_id).data.tags["clipft.gate"] == "failed"
 
 

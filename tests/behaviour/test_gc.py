@@ -56,12 +56,12 @@ def age(path: Path) -> None:
 def a_run(status: str, domain: str = "general", **tags: str) -> str:
     """A run with a model of ten thousand bytes."""
     key = f"key-{time.monotonic_ns()}"
-    run = tracking.begin(domain, key, "made for this test", {"clipft.start": "starter", **tags})
+    run = tracking.get_or_create_run(domain, key, "made for this test", {"clipft.start": "starter", **tags})
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").write_bytes(b"w" * 10_000)
     if status != "RUNNING":
-        tracking.finish(run.info.run_id, status)
+        tracking.finish_run(run.info.run_id, status)
     return str(run.info.run_id)
 
 
@@ -71,7 +71,8 @@ def everything(home: Path) -> dict[str, int]:
 
 def exists(run_id: str) -> bool:
     return any(
-        r.info.run_id == run_id for r in tracking.client().search_runs([tracking.experiment("clipft-general")], run_view_type=3)
+        r.info.run_id == run_id
+        for r in tracking.client().search_runs([tracking.get_or_create_experiment("clipft-general")], run_view_type=3)
     )
 
 
@@ -125,8 +126,8 @@ def test_what_a_version_was_made_from_stays_with_everything_that_this_names_in_t
 
 
 def test_what_somebody_deleted_goes_after_a_week_and_studies_stay_until_then(there):
-    study = tracking.begin("general", "study-key", "tuning", {"clipft.study": "s"}).info.run_id
-    tracking.finish(study)
+    study = tracking.get_or_create_run("general", "study-key", "tuning", {"clipft.study": "s"}).info.run_id
+    tracking.finish_run(study)
     age_runs(there)
     assert garbage_collection.find().items == []
     tracking.client().delete_run(study)

@@ -81,7 +81,9 @@ def test_killed_in_training_and_while_logging_the_model_there_is_one_run(flat, p
     assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.tracking:log_model", after=True)
     result = finetune.run(spec, planned)
     assert not result["done_before"]
-    runs = tracking.client().search_runs([tracking.experiment("clipft-general")], f"tags.`clipft.key` = '{result['key']}'")
+    runs = tracking.client().search_runs(
+        [tracking.get_or_create_experiment("clipft-general")], f"tags.`clipft.key` = '{result['key']}'"
+    )
     assert [r.info.status for r in runs] == ["FINISHED"]
 
     # Metrics are those of an undisturbed run: another home, the same spec.
@@ -112,9 +114,9 @@ def test_killed_while_registering_there_is_one_model_version(flat, planned):
     promote.run(spec, "1")
     tracking.client().create_model_version("clipft-general", found[0].source, run_id)
     assert killed(flat, "promote", {"version": "2"}, client + "set_registered_model_alias", at=2)
-    assert tracking.number(tracking.champion("general")) == "1"
+    assert tracking.version_number(tracking.champion("general")) == "1"
     assert promote.run(spec, "2") == {"version": "2", "previous": "1"}
-    assert tracking.number(tracking.by_alias("general", "previous")) == "1"
+    assert tracking.version_number(tracking.version_by_alias("general", "previous")) == "1"
 
 
 def test_killed_between_commit_and_tag_the_tag_is_made_up_for(flat):

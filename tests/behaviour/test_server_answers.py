@@ -195,7 +195,7 @@ def test_multipart_forms_serve_every_route(server, plain):
 
 
 def test_every_answer_says_where_it_comes_from(server):
-    version = tracking.version_of("models:/clipft-general/1")
+    version = tracking.resolve_version("models:/clipft-general/1")
     asked = {"/v1/embed/images": {"images": IMAGES[0]}, "/v1/embed/texts": {"texts": "x"}, "/v1/classify": {"images": IMAGES[0]},
              "/v1/similarity": {"images": IMAGES[0], "texts": "x"}}  # fmt: skip
     for path, body in asked.items():

@@ -103,7 +103,7 @@ def test_a_image_that_is_not_base64_counts_as_refused(server):
 
 
 def test_model_info_names_the_live_version_and_no_other(server):
-    runs = {v: tracking.version_of(f"models:/clipft-general/{v}").run_id for v in ("1", "2")}
+    runs = {v: tracking.resolve_version(f"models:/clipft-general/{v}").run_id for v in ("1", "2")}
 
     def info() -> dict:
         return {k: v for k, v in server.metrics().items() if k[0] == "clipft_model_info"}

@@ -121,7 +121,9 @@ def test_a_killed_trial_is_repeated_under_its_number_and_nothing_is_doubled(flat
     second = tune.trial(spec, planned, opened, 1)
     tried = study.tried()
     assert [t.state for t in tried] == ["complete", "complete", "waiting"] and list(tried[0].epochs) == [1, 2]
-    runs = tracking.client().search_runs([tracking.experiment("clipft-general")], f"tags.`clipft.key` = '{opened['key']}-0'")
+    runs = tracking.client().search_runs(
+        [tracking.get_or_create_experiment("clipft-general")], f"tags.`clipft.key` = '{opened['key']}-0'"
+    )
     assert len(runs) == 1
 
     elsewhere(monkeypatch, tmp_path / "undisturbed.db")
@@ -249,8 +251,8 @@ def test_a_run_deleted_in_mlflow_changes_nothing(flat):
     for number in (0, 1):
         tune.trial(spec, planned, opened, number)
     client = tracking.client()
-    experiment = tracking.experiment("clipft-general")
-    child = tracking.run_of(f"{opened['key']}-0", experiment)
+    experiment = tracking.get_or_create_experiment("clipft-general")
+    child = tracking.find_run(f"{opened['key']}-0", experiment)
     assert child is not None
     client.delete_run(child.info.run_id)
     client.delete_run(opened["run_id"])

@@ -13,7 +13,7 @@ from clipft_tasks import tracking
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.drift import incidents
+from clipft_tasks.drift import incident_store, incidents
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import admit, close, deploy, ingest, promote, rollback, suggest, verify, version
 
@@ -41,7 +41,7 @@ def server(running: Server, tmp_path: Path) -> Iterator[Server]:
         settings.cache_clear()
         tracking.client().set_registered_model_alias(NAME, tracking.CHAMPION, "1")
         tracking.client().delete_registered_model_alias(NAME, tracking.PREVIOUS)
-        tracking.keep_incidents("general", incidents.State())
+        incident_store.save("general", incidents.State())
         shutil.copytree(running.home / "cache" / "models", tmp_path / "kept")
         assert running.put("2").status_code == 200 and running.put("1").status_code == 200  # so that its window is empty
         yield running
@@ -95,7 +95,7 @@ def answer(taken: dict[str, Any]) -> dict[str, Any]:
 
 
 def champion() -> str:
-    return tracking.number(tracking.champion("general"))
+    return tracking.version_number(tracking.champion("general"))
 
 
 def serving(server: Server) -> str:
@@ -103,7 +103,7 @@ def serving(server: Server) -> str:
 
 
 def now() -> incidents.State:
-    return tracking.incidents("general")
+    return incident_store.load("general")
 
 
 def test_a_new_champion_is_on_watch_beside_what_the_one_before_showed(server):
@@ -143,7 +143,7 @@ def test_the_second_time_a_person_is_asked_and_the_breaker_opens(server):
 
 
 def test_a_person_who_says_no_the_second_time_leaves_the_version_and_the_breaker_opens_all_the_same(server):
-    tracking.change_incidents("general", lambda state: incidents.State(undone=True))
+    incident_store.update("general", lambda state: incidents.State(undone=True))
     readapted(server)
     judge(server, 0, 30)
     taken = alarm(breach("2", "performance"), run="worse")

@@ -108,7 +108,7 @@ def test_the_report_is_kept_in_mlflow_once_however_often_it_is_written(home, sou
     link = validate.run(spec, staging)["links"]["Data report"]
     assert validate.run(spec, staging)["links"]["Data report"] == link
     content = json.loads(Path(staging, "datacard.json").read_text())["content"]
-    experiment = tracking.experiment("clipft-general-data")
+    experiment = tracking.get_or_create_experiment("clipft-general-data")
     runs = [r for r in tracking.client().search_runs([experiment]) if r.data.tags["clipft.key"] == content]
     assert len(runs) == 1 and runs[0].data.metrics["checks_failed"] == 0 and runs[0].info.status == "FINISHED"
     assert [f.path for f in tracking.client().list_artifacts(runs[0].info.run_id)] == ["report.html"]

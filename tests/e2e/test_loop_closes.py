@@ -46,9 +46,9 @@ def test_the_new_versions_window_starts_on_its_own_reference(drifted):
 
 
 def test_the_new_version_is_on_watch_beside_the_one_that_saw_the_drift(drifted):
-    from clipft_tasks import tracking
+    from clipft_tasks.drift import incident_store
 
-    state = tracking.incidents("industrial")
+    state = incident_store.load("industrial")
     assert state.incident and state.incident.quiet and state.failures == 0 and not state.breaker_opened
     watch = state.incident.watch
     assert (watch.version, watch.before) == (drifted["versions"]["after"], drifted["versions"]["before"])

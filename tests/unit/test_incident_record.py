@@ -12,6 +12,7 @@ from fixtures.incidents import MINUTE, TAG, watched
 
 from clipft_tasks import tracking
 from clipft_tasks.core.settings import settings
+from clipft_tasks.drift import incident_store
 from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, State
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import admit, close
@@ -57,18 +58,18 @@ def tell(*breaches: dict[str, Any], run: str = "", cool_down: float = COOL_DOWN)
 
 def later(domain: str, seconds: float) -> None:
     """Let time go by for a domain."""
-    state = tracking.incidents(domain)
+    state = incident_store.load(domain)
     at = {name: max(0.0, getattr(state, name) - seconds) for name in ("breaker_opened", "last_closed")}
     opened = state.incident
     if opened:
         watch = replace(opened.watch, since=opened.watch.since - seconds) if opened.watch else None
         opened = replace(opened, opened=opened.opened - seconds, watch=watch)
-    tracking.keep_incidents(domain, replace(state, incident=opened, **at))
+    incident_store.save(domain, replace(state, incident=opened, **at))
 
 
 def ended(domain: str, states: dict[str, str | None], live: dict[str, Any] | None = None) -> dict[str, Any]:
     """What `close` says when the run that answers the open incident ends."""
-    state = tracking.incidents(domain)
+    state = incident_store.load(domain)
     return close.run(spec(domain), states, state.incident.id if state.incident else "", live)
 
 
@@ -78,7 +79,7 @@ RECOVERED = {"suggest": "success", "finetune": "success"}
 
 def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
     [found] = tell(breach("general", "image", "margin"), run="a")
-    kept = tracking.incidents("general").incident
+    kept = incident_store.load("general").incident
     assert kept and (found["causes"], found["incident"]) == (["image", "margin"], kept.id)
     assert found["reason"] and found["rollback"] is False and found["approval"] is False
     assert (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
@@ -89,8 +90,8 @@ def test_two_domains_are_handled_beside_each_other(registry):
     assert [b["domain"] for b in tell(*both, run="a")] == ["general", "industrial"]
     assert tell(*both, run="b") == []
     ended("general", FAILED)
-    assert tracking.incidents("industrial").incident and tracking.incidents("industrial").failures == 0
-    assert tracking.incidents("general").incident is None and tracking.incidents("general").failures == 1
+    assert incident_store.load("industrial").incident and incident_store.load("industrial").failures == 0
+    assert incident_store.load("general").incident is None and incident_store.load("general").failures == 1
 
 
 def test_one_domain_that_is_busy_does_not_hold_another_up(registry):
@@ -149,7 +150,7 @@ def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, out
     failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
     told = ended("general", states)
     assert (told["outcome"], told["failed"]) == (outcome, failed)
-    state = tracking.incidents("general")
+    state = incident_store.load("general")
     assert state.incident is None and state.failures == (outcome == "failed")
     assert state.history[-1]["outcome"] == outcome
     assert [name for name in sorted(states) if name in state.history[-1]["note"]] == failed
@@ -159,7 +160,7 @@ def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
     tell(breach())
     for other in ("", "general-1.000"):
         close.run(spec("general"), RECOVERED, other)
-        assert tracking.incidents("general").incident
+        assert incident_store.load("general").incident
 
 
 @pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
@@ -167,11 +168,11 @@ def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(regist
     for _ in range(2):
         tell(breach(), cool_down=0)
         ended("general", FAILED)
-    before = tracking.incidents("general")
+    before = incident_store.load("general")
     assert ended("general", states)["failures"] == 2
-    assert tracking.incidents("general") == before
+    assert incident_store.load("general") == before
     assert ended("industrial", states)["breaker"] == "closed"
-    assert tracking.incidents("industrial") == State()
+    assert incident_store.load("industrial") == State()
 
 
 def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
@@ -200,13 +201,13 @@ def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_fo
     tell(breach(), run="next")
     later("general", COOL_DOWN + MINUTE)
     tell(breach(), run="next")
-    state = tracking.incidents("general")
+    state = incident_store.load("general")
     assert state.incident and state.incident.run == "next"
     assert [past["outcome"] for past in state.history] == ["lost"] and state.failures == 1
 
 
 def stored(domain: str) -> str:
-    return tracking.client().get_registered_model(tracking.model_name(domain)).tags[tracking.INCIDENTS]
+    return tracking.client().get_registered_model(tracking.model_name(domain)).tags[incident_store.TAG]
 
 
 def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(registry):
@@ -216,7 +217,7 @@ def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(regi
         ended("general", RECOVERED)
     tell(breach("general", *causes, version="now"), cool_down=0, run="r" * 100)
     assert len(stored("general")) <= TAG
-    state = tracking.incidents("general")
+    state = incident_store.load("general")
     assert state.incident and state.incident.version == "now" and state.incident.causes == causes
     versions = [past["version"] for past in state.history]
     assert versions and versions == [str(n) for n in range(HISTORY)][-len(versions) :]
@@ -227,14 +228,14 @@ def test_many_long_causes_fit_into_the_registry(registry, count):
     causes = [f"{n}-" + "x" * 60 for n in range(count)]
     assert len(tell(breach("general", *causes), run="a")) == 1
     assert len(stored("general")) <= TAG
-    kept = tracking.incidents("general").incident
+    kept = incident_store.load("general").incident
     assert kept and kept.causes[:5] == causes[:5]  # the worst come first
     assert tell(breach("general", *causes), run="b") == []
     assert ended("general", FAILED)["failures"] == 1
-    assert len(stored("general")) <= TAG and tracking.incidents("general").failures == 1
+    assert len(stored("general")) <= TAG and incident_store.load("general").failures == 1
 
 
 def test_whoever_reads_the_record_sees_that_a_watch_is_over(registry):
-    tracking.keep_incidents("general", watched(time.time() - WATCH))
-    state = tracking.incidents("general")
+    incident_store.save("general", watched(time.time() - WATCH))
+    state = incident_store.load("general")
     assert state.incident is None and state.history[-1]["outcome"] == "recovered"

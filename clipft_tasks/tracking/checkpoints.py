@@ -1,0 +1,86 @@
+"""Checkpoints beside their run, so that another machine may go on with the training."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from ..core.console import say
+from .connection import client, retryable
+
+CHECKPOINT = "clipft.checkpoint"
+
+
+def save_checkpoint(run_id: str, path: Path) -> None:
+    """Put a checkpoint beside a run, so that another machine may go on from it; the ones before are removed.
+
+    The run's tag that names it comes last: what it names is whole.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    there = client()
+    before = there.get_run(run_id).data.tags.get(CHECKPOINT)
+    name = f"checkpoints/{path.stem}-{digest[:12]}.pt"
+    copy = path.with_name(name.rpartition("/")[2])
+    copy.unlink(missing_ok=True)
+    os.link(path, copy)
+    try:
+        there.log_artifact(run_id, str(copy), "checkpoints")
+    finally:
+        copy.unlink()
+    there.set_tag(run_id, CHECKPOINT, json.dumps({"name": name, "sha256": digest, "file": path.name}))
+    if before and (old := json.loads(before)["name"]) != name:
+        _delete_artifact(run_id, old)
+
+
+def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
+    """The checkpoint that another machine left beside a run, put into `folder` unless one as new is there; else None.
+
+    One that is not what its digest says is said and ignored.
+    """
+    tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
+    if not tag:
+        return None
+    about = json.loads(tag)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / about["file"]
+    if any(p.name >= target.name for p in folder.glob("step-*.pt")):
+        return None
+    incoming = folder / "incoming"
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir()
+    try:
+        with retryable():
+            got = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{about['name']}", dst_path=str(incoming)))
+        with got.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+                raise OSError("its digest is another")
+        os.replace(got, target)
+    except (MlflowException, OSError) as error:
+        say(f"Checkpoint {about['name']} of run {run_id} cannot be used ({error}): training begins again.")
+        return None
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+    return target
+
+
+def delete_checkpoint(run_id: str) -> None:
+    """Remove a finished run's checkpoint."""
+    tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
+    if tag:
+        client().delete_tag(run_id, CHECKPOINT)
+        _delete_artifact(run_id, json.loads(tag)["name"])
+
+
+def _delete_artifact(run_id: str, name: str) -> None:
+    """Remove one artifact of a run, where the store can do that; what stays takes space and nothing else."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        get_artifact_repository(client().get_run(run_id).info.artifact_uri).delete_artifacts(name)
+    except Exception as error:  # stores raise what they like
+        say(f"{name} of run {run_id} stays in MLflow: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

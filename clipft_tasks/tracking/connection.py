@@ -1,0 +1,48 @@
+"""MLflow's client, and what its errors mean for a task."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from ..core.errors import Transient
+from ..core.settings import settings
+
+
+def client() -> MlflowClient:
+    """A client of the tracking server and registry that settings name."""
+    uri = settings().tracking_uri
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # A server that is away must be noticed in seconds: the task is retried by Airflow, not by an HTTP library for hours.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # Bytes come from MLflow itself, not from its store by signed address: most of those who ask cannot reach the store.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient()
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether MLflow's client says that nobody answered."""
+    return "API request to" in str(error) or "Max retries" in str(error)
+
+
+@contextmanager
+def retryable() -> Iterator[None]:
+    """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
+    try:
+        yield
+    except MlflowException as error:
+        if is_unreachable(error):
+            raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
+        raise

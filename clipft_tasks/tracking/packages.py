@@ -1,0 +1,64 @@
+"""Model packages: logged with a run, and fetched into this machine's cache."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from ..core.errors import ClipftError
+from ..core.settings import settings
+from .connection import client, retryable
+
+
+def log_model(package: Path) -> str:
+    """Log a model package to the active run as a pyfunc model (models from code, no pickles); returns its URI."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    code = Path(__file__).parents[1] / "model" / "pyfunc.py"
+    columns: list[Any] = [ColSpec(DataType.string, "image", required=False), ColSpec(DataType.string, "text", required=False)]
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(code),
+        artifacts={"package": str(package)},
+        signature=ModelSignature(inputs=Schema(columns)),
+        pip_requirements=["open_clip_torch", "transformers", "timm", "torch", "pillow", "pandas", "mlflow"],
+    )
+    return cast(str, info.model_uri)
+
+
+def fetch_package(version: ModelVersion) -> Path:
+    """The package of a registered version, in this machine's cache."""
+    return _fetch(f"models:/{version.name}/{version.version}", str(version.source), f"model {version.name}/{version.version}")
+
+
+def fetch_candidate(run_id: str) -> Path:
+    """The package that a run logged. Raises ClipftError when the run did not finish."""
+    uri = client().get_run(run_id).data.tags.get("clipft.model_uri")
+    if not uri:
+        raise ClipftError(f"run {run_id}", "it has no model: training did not finish", "Run finetune again; it resumes.")
+    return _fetch(uri, uri, f"the model of run {run_id}")
+
+
+def _fetch(uri: str, identity: str, what: str) -> Path:
+    client()
+    folder = settings().folder("cache", "models") / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    with FileLock(str(folder) + ".lock"):
+        if not folder.exists():
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            try:
+                with retryable():
+                    got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part))
+            except (MlflowException, OSError) as error:
+                raise ClipftError(what, f"its package cannot be fetched: {error}", "Was its run deleted?") from error
+            os.replace(Path(got) / "artifacts" / "package", folder)
+            shutil.rmtree(part, ignore_errors=True)
+    return folder

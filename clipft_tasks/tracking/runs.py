@@ -1,0 +1,100 @@
+"""Runs: found by their key (tag `clipft.key`), the hash of what they were asked to do; that is what makes stages idempotent."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from ..core.settings import settings
+from .connection import client
+
+
+def get_or_create_experiment(name: str) -> str:
+    """The id of an experiment, created on first use."""
+    found = client().get_experiment_by_name(name)
+    if found:
+        return cast(str, found.experiment_id)
+    where = None
+    if settings().tracking_uri.startswith("sqlite:"):
+        where = settings().folder("mlflow", "artifacts", name).as_uri()
+    try:
+        return cast(str, client().create_experiment(name, artifact_location=where))
+    except MlflowException:  # another task was first
+        found = client().get_experiment_by_name(name)
+        if not found:
+            raise
+        return cast(str, found.experiment_id)
+
+
+def find_run(key: str, experiment_id: str) -> Run | None:
+    """The newest run of a key, whatever its state."""
+    runs = client().search_runs([experiment_id], f"tags.`clipft.key` = '{key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def get_or_create_run(domain: str, key: str, name: str, tags: Mapping[str, str]) -> Run:
+    """The run of a key: the one that there is, reopened, or a new one."""
+    experiment_id = get_or_create_experiment(f"clipft-{domain}")
+    found = find_run(key, experiment_id)
+    if found:
+        client().update_run(found.info.run_id, status="RUNNING")
+        return found
+    return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+
+
+def finish_run(run_id: str, status: str = "FINISHED") -> None:
+    client().set_terminated(run_id, status)
+
+
+def log_params(run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters; a value that a resumed run already logged is left as it is."""
+    logged = client().get_run(run_id).data.params
+    new = [mlflow.entities.Param(k, str(v)) for k, v in params.items() if k not in logged]
+    for i in range(0, len(new), 100):
+        client().log_batch(run_id, params=new[i : i + 100])
+
+
+def log_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    """Log metrics of training steps, many at a time; those of an epoch begin with `val.`."""
+    now = int(time.time() * 1000)
+    metrics = [
+        mlflow.entities.Metric(k if k.startswith("val.") else f"train.{k}", float(v), now, step)
+        for step, values in steps
+        for k, v in values.items()
+    ]
+    for i in range(0, len(metrics), 1000):
+        client().log_batch(run_id, metrics=metrics[i : i + 1000])
+
+
+def log_page(experiment: str, key: str, name: str, tags: Mapping[str, str], metrics: Mapping[str, float], page: Path) -> str:
+    """Put an HTML page into the run of a key, made when missing; returns its address."""
+    experiment_id = get_or_create_experiment(experiment)
+    run = find_run(key, experiment_id)
+    if run is None:
+        run = client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+    for metric, value in metrics.items():
+        client().log_metric(run.info.run_id, metric, value)
+    client().log_artifact(run.info.run_id, str(page))
+    finish_run(run.info.run_id)
+    return run_link(run, f"artifacts/{page.name}")
+
+
+def load_json_artifact(run_id: str, name: str) -> dict[str, Any]:
+    """A JSON artifact of a run, or {} when there is none."""
+    client()
+    try:
+        return cast(dict[str, Any], json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
+    except (MlflowException, OSError):
+        return {}
+
+
+def run_link(run: Run, page: str = "") -> str:
+    """The address of a run's page for a person."""
+    return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (
+        f"/{page}" if page else ""
+    )
