@@ -84,7 +84,7 @@ def _everyday() -> GeneralSet | None:
             squares[side, aspect] = np.stack([square(_on_white(f), side, aspect) for f in things.values()])
         return torch.from_numpy(squares[side, aspect][chosen])
 
-    return GeneralSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"an image of a {name}." for name in things), take)
+    return GeneralSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"a picture of a {name}." for name in things), take)
 
 
 def _folder(package: str, inside: str) -> Path | None:

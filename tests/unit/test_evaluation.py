@@ -319,7 +319,7 @@ def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
     things = forgetting.general_set()
     assert things is not None and "CC-BY" in things.license
     assert 300 <= len(things.texts) <= 1000 and len(set(things.texts)) == len(things.texts)
-    assert {"an image of a cat.", "an image of a banana.", "an image of a hammer.", "an image of a bicycle."} <= set(
+    assert {"a picture of a cat.", "a picture of a banana.", "a picture of a hammer.", "a picture of a bicycle."} <= set(
         things.texts
     )
     images = things.take(48, "crop", np.arange(30))
