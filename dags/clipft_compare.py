@@ -12,10 +12,8 @@ opens offline and is kept, with its JSON, in MLflow's experiment `clipft-compare
 * Models of different domains are never tested against each other; their gains over their start models stand side by side.
 """
 
-from typing import Any
-
 from airflow.sdk import Param, dag, task
-from clipft_dag import ACCELERATOR, DEFAULTS, params, stage
+from clipft_dag import DEFAULTS, Form, StageOutput, options_of, params, stage
 
 WHAT, HOW = "What to compare", "How"
 
@@ -56,8 +54,8 @@ WHAT, HOW = "What to compare", "How"
     max_active_runs=2,
 )  # fmt: skip
 def clipft_compare() -> None:
-    @task(**ACCELERATOR, doc_md="Score, test, and write the page; the link *Comparison* opens it.")
-    def compare(params: dict[str, Any] | None = None) -> dict[str, Any]:
+    @task(doc_md="Score, test, and write the page; the link *Comparison* opens it.", **options_of("compare"))
+    def compare(params: Form | None = None) -> StageOutput:
         given = dict(params or {})
         own = {name: given.pop(name) for name in ("models", "dataset", "sizes", "metric", "unpaired", "watts")}
         return stage("compare", given, **{name: value for name, value in own.items() if value is not None})

@@ -10,10 +10,8 @@ Expectations) and links the **data report**; `version` adds, pushes, commits and
 * A version emits the asset `clipft-dataset-<domain>` with domain, version, counts and revision; `clipft_retrain` listens.
 """
 
-from typing import Any
-
-from airflow.sdk import AssetAlias, dag, task
-from clipft_dag import DEFAULTS, dataset_asset, params, stage
+from airflow.sdk import AssetAlias, dag, get_current_context, task
+from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, dataset_asset, options_of, params
 
 
 @dag(
@@ -27,26 +25,21 @@ from clipft_dag import DEFAULTS, dataset_asset, params, stage
     max_active_runs=4,
 )
 def clipft_dataset() -> None:
-    @task(doc_md="Read the source. Rows that cannot be taken are listed with their reason.")
-    def ingest(params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("ingest", params or {})
+    tasks = ChainTasks()
+    tasks.add("ingest")
+    tasks.add("validate")
 
-    @task(doc_md="Hold the rows against the domain's expectations. The report is linked above.")
-    def validate(staged: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("validate", params or {}, staging=staged["staging"])
-
-    @task(doc_md="DVC add, push; git commit, tag; asset event.", outlets=[AssetAlias("clipft-dataset")])
-    def version(
-        staged: dict[str, Any], checked: dict[str, Any], params: dict[str, Any] | None = None, outlet_events: Any = None
-    ) -> dict[str, Any]:
-        made = stage("version", params or {}, staging=staged["staging"])
+    @task(
+        doc_md="DVC add, push; git commit, tag; asset event.", outlets=[AssetAlias("clipft-dataset")], **options_of("version")
+    )
+    def version(results: StageOutput, params: Form | None = None) -> StageOutput:
+        made = tasks.run("version", params, results)
         if made["new"]:
             told = {k: made[k] for k in ("domain", "dataset", "revision", "rows", "counts")}
-            outlet_events[AssetAlias("clipft-dataset")].add(dataset_asset(made["domain"]), extra=told)
+            get_current_context()["outlet_events"][AssetAlias("clipft-dataset")].add(dataset_asset(made["domain"]), extra=told)
         return made
 
-    staged = ingest()
-    version(staged, validate(staged))
+    version(tasks.needed("version"))
 
 
 clipft_dataset()

@@ -8,17 +8,16 @@ seconds, since the finished work is found again.
 Paused when first seen: switch it on to let models follow their data without anyone asking.
 """
 
-from typing import Any
+from functools import reduce
+from operator import or_
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, task
-from clipft_dag import DATASET_ASSETS, DEFAULTS, params
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
+from clipft_dag import DATASET_ASSETS, DEFAULTS, Form, params
 
 from clipft_tasks.domains import domain_names
 
-any_dataset: Any = None
-for asset in DATASET_ASSETS.values():
-    any_dataset = asset if any_dataset is None else any_dataset | asset
+any_dataset = reduce(or_, DATASET_ASSETS.values())
 
 
 @dag(
@@ -44,12 +43,12 @@ for asset in DATASET_ASSETS.values():
 )
 def clipft_retrain() -> None:
     @task(doc_md="Which domains, and on which version of their data.")
-    def due(params: dict[str, Any] | None = None, triggering_asset_events: Any = None) -> list[dict[str, Any]]:
+    def due(params: Form | None = None) -> list[dict[str, Form]]:
         from clipft_tasks.data import versioning
 
         given = dict(params or {})
         asked = given.pop("domains", None)
-        events = [e for found in (triggering_asset_events or {}).values() for e in found]
+        events = [e for found in get_current_context()["triggering_asset_events"].values() for e in found]
         fresh = sorted({e.extra["domain"] for e in events if "domain" in e.extra})
         # Always the newest version: events may be many, old, and in any order.
         newest = {d: found[-1].tag for d in asked or fresh or domain_names() if (found := versioning.versions(d))}

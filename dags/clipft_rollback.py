@@ -5,10 +5,10 @@ Makes the previous champion of a domain, or a version that you name, champion ag
 its answers. The one that stepped down is kept as `previous`, so a second rollback undoes the first.
 """
 
-from typing import Any
-
 from airflow.sdk import Param, dag, task
-from clipft_dag import DEFAULTS, params, stage
+from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, options_of, params, stage
+
+from clipft_tasks.stages import chain
 
 
 @dag(
@@ -32,25 +32,14 @@ from clipft_dag import DEFAULTS, params, stage
     max_active_runs=1,
 )
 def clipft_rollback() -> None:
-    @task(doc_md="Which version; nothing changes yet.")
-    def rollback(params: dict[str, Any] | None = None) -> dict[str, Any]:
-        given = dict(params or {})
+    @task(doc_md=chain.ROLLBACK["rollback"].summary, **options_of("rollback"))
+    def rollback(params: Form | None = None) -> StageOutput:
+        given = params or {}
         return stage("rollback", {"domain": given["domain"]}, version=given["version"] or "")
 
-    @task(doc_md="Move the champion alias; the one that steps down is kept as previous.")
-    def promote(chosen: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("promote", {"domain": (params or {})["domain"]}, version=chosen["version"])
-
-    @task(doc_md="The server loads it.")
-    def deploy(back: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("deploy", {"domain": (params or {})["domain"]}, version=back["version"], previous=back["previous"])
-
-    @task(doc_md="It answers as recorded.")
-    def verify(back: dict[str, Any], deployed: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        return stage("verify", {"domain": (params or {})["domain"]}, version=deployed["version"], previous=back["previous"])
-
-    back = promote(rollback())
-    verify(back, deploy(back))
+    tasks = ChainTasks(chain.ROLLBACK, fields=("domain",), rollback=rollback())
+    for name in ("promote", "deploy", "verify"):
+        tasks.add(name)
 
 
 clipft_rollback()

@@ -1,4 +1,8 @@
-"""What the DAG files share: forms from the spec, stages as tasks, approval. Imports neither torch nor mlflow."""
+"""What the DAG files share: forms from the spec, stages as tasks, approval. Imports neither torch nor mlflow.
+
+`ChainTasks` makes the tasks of stages as clipft_tasks/stages/chain.py declares them. A task's own function takes a `Form` (the run's
+parameters) and `StageOutput`s (results of other tasks), and calls `stage`.
+"""
 
 import os
 import signal
@@ -6,18 +10,27 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Asset, Param
+from airflow.sdk import Asset, Context, Param, XComArg, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 from clipft_tasks.spec import RunSpec, form
-from clipft_tasks.stages.call import call_stage
+from clipft_tasks.stages import chain
+from clipft_tasks.stages.call import StageOutput, call_stage
 
+__all__ = [
+    "DATASET_ASSETS", "DEFAULTS", "Approval", "ChainTasks", "Form", "StageOutput", "dataset_asset", "options_of",
+    "params", "spec_of", "stage",
+]  # fmt: skip
+
+Form: TypeAlias = dict[str, Any]  # a run's `params`: fields of the spec by dotted name, and the DAG's own; JSON of any kind
+Options: TypeAlias = dict[str, Any]  # keyword arguments of an operator
 POOL = "accelerator"
 
 # A task that is lost (killed, machine gone) is tried again at once: every stage resumes or finds its own work.
@@ -31,11 +44,10 @@ DEFAULTS = {
 }
 
 # Tasks that need the accelerator: one at a time, on the queue and executor that settings name.
-ACCELERATOR: dict[str, Any] = {
+ACCELERATOR: Options = {
     "pool": POOL,
     "queue": settings().accelerator_queue,
     "executor": settings().accelerator_executor,
-    "execution_timeout": timedelta(hours=24),
 }
 
 
@@ -60,27 +72,105 @@ def params(*sections: str, only: tuple[str, ...] = (), without: tuple[str, ...] 
     return out
 
 
-def spec_of(given: Mapping[str, Any]) -> RunSpec:
+def spec_of(given: Form) -> RunSpec:
     """The spec of a form. Fails the task, with the field's name, when it is wrong."""
     try:
-        return RunSpec.from_flat(dict(given))
+        return RunSpec.from_flat(given)
     except ClipftError as error:
         raise AirflowFailException(str(error)) from error
 
 
-def stage(name: str, given: Mapping[str, Any], **inputs: Any) -> dict[str, Any]:
+def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
     """Run a stage in this task's process: `NAME` for its `run`, `NAME.PART` for a part of one that takes several tasks.
 
     What a person must mend fails the task without retries; everything else is tried again.
     """
     _end_with_parent()
-    spec = spec_of(given)
+    spec = spec_of(given or {})
     began = time.monotonic()
     try:
-        result = call_stage(name, spec, inputs)
+        result = call_stage(name, spec, inputs, dag_run=_dag_run())
     except ClipftError as error:
         raise AirflowFailException(str(error)) from error
-    return dict(result) | {"seconds": round(time.monotonic() - began, 2)}
+    return result | {"seconds": round(time.monotonic() - began, 2)}
+
+
+def _dag_run() -> str:
+    """The run that this task belongs to, `<dag>/<run>`, for lineage; "" outside of one."""
+    try:
+        run = get_current_context()["dag_run"]
+    except RuntimeError:
+        return ""
+    return f"{run.dag_id}/{run.run_id}"
+
+
+def options_of(name: str) -> Options:
+    """Where and how long a stage may run, as operators take it."""
+    declared = chain.STAGES[name]
+    return (ACCELERATOR if declared.accelerator else {}) | {"execution_timeout": timedelta(hours=declared.hours)}
+
+
+class ChainTasks:
+    """The tasks of a chain's stages, each after those whose results it takes, as clipft_tasks/stages/chain.py declares them.
+
+    Args:
+        stages: the chain.
+        fields: of the run's form, that make the spec; empty: all.
+        outputs: of tasks that are made otherwise, by the name of the stage whose result they have.
+    """
+
+    def __init__(
+        self, stages: Mapping[str, chain.Stage] = chain.CHAIN, fields: tuple[str, ...] = (), **outputs: XComArg
+    ) -> None:
+        self._stages, self._fields, self.outputs = stages, fields, outputs
+
+    def add(self, name: str, **options: Any) -> XComArg:  # of the operator
+        """The task of a stage."""
+
+        @task(task_id=name, doc_md=self._stages[name].summary, **options_of(name), **options)
+        def run(results: StageOutput, params: Form | None = None) -> StageOutput:
+            return self.run(name, params, results)
+
+        self.outputs[name] = run(self.needed(name))
+        return self.outputs[name]
+
+    def add_each(self, name: str, values: XComArg, shown: str, **options: Any) -> XComArg:
+        """The task of a stage that runs once for each of `values`, mapped; `shown` names one, with `{}` for the value."""
+        parameter = _each(self._stages[name]).parameter
+
+        @task(
+            task_id=name,
+            doc_md=self._stages[name].summary,
+            map_index_template="{{ shown }}",
+            **options_of(name),
+            **options,
+        )
+        def run(value: int, results: StageOutput, params: Form | None = None) -> StageOutput:
+            get_current_context()["shown"] = shown.format(value)  # type: ignore[typeddict-unknown-key]
+            return self.run(name, params, results, **{parameter: value})
+
+        self.outputs[name] = run.partial(results=self.needed(name)).expand(value=values)
+        return self.outputs[name]
+
+    def needed(self, name: str) -> dict[str, XComArg]:
+        """The results that a stage takes, by the names of the stages that have them."""
+        return {other: self.outputs[other] for other in self._stages[name].needs}
+
+    def run(self, name: str, params: Form | None, results: StageOutput, **inputs: object) -> StageOutput:
+        """Run a stage in this task's process, on the results of those that it needs."""
+        given = {k: v for k, v in (params or {}).items() if not self._fields or k in self._fields}
+        return stage(name, given, **self._stages[name].arguments(lambda other: self._whole(other, results[other])), **inputs)
+
+    def _whole(self, name: str, result: Any) -> StageOutput:
+        """A stage's result as the chain knows it: of one that ran for each of several values, all of them."""
+        each = self._stages[name].each
+        return {each.collected: list(result)} if each else result
+
+
+def _each(declared: chain.Stage) -> chain.Each:
+    if declared.each is None:
+        raise ValueError("it runs once, and not for each of several values")
+    return declared.each
 
 
 def _end_with_parent() -> None:
@@ -98,7 +188,7 @@ def _end_with_parent() -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit("stopped by SIGTERM; the next try resumes")
 
     if "PYTEST_CURRENT_TEST" not in os.environ:
@@ -111,11 +201,11 @@ class Approval(ApprovalOperator):
 
     template_fields = (*ApprovalOperator.template_fields, "required")
 
-    def __init__(self, *, required: str, **kwargs: Any) -> None:
+    def __init__(self, *, required: str, **kwargs: Any) -> None:  # those of Airflow's own
         super().__init__(**kwargs)
         self.required = required
 
-    def execute(self, context: Any) -> Any:
+    def execute(self, context: Context) -> Any:  # what Airflow's own returns
         if str(self.required).lower() != "true":
             self.log.info("No approval asked for (approval.required is off).")
             return None

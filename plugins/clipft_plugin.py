@@ -7,8 +7,7 @@ from airflow.sdk import BaseOperatorLink
 from clipft_alerts import app as web
 from clipft_models import router as models
 
-# Airflow wants a fixed list.
-NAMES = ("Data report", "MLflow run", "Evaluation", "Model version", "Server", "Drift report", "Comparison")
+from clipft_tasks.stages import chain
 
 web.include_router(models)
 
@@ -39,7 +38,9 @@ class _ReturnedLink(BaseOperatorLink):
         return str((links or {}).get(self.label, ""))
 
 
-LINKS = [type(name.replace(" ", "") + "Link", (_ReturnedLink,), {"label": name})() for name in NAMES]
+LINKS = [
+    type(name.replace(" ", "") + "Link", (_ReturnedLink,), {"label": name})() for name in chain.links()
+]  # Airflow wants a fixed list
 
 
 class ClipftPlugin(AirflowPlugin):

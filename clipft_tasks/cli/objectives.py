@@ -42,7 +42,7 @@ def check(name: str, options: str, names: tuple[str, ...], skip: tuple[str, ...]
     from ..model import similarity
     from ..spec import ObjectiveSpec
     from ..train import objective_checks as suite
-    from .main import as_object
+    from .values import as_object
 
     if unknown := set(skip) - {*suite.ALL}:
         raise ClipftError(f"check {sorted(unknown)[0]!r}", "there is none of that name", f"Known: {', '.join(suite.ALL)}.")

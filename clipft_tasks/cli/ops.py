@@ -114,3 +114,6 @@ def upgrade(backups: Path | None) -> None:
     installation.adopt()
     made = upgrades.upgrade(backups)
     click.echo(f"The databases are of this release.{f' Before: {made}' if made else ''}")
+
+
+COMMANDS = (doctor, backup, restore, gc, upgrade)

@@ -3,20 +3,23 @@
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..core.errors import ClipftError
 from ..spec import RunSpec
 
+StageOutput: TypeAlias = dict[str, Any]  # the JSON of a stage's record, as XCom and files hold it: it has no narrower type
 
-def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, Any]) -> Any:
+
+def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: str = "") -> StageOutput:
     """Run a stage on results of other stages as they come out of XCom or a file.
 
     Args:
         name: `module` or `module.function` of `clipft_tasks.stages`; without a function it is `run`.
         inputs: JSON by parameter name; each becomes what the stage's annotation says.
+        dag_run: the Airflow run that asks, for stages that note it.
     Returns: JSON.
     Raises: what the stage raises; ClipftError where an input is not what the stage takes.
     """
@@ -25,7 +28,8 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, Any]) -> Any:
     hints = get_type_hints(stage)
     known = inspect.signature(stage).parameters
     read = {}
-    for key, value in inputs.items():
+    noted = {"dag_run": dag_run} if dag_run and "dag_run" in known else {}
+    for key, value in (noted | dict(inputs)).items():
         try:
             read[key] = TypeAdapter(hints[key]).validate_python(value) if key in hints and key in known else value
         except ValidationError as error:
@@ -35,4 +39,4 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, Any]) -> Any:
                 f"the input of {name}", f"{place}: {first['msg']}", "Another release made it: run the stages before it again."
             ) from None
     result = stage(spec, **read)
-    return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+    return result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)

@@ -1,51 +1,218 @@
-"""The chain: which stage needs what of which other. What the DAGs draw as arrows, for everyone who works without Airflow."""
+"""The stages, declared once: what each does, what it takes of which other, where it runs.
 
-from collections.abc import Callable
-from typing import Any
+A stage is a file of this folder, whose function `run` does it, and an entry here. The command line, the DAGs
+`clipft_dataset`, `clipft_finetune` and `clipft_rollback`, dvc.yaml (`clipft stages --dvc`) and the links of Airflow's tasks
+derive from it. Nothing heavy is imported: a stage's module is, when the stage runs.
+"""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..spec import RunSpec
-from . import blend, deploy, evaluate, finetune, gate, ingest, plan, promote, register, rollout, tune, validate, verify, version
+from .call import StageOutput, call_stage
 
-Done = Callable[[str], dict[str, Any]]  # a stage's result by its name
-
-
-def _evaluate(spec: RunSpec, done: Done) -> dict[str, Any]:
-    run_id = done("blend")["run_id"]
-    return {"evaluations": [evaluate.run(spec, run_id, size) for size in spec.resolution.evaluate]}
+Done = Callable[[str], StageOutput]  # a stage's result by its name; raises where there is none
 
 
-def _plan(spec: RunSpec, done: Done) -> dict[str, Any]:
-    if spec.source and not spec.dataset:  # what was just versioned, not whatever is newest by now
-        spec = spec.model_copy(update={"dataset": done("version")["dataset"]})
-    return plan.run(spec)
+@dataclass(frozen=True)
+class Each:
+    """A stage that runs once for each of several values.
+
+    Attributes:
+        parameter: of the stage's function, that takes one value.
+        values: of a spec.
+        collected: the field of the whole result that lists what each run returned.
+    """
+
+    parameter: str
+    values: Callable[[RunSpec], Sequence[int]]
+    collected: str
 
 
-CHAIN: dict[str, Callable[[RunSpec, Done], dict[str, Any]]] = {
-    "ingest": lambda spec, done: ingest.run(spec),
-    "validate": lambda spec, done: validate.run(spec, done("ingest")["staging"]),
-    "version": lambda spec, done: version.run(spec, done("ingest")["staging"]),
-    "plan": _plan,
-    "tune": lambda spec, done: tune.run(spec, done("plan")),
-    "finetune": lambda spec, done: finetune.run(spec, done("plan"), done("tune") if spec.tune.trials else None),
-    "blend": lambda spec, done: blend.run(spec, done("finetune")["run_id"]),
-    "evaluate": _evaluate,
-    "gate": lambda spec, done: gate.run(spec, done("blend")["run_id"], done("evaluate")["evaluations"]),
-    "register": lambda spec, done: register.run(spec, done("blend")["run_id"], done("gate")),
-    "rollout": lambda spec, done: rollout.run(spec, done("register")["version"]),
-    "promote": lambda spec, done: promote.run(spec, done("rollout")["version"]),
-    "deploy": lambda spec, done: deploy.run(spec, done("promote")["version"], done("promote")["previous"]),
-    "verify": lambda spec, done: verify.run(spec, done("promote")["version"], done("promote")["previous"]),
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        summary: for `clipft --help` and Airflow.
+        inputs: where each parameter comes from: `stage.field` of another stage's result, or `stage` for the whole of it.
+        after: stages that must have ended well, though it takes nothing of them.
+        pinned: fields of the spec that an earlier stage decides where the spec leaves them open, likewise.
+        each: where it runs once for each of several values.
+        taken: whether the run of a spec takes it at all.
+        accelerator: whether it runs where the accelerator is; else beside the services.
+        hours: after which Airflow gives a try up.
+        params: the parts of the spec that its result depends on, for DVC; None: it decides or changes what others share,
+            and is no part of the pipeline.
+        links: names of the pages that its result links to.
+    """
+
+    summary: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    each: Each | None = None
+    taken: Callable[[RunSpec], bool] = lambda spec: True
+    accelerator: bool = False
+    hours: float = 1
+    params: tuple[str, ...] | None = None
+    links: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> list[str]:
+        """The stages before it, without those that only pin its spec."""
+        return list(dict.fromkeys([*(source.partition(".")[0] for source in self.inputs.values()), *self.after]))
+
+    def arguments(self, done: Done, skipped: Container[str] = ()) -> dict[str, object]:
+        """What its function takes of the results of other stages, without those that were skipped."""
+        return _read(self.inputs, done, skipped)
+
+
+def _from_source(spec: RunSpec) -> bool:
+    return bool(spec.source)
+
+
+_TRAINING = ("train", "memory", "resolution.train", "resolution.schedule", "resolution.sizes", "resolution.aspect")
+
+# From a source, or a dataset version, to the verified server.
+CHAIN: dict[str, Stage] = {
+    "ingest": Stage(
+        "Read the source into staged shards and a manifest.",
+        taken=_from_source,
+        params=("domain", "source", "data"),
+    ),
+    "validate": Stage(
+        "Check the staged rows with Great Expectations and write the report.",
+        {"staging": "ingest.staging"},
+        taken=_from_source,
+        params=("model",),
+        links=("Data report",),
+    ),
+    "version": Stage(
+        "Make a dataset version of the checked rows.",
+        {"staging": "ingest.staging"},
+        after=("validate",),
+        taken=_from_source,
+        params=(),
+    ),
+    "plan": Stage(
+        "Say what this machine allows, each decision with its reason.",
+        pinned={"dataset": "version.dataset"},
+        accelerator=True,
+        hours=24,
+        params=("model", *_TRAINING),
+    ),
+    "tune": Stage(
+        "Find better values than the template's by short trials, or say that there are none.",
+        {"planned": "plan"},
+        taken=lambda spec: spec.tune.trials > 0,
+        accelerator=True,
+        hours=24,
+        params=("domain", "model", "objective", "tune", *_TRAINING),
+        links=("MLflow run", "Tuning"),
+    ),
+    "finetune": Stage(
+        "Train a candidate, or resume it, or find the finished run of the same work.",
+        {"planned": "plan", "tuned": "tune"},
+        accelerator=True,
+        hours=24,
+        params=("domain", "model", "objective", *_TRAINING),
+        links=("MLflow run",),
+    ),
+    "blend": Stage(
+        "Score the way from start to candidate, and take the point that forgets less, if the spec asks for that.",
+        {"run_id": "finetune.run_id"},
+        accelerator=True,
+        hours=24,
+        params=("blend",),
+        links=("Blending",),
+    ),
+    "evaluate": Stage(
+        "Score candidate, start model and champion at every resolution.",
+        {"run_id": "blend.run_id"},
+        each=Each("resolution", lambda spec: spec.resolution.evaluate, "evaluations"),
+        accelerator=True,
+        hours=24,
+        params=("resolution.evaluate", "evaluate", "gate"),
+    ),
+    "gate": Stage(
+        "Decide whether the candidate may be registered.",
+        {"run_id": "blend.run_id", "evaluations": "evaluate.evaluations"},
+        links=("Evaluation",),
+    ),
+    "register": Stage(
+        "Register the candidate as challenger.",
+        {"run_id": "blend.run_id", "gate": "gate"},
+        links=("Model version",),
+    ),
+    "rollout": Stage(
+        "Try it on live traffic, in shadow and as canary, if the spec asks for that.",
+        {"version": "register.version"},
+        hours=6,
+    ),
+    "promote": Stage("Make it champion; the one before is kept as previous.", {"version": "rollout.version"}),
+    "deploy": Stage(
+        "Make the server load it and check it against its recorded answers.",
+        {"version": "promote.version", "previous": "promote.previous"},
+        links=("Server",),
+    ),
+    "verify": Stage(
+        "Ask the server the recorded questions.",
+        {"version": "deploy.version", "previous": "promote.previous"},
+        links=("Server",),
+    ),
 }
-DATA_STAGES = ("ingest", "validate", "version")
+
+# Back to a version that was champion before.
+ROLLBACK: dict[str, Stage] = {
+    "rollback": Stage("Say which version to go back to; nothing changes yet."),
+    "promote": replace(CHAIN["promote"], inputs={"version": "rollback.version"}),
+    "deploy": CHAIN["deploy"],
+    "verify": CHAIN["verify"],
+}
+
+# Those that are no part of a chain.
+OTHERS: dict[str, Stage] = {
+    "compare": Stage("Put models beside one another, in one page.", accelerator=True, hours=24, links=("Comparison",)),
+    "admit": Stage("Decide whether an alert is acted on."),
+    "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
+    "close": Stage("Record what came of an incident."),
+}
+
+STAGES: dict[str, Stage] = ROLLBACK | OTHERS | CHAIN
 
 
-def run_stage(name: str, spec: RunSpec, done: Done) -> dict[str, Any]:
-    """Run one stage with the results of those before it. `version` refuses rows that were not validated."""
-    if name == "version":
-        done("validate")
-    return CHAIN[name](spec, done)
+def run_stage(name: str, spec: RunSpec, done: Done, chain: Mapping[str, Stage] = CHAIN) -> StageOutput:
+    """Run one stage of a chain on the results of those before it.
+
+    Raises: what the stage raises, and what `done` raises for a result that is missing.
+    """
+    stage = chain[name]
+    for other in stage.after:
+        done(other)
+    skipped = [other for other in chain if not chain[other].taken(spec)]
+    inputs = stage.arguments(done, skipped)
+    left_open = {key: source for key, source in stage.pinned.items() if not getattr(spec, key)}
+    spec = spec.model_copy(update=_read(left_open, done, skipped))
+    if (each := stage.each) is None:
+        return call_stage(name, spec, inputs)
+    return {each.collected: [call_stage(name, spec, inputs | {each.parameter: value}) for value in each.values(spec)]}
 
 
 def stages_of(spec: RunSpec) -> list[str]:
     """The stages that a whole run of `spec` takes: without a source it starts from an existing dataset version."""
-    return [name for name in CHAIN if (spec.source or name not in DATA_STAGES) and (spec.tune.trials or name != "tune")]
+    return [name for name, stage in CHAIN.items() if stage.taken(spec)]
+
+
+def links() -> list[str]:
+    """The names of all pages that stages link to, each once."""
+    return list(dict.fromkeys(link for stage in (*CHAIN.values(), *OTHERS.values()) for link in stage.links))
+
+
+def _read(sources: Mapping[str, str], done: Done, skipped: Container[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, source in sources.items():
+        stage, _, key = source.partition(".")
+        if stage not in skipped:
+            found[name] = done(stage)[key] if key else done(stage)
+    return found

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import small
 
+from clipft_tasks.cli import main
 from clipft_tasks.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,11 @@ def test_repro_runs_the_chain_and_again_only_what_changed(home, table, tiny, tmp
     (work / "params.yaml").write_text(yaml.safe_dump(spec))
     told = run("dvc", "repro")
     assert "Running stage 'evaluate'" in told and "Running stage 'finetune'" not in told
+
+
+def test_the_pipeline_is_made_of_the_stages_as_they_are_declared():
+    said = CliRunner().invoke(main, ["stages", "--dvc"], catch_exceptions=False).output
+    assert (PROJECT / "dvc.yaml").read_text() == said, "make it again: clipft stages --dvc > dvc.yaml"
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])

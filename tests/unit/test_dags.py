@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from clipft_tasks.stages.chain import CHAIN, ROLLBACK
+
 PROJECT = Path(__file__).resolve().parents[2]
 DAGS = sorted((PROJECT / "dags").glob("*.py"))
 
@@ -22,7 +24,8 @@ for file in sys.argv[3:]:
         "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params),
         "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
         "kinds": {t.task_id: t.task_type for t in dag.tasks},
-        "pools": {t.task_id: t.pool for t in dag.tasks}, "mapped": [t.task_id for t in dag.tasks if t.is_mapped],
+        "places": {t.task_id: [t.pool, t.queue, t.executor] for t in dag.tasks},
+        "hours": {t.task_id: t.execution_timeout.total_seconds() / 3600 for t in dag.tasks if t.execution_timeout}, "mapped": [t.task_id for t in dag.tasks if t.is_mapped],
         "upstream": {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks},
     }))
 """
@@ -31,7 +34,7 @@ for file in sys.argv[3:]:
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory) -> dict[str, dict]:
     """What each file makes, one after the other in a process like that which parses them; it imports Airflow once."""
-    env = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow"))}
+    env = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")), "CLIPFT_ACCELERATOR_QUEUE": "mps"}
     command = [sys.executable, "-c", LOOK, str(PROJECT / "plugins"), str(PROJECT), *map(str, DAGS)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -58,10 +61,44 @@ def test_lost_tasks_are_tried_again_and_none_runs_for_ever(dag):
         assert (retries >= 2 and dag["timeouts"][task]) or waits
 
 
-def test_training_and_evaluation_share_one_accelerator(dag):
-    if dag["id"] == "clipft_finetune":
-        on_it = {"plan", "tune.begin", "tune.trial", "finetune", "blend", "evaluate"}
-        assert {t for t, pool in dag["pools"].items() if pool == "accelerator"} == on_it
+def test_training_and_evaluation_share_one_accelerator_and_nothing_else_goes_there(parsed):
+    on_it = {f"{dag}.{task}" for dag, found in parsed.items() for task, place in found["places"].items()
+             if place[:2] == ["accelerator", "mps"]}  # fmt: skip
+    tasks = {"plan", "tune.begin", "tune.trial", "finetune", "blend", "evaluate"}
+    assert on_it == {f"clipft_finetune.{task}" for task in tasks} | {"clipft_compare.compare"}
+
+
+@pytest.mark.parametrize(
+    ("name", "declared"),
+    [
+        ("clipft_dataset", {name: stage for name, stage in CHAIN.items() if name in ("ingest", "validate", "version")}),
+        ("clipft_finetune", {name: stage for name, stage in CHAIN.items() if name not in ("ingest", "validate", "version")}),
+        ("clipft_rollback", ROLLBACK),
+    ],
+)
+def test_the_tasks_of_a_chain_are_wired_as_it_is_declared(parsed, name, declared):
+    dag, parts = parsed[name], {"tune": ["tune.begin", "tune.decide"]}
+
+    def upstream(task: str) -> set[str]:
+        """Of what a task waits for, directly or through tasks that are no stage."""
+        found: set[str] = set()
+        for other in dag["upstream"][task]:
+            found |= {other} if other.split(".")[0] in declared else upstream(other)
+        return found
+
+    for stage, about in declared.items():
+        first, *_ = parts.get(stage, [stage, stage])
+        assert upstream(first) == {parts.get(needed, [needed])[-1] for needed in about.needs}, stage
+        assert (dag["places"][first][0] == "accelerator") == about.accelerator, stage
+        assert dag["hours"][first] == about.hours, stage
+        assert (stage in dag["mapped"]) == bool(about.each), stage
+    others = {task for task in dag["upstream"] if task.split(".")[0] not in declared}
+    assert others == ({"resolutions", "approve"} if name == "clipft_finetune" else set())
+
+
+def test_a_person_decides_before_anything_reaches_traffic(parsed):
+    dag = parsed["clipft_finetune"]
+    assert dag["upstream"]["approve"] == ["register"] and "approve" in dag["upstream"]["rollout"]
 
 
 def test_a_form_is_made_of_the_specs_fields(dag):

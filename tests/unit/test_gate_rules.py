@@ -85,7 +85,7 @@ def test_the_spec_refuses_a_rule_about_a_size_that_is_not_evaluated():
 
 
 def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):
-    from clipft_tasks.cli.main import read_spec
+    from clipft_tasks.cli.options import read_spec
 
     file = tmp_path / "spec.yaml"
     file.write_text("gate:\n  rules:\n    - gain(score) >= 0\n    - accuracy at every size >= 0.5\n")

@@ -260,7 +260,7 @@ def test_a_domain_that_does_not_exist_is_answered_with_those_that_do():
 
 
 def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
-    from clipft_tasks.cli.main import read_spec
+    from clipft_tasks.cli.options import read_spec
 
     for written in ("text_weight=0.4, distillation.weight=1", '{"text_weight": 0.4, "distillation.weight": 1}'):
         spec = read_spec(None, {"objective__options": written})

@@ -1,0 +1,117 @@
+"""The stages as they are declared: a file and an entry each, and what they take of one another is there."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from clipft_tasks.contracts import Record
+from clipft_tasks.spec import RunSpec, form
+from clipft_tasks.stages import chain
+
+PROJECT = Path(__file__).resolve().parents[2]
+FOLDER = PROJECT / "clipft_tasks" / "stages"
+TAKEN = [(c, name, *pair) for c in ("CHAIN", "ROLLBACK") for name, s in getattr(chain, c).items() for pair in s.inputs.items()]
+
+
+def function(name: str):
+    return importlib.import_module(f"clipft_tasks.stages.{name}").run
+
+
+def test_a_stage_is_a_file_and_an_entry():
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "call", "chain"}
+    assert files == set(chain.STAGES)
+
+
+def test_the_declaration_imports_no_stage():
+    code = "import sys; from clipft_tasks.stages import chain; print([m for m in sys.modules if m.startswith('clipft_tasks.stages.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout) == ["clipft_tasks.stages.call", "clipft_tasks.stages.chain"]
+
+
+@pytest.mark.parametrize(("declared", "name", "parameter", "source"), TAKEN, ids=lambda part: part)
+def test_what_a_stage_takes_is_a_parameter_of_its_and_a_field_of_an_earlier_result(declared, name, parameter, source):
+    assert parameter in inspect.signature(function(name)).parameters
+    earlier, _, key = source.partition(".")
+    order = list(getattr(chain, declared))
+    assert order.index(earlier) < order.index(name)
+    each = getattr(chain, declared)[earlier].each
+    result = get_type_hints(function(earlier))["return"]
+    if each:
+        assert key == each.collected
+    elif key and inspect.isclass(result) and issubclass(result, Record):
+        assert key in result.model_fields
+
+
+def test_each_run_of_a_stage_takes_one_value():
+    for name, stage in chain.CHAIN.items():
+        if stage.each:
+            assert stage.each.parameter in inspect.signature(function(name)).parameters
+            assert list(stage.each.values(RunSpec())) == RunSpec().resolution.evaluate
+
+
+def test_what_a_stage_depends_on_are_fields_of_the_spec():
+    names = set(form()) | {name.partition(".")[0] for name in form()}
+    for stage in chain.CHAIN.values():
+        assert set(stage.params or ()) <= names
+        assert set(stage.pinned) <= set(RunSpec.model_fields)
+
+
+@pytest.mark.parametrize("name", chain.STAGES)
+def test_a_page_that_a_stage_links_to_is_declared(name):
+    """Airflow shows a link as a button only when the plugin knows its name beforehand."""
+    source = (FOLDER / f"{name}.py").read_text()
+    found = set(re.findall(r"links[\"']?\s*[:=]\s*\{\s*[\"']([^\"']+)[\"']", source))
+    assert found <= set(chain.STAGES[name].links) and bool(found) == bool(chain.STAGES[name].links)
+
+
+@pytest.mark.parametrize(
+    ("given", "skipped"),
+    [
+        ({"dataset": "general/v1"}, {"ingest", "validate", "version", "tune"}),
+        ({"source": "x.csv"}, {"tune"}),
+        ({"source": "x.csv", "tune.trials": 3}, set()),
+    ],
+)
+def test_a_run_takes_the_stages_that_its_spec_asks_for(given, skipped):
+    assert chain.stages_of(RunSpec.from_flat(given)) == [name for name in chain.CHAIN if name not in skipped]
+
+
+def test_a_stage_gets_what_was_made_before_it_and_asks_for_nothing_else(monkeypatch):
+    """`plan` trains on the version that this run made, not on whatever is newest; without a source it asks nobody."""
+    seen = []
+
+    def call(name, spec, inputs, dag_run=""):
+        seen.append((name, spec.dataset, dict(inputs)))
+        return {"made_by": name}
+
+    monkeypatch.setattr(chain, "call_stage", call)
+    done = {
+        "version": {"dataset": "general/v7"},
+        "plan": {"p": 1},
+        "tune": {"t": 1},
+        "ingest": {"staging": "s"},
+        "validate": {},
+    }
+    chain.run_stage("plan", RunSpec.from_flat({"source": "x.csv"}), done.__getitem__)
+    chain.run_stage("plan", RunSpec.from_flat({"source": "x.csv", "dataset": "general/v2"}), {}.__getitem__)
+    chain.run_stage("plan", RunSpec(), {}.__getitem__)
+    chain.run_stage("finetune", RunSpec(), {"plan": {"p": 1}}.__getitem__)
+    chain.run_stage("finetune", RunSpec.from_flat({"tune.trials": 2}), done.__getitem__)
+    assert seen == [
+        ("plan", "general/v7", {}),
+        ("plan", "general/v2", {}),
+        ("plan", "", {}),
+        ("finetune", "", {"planned": {"p": 1}}),
+        ("finetune", "", {"planned": {"p": 1}, "tuned": {"t": 1}}),
+    ]
+    spec = RunSpec.from_flat({"resolution.evaluate": [32, 48]})
+    assert len(chain.run_stage("evaluate", spec, lambda name: {"run_id": "r"})["evaluations"]) == 2
+    with pytest.raises(KeyError, match="validate"):  # rows that nobody checked make no version
+        chain.run_stage("version", RunSpec.from_flat({"source": "x.csv"}), {"ingest": {"staging": "s"}}.__getitem__)
