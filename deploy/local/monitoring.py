@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager of the embedded stack: found, installed where that is possible, conmetricd."""
+"""Prometheus and Alertmanager of the embedded stack: found, installed where that is possible, and configured."""
 
 import os
 import shutil
