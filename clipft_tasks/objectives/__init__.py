@@ -31,7 +31,7 @@ from ..core.errors import ClipftError
 from ..core.plugins import classes
 from ..model import similarity
 from ..spec import ObjectiveSpec
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .alignment import Alignment
 from .base import Objective, Pairs
 from .cyclic import Cyclic

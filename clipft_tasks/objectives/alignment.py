@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Objective, Pairs
 from .blocks import in_blocks
 

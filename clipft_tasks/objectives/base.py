@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ClipftError
 from ..model.similarity import Similarity
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 
 Anchor = Literal["image", "text"]
 ALL = slice(None)

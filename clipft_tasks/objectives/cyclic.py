@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Objective, Pairs
 from .blocks import in_blocks
 

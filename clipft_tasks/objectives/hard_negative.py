@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import MASKED, own, symmetric
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
 

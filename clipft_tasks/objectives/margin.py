@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import MASKED, own, symmetric
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, softmax
 
 from ..core.errors import ClipftError
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 from .base import Anchor, Objective, Pairs
 from .blocks import symmetric
 

@@ -8,7 +8,7 @@ from typing import Any
 from .. import objectives
 from ..core.errors import ClipftError
 from ..spec import RunSpec
-from ..spec.search_space import Range
+from ..spec.ranges import Range
 
 AROUND = 8.0  # factor below and above the template's value, where nobody declared a range
 SMOOTHING = 0.3  # most label smoothing that is tried
@@ -42,7 +42,7 @@ class Dimension:
         return self.range.high - self.range.low + 1 if self.whole else math.inf
 
 
-class Space(dict[str, Dimension]):
+class SearchSpace(dict[str, Dimension]):
     """Dimensions by field. Those with a single point are left out: there is nothing to choose."""
 
     @property
@@ -53,7 +53,7 @@ class Space(dict[str, Dimension]):
         return {field: asdict(dimension) for field, dimension in sorted(self.items())}
 
 
-def space_of(spec: RunSpec, temperature: float | None) -> Space:
+def space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
     """The search space of a spec.
 
     Args:
@@ -72,7 +72,7 @@ def space_of(spec: RunSpec, temperature: float | None) -> Space:
     if spec.tune.lora_rank:
         rank = spec.train.lora_rank
         found["train.lora_rank"] = Dimension(Range.of(*sorted({rank, *RANKS})), rank)
-    return Space({field: d for field, d in sorted(found.items()) if d.points > 1})
+    return SearchSpace({field: d for field, d in sorted(found.items()) if d.points > 1})
 
 
 def _declared(spec: RunSpec, prefix: str, name: str) -> dict[str, Dimension]:

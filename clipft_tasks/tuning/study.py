@@ -26,7 +26,7 @@ from ..core.console import say
 from ..core.errors import Transient
 from ..core.settings import settings
 from . import stopping
-from .search_space import Dimension, Space
+from .search_space import Dimension, SearchSpace
 from .stopping import Tried
 
 BEAT = 5.0  # seconds between two signs of life
@@ -193,7 +193,7 @@ class Study:
             return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
 
-def open_study(name: str, subject: str, space: Space, code: dict[str, Any], trials: int) -> str:
+def open_study(name: str, subject: str, space: SearchSpace, code: dict[str, Any], trials: int) -> str:
     """The study `name` with at least `trials` trials to run, made when there is none.
 
     Args:

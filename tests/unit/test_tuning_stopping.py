@@ -9,7 +9,7 @@ from clipft_tasks import objectives
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.spec import RunSpec, TuneSpec
-from clipft_tasks.spec.search_space import Range
+from clipft_tasks.spec.ranges import Range
 from clipft_tasks.train.validation import Rows, pack, unpack
 from clipft_tasks.tuning import plots, search_space, stopping
 from clipft_tasks.tuning.stopping import Tried

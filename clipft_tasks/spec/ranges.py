@@ -1,6 +1,5 @@
-"""What tuning may vary. No torch: forms and DAGs read it."""
+"""The range that an objective declares for an option of its own, so that tuning may vary it. Loads no torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +27,3 @@ class Range:
     def of(cls, *choices: float | str) -> "Range":
         """A choice of a few values."""
         return cls(choices=choices)
-
-
-Space = Mapping[str, Range]
