@@ -1,6 +1,6 @@
 """What the blended point keeps and what it costs, on rows that did not choose it: python -m bench.blend [--seeds N] [--epochs N] [--cores N]
 
-Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.also, layer decay), so
+Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.auxiliary, layer decay), so
 that there is something to win back; then ten points of the way, chosen from as the stage `blend` does, by validation split and
 general set. Domain score is that of the test split; general score is that of the general set, half of which (every second thing)
 chooses and half of which is reported.
@@ -18,7 +18,7 @@ import numpy as np
 from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import Bench
 
-PLAIN = {"objective.also": [], "train.layer_decay": 1.0}
+PLAIN = {"objective.auxiliary": [], "train.layer_decay": 1.0}
 
 
 def known(clip: Any, side: int) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
 
     spec = RunSpec.from_flat(
         {"domain": "industrial", "train.epochs": epochs, "train.batch": BATCH, "train.learning_rate": RATE,
-         "resolution.train": SIDE, "train.checkpoint_seconds": 1e9, "objective.also": [], "train.layer_decay": 1.0}
+         "resolution.train": SIDE, "train.checkpoint_seconds": 1e9, "objective.auxiliary": [], "train.layer_decay": 1.0}
     )  # fmt: skip
     clip = build.prepare(build.load("starter"), spec)
     decided = plan.make(spec, clip, len(dataset.split("train")))

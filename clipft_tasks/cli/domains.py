@@ -4,7 +4,6 @@ import os
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,7 +26,7 @@ def domains() -> None:
             click.echo(textwrap.fill(f"{said}: {reason}", WIDTH, initial_indent="  ", subsequent_indent="      "))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{len(value)} templates" if isinstance(value, tuple) and "{}" in str(value) else str(value)
 
 

@@ -5,6 +5,7 @@ import inspect
 import click
 
 from ..core.errors import ClipftError
+from ..spec import objective_catalog
 
 
 @click.group("objective")
@@ -13,13 +14,22 @@ def objective() -> None:
 
 
 @objective.command("list")
-def show() -> None:
+@click.option("--markdown", is_flag=True, help="print the tables of docs/objectives.md instead")
+def show(markdown: bool) -> None:
     """List the objectives, their options and what tuning may vary."""
-    from ..objectives import MENU
+    if markdown:
+        click.echo("\n\n".join(objective_catalog.tables()))
+        return
+    from ..objectives import kind_of
 
-    for name, kind in MENU.items():
+    for name in objective_catalog.OBJECTIVES:
+        kind = kind_of(name)
         summary = next(line.strip() for line in (kind.__doc__ or "").splitlines() if line.strip())
-        marks = [mark for mark, so in (("beside another", kind.beside), ("looks at the start model", kind.needs_start)) if so]
+        marks = [
+            mark
+            for mark, so in (("added to another", kind.auxiliary_only), ("looks at the start model", kind.needs_start))
+            if so
+        ]
         click.echo(click.style(name, bold=True) + (f" ({', '.join(marks)})" if marks else "") + f": {summary}")
         for option, parameter in inspect.signature(kind).parameters.items():
             varied = f"  tuned: {kind.space[option]}" if option in kind.space else ""
@@ -39,14 +49,13 @@ def check(name: str, options: str, names: tuple[str, ...], skip: tuple[str, ...]
     Form, odd batches, float64 gradients, blocks of rows, batches in parts, MPS operators and two processes, under every
     similarity. Takes about half a minute; ends with 1 when something fails.
     """
-    from ..model import similarity
     from ..spec import ObjectiveSpec
     from ..train import objective_checks as suite
     from .values import as_object
 
     if unknown := set(skip) - {*suite.ALL}:
         raise ClipftError(f"check {sorted(unknown)[0]!r}", "there is none of that name", f"Known: {', '.join(suite.ALL)}.")
-    names = names or tuple(similarity.MENU)
+    names = names or tuple(objective_catalog.SIMILARITIES)
     spec = ObjectiveSpec(name=name, options=as_object("--options", options) if options else {})
     suite.Subject(spec).make()  # a wrong name or option is one message, not one a check
     click.echo(f"{'':12}" + "".join(f"{n:>12}" for n in names))

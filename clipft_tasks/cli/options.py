@@ -9,7 +9,8 @@ import click
 import yaml
 
 from ..core.errors import ClipftError
-from ..spec import RunSpec, form
+from ..spec import SECTIONS, RunSpec, fields, form
+from ..spec.form import JsonSchema
 from .values import as_list, as_object
 
 Given: TypeAlias = Any  # what click passes for an option of the spec: text, a number, or None
@@ -34,34 +35,36 @@ def spec_options() -> tuple[click.Option, ...]:
         ),
         click.Option(["--spec", "file"], type=click.Path(path_type=Path), help="YAML with the same fields; options win"),
     )
-    return fixed + tuple(_option(name, field) for name, field in form().items())
+    renamed = tuple(click.Option([f"--{old}", fields.identifier(old)], hidden=True) for old in fields.RENAMED)
+    return fixed + tuple(_option(name, field) for name, field in form().items()) + renamed
 
 
-def _option(name: str, field: Mapping[str, Any]) -> click.Option:  # a JSON schema
+def _option(name: str, field: JsonSchema) -> click.Option:
     kind = field["type"] if isinstance(field["type"], str) else field["type"][0]
     choices = [c for c in field.get("enum", []) if c is not None]
     shown = "" if field.get("default") in (None, "") else f" [default: {field['default']}]"
     return click.Option(
-        [f"--{name}", name.replace(".", "__")],
+        [f"--{name}", fields.identifier(name)],
         type=click.Choice(choices) if choices else TYPES[kind],
         help=f"{field.get('description', '')}{shown}",
     )
 
 
 def read_spec(file: Path | None, options: Mapping[str, Given]) -> RunSpec:
-    """The spec of a YAML file (nested or dotted names) and options by `section__field`; options win.
+    """The spec of a YAML file (nested or dotted names) and options by keyword; options win.
 
     Raises: ClipftError for a file that cannot be read, or a field that is wrong.
     """
-    flat: dict[str, Given] = {}
+    flat: dict[str, object] = {}
     if file:
         try:
             content = yaml.safe_load(file.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ClipftError(f"spec file {file}", str(error).replace("\n", " "), "Give a YAML file.") from None
-        for name, value in content.items():
-            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    flat |= {name.replace("__", "."): value for name, value in options.items() if value is not None}
+        if not isinstance(content, dict):
+            raise ClipftError(f"spec file {file}", "it holds no fields by name", "`clipft spec` prints one that does.")
+        flat = fields.current(fields.flatten(content, SECTIONS))
+    flat |= fields.current({fields.of_identifier(name): value for name, value in options.items() if value is not None})
     for name, field in form().items():
         if name in flat and "array" in field["type"]:
             flat[name] = as_list(flat[name], field.get("separator", ""), field["items"]["type"] == "integer")

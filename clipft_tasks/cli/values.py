@@ -1,5 +1,6 @@
 """Lists and named values as people write them on a command line."""
 
+import re
 from typing import Any
 
 import yaml
@@ -17,8 +18,8 @@ def as_list(value: object, separator: str = "", numbers: bool = False) -> list[A
     if isinstance(value, str) and separator:
         return [part.strip() for part in value.split(separator) if part.strip()]
     if isinstance(value, str):
-        words = value.strip("[] ").replace(",", " ").split()
-        return [int(w) if numbers and w.isdigit() else w for w in words]
+        words = re.sub(r"\s*([=>])\s*", r"\1", value).strip("[] ").replace(",", " ").split()  # `name = weight` is one
+        return [int(w) if numbers and w.isdecimal() else w for w in words]
     return value if isinstance(value, list) else [value]
 
 

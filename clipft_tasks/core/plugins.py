@@ -48,14 +48,15 @@ class Registry(Generic[T]):
         Raises: ClipftError with the names there are.
         """
         shipped = self.shipped.get(name)
-        if shipped is not None and not isinstance(shipped, str):
+        if isinstance(shipped, str):
+            return self._checked(name, lambda: _imported(shipped))
+        if shipped is not None:
             return shipped
         entry = next(iter(entry_points(group=self.group, name=name)), None)
-        if isinstance(shipped, str) or (entry is None and ":" in name):
-            path = shipped if isinstance(shipped, str) else name
-            return self._checked(name, lambda: _imported(path))
         if entry is not None:
             return self._checked(name, entry.load)
+        if ":" in name:
+            return self._checked(name, lambda: _imported(name))
         raise ClipftError(
             f"{self.kind} {name!r}", "there is none of that name", f"Known: {', '.join(self.names())}, or module:Class."
         )

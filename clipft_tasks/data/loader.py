@@ -88,11 +88,11 @@ class TrainingData:
         Args:
             clip: the model whose tokenizer reads the captions.
             largest: largest side that training will ask for.
-            prompts: templates that `how.reworded` may word a labeled row with.
+            prompts: templates, of which `how.prompt_share` of the labeled rows take one for a step.
         """
         frame = dataset.split(split)
         margin = -(-int(largest / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
-        worded = [[p.format(c) for p in prompts] for c in dataset.classes] if how.reworded else []
+        worded = [[p.format(c) for p in prompts] for c in dataset.classes] if how.prompt_share else []
         captions = sorted({*frame["caption"], *chain.from_iterable(worded)})
         ids = {c: i for i, c in enumerate(captions)}
         classes = {c: i for i, c in enumerate(dataset.classes)}
@@ -153,7 +153,7 @@ class TrainingData:
             return own
         rng = np.random.default_rng([self.sampler.seed, 4, step])
         other = self.wordings[label, rng.integers(0, self.wordings.shape[1], len(rows))]
-        return np.where((rng.random(len(rows)) < self.how.reworded) & (label >= 0), other, own)
+        return np.where((rng.random(len(rows)) < self.how.prompt_share) & (label >= 0), other, own)
 
 
 def ahead(

@@ -28,6 +28,8 @@ def _from_file(path: Path) -> Domain:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
+    except ClipftError as error:  # a field of an earlier release
+        raise ClipftError(f"domain file {path}", f"{error.what}: {error.why}", error.fix) from error
     except Exception as error:  # whatever a file of a person's own may raise
         raise ClipftError(
             f"domain file {path}", f"it cannot be read: {error}", "`clipft domain new` writes one that can."

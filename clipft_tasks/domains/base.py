@@ -2,14 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, ClassVar, Self
 
-# Each field says what it is in its annotation: `clipft domain new` writes that beside the value.
+from ..core.errors import ClipftError
+
+# Each field says what it is in its annotation: `clipft domain new` writes that above the value.
+
+
+class Profile:
+    """A group of choices that people write into files of their own."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the name of an earlier release
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        for old in cls.RENAMED.keys() & given.keys():
+            new = cls.RENAMED[old]
+            raise ClipftError(f"{cls.__name__}({old}=…)", f"the field is called `{new}` now", f"Write `{new}` instead.")
+        return super().__new__(cls)
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Profile):
     """What may be done to a training image without making its caption a lie."""
+
+    RENAMED = {"reworded": "prompt_share"}
 
     crop_min: Annotated[float, "smallest share of the image's area that a random crop keeps; 1 never crops"] = 0.7
     flip_horizontal: Annotated[bool, "mirror left and right: only where laterality means nothing"] = True
@@ -17,11 +33,13 @@ class Augment:
     rotate90: Annotated[bool, "quarter turns: only where an image has no up"] = False
     brightness: Annotated[float, "gain is drawn from 1 ± this; 0 where intensity is a measurement"] = 0.0
     contrast: Annotated[float, "spread about the mean is drawn from 1 ± this"] = 0.0
-    reworded: Annotated[float, "share of labeled rows whose caption is, for a step, one of the domain's prompts instead"] = 0.0
+    prompt_share: Annotated[
+        float, "share of labeled rows whose caption is, for a step, one of the domain's prompts instead"
+    ] = 0.0
 
 
 @dataclass(frozen=True)
-class Checks:
+class Checks(Profile):
     """Limits that a data set must meet before it becomes a version."""
 
     min_side: Annotated[int, "pixels of the shorter side"] = 32
@@ -39,8 +57,10 @@ CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate", "r
 
 
 @dataclass(frozen=True)
-class Domain:
+class Domain(Profile):
     """A profile: how images are treated, how classes are worded, and what counts as better."""
+
+    RENAMED = {"grey_bits": "gray_bits", "captures": "capture_share", "retention": "general_set"}
 
     name: Annotated[str, "lower-case identifier; becomes a folder, a git tag prefix and part of a registry name"]
     title: Annotated[str, "as people call it"]
@@ -53,11 +73,11 @@ class Domain:
     ] = 16
     near_duplicate_bits: Annotated[int, "images whose 256-bit perceptual hashes differ by at most this share a split"] = 6
     drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
-    captures: Annotated[float, "share of requests that the server keeps for labeling; 0 keeps none"] = 0.0
+    capture_share: Annotated[float, "share of requests that the server keeps for labeling; 0 keeps none"] = 0.0
     slices: Annotated[tuple[str, ...], "how test rows are split into parts that are looked at by themselves"] = ("size", "mode")
     corruptions: Annotated[tuple[str, ...], "what may be wrong with an image here and leaves its caption true"] = CORRUPTIONS
     general_set: Annotated[str, "what must not be forgotten: `everyday`, or a dataset version's test rows"] = "everyday"
-    defaults: Annotated[Mapping[str, Any], "fields of a run by dotted name, where they differ from the general default"] = (
+    defaults: Annotated[Mapping[str, object], "fields of a run by dotted name, where they differ from the general default"] = (
         field(default_factory=dict)
     )
     why: Annotated[Mapping[str, str], "the reason for each choice, by field"] = field(default_factory=dict)
@@ -75,11 +95,11 @@ class Domain:
         if unknown := set(self.slices) - set(SLICES):
             raise ValueError(f"domain {self.name}: no slice {', '.join(sorted(unknown))}; known: {', '.join(SLICES)}")
 
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> dict[str, object]:
         """Every choice by dotted name that is not the general default: what `why` has to explain."""
         general = Domain(self.name, self.title, self.prompts, self.caption)
         parts = (("augment.", self.augment, general.augment), ("checks.", self.checks, general.checks), ("", self, general))
-        out: dict[str, Any] = {"prompts": self.prompts}
+        out: dict[str, object] = {"prompts": self.prompts}
         for prefix, own, usual in parts:
             for name in (each.name for each in fields(own)):
                 value = getattr(own, name)

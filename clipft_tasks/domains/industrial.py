@@ -14,13 +14,13 @@ DOMAIN = Domain(
         "a {} under the camera of a production line.",
     ),
     caption="an inspection image of a {}.",
-    augment=Augment(crop_min=0.85, flip_vertical=True, rotate90=True, reworded=0.5),
+    augment=Augment(crop_min=0.85, flip_vertical=True, rotate90=True, prompt_share=0.5),
     checks=Checks(min_side=64, min_class_share=0.02, modes=(*Checks().modes, "I;16", "I;16B")),
     defaults={
         "resolution.aspect": "pad",
         "objective.name": "multi_positive",
         "objective.positives": "label",
-        "objective.also": ["distillation=0.02"],
+        "objective.auxiliary": ["distillation=0.02"],
         "objective.options": {"distillation.features": 15},
         "train.layer_decay": 0.7,
         "train.keep": "last",
@@ -37,7 +37,7 @@ DOMAIN = Domain(
         "augment.crop_min": "a defect may cover 1% of the part; a crop that loses it makes the caption wrong",
         "augment.flip_vertical": "a mirrored scratch is a scratch: defects have no laterality",
         "augment.rotate90": "a part has no up or down under the camera",
-        "augment.reworded": "parts share a handful of captions, and classes are asked for by the prompts: training in their words "
+        "augment.prompt_share": "parts share a handful of captions, and classes are asked for by the prompts: training in their words "
         "(FLYP: Goyal et al. 2023, https://arxiv.org/abs/2212.00638) ties the class to the finding, not to one sentence",
         "augment.brightness": "in electroluminescence, thermography and X-ray the brightness is the measurement (a dark cell is a "
         "broken cell): none is added or taken",
@@ -50,7 +50,7 @@ DOMAIN = Domain(
         "resolution.aspect": "a defect at the edge of a long part must stay in the image, and its shape carries meaning",
         "objective.name": "many parts share one caption; those are positives, not each other's negatives",
         "objective.positives": "a class said in other words is the same finding, so no negative",
-        "objective.also": "a few captions teach the text tower little and make it forget much: features stay near the start model's "
+        "objective.auxiliary": "a few captions teach the text tower little and make it forget much: features stay near the start model's "
         "(docs/evaluation.md has the numbers with and without)",
         "objective.options": "held by features: the start model's own ranking of defects is not worth keeping",
         "train.layer_decay": "what defects look like is new, edges and textures are not: early blocks move less",

@@ -20,7 +20,7 @@ DOMAIN = Domain(
     drift_tolerance=1.5,
     defaults={
         "resolution.aspect": "pad",
-        "objective.also": ["distillation=0.1"],
+        "objective.auxiliary": ["distillation=0.1"],
         "objective.options": {"distillation.features": 20},
         "train.learning_rate": 4e-4,
         "train.epochs": 10,
@@ -43,7 +43,7 @@ DOMAIN = Domain(
         "drift_tolerance": "every paper and every instrument has a look of its own: batches differ by nature",
         "resolution.aspect": "figures are wide and plots have axes at their edges: nothing may be cut off",
         "objective.name": "captions are nearly all different, so every other row is a true negative",
-        "objective.also": "held near the start model's features, it may learn at a higher rate and for longer, and forgets next to "
+        "objective.auxiliary": "held near the start model's features, it may learn at a higher rate and for longer, and forgets next to "
         "nothing of everyday things (docs/evaluation.md)",
         "objective.options": "held by features: the start model ranks names of things that it never heard of by chance",
         "train.learning_rate": "drawings and names of a science are far from everyday images and words",

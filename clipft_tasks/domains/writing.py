@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from ..core.errors import ClipftError
 from . import Augment, Checks, Domain, domain_names, get_domain
@@ -48,7 +48,7 @@ def write(name: str, like: str, path: Path) -> Path:
     return path.absolute()
 
 
-def _source(value: Any, indent: str) -> str:
+def _source(value: object, indent: str) -> str:
     """A value as Python, one item a line, each field of a profile under what it is."""
     inner = indent + "    "
     if is_dataclass(value):

@@ -1,12 +1,6 @@
 """Similarities: how an image embedding and a text embedding are compared.
 
-| similarity | compares                                    | use it                                                     |
-|------------|---------------------------------------------|------------------------------------------------------------|
-| cosine     | directions                                  | by default; every index and every other CLIP model does    |
-| dot        | directions and lengths                      | where a length may say how sure or how general something is |
-| euclidean  | positions, by half the squared distance     | for prototypes: a class is a point                         |
-| hyperbolic | positions in the Lorentz model              | for trees: general texts near the origin, details outside  |
-| bilinear   | directions through a learned matrix         | where the towers disagree by more than a rotation          |
+Which there are, and what each is for, is in `clipft_tasks.spec.objective_catalog` and docs/objectives.md.
 
 One of your own is a subclass of `Similarity`, named in the spec as `module:Class`, or by an entry point of the group
 `clipft.similarities`. The model carries its similarity, and its package says which, so that the server and the evaluation
@@ -15,7 +9,6 @@ compare as training did.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..core.plugins import classes
+from ..spec.objective_catalog import SIMILARITIES
 
 __all__ = ["Bilinear", "Cosine", "Dot", "Euclidean", "Hyperbolic", "Similarity", "make"]
 
@@ -56,6 +50,10 @@ class Similarity(nn.Module, ABC):
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Image embeddings (k, d) and text embeddings (m, d) -> how alike they are (k, m); more is more alike."""
 
+    def __call__(self, image: Tensor, text: Tensor) -> Tensor:  # nn.Module's has no types
+        found: Tensor = nn.Module.__call__(self, image, text)
+        return found
+
     def mean(self, embeddings: Tensor, dim: int) -> Tensor:
         """The embedding that stands for several, for example for one class in several wordings."""
         return embeddings.mean(dim=dim)
@@ -67,7 +65,8 @@ class Similarity(nn.Module, ABC):
     def compare(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """`forward` for arrays; the module must be on the CPU."""
         with torch.inference_mode():
-            return self(*(torch.as_tensor(x, dtype=torch.float32) for x in (image, text))).numpy()
+            given = (torch.as_tensor(x, dtype=torch.float32) for x in (image, text))
+            return self(*given).numpy()
 
 
 class Cosine(Similarity):
@@ -99,7 +98,7 @@ def moderated(features: Tensor, gain: Tensor) -> Tensor:
     Where lengths count, training could otherwise begin by shrinking everything to a point, and would stay there: at distance
     zero nothing has a gradient.
     """
-    length = features.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    length: Tensor = features.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     return features / length * torch.tanh((length * gain).log()).exp()
 
 
@@ -174,7 +173,7 @@ class Hyperbolic(Similarity):
     def _lift(self, tangent: Tensor) -> Tensor:
         """The exponential map at the origin."""
         root = self.curvature.sqrt()
-        length = (root * tangent.norm(dim=-1, keepdim=True)).clamp(1e-8, self.REACH)
+        length: Tensor = (root * tangent.norm(dim=-1, keepdim=True)).clamp(1e-8, self.REACH)
         return tangent * (torch.sinh(length) / length)
 
     def embed_image(self, features: Tensor) -> Tensor:
@@ -214,8 +213,7 @@ class Bilinear(Cosine):
         return image @ self.between[:width, :width] @ text.T
 
 
-MENU: Mapping[str, type[Similarity]] = {kind.name: kind for kind in (Cosine, Dot, Euclidean, Hyperbolic, Bilinear)}
-REGISTRY = classes("similarity", Similarity, MENU)  # type: ignore[type-abstract]  # only subclasses are made
+REGISTRY = classes("similarity", Similarity, {name: entry.path for name, entry in SIMILARITIES.items()})  # type: ignore[type-abstract]  # only subclasses are made
 
 
 def make(name: str, width: int) -> Similarity:

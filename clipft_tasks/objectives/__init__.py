@@ -1,21 +1,7 @@
-"""The menu of objectives.
+"""Objectives: what training minimizes, one a file.
 
-| your data looks like this                                        | use                                     |
-|------------------------------------------------------------------|-----------------------------------------|
-| captions nearly all different                                    | info_nce                                |
-| many images share few captions, or a class each                | multi_positive                          |
-| small batches, or a SigLIP to start from                         | sigmoid                                 |
-| fine-grained classes: most negatives are easy, a few decide      | hard_negative                           |
-| classes form a tree, or captions say nearly the same             | soft_target                             |
-| captions are noisy, and the start model knows the domain a bit   | guided                                  |
-| only the order of results counts (retrieval)                     | margin                                  |
-
-| and beside it (`objective.also`)                                 |                                         |
-|------------------------------------------------------------------|-----------------------------------------|
-| the old must not be forgotten                                    | distillation (and `train.l2_start`)     |
-| new images come from another device, site or season            | alignment                               |
-| texts must be able to stand for their images                   | cyclic                                  |
-| embeddings are to be cut to save space                           | `objective.dimensions`                  |
+Which there are, and which is for which data, is in `clipft_tasks.spec.objective_catalog`, in docs/objectives.md and in
+`clipft objective list`. Their classes are imported when they are asked for: `from clipft_tasks.objectives import InfoNCE`.
 
 One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Objective`; or an entry point of the group
 `clipft.objectives`. `clipft objective check my_package.losses:MyLoss` says whether it keeps what training promises.
@@ -23,7 +9,7 @@ One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Obje
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +17,22 @@ from ..core.errors import ClipftError
 from ..core.plugins import classes
 from ..model import similarity
 from ..spec import ObjectiveSpec
+from ..spec.auxiliary import Options
+from ..spec.objective_catalog import OBJECTIVES
 from ..spec.ranges import Range
-from .alignment import Alignment
 from .base import Objective, Pairs
-from .cyclic import Cyclic
-from .distillation import Distillation
-from .guided import Guided
-from .hard_negative import HardNegative
-from .info_nce import InfoNCE
-from .margin import Margin
-from .multi_positive import MultiPositive
-from .sigmoid import Sigmoid
-from .soft_target import SoftTarget
-from .weighted import Weight, Weighted
 
-__all__ = [
-    "MENU", "Alignment", "Cyclic", "Distillation", "Guided", "HardNegative", "InfoNCE", "Margin", "MultiPositive", "Objective",
-    "Pairs", "Range", "Sigmoid", "SoftTarget", "code_of", "kind_of", "make", "one",
-]  # fmt: skip
+_NAMES = {entry.path.partition(":")[2]: name for name, entry in OBJECTIVES.items()}  # by class
 
-MENU: dict[str, type[Objective]] = {
-    "info_nce": InfoNCE,
-    "multi_positive": MultiPositive,
-    "sigmoid": Sigmoid,
-    "hard_negative": HardNegative,
-    "soft_target": SoftTarget,
-    "guided": Guided,
-    "margin": Margin,
-    "cyclic": Cyclic,
-    "alignment": Alignment,
-    "distillation": Distillation,
-}
-REGISTRY = classes("objective", Objective, MENU)  # type: ignore[type-abstract]  # only subclasses are made
+__all__ = ["Objective", "Pairs", "Range", "code_of", "kind_of", "make", "one", *_NAMES]
+
+REGISTRY = classes("objective", Objective, {name: entry.path for name, entry in OBJECTIVES.items()})  # type: ignore[type-abstract]  # only subclasses are made
+
+
+def __getattr__(name: str) -> Any:  # a class, which a type checker cannot know from the catalog
+    if name in _NAMES:
+        return kind_of(_NAMES[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def kind_of(name: str) -> type[Objective]:
@@ -75,38 +45,23 @@ def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
 
     Args:
         classes: which class each label id stands for.
-    Raises: ClipftError for a name that is not on the menu, an option that the objective does not have or does not take, or an
-        objective that teaches nothing without another.
+    Raises: ClipftError for a name that is not in the catalog, an option that the objective does not have or does not take, or
+        an objective that teaches nothing without another.
     """
-    if kind_of(spec.name).beside:
-        fix = f'Set objective.name to another, and objective.also to ["{spec.name}=1"].'
+    if kind_of(spec.name).auxiliary_only:
+        fix = f'Set objective.name to another, and objective.auxiliary to ["{spec.name}=1"].'
         raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix)
-    added = dict(_term(text) for text in spec.also)
-    main: dict[str, Any] = {}
-    of_others: dict[str, dict[str, Any]] = {name: {} for name in added}
-    for option, value in spec.options.items():
-        term, dot, leaf = option.rpartition(".")
-        if not dot:
-            main[leaf] = value
-        elif term not in added:
-            raise ClipftError(
-                f"objective.options {option!r}", f"{term!r} is not in objective.also", "Add it there, or drop this."
-            )
-        elif leaf == "weight":
-            added[term] = _term(f"{term}={value}")[1]
-        else:
-            of_others[term][leaf] = value
-    objective = one(spec, spec.name, main)
-    others = [
-        (name.replace(":", "_").replace(".", "_"), one(spec, name, of_others[name]), weight) for name, weight in added.items()
-    ]
+    objective = one(spec, spec.name, spec.main_options)
+    others = [(loss, one(spec, loss.name, loss.options)) for loss in spec.auxiliary_losses]
     if others or spec.dimensions:
+        from .weighted import Weighted
+
         objective = Weighted(objective, others, spec.dimensions)
     objective.prepare(classes)
     return objective
 
 
-def one(spec: ObjectiveSpec, name: str, options: Mapping[str, Any]) -> Objective:
+def one(spec: ObjectiveSpec, name: str, options: Options) -> Objective:
     """A single objective by name, with its options and with what the spec says to all of them."""
     kind = kind_of(name)
     known = inspect.signature(kind).parameters
@@ -126,7 +81,7 @@ def code_of(spec: ObjectiveSpec) -> dict[str, str]:
 
     It is part of what a run is known by: an edited loss is another piece of work.
     """
-    kinds: dict[str, type] = {name: kind_of(name) for name in (spec.name, *(_term(text)[0] for text in spec.also))}
+    kinds: dict[str, type] = {name: kind_of(name) for name in (spec.name, *(loss.name for loss in spec.auxiliary_losses))}
     kinds[spec.similarity] = similarity.REGISTRY.load(spec.similarity)
     out = {}
     for name, kind in kinds.items():
@@ -134,13 +89,3 @@ def code_of(spec: ObjectiveSpec) -> dict[str, str]:
             path = inspect.getsourcefile(kind)
             out[name] = hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
     return out
-
-
-def _term(text: str) -> tuple[str, Weight]:
-    """`name=weight` or `name=from>to`."""
-    name, equals, weight = text.partition("=")
-    first, _, last = weight.partition(">")
-    try:
-        return name.strip(), Weight(float(first), float(last or first)) if equals else Weight(1.0, 1.0)
-    except ValueError:
-        raise ClipftError(f"objective.also {text!r}", "its weight is not a number", "Write name=0.5, or name=0>0.5.") from None

@@ -11,7 +11,7 @@ from .blocks import in_blocks
 class Alignment(Objective):
     """The distance between the distributions of old and new rows' image embeddings, within a batch.
 
-    Use it beside a contrastive objective when a data set grew by images from another device, site or season (`pairs.new`),
+    Add it to a contrastive objective when a data set grew by images from another device, site or season (`pairs.new`),
     and what the model sees in them should not depend on where they came from. Without rows of both kinds it is zero.
 
     Args:
@@ -23,7 +23,7 @@ class Alignment(Objective):
         >>> loss = Alignment("mmd")(pairs)["mmd_loss"]
     """
 
-    beside = True
+    auxiliary_only = True
     space = {"distance": Range.of("coral", "mmd")}
     BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the mean squared distance
 
@@ -46,8 +46,8 @@ def _coral(x: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Squared distance between two covariances over the sum of their squares. Shares of rows (n,) of x (n, d) -> scalar."""
 
     def covariance(share: Tensor) -> Tensor:
-        centerd = (x - share @ x) * share.sqrt()[:, None]
-        return centerd.T @ centerd
+        centered = (x - share @ x) * share.sqrt()[:, None]
+        return centered.T @ centered
 
     a, b = covariance(one), covariance(other)
     return (a - b).square().sum() / (a.square().sum() + b.square().sum()).clamp_min(1e-12)

@@ -53,8 +53,8 @@ class Pairs:
     def alike(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
         """How alike some anchors and everything of the other kind are, in the similarity's own units: (k, n)."""
         if anchor == "image":
-            return self.similarity(self.image[rows], self.text)  # type: ignore[no-any-return]
-        return self.similarity(self.image, self.text[rows]).T  # type: ignore[no-any-return]
+            return self.similarity(self.image[rows], self.text)
+        return self.similarity(self.image, self.text[rows]).T
 
     def logits(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
         """The same over the temperature, and with the model's bias if it has one: (k, n)."""
@@ -86,13 +86,21 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         needs_start: whether `forward` looks at `pairs.start`, which costs a forward pass of the start model.
-        beside: whether it makes sense only beside another objective (`objective.also`), since alone it teaches nothing.
+        auxiliary_only: whether it makes sense only in addition to another objective (`objective.auxiliary`), since alone it
+            teaches nothing.
         space: what tuning may vary, by keyword argument.
     """
 
     needs_start: bool = False
-    beside: ClassVar[bool] = False
+    auxiliary_only: ClassVar[bool] = False
     space: ClassVar[Mapping[str, Range]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "beside" in cls.__dict__:
+            raise ClipftError(
+                f"objective {cls.__module__}:{cls.__qualname__}", "`beside` is called `auxiliary_only` now", "Rename it."
+            )
 
     def prepare(self, classes: Sequence[str]) -> None:
         """Told once, before training, which class each label id stands for; empty for data without labels."""

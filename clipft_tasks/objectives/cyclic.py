@@ -10,7 +10,7 @@ from .blocks import in_blocks
 class Cyclic(Objective):
     """Distances must agree: image to another's text with text to the other's image, and images' with their texts'.
 
-    Use it beside a contrastive objective when zero-shot classes and retrieval should follow one geometry, above all where the
+    Add it to a contrastive objective when zero-shot classes and retrieval should follow one geometry, above all where the
     data drift: a text may then stand for its image. Alone it would let everything fall into one point.
 
     Args:
@@ -21,7 +21,7 @@ class Cyclic(Objective):
         >>> losses = Cyclic()(pairs)  # cross_loss, within_loss
     """
 
-    beside = True
+    auxiliary_only = True
     space = {"cross": Range(0.0, 1.0), "within": Range(0.0, 1.0)}
 
     def __init__(self, cross: float = 0.25, within: float = 0.25) -> None:

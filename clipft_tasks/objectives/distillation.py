@@ -11,7 +11,7 @@ from .blocks import symmetric
 class Distillation(Objective):
     """What the start model says of the batch should still hold: its choice of text for each image, and of image for text.
 
-    Use it beside a contrastive objective when the model must not forget what it could before. It costs a forward pass of the
+    Add it to a contrastive objective when the model must not forget what it could before. It costs a forward pass of the
     start model. It is zero at the first step; `train.l2_start` holds the weights themselves, at no cost per image.
 
     Args:
@@ -25,7 +25,7 @@ class Distillation(Objective):
     """
 
     needs_start = True
-    beside = True
+    auxiliary_only = True
     space = {"temperature": Range(0.5, 4.0, log=True), "features": Range(0.0, 30.0)}
 
     def __init__(self, temperature: float = 2.0, features: float = 0.0, text_weight: float = 0.5) -> None:

@@ -1,41 +1,30 @@
 """Sums of objectives, and objectives on prefixes of the embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..spec.auxiliary import AuxiliaryLoss
 from .base import Objective, Pairs
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A weight that moves in a straight line over the run."""
-
-    first: float
-    last: float
-
-    def at(self, progress: float) -> float:
-        return self.first + (self.last - self.first) * progress
-
-
 class Weighted(Objective):
-    """A main objective and others beside it, each with a weight.
+    """A main objective and auxiliary ones, each with a weight.
 
     Args:
         main: weighs 1.
-        others: (name, objective, weight); the name stands before the names of its terms.
+        others: each stands by its name before the names of its terms.
         dimensions: prefixes of the embedding on which the main objective is asked too, its mean over all of them counting
             (Matryoshka, Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
     """
 
     def __init__(
-        self, main: Objective, others: Sequence[tuple[str, Objective, Weight]] = (), dimensions: Sequence[int] = ()
+        self, main: Objective, others: Sequence[tuple[AuxiliaryLoss, Objective]] = (), dimensions: Sequence[int] = ()
     ) -> None:
         super().__init__()
         self.main = main
-        self.others = nn.ModuleDict({name: objective for name, objective, _ in others})
-        self.weights = {name: weight for name, _, weight in others}
+        self.losses = {loss.name.replace(":", "_").replace(".", "_"): loss for loss, _ in others}
+        self.others = nn.ModuleDict(dict(zip(self.losses, (objective for _, objective in others), strict=True)))
         self.dimensions = tuple(dimensions)
 
     @property
@@ -53,7 +42,7 @@ class Weighted(Objective):
         for part in seen:
             for name, value in self.main(part).items():
                 terms[name] = terms.get(name, 0) + value / len(seen)
-        for name, weight in self.weights.items():
-            if now := weight.at(pairs.progress):
+        for name, loss in self.losses.items():
+            if now := loss.weight_at(pairs.progress):
                 terms |= {f"{name}_{term}": now * value for term, value in self.others[name](pairs).items()}
         return terms

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+Value = float | str  # what an option that varies may be
+
 
 @dataclass(frozen=True)
 class Range:
@@ -17,13 +19,19 @@ class Range:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    choices: tuple[float | str, ...] = ()
+    choices: tuple[Value, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.choices and not (self.low <= self.high and (self.low > 0 or not self.log)):
-            raise ValueError(f"{self} is no range: low must not exceed high, and a logarithmic one must be positive")
+            raise ValueError(f"{self!r} is no range: low must not exceed high, and a logarithmic one must be positive")
 
     @classmethod
-    def of(cls, *choices: float | str) -> "Range":
+    def of(cls, *choices: Value) -> "Range":
         """A choice of a few values."""
         return cls(choices=choices)
+
+    def __str__(self) -> str:
+        """As a person reads it."""
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        return f"{self.low:g} to {self.high:g}{', logarithmic' if self.log else ''}"

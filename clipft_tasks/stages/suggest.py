@@ -135,7 +135,7 @@ def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | Non
 
 def _recipe(spec: RunSpec) -> str:
     """How the training that follows would go about it."""
-    beside = "".join(f" and {name}" for name in spec.objective.also)
+    beside = "".join(f" and {loss}" for loss in spec.objective.auxiliary)
     return (
         f"{spec.objective.name}{beside}, {spec.train.epochs} epochs at {spec.resolution.train} px, from the champion, gate "
         + "; ".join(spec.gate.rules)

@@ -32,6 +32,7 @@ from ..model.clip import Clip
 from ..objectives import blocks, kind_of, make, one
 from ..objectives.base import Objective, Pairs
 from ..spec import ObjectiveSpec
+from ..spec.objective_catalog import SIMILARITIES
 from . import distributed, step
 from .microbenchmarks import precision_context
 
@@ -55,7 +56,7 @@ class Subject:
 
     def make(self) -> Objective:
         spec = self.objective
-        if not kind_of(spec.name).beside:
+        if not kind_of(spec.name).auxiliary_only:
             return make(spec, CLASSES)
         objective = one(spec, spec.name, spec.options)
         objective.prepare(CLASSES)
@@ -393,7 +394,9 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 ALL = (*CHECKS, "processes")
 
 
-def checked(objective: ObjectiveSpec, names: Iterable[str] = similarities.MENU, skip: Iterable[str] = ()) -> Iterator[Finding]:
+def checked(
+    objective: ObjectiveSpec, names: Iterable[str] = tuple(SIMILARITIES), skip: Iterable[str] = ()
+) -> Iterator[Finding]:
     """Run all checks on an objective, under each similarity; none but the first where already its form is wrong.
 
     Args:

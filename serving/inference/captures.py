@@ -1,6 +1,6 @@
 """Captured requests: images kept for labeling, a bounded sample without anything about who sent them.
 
-A domain turns it on (`Domain.captures`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the images; of those that look new
+A domain turns it on (`Domain.capture_share`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the images; of those that look new
 or that the model was unsure of, four times that share. Every image is one file, named by a hash, with a JSON beside it; the folder may lie on an
 encrypted disk. Deleting, by request or by age, deletes the bytes.
 """
@@ -89,7 +89,7 @@ class Captures:
     def consider(self, request_id: str, said: Ranking, images: list[ImageIn]) -> None:
         """Offer a request's images for keeping, saying which look new and which the model was unsure of."""
         live = said.live
-        usual = self.share if self.share is not None else get_domain(live.domain).captures
+        usual = self.share if self.share is not None else get_domain(live.domain).capture_share
         share = self.asked.get(live.domain, usual)
         if share <= 0:
             return

@@ -164,6 +164,26 @@ def test_paths_that_are_set_already_stay_and_a_folder_that_is_read_already_is_en
     assert f"CLIPFT_DOMAINS_PATH={other}\n" in there
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("grey_bits=0", "gray_bits"),
+        ("captures=0.1", "capture_share"),
+        ('retention="everyday"', "general_set"),
+        ("augment=Augment(reworded=0.5)", "prompt_share"),
+    ],
+)
+def test_a_file_with_a_field_of_before_is_refused_with_its_name_of_now(tmp_path, own_domains, before, now):
+    path = tmp_path / "weaves.py"
+    path.write_text(
+        "from clipft_tasks.domains import Augment, Domain\n"
+        f'DOMAIN = Domain("weaves", "Weaves", ("a {{}}.",), "a {{}}.", {before})\n'
+    )
+    own_domains(path)
+    with pytest.raises(ClipftError, match=rf"weaves\.py: .*{before.split('(')[-1].split('=')[0]}.* called `{now}` now"):
+        get_domain("weaves")
+
+
 @pytest.mark.parametrize("name", ["My Weaves", "Weaves", "weaves-2", "2weaves", "class", "", "../weaves", "wèaves"])
 def test_a_name_that_cannot_be_one_is_refused(tmp_path, home, name):
     with pytest.raises(ClipftError, match="lower-case letters"):

@@ -101,7 +101,7 @@ def test_the_shares_of_all_ranks_are_the_whole_batch(data, world):
 def test_labeled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked(home, clip, tmp_path, share):
     dataset, prompts = packed(tmp_path / "shards"), ("a {} thing.", "a photo of {}.")
     rows = dataset.frame.set_index("key")
-    how = replace(HOW, reworded=share)
+    how = replace(HOW, prompt_share=share)
     data = TrainingData.open(dataset, clip, how, largest=32, batch=7, seed=0, prompts=prompts)
     own, said = 0, set()
     for step in range(60):
@@ -120,7 +120,7 @@ def test_labeled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked
     assert own / labeled == pytest.approx(1 - share, abs=0.12)
 
 
-def test_rows_keep_their_captions_where_nothing_is_reworded(home, clip, tmp_path, data):
+def test_rows_keep_their_captions_where_no_prompts_are_drawn(home, clip, tmp_path, data):
     with_prompts = TrainingData.open(packed(tmp_path / "again"), clip, HOW, largest=32, batch=7, seed=0, prompts=("a {}.",))
     assert all(same(with_prompts.batch(step, 32), data.batch(step, 32)) for step in range(6))
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.model.similarity import MENU, make
+from clipft_tasks.model.similarity import make
+from clipft_tasks.spec.objective_catalog import SIMILARITIES
 
 FEATURES = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)) * 9
 
 
-@pytest.fixture(params=list(MENU))
+@pytest.fixture(params=SIMILARITIES)
 def fitted(request):
     similarity = make(request.param, 16)
     similarity.begin(*FEATURES)

@@ -1,15 +1,24 @@
 """RunSpec: what a form, a command line or a file says becomes one spec, or an error that names the field."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from pydantic import BaseModel
 
 from clipft_tasks import domains
+from clipft_tasks.cli.main import main
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.objectives import make
-from clipft_tasks.spec import SECTIONS, RunSpec, form
+from clipft_tasks.spec import SECTIONS, RunSpec, form, objective_catalog
+from clipft_tasks.spec.auxiliary import AuxiliaryLoss
 
+PROJECT = Path(__file__).resolve().parents[2]
 DOMAINS = ["industrial", "medical", "scientific", "general"]
 
 
@@ -150,8 +159,8 @@ def test_fields_that_some_domain_decides_may_stay_empty():
     ("asked", "options"),
     [
         ({}, {"distillation.features": 15}),
-        ({"objective.also": []}, {}),
-        ({"objective.also": ["distillation=0.5", "cyclic=1"]}, {"distillation.features": 15}),
+        ({"objective.auxiliary": []}, {}),
+        ({"objective.auxiliary": ["distillation=0.5", "cyclic=1"]}, {"distillation.features": 15}),
         ({"objective.options": {"distillation.temperature": 3}}, {"distillation.temperature": 3}),
         ({"objective.name": "info_nce"}, {"distillation.features": 15}),
     ],
@@ -160,6 +169,121 @@ def test_a_templates_options_go_with_the_objectives_that_they_are_for(asked, opt
     spec = RunSpec.from_flat({"domain": "industrial", **asked})
     assert spec.objective.options == options
     make(spec.objective, ["crack", "cell"])  # every one of them can be trained with
+
+
+@pytest.mark.parametrize("spaced", ["distillation = 0.5", " distillation=0.5", "distillation =0.5 > 0.1", "distillation"])
+def test_spaces_mean_nothing_to_an_auxiliary_loss(spaced):
+    objective = RunSpec.from_flat({"domain": "industrial", "objective.auxiliary": [spaced]}).objective
+    assert objective.auxiliary == [spaced.replace(" ", "")]
+    (loss,) = objective.auxiliary_losses
+    assert (loss.name, loss.options) == ("distillation", {"features": 15})  # the domain's option stays with it
+
+
+def test_an_auxiliary_loss_has_its_weight_and_options_from_the_spec():
+    spec = RunSpec.from_flat(
+        {
+            "domain": "general",
+            "objective.auxiliary": ["cyclic=0>2", "my.losses:Mine"],
+            "objective.options": {"text_weight": 0.4, "cyclic.within": 0.1, "my.losses:Mine.weight": "1>0.5"},
+        }
+    )
+    assert spec.objective.main_options == {"text_weight": 0.4}
+    assert spec.objective.auxiliary_losses == (
+        AuxiliaryLoss("cyclic", 0.0, 2.0, {"within": 0.1}),
+        AuxiliaryLoss("my.losses:Mine", 1.0, 0.5),
+    )
+    cyclic, _ = spec.objective.auxiliary_losses
+    assert [cyclic.weight_at(x) for x in (0.0, 0.5, 1.0)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "options", "why"),
+    [
+        (["cyclic=heavy"], {}, "`heavy` is no weight; write name"),
+        (["cyclic="], {}, "is no weight"),
+        (["cyclic=1>"], {}, "is no weight"),
+        (["cyclic=nan"], {}, "is no weight"),
+        (["=1"], {}, "names no objective"),
+        ([""], {}, "names no objective"),
+        (["0>1"], {}, "names no objective"),
+        (["cyclic", "cyclic = 2"], {}, "`cyclic` stands there twice"),
+        ([], {"cyclic.within": 1}, "`cyclic` is not in objective.auxiliary"),
+        (["cyclic"], {"cyclic.weight": "much"}, "`much` is no weight"),
+    ],
+)
+def test_what_is_no_auxiliary_loss_is_refused_before_anything_runs(auxiliary, options, why):
+    with pytest.raises(ClipftError, match=rf"objective.*{re.escape(why)}"):
+        RunSpec.from_flat({"domain": "general", "objective.auxiliary": auxiliary, "objective.options": options})
+
+
+def test_one_option_is_a_field_by_its_own_dotted_name():
+    spec = RunSpec.from_flat({"domain": "industrial", "objective.options.distillation.features": 3})
+    assert spec.objective.options == {"distillation.features": 3} and spec.objective.auxiliary == ["distillation=0.02"]
+    changed = spec.changed({"objective.options.text_weight": 0.4, "train.epochs": 3})
+    assert changed.objective.options == {"distillation.features": 3, "text_weight": 0.4} and changed.train.epochs == 3
+    with pytest.raises(ClipftError, match="objective.options"):
+        RunSpec.from_flat({"objective.options": "x", "objective.options.text_weight": 0.4})
+
+
+# an earlier release ---------------------------------------------------------------------------------------------------
+
+
+def test_a_field_by_the_name_of_before_is_read_and_the_name_of_now_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="objective.also is called objective.auxiliary now"):
+        spec = RunSpec.from_flat({"domain": "industrial", "objective.also": ["cyclic=2"]})
+    assert spec.objective.auxiliary == ["cyclic=2"] and spec.objective.options == {}
+    with pytest.raises(ClipftError, match="objective.also and objective.auxiliary: they are one and the same"):
+        RunSpec.from_flat({"objective.also": [], "objective.auxiliary": []})
+
+    (tmp_path / "run.yaml").write_text("domain: general\nobjective: {also: [cyclic = 2]}\n")
+    command = ["spec", "--spec", str(tmp_path / "run.yaml")]
+    for options, expected in (([], "cyclic=2"), (["--objective.also", "alignment = 1"], "alignment=1")):
+        with pytest.warns(UserWarning, match="objective.auxiliary"):
+            done = CliRunner().invoke(main, [*command, *options])
+        assert yaml.safe_load(done.stdout)["objective"]["auxiliary"] == [expected]
+
+
+def test_a_stored_spec_of_before_is_read():
+    stored = RunSpec.from_flat({"domain": "industrial"}).model_dump(mode="json")
+    stored["objective"]["also"] = stored["objective"].pop("auxiliary")
+    assert RunSpec.model_validate(stored) == RunSpec.from_flat({"domain": "industrial"})
+
+
+ODD = {
+    "domain": "general",
+    "source": "/data/a.csv",
+    "dataset": "general/v3",
+    "train.epochs": 5,
+    "memory.micro_batch": 4,
+    "train.learning_rate": 1e-3,
+    "objective.auxiliary": ["cyclic", "distillation=1>0.2"],
+    "objective.options": {"text_weight": 0.4, "distillation.features": 10, "cyclic.weight": 2},
+    "gate.rules": ["gain(score)  >= 0", "balanced_accuracy at 96 >= 0.5"],
+}
+TREE = {"objective.name": "soft_target", "objective.options": {"tree": {"a": "b"}, "softness": 0.3}}
+
+
+@pytest.mark.parametrize(
+    ("flat", "whole", "training"),
+    [
+        ({"domain": "industrial"}, "3dd5a3260d7530d2", "c47ebb71842cb502"),
+        ({"domain": "medical"}, "11f78601d496d660", "887c853922c277e8"),
+        ({"domain": "scientific"}, "306bf0eb4e3f7f80", "624f576ac898c7a9"),
+        ({"domain": "general"}, "fc6918955ab57b4b", "2660c25683e928fb"),
+        (ODD, "916849153b289597", "cde1416310189daa"),
+        ({"domain": "industrial", "objective.auxiliary": ["distillation=0.5"], **TREE}, "87d0c99ff5ffb864", "25d326122feb64d9"),
+    ],
+)
+def test_work_of_the_release_before_is_found_by_its_identity(flat, whole, training):
+    spec = RunSpec.from_flat(flat)
+    assert spec.identity("run", *RunSpec.model_fields) == whole
+    sections = ("domain", "objective", "train", "memory")
+    resolution, model = spec.resolution.model_dump(exclude={"evaluate"}), spec.model.model_dump(exclude={"start"})
+    inputs = {"resolution": resolution, "model": model, "dataset": "r", "start": "d", "recipe": 1, "code": {}}
+    assert spec.identity("finetune", *sections, metric=spec.gate.metric, **inputs) == training
+
+
+# form: limits and defaults ---------------------------------------------------------------------------------------------
 
 
 def test_the_defaults_of_the_form_are_valid_under_their_own_schema():
@@ -268,3 +392,22 @@ def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
         assert RunSpec.from_flat(spec.flat()) == spec
     with pytest.raises(ClipftError, match=r"objective\.options .*name=value"):
         read_spec(None, {"objective__options": "text_weight"})
+
+
+# what it stands on ----------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_spec_loads_no_heavy_library():
+    heavy = ["torch", "mlflow", "pandas", "numpy", "open_clip", "optuna"]
+    code = f"import sys, clipft_tasks.spec, clipft_tasks.domains.writing; print(set({heavy}) & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_objective_and_similarity_of_the_catalog_is_offered_and_explained():
+    fields = form(["objective"])
+    assert fields["objective.name"]["examples"] == [*objective_catalog.MAIN]
+    assert fields["objective.similarity"]["examples"] == [*objective_catalog.SIMILARITIES]
+    offered = " ".join(fields[f"objective.{name}"]["description"] for name in ("name", "auxiliary", "similarity"))
+    page = (PROJECT / "docs" / "objectives.md").read_text()
+    assert all(f"`{name}`" in offered for name in (*objective_catalog.OBJECTIVES, *objective_catalog.SIMILARITIES))
+    assert all(table in page for table in objective_catalog.tables()), "see `clipft objective list --markdown`"

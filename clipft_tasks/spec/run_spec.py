@@ -1,0 +1,139 @@
+"""RunSpec: the one description of a run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+
+from ..core.errors import ClipftError
+from ..domains import domain_names, get_domain
+from . import fields
+from .auxiliary import applicable
+from .gate_rules import Rule
+from .sections import (
+    ApprovalSpec,
+    BlendSpec,
+    DataSpec,
+    EvaluateSpec,
+    GateSpec,
+    MemorySpec,
+    ModelSpec,
+    ObjectiveSpec,
+    ResolutionSpec,
+    RolloutSpec,
+    Section,
+    TrainSpec,
+    TuneSpec,
+)
+
+SECTIONS: dict[str, str] = {
+    "run": "What to run",
+    "data": "Data set",
+    "model": "Start model",
+    "resolution": "Resolutions",
+    "objective": "Objective",
+    "tune": "Tuning",
+    "train": "Training",
+    "memory": "Hardware and memory",
+    "blend": "Blending",
+    "evaluate": "Evaluation",
+    "gate": "Gate",
+    "approval": "Approval",
+    "rollout": "Rollout",
+}
+
+
+class RunSpec(Section):
+    """A whole run, from source to served model."""
+
+    domain: str = Field("industrial", description="the profile that everything else derives from")
+    source: str = Field(
+        "",
+        description=(
+            "what to ingest: a table (CSV, JSONL, Parquet), a folder of images, `webdataset:<folder or .tar>`, `dicom:<folder>`, "
+            "`elpv:mono`, `molecules:2000`, or `captures:<domain>` (the newest version and what was captured and labeled since)"
+        ),
+        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/images.csv", "/data/images", "dicom:/data/studies"],
+    )
+    dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    resolution: ResolutionSpec = ResolutionSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    tune: TuneSpec = TuneSpec()
+    train: TrainSpec = TrainSpec()
+    memory: MemorySpec = MemorySpec()
+    blend: BlendSpec = BlendSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    gate: GateSpec = GateSpec()
+    approval: ApprovalSpec = ApprovalSpec()
+    rollout: RolloutSpec = RolloutSpec()
+
+    @field_validator("domain")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in domain_names():
+            raise ValueError(f"no domain {name!r}; known: {', '.join(domain_names())}")
+        return name
+
+    @field_validator("dataset")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        domain, _, number = value.partition("/v")
+        if value and not (domain.isidentifier() and number.isdecimal()):
+            raise ValueError(f"{value!r} is not <domain>/v<number>")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current(cls, stored: object) -> object:
+        return fields.with_current_names(stored) if isinstance(stored, Mapping) else stored
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.data.val_share + self.data.test_share > 0.7:
+            raise ValueError("data.val_share + data.test_share leave less than 30% to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_of_rules(self) -> Self:
+        for rule in map(Rule.parse, self.gate.rules):
+            if isinstance(rule.size, int) and rule.size not in self.resolution.evaluate:
+                there = ", ".join(map(str, self.resolution.evaluate))
+                raise ValueError(f"gate.rules: `{rule.text}`: resolution.evaluate has no {rule.size} px, only {there}")
+        return self
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, object]) -> "RunSpec":
+        """A spec from dotted names; None and "" mean "not given". Raises ClipftError naming each wrong field."""
+        given = {name: value for name, value in fields.current(flat).items() if value is not None and value != ""}
+        domain = given.get("domain", cls.model_fields["domain"].default)
+        defaults = fields.current(get_domain(domain).defaults) if domain in domain_names() else {}
+        chosen = {**defaults, **given}
+        if fields.OPTIONS in defaults and fields.OPTIONS not in given:
+            same = chosen.get("objective.name") == defaults.get("objective.name")
+            chosen[fields.OPTIONS] = applicable(defaults[fields.OPTIONS], same, chosen.get("objective.auxiliary"))
+        try:
+            return cls.model_validate(fields.nest(chosen, SECTIONS))
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            ]
+            raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.") from None
+
+    def flat(self) -> dict[str, JsonValue]:
+        """Every field by dotted name, as JSON values."""
+        dump: dict[str, JsonValue] = self.model_dump(mode="json")
+        return fields.flatten(dump, SECTIONS)
+
+    def changed(self, values: Mapping[str, object]) -> "RunSpec":
+        """The same with other values, by dotted name; `objective.options.NAME` sets one option. Raises ClipftError."""
+        return RunSpec.from_flat({**self.flat(), **values})
+
+    def identity(self, stage: str, *sections: str, **inputs: object) -> str:
+        """The hash that a stage's work is known by: the named sections of the spec and the stage's inputs."""
+        dump = fields.with_first_names(self.model_dump(mode="json"))
+        content = {"stage": stage, **{s: dump[s] for s in sections}, "inputs": inputs}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,260 @@
+"""The sections of a run's spec: every field with its default, its limits and what it is for."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .auxiliary import AuxiliaryLoss, Option, canonical, resolve
+from .gate_rules import Rule
+from .objective_catalog import AUXILIARY, MAIN, SIMILARITIES, named
+
+
+class Section(BaseModel):
+    """A group of fields; unknown names are refused so that a typing error never passes silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(Section):
+    """How a source becomes a dataset version."""
+
+    image_column: str = Field("image", description="column of a table that holds the image's path")
+    caption_column: str = Field("caption", description="column that holds the caption; may be absent if labels are there")
+    label_column: str = Field("label", description="column that holds the class, when there is one")
+    group_column: str = Field("group", description="rows of one group (patient, part, module) stay in one split")
+    split_column: str = Field("split", description="column with train, val or test, when the source splits itself")
+    caption_template: str = Field("", description="caption for rows without one, `{}` is the class; empty: the domain's")
+    val_share: float = Field(0.15, ge=0.02, le=0.5, description="share of groups kept for model selection")
+    test_share: float = Field(0.25, ge=0.02, le=0.5, description="share of groups never seen before the final report")
+    split_seed: int = Field(0, ge=0, description="seed of the split; rows of an older version never change their split")
+
+
+class ModelSpec(Section):
+    """Where training starts."""
+
+    start: str = Field(
+        "starter",
+        description=(
+            "`starter`, `champion`, an open_clip name and pretrained tag (`ViT-B-32:openai`), a registered version "
+            "(`models:/clipft-industrial/3`), or a folder with a model package"
+        ),
+        examples=["starter", "champion", "ViT-B-32:openai", "ViT-B-16:laion2b_s34b_b88k"],
+    )
+    patch: int | None = Field(None, ge=4, le=64, description="patch size to change a transformer to; empty: its own")
+    context: int | None = Field(None, ge=8, le=512, description="longest text in tokens to change the model to; empty: its own")
+
+
+class ResolutionSpec(Section):
+    """Image sizes in pixels."""
+
+    train: int = Field(128, ge=32, le=1024, multiple_of=2, description="side of the images that the model ends up for")
+    schedule: Literal["plain", "progressive", "multi_scale", "fixres"] = Field(
+        "plain",
+        description=(
+            "`plain`: one size; `progressive`: small to large; `multi_scale`: another size each step; `fixres`: smaller, and a "
+            "last tenth at full size on plain images"
+        ),
+    )
+    sizes: list[int] = Field([], max_length=8, description="other sides to train at; empty: derived from the schedule")
+    aspect: Literal["crop", "pad", "squeeze"] = Field(
+        "crop", description="images that are not square: keep the center, keep all with black bars, or distort"
+    )
+    evaluate: list[int] = Field([96, 128, 160], min_length=1, max_length=8, description="sides to evaluate at")
+
+    @field_validator("evaluate", "sizes")
+    @classmethod
+    def _sizes(cls, sizes: list[int]) -> list[int]:
+        for size in sizes:
+            if not 32 <= size <= 1024 or size % 2:
+                raise ValueError(f"{size} is not an even number between 32 and 1024")
+        return sorted(set(sizes))
+
+
+class ObjectiveSpec(Section):
+    """What training minimizes."""
+
+    name: str = Field(
+        "info_nce",
+        description=f"{named(MAIN)} (docs/objectives.md says which for what), or a class of your own as `module:Class`",
+        examples=[*MAIN],
+    )
+    positives: Literal["pair", "caption", "label"] = Field(
+        "caption", description="which rows of a batch count as the same thing, for objectives that ask"
+    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
+    options: dict[str, Option] = Field(
+        {},
+        description="further options of the objective by name, and of auxiliary ones as `name.option`",
+        examples=[{"text_weight": 0.4}],
+    )
+    auxiliary: list[str] = Field(
+        [],
+        description=(f"auxiliary objectives, `name=weight` or `name=from>to` over the run: {named(AUXILIARY)}, or any other"),
+        examples=[["distillation=0.5"]],
+    )
+    similarity: str = Field(
+        "cosine",
+        description=f"how embeddings are compared: {named(SIMILARITIES)}, or `module:Class`",
+        examples=[*SIMILARITIES],
+    )
+    temperature: float | None = Field(None, gt=0.005, le=10, description="temperature to begin with; empty: the start model's")
+    dimensions: list[int] = Field(
+        [], max_length=8, description="prefixes of the embedding that must work by themselves, so that the server may cut it"
+    )
+
+    @field_validator("auxiliary")
+    @classmethod
+    def _auxiliary(cls, texts: list[str]) -> list[str]:
+        return canonical(texts)
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        resolve(self.auxiliary, self.options)
+        return self
+
+    @property
+    def main_options(self) -> dict[str, Option]:
+        """Options of the main objective."""
+        return resolve(self.auxiliary, self.options)[0]
+
+    @property
+    def auxiliary_losses(self) -> tuple[AuxiliaryLoss, ...]:
+        """The auxiliary objectives, each with its weight and its options."""
+        return resolve(self.auxiliary, self.options)[1]
+
+
+class TuneSpec(Section):
+    """Trials before the real training, that find better values than the template's; judged on the validation split alone."""
+
+    trials: int = Field(0, ge=0, le=1000, description="short trainings to choose values by; 0 takes the values as they stand")
+    minutes: float = Field(
+        60, gt=0, le=10_080, description="budget of all trials together; the one under way ends with its epoch"
+    )
+    objective: bool = Field(
+        True,
+        description="tune the options that the objective and auxiliary ones declare, their weights, temperature and smoothing",
+    )
+    learning_rate: bool = Field(False, description="tune the learning rate too")
+    lora_rank: bool = Field(False, description="tune the rank of low-rank updates too")
+    epochs: int | None = Field(None, ge=1, le=1000, description="epochs of one trial; empty: as many as the training has")
+    patience: int = Field(8, ge=0, description="trials without a better one before it stops early; 0 never")
+    min_gain: float = Field(
+        0.005, ge=0, le=1, description="least gain over the template's values, as a fraction; below it they stay"
+    )
+    seed: int = Field(0, ge=0, description="seed of the search")
+
+
+class TrainSpec(Section):
+    """The optimization."""
+
+    epochs: int = Field(8, ge=1, le=1000, description="passes over the training split")
+    batch: int = Field(64, ge=2, le=65536, description="effective batch, in pairs; what the objective sees at once")
+    learning_rate: float = Field(2e-4, gt=0, le=1.0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
+    l2_start: float = Field(
+        0.0, ge=0, le=100, description="pull of the weights towards the start model's, decoupled like the decay; 0 for none"
+    )
+    warmup: float = Field(0.1, ge=0, le=0.9, description="share of the steps in which the learning rate rises")
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
+    sampling: Literal["balanced", "shuffled", "spread"] = Field(
+        "balanced",
+        description="`balanced` draws rare classes as often as common ones; `spread` keeps rows of one group in different batches",
+    )
+    rules: list[str] = Field(
+        [],
+        description="ordered `pattern=freeze` or `pattern=factor of the learning rate`; the first that matches a name wins",
+        examples=[["visual.conv1*=freeze", "visual.*=0.1"]],
+    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate per block, counted from the heads")
+    lora_rank: int = Field(0, ge=0, le=256, description="rank of low-rank updates of frozen weights; 0 trains the weights")
+    head_first: float = Field(0.0, ge=0, le=0.9, description="share of the steps in which only the heads train")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a running average of the weights, which is kept; 0 for none")
+    keep: Literal["best", "last"] = Field(
+        "best", description="which epoch's weights: the best on the validation split (balanced accuracy, else R@1), or the last"
+    )
+    max_forgetting: float = Field(
+        1.0, gt=0, le=1, description="most that an epoch may lose on the general set, as a fraction, to be the best; 1: any"
+    )
+    patience: int = Field(0, ge=0, description="epochs without a better one before stopping early; 0 never")
+    seed: int = Field(0, ge=0, description="seed of order, augmentation and dropout")
+    checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
+
+
+class MemorySpec(Section):
+    """What the hardware may be asked for; empty values are decided by the plan, with a reason."""
+
+    device: Literal["auto", "mps", "cuda", "cpu"] = Field("auto", description="where to train")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the towers")
+    micro_batch: int | None = Field(None, ge=1, description="pairs per forward pass; empty: planned from memory")
+    memory_gb: float | None = Field(None, gt=0, description="memory ceiling in GiB; empty: what the device recommends")
+    attention: Literal["auto", "fused", "sliced", "chunked"] = Field("auto", description="how attention runs")
+    checkpointing: Literal["auto", "none", "some", "all"] = Field(
+        "auto", description="blocks that keep only their input and run again in the backward pass: none, every second, all"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="whether the towers are compiled")
+    workers: int | None = Field(None, ge=1, le=64, description="threads that read and decode; empty: planned from the cores")
+    processes: int | None = Field(None, ge=1, le=64, description="training processes; empty: one a CUDA device")
+
+
+class BlendSpec(Section):
+    """A point between the start model and the candidate that forgot less, if it is nearly as good (WiSE-FT)."""
+
+    points: int = Field(
+        0, ge=0, le=100, description="points of the way that are scored, evenly; 0 leaves the candidate as it is, 10 is usual"
+    )
+    min_gain: float = Field(0.9, ge=0, le=1, description="share of the candidate's gain that the point should keep")
+    max_forgetting: float = Field(0.5, ge=0, le=1, description="share of the candidate's forgetting that it may have")
+
+
+class EvaluateSpec(Section):
+    """How a model is judged."""
+
+    bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
+    batch: int = Field(64, ge=1, le=4096, description="images per forward pass")
+    probe: bool = Field(False, description="also a linear probe and nearest neighbors; embeds the training rows too")
+    robustness: int = Field(0, ge=0, le=5, description="severities of common corruptions to try, mildest first; 0 for none")
+
+
+class GateSpec(Section):
+    """What a candidate must show before it may be registered as challenger."""
+
+    metric: Literal["balanced_accuracy", "accuracy", "image_to_text_r1"] = Field(
+        "balanced_accuracy", description="metric compared with the champion (or the start model) on the same test rows"
+    )
+    rules: list[str] = Field(
+        ["gain(score) >= 0", "gain(score) at every size >= -0.05", "gain(score) on new >= 0", "gain(score) on old >= -0.03"],
+        min_length=1,
+        description=(
+            "what must hold, one rule a line: `gain(score)` is over the opponent, `sure_gain(score)` the lower end of its interval, "
+            "a bare name the candidate's own metric; `at every size` and `on every slice` take the worst (docs/gate.md)"
+        ),
+        examples=[["sure_gain(score) > 0", "gain(score) on every slice >= -0.05", "balanced_accuracy at every size >= 0.5"]],
+        json_schema_extra={"separator": ";"},
+    )
+
+    @field_validator("rules")
+    @classmethod
+    def _rules(cls, texts: list[str]) -> list[str]:
+        return [Rule.parse(text).text for text in texts]
+
+
+class ApprovalSpec(Section):
+    """Whether a person decides before the champion changes."""
+
+    required: bool = Field(False, description="wait for a person before promotion")
+    hours: float = Field(24, gt=0, le=24 * 30, description="how long to wait; unanswered means rejected")
+
+
+class RolloutSpec(Section):
+    """How a version is tried on live traffic before it becomes champion."""
+
+    requests: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="requests that it must see in shadow, then answer as canary; 0 promotes without a trial",
+    )
+    share: float = Field(0.5, gt=0, le=1, description="of the traffic that it sees")
+    min_agreement: float = Field(0.5, ge=0, le=1, description="least share of images on which it names the champion's class")
+    max_slowdown: float = Field(2.0, ge=1, description="largest 95th percentile of its latency over the champion's")
+    minutes: float = Field(30, gt=0, le=150, description="time limit of each half; too little traffic in it means no promotion")
