@@ -46,7 +46,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
     from ..tuning import study as studies
     from .finetune import RECIPE
 
-    space = spaces.space_of(spec, planned["temperature"])
+    space = spaces.search_space_of(spec, planned["temperature"])
     if space.points <= 1:
         reason = "the search space has one point, the template's values: there is nothing to tune"
         say(reason[0].upper() + reason[1:] + ".")
@@ -57,7 +57,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
         resolution=spec.resolution.model_dump(exclude={"evaluate"}), model=spec.model.model_dump(exclude={"start"}),
         dataset=version.revision, start=planned["digest"], metric=spec.gate.metric,
     )  # fmt: skip
-    code = {"clipft": RECIPE, **objectives.code_of(spec.objective)}
+    code: dict[str, str | int] = {"clipft": RECIPE, **objectives.code_of(spec.objective)}
     key = spec.identity("tune", subject=subject, space=space.to_dict(), code=code)
     name = f"clipft-{spec.domain}-{key}"
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
@@ -94,15 +94,15 @@ def trial(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], number:
 
     study = Study(begun["study"], spec.tune.seed)
     points = begun["points"] or float("inf")
-    with study.alone(number):
-        tried = study.tried()
+    with study.exclusive(number):
+        tried = study.trials()
         if not tried[number].ended:
-            if reason := stopping.enough(tried, spec.tune, points):
+            if reason := stopping.reason_to_stop(tried, spec.tune, points):
                 say(f"Trial {number} is not run: {reason}.")
                 return tried[number].to_dict() | {"state": "skipped", "reason": reason}
             _try(spec, planned, begun, study, number)
         _record(spec, begun, study, number)
-        done = study.tried()[number]
+        done = study.trials()[number]
     score = f"{done.score:.4f}" if done.score is not None else "no score"
     shown = ", ".join(f"{field.rsplit('.', 1)[-1]} {_number(value)}" for field, value in done.values.items())
     say(f"Trial {number}: {done.state}, {score}, {done.seconds:.0f} s ({shown}){f'; {done.reason}' if done.reason else ''}")
@@ -123,13 +123,14 @@ def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dic
     from ..train.validation import Rows
     from ..tuning import stopping
     from ..tuning.study import Study
+    from ..tuning.trials import State
 
     study = Study(begun["study"], spec.tune.seed)
-    tried = study.tried()
+    tried = study.trials()
     version = versioning.find(planned["dataset"], spec.domain)
     rows = Rows.of(versioning.read_manifest(version), metric=spec.gate.metric)
     decision = stopping.decide(tried, rows, spec.tune.min_gain)
-    stopped = stopping.enough(tried, spec.tune, begun["points"] or float("inf"))
+    stopped = stopping.reason_to_stop(tried, spec.tune, begun["points"] or float("inf"))
     if all(t.ended for t in tried):
         stopped = f"all {len(tried)} trials ended"
     result: dict[str, Any] = {
@@ -140,7 +141,7 @@ def decide(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any]) -> dic
         "stopped": stopped,
         "metric": rows.metric,
         "importance": {field: round(share, 4) for field, share in study.importance().items()},
-        "tried": [t.to_dict() for t in tried if t.state != stopping.WAITING],
+        "tried": [t.to_dict() for t in tried if t.state != State.WAITING],
     }
     run_id, link = _draw(spec, begun, tried, result)
     if stopped:
@@ -165,17 +166,18 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
     from ..train import launch as jobs
     from ..train import validation
     from ..tuning import stopping
+    from ..tuning.trials import TEMPLATE, State
 
     values = study.begin(number)
-    others = [t for t in study.tried() if t.number != number]
-    twin = next((t for t in others if t.state in (stopping.COMPLETE, stopping.FAILED) and t.values == values), None)
+    others = [t for t in study.trials() if t.number != number]
+    twin = next((t for t in others if t.state in (State.COMPLETE, State.FAILED) and t.values == values), None)
     if twin:
         reason = f"the same values as trial {twin.number}"
         study.end(number, twin.state, score=twin.score, right=twin.right, reason=twin.reason or reason)
         return
 
     epochs = spec.tune.epochs or spec.train.epochs
-    changes = {} if number == stopping.TEMPLATE else values
+    changes = {} if number == TEMPLATE else values
     folder = settings().folder("work", f"{begun['key']}-{number}")
 
     def after_epoch(epoch: int, judged: Any) -> None:
@@ -185,25 +187,25 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         _record(spec, begun, study, number)
         if epoch < epochs and hopeless:
             raise _Pruned(f"below the median of the other trials after {epoch} of {epochs} epochs")
-        if epoch < epochs and stopping.spent(study.tried()) >= spec.tune.minutes:
+        if epoch < epochs and stopping.minutes_spent(study.trials()) >= spec.tune.minutes:
             raise _OutOfTime
 
     outcome: dict[str, Any] = {}
-    with study.beating(number) as beat:
+    with study.heartbeat(number) as beat:
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
             jobs.train(job, clip, lambda steps: None, after_epoch)
             judged = validation.judge(
                 clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch, metric=spec.gate.metric
             )
-            outcome = {"state": stopping.COMPLETE, "score": judged.score, "right": validation.pack(judged.right)}
+            outcome = {"state": State.COMPLETE, "score": judged.score, "right": validation.pack(judged.right)}
         except _Pruned as why:
-            outcome = {"state": stopping.PRUNED, "reason": str(why)}
+            outcome = {"state": State.PRUNED, "reason": str(why)}
         except _OutOfTime:
             say(f"The {spec.tune.minutes:g} minutes ended in trial {number}; with more it goes on from its checkpoint.")
             return
         except ClipftError as error:
-            outcome = {"state": stopping.FAILED, "reason": str(error)}
+            outcome = {"state": State.FAILED, "reason": str(error)}
     study.end(number, **outcome)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,7 +234,7 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
 
     from .. import tracking
 
-    tried = study.tried()[number]
+    tried = study.trials()[number]
     tags = {"mlflow.parentRunId": begun["run_id"], "clipft.study": study.name, "clipft.domain": spec.domain}
     try:
         with tracking.retryable():
@@ -246,7 +248,7 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
             if tried.ended:
                 if tried.score is not None:
                     client.log_metric(run_id, "score", tried.score)
-                client.set_tag(run_id, "clipft.trial", tried.state)
+                client.set_tag(run_id, "clipft.trial", tried.state.value)
                 client.set_tag(run_id, "clipft.reason", tried.reason)
                 tracking.finish_run(run_id, "FAILED" if tried.state == "failed" else "FINISHED")
     except MlflowException as error:
@@ -256,10 +258,11 @@ def _record(spec: RunSpec, begun: dict[str, Any], study: Any, number: int) -> No
 def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, Any]) -> tuple[str, str]:
     """Log the decision and the plots to the study's MLflow run, which is made anew if somebody deleted it."""
     from .. import tracking
-    from ..tuning import plots, stopping
+    from ..tuning import plots
+    from ..tuning.trials import TEMPLATE
 
     measured = result["measured"]
-    winner = int(measured["trial"]) if result["values"] else stopping.TEMPLATE
+    winner = int(measured["trial"]) if result["values"] else TEMPLATE
     with tempfile.TemporaryDirectory() as folder, tracking.retryable():
         mlflow_run = tracking.get_or_create_run(
             spec.domain, begun["key"], f"tuning {spec.objective.name}", {"clipft.study": begun["study"]}
@@ -278,13 +281,7 @@ def _draw(spec: RunSpec, begun: dict[str, Any], tried: Any, result: dict[str, An
 
 
 def _shown(dimension: Any) -> str:
-    declared = dimension.range
-    what = (
-        ", ".join(map(str, declared.choices))
-        if declared.choices
-        else f"{declared.low:g} to {declared.high:g}{', logarithmic' if declared.log else ''}"
-    )
-    return f"{what} (template: {'its own' if dimension.template is None else _number(dimension.template)})"
+    return f"{dimension.range} (template: {'its own' if dimension.template is None else _number(dimension.template)})"
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,5 @@
 """Automatic tuning: which values, tried how, and whether they are worth taking.
 
-`space` says what may vary, `study` keeps what was tried, `rules` decide when to stop and what wins, `metrics` draw it.
+`search_space` says what may vary, `study` keeps the `trials`, `stopping` decides when to stop and what wins, `plots` draws it;
+`remote_storage` is a study's database over HTTP.
 """

@@ -2,43 +2,48 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from . import stopping
-from .stopping import Tried
+from .trials import State, Trial, template_of
 
-MARKS = {stopping.COMPLETE: ("o", "#1769aa"), stopping.PRUNED: ("v", "#8a94a0"), stopping.FAILED: ("x", "#b03030")}
+if TYPE_CHECKING:  # drawing loads it, looking for a study's trials does not
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKS = {State.COMPLETE: ("o", "#1769aa"), State.PRUNED: ("v", "#8a94a0"), State.FAILED: ("x", "#b03030")}
 
 
-def history(tried: Sequence[Tried], metric: str, winner: int) -> bytes:
+def history(trials: Sequence[Trial], metric: str, winner: int) -> bytes:
     """PNG: the last score of every trial by number, the template's as a line, the best so far as steps.
 
     Args:
         winner: number of the trial whose values are taken.
     """
+    from matplotlib.ticker import MaxNLocator
+
     fig, axes = _axes()
-    last = {t.number: t.score if t.score is not None else next(reversed(t.epochs.values()), None) for t in tried if t.ended}
+    last = {t.number: t.score if t.score is not None else next(reversed(t.epochs.values()), None) for t in trials if t.ended}
     for state, (marker, color) in MARKS.items():
-        points = [(t.number, last[t.number]) for t in tried if t.state == state and last[t.number] is not None]
+        points = [(t.number, last[t.number]) for t in trials if t.state == state and last[t.number] is not None]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, color=color, label=state, zorder=3)
     for number in (n for n, score in last.items() if score is None):  # failed before it had any
-        axes.axvline(number, color=MARKS[stopping.FAILED][1], alpha=0.25, linewidth=1)
-    complete = [t for t in tried if t.score is not None]
+        axes.axvline(number, color=MARKS[State.FAILED][1], alpha=0.25, linewidth=1)
+    complete = [t for t in trials if t.score is not None]
     if complete:
         best: list[float] = []
         for t in complete:
             best.append(max([t.score or 0.0, *best[-1:]]))
         axes.step([t.number for t in complete], best, where="post", color="#1769aa", alpha=0.5, label="best so far")
-        template = next((t.score for t in complete if t.number == stopping.TEMPLATE), None)
+        template = template_of(complete)
         if template is not None:
-            axes.axhline(template, color="#b8860b", linestyle="--", linewidth=1, label="template")
+            axes.axhline(template.score or 0.0, color="#b8860b", linestyle="--", linewidth=1, label="template")
         taken = next((t for t in complete if t.number == winner), None)
         if taken is not None:
             axes.annotate("taken", (taken.number, taken.score), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.set(xlabel="trial", ylabel=f"{metric.replace('_', ' ')}, validation split", title=f"{len(last)} trials")
     axes.margins(y=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     return _png(fig)
@@ -54,7 +59,7 @@ def importance(shares: Mapping[str, float]) -> bytes:
     return _png(fig)
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes() -> "tuple[Figure, Axes]":
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,7 +71,7 @@ def _axes() -> tuple[Any, Any]:
     return fig, axes
 
 
-def _png(fig: Any) -> bytes:
+def _png(fig: "Figure") -> bytes:
     from matplotlib import pyplot
 
     out = io.BytesIO()

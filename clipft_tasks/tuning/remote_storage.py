@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import optuna
+from google.protobuf.message import Message
 from optuna.storages._grpc.auto_generated import api_pb2
 from optuna.storages._grpc.client import GrpcClientCache
 
@@ -26,7 +27,7 @@ CALLS = frozenset({
 })  # fmt: skip
 
 
-class _Refused(grpc.RpcError):
+class _Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     """A refusal that optuna's client understands."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -43,8 +44,8 @@ class _Stub:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
-    def __getattr__(self, call: str) -> Callable[[Any], Any]:
-        def ask(request: Any) -> Any:
+    def __getattr__(self, call: str) -> Callable[[Message], Message]:
+        def ask(request: Message) -> Message:
             try:
                 answer = self._client.post(f"/{call}", content=request.SerializeToString())
             except httpx.TransportError as error:
@@ -65,10 +66,10 @@ class _Stub:
 
 
 class HttpStorage(optuna.storages.GrpcStorageProxy):
-    """Studies behind a door.
+    """Studies behind a team's gateway.
 
     Args:
-        url: where the calls go, `https://host/door/v1/studies`.
+        url: where the calls go.
         user, password: of the worker.
     Raises:
         Transient: at a call, when nobody answers.
@@ -83,6 +84,6 @@ class HttpStorage(optuna.storages.GrpcStorageProxy):
 
     def _setup(self) -> None:
         self._channel = httpx.Client(base_url=self._url, auth=self._who, timeout=60)
-        stub: Any = _Stub(self._channel)
+        stub: Any = _Stub(self._channel)  # every call of optuna's generated stub, without its type
         self._stub = stub
         self._cache = GrpcClientCache(stub)  # reads trials that ended only once

@@ -3,12 +3,14 @@
 import inspect
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from .. import objectives
 from ..core.errors import ClipftError
 from ..spec import RunSpec
-from ..spec.ranges import Range
+from ..spec.auxiliary import AuxiliaryLoss, Options
+from ..spec.ranges import Range, Value
 
 AROUND = 8.0  # factor below and above the template's value, where nobody declared a range
 SMOOTHING = 0.3  # most label smoothing that is tried
@@ -25,7 +27,7 @@ class Dimension:
     """
 
     range: Range
-    template: Any = None
+    template: Value | None = None
 
     @property
     def whole(self) -> bool:
@@ -49,11 +51,11 @@ class SearchSpace(dict[str, Dimension]):
     def points(self) -> float:
         return math.prod(d.points for d in self.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         return {field: asdict(dimension) for field, dimension in sorted(self.items())}
 
 
-def space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
+def search_space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
     """The search space of a spec.
 
     Args:
@@ -62,9 +64,9 @@ def space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
     """
     found: dict[str, Dimension] = {}
     if spec.tune.objective:
-        found |= _declared(spec, "", spec.objective.name)
-        for term, weight in _terms(spec).items():
-            found |= _declared(spec, f"{term}.", term) | _weight(spec, term, weight)
+        found |= _declared(spec.objective.name, "", spec.objective.main_options, spec.objective.label_smoothing)
+        for loss in spec.objective.auxiliary_losses:
+            found |= _declared(loss.name, f"{loss.name}.", loss.options) | _weight(loss)
         found |= _temperature(spec, temperature)
     if spec.tune.learning_rate:
         rate = spec.train.learning_rate
@@ -75,8 +77,14 @@ def space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
     return SearchSpace({field: d for field, d in sorted(found.items()) if d.points > 1})
 
 
-def _declared(spec: RunSpec, prefix: str, name: str) -> dict[str, Dimension]:
-    """What an objective declares, and smoothing where it takes one."""
+def _declared(name: str, prefix: str, options: Options, smoothing: float | None = None) -> dict[str, Dimension]:
+    """What an objective declares.
+
+    Args:
+        prefix: of its options in `objective.options`.
+        options: that it has in the spec.
+        smoothing: of the labels, which varies too where the objective takes it; None for auxiliary ones.
+    """
     kind = objectives.kind_of(name)
     parameters = inspect.signature(kind).parameters
     out = {}
@@ -86,25 +94,19 @@ def _declared(spec: RunSpec, prefix: str, name: str) -> dict[str, Dimension]:
                 f"objective {name!r}", f"its space names {option!r}, which is no option of it", "Rename one of them."
             )
         default = parameters[option].default
-        own = spec.objective.options.get(prefix + option, None if default is inspect.Parameter.empty else default)
+        own = options.get(option, None if default is inspect.Parameter.empty else default)
         out[f"objective.options.{prefix}{option}"] = _with(declared, own)
-    if "smoothing" in parameters and "smoothing" not in kind.space and not prefix:
-        out["objective.label_smoothing"] = _with(Range(0.0, SMOOTHING), spec.objective.label_smoothing)
+    if smoothing is not None and "smoothing" in parameters and "smoothing" not in kind.space:
+        out["objective.label_smoothing"] = _with(Range(0.0, SMOOTHING), smoothing)
     return out
 
 
-def _terms(spec: RunSpec) -> dict[str, str]:
-    """The objectives beside the main one, each with its weight as it stands in the spec."""
-    return {name.strip(): weight or "1" for name, _, weight in (text.partition("=") for text in spec.objective.also)}
-
-
-def _weight(spec: RunSpec, term: str, weight: Any) -> dict[str, Dimension]:
-    """The weight of a term beside the objective, unless it follows a schedule."""
-    weight = spec.objective.options.get(f"{term}.weight", weight)
-    if ">" in str(weight) or float(weight) <= 0:
+def _weight(loss: AuxiliaryLoss) -> dict[str, Dimension]:
+    """The weight of an auxiliary loss, unless it moves over the run."""
+    if loss.scheduled or loss.weight <= 0:
         return {}
-    around = Range(float(weight) / AROUND, float(weight) * AROUND, log=True)
-    return {f"objective.options.{term}.weight": Dimension(around, float(weight))}
+    around = Range(loss.weight / AROUND, loss.weight * AROUND, log=True)
+    return {f"objective.options.{loss.name}.weight": Dimension(around, loss.weight)}
 
 
 def _temperature(spec: RunSpec, temperature: float | None) -> dict[str, Dimension]:
@@ -115,11 +117,13 @@ def _temperature(spec: RunSpec, temperature: float | None) -> dict[str, Dimensio
     return {"objective.temperature": _with(around, own)}
 
 
-def _with(declared: Range, own: Any) -> Dimension:
+def _with(declared: Range, own: object) -> Dimension:
     """A declared range, widened so that the template's own value lies in it."""
+    if not isinstance(own, int | float | str):  # left to the objective, or something that cannot vary
+        return Dimension(declared)
     if declared.choices:
-        choices = declared.choices if own is None or own in declared.choices else (own, *declared.choices)
+        choices = declared.choices if own in declared.choices else (own, *declared.choices)
         return Dimension(Range.of(*choices), own)
-    if not isinstance(own, int | float) or isinstance(own, bool) or (declared.log and own <= 0):
+    if isinstance(own, str | bool) or (declared.log and own <= 0):
         return Dimension(declared)
     return Dimension(Range(min(declared.low, own), max(declared.high, own), declared.log), own)

@@ -2,74 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ..core.decision import Decision
 from ..core.errors import ClipftError
 from ..evaluate.metrics import bootstrap
 from ..spec import TuneSpec
 from ..train.validation import Rows, unpack
+from .trials import TEMPLATE, State, Trial, best_of, template_of
 
-TEMPLATE = 0  # number of the trial that has the template's own values
-COMPLETE, PRUNED, FAILED, RUNNING, WAITING = "complete", "pruned", "failed", "running", "waiting"
-ENDED = (COMPLETE, PRUNED, FAILED)
 RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One trial.
-
-    Attributes:
-        values: by dotted field; what the template's trial (number 0) has there is the template's own.
-        score: on the validation split, 0..1; None unless complete.
-        seconds: that it took, over all its attempts.
-        reason: why it failed or was pruned.
-        right: what it got right of the validation rows, packed.
-        epochs: score after each epoch.
-    """
-
-    number: int
-    state: str
-    values: dict[str, Any] = field(default_factory=dict)
-    score: float | None = None
-    seconds: float = 0.0
-    reason: str = ""
-    right: str = ""
-    epochs: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a person or a stage wants to know; JSON."""
-        return {k: v for k, v in asdict(self).items() if k not in ("right", "epochs")}
-
-
-def best_of(tried: Sequence[Tried]) -> Tried | None:
-    """The complete trial with the highest score; of equals the first."""
-    complete = [t for t in tried if t.state == COMPLETE and t.score is not None]
-    return max(complete, key=lambda t: (t.score or 0.0, -t.number), default=None)
-
-
-def spent(tried: Sequence[Tried]) -> float:
+def minutes_spent(trials: Sequence[Trial]) -> float:
     """Minutes of all trials."""
-    return sum(t.seconds for t in tried) / 60
+    return sum(t.seconds for t in trials) / 60
 
 
-def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
+def reason_to_stop(trials: Sequence[Trial], tune: TuneSpec, points: float) -> str:
     """Why no further trial should begin; empty when one should.
 
     Args:
         points: how many different sets of values there are.
     """
-    minutes = spent(tried)
+    minutes = minutes_spent(trials)
     if minutes >= tune.minutes:
         return f"the budget of {tune.minutes:g} minutes is spent"
-    ended = [t for t in tried if t.ended]
-    template = next((t for t in ended if t.number == TEMPLATE), None)
+    ended = [t for t in trials if t.ended]
+    template = template_of(ended)
     if template is None:
         return ""
     mean = minutes / len(ended)
@@ -88,7 +47,7 @@ def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
     for t in sorted(ended, key=lambda t: t.number):
         if t.number == TEMPLATE:
             continue
-        if t.state == COMPLETE and t.score is not None and t.score > bar:
+        if t.state == State.COMPLETE and t.score is not None and t.score > bar:
             bar, since = t.score, 0
         else:
             since += 1
@@ -99,7 +58,7 @@ def enough(tried: Sequence[Tried], tune: TuneSpec, points: float) -> str:
     return ""
 
 
-def decide(tried: Sequence[Tried], rows: Rows, min_gain: float) -> Decision:
+def decide(trials: Sequence[Trial], rows: Rows, min_gain: float) -> Decision:
     """Whether the best trial's values are taken.
 
     They are when better than the template's on the same rows by more than `min_gain`, and surely so: the 95% interval of
@@ -109,10 +68,10 @@ def decide(tried: Sequence[Tried], rows: Rows, min_gain: float) -> Decision:
     Returns: the values to take ({} for the template's), the reason, and what was measured.
     Raises: ClipftError when every trial failed.
     """
-    ended = [t for t in tried if t.ended]
+    ended = [t for t in trials if t.ended]
     best = best_of(ended)
-    template = next((t for t in tried if t.number == TEMPLATE), None)
-    if ended and all(t.state == FAILED for t in ended):
+    template = template_of(trials)
+    if ended and all(t.state == State.FAILED for t in ended):
         raise ClipftError(
             "tuning",
             f"every one of {len(ended)} trials failed; the first: {ended[0].reason}",
@@ -121,8 +80,8 @@ def decide(tried: Sequence[Tried], rows: Rows, min_gain: float) -> Decision:
     if best is None:
         return Decision({}, "no trial ended within the budget; the template's values stay")
     measured = {"best": best.score or 0.0, "trial": float(best.number)}
-    if template is None or template.state != COMPLETE or template.score is None:
-        if template is not None and template.state == FAILED:
+    if template is None or template.state != State.COMPLETE or template.score is None:
+        if template is not None and template.state == State.FAILED:
             return Decision(
                 best.values, f"the template's own values fail ({template.reason}); trial {best.number} is the best", measured
             )

@@ -11,10 +11,10 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -25,17 +25,31 @@ from optuna.trial import FrozenTrial, TrialState
 from ..core.console import say
 from ..core.errors import Transient
 from ..core.settings import settings
-from . import stopping
+from ..spec.ranges import Value
 from .search_space import Dimension, SearchSpace
-from .stopping import Tried
+from .trials import TEMPLATE, State, Trial
 
 BEAT = 5.0  # seconds between two signs of life
 LOST = 30.0  # seconds without one after which a trial on another machine is taken over
 STARTUP = 5  # trials that are drawn at random before the sampler learns from them
 SEEDS = 100_003  # between the samplers of two seeds
 
-STATES = {TrialState.COMPLETE: stopping.COMPLETE, TrialState.PRUNED: stopping.PRUNED, TrialState.FAIL: stopping.FAILED,
-          TrialState.RUNNING: stopping.RUNNING, TrialState.WAITING: stopping.WAITING}  # fmt: skip
+STATES = {TrialState.COMPLETE: State.COMPLETE, TrialState.PRUNED: State.PRUNED, TrialState.FAIL: State.FAILED,
+          TrialState.RUNNING: State.RUNNING, TrialState.WAITING: State.WAITING}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The last sign of life of a trial.
+
+    Attributes:
+        host, process: where it runs.
+        seconds: that it took so far, over all its attempts.
+    """
+
+    host: str
+    process: int
+    seconds: float
 
 
 @contextmanager
@@ -73,25 +87,22 @@ class Study:
         self._storage = _storage(settings().studies)
         with database():
             self._study = optuna.load_study(study_name=name, storage=self._storage)
-        self.about: dict[str, Any] = dict(self._study.user_attrs)
+            written: dict[str, str] = self._study.user_attrs["space"]
+        self._space = {field: optuna.distributions.json_to_distribution(text) for field, text in written.items()}
 
-    @property
-    def space(self) -> dict[str, BaseDistribution]:
-        return {field: optuna.distributions.json_to_distribution(text) for field, text in self.about["space"].items()}
-
-    def tried(self) -> list[Tried]:
+    def trials(self) -> list[Trial]:
         """Every trial, by number."""
         with database():
-            return [_tried(t) for t in self._study.get_trials(deepcopy=False)]
+            return [_trial(t) for t in self._study.get_trials(deepcopy=False)]
 
     @contextmanager
-    def alone(self, number: int) -> Iterator[None]:
+    def exclusive(self, number: int) -> Iterator[None]:
         """Run trial `number` alone: nobody else on this machine does, and who did elsewhere has ended or is lost."""
         with FileLock(str(settings().folder("tuning", "locks") / f"{self.name}-{number}.lock")):  # a killed holder frees it
             self._wait_for_others(number)
             yield
 
-    def begin(self, number: int) -> dict[str, Any]:
+    def begin(self, number: int) -> dict[str, Value]:
         """Start trial `number`, or take it over; returns its values by field. The same values however often it begins."""
         identity = self._id(number)
         with database(), warnings.catch_warnings():
@@ -102,8 +113,8 @@ class Study:
             self._study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=self.seed * SEEDS + number)
             trial = optuna.trial.Trial(self._study, identity)
             fixed = self._storage.get_trial(identity).system_attrs.get("fixed_params", {})
-            for field, kind in self.space.items():
-                if number == stopping.TEMPLATE and field not in fixed:
+            for field, kind in self._space.items():
+                if number == TEMPLATE and field not in fixed:
                     continue  # the template leaves it to the objective
                 _suggest(trial, field, kind)
             return dict(trial.params)
@@ -115,20 +126,19 @@ class Study:
             trial = optuna.trial.Trial(self._study, self._id(number))
             trial.report(score, epoch)
             self._study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP - 1, n_warmup_steps=0)
-            return number != stopping.TEMPLATE and trial.should_prune()
+            return number != TEMPLATE and trial.should_prune()
 
     @contextmanager
-    def beating(self, number: int) -> Iterator[Callable[[], None]]:
+    def heartbeat(self, number: int) -> Iterator[Callable[[], None]]:
         """Give signs of life, and count the seconds, while trial `number` runs here. Yields what gives one at once."""
-        identity, stop = self._id(number), threading.Event()
-        before = float(self._attribute(number, "beat").get("seconds", 0.0))
-        began = time.monotonic()
-        sign = {"host": socket.gethostname(), "process": os.getpid()}
+        identity, stop, last = self._id(number), threading.Event(), self._last_beat(number)
+        before, began = last.seconds if last else 0.0, time.monotonic()
+        host, process = socket.gethostname(), os.getpid()
 
         def beat() -> None:
             with contextlib.suppress(Transient), database():
-                now = {**sign, "seconds": round(before + time.monotonic() - began, 2)}
-                self._storage.set_trial_user_attr(identity, "beat", now)
+                now = Heartbeat(host, process, round(before + time.monotonic() - began, 2))
+                self._storage.set_trial_user_attr(identity, "beat", asdict(now))
 
         def beats() -> None:
             while not stop.wait(BEAT):
@@ -144,7 +154,7 @@ class Study:
             thread.join()
             beat()
 
-    def end(self, number: int, state: str, *, score: float | None = None, right: str = "", reason: str = "") -> None:
+    def end(self, number: int, state: State, *, score: float | None = None, right: str = "", reason: str = "") -> None:
         """Write down how trial `number` ended; a second time changes nothing."""
         identity = self._id(number)
         kept = next(k for k, v in STATES.items() if v == state)
@@ -157,13 +167,13 @@ class Study:
 
     def _wait_for_others(self, number: int) -> None:
         """Wait while another machine runs the trial; return when it has ended, or has given no sign of life for long."""
-        seen, since, told = self._attribute(number, "beat"), time.monotonic(), False
-        while seen and seen["host"] != socket.gethostname() and self._state(number) == TrialState.RUNNING:
+        seen, since, told = self._last_beat(number), time.monotonic(), False
+        while seen and seen.host != socket.gethostname() and self._state(number) == TrialState.RUNNING:
             if not told:
-                say(f"Trial {number} was begun on {seen['host']}; watching whether it still runs there.")
+                say(f"Trial {number} was begun on {seen.host}; watching whether it still runs there.")
                 told = True
             time.sleep(1)
-            now = self._attribute(number, "beat")
+            now = self._last_beat(number)
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > LOST:
@@ -178,14 +188,14 @@ class Study:
         with database():
             return self._storage.get_trial(self._id(number)).state
 
-    def _attribute(self, number: int, name: str) -> dict[str, Any]:
+    def _last_beat(self, number: int) -> Heartbeat | None:
         with database():
-            return dict(self._storage.get_trial(self._id(number)).user_attrs.get(name, {}))
+            return _beat_of(self._storage.get_trial(self._id(number)))
 
     def importance(self) -> dict[str, float]:
         """How much of the score's variation each field explains (fANOVA, Hutter et al. 2014,
         https://proceedings.mlr.press/v32/hutter14.html); {} while too little was tried to say."""
-        if len({t.score for t in self.tried() if t.score is not None}) < 3:
+        if len({t.score for t in self.trials() if t.score is not None}) < 3:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         with database(), warnings.catch_warnings():
@@ -193,7 +203,7 @@ class Study:
             return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
 
-def open_study(name: str, subject: str, space: SearchSpace, code: dict[str, Any], trials: int) -> str:
+def open_study(name: str, subject: str, space: SearchSpace, code: Mapping[str, str | int], trials: int) -> str:
     """The study `name` with at least `trials` trials to run, made when there is none.
 
     Args:
@@ -203,13 +213,12 @@ def open_study(name: str, subject: str, space: SearchSpace, code: dict[str, Any]
     Returns: whether it is new or goes on, and why.
     """
     storage = _storage(settings().studies)
-    about = {"subject": subject, "code": code}
     kinds = {field: optuna.distributions.distribution_to_json(_distribution(d)) for field, d in space.items()}
     with database(), FileLock(str(settings().folder("tuning") / "open.lock")):
         known = [s for s in optuna.get_all_study_summaries(storage) if s.user_attrs.get("subject") == subject]
         same = any(s.study_name == name for s in known)
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        for key, value in (about | {"space": kinds}).items():
+        for key, value in {"subject": subject, "code": dict(code), "space": kinds}.items():
             study.set_user_attr(key, value)
         there = len(study.get_trials(deepcopy=False))
         if there == 0:
@@ -219,31 +228,38 @@ def open_study(name: str, subject: str, space: SearchSpace, code: dict[str, Any]
     if same:
         ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
         return f"goes on with study {name}, in which {ended} trials have ended"
-    why = [_differs(dict(s.user_attrs), kinds, code) for s in known if "space" in s.user_attrs]
+    why = [_difference(s.user_attrs["space"], s.user_attrs["code"], kinds, code) for s in known if "space" in s.user_attrs]
     return f"study {name} is new" + (f": since the last one, {why[-1]}" if why else "")
 
 
-def _differs(before: dict[str, Any], space: dict[str, str], code: dict[str, Any]) -> str:
+def _difference(
+    old_space: Mapping[str, str], old_code: Mapping[str, str | int], space: Mapping[str, str], code: Mapping[str, str | int]
+) -> str:
     """What makes a study of the same subject another one."""
-    changed = sorted(k for k in before["space"].keys() | space.keys() if before["space"].get(k) != space.get(k))
+    changed = sorted(k for k in old_space.keys() | space.keys() if old_space.get(k) != space.get(k))
     out = [f"the search space changed ({', '.join(changed)})"] if changed else []
-    changed = sorted(k for k in before["code"].keys() | code.keys() if before["code"].get(k) != code.get(k))
+    changed = sorted(k for k in old_code.keys() | code.keys() if old_code.get(k) != code.get(k))
     out += [f"the code changed ({', '.join(changed)})"] if changed else []
     return " and ".join(out) or "something else changed"
 
 
-def _tried(trial: FrozenTrial) -> Tried:
-    attributes = trial.user_attrs
-    return Tried(
+def _trial(trial: FrozenTrial) -> Trial:
+    beat = _beat_of(trial)
+    return Trial(
         number=trial.number,
         state=STATES[trial.state],
         values=dict(trial.params),
         score=trial.value if trial.state == TrialState.COMPLETE else None,
-        seconds=float(attributes.get("beat", {}).get("seconds", 0.0)),
-        reason=attributes.get("reason", ""),
-        right=attributes.get("right", ""),
+        seconds=beat.seconds if beat else 0.0,
+        reason=trial.user_attrs.get("reason", ""),
+        right=trial.user_attrs.get("right", ""),
         epochs=dict(sorted(trial.intermediate_values.items())),
     )
+
+
+def _beat_of(trial: FrozenTrial) -> Heartbeat | None:
+    written = trial.user_attrs.get("beat")
+    return Heartbeat(written["host"], written["process"], float(written["seconds"])) if written else None
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -112,14 +112,14 @@ def test_a_killed_trial_is_repeated_under_its_number_and_nothing_is_doubled(flat
     inputs = {"planned": planned, "begun": opened, "number": 0}
     study = Study(opened["study"])
     assert killed(flat, "tune.trial", inputs, "clipft_tasks.train.step:backward", 5)
-    assert [(t.number, t.state) for t in study.tried()] == [(0, "running"), (1, "waiting"), (2, "waiting")]
+    assert [(t.number, t.state) for t in study.trials()] == [(0, "running"), (1, "waiting"), (2, "waiting")]
     with monkeypatch.context() as patch, pytest.raises(Cut):
         patch.setattr(Study, "end", cut)  # trained, and not yet written down
         tune.trial(spec, planned, opened, 0)
     done = tune.trial(spec, planned, opened, 0)
     assert (done["number"], done["state"]) == (0, "complete")
     second = tune.trial(spec, planned, opened, 1)
-    tried = study.tried()
+    tried = study.trials()
     assert [t.state for t in tried] == ["complete", "complete", "waiting"] and list(tried[0].epochs) == [1, 2]
     runs = tracking.client().search_runs(
         [tracking.get_or_create_experiment("clipft-general")], f"tags.`clipft.key` = '{opened['key']}-0'"
@@ -146,7 +146,7 @@ def test_cut_while_it_begins_a_study_has_no_trial_too_many(flat, monkeypatch):
     with pytest.raises(Cut):
         begun(flat)
     _, _, opened = begun(flat)
-    assert [t.number for t in Study(opened["study"]).tried()] == opened["trials"] == [0, 1, 2]
+    assert [t.number for t in Study(opened["study"]).trials()] == opened["trials"] == [0, 1, 2]
     assert calls == [calls[0], {}, {}] and calls[0]["objective.options.strength"] == 0.0
 
 

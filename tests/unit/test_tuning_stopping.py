@@ -12,7 +12,7 @@ from clipft_tasks.spec import RunSpec, TuneSpec
 from clipft_tasks.spec.ranges import Range
 from clipft_tasks.train.validation import Rows, pack, unpack
 from clipft_tasks.tuning import plots, search_space, stopping
-from clipft_tasks.tuning.stopping import Tried
+from clipft_tasks.tuning.trials import State, Trial
 
 
 class Margins(InfoNCE):
@@ -45,7 +45,9 @@ HERE = __name__
 
 
 def test_the_space_is_what_the_objective_declares_with_the_templates_own_values_in_it():
-    found = search_space.space_of(spec(**{"objective.name": f"{HERE}:Margins", "objective.options": {"hardest": 3}}), 0.07)
+    found = search_space.search_space_of(
+        spec(**{"objective.name": f"{HERE}:Margins", "objective.options": {"hardest": 3}}), 0.07
+    )
     assert set(found) == {*(f"objective.options.{n}" for n in ("margin", "hardest", "kind", "late")), "objective.temperature"}
     margin, hardest, kind, late = (found[f"objective.options.{n}"] for n in ("margin", "hardest", "kind", "late"))
     assert (margin.range.low, margin.range.high, margin.template) == (0.1, 0.9, 0.9)  # widened to the template's
@@ -56,9 +58,9 @@ def test_the_space_is_what_the_objective_declares_with_the_templates_own_values_
     assert temperature.range.log and temperature.range.low < 0.07 == temperature.template < temperature.range.high
 
 
-def test_terms_beside_the_objective_bring_their_options_and_weights():
+def test_auxiliary_losses_bring_their_options_and_weights():
     also = [f"{HERE}:Margins=0.5", "multi_positive=0>1"]
-    found = search_space.space_of(spec(**{"objective.also": also}), None)
+    found = search_space.search_space_of(spec(**{"objective.auxiliary": also}), None)
     weight = found[f"objective.options.{HERE}:Margins.weight"]
     assert weight.range.low < 0.5 == weight.template < weight.range.high
     assert f"objective.options.{HERE}:Margins.margin" in found
@@ -67,9 +69,30 @@ def test_terms_beside_the_objective_bring_their_options_and_weights():
     assert "objective.temperature" not in found  # nobody knows the start model's
 
 
+@pytest.mark.parametrize(
+    ("flat", "identity"),
+    [
+        ({"domain": "industrial", "tune.learning_rate": True, "tune.lora_rank": True}, "992ed72675cd95c6"),
+        (
+            {
+                "domain": "general",
+                "objective.name": "soft_target",
+                "objective.auxiliary": ["cyclic = 0 > 2", "alignment", "distillation = 0.5"],
+                "objective.options": {"distillation.weight": 2, "alignment.distance": "mmd"},
+            },
+            "bc7c3df08c21b785",
+        ),
+    ],
+)
+def test_studies_of_the_release_before_go_on(flat, identity):
+    whole = RunSpec.from_flat(flat)
+    found = search_space.search_space_of(whole, 0.07)
+    assert whole.identity("tune", space=found.to_dict()) == identity
+
+
 def test_every_value_that_may_be_tried_makes_a_spec():
-    whole = spec(**{"objective.also": [f"{HERE}:Margins=0.5"], "tune.learning_rate": True, "tune.lora_rank": True})
-    found = search_space.space_of(whole, 0.07)
+    whole = spec(**{"objective.auxiliary": [f"{HERE}:Margins=0.5"], "tune.learning_rate": True, "tune.lora_rank": True})
+    found = search_space.search_space_of(whole, 0.07)
     assert {"train.learning_rate", "train.lora_rank", "objective.label_smoothing"} <= set(found)
     for field, dimension in found.items():
         for value in dimension.range.choices or (dimension.range.low, dimension.range.high):
@@ -80,34 +103,34 @@ def test_every_value_that_may_be_tried_makes_a_spec():
 
 
 def test_nothing_to_tune_is_a_space_of_one_point():
-    assert search_space.space_of(spec(**{"tune.objective": False}), 0.07).points == 1
-    assert search_space.space_of(spec(**{"tune.objective": False, "tune.lora_rank": True}), 0.07).points == 6
+    assert search_space.search_space_of(spec(**{"tune.objective": False}), 0.07).points == 1
+    assert search_space.search_space_of(spec(**{"tune.objective": False, "tune.lora_rank": True}), 0.07).points == 6
 
 
 def test_a_range_for_an_option_that_is_not_there_is_refused():
     with pytest.raises(ClipftError, match="there_is_none"):
-        search_space.space_of(spec(**{"objective.name": f"{HERE}:Wrong"}), 0.07)
+        search_space.search_space_of(spec(**{"objective.name": f"{HERE}:Wrong"}), 0.07)
 
 
 def test_only_objectives_of_ones_own_are_known_by_their_source():
     assert objectives.code_of(spec().objective) == {}
-    assert set(objectives.code_of(spec(**{"objective.also": [f"{HERE}:Margins=1"]}).objective)) == {f"{HERE}:Margins"}
+    assert set(objectives.code_of(spec(**{"objective.auxiliary": [f"{HERE}:Margins=1"]}).objective)) == {f"{HERE}:Margins"}
 
 
 def test_importance_is_told_once_scores_differ(home):
     from clipft_tasks.tuning.study import Study, open_study
 
-    found = search_space.space_of(spec(**{"tune.learning_rate": True}), 0.07)
+    found = search_space.search_space_of(spec(**{"tune.learning_rate": True}), 0.07)
     open_study("s", "subject", found, {}, 6)
     study = Study("s")
     for number in range(6):
         assert study.importance() == {} or number > 2
         values = study.begin(number)
         assert study.begin(number) == values  # a second start changes nothing
-        study.end(number, stopping.COMPLETE, score=0.1 * number)
-        study.end(number, stopping.FAILED, reason="too late")
-    assert [t.score for t in study.tried()] == pytest.approx([0.1 * n for n in range(6)])
-    assert study.tried()[0].values == {field: d.template for field, d in found.items()}
+        study.end(number, State.COMPLETE, score=0.1 * number)
+        study.end(number, State.FAILED, reason="too late")
+    assert [t.score for t in study.trials()] == pytest.approx([0.1 * n for n in range(6)])
+    assert study.trials()[0].values == {field: d.template for field, d in found.items()}
     shares = study.importance()
     assert set(shares) == set(found) and sum(shares.values()) == pytest.approx(1)
 
@@ -115,8 +138,8 @@ def test_importance_is_told_once_scores_differ(home):
 # stopping -------------------------------------------------------------------------------------------------------------
 
 
-def complete(number: int, score: float, seconds: float = 60, **values) -> Tried:
-    return Tried(number, stopping.COMPLETE, values or {"x": number}, score, seconds)
+def complete(number: int, score: float, seconds: float = 60, **values) -> Trial:
+    return Trial(number, State.COMPLETE, values or {"x": number}, score, seconds)
 
 
 def tune(**fields) -> TuneSpec:
@@ -124,41 +147,43 @@ def tune(**fields) -> TuneSpec:
 
 
 def test_a_search_goes_on_while_it_gains():
-    assert stopping.enough([], tune(), math.inf) == ""
-    assert stopping.enough([complete(0, 0.5)], tune(), math.inf) == ""
+    assert stopping.reason_to_stop([], tune(), math.inf) == ""
+    assert stopping.reason_to_stop([complete(0, 0.5)], tune(), math.inf) == ""
     rising = [complete(n, 0.5 + n / 100) for n in range(9)]
-    assert stopping.enough(rising, tune(), math.inf) == ""
+    assert stopping.reason_to_stop(rising, tune(), math.inf) == ""
 
 
 def test_it_stops_when_no_trial_beats_the_template():
-    tried = [complete(0, 0.5), complete(1, 0.505), complete(2, 0.4), Tried(3, stopping.PRUNED, {"x": 3})]
-    assert "nothing is gained" in stopping.enough(tried, tune(), math.inf)
-    assert stopping.enough(tried[:3], tune(), math.inf) == ""
-    assert stopping.enough(tried, tune(patience=0), math.inf) == ""
+    tried = [complete(0, 0.5), complete(1, 0.505), complete(2, 0.4), Trial(3, State.PRUNED, {"x": 3})]
+    assert "nothing is gained" in stopping.reason_to_stop(tried, tune(), math.inf)
+    assert stopping.reason_to_stop(tried[:3], tune(), math.inf) == ""
+    assert stopping.reason_to_stop(tried, tune(patience=0), math.inf) == ""
 
 
 def test_it_stops_when_nothing_more_is_gained():
     tried = [complete(0, 0.5), complete(1, 0.7), *(complete(n, 0.69) for n in (2, 3, 4))]
-    assert "nothing more is gained" in stopping.enough(tried, tune(), math.inf)
+    assert "nothing more is gained" in stopping.reason_to_stop(tried, tune(), math.inf)
 
 
 def test_it_stops_when_nothing_can_be_gained():
-    assert "the template scores 0.9950: nothing could gain" in stopping.enough([complete(0, 0.995)], tune(), math.inf)
-    assert "trial 1 scores 1.0000: nothing could gain" in stopping.enough(
+    assert "the template scores 0.9950: nothing could gain" in stopping.reason_to_stop([complete(0, 0.995)], tune(), math.inf)
+    assert "trial 1 scores 1.0000: nothing could gain" in stopping.reason_to_stop(
         [complete(0, 0.5), complete(1, 1.0)], tune(), math.inf
     )
 
 
 def test_it_stops_with_its_budget_and_before_a_trial_that_would_break_it():
-    assert "is spent" in stopping.enough([complete(0, 0.5, 3600), complete(1, 0.6, 3600)], tune(), math.inf)
-    assert "a trial takes 40.0" in stopping.enough([complete(0, 0.5, 2400), complete(1, 0.6, 2400)], tune(minutes=99), math.inf)
-    assert stopping.enough([complete(0, 0.5, 2400), complete(1, 0.6, 2400)], tune(minutes=101), math.inf) == ""
+    assert "is spent" in stopping.reason_to_stop([complete(0, 0.5, 3600), complete(1, 0.6, 3600)], tune(), math.inf)
+    assert "a trial takes 40.0" in stopping.reason_to_stop(
+        [complete(0, 0.5, 2400), complete(1, 0.6, 2400)], tune(minutes=99), math.inf
+    )
+    assert stopping.reason_to_stop([complete(0, 0.5, 2400), complete(1, 0.6, 2400)], tune(minutes=101), math.inf) == ""
 
 
 def test_it_stops_when_every_point_was_tried():
     tried = [complete(0, 0.5, x=1), complete(1, 0.4, x=2), complete(2, 0.4, x=2)]
-    assert stopping.enough(tried, tune(), 3) == ""
-    assert "all 2 sets" in stopping.enough(tried, tune(), 2)
+    assert stopping.reason_to_stop(tried, tune(), 3) == ""
+    assert "all 2 sets" in stopping.reason_to_stop(tried, tune(), 2)
 
 
 # deciding -------------------------------------------------------------------------------------------------------------
@@ -167,8 +192,8 @@ ROWS = 60
 GROUPED = Rows("balanced_accuracy", np.arange(ROWS), np.arange(ROWS) % 2, np.repeat(np.arange(12), 5), ["a", "b"], True)
 
 
-def trial(number: int, right: np.ndarray, **values) -> Tried:
-    return Tried(number, stopping.COMPLETE, values, GROUPED.score(right), 1.0, right=pack(right))
+def trial(number: int, right: np.ndarray, **values) -> Trial:
+    return Trial(number, State.COMPLETE, values, GROUPED.score(right), 1.0, right=pack(right))
 
 
 def first(n: int) -> np.ndarray:
@@ -201,16 +226,16 @@ def test_the_template_may_be_the_best():
 
 
 def test_without_the_templates_score_nothing_is_compared():
-    waiting = Tried(0, stopping.RUNNING, {"x": 1})
+    waiting = Trial(0, State.RUNNING, {"x": 1})
     assert "did not end" in stopping.decide([waiting, trial(1, first(50), x=2)], GROUPED, 0.0).reason
     assert "budget" in stopping.decide([waiting], GROUPED, 0.0).reason
-    failed = Tried(0, stopping.FAILED, {"x": 1}, reason="loss is nan")
+    failed = Trial(0, State.FAILED, {"x": 1}, reason="loss is nan")
     assert stopping.decide([failed, trial(1, first(50), x=2)], GROUPED, 0.0).value == {"x": 2}
 
 
 def test_when_all_failed_there_is_nothing_to_decide():
     with pytest.raises(ClipftError, match="every one of 2.*loss is nan"):
-        stopping.decide([Tried(n, stopping.FAILED, reason="loss is nan") for n in range(2)], GROUPED, 0.0)
+        stopping.decide([Trial(n, State.FAILED, reason="loss is nan") for n in range(2)], GROUPED, 0.0)
 
 
 # judging --------------------------------------------------------------------------------------------------------------
@@ -244,7 +269,7 @@ def test_what_was_right_is_packed_without_loss(rows):
 
 
 def test_the_plots_are_images_whatever_was_tried():
-    odd = [Tried(0, stopping.FAILED), Tried(1, stopping.PRUNED, epochs={1: 0.4}), complete(2, 0.5), Tried(3, stopping.WAITING)]
+    odd = [Trial(0, State.FAILED), Trial(1, State.PRUNED, epochs={1: 0.4}), complete(2, 0.5), Trial(3, State.WAITING)]
     for tried in ([], odd):
         assert plots.history(tried, "accuracy", 2).startswith(b"\x89PNG")
     assert plots.importance({"a": 0.9, "b": 0.1}).startswith(b"\x89PNG")
