@@ -217,8 +217,8 @@ def test_weights_are_held_near_the_start(dataset, small_spec, tmp_path):
 
 def test_what_looks_at_the_start_resumes_exactly(dataset, small_spec, tmp_path):
     """A resumed run is held by the start model, not by the checkpoint; on a similarity that the start did not have."""
-    also = {"objective__also": ["distillation=1>0.5"], "objective__options": {"distillation.features": 0.1}}
-    spec = changed(small_spec, train__l2_start=50, objective__similarity="hyperbolic", **also)
+    auxiliary = {"objective__auxiliary": ["distillation=1>0.5"], "objective__options": {"distillation.features": 0.1}}
+    spec = changed(small_spec, train__l2_start=50, objective__similarity="hyperbolic", **auxiliary)
     unbroken, _, rows = trained(spec, dataset, tmp_path / "a")
     assert rows[0][1]["distillation_kl_loss"] < 1e-3 < rows[-1][1]["distillation_kl_loss"]
 

@@ -13,13 +13,13 @@ import open_clip
 import pytest
 import torch
 from conftest import TINY
+from fixtures.objectives import COMBINATIONS, subject
 
 from clipft_tasks.data import augment
 from clipft_tasks.data.loader import Batch
 from clipft_tasks.devices.mps_operators import Recorder, fallbacks, on_mps
 from clipft_tasks.domains import Augment
 from clipft_tasks.model import attention, build
-from clipft_tasks.model import similarity as similarities
 from clipft_tasks.model.activation_checkpointing import checkpoint_blocks, plain_blocks
 from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.attention import Policy
@@ -30,7 +30,6 @@ from clipft_tasks.spec import TrainSpec
 from clipft_tasks.train import loop, objective_checks, step, validation
 from clipft_tasks.train.microbenchmarks import precision_context
 from clipft_tasks.train.param_groups import groups
-from parity.test_objectives import VARIANTS, subject
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +119,7 @@ def test_low_rank_updates_run_on_mps_without_fallback():
     assert missing(recorder) == set()
 
 
-@pytest.mark.parametrize("similarity", list(similarities.MENU))
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "similarity"), COMBINATIONS)
 def test_every_objective_runs_on_mps_without_fallback(variant, similarity):
     objective_checks.operators(subject(variant, similarity))
 

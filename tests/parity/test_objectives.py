@@ -1,4 +1,4 @@
-"""Every objective under every similarity: exact in parts, in blocks, on two processes, in each precision; and what defines it."""
+"""Every objective and every similarity: exact in parts, in blocks, on two processes, in each precision; and what defines it."""
 
 import json
 import re
@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from fixtures.objectives import COMBINATIONS, PAIRS, TREE, VARIANTS, subject
 from open_clip.loss import SigLipLoss
 
+from clipft_tasks import objectives
 from clipft_tasks.cli.main import main
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import similarity as similarities
 from clipft_tasks.objectives import (
-    MENU,
     Alignment,
     Cyclic,
     Distillation,
@@ -28,63 +29,51 @@ from clipft_tasks.objectives import (
     make,
 )
 from clipft_tasks.spec import ObjectiveSpec, RunSpec
+from clipft_tasks.spec.objective_catalog import AUXILIARY, OBJECTIVES, SIMILARITIES
 from clipft_tasks.train import objective_checks
-
-TREE = {"a": "x", "b": "x", "c": "root", "x": "root"}
-VARIANTS = {
-    "info_nce": {"label_smoothing": 0.1, "options": {"text_weight": 0.3}},
-    "multi_positive": {"positives": "label"},
-    "sigmoid": {},
-    "hard_negative": {},
-    "soft_target tree": {"options": {"tree": TREE}},
-    "soft_target captions": {},
-    "guided": {},
-    "margin hardest": {},
-    "margin semi_hard": {"options": {"negatives": "semi_hard"}},
-    "margin all": {"options": {"negatives": "all"}},
-    "cyclic": {},
-    "alignment coral": {},
-    "alignment mmd": {"options": {"distance": "mmd"}},
-    "distillation": {"options": {"features": 0.5}},
-    "info_nce and all": {"also": ["cyclic", "alignment=0>2", "distillation=0.5"], "dimensions": [2, 3]},
-}
-
-
-def subject(variant: str, similarity: str) -> objective_checks.Subject:
-    return objective_checks.Subject(ObjectiveSpec(name=variant.split()[0], similarity=similarity, **VARIANTS[variant]))
 
 
 @pytest.mark.parametrize(
     "name", [n for n in objective_checks.CHECKS if n != "operators"]
 )  # those are audited with the rest of the model's
-@pytest.mark.parametrize("similarity", list(similarities.MENU))
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "similarity"), COMBINATIONS)
 def test_it_keeps_what_training_promises(variant, similarity, name):
     objective_checks.CHECKS[name](subject(variant, similarity))
 
 
 @pytest.fixture(scope="module")
-def shared():
-    subjects = [subject(variant, similarity) for variant in VARIANTS for similarity in similarities.MENU]
+def shared(request):
+    """Gradients of two processes, for all that the selected tests ask: starting the two takes longer than their steps."""
+    asked = [i.callspec.params for i in request.session.items if getattr(i, "originalname", "") == IN_PROCESSES]
+    subjects = [subject(params["variant"], params["similarity"]) for params in asked]
     return objective_checks.two_processes(case for s in subjects for case in objective_checks.process_cases(s))
 
 
-@pytest.mark.parametrize("similarity", list(similarities.MENU))
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "similarity"), COMBINATIONS)
 def test_two_processes_have_the_gradient_of_one(shared, variant, similarity):
     found = [(case, gradient) for case, gradient in shared if case.objective == subject(variant, similarity).objective]
     assert len(found) == 4
     objective_checks.in_processes(found)
 
 
-def test_every_objective_of_the_menu_is_here_and_in_the_form():
-    assert {v.split()[0] for v in VARIANTS} == {*MENU}
-    told = ObjectiveSpec.model_fields["name"].description + ObjectiveSpec.model_fields["also"].description
-    assert all(f"`{name}`" in told for name in MENU)
-    assert ObjectiveSpec.model_fields["name"].examples == [name for name, kind in MENU.items() if not kind.beside]
-    from clipft_tasks import objectives
+IN_PROCESSES = test_two_processes_have_the_gradient_of_one.__name__
 
-    assert all(f" {name} " in objectives.__doc__ for name in MENU)
+
+def test_every_objective_and_similarity_is_tried():
+    assert {v.split()[0] for v in VARIANTS} == {*OBJECTIVES}
+    assert {variant for variant, _ in PAIRS} == {*VARIANTS} and {similarity for _, similarity in PAIRS} == {*SIMILARITIES}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_catalog_says_of_each_objective_what_its_class_does(name):
+    kind = objectives.kind_of(name)
+    assert kind.auxiliary_only == (name in AUXILIARY)
+    assert getattr(objectives, kind.__name__) is kind and kind.__name__ in objectives.__all__
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_the_catalog_names_each_similarity_as_its_class_does(name):
+    assert similarities.make(name, 4).name == type(similarities.make(name, 4)).name == name
 
 
 # --- what defines each
@@ -218,8 +207,8 @@ def test_prefixes_are_asked_one_by_one():
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
-def test_weights_beside_follow_the_schedule():
-    objective = make(ObjectiveSpec(also=["cyclic=0>2"], options={"cyclic.within": 0.0, "cyclic.cross": 1.0}))
+def test_weights_of_auxiliary_losses_follow_their_schedule():
+    objective = make(ObjectiveSpec(auxiliary=["cyclic=0>2"], options={"cyclic.within": 0.0, "cyclic.cross": 1.0}))
     for progress in (0.0, 0.5, 1.0):
         pairs = given(progress=progress)
         terms = objective(pairs)
@@ -230,7 +219,7 @@ def test_weights_beside_follow_the_schedule():
 
 
 def test_what_teaches_nothing_alone_is_refused_alone():
-    with pytest.raises(ClipftError, match=r"cyclic.*alone.*objective\.also"):
+    with pytest.raises(ClipftError, match=r"cyclic.*alone.*objective\.auxiliary"):
         make(ObjectiveSpec(name="cyclic"))
 
 
@@ -298,6 +287,6 @@ def test_a_check_that_is_none_is_named():
     assert done.exit_code == 1 and "Known: form, finite" in done.output
 
 
-def test_the_menu_is_listed():
+def test_the_catalog_is_listed():
     done = CliRunner().invoke(main, ["objective", "list"])
-    assert done.exit_code == 0 and all(name in done.output for name in MENU) and "looks at the start model" in done.output
+    assert done.exit_code == 0 and all(name in done.output for name in OBJECTIVES) and "looks at the start model" in done.output
