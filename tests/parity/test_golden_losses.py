@@ -25,7 +25,7 @@ from clipft_tasks.train.schedule import sides
 GOLDEN = Path(__file__).parent / "golden" / f"{DEVICE.type}.json"
 STEPS = 20
 CLASSES = ["red", "green", "blue", "gray"]
-DISTILLED = {"objective.also": ["distillation=1>0.5"], "objective.options": {"distillation.features": 0.1}}
+DISTILLED = {"objective.auxiliary": ["distillation=1>0.5"], "objective.options": {"distillation.features": 0.1}}
 
 # Name of a run: the curve that it must follow, fields of the spec, and decisions of the plan.
 RUNS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
