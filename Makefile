@@ -61,7 +61,7 @@ team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=
 team-up:  ## build and start the team's deployment with Docker Compose
 	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }
 	@mkdir -p sources deploy/gateway/certificates
-	@CLIPFT_REVISION=$$(git rev-parse HEAD 2>/dev/null) $(COMPOSE) up --build --detach
+	@CLIPFT_REVISION=$$(git rev-parse HEAD 2>/dev/null) $(COMPOSE) up --build --detach --remove-orphans
 	@$(MAKE) --no-print-directory team-status
 
 team-down:  ## stop the team's deployment; its volumes stay, nothing is lost

@@ -245,7 +245,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
     asked = (tmp_path / "asked").read_text().splitlines()
     both = "compose --profile core --profile monitoring"
     status = [f"{both} ps", f"{both} exec airflow-scheduler clipft doctor"]
-    assert asked[:4] == [f"{both} up --build --detach", *status, f"{both} down"]
+    assert asked[:4] == [f"{both} up --build --detach --remove-orphans", *status, f"{both} down"]
     assert asked[4].startswith("compose --profile core --profile cuda up")
 
 
