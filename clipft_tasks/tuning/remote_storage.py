@@ -66,10 +66,10 @@ class _Stub:
 
 
 class HttpStorage(optuna.storages.GrpcStorageProxy):
-    """Studies behind a worker gateway.
+    """Studies behind a team's gateway.
 
     Args:
-        url: where the calls go, `https://host/gateway/v1/studies`.
+        url: where the calls go.
         user, password: of the worker.
     Raises:
         Transient: at a call, when nobody answers.
