@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test test-team docs lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test extras test-team docs lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,7 +61,7 @@ team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=
 team-up:  ## build and start the team's deployment with Docker Compose
 	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }
 	@mkdir -p sources deploy/gateway/certificates
-	@CLIPFT_REVISION=$$(git rev-parse HEAD 2>/dev/null) $(COMPOSE) up --build --detach
+	@CLIPFT_REVISION=$$(git rev-parse HEAD 2>/dev/null) $(COMPOSE) up --build --detach --remove-orphans
 	@$(MAKE) --no-print-directory team-status
 
 team-down:  ## stop the team's deployment; its volumes stay, nothing is lost
@@ -78,6 +78,9 @@ test: setup  ## every test, from unit to end to end (but test-team and the marke
 
 check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
 	@$(PYTEST) -m "not slow and not team and not product" tests/unit tests/data
+
+extras: setup  ## each extra installed alone, from the package index
+	@$(PYTEST) -m extras tests/unit/test_extras.py
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team

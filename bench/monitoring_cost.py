@@ -69,11 +69,11 @@ def create_app() -> "FastAPI":
     @app.put("/watching/{on}")
     def watching(on: bool) -> None:
         """As if CLIPFT_SERVING_DRIFT had been false meanwhile: windows stay as they are."""
-        monitor = app.state.monitor
+        monitor = app.state.server.monitor
         with monitor._lock:
             if on:
                 for watched in kept.values():
-                    watched.pace._at = time.monotonic()  # a pause earns no images
+                    watched.limit._at = time.monotonic()  # a pause earns no images
                 monitor._watched.update(kept)
             else:
                 kept.update(monitor._watched)

@@ -167,7 +167,7 @@ class _Server:
     def classify(self, image: bytes, probe: bool = False) -> httpx.Response:
         """The answer to an image; a probe is no traffic, so it does not count in the window."""
         body = {"domain": DOMAIN, "images": {"base64": base64.b64encode(image).decode()}}
-        who, headers = (self.own, {"X-Clipft-Probe": "1"}) if probe else (self.http, {})
+        who, headers = (self.own, {"X-Clipft-Internal": "1"}) if probe else (self.http, {})
         answer = who.post("/v1/classify", json=body, headers=headers)
         answer.raise_for_status()
         return answer

@@ -168,14 +168,14 @@ def leave() -> None:
 @click.option("--hours", default=24.0, show_default=True, help="how long the invitation holds")
 def invite(name: str, hours: float) -> None:
     """On the control plane: let a machine join once, under NAME, and print the command for it."""
-    made = _door("POST", "/admin/invitations", json={"name": name, "hours": hours})
+    made = _gateway("POST", "/admin/invitations", json={"name": name, "hours": hours})
     click.echo(f"On the worker, within {made['hours']:g} hours:\n\n  clipft worker join {made['url']} --code {made['code']}\n")
 
 
 @worker.command("list")
 def show() -> None:
     """On the control plane: who has joined, who is invited, who was revoked."""
-    said = _door("GET", "/admin/workers")
+    said = _gateway("GET", "/admin/workers")
     for w in said["workers"]:
         seen = f"seen {_ago(said['time'] - w['seen'])} ago" if w["seen"] else "never seen"
         click.echo(f"  {w['name']:24} {'revoked' if w['revoked'] else seen:22} {w['device']}")
@@ -189,7 +189,7 @@ def show() -> None:
 @click.argument("name")
 def revoke(name: str) -> None:
     """On the control plane: turn a worker away, at once. Its running task is retried elsewhere."""
-    _door("DELETE", f"/admin/workers/{name}")
+    _gateway("DELETE", f"/admin/workers/{name}")
     click.echo(f"{name} is turned away from now on.")
 
 
@@ -206,25 +206,25 @@ def _report(lines: Iterable[Any], otherwise: str) -> None:
         sys.exit(1)
 
 
-def _door(method: str, path: str, **how: Any) -> dict[str, Any]:
+def _gateway(method: str, path: str, **how: Any) -> dict[str, Any]:
     """One request of the operator's. Raises ClipftError or Transient."""
-    token = settings().door_token
+    token = settings().gateway_token
     if token is None:
         raise ClipftError(
-            "CLIPFT_DOOR_TOKEN",
+            "CLIPFT_GATEWAY_TOKEN",
             "it is not set",
             "Run this on the control plane: docker compose exec airflow-scheduler clipft worker …",
         )
-    where = settings().door_url
+    where = settings().gateway_url
     try:
         answer = httpx.request(
             method, where + path, headers={"Authorization": f"Bearer {token.get_secret_value()}"}, timeout=20, **how
         )
     except httpx.TransportError as error:
-        raise Transient(f"The door at {where} does not answer ({error or type(error).__name__}).") from error
+        raise Transient(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
     if answer.is_error:
         said = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else answer.text
-        raise ClipftError(f"the door at {where}", str(said).rstrip("."))
+        raise ClipftError(f"the worker gateway at {where}", str(said).rstrip("."))
     return dict(answer.json())
 
 

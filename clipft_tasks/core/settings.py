@@ -3,11 +3,22 @@
 Settings say *where things are*; what a run does is in `spec.RunSpec`, and nowhere else.
 """
 
+import logging
+import os
+from collections.abc import MutableMapping
 from functools import cache
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+log = logging.getLogger("clipft")
+RENAMED = {  # names of earlier releases, which are still read
+    "CLIPFT_DOOR_URL": "CLIPFT_GATEWAY_URL",
+    "CLIPFT_DOOR_TOKEN": "CLIPFT_GATEWAY_TOKEN",
+    "CLIPFT_DOOR_SECRET": "CLIPFT_GATEWAY_SECRET",
+    "CLIPFT_DOOR_HOME": "CLIPFT_GATEWAY_HOME",
+}
 
 
 class Settings(BaseSettings):
@@ -52,8 +63,8 @@ class Settings(BaseSettings):
     upload_seconds: float = Field(
         0, ge=0, description="seconds between checkpoints that go to MLflow; 0: they stay on this disk"
     )
-    door_url: str = Field("http://127.0.0.1:8070", description="the door that enrols workers, for its operator")
-    door_token: SecretStr | None = Field(None, description="what an operator shows to the door")
+    gateway_url: str = Field("http://127.0.0.1:8070", description="the worker gateway, for its operator")
+    gateway_token: SecretStr | None = Field(None, description="what an operator shows to the worker gateway")
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
 
     @property
@@ -113,7 +124,16 @@ def is_url(source: str) -> bool:
     return "://" in source or (source.count(":") == 1 and not Path(source).is_absolute())
 
 
+def read_renamed(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give variables that are set by the name of an earlier release their name of today, and log a warning for each."""
+    for old, new in RENAMED.items():
+        if old in environment and new not in environment:
+            environment[new] = environment[old]
+            log.warning("%s is called %s now: rename it where it is set.", old, new)
+
+
 @cache
 def settings() -> Settings:
     """The settings of this process, read once. `settings.cache_clear()` reads them anew."""
+    read_renamed()
     return Settings()

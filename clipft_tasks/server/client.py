@@ -129,7 +129,7 @@ class ServerClient:
 
     def _send(self, method: str, path: str, body: Mapping[str, object] | None = None, timeout: float = 0) -> httpx.Response:
         token = settings().server_token
-        headers = {"X-Clipft-Probe": "1"} | ({"Authorization": f"Bearer {token.get_secret_value()}"} if token else {})
+        headers = {"X-Clipft-Internal": "1"} | ({"Authorization": f"Bearer {token.get_secret_value()}"} if token else {})
         try:
             response = httpx.request(method, self.url + path, json=body, headers=headers, timeout=timeout or self.timeout)
         except httpx.TransportError as error:

@@ -66,10 +66,10 @@ class _Stub:
 
 
 class HttpStorage(optuna.storages.GrpcStorageProxy):
-    """Studies behind a team's gateway.
+    """Studies behind a worker gateway.
 
     Args:
-        url: where the calls go.
+        url: where the calls go, `https://host/gateway/v1/studies`.
         user, password: of the worker.
     Raises:
         Transient: at a call, when nobody answers.

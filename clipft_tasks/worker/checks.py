@@ -14,7 +14,7 @@ from ..core.errors import ClipftError
 from ..core.settings import settings
 from .membership import Membership
 
-LEEWAY = 30  # seconds that the clocks may differ; the door's own
+LEEWAY = 30  # seconds that the clocks may differ; the worker gateway's own
 NO_OBJECT = f"files/md5/00/{'0' * 30}"  # nobody has it: the store says 404, once it accepts who asks
 NEEDED_GB = 8  # shards, decoded images, two checkpoints and a package of a mid-sized model
 

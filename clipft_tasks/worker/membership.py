@@ -48,12 +48,16 @@ class Membership:
     def read(cls) -> "Membership":
         """Raises ClipftError when this machine has not joined."""
         try:
-            return cls(**json.loads(file().read_text()))
+            fields = json.loads(file().read_text())
+            addresses = fields.pop("addresses")
+            if "studies" in addresses:  # who joined with an earlier release knows it by another path
+                addresses["studies"] = addresses["studies"].replace("/door/v1/", "/gateway/v1/")
+            return cls(addresses=addresses, **fields)
         except FileNotFoundError:
             raise ClipftError(
                 "this machine", f"it is no worker yet: there is no {file()}", "Run `clipft worker join URL --code …` first."
             ) from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ClipftError(f"{file()}", f"it cannot be read: {error}", "Join again.") from None
 
     def ask(self, method: str = "GET") -> dict[str, Any]:
@@ -132,13 +136,13 @@ def forget() -> None:
 
 
 def ask(url: str, path: str, *, method: str = "GET", ca: str = "", **how: Any) -> dict[str, Any]:
-    """One request to the door, below `url`; the answer with `skew`, seconds that the control plane's clock is ahead of ours.
+    """One request to the worker gateway, below `url`; the answer with `skew`, seconds that the control plane's clock is ahead of ours.
 
-    Raises: Transient (nobody answers, or 5xx); ClipftError (it refuses, with its own reason; or it is no door).
+    Raises: Transient (nobody answers, or 5xx); ClipftError (it refuses, with its own reason; or it is no worker gateway).
     """
     import time
 
-    where = f"{url.rstrip('/')}/door/v1/{path}"
+    where = f"{url.rstrip('/')}/gateway/v1/{path}"
     before = time.time()
     try:
         answer = httpx.request(method, where, timeout=20, verify=ca or True, **how)

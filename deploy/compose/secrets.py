@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.files import atomic_write
+from clipft_tasks.core.settings import RENAMED
 
 FRONT = {"AIRFLOW": 8080, "MLFLOW": 5050, "SERVER": 8800, "DATA": 8090, "GRAFANA": 3000}
 SECRETS = (
-    "DOOR_SECRET", "DOOR_TOKEN", "SERVER_TOKEN", "ALERT_TOKEN", "JWT_SECRET", "SESSION_SECRET", "GRAFANA_SECRET",
+    "GATEWAY_SECRET", "GATEWAY_TOKEN", "SERVER_TOKEN", "ALERT_TOKEN", "JWT_SECRET", "SESSION_SECRET", "GRAFANA_SECRET",
     "POSTGRES_PASSWORD", "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "TUNING_DB_PASSWORD",
     "STORE_ADMIN_SECRET", "STORE_MLFLOW_SECRET", "STORE_DATA_SECRET", "STORE_READER_SECRET",
 )  # fmt: skip
@@ -61,7 +63,8 @@ def key_and_certificate() -> tuple[bytes, bytes]:
 
 
 def write(path: Path, host: str, tls: bool) -> str:
-    """Make `.env`, or add to that of an older release the secrets that have come since; says what was done.
+    """Make `.env`, or bring that of an older release up to date: names of today, and the secrets that have come since; says what
+    was done.
 
     Raises ClipftError when there is one that lacks nothing: its secrets are in the databases already.
     """
@@ -70,18 +73,37 @@ def write(path: Path, host: str, tls: bool) -> str:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
         done = f"Made {path}. `make team-up` starts the team's deployment; its user and password stand there."
     except FileExistsError:
+        renamed = _rename(path)
         have = {line.partition("=")[0] for line in path.read_text().splitlines()}
         wanted = {f"CLIPFT_{name}" for name in (*SECRETS, *KEYS, *PARTS)} - have
+        if renamed and not wanted:
+            return renamed
         if not wanted:
             raise ClipftError(
                 f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."
             ) from None
         new = "\n" + "\n".join(line for line in new.splitlines() if line.partition("=")[0] in wanted) + "\n"
         file = path.open("a")
-        done = f"Added to {path} what it lacked: {', '.join(sorted(wanted))}. What was there is as it was."
+        added = f"Added to {path} what it lacked: {', '.join(sorted(wanted))}. What was there is as it was."
+        done = f"{renamed} {added}" if renamed else added
     with file:
         file.write(new)
     return done
+
+
+def _rename(path: Path) -> str:
+    """Give settings that an earlier release called otherwise their name of today, with their value; says which, "" for none."""
+    lines, done = path.read_text().splitlines(keepends=True), []
+    have = {line.partition("=")[0] for line in lines}
+    for number, line in enumerate(lines):
+        old, _, value = line.partition("=")
+        new = RENAMED.get(old)
+        if new and new not in have:
+            lines[number] = f"{new}={value}"
+            done.append(f"{old} to {new}")
+    if done:
+        atomic_write(path, "".join(lines), mode=0o600)
+    return f"Renamed in {path}: {', '.join(done)}." if done else ""
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ MODEL: list[Panel] = [
     ("Live versions", "short", [("sum by (domain, version, dataset) (clipft_model_info)", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
                                         ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),
-                                        ("sum by (domain, what) (clipft_unnoted_answers_total)", "{{domain}} {{what}} missed")]),
+                                        ("sum by (domain, what) (clipft_side_effect_failures_total)", "{{domain}} {{what}} missed")]),
 ]  # fmt: skip
 
 PIPELINE: list[Panel] = [

@@ -11,36 +11,43 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
+from .errors import QueueFullError
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from .loaded_model import Live
+    from .loaded_model import LoadedModel
 
+T = TypeVar("T")
+Items = np.ndarray | list[str]  # images, uint8 (n, 3, s, s), or texts
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Busy(Exception):
-    """The queue is full."""
+@dataclass
+class _Encoding:
+    """Items to embed. Those of one model and kind may share a forward pass."""
+
+    model: "LoadedModel"
+    items: Items
+    result: "Future[np.ndarray]"
+
+    def may_join(self, other: "_Encoding") -> bool:
+        return self.model is other.model and _kind(self.items) == _kind(other.items)
 
 
 @dataclass
-class _Job:
-    live: "Live | None"
-    kind: str  # "images", "texts", or "call"
-    payload: Any  # uint8 (n, 3, s, s), a list of texts, or a function
-    result: "Future[Any]"
+class _Call(Generic[T]):
+    """A function that must run in the inference thread."""
 
-    @property
-    def size(self) -> int:
-        return 0 if self.kind == "call" else len(self.payload)
+    function: Callable[[], T]
+    result: "Future[T]"
 
-    def joins(self, other: "_Job") -> bool:
-        return self.kind == other.kind != "call" and self.live is other.live
+
+_Job = _Encoding | _Call[Any]  # only its caller knows what a function returns
 
 
 class Engine:
@@ -64,17 +71,17 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    async def images(self, live: "Live", images: np.ndarray) -> np.ndarray:
-        """uint8 (n, 3, s, s) -> embeddings (n, d). Raises Busy."""
-        return await asyncio.wrap_future(self._put(_Job(live, "images", images, Future())))
+    async def encode(self, model: "LoadedModel", items: Items) -> np.ndarray:
+        """Images, uint8 (n, 3, s, s), or texts -> embeddings (n, d). Raises QueueFullError."""
+        result: Future[np.ndarray] = Future()
+        self._put(_Encoding(model, items, result))
+        return await asyncio.wrap_future(result)
 
-    async def texts(self, live: "Live", texts: list[str]) -> np.ndarray:
-        """Texts -> embeddings (n, d). Raises Busy."""
-        return await asyncio.wrap_future(self._put(_Job(live, "texts", texts, Future())))
-
-    def call(self, function: Callable[[], Any]) -> "Future[Any]":
-        """Run a function in the inference thread (loading and warming a model touches the device)."""
-        return self._put(_Job(None, "call", function, Future()))
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Run a function in the inference thread (loading and warming a model touches the device). Raises QueueFullError."""
+        result: Future[T] = Future()
+        self._put(_Call(function, result))
+        return result
 
     def close(self) -> None:
         self._closed = True
@@ -85,15 +92,14 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def _put(self, job: _Job) -> "Future[Any]":
+    def _put(self, job: _Job) -> None:
         if self._closed:
-            raise Busy
+            raise QueueFullError
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            raise Busy from None
+            raise QueueFullError from None
         self.metrics.queue.set(self._jobs.qsize())
-        return job.result
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
@@ -112,17 +118,20 @@ class Engine:
             except queue.Empty:
                 return
             if left and left.result.set_running_or_notify_cancel():
-                left.result.set_exception(Busy())
+                left.result.set_exception(QueueFullError())
 
     def _work(self, first: _Job) -> None:
-        jobs = self._gather(first)
+        jobs: list[_Job] = [first] if isinstance(first, _Call) else [*self._gather(first)]
         self.metrics.queue.set(self._jobs.qsize())
         # A client that went away is not worth a forward pass.
         jobs = [j for j in jobs if j.result.set_running_or_notify_cancel()]
         if not jobs:
             return
         try:
-            answers = [jobs[0].payload()] if jobs[0].kind == "call" else self._encode(jobs)
+            if isinstance(first, _Call):
+                answers = [first.function()]
+            else:
+                answers = self._encode([j for j in jobs if isinstance(j, _Encoding)])
         except Exception as error:  # whatever a model raises belongs to its requests, not to this thread
             for j in jobs:
                 j.result.set_exception(error)
@@ -130,11 +139,11 @@ class Engine:
         for j, answer in zip(jobs, answers, strict=True):
             j.result.set_result(answer)
 
-    def _gather(self, first: _Job) -> list[_Job]:
+    def _gather(self, first: _Encoding) -> list[_Encoding]:
         """The jobs that share a forward pass with `first`: those that wait already, and those that come within max_wait."""
-        jobs, size = [first], first.size
+        jobs, size = [first], len(first.items)
         until = time.monotonic() + self.max_wait
-        while first.kind != "call" and size < self.max_batch:
+        while size < self.max_batch:
             try:
                 left = until - time.monotonic()
                 job = self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait()
@@ -143,38 +152,49 @@ class Engine:
             if job is None:
                 self._ending = True
                 break
-            if not job.joins(first) or size + job.size > self.max_batch:
+            if isinstance(job, _Call) or not job.may_join(first) or size + len(job.items) > self.max_batch:
                 self._carried = job
                 break
             jobs.append(job)
-            size += job.size
+            size += len(job.items)
         return jobs
 
-    def _encode(self, jobs: list[_Job]) -> list[np.ndarray]:
-        live, kind = jobs[0].live, jobs[0].kind
-        assert live is not None
-        items = np.concatenate([j.payload for j in jobs]) if kind == "images" else [t for j in jobs for t in j.payload]
-        parts = []
+    def _encode(self, jobs: list[_Encoding]) -> list[np.ndarray]:
+        model, items = jobs[0].model, _joined([j.items for j in jobs])
+        kind, parts = _kind(items), []
         for start in range(0, len(items), self.max_batch):
             part = items[start : start + self.max_batch]
             began = time.perf_counter()
-            parts.append(encode(live, kind, part))
+            parts.append(encode(model, part))
             self.metrics.inference.labels(kind).observe(time.perf_counter() - began)
             self.metrics.batch.labels(kind).observe(len(part))
-        self.metrics.items.labels(live.domain, kind).inc(len(items))
+        self.metrics.items.labels(model.domain, kind).inc(len(items))
         out = np.concatenate(parts)
-        return np.split(out, np.cumsum([j.size for j in jobs])[:-1])
+        return np.split(out, np.cumsum([len(j.items) for j in jobs])[:-1])
 
 
-def encode(live: "Live", kind: str, part: Any) -> np.ndarray:
+def encode(model: "LoadedModel", items: Items) -> np.ndarray:
     """Embed one batch in the calling thread, which must be the inference thread: (n, d) fp32."""
-    count = len(part)
-    if live.clip.device.type != "cpu":
+    count = len(items)
+    if model.clip.device.type != "cpu":
         # Graph caches of MPS and CUDA grow with every new shape, so batches come in a few sizes.
         wanted = next((b for b in BUCKETS if b >= count), count)
-        part = np.concatenate([part, np.repeat(part[-1:], wanted - count, axis=0)]) if kind == "images" else [
-            *part, *[part[-1]] * (wanted - count)
-        ]  # fmt: skip
+        items = _joined([items, *[items[-1:]] * (wanted - count)])
     with torch.inference_mode():
-        out = live.clip.encode_images(torch.from_numpy(part)) if kind == "images" else live.clip.encode_texts(part)
+        if isinstance(items, list):
+            out = model.clip.encode_texts(items)
+        else:
+            out = model.clip.encode_images(torch.from_numpy(items))
     return out[:count].cpu().numpy()
+
+
+def _kind(items: Items) -> str:
+    return "texts" if isinstance(items, list) else "images"
+
+
+def _joined(parts: list[Items]) -> Items:
+    """Items of one kind as one batch."""
+    texts = [part for part in parts if isinstance(part, list)]
+    if texts:
+        return [text for part in texts for text in part]
+    return np.concatenate([part for part in parts if not isinstance(part, list)])

@@ -1,7 +1,7 @@
 """Captured requests: images kept for labeling, a bounded sample without anything about who sent them.
 
 A domain turns it on (`Domain.capture_share`, or CLIPFT_SERVING_CAPTURE). Kept is a random share of the images; of those that look new
-or that the model was unsure of, four times that share. Every image is one file, named by a hash, with a JSON beside it; the folder may lie on an
+or that the model was unsure of, four times that share. Every image is one file, named by a hash, with a JSON next to it; the folder may lie on an
 encrypted disk. Deleting, by request or by age, deletes the bytes.
 """
 
@@ -14,47 +14,22 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from clipft_tasks.contracts.drift import Capture
 from clipft_tasks.domains import get_domain
 
 from .loaded_model import Ranking
 from .metrics import Metrics
-from .schemas import ImageIn
 
 log = logging.getLogger("uvicorn.error")
 TIDY = 600.0  # seconds without anything new after which the old is looked at
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What is known about a captured image.
-
-    Attributes:
-        id: hash of the request's id and the image's place in it.
-        request: hash of the request's id alone.
-        why: random, new or unsure.
-        sha256: of the bytes: the same image sent twice is one image.
-        label: the true class, once somebody told.
-    """
-
-    id: str
-    request: str
-    domain: str
-    version: str
-    time: float
-    predicted: str
-    confidence: float
-    novelty: float
-    why: str
-    sha256: str = ""
-    label: str = ""
+FAVORED = 4  # times the share, of images that look new or that the model was unsure of
 
 
 def hashed(request_id: str) -> str:
@@ -71,10 +46,12 @@ class Captures:
         share: of requests that is kept; None leaves it to each domain.
     """
 
-    def __init__(self, root: Path, metrics: Metrics, most_bytes: int, most_seconds: float, share: float | None = None) -> None:
+    def __init__(
+        self, root: Path, metrics: Metrics, *, most_bytes: int, most_seconds: float, share: float | None = None
+    ) -> None:
         self.root, self.metrics, self.share = root, metrics, share
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
-        self.asked: dict[str, float] = {}  # shares set while running, by domain
+        self._shares: dict[str, float] = {}  # set while running, by domain
         self._shelves: dict[str, deque[tuple[float, Path, int]]] = {}  # (time, JSON, bytes), oldest first
         self._queue: queue.Queue[tuple[str, str, Callable[[], None]] | None] = queue.Queue(256)  # domain, outcome, work
         self._writing = threading.Lock()
@@ -86,50 +63,54 @@ class Captures:
         self._queue.put(None)
         self._thread.join(timeout=10)
 
-    def consider(self, request_id: str, said: Ranking, images: list[ImageIn]) -> None:
-        """Offer a request's images for keeping, saying which look new and which the model was unsure of."""
-        live = said.live
-        usual = self.share if self.share is not None else get_domain(live.domain).capture_share
-        share = self.asked.get(live.domain, usual)
-        if share <= 0:
-            return
-        reference = live.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
-        novelty = reference.novelty(said.image) if reference else np.zeros(len(images))
-        ranked = np.sort(said.scores, axis=1)
-        unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
-        key, now, labels = hashed(request_id), time.time(), said.labels
-        for i, image in enumerate(images):
-            why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
-            found = Capture(
-                f"{key}-{i}",
-                key,
-                live.domain,
-                live.version,
-                now,
-                labels[i],
-                float(said.odds[i].max()),
-                float(novelty[i]),
-                why,
-            )
-            self.offer(found, image.data, share)
+    def set_share(self, domain: str, share: float | None) -> float | None:
+        """Keep this share of a domain's requests until the process ends (None: what is configured); returns the one before."""
+        before = self._shares.pop(domain, None)
+        if share is not None:
+            self._shares[domain] = share
+        return before
 
-    def offer(self, capture: Capture, data: bytes, share: float) -> None:
-        """Keep an image, perhaps; never makes a request wait.
+    def sample(self, request_id: str, ranking: Ranking, images: Sequence[bytes]) -> None:
+        """Keep some of a request's images, saying which look new and which the model was unsure of; never makes a request wait.
 
-        Args:
-            capture: `why` is "" or what makes this one worth keeping.
-            share: of requests that the domain wants kept.
+        Chance decides first: where it keeps nothing, nothing is computed and no image is touched.
         """
-        if share <= 0 or random.random() >= (share if not capture.why else min(1.0, 4 * share)):
+        model = ranking.model
+        configured = self.share if self.share is not None else get_domain(model.domain).capture_share
+        share = self._shares.get(model.domain, configured)
+        favored = min(1.0, FAVORED * share)
+        draws = [random.random() for _ in images]
+        if min(draws) >= favored:
             return
-        kept = replace(capture, why=capture.why or "random", sha256=hashlib.sha256(data).hexdigest())
-        try:
-            self._queue.put_nowait((kept.domain, kept.why, partial(self._keep, kept, data)))
-        except queue.Full:
-            self.metrics.captures.labels(capture.domain, "skipped").inc()
+        reference = model.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
+        novelty = reference.novelty(ranking.image) if reference else np.zeros(len(images))
+        ranked = np.sort(ranking.scores, axis=1)
+        unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
+        request, now, labels = hashed(request_id), time.time(), ranking.labels
+        for i, (image, draw) in enumerate(zip(images, draws, strict=True)):
+            why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
+            if draw >= (favored if why else share):
+                continue
+            capture = Capture(
+                id=f"{request}-{i}",
+                request=request,
+                domain=model.domain,
+                version=model.version,
+                time=now,
+                predicted=labels[i],
+                confidence=float(ranking.probabilities[i].max()),
+                novelty=float(novelty[i]),
+                why=why or "random",
+                sha256=hashlib.sha256(image).hexdigest(),
+                label="",
+            )
+            try:
+                self._queue.put_nowait((capture.domain, capture.why, partial(self._keep, capture, image)))
+            except queue.Full:
+                self.metrics.captures.labels(capture.domain, "skipped").inc()
 
     def flush(self) -> None:
-        """Wait until what was offered is written."""
+        """Wait until what was sampled is written."""
         self._queue.join()
 
     def all(self, domain: str) -> list[Capture]:
@@ -139,10 +120,8 @@ class Captures:
             self._bound(domain)
         found = []
         for path in self._folder(domain).glob("*.json"):
-            try:
-                found.append(Capture(**json.loads(path.read_text())))
-            except (OSError, ValueError, TypeError):
-                continue
+            with suppress(OSError, ValueError):
+                found.append(Capture.model_validate_json(path.read_bytes()))
         return sorted(found, key=lambda c: (c.time, c.id))
 
     def image_bytes(self, domain: str, name: str) -> bytes:
@@ -157,12 +136,12 @@ class Captures:
         with self._writing:
             self._label(domain, name, label)
 
-    def judged(self, domain: str, name: str, label: str) -> None:
-        """Say what an image shows that may still be on its way; it need not have been kept."""
+    def label_later(self, domain: str, request_id: str, index: int, label: str) -> None:
+        """Say what an image shows that may still be in the queue; it need not have been kept."""
 
         def work() -> None:
             with suppress(KeyError):
-                self._label(domain, name, label)
+                self._label(domain, f"{hashed(request_id)}-{index}", label)
 
         try:
             self._queue.put((domain, "", work), timeout=5)
@@ -228,24 +207,25 @@ class Captures:
     def _label(self, domain: str, name: str, label: str) -> None:
         path = self._place(domain, name).with_suffix(".json")
         try:
-            content = json.loads(path.read_text())
+            capture = Capture.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             raise KeyError(name) from None
-        _write(path, json.dumps(content | {"label": label}).encode())
+        _write(path, capture.model_copy(update={"label": label}).model_dump_json().encode())
 
-    def _keep(self, capture: Capture, data: bytes) -> None:
+    def _keep(self, capture: Capture, image: bytes) -> None:
         place = self._folder(capture.domain) / capture.id
-        if place.with_suffix(".json").exists():
+        record = place.with_suffix(".json")
+        if record.exists():
             return  # a request of the same name was kept, perhaps labeled
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         shelf = self._shelf(capture.domain)
-        _write(place.with_suffix(".image"), data)
+        _write(place.with_suffix(".image"), image)
         try:
-            _write(place.with_suffix(".json"), json.dumps(asdict(capture)).encode())  # last: what has a JSON is whole
+            _write(record, capture.model_dump_json().encode())  # last: what has a JSON is whole
         except OSError:
-            self._remove(place.with_suffix(".json"))  # or its image would stay where nothing finds it
+            self._remove(record)  # or its image would stay where nothing finds it
             raise
-        shelf.append((capture.time, place.with_suffix(".json"), len(data)))
+        shelf.append((capture.time, record, len(image)))
         self._bound(capture.domain)
 
     def _shelf(self, domain: str) -> "deque[tuple[float, Path, int]]":
@@ -281,6 +261,8 @@ def _size(path: Path) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Only one thread writes here, so the part has one name: a part that a killed process
+    left behind is overwritten and does not pile up."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A version that answers (the model, its card, where it comes from), and what it says about images."""
+"""A version that is loaded (the model, what its card says, where it comes from), and its ranking of classes for images."""
 
 import copy
 import time
@@ -8,49 +8,57 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from clipft_tasks.contracts.model_card import ModelCard
+from clipft_tasks.domains import get_domain
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.similarity import Similarity
 
 
 @dataclass
-class Live:
-    """A version that answers."""
+class LoadedModel:
+    """A version that can answer.
+
+    Attributes:
+        side: of its square images, pixels.
+        classes: that it was trained to tell apart; [] when there were none.
+        dimensions: lengths that its embeddings may be cut to: those that it was trained for (Kusupati et al. 2022,
+            https://arxiv.org/abs/2205.13147).
+        lineage: run, data set and DAG run that it comes from.
+        since: when it was loaded, seconds since 1970.
+        reference: what drift is measured against; None where the package has no usable one.
+        class_embeddings: (c, d) of its own classes over the prompts; None without classes.
+    """
 
     domain: str
     version: str
     clip: Clip
-    card: ModelCard
+    side: int
+    classes: list[str]
+    dimensions: list[int]
     lineage: dict[str, str]
-    since: float = field(default_factory=time.time)
-    class_texts: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
     reference: Reference | None = None
+    class_embeddings: np.ndarray | None = None
+    since: float = field(default_factory=time.time)
 
     @property
-    def side(self) -> int:
-        return self.card.resolutions.serve
-
-    @property
-    def own_class_texts(self) -> np.ndarray | None:
-        """Class vectors (c, d) of the classes that the model was trained on; None when it has none to tell apart."""
-        return self.class_texts.get(tuple(self.card.classes)) if len(self.card.classes) > 1 else None
+    def gray_bits(self) -> int:
+        """How gray deeper than 8 bits is read, see `open_image`."""
+        return get_domain(self.domain).gray_bits
 
     @cached_property
     def temperature_scale(self) -> float:
         """What a similarity is multiplied with before a softmax: the model's learned inverse temperature."""
         return float(self.clip.model.logit_scale.detach().exp())
 
-    @property
-    def dimensions(self) -> list[int]:
-        """Lengths that embeddings may be cut to: those that the model was trained for (Kusupati et al. 2022,
-        https://arxiv.org/abs/2205.13147)."""
-        return sorted(d for d in self.card.dimensions if d <= self.clip.embed_dim)
-
     @cached_property
     def _similarity(self) -> Similarity:
         """The model's similarity on the CPU, so that any thread may compare; first asked for in the inference thread."""
         return copy.deepcopy(self.clip.similarity).cpu()
+
+    def embed_classes(self, classes: list[str]) -> np.ndarray:
+        """Class embeddings (c, d) over the domain's prompt templates; only in the inference thread."""
+        with torch.inference_mode():
+            return self.clip.class_embeddings(classes, get_domain(self.domain).prompts).cpu().numpy()
 
     def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
         """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""
@@ -58,8 +66,14 @@ class Live:
             return self._similarity.prefix(torch.from_numpy(embeddings), dimensions).numpy()
 
     def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) of images and (m, d) of texts -> how alike they are, (n, m)."""
+        """Embeddings (n, d) of images and (m, d) of texts -> their similarity, (n, m)."""
         return self._similarity.compare(image, text)
+
+    def class_similarity(self, image: np.ndarray) -> np.ndarray:
+        """Embeddings (n, d) of images -> similarity with the model's own classes, (n, c); (n, 0) where it has not two of them."""
+        if self.class_embeddings is None or len(self.classes) < 2:
+            return np.zeros((len(image), 0), np.float32)
+        return self.similarity(image, self.class_embeddings)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -75,30 +89,32 @@ class Live:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a version says about a request's images.
+    """How similar a request's images are to classes.
 
-    Args:
-        image: (n, d) embeddings; looks: (n, 5), see `appearance`, where the window wants that; scores: (n, c) similarity with each class.
+    Attributes:
+        image: embeddings, (n, d).
+        appearance: image statistics, (n, 5), where the window samples this request; else None.
+        scores: similarity with each class, (n, c).
     """
 
-    live: Live
+    model: LoadedModel
     classes: list[str]
     image: np.ndarray
-    looks: np.ndarray | None
+    appearance: np.ndarray | None
     scores: np.ndarray
 
     @property
     def best(self) -> np.ndarray:
         """The number of each image's best class, (n,)."""
-        return self.scores.argmax(axis=1)
+        return np.asarray(self.scores.argmax(axis=1))
 
     @property
     def labels(self) -> list[str]:
         return [self.classes[i] for i in self.best]
 
     @cached_property
-    def odds(self) -> np.ndarray:
+    def probabilities(self) -> np.ndarray:
         """Softmax over the classes at the model's temperature, (n, c)."""
-        logits = self.scores * self.live.temperature_scale
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        logits = self.scores * self.model.temperature_scale
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))

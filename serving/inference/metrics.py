@@ -52,9 +52,9 @@ class Metrics:
             registry=registry,
         )
         # What images look like before any model: the window says how far that moved, these add up over replicas.
-        self.looks = {
+        self.appearance = {
             name: Histogram(f"clipft_image_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
-            for name, (metric, text, buckets) in LOOKS.items()
+            for name, (metric, text, buckets) in APPEARANCE.items()
         }
         self.predictions = Counter(
             "clipft_predictions_total", "Answers of the classifier over the model's own classes.",
@@ -104,27 +104,27 @@ class Metrics:
         self.captures = Counter(
             "clipft_captures_total", "Requests kept for labeling, or why not.", ["domain", "outcome"], registry=registry
         )
-        self.unnoted = Counter(
-            "clipft_unnoted_answers_total", "Answers that the window, feedback or captures failed to take note of.",
+        self.side_effect_failures = Counter(
+            "clipft_side_effect_failures_total", "Answers that the window, feedback or captures failed to take note of.",
             ["domain", "what"], registry=registry,
         )  # fmt: skip
         self._signals: dict[tuple[str, str], set[str]] = {}
 
-    def ranked(self, domain: str, version: str, scores: np.ndarray) -> None:
+    def observe_scores(self, domain: str, version: str, scores: np.ndarray) -> None:
         """Similarities of images with classes or texts, (n, c): the best one, and its lead over the second."""
         for row in np.sort(scores, axis=1):
             self.top.labels(domain, version).observe(float(row[-1]))
             if len(row) > 1:
                 self.margin.labels(domain, version).observe(float(row[-1] - row[-2]))
 
-    def looked(self, domain: str, version: str, looks: np.ndarray) -> None:
-        """What images look like, (n, 5), see `appearance`."""
+    def observe_appearance(self, domain: str, version: str, appearance: np.ndarray) -> None:
+        """Image statistics, (n, 5)."""
         for i, name in enumerate(STATISTICS):
-            if name in LOOKS:
-                column = looks[:, i]
-                seen = self.looks[name].labels(domain, version)
+            if name in APPEARANCE:
+                column = appearance[:, i]
+                histogram = self.appearance[name].labels(domain, version)
                 for value in (np.exp2(column) if name == "side" else column).tolist():
-                    seen.observe(value)
+                    histogram.observe(value)
 
     def publish(self, domain: str, version: str, measured: DriftMetrics) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
@@ -153,7 +153,7 @@ class Metrics:
             _remove(gauge, domain, version)
 
 
-LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+APPEARANCE: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "brightness": ("brightness_ratio", "Mean luminance of images; 1 is white.", tuple(x / 10 for x in range(1, 10))),
     "contrast": (
         "contrast_ratio",

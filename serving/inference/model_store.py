@@ -4,49 +4,77 @@ A version goes live only after it was loaded, warmed up and agreed with its own 
 that they began with; the old one disappears when its last request is done.
 """
 
+import base64
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.serving import LoadResult, ModelInfo
 from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.data.images import open_image, square
 from clipft_tasks.drift.reference import Reference
-from clipft_tasks.model import build, package, recorded_answers
+from clipft_tasks.model import build, recorded_answers
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.train import microbenchmarks, plan
 
-from .batching import Busy, Engine, encode
-from .loaded_model import Live
+from .batching import Engine, encode
+from .errors import QueueFullError
+from .loaded_model import LoadedModel
 from .metrics import Metrics
-from .shadow import Shadow
+from .trial import Trial
 
 log = logging.getLogger("uvicorn.error")
 
 
 class ModelStore:
-    """The live versions of one server process."""
+    """The live versions of one server process.
 
-    def __init__(self, engine: Engine, metrics: Metrics, follow: Callable[[Live], None] = lambda live: None) -> None:
-        self.engine, self.metrics, self.follow = engine, metrics, follow
-        self.live: dict[str, Live] = {}
-        self.shadows: dict[str, Shadow] = {}
+    Args:
+        on_live: called with each version that goes live.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, on_live: Callable[[LoadedModel], None] = lambda model: None) -> None:
+        self.engine, self.metrics, self.on_live = engine, metrics, on_live
+        self.live: dict[str, LoadedModel] = {}
+        self.trials: dict[str, Trial] = {}
         self.problem = ""  # why the registry could not be read, for /readyz
         self._changing = threading.RLock()
 
-    def get(self, domain: str) -> Live | None:
+    @property
+    def versions(self) -> dict[str, str]:
+        """The live version of each domain."""
+        return {domain: model.version for domain, model in self.live.items()}
+
+    def get(self, domain: str) -> LoadedModel | None:
         """The live version of a domain; of the only one when `domain` is empty."""
         if not domain and len(self.live) == 1:
             return next(iter(self.live.values()))
         return self.live.get(domain)
 
-    def deploy(self, domain: str, version: str) -> dict[str, Any]:
-        """Make a registered version live; returns version, replaced, load_seconds, disagreement.
+    def describe(self) -> list[ModelInfo]:
+        """The live versions, for `/v1/models`."""
+        return [
+            ModelInfo(
+                domain=model.domain,
+                version=model.version,
+                since=model.since,
+                side=model.side,
+                classes=model.classes,
+                similarity=model.clip.similarity.name,
+                dimensions=model.dimensions,
+                lineage=model.lineage,
+            )
+            for model in self.live.values()
+        ]
+
+    def load(self, domain: str, version: str) -> LoadResult:
+        """Make a registered version live.
 
         Raises:
             ClipftError: it is not registered, cannot be loaded, or does not give its recorded answers. The old one stays.
@@ -54,125 +82,129 @@ class ModelStore:
         with self._changing:
             now = self.live.get(domain)
             if now and now.version == version:
-                return {"version": version, "replaced": None, "load_seconds": 0.0, "disagreement": 0.0}
+                return LoadResult(version=version, replaced=None, load_seconds=0.0, disagreement=0.0)
             began = time.monotonic()
             try:
-                live, difference = self._whole(domain, version)
+                model, difference = self._open(domain, version)
             except Exception:
                 self.metrics.deployments.labels(domain, "refused").inc()
                 raise
-            self.live = {**self.live, domain: live}  # one assignment: no request sees anything in between
-            self.shadows.pop(domain, None)  # whatever was tried was tried beside another one
-            self._announce(live, now)
-            return {
-                "version": version,
-                "replaced": now.version if now else None,
-                "load_seconds": time.monotonic() - began,
-                "disagreement": difference,
-            }
+            self.live = {**self.live, domain: model}  # one assignment: no request sees anything in between
+            self.trials.pop(domain, None)  # whatever was tried was compared with another champion
+            self._announce(model, now)
+            return LoadResult(
+                version=version,
+                replaced=now.version if now else None,
+                load_seconds=time.monotonic() - began,
+                disagreement=difference,
+            )
 
-    def shadow(self, domain: str, version: str, share: float, answers: bool) -> Shadow:
-        """Try a version beside the live one; the same again goes on counting, another share or mode begins anew.
+    def start_trial(self, domain: str, version: str, share: float, answers: bool) -> Trial:
+        """Compare a version with the live one; the same again goes on counting, another share or mode begins anew.
 
         Raises: ClipftError when nothing of the domain is live, or the version is live already, or cannot be loaded.
         """
         with self._changing:
-            now, tried = self.live.get(domain), self.shadows.get(domain)
+            now, tried = self.live.get(domain), self.trials.get(domain)
             if now is None or now.version == version:
                 why = "it is live already" if now else "nothing of the domain is live to compare it with"
                 raise ClipftError(f"version {version} of {domain}", f"it cannot be tried: {why}", "Deploy it instead.")
-            if tried and (tried.live.version, tried.share, tried.answers) == (version, share, answers):
+            if tried and (tried.model.version, tried.share, tried.answers) == (version, share, answers):
                 tried.renew()
                 return tried
-            live = tried.live if tried and tried.live.version == version else self._whole(domain, version)[0]
-            if live.card.classes != now.card.classes:
+            model = tried.model if tried and tried.model.version == version else self._open(domain, version)[0]
+            if model.classes != now.classes:
                 raise ClipftError(
                     f"version {version} of {domain}", "it knows other classes than the live one, so answers cannot be compared",
                     "Deploy it without a trial.",
                 )  # fmt: skip
-            made = Shadow(live, share, answers)
-            self.shadows = {**self.shadows, domain: made}
-            return made
+            trial = Trial(model, share, answers)
+            self.trials = {**self.trials, domain: trial}
+            return trial
 
-    def end_shadow(self, domain: str) -> bool:
+    def end_trial(self, domain: str) -> bool:
         """End a trial, also one that is just being loaded; returns whether there was one."""
         with self._changing:
-            return self.shadows.pop(domain, None) is not None
+            return self.trials.pop(domain, None) is not None
 
-    def refresh(self) -> None:
-        """Make the registry's champions live. What cannot be loaded is left as it is, and said."""
-        with self._changing:  # or a version that is deployed meanwhile would be undone by what was read before
-            self._refresh()
+    def follow_registry(self) -> None:
+        """Make the registry's champions live. What cannot be loaded is left as it is, and `problem` says why."""
+        with self._changing:  # or a version that is loaded meanwhile would be undone by what was read before
+            try:
+                champions = tracking.champions()
+            except Exception as error:  # the registry may be away for a while; what is live goes on answering
+                self.problem = f"the registry cannot be read: {error}"
+                return
+            self.problem = ""
+            for domain, version in champions.items():
+                model = self.live.get(domain)
+                if model is None or model.version != version:
+                    try:
+                        self.load(domain, version)
+                    except Exception as error:
+                        self.problem = f"version {version} of {domain} cannot be made live: {error}"
 
-    def _refresh(self) -> None:
+    def _open(self, domain: str, version: str) -> tuple[LoadedModel, float]:
+        """Load a version and check it; whatever is wrong with its package is a ClipftError."""
         try:
-            champions = tracking.champions()
-        except Exception as error:  # the registry may be away for a while; what is live goes on answering
-            self.problem = f"the registry cannot be read: {error}"
-            return
-        self.problem = ""
-        for domain, version in champions.items():
-            live = self.live.get(domain)
-            if live is None or live.version != version:
-                try:
-                    self.deploy(domain, version)
-                except Exception as error:
-                    self.problem = f"version {version} of {domain} cannot be made live: {error}"
-
-    def _whole(self, domain: str, version: str) -> tuple[Live, float]:
-        """Load a version; whatever is wrong with its package is a ClipftError."""
-        try:
-            return self._load(domain, version)
-        except (ClipftError, Transient, Busy, TimeoutError):
+            return self._load_and_check(domain, version)
+        except (ClipftError, Transient, QueueFullError, TimeoutError):
             raise
         except Exception as error:
             why = f"its package cannot be loaded ({error!r})"
             raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
 
-    def _load(self, domain: str, version: str) -> tuple[Live, float]:
+    def _load_and_check(self, domain: str, version: str) -> tuple[LoadedModel, float]:
+        """The model on its device, warm, and its largest difference from the answers recorded at training."""
         registered = tracking.resolve_version(f"models:/{tracking.model_name(domain)}/{version}")
         folder = tracking.fetch_package(registered)
-        card, recorded = package.read_card(folder), package.read_recorded_answers(folder)
+        card = json.loads((folder / "card.json").read_text())
+        recorded = json.loads((folder / "probe.json").read_text())
         clip = build.from_folder(folder, source=f"{registered.name}/{version}")
-        live = Live(domain, version, clip, card, tracking.lineage(registered), reference=_reference(folder, clip))
-        images = recorded_answers.images_of(recorded)
+        model = LoadedModel(
+            domain=domain,
+            version=version,
+            clip=clip,
+            side=int(card["resolutions"]["serve"]),
+            classes=list(card["classes"]),
+            dimensions=sorted(d for d in card.get("dimensions") or [] if d <= clip.embed_dim),
+            lineage=tracking.lineage(registered),
+            reference=_reference(folder, clip),
+        )
+        images = np.stack(
+            [square(open_image(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["images"]]
+        )
 
         def warm_and_ask() -> list[list[float]]:
             clip.to(self.engine.device)
             layout = plan.layout_of(self.engine.device.type, clip).value
             clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[layout])
-            live.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
-            image, text = encode(live, "images", images), encode(live, "texts", recorded.texts)
-            if card.classes:
-                live.class_texts[tuple(card.classes)] = class_embeddings(live, card.classes)
-            return [[float(x) for x in row] for row in live.similarity(image, text)]
+            model.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
+            image, text = encode(model, images), encode(model, recorded["texts"])
+            if model.classes:
+                model.class_embeddings = model.embed_classes(model.classes)
+            return [[float(x) for x in row] for row in model.similarity(image, text)]
 
         difference = recorded_answers.disagreement(recorded, self.engine.call(warm_and_ask).result(timeout=240))
-        if difference > recorded.tolerance:
+        if difference > recorded["tolerance"]:
             raise ClipftError(
                 f"version {version} of {domain}",
-                f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded.tolerance})",
+                f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded['tolerance']})",
                 "Another device or library version? Evaluate the version here before you raise the tolerance.",
             )
-        return live, difference
+        return model, difference
 
-    def _announce(self, live: Live, before: Live | None) -> None:
+    def _announce(self, model: LoadedModel, before: LoadedModel | None) -> None:
         if before:
             self.metrics.model.remove(
                 before.domain, before.version, before.lineage.get("run_id", ""), before.lineage.get("dataset", "")
             )
         self.metrics.model.labels(
-            live.domain, live.version, live.lineage.get("run_id", ""), live.lineage.get("dataset", "")
+            model.domain, model.version, model.lineage.get("run_id", ""), model.lineage.get("dataset", "")
         ).set(1)
-        self.metrics.loaded.labels(live.domain).set(live.since)
-        self.metrics.deployments.labels(live.domain, "live").inc()
-        self.follow(live)
-
-
-def class_embeddings(live: Live, classes: list[str]) -> np.ndarray:
-    """Class vectors (n, d) over the package's prompt templates; only in the inference thread."""
-    with torch.inference_mode():
-        return live.clip.class_embeddings(classes).cpu().numpy()
+        self.metrics.loaded.labels(model.domain).set(model.since)
+        self.metrics.deployments.labels(model.domain, "live").inc()
+        self.on_live(model)
 
 
 def _reference(folder: Path, clip: Clip) -> Reference | None:

@@ -1,6 +1,7 @@
-"""Watching what the live versions see: a window each, measured in a thread of its own, published for Prometheus.
+"""What the live versions see: a window each, measured in a thread of its own, published for Prometheus.
 
-Requests only append rows; all arithmetic happens beside them, on a copy, every few seconds and only when something new came.
+Requests only append rows; all arithmetic happens in the monitor's thread, on a copy, every few seconds and only when something
+new came.
 """
 
 import logging
@@ -8,21 +9,19 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from clipft_tasks.contracts.drift import BaselineAccuracy, DriftSnapshot, WindowRows
 from clipft_tasks.drift.window import DriftMetrics, Window
 
-from .loaded_model import Live
+from .drift_snapshots import snapshot
+from .errors import UnknownAnswerError
+from .loaded_model import LoadedModel
 from .metrics import Metrics
 
 log = logging.getLogger("uvicorn.error")
 REMEMBERED = 20_000  # answers that feedback can refer to
-
-
-class Unknown(Exception):
-    """Feedback about something that this server does not remember."""
 
 
 @dataclass
@@ -30,10 +29,20 @@ class _Answer:
     domain: str
     version: str
     labels: list[str]
-    told: set[int] = field(default_factory=set)
+    judged: set[int] = field(default_factory=set)  # images with feedback
 
 
-class Pace:
+@dataclass(frozen=True)
+class Judgment:
+    """Feedback on an image: what a version had predicted, and whether this was the first word about it."""
+
+    domain: str
+    version: str
+    predicted: str
+    is_new: bool
+
+
+class RateLimit:
     """Lets `rate` things a second through, and `burst` at once after a pause. Not for several threads at once."""
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -53,9 +62,10 @@ class Pace:
 
 @dataclass
 class _Watched:
-    live: Live
+    model: LoadedModel
     window: Window
-    pace: Pace
+    baseline: BaselineAccuracy
+    limit: RateLimit
     measured: int = -1  # the window's changes at the last measurement
     at: float = 0.0
 
@@ -65,23 +75,24 @@ class Monitor:
 
     Args:
         every: seconds between measurements; 0 measures only when asked.
+        size, least, seconds: of a window, see `Window`.
         rate: images a second that a window takes in, beyond a burst that fills it, so that watching costs the same however
             much there is to see.
-        on: False keeps no windows at all.
+        enabled: False keeps no windows at all.
     """
 
     def __init__(
-        self, metrics: Metrics, every: float, size: int, least: int, seconds: float, rate: float, on: bool = True
+        self, metrics: Metrics, *, every: float, size: int, least: int, seconds: float, rate: float, enabled: bool = True
     ) -> None:
-        self.metrics, self.every, self.rate, self.on = metrics, every, rate, on
-        self.options = {"size": size, "least": least, "seconds": seconds}
-        self._live: dict[str, Live] = {}
+        self.metrics, self.every, self.rate, self.enabled = metrics, every, rate, enabled
+        self.size, self.least, self.seconds = size, least, seconds
+        self._live: dict[str, LoadedModel] = {}
         self._watched: dict[str, _Watched] = {}
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
-        if every and on:
+        if every and enabled:
             self._thread.start()
 
     def close(self) -> None:
@@ -89,99 +100,109 @@ class Monitor:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
-    def follow(self, live: Live) -> None:
+    def watch(self, model: LoadedModel) -> None:
         """A version went live: its window starts empty, with its own reference. Metrics of the one before are taken away."""
+        reference = model.reference
+        baseline = BaselineAccuracy.model_validate(reference.facts["promised"]) if reference else None
         with self._lock:
-            self._watched.pop(live.domain, None)
-            if before := self._live.get(live.domain):
+            self._watched.pop(model.domain, None)
+            if before := self._live.get(model.domain):
                 self.metrics.forget(before.domain, before.version)
-            self._live[live.domain] = live
-            if self.on and live.reference is not None:
-                window = Window(live.reference, **self.options)  # type: ignore[arg-type]
-                self._watched[live.domain] = _Watched(live, window, Pace(self.rate, window.size))
-        if not self.on:
+            self._live[model.domain] = model
+            if self.enabled and reference and baseline:
+                window = Window(reference, self.size, self.least, self.seconds)
+                self._watched[model.domain] = _Watched(model, window, baseline, RateLimit(self.rate, window.size))
+        if not self.enabled:
             return
-        self.metrics.measured.labels(live.domain, live.version).set(live.reference is not None)
-        if live.reference is not None and live.reference.facts["promised"]["rows"]:
-            self.metrics.promised.labels(live.domain, live.version).set(live.reference.facts["promised"]["value"])
+        self.metrics.measured.labels(model.domain, model.version).set(reference is not None)
+        if baseline and baseline.rows:
+            self.metrics.promised.labels(model.domain, model.version).set(baseline.value)
 
-    def wants(self, live: Live, count: int) -> bool:
-        """Whether the next `count` images of a version are for its window; where not, they need not be looked at."""
+    def should_sample(self, model: LoadedModel, count: int) -> bool:
+        """Whether the next `count` images of a version are for its window; where not, their statistics need not be computed."""
         with self._lock:
-            watched = self._of(live)
-            return watched is not None and watched.pace.admits(count)
+            watched = self._watched_of(model)
+            return watched is not None and watched.limit.admits(count)
 
-    def add_images(self, live: Live, image: np.ndarray, looks: np.ndarray | None) -> None:
-        """Images that were encoded: embeddings (n, d), appearance (n, 5); None: they were not wanted."""
-        if looks is None:
+    def add_images(
+        self, model: LoadedModel, image: np.ndarray, appearance: np.ndarray | None, similarity: np.ndarray | None = None
+    ) -> None:
+        """Images that were encoded.
+
+        Args:
+            image: embeddings, (n, d).
+            appearance: image statistics, (n, 5); None: the window does not sample these images.
+            similarity: with the model's own classes, (n, c), where it is known already.
+        """
+        if appearance is None:
             return
-        classes = live.own_class_texts
-        similarity = live.similarity(image, classes) if classes is not None else np.zeros((len(image), 0), np.float32)
+        if similarity is None:
+            similarity = model.class_similarity(image)
         with self._lock:
-            if watched := self._of(live):
-                watched.window.add_images(image, looks, similarity)
-        self.metrics.looked(live.domain, live.version, looks)
+            if watched := self._watched_of(model):
+                watched.window.add_images(image, appearance, similarity)
+        self.metrics.observe_appearance(model.domain, model.version, appearance)
 
-    def texts(self, live: Live, text: np.ndarray) -> None:
+    def add_texts(self, model: LoadedModel, text: np.ndarray) -> None:
+        """Texts that were encoded: embeddings, (n, d)."""
         with self._lock:
-            if watched := self._of(live):
+            if watched := self._watched_of(model):
                 watched.window.add_texts(text)
 
-    def pairs(self, live: Live, similarity: np.ndarray) -> None:
+    def add_pairs(self, model: LoadedModel, similarity: np.ndarray) -> None:
         """Similarity (n,) of images with the text that came along with each."""
         with self._lock:
-            if watched := self._of(live):
+            if watched := self._watched_of(model):
                 watched.window.add_pairs(similarity.tolist())
 
-    def answered(self, live: Live, request_id: str, labels: list[str]) -> None:
-        """Remember an answer, so that feedback may say whether it was right."""
+    def remember_answer(self, model: LoadedModel, request_id: str, labels: list[str]) -> None:
+        """Remember a prediction for each image, so that feedback may say whether it was right."""
         with self._lock:
-            self._answers[request_id] = _Answer(live.domain, live.version, labels)
+            self._answers[request_id] = _Answer(model.domain, model.version, labels)
             self._answers.move_to_end(request_id)
             while len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
 
-    def feedback(self, request_id: str, index: int, label: str) -> tuple[_Answer, bool]:
-        """The true label of an answer; returns the answer and whether this was news.
+    def add_feedback(self, request_id: str, index: int, label: str) -> Judgment:
+        """The true label of an image. Each image of a request counts once, and only for the version that answered.
 
-        Each image of a request counts once, however often it is told, and only for the version that answered.
-
-        Raises: Unknown when no such answer is remembered.
+        Raises: UnknownAnswerError when no such answer is remembered.
         """
         with self._lock:
             answer = self._answers.get(request_id)
             if answer is None or not 0 <= index < len(answer.labels):
-                raise Unknown
-            new = index not in answer.told
-            answer.told.add(index)
+                raise UnknownAnswerError
+            is_new = index not in answer.judged
+            answer.judged.add(index)
             watched = self._watched.get(answer.domain)
-            if new and watched and watched.live.version == answer.version:
+            if is_new and watched and watched.model.version == answer.version:
                 watched.window.add_feedback(answer.labels[index] == label)
-        if new:
-            right = "right" if answer.labels[index] == label else "wrong"
-            self.metrics.feedback.labels(answer.domain, answer.version, right).inc()
-        return answer, new
+        predicted = answer.labels[index]
+        if is_new:
+            verdict = "right" if predicted == label else "wrong"
+            self.metrics.feedback.labels(answer.domain, answer.version, verdict).inc()
+        return Judgment(answer.domain, answer.version, predicted, is_new)
 
-    def drift_metrics(self, domain: str) -> tuple[str, dict[str, float], DriftMetrics] | None:
-        """The watched version, the accuracy promised of it, and what its window says now; None when nothing is watched."""
+    def measure(self, domain: str) -> DriftSnapshot | None:
+        """What the window of a domain's live version says now; None when nothing is watched."""
         with self._lock:
             watched = self._watched.get(domain)
         if watched is None:
             return None
-        return watched.live.version, watched.window.reference.facts["promised"], self._measure(watched)
+        return snapshot(domain, watched.model.version, self._measure(watched), watched.baseline)
 
-    def rows(self, domain: str) -> dict[str, Any] | None:
-        """The window's images as the suggestion needs them: appearance, similarity with the classes."""
+    def window_rows(self, domain: str) -> WindowRows | None:
+        """The images of a window, as the suggestion needs them; None when nothing is watched."""
         with self._lock:
             watched = self._watched.get(domain)
             if watched is None:
                 return None
             rows = watched.window.rows()
-        return {"appearance": rows.appearance.tolist(), "similarity": rows.similarity.tolist()}
+        return WindowRows(appearance=rows.appearance.tolist(), similarity=rows.similarity.tolist())
 
-    def _of(self, live: Live) -> _Watched | None:
-        watched = self._watched.get(live.domain)
-        return watched if watched and watched.live is live else None
+    def _watched_of(self, model: LoadedModel) -> _Watched | None:
+        watched = self._watched.get(model.domain)
+        return watched if watched and watched.model is model else None
 
     def _run(self) -> None:
         while not self._stop.wait(self.every):
@@ -191,7 +212,7 @@ class Monitor:
                 try:
                     self._measure(watched)
                 except Exception:  # a window that cannot be measured must not end the watching of the others
-                    log.exception("the window of %s cannot be measured", watched.live.domain)
+                    log.exception("the window of %s cannot be measured", watched.model.domain)
 
     def _measure(self, watched: _Watched) -> DriftMetrics:
         with self._lock:
@@ -201,6 +222,6 @@ class Monitor:
         self.metrics.measuring.observe(time.perf_counter() - began)
         with self._lock:
             watched.measured, watched.at = changes, time.time()
-            if self._watched.get(watched.live.domain) is watched:  # or it was replaced meanwhile
-                self.metrics.publish(watched.live.domain, watched.live.version, measured)
+            if self._watched.get(watched.model.domain) is watched:  # or it was replaced meanwhile
+                self.metrics.publish(watched.model.domain, watched.model.version, measured)
         return measured

@@ -1,38 +1,68 @@
-"""Several servers that speak as one: what changes something, or is not known here, is passed on to the other replicas.
+"""Several servers that answer as one: what changes something, or is not known here, is relayed to the other replicas.
 
-Passed on once (a mark says so), with the caller's own token. A replica that does not answer holds nothing up: it reads the
+Relayed once (a header says so), with the caller's own token. A replica that does not answer holds nothing up: it reads the
 registry when it is back.
 """
 
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx
 from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
 
+from clipft_tasks.contracts.base import Record
 from clipft_tasks.core.errors import ClipftError, Transient
 
-MARK, WHO = "x-clipft-relayed", "x-clipft-replica"
+T = TypeVar("T")
+RELAYED, REPLICA_ID = "x-clipft-relayed", "x-clipft-replica"
 
 
-class Peers:
+@dataclass(frozen=True)
+class Reply:
+    """What one replica answered: `response` None, and the reason in `unreachable`, where it did not."""
+
+    address: str
+    id: str
+    response: httpx.Response | None
+    unreachable: str = ""
+
+    @property
+    def refusal(self) -> str:
+        """Why it refused (4xx); "" when it did not."""
+        if self.response is None or not 400 <= self.response.status_code < 500:
+            return ""
+        return str(self.response.json().get("detail", self.response.text))
+
+    def read(self, what: type[T]) -> T | None:
+        """Its answer; None where there is none, or none that this release understands."""
+        if self.response is None or not self.response.is_success:
+            return None
+        try:
+            return TypeAdapter(what).validate_json(self.response.content)
+        except ValidationError:
+            return None
+
+
+class Replicas:
     """The other replicas of one server.
 
     Args:
-        named: `host:port`, several separated by commas; a name that has an address for every replica stands for all. Empty: none.
+        names: `host:port`, several separated by commas; a name that has an address for every replica stands for all. Empty: none.
     """
 
-    def __init__(self, named: str) -> None:
-        self.named = [name for name in named.replace(",", " ").split() if name]
+    def __init__(self, names: str) -> None:
+        self.names = [name for name in names.replace(",", " ").split() if name]
         self.id = uuid.uuid4().hex[:12]
 
     def addresses(self) -> list[str]:
         """Where replicas are now, this one perhaps among them: `http://address:port`."""
         found = set()
-        for name in self.named:
+        for name in self.names:
             host, _, port = name.rpartition(":")
             try:
                 known = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
@@ -43,82 +73,83 @@ class Peers:
                 found.add(f"http://{f'[{place}]' if family == socket.AF_INET6 else place}:{port}")
         return sorted(found)
 
-    def tell(self, request: Request, body: Any = None, path: str = "") -> "list[Answer]":
-        """Pass a request on, unless it was passed on to us; what each other replica that answers says.
-
-        Args:
-            body: JSON that goes with it; path: another one than the request's own.
-        """
-        if MARK in request.headers:
+    def send_all(self, method: str, path: str, authorization: str, body: Record | None = None) -> list[Reply]:
+        """Send every other replica the same request at once. This one, and one that has two addresses, count once."""
+        addresses = self.addresses()
+        if not addresses:
             return []
-        own = (request.scope.get("raw_path") or request.url.path.encode()).decode()
-        return self.ask(request.method, path or own, request.headers.get("authorization", ""), body)
+        headers = {RELAYED: self.id} | ({"authorization": authorization} if authorization else {})
+        json = body.to_json() if body else None
 
-    def ask(self, method: str, path: str, authorization: str, body: Any = None) -> "list[Answer]":
-        """Ask every other replica the same at once. This one, and one that has two addresses, count once."""
-        places = self.addresses()
-        if not places:
-            return []
-        headers = {MARK: self.id} | ({"authorization": authorization} if authorization else {})
-
-        def one(place: str) -> Answer:
+        def send(address: str) -> Reply:
             limits = httpx.Timeout(10 if method == "GET" else 300, connect=2)  # a version that is loaded takes its time
             try:
-                said = httpx.request(method, place + path, json=body, headers=headers, timeout=limits)
+                response = httpx.request(method, address + path, json=json, headers=headers, timeout=limits)
             except httpx.HTTPError as error:
-                return Answer(place, "", None, repr(error))
-            return Answer(place, said.headers.get(WHO, ""), said, "")
+                return Reply(address, "", None, repr(error))
+            return Reply(address, response.headers.get(REPLICA_ID, ""), response)
 
-        with ThreadPoolExecutor(len(places)) as beside:
-            answers = list(beside.map(one, places))
+        with ThreadPoolExecutor(len(addresses)) as pool:
+            replies = list(pool.map(send, addresses))
         seen, others = {self.id}, []
-        for answer in answers:
-            if answer.response is None or answer.id not in seen:
-                others.append(answer)
-                seen.add(answer.id)
+        for reply in replies:
+            if reply.response is None or reply.id not in seen:
+                others.append(reply)
+                seen.add(reply.id)
         return others
 
 
-class Answer:
-    """What one replica said: `response` None and the reason in `away` when it said nothing."""
+@dataclass(frozen=True)
+class Relay:
+    """A request, to be sent on to the other replicas, unless one of them sent it here."""
 
-    def __init__(self, address: str, id: str, response: httpx.Response | None, away: str) -> None:
-        self.address, self.id, self.response, self.away = address, id, response, away
+    replicas: Replicas
+    request: Request
 
-    @property
-    def refusal(self) -> str:
-        """Why it refused (4xx); "" when it did not."""
-        if self.response is None or not 400 <= self.response.status_code < 500:
-            return ""
-        return str(self.response.json().get("detail", self.response.text))
+    def broadcast(self, body: Record | None = None, path: str = "") -> list[Reply]:
+        """Send it on with `body`; what each other replica that answers says.
+
+        Args:
+            path: another one than the request's own.
+        """
+        if RELAYED in self.request.headers:
+            return []
+        own = (self.request.scope.get("raw_path") or self.request.url.path.encode()).decode()
+        return self.replicas.send_all(self.request.method, path or own, self.request.headers.get("authorization", ""), body)
+
+    def fetch_all(self, what: type[T]) -> list[T]:
+        """Send it on; the answers of those that have one."""
+        return [found for reply in self.broadcast() if (found := reply.read(what)) is not None]
+
+    def fetch_first(self, what: type[T], body: Record | None = None) -> T | None:
+        """Send it on; the answer of one that knows what this replica does not; None when none does."""
+        return next((found for reply in self.broadcast(body) if (found := reply.read(what)) is not None), None)
+
+    def fetch_first_bytes(self) -> bytes | None:
+        """Likewise, an answer that is no JSON."""
+        responses = [reply.response for reply in self.broadcast()]
+        return next((r.content for r in responses if r is not None and r.is_success), None)
+
+    def collect(self, what: type[T], body: Record | None = None) -> list[T]:
+        """Send it on to replicas that must all do as they are asked; their answers.
+
+        Raises: ClipftError when one refused, Transient when one could not (5xx); an unreachable one has no say.
+        """
+        return read_agreed(self.broadcast(body), what)
 
 
-def heard(answers: list[Answer]) -> Iterator[Any]:
-    """The JSON of those that did as they were asked.
-
-    Raises: ClipftError when one refused, Transient when one could not (5xx); one that is away says nothing.
-    """
-    for answer in answers:
-        if answer.refusal:
-            raise ClipftError(f"the replica at {answer.address}", answer.refusal, "All replicas must agree; see its log.")
-        if answer.response is not None and answer.response.status_code >= 500:
+def require_agreement(replies: Sequence[Reply]) -> None:
+    """Raises: ClipftError when one refused, Transient when one could not (5xx); an unreachable one has no say."""
+    for reply in replies:
+        if reply.refusal:
+            raise ClipftError(f"the replica at {reply.address}", reply.refusal, "All replicas must agree; see its log.")
+        if reply.response is not None and reply.response.status_code >= 500:
             raise Transient(
-                f"The replica at {answer.address} answered {answer.response.status_code}: {answer.response.text[:300]}"
+                f"The replica at {reply.address} answered {reply.response.status_code}: {reply.response.text[:300]}"
             )
-    for answer in answers:
-        if answer.response is not None:
-            yield answer.response.json()
 
 
-def together(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several replicas' reports of one trial, as one: counts add up, agreement by images, the slowest replica's latency."""
-    made = dict(reports[0])
-    for name in ("requests", "images", "errors"):
-        made[name] = sum(r[name] for r in reports)
-    agreed = sum((r["agreement"] or 0) * r["images"] for r in reports)
-    made["agreement"] = agreed / made["images"] if made["images"] else None
-    made["seconds_p95"] = {
-        who: max((r["seconds_p95"][who] for r in reports if r["seconds_p95"][who] is not None), default=None)
-        for who in made["seconds_p95"]
-    }
-    return made
+def read_agreed(replies: Sequence[Reply], what: type[T]) -> list[T]:
+    """The answers of replicas that must all do as they are asked. Raises as `require_agreement`."""
+    require_agreement(replies)
+    return [found for reply in replies if (found := reply.read(what)) is not None]

@@ -2,9 +2,11 @@
 
 import hmac
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 
 from clipft_tasks.core.settings import settings
+
+INTERNAL = "x-clipft-internal"
 
 
 def _token() -> bytes:
@@ -18,7 +20,7 @@ def shows_token(request: Request) -> bool:
     return bool(_token()) and scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), _token())
 
 
-async def authorised(request: Request) -> None:
+async def require_token(request: Request) -> None:
     """Only who shows the server's token. Raises HTTPException: 403 where the server has none, 401 for any other."""
     if not _token():
         raise HTTPException(403, "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed.")
@@ -26,9 +28,12 @@ async def authorised(request: Request) -> None:
         raise HTTPException(401, "Show the server's token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
 
 
-def probing(request: Request) -> bool:
+TOKEN_REQUIRED = [Depends(require_token)]
+
+
+def is_internal(request: Request) -> bool:
     """Whether the pipeline itself is asking: what it asks is no traffic, so it is neither watched nor kept.
 
     The header alone says nothing: otherwise any caller could stay out of the windows.
     """
-    return "x-clipft-probe" in request.headers and shows_token(request)
+    return INTERNAL in request.headers and shows_token(request)

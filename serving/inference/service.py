@@ -1,48 +1,37 @@
-"""How a request is answered: by which version, from what, and what is noted beside the answer.
+"""How an inference request is answered: by which version, from what, and what else is done with the answer.
 
-Noting (windows, captures, metrics) never fails an answer: what goes wrong there is logged and counted.
+Side effects (windows, captures, metrics) never fail an answer: what goes wrong there is logged and counted.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 
-from clipft_tasks.data.images import BadImage, Limits, square
+from clipft_tasks.data.images import BadImage, Limits, open_image, square
 from clipft_tasks.drift.image_statistics import appearance
 
-from . import schemas
-from .batching import Busy, Engine
+from .batching import Engine
 from .captures import Captures
-from .loaded_model import Live, Ranking
+from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError
+from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
-from .model_store import ModelStore, class_embeddings
+from .model_store import ModelStore
 from .monitor import Monitor
 from .settings import ServingSettings
-from .shadow import Shadow
+from .trial import Trial
 
 log = logging.getLogger("uvicorn.error")
 
 
-class Refused(Exception):
-    """A request that cannot be answered as it is: status and detail of the answer, and the reason that is counted."""
-
-    def __init__(self, status: int, detail: str, reason: str = "") -> None:
-        self.status, self.detail, self.reason = status, detail, reason
-
-
-class Unsound(Exception):
-    """A model gave something that is no number (NaN or infinity). No answer is made of that."""
-
-
-class Answering:
+class InferenceService:
     """Everything between a request's body and the answer's.
 
-    In all methods `counts` is whether the request is traffic, to be noted, or the pipeline's own.
+    In all methods `images` are files as they were sent, and `is_traffic` is whether the request is to be watched and sampled, or
+    is the pipeline's own. All raise RequestRejectedError, QueueFullError and NonFiniteOutputError.
     """
 
     def __init__(
@@ -59,174 +48,193 @@ class Answering:
         self.limits = Limits(bytes=int(options.max_image_mb * 2**20), pixels=options.max_pixels)
         self._comparing: set[asyncio.Task[None]] = set()
 
-    def find(self, domain: str) -> Live:
-        """The version that answers for a domain; domain "" is the only live one. Raises Refused."""
-        live = self.store.get(domain)
-        if live is None:
-            there = ", ".join(sorted(self.store.live)) or "none"
+    def find_model(self, domain: str) -> LoadedModel:
+        """The version that answers for a domain; domain "" is the only live one."""
+        model = self.store.get(domain)
+        if model is None:
+            live = ", ".join(sorted(self.store.live)) or "none"
             if not domain and self.store.live:
-                raise Refused(400, f"Several domains are live ({there}): say which one in `domain`.")
+                raise RequestRejectedError(400, f"Several domains are live ({live}): say which one in `domain`.")
             status = 404 if self.store.live else 503
-            raise Refused(status, f"No model of {domain or 'any domain'} is live (live: {there}).")
-        return live
+            raise RequestRejectedError(status, f"No model of {domain or 'any domain'} is live (live: {live}).")
+        return model
 
-    async def images(
-        self, live: Live, images: list[schemas.ImageIn], counts: bool, dimensions: int | None = None
+    async def embed_images(
+        self, model: LoadedModel, images: Sequence[bytes], is_traffic: bool, dimensions: int | None = None
     ) -> np.ndarray:
-        """Embeddings (n, d) of images, or their first `dimensions`. Raises Refused, Busy, Unsound."""
-        cut = self._cut(live, dimensions)
-        image, looks = await self._images(live, images, counts)
-        if counts:
-            with self._beside(live, "window"):
-                self.monitor.add_images(live, image, looks)
+        """Embeddings (n, d) of images, or their first `dimensions`."""
+        cut = self._cut(model, dimensions)
+        image, statistics = await self._embed_images(model, images, is_traffic)
+        if is_traffic:
+            with self._side_effect(model, "window"):
+                self.monitor.add_images(model, image, statistics)
         return cut(image)
 
-    async def texts(self, live: Live, texts: list[str], counts: bool, dimensions: int | None = None) -> np.ndarray:
-        """Embeddings (n, d) of texts, or their first `dimensions`. Raises Refused, Busy, Unsound."""
-        cut = self._cut(live, dimensions)
-        text = await self._texts(live, texts)
-        if counts:
-            with self._beside(live, "window"):
-                self.monitor.texts(live, text)
+    async def embed_texts(
+        self, model: LoadedModel, texts: list[str], is_traffic: bool, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Embeddings (n, d) of texts, or their first `dimensions`."""
+        cut = self._cut(model, dimensions)
+        text = await self._embed_texts(model, texts)
+        if is_traffic:
+            with self._side_effect(model, "window"):
+                self.monitor.add_texts(model, text)
         return cut(text)
 
-    async def similarity(self, live: Live, asked: schemas.Similarity, counts: bool) -> np.ndarray:
-        """Every image with every text, (n, m). Raises Refused, Busy, Unsound."""
-        images, texts = asked.images, self._check(asked.texts)
-        (image, looks), text = await asyncio.gather(self._images(live, images, counts), self._texts(live, texts))
-        scores = _sound(live, live.similarity(image, text), "similarity")
-        if counts:
-            with self._beside(live, "window"):
-                self.monitor.add_images(live, image, looks)
-                self.monitor.texts(live, text)
-                if asked.paired:
-                    self.monitor.pairs(live, np.diag(scores))
-                self.metrics.ranked(live.domain, live.version, scores)
+    async def similarity(
+        self, model: LoadedModel, images: Sequence[bytes], texts: list[str], is_traffic: bool, paired: bool = False
+    ) -> np.ndarray:
+        """Similarity of every image with every text, (n, m).
+
+        Args:
+            paired: the n-th text belongs to the n-th image.
+        """
+        self._check(texts)
+        (image, statistics), text = await asyncio.gather(
+            self._embed_images(model, images, is_traffic), self._embed_texts(model, texts)
+        )
+        scores = _finite(model, model.similarity(image, text), "similarity")
+        if is_traffic:
+            with self._side_effect(model, "window"):
+                self.monitor.add_images(model, image, statistics)
+                self.monitor.add_texts(model, text)
+                if paired:
+                    self.monitor.add_pairs(model, np.diag(scores))
+                self.metrics.observe_scores(model.domain, model.version, scores)
         return scores
 
-    async def classify(self, live: Live, asked: schemas.Classify, request_id: str, counts: bool) -> Ranking:
-        """Images beside classes, the caller's or the model's own. Raises Refused, Busy, Unsound."""
-        classes = self._check(asked.classes) if asked.classes else live.card.classes
-        if len(classes) < 2:
-            raise Refused(422, "This model was trained without classes: send at least two in `classes`.")
-        shadow = self.store.shadows.get(live.domain) if counts and asked.classes is None else None
-        if shadow is None:
-            found = await self._rank(live, asked.images, classes, counts)
+    async def classify(
+        self, model: LoadedModel, images: Sequence[bytes], request_id: str, is_traffic: bool, classes: list[str] | None = None
+    ) -> Ranking:
+        """Classes of images, the caller's or the model's own. While a canary is tried, it may answer instead of `model`."""
+        wanted = self._check(classes) if classes else model.classes
+        if len(wanted) < 2:
+            raise RequestRejectedError(422, "This model was trained without classes: send at least two in `classes`.")
+        trial = self.store.trials.get(model.domain) if is_traffic and classes is None else None
+        if trial is None:
+            ranking = await self._rank(model, images, wanted, is_traffic)
         else:
-            found = await self._beside_shadow(shadow, live, asked.images, classes)
-        if counts:
-            with self._beside(found.live, "window"):
-                self.monitor.add_images(found.live, found.image, found.looks)
-                self.metrics.ranked(found.live.domain, found.live.version, found.scores)
-        if asked.classes is None:
-            with self._beside(found.live, "feedback"):
-                self.monitor.answered(found.live, request_id, found.labels)
-            if counts:
-                for label in found.labels:
-                    self.metrics.predictions.labels(found.live.domain, found.live.version, label).inc()
-                with self._beside(found.live, "captures"):
-                    self.captures.consider(request_id, found, asked.images)
-        return found
+            ranking = await self._rank_in_trial(trial, model, images, wanted)
+        model = ranking.model
+        if is_traffic:
+            own = ranking.scores if wanted == model.classes else None
+            with self._side_effect(model, "window"):
+                self.monitor.add_images(model, ranking.image, ranking.appearance, own)
+                self.metrics.observe_scores(model.domain, model.version, ranking.scores)
+        if classes is None:
+            with self._side_effect(model, "feedback"):
+                self.monitor.remember_answer(model, request_id, ranking.labels)
+            if is_traffic:
+                for label in ranking.labels:
+                    self.metrics.predictions.labels(model.domain, model.version, label).inc()
+                with self._side_effect(model, "captures"):
+                    self.captures.sample(request_id, ranking, images)
+        return ranking
 
-    async def _beside_shadow(self, shadow: Shadow, live: Live, images: list[schemas.ImageIn], classes: list[str]) -> Ranking:
+    async def _rank_in_trial(self, trial: Trial, champion: LoadedModel, images: Sequence[bytes], classes: list[str]) -> Ranking:
         """The champion's answer, or that of a canary in its share of the requests."""
-        chosen, began = shadow.chosen(), time.perf_counter()
-        if chosen and shadow.answers:
+        drawn, began = trial.draw(), time.perf_counter()
+        if drawn and trial.answers:
             try:
-                found = await self._rank(shadow.live, images, classes, counts=True)
-                shadow.answered(time.perf_counter() - began)
-                return found
-            except (Refused, Busy):
+                ranking = await self._rank(trial.model, images, classes, is_traffic=True)
+                trial.record_canary_latency(time.perf_counter() - began)
+                return ranking
+            except (RequestRejectedError, QueueFullError):
                 raise
             except Exception:  # the champion answers instead, so no caller sees it
-                log.exception("version %s, a canary of %s, failed", shadow.live.version, live.domain)
-                shadow.failed()
+                log.exception("version %s, a canary of %s, failed", trial.model.version, champion.domain)
+                trial.record_error()
                 began = time.perf_counter()
-        found = await self._rank(live, images, classes, counts=True)
+        ranking = await self._rank(champion, images, classes, is_traffic=True)
         seconds = time.perf_counter() - began
-        if chosen and not shadow.answers:
-            task = asyncio.create_task(self._compare(shadow, images, found, seconds))
+        if drawn and not trial.answers:
+            task = asyncio.create_task(self._compare(trial, images, ranking, seconds))
             self._comparing.add(task)
             task.add_done_callback(self._comparing.discard)
         else:
-            shadow.usual(seconds)
-        return found
+            trial.record_champion_latency(seconds)
+        return ranking
 
-    async def _compare(self, shadow: Shadow, images: list[schemas.ImageIn], said: Ranking, seconds: float) -> None:
+    async def _compare(self, trial: Trial, images: Sequence[bytes], champion: Ranking, champion_seconds: float) -> None:
         """Ask the challenger what the champion has answered already."""
         began = time.perf_counter()
         try:
-            found = await self._rank(shadow.live, images, said.classes, counts=False)
-            shadow.compared(said.best, found.best, (seconds, time.perf_counter() - began))
-        except Busy:
+            challenger = await self._rank(trial.model, images, champion.classes, is_traffic=False)
+            trial.record_comparison(champion.best, challenger.best, champion_seconds, time.perf_counter() - began)
+        except QueueFullError:
             pass  # the callers come first
         except Exception:
-            log.exception("version %s in the shadow of %s failed", shadow.live.version, shadow.live.domain)
-            shadow.failed()
+            log.exception("version %s in the shadow of %s failed", trial.model.version, trial.model.domain)
+            trial.record_error()
 
-    async def _rank(self, live: Live, images: list[schemas.ImageIn], classes: list[str], counts: bool) -> Ranking:
-        texts = live.class_texts.get(tuple(classes))
+    async def _rank(self, model: LoadedModel, images: Sequence[bytes], classes: list[str], is_traffic: bool) -> Ranking:
+        texts = model.class_embeddings if classes == model.classes else None
         if texts is None:  # classes of the caller's own
-            texts = cast(np.ndarray, await asyncio.wrap_future(self.engine.call(lambda: class_embeddings(live, classes))))
-        image, looks = await self._images(live, images, counts)
-        return Ranking(live, classes, image, looks, _sound(live, live.similarity(image, texts), "similarity"))
+            texts = await asyncio.wrap_future(self.engine.call(lambda: model.embed_classes(classes)))
+        image, statistics = await self._embed_images(model, images, is_traffic)
+        scores = _finite(model, model.similarity(image, texts), "similarity")
+        return Ranking(model, classes, image, statistics, scores)
 
-    async def _images(self, live: Live, images: list[schemas.ImageIn], counts: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Embeddings (n, d) of images, and what these looked like before the model saw them, (n, 5), where the window wants that."""
+    async def _embed_images(
+        self, model: LoadedModel, images: Sequence[bytes], is_traffic: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embeddings (n, d) of images, and their image statistics (n, 5) where the window samples this request."""
         if len(images) > self.options.max_items:
-            raise Refused(413, f"{len(images)} images in one request, more than {self.options.max_items}.", "too_many")
+            reason = f"{len(images)} images in one request, more than {self.options.max_items}."
+            raise RequestRejectedError(413, reason, "too_many")
+        sampled = is_traffic and self.monitor.should_sample(model, len(images))
+        gray_bits = model.gray_bits
 
-        wanted = counts and self.monitor.wants(live, len(images))
-
-        def one(number: int, image: schemas.ImageIn) -> tuple[np.ndarray, np.ndarray | None]:
+        def decode(number: int, image: bytes) -> tuple[np.ndarray, np.ndarray | None]:
             try:
-                rgb = live.clip.open_image(image.data, self.limits).rgb
-                return square(rgb, live.side, live.clip.aspect), appearance(rgb) if wanted else None
+                rgb = open_image(image, self.limits, gray_bits=gray_bits).rgb
+                return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
             except BadImage as error:
-                raise Refused(422, f"Image {number + 1}: {error}.", "bad_image") from error
+                raise RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image") from error
 
-        decoded = await asyncio.gather(*(asyncio.to_thread(one, i, image) for i, image in enumerate(images)))
-        squares, looks = zip(*decoded, strict=True)
-        image = _sound(live, await self.engine.images(live, np.stack(squares)), "embedding")
-        return image, np.stack(looks) if wanted else None
+        decoded = await asyncio.gather(*(asyncio.to_thread(decode, i, image) for i, image in enumerate(images)))
+        squares, statistics = zip(*decoded, strict=True)
+        embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
+        return embeddings, np.stack(statistics) if sampled else None
 
-    async def _texts(self, live: Live, texts: list[str]) -> np.ndarray:
-        return _sound(live, await self.engine.texts(live, self._check(texts)), "embedding")
+    async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
+        return _finite(model, await self.engine.encode(model, self._check(texts)), "embedding")
 
-    def _cut(self, live: Live, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
-        """What shortens embeddings as asked. Raises Refused when the model was not trained for that length."""
+    def _cut(self, model: LoadedModel, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
+        """What shortens embeddings as asked; rejected when the model was not trained for that length."""
         if dimensions is None:
             return lambda embeddings: embeddings
-        if dimensions not in live.dimensions:
-            lengths = ", ".join(map(str, live.dimensions)) or "no other length"
-            why = f"Version {live.version} of {live.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."
-            raise Refused(422, f"{why} Leave `dimensions` out for all {live.clip.embed_dim}.", "dimensions")
-        return lambda embeddings: _sound(live, live.cut(embeddings, dimensions), "embedding")
+        if dimensions not in model.dimensions:
+            lengths = ", ".join(map(str, model.dimensions)) or "no other length"
+            why = f"Version {model.version} of {model.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."
+            raise RequestRejectedError(422, f"{why} Leave `dimensions` out for all {model.clip.embed_dim}.", "dimensions")
+        return lambda embeddings: _finite(model, model.cut(embeddings, dimensions), "embedding")
 
     def _check(self, texts: list[str]) -> list[str]:
         if len(texts) > self.options.max_items:
-            raise Refused(413, f"{len(texts)} texts in one request, more than {self.options.max_items}.", "too_many")
+            reason = f"{len(texts)} texts in one request, more than {self.options.max_items}."
+            raise RequestRejectedError(413, reason, "too_many")
         for number, text in enumerate(texts):
             if len(text) > self.options.max_text:
                 why = f"Text {number + 1}: {len(text):,} characters, more than {self.options.max_text:,}."
-                raise Refused(422, why, "long_text")
+                raise RequestRejectedError(422, why, "long_text")
         return texts
 
     @contextmanager
-    def _beside(self, live: Live, what: str) -> Iterator[None]:
-        """Around whatever is noted about an answer: it may fail, the answer may not."""
+    def _side_effect(self, model: LoadedModel, what: str) -> Iterator[None]:
+        """Around whatever else is done with an answer: it may fail, the answer may not."""
         try:
             yield
         except Exception:
-            log.exception("%s: an answer of %s version %s was not noted", what, live.domain, live.version)
-            self.metrics.unnoted.labels(live.domain, what).inc()
+            log.exception("%s: an answer of %s version %s was not noted", what, model.domain, model.version)
+            self.metrics.side_effect_failures.labels(model.domain, what).inc()
 
 
-def _sound(live: Live, numbers: np.ndarray, what: str) -> np.ndarray:
-    """The numbers, if that is what they are. Raises Unsound."""
+def _finite(model: LoadedModel, numbers: np.ndarray, what: str) -> np.ndarray:
+    """The numbers, if they are finite. Raises NonFiniteOutputError."""
     if not np.isfinite(numbers).all():
         item = int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0]) + 1
-        raise Unsound(
-            f"Version {live.version} of {live.domain} gave no number as {what} of item {item}, so there is no answer."
+        raise NonFiniteOutputError(
+            f"Version {model.version} of {model.domain} gave NaN or infinity as {what} of item {item}, so there is no answer."
         )
     return numbers

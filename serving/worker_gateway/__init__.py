@@ -1,1 +1,1 @@
-"""The door: where a team's workers are enrolled, recognized and turned away."""
+"""The worker gateway: enrolls a team's workers, and decides for each request at the team's address who may pass (forward-auth)."""

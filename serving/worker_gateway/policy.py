@@ -1,4 +1,4 @@
-"""What a worker may ask of its neighbors: read data, read the registry, write runs. Everything else is refused."""
+"""What a worker may ask of Airflow, MLflow and the data: read data, read the registry, write runs. All else is refused."""
 
 import re
 from urllib.parse import unquote
@@ -27,7 +27,7 @@ EDGE = re.compile(r"/edge_worker/v1/(?P<call>.+)")
 OWN = re.compile(r"(?:worker|worker/queues|jobs/fetch)/(?P<name>[^/]+)")
 
 
-def path_of(uri: str) -> str | None:
+def normalized_path(uri: str) -> str | None:
     """The decoded path of a request's URI; None when it tries to be another path than it looks like."""
     path = unquote(uri.partition("?")[0].partition("#")[0])
     parts = path.split("/")
@@ -36,9 +36,9 @@ def path_of(uri: str) -> str | None:
     return path
 
 
-def may_mlflow(method: str, uri: str) -> bool:
+def is_allowed(method: str, uri: str) -> bool:
     """Whether a worker may do this in MLflow."""
-    path = path_of(uri)
+    path = normalized_path(uri)
     if path in ("/health", "/version") and method == "GET":
         return True
     match = API.fullmatch(path) if path else None
@@ -56,7 +56,7 @@ def edge_call(path: str) -> str | None:
     return match["call"] if match else None
 
 
-def owner(call: str) -> str | None:
+def worker_named_in(call: str) -> str | None:
     """Whose worker an edge call is about, where it names one."""
     match = OWN.fullmatch(call)
     return match["name"] if match else None

@@ -1,4 +1,4 @@
-"""What the door reads from its environment."""
+"""What the worker gateway reads from its environment."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class DoorSettings(BaseSettings):
+class GatewaySettings(BaseSettings):
     """Addresses are those that a worker must use, as seen from outside. The revision that it is told comes from CLIPFT_REVISION
     where the code lies in an image (clipft_tasks/core/versions.py)."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
 
-    door_home: Path = Field(Path(".clipft/door"), description="folder of the door's own table")
-    door_secret: SecretStr = Field(description="what every worker's secret and the door's signature are derived from")
-    door_token: SecretStr = Field(description="what an operator shows to invite and revoke")
+    gateway_home: Path = Field(Path(".clipft/worker-gateway"), description="folder of the table of workers")
+    gateway_secret: SecretStr = Field(description="what every worker's secret and the gateway's signature are derived from")
+    gateway_token: SecretStr = Field(description="what an operator shows to invite and revoke")
     team_user: str = Field("team", description="whom MLflow's pages and the data ask people for")
     team_password: SecretStr | None = Field(None, description="their password; none: people are turned away there")
-    airflow_address: str = Field("http://127.0.0.1:8080", description="Airflow, and below it /door")
+    airflow_address: str = Field("http://127.0.0.1:8080", description="Airflow, and below it /gateway")
     mlflow_address: str = Field("http://127.0.0.1:5050", description="MLflow")
     data_address: str = Field("http://127.0.0.1:8090", description="datasets.git and objects")
-    store_bucket: str = Field("http://store:8333/data", description="the bucket of data sets, as the gateway calls it")
+    store_bucket: str = Field("http://store:8333/data", description="the bucket of data sets, as the reverse proxy calls it")
     store_reader_key: str = Field(
         "", description="an identity of the store that may read that bucket; none: no objects are handed out"
     )

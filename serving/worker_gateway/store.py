@@ -1,14 +1,18 @@
-"""Who was invited and who has joined: two small tables. No secret stands in them."""
+"""The enrollment store: who was invited and who has joined, two small tables. No secret stands in them."""
 
 import hashlib
+import logging
 import re
 import secrets
+import shutil
 import sqlite3
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+log = logging.getLogger("uvicorn.error")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,38}[a-z0-9]|[a-z0-9]")
 HOURS = 24.0  # that an invitation holds
 
@@ -33,15 +37,17 @@ class Worker:
     revoked: float | None
 
 
-class Book:
-    """The tables, in one SQLite file.
+class WorkerStore:
+    """The tables, in one SQLite file `workers.db`.
 
     Args:
-        path: made when missing.
+        folder: made when missing. A table that an earlier release kept there, or in the folder `door` next to it, is taken over.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "workers.db"
+        _adopt(path, folder / "door.db", folder.parent / "door" / "door.db")
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._lock = threading.Lock()
         self._db.execute("pragma journal_mode = wal")
@@ -54,7 +60,7 @@ class Book:
         self._do("insert or replace into invitation values (?, ?, ?)", name, _hashed(code), time.time() + hours * 3600)
         return code
 
-    def invited(self, code: str) -> str | None:
+    def invited_name(self, code: str) -> str | None:
         """Whose code this is, or None: unknown, used, or too old."""
         found = self._do("select name from invitation where code = ? and until > ?", _hashed(code), time.time())
         return str(found[0][0]) if found else None
@@ -92,16 +98,28 @@ class Book:
         )  # fmt: skip
         return bool(gone or known)
 
-    def saw(self, name: str) -> None:
-        """Note that a worker came by, once in a while."""
+    def record_seen(self, name: str) -> None:
+        """Note that a worker made a request, at most once in ten seconds."""
         now = time.time()
         if now - self._noted.get(name, 0) > 10:
             self._noted[name] = now
             self._do("update worker set seen = ? where name = ?", now, name)
 
-    def _do(self, statement: str, *values: object) -> list[tuple]:
+    def _do(self, statement: str, *values: object) -> list[tuple[Any, ...]]:  # columns of either table
         with self._lock:
             return self._db.execute(statement, values).fetchall()
+
+
+def _adopt(path: Path, *earlier: Path) -> None:
+    """Move the first table of an earlier release that there is to `path`, unless a table is there already."""
+    found = next((old for old in earlier if old.exists()), None)
+    if found is None or path.exists():
+        return
+    for suffix in ("-wal", "-shm", ""):  # the table itself last: it alone decides whether anything is left to move
+        part = found.with_name(found.name + suffix)
+        if part.exists():
+            shutil.move(part, path.with_name(path.name + suffix))
+    log.warning("%s is called %s now; it was moved.", found, path)
 
 
 def _hashed(code: str) -> str:

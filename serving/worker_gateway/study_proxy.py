@@ -1,4 +1,4 @@
-"""Tuning studies for workers that reach no database: optuna's own storage calls, over the door."""
+"""Tuning studies for workers that reach no database: optuna's own storage calls, over the worker gateway."""
 
 import grpc
 import optuna
@@ -18,7 +18,7 @@ class _Abort(Exception):
 
 
 class _Context:
-    """What a servicer says no with."""
+    """Where a servicer leaves the code and details of a refusal."""
 
     code: grpc.StatusCode
     details: str
@@ -28,11 +28,11 @@ class _Context:
         raise _Abort
 
 
-class Studies:
+class StudyProxy:
     """The studies of one database.
 
     Args:
-        url: SQLAlchemy URL; its tables are made at the first call, so that the door does not wait for the database.
+        url: SQLAlchemy URL; its tables are made at the first call, so that the gateway does not wait for the database.
     """
 
     def __init__(self, url: str) -> None:

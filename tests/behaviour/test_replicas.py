@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
 
+from clipft_tasks.contracts.serving import TrialLatency, TrialReport
 from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.server.client import ServerClient
 from serving.inference.captures import hashed
-from serving.inference.replicas import together
+from serving.inference.rollout import merge_reports
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +61,13 @@ def test_what_one_is_told_to_deploy_is_live_on_all_when_it_answers(pair):
 
 def test_a_version_that_one_replica_refuses_is_live_on_none(pair):
     first, second = pair
-    cached = [p.parent for p in (second.home / "cache" / "models").glob("*/recorded_answers.json")]
-    good = {folder: (folder / "recorded_answers.json").read_text() for folder in cached}
+    cached = [p.parent for p in (second.home / "cache" / "models").glob("*/probe.json")]
+    good = {folder: (folder / "probe.json").read_text() for folder in cached}
     for folder in cached:
         TAMPERED["other recorded answers"](folder)
     answer = first.put("2")
     for folder, text in good.items():
-        (folder / "recorded_answers.json").write_text(text)
+        (folder / "probe.json").write_text(text)
     assert answer.status_code == 409 and second.url in answer.json()["detail"] and "differ" in answer.json()["detail"]
     assert first.live() == second.live() == {"general": "1"}
 
@@ -169,24 +170,15 @@ def test_the_pipeline_waits_until_all_agree(pair, monkeypatch):
 
 
 def test_reports_add_up():
-    one = {
-        "domain": "d",
-        "requests": 2,
-        "images": 4,
-        "agreement": 1.0,
-        "errors": 0,
-        "seconds_p95": {"champion": 0.1, "challenger": None},
-    }
-    two = {
-        "domain": "d",
-        "requests": 1,
-        "images": 12,
-        "agreement": 0.5,
-        "errors": 1,
-        "seconds_p95": {"champion": 0.3, "challenger": 0.2},
-    }
-    none = one | {"requests": 0, "images": 0, "agreement": None}
-    made = together([one, two, none])
-    assert (made["requests"], made["images"], made["errors"], made["agreement"]) == (3, 16, 1, 0.625)
-    assert made["seconds_p95"] == {"champion": 0.3, "challenger": 0.2}
-    assert together([none])["agreement"] is None
+    def reported(requests: int, images: int, agreement: float | None, errors: int, *p95: float | None) -> TrialReport:
+        seconds = TrialLatency(champion=p95[0], challenger=p95[1])
+        return TrialReport(
+            domain="d", version="2", share=1, answers=False, requests=requests, images=images, agreement=agreement,
+            errors=errors, seconds_p95=seconds,
+        )  # fmt: skip
+
+    none = reported(0, 0, None, 1, 0.1, None)
+    merged = merge_reports([reported(2, 4, 1.0, 0, 0.1, None), reported(1, 12, 0.5, 1, 0.3, 0.2), none])
+    assert (merged.requests, merged.images, merged.errors, merged.agreement) == (3, 16, 2, 0.625)
+    assert merged.seconds_p95 == TrialLatency(champion=0.3, challenger=0.2)
+    assert merge_reports([none]).agreement is None

@@ -121,12 +121,12 @@ def test_a_image_of_another_kind_is_kept_because_it_looks_new(server, folder):
 
 
 def test_what_the_pipeline_itself_asks_is_not_kept(server, folder):
-    ask(server, FILES, **SHOWN, **{"X-Clipft-Probe": "1"})
+    ask(server, FILES, **SHOWN, **{"X-Clipft-Internal": "1"})
     assert kept(server) == []
 
 
 def test_a_stranger_that_calls_itself_the_pipeline_is_kept_like_anybody(server, folder):
-    ask(server, FILES, **{"X-Clipft-Probe": "1"})
+    ask(server, FILES, **{"X-Clipft-Internal": "1"})
     assert images(server) == FILES
 
 

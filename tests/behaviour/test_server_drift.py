@@ -14,8 +14,8 @@ from fixtures.drift_servers import (  # noqa: F401  (fixtures)
     CAPTIONS,
     DRIFT,
     FEEDBACK,
+    INTERNAL,
     LEAST,
-    PROBE,
     SHOWN,
     SIZE,
     WINDOW,
@@ -161,14 +161,14 @@ PROBES = {
 
 @pytest.mark.parametrize("path", PROBES)
 def test_what_the_pipeline_itself_asks_is_not_in_the_window(server, path):
-    assert server.client.post(path, json=PROBES[path], headers=PROBE).status_code == 200
+    assert server.client.post(path, json=PROBES[path], headers=INTERNAL).status_code == 200
     said = drift(server)
     assert (said["images"], said["texts"], said["values"]) == (0, 0, {})
 
 
 @pytest.mark.parametrize("token", ["", "Bearer", "Bearer wrong", TOKEN, f"Basic {TOKEN}"])
 def test_a_stranger_cannot_stay_out_of_the_window_by_calling_itself_the_pipeline(server, token):
-    headers = PROBE | {"Authorization": token}
+    headers = INTERNAL | {"Authorization": token}
     assert server.client.post(CLASSES, json={"images": IMAGES}, headers=headers).status_code == 200
     assert server.client.post(EMBED_TEXTS, json={"texts": TEXTS}, headers=headers).status_code == 200
     assert (drift(server)["images"], drift(server)["texts"]) == (len(IMAGES), len(TEXTS))
@@ -181,7 +181,7 @@ def test_what_the_pipeline_itself_asks_is_in_no_metric_of_the_answers(server):
 
     before = counted()
     for path, body in PROBES.items():
-        assert server.client.post(path, json=body, headers=PROBE).status_code == 200
+        assert server.client.post(path, json=body, headers=INTERNAL).status_code == 200
     assert counted() == before
 
 
@@ -200,7 +200,7 @@ def test_the_rows_of_the_window_are_what_the_model_makes_of_the_images(server, p
     labels = [p["label"] for p in server.post(CLASSES, {"images": IMAGES}).json()["predictions"]]
     answer = server.client.get(WINDOW, headers=SHOWN)
     rows = answer.json()
-    classes = plain["1"].card.classes
+    classes = plain["1"].card["classes"]
     assert answer.status_code == 200 and set(rows) == {"appearance", "similarity"}
     assert np.allclose(rows["similarity"], plain["1"].images() @ plain["1"].classes(classes).T, atol=2e-4)
     assert [classes[int(np.argmax(s))] for s in rows["similarity"]] == labels

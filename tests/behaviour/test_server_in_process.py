@@ -79,9 +79,9 @@ def test_the_models_own_classes_are_never_too_many(inside):
 def test_more_requests_than_may_wait_are_told_to_come_back(inside):
     client = inside(max_queue=1)
     started, release = threading.Event(), threading.Event()
-    client.app.state.engine.call(lambda: (started.set(), release.wait(20)))
+    client.app.state.server.engine.call(lambda: (started.set(), release.wait(20)))
     started.wait(10)
-    client.app.state.engine.call(lambda: None)
+    client.app.state.server.engine.call(lambda: None)
     answer = client.post(EMBED_TEXTS, json={"texts": "x"})
     release.set()
     assert answer.status_code == 503 and answer.headers["retry-after"] and "again" in answer.json()["detail"]
@@ -89,7 +89,7 @@ def test_more_requests_than_may_wait_are_told_to_come_back(inside):
 
 def test_a_dead_inference_thread_is_a_failed_health_check(inside):
     client = inside()
-    client.app.state.engine.close()
+    client.app.state.server.engine.close()
     assert client.get("/healthz").status_code == 500
 
 
@@ -117,15 +117,15 @@ def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_other
     now = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter)
     monkeypatch.setattr(monitor, "time", clock)
-    client.app.state.monitor._watched["general"].pace._at = now[0]
+    client.app.state.server.monitor._watched["general"].limit._at = now[0]
 
     def held(requests: int) -> int:
         for _ in range(requests):
             said = client.post(CLASSES, json={"images": IMAGES[:1]}).json()["predictions"]
             assert [p["label"] for p in said] == [expected["predictions"][0]["label"]]
-        return client.app.state.monitor._watched["general"].window.seen
+        return client.app.state.server.monitor._watched["general"].window.seen
 
-    assert client.post(CLASSES, json={"images": IMAGES[:1]}, headers={"X-Clipft-Probe": "1"} | SHOWN).status_code == 200
+    assert client.post(CLASSES, json={"images": IMAGES[:1]}, headers={"X-Clipft-Internal": "1"} | SHOWN).status_code == 200
     assert held(20) == 16
     now[0] += 4
     assert held(5) == 18
@@ -173,9 +173,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
 
     whole = batching.encode
 
-    def encode(live: Any, kind: str, part: Any) -> np.ndarray:
-        out = whole(live, kind, part)
-        if live.version == version:
+    def encode(model: Any, items: Any) -> np.ndarray:
+        out = whole(model, items)
+        if model.version == version:
             out[1] = np.nan
         return out
 
@@ -196,8 +196,8 @@ def test_an_embedding_that_is_no_number_is_said_and_reaches_neither_window_nor_c
     spoil(monkeypatch, "1")
     answer = client.post(path, json=ASKED[path])
     assert answer.status_code == 500
-    assert "Version 1 of general gave no number" in answer.json()["detail"] and "item 2" in answer.json()["detail"]
-    assert metric(client, "clipft_refused_items_total", reason="unsound") == 1
+    assert "Version 1 of general gave NaN or infinity" in answer.json()["detail"] and "item 2" in answer.json()["detail"]
+    assert metric(client, "clipft_refused_items_total", reason="non_finite") == 1
     seen = client.get("/v1/drift/general").json()
     assert (seen["images"], seen["texts"], seen["values"]) == (0, 0, {})
     assert client.get("/v1/captures/general", headers=SHOWN).json() == kept
@@ -221,7 +221,9 @@ def test_where_a_challengers_embedding_is_no_number_the_champion_answers(inside,
     assert (said["requests"], said["errors"]) == (1, 1)
 
 
-@pytest.mark.parametrize("what", ["monitor.add_images", "monitor.texts", "monitor.pairs", "monitor.answered", "captures.offer"])
+@pytest.mark.parametrize(
+    "what", ["monitor.add_images", "monitor.add_texts", "monitor.add_pairs", "monitor.remember_answer", "captures.sample"]
+)
 def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monkeypatch, what):
     client = inside(capture=1)
     before = {path: client.post(path, json=body).json() for path, body in ASKED.items()}
@@ -232,11 +234,11 @@ def test_what_fails_beside_an_answer_fails_no_answer_and_is_counted(inside, monk
         calls.append(what)
         raise MemoryError("no room for another row")
 
-    monkeypatch.setattr(getattr(client.app.state, place), method, broken)
+    monkeypatch.setattr(getattr(client.app.state.server, place), method, broken)
     for path, body in ASKED.items():
         answer = client.post(path, json=body)
         assert (answer.status_code, answer.json()) == (200, before[path]), path
-    assert calls and metric(client, "clipft_unnoted_answers_total", domain="general") == len(calls)
+    assert calls and metric(client, "clipft_side_effect_failures_total", domain="general") == len(calls)
 
 
 def test_a_window_that_cannot_be_measured_fails_no_answer_and_is_measured_again(inside, monkeypatch, caplog):

@@ -91,7 +91,7 @@ def test_every_route_that_changes_something_needs_the_token(server):
     assert {method for method, _ in guarded} == {"put", "post", "delete"} and paths.keys() > ASKING
     for method, path in guarded:
         place = re.sub(r"\{\w+\}", "general", path)
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"X-Clipft-Probe": "1"}):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"X-Clipft-Internal": "1"}):
             answer = server.client.request(method, place, json={}, headers=headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), (method, path)
 

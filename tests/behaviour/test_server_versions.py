@@ -282,7 +282,7 @@ def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monk
     engine = Engine("cpu", 1, metrics, max_batch=8, max_wait=0, max_queue=8)
     try:
         store = ModelStore(engine, metrics)
-        store.refresh()
+        store.follow_registry()
         assert store.live["general"].version == "1"
         read, go, champions = threading.Event(), threading.Event(), tracking.champions
 
@@ -293,11 +293,11 @@ def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monk
             return found
 
         monkeypatch.setattr(tracking, "champions", slow)
-        polling = threading.Thread(target=store.refresh)
+        polling = threading.Thread(target=store.follow_registry)
         polling.start()
         read.wait(10)
         tracking.promote("general", "2")
-        deploying = threading.Thread(target=store.deploy, args=("general", "2"))
+        deploying = threading.Thread(target=store.load, args=("general", "2"))
         deploying.start()
         deploying.join(3)  # it may wait for the poll, or not
         go.set()

@@ -1,4 +1,4 @@
-"""`clipft worker …` against a real door: every check with its line and its way out, and nothing half-joined."""
+"""`clipft worker …` against a real worker gateway: every check with its line and its way out, and nothing half-joined."""
 
 import os
 import plistlib
@@ -22,14 +22,14 @@ from clipft_tasks.worker import checks, membership, service
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
-    with control_plane(tmp_path_factory.mktemp("door"), tuning_url="sqlite://") as plane:
+    with control_plane(tmp_path_factory.mktemp("gateway"), tuning_url="sqlite://") as plane:
         yield plane
 
 
 @pytest.fixture(autouse=True)
 def here(home, monkeypatch, plane):
-    monkeypatch.setenv("CLIPFT_DOOR_URL", f"{plane.url}/door")
-    monkeypatch.setenv("CLIPFT_DOOR_TOKEN", TOKEN)
+    monkeypatch.setenv("CLIPFT_GATEWAY_URL", f"{plane.url}/gateway")
+    monkeypatch.setenv("CLIPFT_GATEWAY_TOKEN", TOKEN)
     monkeypatch.setenv("HOME", str(home.parent))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     settings.cache_clear()
@@ -49,7 +49,7 @@ def differing(monkeypatch: pytest.MonkeyPatch, **theirs: object) -> None:
     """The control plane is another than this machine: versions, code or revision."""
     mine = versions.here()
     other = mine | theirs | {"versions": mine["versions"] | dict(theirs.get("versions", {}))}
-    monkeypatch.setattr(versions, "here", lambda: other)  # what the door answers
+    monkeypatch.setattr(versions, "here", lambda: other)  # what the gateway answers
     real = versions.differences
     monkeypatch.setattr(versions, "differences", lambda said, ours=None: real(said, mine))
 
@@ -73,8 +73,16 @@ def test_joined_by_the_printed_command_checked_seen_and_left(plane, home):
 
     who = membership.Membership.read()
     assert "worthless" in clipft("worker", "leave").out
-    assert not kept.exists() and plane.door.get("/v1/me", auth=(who.name, who.secret)).status_code == 403
+    assert not kept.exists() and plane.gateway.get("/v1/me", auth=(who.name, who.secret)).status_code == 403
     assert "no worker yet" in clipft("worker", "check").out
+
+
+def test_a_worker_that_joined_with_an_earlier_release_finds_the_studies(plane):
+    assert clipft("worker", "join", plane.url, "--code", code_for("old")).ok
+    joined = membership.Membership.read()
+    kept = membership.file()
+    kept.write_text(kept.read_text().replace("/gateway/v1/", "/door/v1/"))
+    assert membership.Membership.read() == joined and joined.addresses["studies"].endswith("/gateway/v1/studies")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_what_airflow_reads_has_the_workers_secret_and_nothing_of_this_shell(mon
     env = member.environment()
     assert member.queue == "cuda" and env["AIRFLOW__API_AUTH__JWT_SECRET"] == env["MLFLOW_TRACKING_PASSWORD"] == member.secret
     assert "MLFLOW_TRACKING_URI" not in env and env["CLIPFT_MLFLOW_URI"] == plane.url and env["CLIPFT_UPLOAD_SECONDS"] == "7"
-    assert env["CLIPFT_DVC_REMOTE"].startswith("http") and env["CLIPFT_TUNING_URL"] == f"{plane.url}/door/v1/studies"
+    assert env["CLIPFT_DVC_REMOTE"].startswith("http") and env["CLIPFT_TUNING_URL"] == f"{plane.url}/gateway/v1/studies"
     assert env["AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER"] == "True"
     assert env["AIRFLOW__CORE__EXECUTOR"].endswith("EdgeExecutor")  # DAG files name it
 

@@ -34,21 +34,6 @@ def test_pages_link_only_to_files_that_are_there():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_readmes_tree_names_files_that_are_there():
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.S)
-    assert tree
-    folders: list[tuple[int, str]] = []
-    for line in tree[1].splitlines():
-        indent = len(line) - len(line.lstrip())
-        for name in re.match(r"\s*((?:[\w.\-/]+(?:, )?)+)", line)[1].split(", "):
-            while folders and folders[-1][0] >= indent and (name.endswith("/") or indent <= folders[-1][0]):
-                folders.pop()
-            path = "/".join([f.rstrip("/") for _, f in folders] + [name.strip("/")])
-            assert (PROJECT / path).exists(), path
-            if name.endswith("/"):
-                folders.append((indent, name))
-
-
 def test_the_makefile_explains_every_target():
     told = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     targets = re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), flags=re.M)

@@ -15,7 +15,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import Settings
 from deploy.compose import secrets
 from serving.inference.settings import ServingSettings
-from serving.worker_gateway.settings import DoorSettings
+from serving.worker_gateway.settings import GatewaySettings
 from team import compose
 
 PROJECT = compose.PROJECT
@@ -109,7 +109,7 @@ def test_everything_in_env_is_asked_for():
 def test_names_and_services_agree():
     """Whoever is spoken to by name is a service on a network that both have, at a port where it listens."""
     ports = {
-        "postgres": 5432, "store": 8333, "mlflow": 5000, "airflow-api": 8080, "door": 8070, "server": 8800, "gateway": 8880,
+        "postgres": 5432, "store": 8333, "mlflow": 5000, "airflow-api": 8080, "worker-gateway": 8070, "server": 8800, "gateway": 8880,
         "statsd": 9102, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000,
     }  # fmt: skip
     for name, service in SERVICES.items():
@@ -132,7 +132,7 @@ def test_names_and_services_agree():
     assert len(upstreams) >= int(SERVICES["server"]["deploy"]["replicas"])
     assert upstreams == [f"clipft-server-{n}:8800" for n in range(1, len(upstreams) + 1)]
     assert compose.raw()["name"] == "clipft", "container names begin with it"
-    signed = DoorSettings.model_fields["store_bucket"].default  # what the door signs is what the gateway asks
+    signed = GatewaySettings.model_fields["store_bucket"].default  # what the worker gateway signs is what the gateway asks
     host, _, bucket = signed.removeprefix("http://").partition("/")
     asked = (DEPLOY / "gateway" / "Caddyfile").read_text()
     assert f"header_up Host {host}\n" in asked and f"reverse_proxy {host} " in asked and f"rewrite * /{bucket}/files" in asked
@@ -147,12 +147,12 @@ def known_to_airflow() -> set[str]:
 
 
 def test_every_variable_exists_in_the_software_that_reads_it():
-    from serving.worker_gateway import app as door
+    from serving.worker_gateway import app as gateway
 
     airflow = known_to_airflow()
     ours = {f"CLIPFT_{name}".upper() for name in Settings.model_fields}
     ours |= {f"CLIPFT_SERVING_{name}".upper() for name in ServingSettings.model_fields}
-    read = "".join(p.read_text() for folder in (Path(door.__file__).parent, DEPLOY / "compose") for p in folder.glob("*.py"))
+    read = "".join(p.read_text() for folder in (Path(gateway.__file__).parent, DEPLOY / "compose") for p in folder.glob("*.py"))
     literal = "".join(p.read_text() for p in (PROJECT / "clipft_tasks").rglob("*.py"))
     foreign = ("POSTGRES_", "GF_", "AWS_", "MLFLOW_", "XDG_")
     for name in OURS | {"gateway"}:
@@ -201,6 +201,22 @@ def test_an_older_env_gets_the_secrets_that_have_come_since_and_keeps_its_own(tm
         secrets.write(path, "localhost", tls=False)
 
 
+def test_an_older_env_gets_the_names_of_today_and_keeps_their_values(tmp_path):
+    path = tmp_path / ".env"
+    today = secrets.content()
+    path.write_text(today.replace("CLIPFT_GATEWAY_", "CLIPFT_DOOR_"))
+    path.chmod(0o600)
+    said = secrets.write(path, "localhost", tls=False)
+    assert path.read_text() == today and path.stat().st_mode & 0o777 == 0o600
+    assert "CLIPFT_DOOR_SECRET to CLIPFT_GATEWAY_SECRET" in said and "Added" not in said
+    with pytest.raises(ClipftError, match="there already"):
+        secrets.write(path, "localhost", tls=False)
+
+
+def test_the_volume_of_the_worker_gateway_is_that_of_earlier_releases():
+    assert compose.read(ENV)["volumes"]["worker-gateway"] == {"name": "clipft_door"}
+
+
 def test_with_a_name_and_tls_everything_is_https():
     env = compose.dotenv(secrets.content("clipft.example.org", tls=True))
     addresses = [v for k, v in env.items() if k.endswith("_ADDRESS")]
@@ -229,7 +245,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
     asked = (tmp_path / "asked").read_text().splitlines()
     both = "compose --profile core --profile monitoring"
     status = [f"{both} ps", f"{both} exec airflow-scheduler clipft doctor"]
-    assert asked[:4] == [f"{both} up --build --detach", *status, f"{both} down"]
+    assert asked[:4] == [f"{both} up --build --detach --remove-orphans", *status, f"{both} down"]
     assert asked[4].startswith("compose --profile core --profile cuda up")
 
 

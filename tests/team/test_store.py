@@ -1,4 +1,4 @@
-"""Who gets what from the object store: the Compose file's command and identities, and the door's signature for the gateway."""
+"""Who gets what from the object store: the Compose file's command and identities, and the worker gateway's signature for the gateway."""
 
 import socket
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from deploy.compose import secrets
-from serving.worker_gateway.object_signing import Objects
+from serving.worker_gateway.object_signing import ObjectSigner
 from team import compose
 
 ENV = compose.dotenv(secrets.content())
@@ -90,19 +90,19 @@ def client(address: str, who: str):
     )  # fmt: skip
 
 
-def test_an_object_is_given_for_the_doors_signature_and_for_nothing_else(store):
-    door = Objects(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], ENV["CLIPFT_STORE_READER_SECRET"])
+def test_an_object_is_given_for_the_worker_gateways_signature_and_for_nothing_else(store):
+    signer = ObjectSigner(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], ENV["CLIPFT_STORE_READER_SECRET"])
     thing = f"{store}/data/{KEY}"
-    assert httpx.get(thing, headers=door.signed("GET", KEY)).content == b"PAR1"
-    assert httpx.head(thing, headers=door.signed("HEAD", KEY)).status_code == 200
-    assert httpx.get(thing, headers=door.signed("GET", KEY) | {"Range": "bytes=0-1"}).content == b"PA"
+    assert httpx.get(thing, headers=signer.sign("GET", KEY)).content == b"PAR1"
+    assert httpx.head(thing, headers=signer.sign("HEAD", KEY)).status_code == 200
+    assert httpx.get(thing, headers=signer.sign("GET", KEY) | {"Range": "bytes=0-1"}).content == b"PA"
     refused = {
         "nobody's": httpx.get(thing),
-        "another object's": httpx.get(thing, headers=door.signed("GET", KEY[::-1])),
-        "another method's": httpx.put(thing, headers=door.signed("GET", KEY), content=b"x"),
-        "a reader's that writes": httpx.put(thing, headers=door.signed("PUT", KEY)),
+        "another object's": httpx.get(thing, headers=signer.sign("GET", KEY[::-1])),
+        "another method's": httpx.put(thing, headers=signer.sign("GET", KEY), content=b"x"),
+        "a reader's that writes": httpx.put(thing, headers=signer.sign("PUT", KEY)),
         "with another secret": httpx.get(
-            thing, headers=Objects(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], "guessed").signed("GET", KEY)
+            thing, headers=ObjectSigner(f"{store}/data", ENV["CLIPFT_STORE_READER_KEY"], "guessed").sign("GET", KEY)
         ),
     }
     assert {how: answer.status_code for how, answer in refused.items()} == dict.fromkeys(refused, 403)

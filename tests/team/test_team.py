@@ -99,17 +99,17 @@ def test_mlflow_and_data_ask_who_is_there(team, people, port, path):
 
 
 @pytest.mark.parametrize(
-    "method, path", [("POST", "/edge_worker/v1/worker/laptop"), ("GET", "/api/v2/dags"), ("GET", "/door/v1/me")]
+    "method, path", [("POST", "/edge_worker/v1/worker/laptop"), ("GET", "/api/v2/dags"), ("GET", "/gateway/v1/me")]
 )
-def test_airflow_and_the_door_ask_too(team, method, path):
+def test_airflow_and_the_worker_gateway_ask_too(team, method, path):
     assert http.request(method, team.address(8080) + path, json={}).status_code == 401
 
 
 @pytest.mark.parametrize(
     "port, path",
     [
-        (8080, "/door/jwks"),
-        (8080, "/door/auth/mlflow"),
+        (8080, "/gateway/jwks"),
+        (8080, "/gateway/auth/mlflow"),
         (8800, "/metrics"),
         (8090, "/objects/"),
         (8090, "/datasets.git/config"),
@@ -122,7 +122,7 @@ def test_inner_pages_are_not_there_from_outside(team, people, port, path):
 def test_another_machine_reaches_the_gateway_and_nothing_behind_it(team):
     machine = team.join("laptop")
     ask = team.command(machine, "wget", "-qO", "-", "--tries=1", "--timeout=3")
-    inside = {name: team.one(name) for name in ("postgres", "store", "mlflow", "server", "door", "prometheus")}
+    inside = {name: team.one(name) for name in ("postgres", "store", "mlflow", "server", "worker-gateway", "prometheus")}
     gateway = team.one("gateway").addresses["outside"]
     assert subprocess.run([*ask, f"http://{gateway}:8800/healthz"], capture_output=True).returncode == 0
     for container in inside.values():
@@ -142,7 +142,7 @@ def test_of_the_store_its_neighbors_reach_what_asks_for_a_key_and_no_more(team):
 
 
 def test_files_outside_volumes_cannot_be_written_and_nobody_is_root(team):
-    for name in ("airflow-scheduler", "mlflow", "server", "door"):
+    for name in ("airflow-scheduler", "mlflow", "server", "worker-gateway"):
         container = team.one(name)
         assert team.execute(container, "id", "-u").stdout.strip() == "10001"
         assert "Read-only" in team.execute(container, "touch", "/opt/clipft/x").stderr

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from serving.inference.batching import Busy, Engine, encode
+from serving.inference.batching import Engine, encode
+from serving.inference.errors import QueueFullError
 from serving.inference.metrics import Metrics
 
 
@@ -37,7 +38,7 @@ class Model:
         return self._answer("texts", [float(t) for t in texts])
 
 
-class Live:
+class Loaded:
     def __init__(self, number: int, device: str = "cpu") -> None:
         self.clip, self.domain = Model(number, device), "general"
 
@@ -61,13 +62,13 @@ def made():
 
 
 def together(engine: Engine, *asked, cancel: tuple[int, ...] = ()) -> list:
-    """Have all jobs, (method, live, payload), wait in the queue before the first is looked at; answers or exceptions."""
+    """Have all jobs, (model, items), wait in the queue before the first is looked at; answers or exceptions."""
 
     async def go() -> list:
         started, release = threading.Event(), threading.Event()
         engine.call(lambda: (started.set(), release.wait(10)))
         await asyncio.to_thread(started.wait, 10)
-        tasks = [asyncio.create_task(getattr(engine, method)(live, payload)) for method, live, payload in asked]
+        tasks = [asyncio.create_task(engine.encode(model, items)) for model, items in asked]
         await asyncio.sleep(0.02)
         for number in cancel:
             tasks[number].cancel()
@@ -79,101 +80,97 @@ def together(engine: Engine, *asked, cancel: tuple[int, ...] = ()) -> list:
 
 
 def test_jobs_of_one_model_and_kind_share_a_forward_pass(made):
-    live = Live(1)
-    answers = together(made(), ("images", live, images(10)), ("images", live, images(11, 12)), ("images", live, images(13)))
+    live = Loaded(1)
+    answers = together(made(), (live, images(10)), (live, images(11, 12)), (live, images(13)))
     assert live.clip.passes == [("images", 4)]
     assert [a[:, 1].tolist() for a in answers] == [[10], [11, 12], [13]]
 
 
 def test_a_job_that_comes_within_the_wait_joins(made):
-    live, engine = Live(1), made(max_wait=2.0, max_batch=2)
+    live, engine = Loaded(1), made(max_wait=2.0, max_batch=2)
 
     async def go():
-        first = asyncio.create_task(engine.texts(live, ["1"]))
+        first = asyncio.create_task(engine.encode(live, ["1"]))
         await asyncio.sleep(0.1)
-        return await asyncio.gather(first, engine.texts(live, ["2"]))
+        return await asyncio.gather(first, engine.encode(live, ["2"]))
 
     asyncio.run(go())
     assert live.clip.passes == [("texts", 2)]
 
 
 def test_a_lone_job_waits_no_longer_than_the_wait(made):
-    live, engine = Live(1), made(max_wait=0.1)
+    live, engine = Loaded(1), made(max_wait=0.1)
     began = time.monotonic()
-    asyncio.run(engine.texts(live, ["1"]))
+    asyncio.run(engine.encode(live, ["1"]))
     assert 0.08 < time.monotonic() - began < 2
 
 
 def test_two_models_never_share_a_forward_pass(made):
-    one, two = Live(1), Live(2)
-    answers = together(made(), *(("images", live, images(n)) for n, live in enumerate([one, two, one, one, two, two])))
+    one, two = Loaded(1), Loaded(2)
+    answers = together(made(), *((live, images(n)) for n, live in enumerate([one, two, one, one, two, two])))
     assert [a.tolist() for a in answers] == [[[1, 0]], [[2, 1]], [[1, 2]], [[1, 3]], [[2, 4]], [[2, 5]]]
     assert one.clip.passes == [("images", 1), ("images", 2)] and two.clip.passes == [("images", 1), ("images", 2)]
 
 
 def test_images_and_texts_never_share_a_forward_pass(made):
-    live = Live(1)
-    answers = together(made(), ("images", live, images(1)), ("texts", live, ["2"]), ("images", live, images(3)))
+    live = Loaded(1)
+    answers = together(made(), (live, images(1)), (live, ["2"]), (live, images(3)))
     assert live.clip.passes == [("images", 1), ("texts", 1), ("images", 1)]
     assert [a[0, 1] for a in answers] == [1, 2, 3]
 
 
 def test_no_forward_pass_is_larger_than_max_batch(made):
-    live = Live(1)
+    live = Loaded(1)
     jobs = [["1", "2", "3"], ["4", "5", "6"], ["7", "8"], [str(n) for n in range(20)], ["9"]]
-    answers = together(made(max_batch=8), *(("texts", live, j) for j in jobs))
+    answers = together(made(max_batch=8), *((live, j) for j in jobs))
     assert [a[:, 1].tolist() for a in answers] == [[float(t) for t in j] for j in jobs]
     assert live.clip.passes == [("texts", 8), ("texts", 8), ("texts", 8), ("texts", 4), ("texts", 1)]
 
 
 def test_a_cancelled_job_costs_no_forward_pass(made):
-    live = Live(1)
-    answers = together(made(), ("texts", live, ["1"]), ("texts", live, ["2"]), ("images", live, images(3)), cancel=(0, 2))
+    live = Loaded(1)
+    answers = together(made(), (live, ["1"]), (live, ["2"]), (live, images(3)), cancel=(0, 2))
     assert isinstance(answers[0], asyncio.CancelledError) and isinstance(answers[2], asyncio.CancelledError)
     assert answers[1].tolist() == [[1, 2]]
     assert live.clip.passes == [("texts", 1)]
 
 
 def test_a_job_that_fails_leaves_the_thread_alive_and_the_next_answered(made):
-    live, engine = Live(1), made()
+    live, engine = Loaded(1), made()
     with pytest.raises(RuntimeError, match="the model broke"):
-        asyncio.run(engine.texts(live, ["break"]))
+        asyncio.run(engine.encode(live, ["break"]))
     with pytest.raises(ZeroDivisionError):
         engine.call(lambda: 1 / 0).result(5)
     assert engine.alive
-    assert asyncio.run(engine.texts(live, ["7"])).tolist() == [[1, 7]]
+    assert asyncio.run(engine.encode(live, ["7"])).tolist() == [[1, 7]]
 
 
 def test_a_failed_forward_pass_is_told_to_each_of_its_jobs_and_to_no_other(made):
-    live, other = Live(1), Live(2)
-    answers = together(
-        made(), ("texts", live, ["1"]), ("texts", live, ["break"]), ("texts", other, ["2"]), ("images", live, images(3))
-    )
+    live, other = Loaded(1), Loaded(2)
+    answers = together(made(), (live, ["1"]), (live, ["break"]), (other, ["2"]), (live, images(3)))
     assert isinstance(answers[1], RuntimeError)
     assert answers[2].tolist() == [[2, 2]] and answers[3].tolist() == [[1, 3]]
 
 
 def test_a_full_queue_is_busy_and_what_waits_is_answered(made):
-    live, engine = Live(1), made(max_queue=2)
-    answers = together(engine, *(("texts", live, [str(n)]) for n in range(4)))
-    assert [isinstance(a, Busy) for a in answers] == [False, False, True, True]
+    live, engine = Loaded(1), made(max_queue=2)
+    answers = together(engine, *((live, [str(n)]) for n in range(4)))
+    assert [isinstance(a, QueueFullError) for a in answers] == [False, False, True, True]
     assert [a[0, 1] for a in answers[:2]] == [0, 1]
-    assert asyncio.run(engine.texts(live, ["9"])).tolist() == [[1, 9]]
+    assert asyncio.run(engine.encode(live, ["9"])).tolist() == [[1, 9]]
 
 
 def test_one_thread_runs_every_model_and_every_call(made):
-    one, two, engine = Live(1), Live(2), made()
-    together(
-        engine, *(("texts", live, ["1"]) for live in (one, two, one)), *(("images", live, images(1)) for live in (two, one))
-    )
+    one, two, engine = Loaded(1), Loaded(2), made()
+    together(engine, *((live, ["1"]) for live in (one, two, one)), *((live, images(1)) for live in (two, one)))
     called = {engine.call(threading.get_ident).result(5) for _ in range(3)}
     assert one.clip.threads == two.clip.threads == called and len(called) == 1
     assert threading.get_ident() not in called
 
 
 def test_a_finished_job_lets_go_of_its_model(made):
-    engine, live = made(), Live(1)
-    asyncio.run(engine.texts(live, ["1"]))
+    engine, live = made(), Loaded(1)
+    asyncio.run(engine.encode(live, ["1"]))
     gone = weakref.ref(live)
     del live
     for _ in range(20):
@@ -195,7 +192,7 @@ def test_a_closed_engine_refuses_jobs_and_fails_those_that_wait():
     try:
         late = engine.call(lambda: "answered")
     except Exception:
-        late = None  # refused at the door: good
+        late = None  # refused at once: good
     release.set()
     closing.join(10)
     assert not engine.alive
@@ -205,15 +202,15 @@ def test_a_closed_engine_refuses_jobs_and_fails_those_that_wait():
 
 @pytest.mark.parametrize(("count", "seen"), [(1, 1), (3, 4), (5, 8), (32, 32), (33, 64), (130, 130)])
 def test_batches_on_an_accelerator_come_in_few_sizes_and_the_padding_is_cut_off(count, seen):
-    live = Live(1, device="mps")
-    assert encode(live, "images", images(*range(count)))[:, 1].tolist() == list(range(count))
-    assert encode(live, "texts", [str(n) for n in range(count)])[:, 1].tolist() == list(range(count))
+    live = Loaded(1, device="mps")
+    assert encode(live, images(*range(count)))[:, 1].tolist() == list(range(count))
+    assert encode(live, [str(n) for n in range(count)])[:, 1].tolist() == list(range(count))
     assert live.clip.passes == [("images", seen), ("texts", seen)]
 
 
 def test_the_batch_metrics_say_what_was_run(made):
-    live, engine = Live(1), made()
-    together(engine, ("texts", live, ["1", "2"]), ("texts", live, ["3"]), ("images", live, images(1)))
+    live, engine = Loaded(1), made()
+    together(engine, (live, ["1", "2"]), (live, ["3"]), (live, images(1)))
     value = engine.metrics.registry.get_sample_value
     assert value("clipft_items_total", {"domain": "general", "kind": "texts"}) == 3
     assert value("clipft_batch_items_count", {"kind": "texts"}) == 1 and value("clipft_batch_items_sum", {"kind": "texts"}) == 3

@@ -50,3 +50,25 @@ def test_what_a_page_names_is_there(page):
     for module in re.findall(r"python -m ((?:bench|clipft_tasks|deploy|examples|serving)\.[\w.]*\w)", text):
         place = PROJECT / module.replace(".", "/")
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{page.name} names {module}"
+
+
+def tree() -> set[str]:
+    """The paths that the tree of docs/architecture.md names."""
+    text = re.search(r"## The tree\n\n```\n(.*?)```", (PROJECT / "docs" / "architecture.md").read_text(), flags=re.S)[1]
+    found, folders = set(), []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = [(depth, name) for depth, name in folders if depth < indent]
+        for name in re.match(r"\s*((?:[\w.\-/]+(?:, )?)+)", line)[1].split(", "):
+            path = "/".join([folder for _, folder in folders] + [name.strip("/")])
+            found.add(path)
+        if name.endswith("/"):
+            folders.append((indent, name.strip("/")))
+    return found
+
+
+def test_the_tree_names_what_is_there_and_every_package():
+    named = tree()
+    assert {path for path in named if not (PROJECT / path).exists()} == set()
+    packages = {p.parent for top in ("clipft_tasks", "serving", "deploy") for p in (PROJECT / top).rglob("*/__init__.py")}
+    assert {str(p.relative_to(PROJECT)) for p in packages} <= named

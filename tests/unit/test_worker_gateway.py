@@ -1,4 +1,4 @@
-"""The door: one-time codes, secrets that can be revoked, and what each worker may ask of whom."""
+"""The worker gateway: one-time codes, secrets that can be revoked, and what each worker may ask of whom."""
 
 import asyncio
 import time
@@ -8,13 +8,13 @@ import pytest
 from fixtures.gateway import MASTER, control_plane
 
 from serving.worker_gateway.app import create_app
-from serving.worker_gateway.settings import DoorSettings
-from serving.worker_gateway.store import Book
+from serving.worker_gateway.settings import GatewaySettings
+from serving.worker_gateway.store import WorkerStore
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
-    with control_plane(tmp_path_factory.mktemp("door")) as plane:
+    with control_plane(tmp_path_factory.mktemp("gateway")) as plane:
         yield plane
 
 
@@ -32,24 +32,37 @@ def edge(plane, call: str, authorization: str):
 def test_a_code_is_looked_at_often_and_used_once(plane):
     code = plane.invite("desk-1")
     for _ in range(2):
-        seen = plane.door.post("/v1/look", json={"code": code})
+        seen = plane.gateway.post("/v1/look", json={"code": code})
         assert seen.status_code == 200 and seen.json()["name"] == "desk-1" and "secret" not in seen.json()
-    assert plane.door.post("/v1/join", json={"code": code}).json()["secret"]
-    again = plane.door.post("/v1/join", json={"code": code})
+    assert plane.gateway.post("/v1/join", json={"code": code}).json()["secret"]
+    again = plane.gateway.post("/v1/join", json={"code": code})
     assert again.status_code == 403 and "clipft worker invite" in again.json()["detail"]
 
 
 def test_a_code_ends_and_a_newer_one_replaces_it(tmp_path):
-    book = Book(tmp_path / "door.db")
-    assert book.join(book.invite("late", hours=-1), "") is None
-    first, second = book.invite("desk"), book.invite("desk")
-    assert book.join(first, "") is None
-    assert book.join(second, "cpu").name == "desk"
-    assert second not in (tmp_path / "door.db").read_bytes().decode(errors="replace")  # only its hash was kept
+    store = WorkerStore(tmp_path)
+    assert store.join(store.invite("late", hours=-1), "") is None
+    first, second = store.invite("desk"), store.invite("desk")
+    assert store.join(first, "") is None
+    assert store.join(second, "cpu").name == "desk"
+    assert second not in (tmp_path / "workers.db").read_bytes().decode(errors="replace")  # only its hash was kept
+
+
+@pytest.mark.parametrize("old", ["worker-gateway/door.db", "door/door.db"])
+def test_the_table_of_an_earlier_release_is_taken_over_with_what_is_not_yet_written_back(tmp_path, old):
+    before = tmp_path / old
+    WorkerStore(before.parent).invite("desk")
+    for part in before.parent.glob("workers.db*"):  # with its log of writes
+        part.rename(before.with_name(part.name.replace("workers.db", "door.db")))
+    assert {p.name for p in before.parent.iterdir()} == {"door.db", "door.db-wal", "door.db-shm"}
+    store = WorkerStore(tmp_path / "worker-gateway")
+    assert store.invitations().keys() == {"desk"} and not before.exists()
+    store.invite("other")
+    assert WorkerStore(tmp_path / "worker-gateway").invitations().keys() == {"desk", "other"}
 
 
 def test_only_the_operator_invites_and_names_are_plain(plane):
-    assert plane.door.post("/admin/invitations", json={"name": "x"}).status_code == 403
+    assert plane.gateway.post("/admin/invitations", json={"name": "x"}).status_code == 403
     for name in ("", "Desk", "a/b", "-a", "a" * 41, "ü"):
         assert plane.operator.post("/admin/invitations", json={"name": name}).status_code == 422
 
@@ -58,11 +71,11 @@ def test_secrets_are_derived_so_a_restart_keeps_them_and_another_master_does_not
     with control_plane(tmp_path) as plane:
         who = plane.join("desk")
     with control_plane(tmp_path) as plane:
-        assert plane.door.get("/v1/me", auth=who).status_code == 200
-    with control_plane(tmp_path, door_secret=MASTER[::-1]) as plane:
-        assert plane.door.get("/v1/me", auth=who).status_code == 401
+        assert plane.gateway.get("/v1/me", auth=who).status_code == 200
+    with control_plane(tmp_path, gateway_secret=MASTER[::-1]) as plane:
+        assert plane.gateway.get("/v1/me", auth=who).status_code == 401
     with pytest.raises(ValueError, match="openssl rand"):
-        create_app(DoorSettings(door_home=tmp_path, door_secret="short", door_token="t"))
+        create_app(GatewaySettings(gateway_home=tmp_path, gateway_secret="short", gateway_token="t"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +105,7 @@ def test_a_revoked_worker_is_out_everywhere_at_once_and_back_with_another_secret
         "mlflow": lambda w: plane.asked("mlflow", "GET", "/api/2.0/mlflow/runs/get?run_id=1", auth=w),
         "data": lambda w: plane.asked("data", "GET", "/datasets.git/HEAD", auth=w),
         "edge": lambda w: edge(plane, "jobs/fetch/desk-2", token(w[1], w[0], "jobs/fetch/desk-2")),
-        "itself": lambda w: plane.door.get("/v1/me", auth=w),
+        "itself": lambda w: plane.gateway.get("/v1/me", auth=w),
     }
     assert {name: way(who).status_code for name, way in ways.items()} == dict.fromkeys(ways, 200)
     assert plane.operator.delete("/admin/workers/desk-2").status_code == 200
@@ -105,16 +118,16 @@ def test_a_revoked_worker_is_out_everywhere_at_once_and_back_with_another_secret
     assert all(way(who).status_code in (401, 403) for way in ways.values())
 
 
-def test_airflow_accepts_what_the_door_signs_and_nothing_that_a_worker_signs(plane):
+def test_airflow_accepts_what_the_gateway_signs_and_nothing_that_a_worker_signs(plane):
     from airflow.api_fastapi.auth.tokens import JWKS, JWTValidator
 
     _, secret = plane.join("desk-3")
     sent = token(secret, "desk-3", "worker/desk-3")
     passed = edge(plane, "worker/desk-3", sent)
-    jwks = JWKS(url=f"{plane.url}/door/jwks")
+    jwks = JWKS(url=f"{plane.url}/gateway/jwks")
     validator = JWTValidator(
         jwks=jwks,
-        issuer="clipft-door",
+        issuer="clipft-worker-gateway",
         audience="api",
         algorithm=["EdDSA"],
         leeway=30,
@@ -224,7 +237,7 @@ def test_trials_of_several_workers_share_one_study_over_http(tmp_path):
     from clipft_tasks.tuning.remote_storage import HttpStorage
 
     with control_plane(tmp_path, tuning_url=f"sqlite:///{tmp_path}/studies.db") as plane:
-        where = f"{plane.url}/door/v1/studies"
+        where = f"{plane.url}/gateway/v1/studies"
         here, there = (HttpStorage(where, *plane.join(name)) for name in ("desk-a", "desk-b"))
         study = optuna.create_study(storage=here, study_name="s", direction="maximize")
         study.enqueue_trial({"x": 0.5})

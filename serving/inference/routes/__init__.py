@@ -1,1 +1,9 @@
-"""Routes, one file a concern."""
+"""The routes of the server, by what they are about. Each asks for the server's parts by `ServerDep`.
+
+A route that waits for something else than the inference thread is a plain function, which FastAPI runs in its thread pool; inference
+and health are coroutines, so that neither waits for such a thread.
+"""
+
+from . import captures, drift, feedback, health, inference, models, trials
+
+ROUTERS = tuple(module.router for module in (inference, models, trials, feedback, drift, captures, health))

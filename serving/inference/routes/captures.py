@@ -1,0 +1,60 @@
+"""Images of the traffic that are kept for labeling."""
+
+from fastapi import APIRouter, HTTPException, Response
+
+from clipft_tasks.contracts.drift import Capture
+from clipft_tasks.contracts.serving import CaptureLabel, CaptureShare
+
+from ..schemas import CaptureLabelRequest, CaptureShareRequest
+from ..security import TOKEN_REQUIRED
+from ..server import RelayDep, ServerDep
+
+router = APIRouter(dependencies=TOKEN_REQUIRED)
+
+
+@router.get("/v1/captures/{domain}")
+def captures(domain: str, server: ServerDep, relay: RelayDep) -> list[Capture]:
+    """What is kept of a domain's traffic, oldest first."""
+    server.captures.flush()
+    others = relay.fetch_all(list[Capture])
+    try:
+        own = server.captures.all(domain)
+    except KeyError:
+        raise HTTPException(404, f"{domain!r} is no domain.") from None
+    kept = {c.id: c for c in [c for other in others for c in other] + own}  # the same twice where replicas share a folder
+    return sorted(kept.values(), key=lambda c: (c.time, c.id))
+
+
+@router.put("/v1/captures/{domain}")
+def set_share(domain: str, body: CaptureShareRequest, server: ServerDep, relay: RelayDep) -> CaptureShare:
+    """Turn keeping on or off until the server restarts. CLIPFT_SERVING_CAPTURE and the domain's profile do so for good."""
+    before = server.captures.set_share(domain, body.share)
+    relay.collect(CaptureShare, body)
+    return CaptureShare(domain=domain, share=body.share, before=before)
+
+
+@router.get("/v1/captures/{domain}/{name}", response_class=Response)
+def captured_image(domain: str, name: str, server: ServerDep, relay: RelayDep) -> Response:
+    """A captured image, as it was sent."""
+    try:
+        content = server.captures.image_bytes(domain, name)
+    except KeyError:
+        found = relay.fetch_first_bytes()
+        if found is None:
+            raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
+        content = found
+    return Response(content, media_type="application/octet-stream")
+
+
+@router.put("/v1/captures/{domain}/{name}")
+def label(domain: str, name: str, body: CaptureLabelRequest, server: ServerDep, relay: RelayDep) -> CaptureLabel:
+    """Say what a captured image shows."""
+    try:
+        server.captures.label(domain, name, body.label)
+    except KeyError:
+        if found := relay.fetch_first(CaptureLabel, body):
+            return found
+        raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
+    except OSError as error:
+        raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
+    return CaptureLabel(id=name, label=body.label)

@@ -1,0 +1,42 @@
+"""Whether the server is alive and ready, its metrics, and the page to try it on."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from clipft_tasks.contracts.serving import Liveness, Readiness
+
+from ..server import ServerDep
+
+PLAYGROUND = Path(__file__).parents[1] / "playground.html"
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz(server: ServerDep) -> Liveness:
+    """Is the process alive, and its inference thread with it?"""
+    if not server.engine.alive:
+        raise HTTPException(500, "The inference thread has ended; restart the server.")
+    return Liveness(status="alive")
+
+
+@router.get("/readyz")
+async def readyz(server: ServerDep, response: Response) -> Readiness:
+    """Can it answer? Not before a model is live."""
+    live = server.store.versions
+    if not live:
+        response.status_code = 503
+    return Readiness(ready=bool(live), live=live, device=str(server.engine.device), problem=server.store.problem)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(server: ServerDep) -> Response:
+    """Metrics for Prometheus."""
+    return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def playground() -> str:
+    return PLAYGROUND.read_text("utf-8")

@@ -1,0 +1,106 @@
+"""Embeddings, similarity and classes of what is sent along."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from clipft_tasks.contracts.serving import Embeddings, Prediction, Predictions, Similarities
+
+from ..loaded_model import LoadedModel
+from ..middleware import count_for
+from ..request_parsing import documented, parse
+from ..schemas import Classify, EmbedImages, EmbedTexts, InferenceBody, Similarity
+from ..security import is_internal
+from ..server import ServerDep
+
+B = TypeVar("B", bound=InferenceBody)
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class InferenceRequest(Generic[B]):
+    """A request for inference.
+
+    Attributes:
+        model: the live version that it is for; the answer's headers name it.
+        is_traffic: whether it is to be watched and sampled, or is the pipeline's own.
+    """
+
+    body: B
+    model: LoadedModel
+    request_id: str
+    is_traffic: bool
+
+
+def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest[B]]]:
+    """The dependency that reads a body and finds the model that answers."""
+
+    async def read(request: Request, response: Response, server: ServerDep) -> InferenceRequest[B]:
+        try:
+            found = await parse(request, body)
+        except RequestValidationError:
+            server.metrics.refused.labels("malformed").inc()
+            raise
+        model = server.inference.find_model(found.domain)
+        count_for(request, model.domain)
+        response.headers.update(model.headers)
+        return InferenceRequest(found, model, request.state.id, is_traffic=not is_internal(request))
+
+    return read
+
+
+@router.post("/v1/embed/images", openapi_extra=documented(EmbedImages))
+async def embed_images(
+    request: Annotated[InferenceRequest[EmbedImages], Depends(inference_request(EmbedImages))], server: ServerDep
+) -> Embeddings:
+    """Embeddings of images, unit vectors where the model's similarity is the cosine."""
+    images = [image.content for image in request.body.images]
+    out = await server.inference.embed_images(request.model, images, request.is_traffic, request.body.dimensions)
+    return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
+
+
+@router.post("/v1/embed/texts", openapi_extra=documented(EmbedTexts))
+async def embed_texts(
+    request: Annotated[InferenceRequest[EmbedTexts], Depends(inference_request(EmbedTexts))], server: ServerDep
+) -> Embeddings:
+    """Embeddings of texts, unit vectors where the model's similarity is the cosine."""
+    body = request.body
+    out = await server.inference.embed_texts(request.model, body.texts, request.is_traffic, body.dimensions)
+    return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
+
+
+@router.post("/v1/similarity", openapi_extra=documented(Similarity))
+async def similarity(
+    request: Annotated[InferenceRequest[Similarity], Depends(inference_request(Similarity))], server: ServerDep
+) -> Similarities:
+    """How similar every image is to every text, by the model's own similarity."""
+    body = request.body
+    images = [image.content for image in body.images]
+    scores = await server.inference.similarity(request.model, images, body.texts, request.is_traffic, body.paired)
+    return Similarities(similarity=scores.tolist())
+
+
+@router.post("/v1/classify", openapi_extra=documented(Classify))
+async def classify(
+    request: Annotated[InferenceRequest[Classify], Depends(inference_request(Classify))],
+    server: ServerDep,
+    response: Response,
+) -> Predictions:
+    """Zero-shot classes of images, over the domain's prompt templates."""
+    images = [image.content for image in request.body.images]
+    ranking = await server.inference.classify(
+        request.model, images, request.request_id, request.is_traffic, request.body.classes
+    )
+    response.headers.update(ranking.model.headers)  # of the canary, where it answered
+    rows = zip(ranking.labels, ranking.probabilities, ranking.scores.tolist(), strict=True)
+    return Predictions(
+        predictions=[
+            Prediction(
+                label=label, probability=float(probabilities.max()), scores=dict(zip(ranking.classes, scores, strict=True))
+            )
+            for label, probabilities, scores in rows
+        ]
+    )

@@ -1,0 +1,32 @@
+"""What is live, here and on the other replicas, and making another version live."""
+
+from fastapi import APIRouter, Request
+
+from clipft_tasks.contracts.serving import LoadResult, ModelInfo, ReplicaState
+
+from ..middleware import count_for
+from ..rollout import load_on_all, replica_states
+from ..schemas import LoadRequest
+from ..security import TOKEN_REQUIRED
+from ..server import RelayDep, ServerDep
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+def models(server: ServerDep) -> list[ModelInfo]:
+    """The live version of each domain and where it comes from."""
+    return server.store.describe()
+
+
+@router.put("/v1/models/{domain}", dependencies=TOKEN_REQUIRED)
+def load(domain: str, body: LoadRequest, request: Request, server: ServerDep, relay: RelayDep) -> LoadResult:
+    """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
+    count_for(request, domain)
+    return load_on_all(server.store, relay, domain, body.version)
+
+
+@router.get("/v1/replicas", dependencies=TOKEN_REQUIRED)
+def replicas(server: ServerDep, relay: RelayDep) -> list[ReplicaState]:
+    """What is live where: this replica, then the others."""
+    return replica_states(server.store, relay)

@@ -1,0 +1,130 @@
+"""Who is asking: a worker by its secret or by a token that it signed, a person by the team's password, the operator."""
+
+import base64
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import jwt
+from fastapi import Depends, Header, HTTPException, Request
+
+from clipft_tasks.core.settings import read_renamed
+
+from . import policy
+from .object_signing import ObjectSigner
+from .settings import GatewaySettings
+from .store import NAME, Worker, WorkerStore
+from .tokens import AUDIENCE, LEEWAY, TokenIssuer
+
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="clipft", charset="UTF-8"'}
+AGAIN = "Have an operator run `clipft worker invite {name}` on the control plane, then join again with the new code."
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts of one worker gateway. Its methods raise HTTPException with what is wrong and the way out."""
+
+    settings: GatewaySettings
+    tokens: TokenIssuer
+    store: WorkerStore
+    signer: ObjectSigner
+
+    @classmethod
+    def of(cls, settings: GatewaySettings | None = None) -> "Gateway":
+        """With the given settings, or those of the environment. Raises ValueError when a secret is too short."""
+        read_renamed()
+        settings = settings or GatewaySettings()
+        signer = ObjectSigner(settings.store_bucket, settings.store_reader_key, settings.store_reader_secret.get_secret_value())
+        tokens = TokenIssuer(settings.gateway_secret.get_secret_value())
+        return cls(settings, tokens, WorkerStore(settings.gateway_home), signer)
+
+    def known_worker(self, name: str) -> Worker:
+        """The worker of a name, unless nobody has it, or no longer."""
+        worker = self.store.worker(name) if NAME.fullmatch(name) else None
+        if worker is None:
+            raise HTTPException(401, f"No worker {name!r} has joined. {AGAIN.format(name='NAME')}", CHALLENGE)
+        if worker.revoked:
+            raise HTTPException(403, f"Worker {name} was revoked. {AGAIN.format(name=name)}")
+        self.store.record_seen(name)
+        return worker
+
+    def worker_by_secret(self, name: str, secret: str) -> Worker:
+        """The worker that shows its secret."""
+        worker = self.known_worker(name)
+        if not hmac.compare_digest(secret.encode(), self.tokens.worker_secret(worker.name, worker.nonce).encode()):
+            why = f"The secret of worker {name} is wrong; it joined again since, or was copied badly."
+            raise HTTPException(401, f"{why} {AGAIN.format(name=name)}", CHALLENGE)
+        return worker
+
+    def worker_by_token(self, token: str, call: str) -> Worker:
+        """The worker that signed an edge API token for this call."""
+        try:
+            name = str(jwt.get_unverified_header(token).get("kid", ""))
+        except jwt.InvalidTokenError:
+            why = "This call needs a worker's token. Start the worker with `clipft worker run`."
+            raise HTTPException(401, why) from None
+        worker = self.known_worker(name)
+        secret = self.tokens.worker_secret(worker.name, worker.nonce)
+        try:
+            claims = jwt.decode(
+                token, secret, algorithms=["HS512"], audience=AUDIENCE, leeway=LEEWAY,
+                options={"require": ["iat", "exp", "nbf"]},
+            )  # fmt: skip
+        except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError):
+            claims = jwt.decode(token, options={"verify_signature": False})
+            late = time.time() - float(claims["iat"])
+            raise HTTPException(
+                403, f"The clock of worker {name} is {abs(late):.0f} s {'behind' if late > 0 else 'ahead'}; {LEEWAY} are allowed. "
+                "Set it by the network: `sudo sntp -sS time.apple.com` (macOS), `sudo timedatectl set-ntp true` (Linux).",
+            ) from None  # fmt: skip
+        except jwt.InvalidTokenError:
+            raise HTTPException(403, f"The secret of worker {name} is wrong. {AGAIN.format(name=name)}") from None
+        if policy.normalized_path(str(claims.get("method", ""))) != call:
+            raise HTTPException(403, f"This token is for {claims.get('method')!r}, not for {call!r}.")
+        return worker
+
+    def is_person(self, user: str, password: str) -> bool:
+        """Whether these are the team's user and password."""
+        wanted = self.settings.team_password.get_secret_value() if self.settings.team_password else ""
+        same = hmac.compare_digest(password.encode(), wanted.encode()) & (user == self.settings.team_user)
+        return bool(wanted and same)
+
+
+def credentials(authorization: str) -> tuple[str, str]:
+    """User and password of a Basic header. Raises HTTPException when there is none."""
+    kind, _, value = authorization.partition(" ")
+    try:
+        if kind.lower() != "basic":
+            raise ValueError
+        user, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise HTTPException(401, "Say who you are: a name and a password.", CHALLENGE)
+    return user, password
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that got a request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+Authorization = Annotated[str, Header()]
+
+
+def calling_worker(gateway: GatewayDep, authorization: Authorization = "") -> Worker:
+    """The worker that shows its name and secret."""
+    return gateway.worker_by_secret(*credentials(authorization))
+
+
+def require_operator(gateway: GatewayDep, authorization: Authorization = "") -> None:
+    """Only who shows the operator's token."""
+    token = authorization.removeprefix("Bearer ")
+    if not hmac.compare_digest(token.encode(), gateway.settings.gateway_token.get_secret_value().encode()):
+        raise HTTPException(403, "That is not CLIPFT_GATEWAY_TOKEN. It stands in the control plane's .env.")
+
+
+WorkerDep = Annotated[Worker, Depends(calling_worker)]

@@ -1,0 +1,83 @@
+"""Each extra installs alone, from the wheel that a user gets, and what it is for imports with nothing else there.
+
+Packages come from the package index: run on demand (`make extras`) and in CI.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.extras, pytest.mark.timeout(900)]
+
+LIGHT = """
+from click.testing import CliRunner
+from clipft_tasks.cli import main
+from clipft_tasks.spec import RunSpec
+RunSpec.from_flat({"domain": "medical"})
+for command in (["--help"], ["--version"], ["finetune", "--help"]):
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+"""
+PROGRAMS = {
+    "": LIGHT,
+    "model": "import clipft_tasks.model.build, clipft_tasks.model.package, clipft_tasks.objectives, clipft_tasks.devices.memory",
+    "tracking": "from clipft_tasks import tracking; tracking.client().search_registered_models()",
+    "data": "import clipft_tasks.data.versioning, clipft_tasks.data.expectations, clipft_tasks.data.report",
+    "mlflow": "import boto3, mlflow.server",
+    "serving": "from serving.inference.app import create_app; create_app()",
+    "train": "import clipft_tasks.stages.finetune, clipft_tasks.stages.evaluate, clipft_tasks.stages.tune, clipft_tasks.train.loop",
+    "airflow": "import airflow.sdk, airflow.providers.edge3",
+    "stack": "import honcho",
+}
+
+
+def uv() -> str:
+    return (
+        str(Path(sys.executable).with_name("uv"))
+        if Path(sys.executable).with_name("uv").exists()
+        else shutil.which("uv") or "uv"
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy so that no build folder stays in the checkout."""
+    source = tmp_path_factory.mktemp("source") / "clipft"
+    files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in files:
+        if name.startswith(("clipft_tasks/", "serving/", "pyproject.toml", "README.md", "LICENSE", "NOTICE")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, source / name)
+    subprocess.run([uv(), "build", "--quiet", "--wheel", "--out-dir", str(source / "dist"), str(source)], check=True)
+    [made] = (source / "dist").glob("*.whl")
+    return made
+
+
+@pytest.mark.parametrize("extra", PROGRAMS, ids=lambda e: e or "none")
+def test_an_extra_installs_alone_and_what_it_is_for_imports(wheel: Path, extra: str, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv")], check=True)
+    what = f"clipft[{extra}] @ {wheel.as_uri()}" if extra else f"clipft @ {wheel.as_uri()}"
+    install = [
+        uv(),
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(python),
+        "--constraint",
+        str(PROJECT / "requirements.lock"),
+        what,
+    ]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CLIPFT_", "AIRFLOW", "PYTHONPATH"))}
+    env = kept | {"CLIPFT_HOME": str(tmp_path / "home"), "AIRFLOW_HOME": str(tmp_path / "airflow")}
+    done = subprocess.run([str(python), "-c", PROGRAMS[extra]], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
