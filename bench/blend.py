@@ -61,7 +61,7 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
     for i in range(spec.blend.points + 1):
         alpha = i / spec.blend.points
         clip.load_state(interpolation.between(first, last, alpha))
-        judged = validation.judge(clip, bench.dataset, bench.domain, bench.side, 64, metric=spec.gate.metric)
+        judged = validation.judge(clip, bench.dataset, bench.side, 64, metric=spec.gate.metric)
         choosing, reporting = known(clip, bench.side)
         points.append(paths.Point(alpha, judged.score, choosing))
         reported[alpha] = reporting
@@ -69,7 +69,7 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
 
     def on_test(alpha: float) -> float:
         clip.load_state(interpolation.between(first, last, alpha))
-        found = zero_shot.score(clip, bench.dataset, bench.domain, "test", bench.side, 64)
+        found = zero_shot.score(clip, bench.dataset, "test", bench.side, 64)
         return float(found.sums(spec.gate.metric).value)
 
     score = {alpha: on_test(alpha) for alpha in {0.0, taken.value, 1.0}}

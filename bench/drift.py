@@ -85,7 +85,7 @@ class Watched:
         folder = settings().folder("bench", domain_name)
         launch.train(launch.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
         with torch.inference_mode():
-            of_classes = clip.class_embeddings(dataset.classes, domain.prompts).numpy()
+            of_classes = clip.class_embeddings(dataset.classes).numpy()
 
         def rows(images: list[Image.Image]) -> Rows:
             squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in images]))
@@ -97,16 +97,13 @@ class Watched:
 
     def plain(self) -> list[Image.Image]:
         """The images of the test split, which no training saw."""
-        from clipft_tasks.data.images import open_image
-
-        return [open_image(self.dataset.image_bytes(r)).rgb for r in self.dataset.split("test").itertuples()]
+        return [self.clip.open_image(self.dataset.image_bytes(r)).rgb for r in self.dataset.split("test").itertuples()]
 
 
 def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
     """elpv: the reference, image rows by kind of traffic, and text embeddings by kind."""
     from sklearn.datasets import load_sample_images
 
-    from clipft_tasks.data.images import open_image
     from clipft_tasks.data.readers import open_source
 
     watched = Watched.trained("industrial", "elpv:mono", EPOCHS)
@@ -114,7 +111,7 @@ def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
     found = {"undrifted": rows(plain)} | {name: rows([change(p) for p in plain]) for name, change in SHIFTS.items()}
     poly = list(open_source("elpv:poly", watched.spec.data).rows())
     random.Random(0).shuffle(poly)
-    found["polycrystalline cells"] = rows([open_image(r.image_bytes()).rgb for r in poly[:252]])
+    found["polycrystalline cells"] = rows([watched.clip.open_image(r.image_bytes()).rgb for r in poly[:252]])
     defective = [p for p, label in zip(plain, test["label"], strict=True) if label.startswith("defective")]
     found["defective cells only"] = rows(defective)
     rng = random.Random(0)

@@ -68,7 +68,7 @@ def main() -> None:
 
         return call
 
-    models = {who: build.load("starter") for who in ("after", "before")}
+    models = {who: build.load("starter", domain="general") for who in ("after", "before")}
     for clip in models.values():
         for name in ("encode_images", "encode_texts"):
             setattr(clip, name, timed(getattr(clip, name)))
@@ -81,7 +81,7 @@ def main() -> None:
         began = time.perf_counter()
         for side in asked.sides:
             for split in ("test", "val"):
-                decoded(dataset, dataset.split(split), side, split, aspect=models["after"].aspect)
+                decoded(dataset, dataset.split(split), side, split, gray_bits=domain.gray_bits, aspect=models["after"].aspect)
         decoding = time.perf_counter() - began
         forgetting.general_set()
         began = time.perf_counter()

@@ -38,7 +38,6 @@ class Bench:
 
     def __post_init__(self) -> None:
         from clipft_tasks.data import versioning
-        from clipft_tasks.domains import get_domain
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
 
@@ -47,14 +46,13 @@ class Bench:
         if not versioning.versions(self.spec.domain):
             version.run(self.spec, ingest.run(self.spec)["staging"])
         self.dataset = versioning.fetch(versioning.find("", self.spec.domain))
-        self.domain = get_domain(self.spec.domain)
         self.side = self.spec.resolution.train
 
     def judge(self, clip: Any) -> Run:
         from clipft_tasks.evaluate import forgetting, zero_shot
 
         metric = self.spec.gate.metric
-        found = zero_shot.score(clip, self.dataset, self.domain, "test", self.side, 64)
+        found = zero_shot.score(clip, self.dataset, "test", self.side, 64)
         value = zero_shot.summary(found, [metric], 100)[metric]["value"]
         return {"score": float(value), "general_score": forgetting.score(clip, self.side)["general_score"]["value"]}
 

@@ -33,10 +33,9 @@ def prepare() -> Any:
 
 
 def score(clip: Any, dataset: Any) -> float:
-    from clipft_tasks.domains import get_domain
     from clipft_tasks.evaluate import zero_shot
 
-    found = zero_shot.score(clip, dataset, get_domain("industrial"), "test", SIDE, BATCH)
+    found = zero_shot.score(clip, dataset, "test", SIDE, BATCH)
     return float(zero_shot.summary(found, ["balanced_accuracy"], 100)["balanced_accuracy"]["value"])
 
 
@@ -97,7 +96,7 @@ def open_clip_train(
     if done.returncode:
         raise SystemExit(said[-3000:])
     seconds = [float(s) for s in STEP.findall(said)]
-    clip = build.load("starter")
+    clip = build.load("starter", domain=dataset.version.domain)
     state = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{epochs}.pt", weights_only=False)["state_dict"]
     clip.model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
     return clip, BATCH * len(seconds) / sum(seconds), BATCH * len(seconds)

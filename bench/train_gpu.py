@@ -57,7 +57,7 @@ def pipeline(clip: Clip, batch: int) -> dict[str, float]:
         dataset = shard_set(Path(folder, "shards"))
         began = time.perf_counter()
         data = loader.TrainingData.open(
-            dataset, clip, Augment(crop_min=0.8), largest=clip.side, batch=batch, seed=0, workers=WORKERS
+            dataset, clip, Augment(crop_min=0.8), largest=clip.side, batch=batch, seed=0, workers=WORKERS, gray_bits=8
         )
         decoding = time.perf_counter() - began
         run = gpu.our_step(clip, gpu.ready(clip, batch), True, batch)

@@ -29,7 +29,7 @@ def scored(bench: Bench, spec: Any, folder: Path) -> Any:
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
     launch.train(launch.Job(spec, decided, "starter", tag, folder.name, "", folder), clip, lambda rows: None)
-    return zero_shot.score(clip, bench.dataset, bench.domain, "test", spec.resolution.train, 64)
+    return zero_shot.score(clip, bench.dataset, "test", spec.resolution.train, 64)
 
 
 def one(ask: Run) -> Run:

@@ -189,7 +189,13 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
 
     domain = get_domain(spec.domain)
     every = sides(spec.resolution, 8)
-    common = {"largest": max(every), "batch": spec.train.batch, "seed": spec.train.seed, "workers": 1}
+    common = {
+        "largest": max(every),
+        "gray_bits": domain.gray_bits,
+        "batch": spec.train.batch,
+        "seed": spec.train.seed,
+        "workers": 1,
+    }
     return loop.Work(
         clip=clip,
         objective=make(spec.objective, dataset.classes),

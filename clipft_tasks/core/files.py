@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,23 @@ def atomic_path(path: Path, mode: int | None = None, durable: bool = False) -> I
             _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill; it takes the place of `path` when the block ends well and is removed when not.
+
+    What a killed process left half-filled is removed by the next one. One writer at a time: hold a lock where there may be two.
+    """
+    building = path.with_name(path.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(building, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,6 @@ from filelock import FileLock
 from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from ..domains import get_domain
 from .images import Aspect, BadImage, open_image, square
 from .versioning import Dataset
 
@@ -28,9 +27,11 @@ class Decoded:
         store: (rows, 3, side, side), memory-mapped; None decodes at each use.
     """
 
-    def __init__(self, dataset: Dataset, frame: pd.DataFrame, side: int, aspect: Aspect, draft: bool, workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset, frame: pd.DataFrame, side: int, aspect: Aspect, gray_bits: int, draft: bool, workers: int
+    ) -> None:
         self.dataset, self.side, self.aspect, self.draft, self.workers = dataset, side, aspect, draft, workers
-        self.gray_bits = get_domain(dataset.version.domain).gray_bits
+        self.gray_bits = gray_bits
         self._rows = list(frame.itertuples())
         self.store: np.ndarray | None = None
 
@@ -86,6 +87,7 @@ def decoded(
     side: int,
     name: str,
     *,
+    gray_bits: int,
     aspect: Aspect = "crop",
     draft: bool = False,
     workers: int = 2,
@@ -94,10 +96,11 @@ def decoded(
 
     Args:
         name: what distinguishes this frame within the dataset version, e.g. the split.
+        gray_bits: how deep gray is read (`images.deep_gray`), as the model that will see the images says.
         draft: let JPEG decode at a fraction of its size where that is still twice the side: for training, not for evaluation.
     """
     version = dataset.version
-    out = Decoded(dataset, frame, side, aspect, draft, workers)
+    out = Decoded(dataset, frame, side, aspect, gray_bits, draft, workers)
     limit = int(settings().cache_gb * 2**30)
     if out.bytes > limit:
         say(f"{name} images of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")

@@ -1,5 +1,6 @@
 """Images: opened under limits, described, and turned into squares. The one door for bytes that nobody vouches for."""
 
+import base64
 import io
 import warnings
 from dataclasses import dataclass
@@ -37,12 +38,13 @@ class DecodedImage:
     format: str
 
 
-def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, gray_bits: int = 16) -> DecodedImage:
-    """Decode an image completely.
+def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_bits: int) -> DecodedImage:
+    """Decode an image completely: the one place where bytes become pixels.
 
     Args:
         draft: JPEG may be decoded at a half, quarter or eighth of its size that is still at least this many pixels; 0 never.
-        gray_bits: how gray deeper than 8 bits is read, see `deep_gray`; the domain says.
+        gray_bits: how gray deeper than 8 bits is read, see `deep_gray`. A model's own rule where the image is for a model
+            (`Clip.open_image`), the domain's where it is for a person or a new data set.
     Raises:
         BadImage: empty, too large, not a known format, cut short, or broken inside.
     """
@@ -129,6 +131,15 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
 def _margin(length: int, side: int) -> int:
     """Where a centerd window of `side` begins; before the image, when that is smaller. As open_clip rounds."""
     return round((length - side) / 2.0) if length >= side else -((side - length) // 2)
+
+
+def thumbnail(rgb: Image.Image, side: int) -> str:
+    """A small copy as a page holds it: a JPEG of at most `side` pixels either way, in a data URL."""
+    small = rgb.copy()
+    small.thumbnail((side, side))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def perceptual_hash(rgb: Image.Image) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ from .images import Aspect
 from .sampler import Sampler
 from .versioning import Dataset
 
-if TYPE_CHECKING:  # the model package reads images through this one
-    from ..model.clip import Clip
-
 # Batch and text counts come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class TokenTable(Protocol):
+    """What reads captions: a model with its tokenizer."""
+
+    def token_table(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (n, context), int32, and how many columns each text needs (n,)."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,15 @@ class TrainingData:
 
     @classmethod
     def open(
-        cls, dataset: Dataset, clip: "Clip", how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
-        sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2, prompts: Sequence[str] = (),
+        cls, dataset: Dataset, clip: TokenTable, how: Augment, *, split: str = "train", largest: int, batch: int, seed: int,
+        gray_bits: int, sampling: str = "shuffled", aspect: Aspect = "crop", workers: int = 2, prompts: Sequence[str] = (),
     ) -> "TrainingData":  # fmt: skip
         """Read a split.
 
         Args:
             clip: the model whose tokenizer reads the captions.
             largest: largest side that training will ask for.
+            gray_bits: how deep gray is read, see `images.deep_gray`.
             prompts: templates, of which `how.prompt_share` of the labeled rows take one for a step.
         """
         frame = dataset.split(split)
@@ -101,7 +106,7 @@ class TrainingData:
         images = np.unique(frame["sha256"].to_numpy(), return_inverse=True)[1]
         tokens, lengths = clip.token_table(captions)
         return cls(
-            images=decoded(dataset, frame, margin, split, aspect=aspect, draft=True, workers=workers),
+            images=decoded(dataset, frame, margin, split, gray_bits=gray_bits, aspect=aspect, draft=True, workers=workers),
             tokens=tokens,
             lengths=lengths,
             caption_ids=np.array([ids[c] for c in frame["caption"]]),

@@ -1,8 +1,6 @@
 """The data report: one self-contained HTML page, readable offline, that says whether a data set may become a version."""
 
-import base64
 import datetime
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from ..domains import get_domain
 from . import shards
 from .expectations import Check
-from .images import open_image
+from .images import open_image, thumbnail
 from .readers import SPLITS
 
 PER_CLASS = 4
+SIDE = 160  # of an example image, pixels
 
 
 def write(
@@ -66,9 +65,5 @@ def _thumbnail(row: Any, folders: list[Path], gray_bits: int) -> str:
     for folder in folders:
         if (folder / row.shard).is_file():
             data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))
-            small = open_image(data, gray_bits=gray_bits).rgb
-            small.thumbnail((160, 160))
-            out = io.BytesIO()
-            small.save(out, "JPEG", quality=80)
-            return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+            return thumbnail(open_image(data, gray_bits=gray_bits).rgb, SIDE)
     return ""

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from ..core.console import progress
-from ..data.images import open_image, square
+from ..data.images import square
 from ..data.versioning import Dataset
 from ..domains import Domain
 from ..model.clip import Clip
@@ -37,7 +37,7 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         """Embeddings (n, d) and appearance (n, 5), from the images as they came."""
         embedded, looks, squares = [np.zeros((0, clip.embed_dim), np.float32)], [], []
         for number, row in enumerate(progress(rows.itertuples(), what, len(rows)), 1):
-            image = open_image(dataset.image_bytes(row), gray_bits=domain.gray_bits).rgb
+            image = clip.open_image(dataset.image_bytes(row)).rgb
             looks.append(appearance(image))
             squares.append(square(image, side, clip.aspect))
             if len(squares) == batch or number == len(rows):
@@ -46,7 +46,7 @@ def take(clip: Clip, dataset: Dataset, domain: Domain, side: int, weights: str, 
         return np.concatenate(embedded), np.array(looks, np.float32).reshape(-1, len(STATISTICS))
 
     with torch.inference_mode():
-        of_classes = clip.class_embeddings(classes, domain.prompts).cpu().numpy() if classes else np.zeros((0, clip.embed_dim))
+        of_classes = clip.class_embeddings(classes).cpu().numpy() if classes else np.zeros((0, clip.embed_dim))
         said = every.iloc[reference.sample([str(g) for g in every["group"]])]["caption"]
         captions = sorted({*said, *frame["caption"]})
         text = np.concatenate([clip.encode_texts(captions[i : i + 256]).cpu().numpy() for i in range(0, len(captions), 256)])

@@ -87,9 +87,9 @@ def compare(domain: str, champion: Any, images: Sequence[Image.Image], truth: Se
                 if first:
                     nearest = model.nearest(image)
                 if enough:
-                    right[model.version] = model.right(image, truth, judged, domain)
+                    right[model.version] = model.right(image, truth, judged, model.prompts)
                 if first and enough:
-                    templates = {d: model.right(image, truth, judged, d) for d in _other_domains(domain)}
+                    templates = {d: model.right(image, truth, judged, p) for d, p in _other_prompts(domain).items()}
                     calibration = model.calibration(image, truth, judged)
         except Transient:
             raise
@@ -141,10 +141,10 @@ def _models(domain: str, champion: Any) -> Iterator[tuple[str, Any]]:
         yield other, tracking.resolve_version(f"models:/{tracking.model_name(other)}/{number}")
 
 
-def _other_domains(domain: str) -> list[str]:
-    from ..domains import domain_names
+def _other_prompts(domain: str) -> dict[str, Sequence[str]]:
+    from ..domains import domain_names, get_domain
 
-    return [d for d in domain_names() if d != domain]
+    return {d: get_domain(d).prompts for d in domain_names() if d != domain}
 
 
 class _Model:
@@ -152,13 +152,12 @@ class _Model:
 
     def __init__(self, domain: str, version: Any) -> None:
         from .. import tracking
-        from ..domains import get_domain
         from ..model import build
-        from ..model.package import WEIGHTS, weights_digest
+        from ..model.package import WEIGHTS, read_preprocessing, weights_digest
 
         self.domain, self.version = domain, str(version.version)
-        self.prompts = get_domain(domain).prompts
         package = tracking.fetch_package(version)
+        self.prompts = read_preprocessing(package).prompts
         self.reference = Reference.load(package, weights_digest(package / WEIGHTS))
         self._load = lambda: build.from_folder(package, source=f"version {version.version} of {domain}")
         self._clip: Any = None
@@ -202,12 +201,10 @@ class _Model:
         signal, ratio = max(ratios.items(), key=lambda kv: kv[1], default=("", 0.0))
         return Fit(self.domain, self.version, signal, float(ratio), image is not None)
 
-    def right(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int], words_of: str) -> np.ndarray:
-        """Which judged images the model names rightly in the words of a domain, as 0 and 1."""
-        from ..domains import get_domain
-
+    def right(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int], prompts: Sequence[str]) -> np.ndarray:
+        """Which judged images the model names rightly in the words of some prompts, as 0 and 1."""
         classes = sorted({truth[i] for i in judged})
-        said = self.scores(image[list(judged)], classes, get_domain(words_of).prompts).argmax(axis=1)
+        said = self.scores(image[list(judged)], classes, prompts).argmax(axis=1)
         return np.array([classes[n] == truth[i] for n, i in zip(said, judged, strict=True)], dtype=float)
 
     def calibration(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int]) -> Calibration | None:

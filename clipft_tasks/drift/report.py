@@ -1,14 +1,12 @@
 """The drift report: one self-contained page, and the few lines of it that an approval shows."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.images import BadImage, open_image
+from ..data.images import BadImage, open_image, thumbnail
 from .diagnosis import Advice, Diagnosis
 from .image_statistics import STATISTICS
 from .model_search import Comparison
@@ -111,10 +109,6 @@ def _histogram(name: str, before: np.ndarray, now: np.ndarray, bins: int = 24) -
 
 def _thumbnail(data: bytes, gray_bits: int) -> str:
     try:
-        rgb = open_image(data, gray_bits=gray_bits).rgb
+        return thumbnail(open_image(data, gray_bits=gray_bits).rgb, SIDE)
     except BadImage:
         return ""
-    rgb.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

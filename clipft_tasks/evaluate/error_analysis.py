@@ -1,14 +1,12 @@
 """What fills a page rather than a line: classes, confusions, reliability, worst mistakes; and what was said of each row."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..data.images import open_image
+from ..data.images import open_image, thumbnail
 from ..data.versioning import Dataset
 from ..domains import get_domain
 from . import metrics as m
@@ -99,8 +97,5 @@ def _mistakes(dataset: Dataset, scored: Scored) -> list[dict[str, Any]]:
 
 def small_image(dataset: Dataset, row: Any) -> str:
     """A row's image as a page holds it: a small JPEG in a data URL."""
-    small = open_image(dataset.image_bytes(row), gray_bits=get_domain(dataset.version.domain).gray_bits).rgb
-    small.thumbnail((SHOWN, SHOWN))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    gray_bits = get_domain(dataset.version.domain).gray_bits
+    return thumbnail(open_image(dataset.image_bytes(row), gray_bits=gray_bits).rgb, SHOWN)

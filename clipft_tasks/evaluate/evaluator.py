@@ -49,7 +49,7 @@ def evaluate(
     is_main = side == min(spec.resolution.evaluate, key=lambda size: abs(size - spec.resolution.train))
 
     def look(clip: Clip, split: str, limit: int = 0) -> zero_shot.Scored:
-        return zero_shot.score(clip, dataset, domain, split, side, batch, limit)
+        return zero_shot.score(clip, dataset, split, side, batch, limit)
 
     scored = {who: look(clip, "test") for who, clip in models.items()}
     opponents = [who for who in ("champion", "before") if who in models]

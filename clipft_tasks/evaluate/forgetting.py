@@ -27,6 +27,7 @@ from ..core.console import progress, say
 from ..data import versioning
 from ..data.decoded_cache import decoded
 from ..data.images import Aspect, open_image, square
+from ..domains import get_domain
 from ..model.clip import Clip
 from . import metrics as m
 from .bootstrap import Sums, interval, resampled
@@ -97,7 +98,7 @@ def _folder(package: str, inside: str) -> Path | None:
 
 def _on_white(file: Path) -> Image.Image:
     """With a margin, as a thing in a photo has one."""
-    rgb = open_image(file.read_bytes()).rgb  # transparency becomes white there
+    rgb = open_image(file.read_bytes(), gray_bits=8).rgb  # transparency becomes white there
     page = Image.new("RGB", (rgb.width * 5 // 4, rgb.height * 5 // 4), "white")
     page.paste(rgb, ((page.width - rgb.width) // 2, (page.height - rgb.height) // 2))
     return page
@@ -105,10 +106,10 @@ def _on_white(file: Path) -> Image.Image:
 
 def _of_dataset(tag: str) -> GeneralSet:
     dataset = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
-    frame = dataset.split("test")
+    frame, gray_bits = dataset.split("test"), get_domain(dataset.version.domain).gray_bits
 
     def take(side: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
-        return decoded(dataset, frame, side, "test", aspect=aspect).take(chosen)
+        return decoded(dataset, frame, side, "test", gray_bits=gray_bits, aspect=aspect).take(chosen)
 
     return GeneralSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
 

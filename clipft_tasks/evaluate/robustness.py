@@ -25,8 +25,8 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, m
     """
     every = dataset.split("test")
     frame, rows = sample(every, ROWS)
-    images = decoded(dataset, every, side, "test", aspect=clip.aspect)
-    words = Words.of(clip, frame, dataset.classes, domain)
+    images = decoded(dataset, every, side, "test", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
+    words = Words.of(clip, frame, dataset.classes)
     keys = list(frame["key"])
 
     def value(name: str = "", severity: int = 0) -> float:

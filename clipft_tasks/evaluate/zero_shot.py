@@ -14,7 +14,6 @@ from ..core.console import progress
 from ..core.errors import ClipftError
 from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
-from ..domains import Domain
 from ..model.clip import Clip
 from . import metrics as m
 from .bootstrap import Sums, holm, interval, p_value, resampled
@@ -96,11 +95,11 @@ class Words:
     classes: torch.Tensor | None  # (classes, d), with at least two classes
 
     @classmethod
-    def of(cls, clip: Clip, frame: pd.DataFrame, classes: Sequence[str], domain: Domain) -> "Words":
+    def of(cls, clip: Clip, frame: pd.DataFrame, classes: Sequence[str]) -> "Words":
         own, captions = pd.factorize(frame["caption"], sort=True)
         with torch.inference_mode():
             texts = torch.cat([clip.encode_texts(list(captions[i : i + 256])).cpu() for i in range(0, len(captions), 256)])
-            known = clip.class_embeddings(classes, domain.prompts).cpu() if len(classes) > 1 else None
+            known = clip.class_embeddings(classes).cpu() if len(classes) > 1 else None
         return cls(texts, own, known)
 
 
@@ -120,7 +119,7 @@ def metrics(dataset: Dataset) -> list[str]:
     return [*labeled, *retrieval]
 
 
-def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, batch: int, limit: int = 0) -> Scored:
+def score(clip: Clip, dataset: Dataset, split: str, side: int, batch: int, limit: int = 0) -> Scored:
     """Run a model over a split at an image size; its weights and preprocessing stay as they are.
 
     Args:
@@ -133,8 +132,8 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, split: str, side: int, b
             f"the {split} rows of {dataset.version.tag}", "there are none", "Choose larger shares for the splits."
         )
     frame, rows = sample(every, limit)
-    images = decoded(dataset, every, side, split, aspect=clip.aspect)
-    words = Words.of(clip, frame, dataset.classes, domain)
+    images = decoded(dataset, every, side, split, gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
+    words = Words.of(clip, frame, dataset.classes)
     image, seconds = look(clip, lambda some: images.take(rows[some]), frame, batch, side)
     return judge(clip, image, words, frame, dataset.classes, seconds)
 

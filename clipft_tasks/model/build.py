@@ -11,11 +11,22 @@ import torch
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..data.images import RESIZE_MODES
+from ..domains import get_domain
 from ..spec import RunSpec
 from . import similarity, starter
-from .clip import Clip
+from .clip import Clip, OpenClipConfig
 from .fastpath import quicken
-from .package import WEIGHTS, open_folder, open_similarity, read_config, weights_digest
+from .package import (
+    CARD,
+    WEIGHTS,
+    open_folder,
+    open_similarity,
+    preprocessing_of,
+    read_card,
+    read_config,
+    read_preprocessing,
+    weights_digest,
+)
 from .resolution import set_context, set_patch, set_side
 
 __all__ = ["from_folder", "load"]
@@ -28,18 +39,25 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
 
     Args:
         start: `starter`, `champion`, `models:/name/version`, a package folder, or `<open_clip name>:<tag or file>`.
-        domain: whose champion, for `champion`.
+        domain: what the model is asked about, and whose champion for `champion`. A package of that domain reads images and
+            words classes as it says itself; any other model as the domain says.
         device: where to put it.
     Raises:
         ClipftError: unknown name or tag, or weights that cannot be had, with what would help.
     """
     folder, source = _folder(start, domain)
     clip = from_folder(folder, source=source) if folder else _from_open_clip(start)
+    packed_for = read_card(folder).domain if folder and (folder / CARD).exists() else ""
+    if domain and packed_for != domain:
+        clip.preprocessing = preprocessing_of(get_domain(domain))
     return clip.to(device)
 
 
 def prepare(clip: Clip, spec: RunSpec) -> Clip:
-    """Change a start model to what a run asks for: patch, text length, image side, similarity. Raises ClipftError when it cannot be."""
+    """Change a start model to what a run asks for: patch, text length, image side, similarity, the domain's preprocessing.
+
+    Raises ClipftError when it cannot be.
+    """
     if spec.model.patch:
         set_patch(clip, spec.model.patch)
     if spec.model.context:
@@ -49,6 +67,7 @@ def prepare(clip: Clip, spec: RunSpec) -> Clip:
     if spec.objective.temperature:
         clip.model.logit_scale.data.fill_(-math.log(spec.objective.temperature))
     clip.config["preprocess_cfg"] |= {"resize_mode": RESIZE_MODE[spec.resolution.aspect]}
+    clip.preprocessing = preprocessing_of(get_domain(spec.domain))
     return set_side(clip, spec.resolution.train)
 
 
@@ -79,11 +98,15 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
 
 
 def from_folder(folder: Path, *, source: str) -> Clip:
-    """The model of a package folder, on the CPU; `source` is what to call it. Raises ClipftError when it is no package."""
+    """The model of a package, or of a folder with weights and configuration alone: that is of no domain yet.
+
+    Raises: ClipftError where it cannot be opened.
+    """
     model, tokenizer = open_folder(folder)
     quicken(model)
     clip = Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
     clip.similarity = open_similarity(folder, clip.embed_dim)
+    clip.preprocessing = read_preprocessing(folder) if (folder / CARD).exists() else None
     return clip
 
 
@@ -115,5 +138,8 @@ def _from_open_clip(start: str) -> Clip:
     for key, value in model.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    config: OpenClipConfig = {
+        "model_cfg": open_clip.get_model_config(name) or {},
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
+    }
     return Clip(quicken(model).eval(), tokenizer, config, start, digest.hexdigest())

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import open_clip
 import torch
 
+from ..contracts.preprocessing import Preprocessing
 from ..core.console import say
 from ..core.errors import ClipftError
-from ..data.images import RESIZE_MODES, Aspect
+from ..data.images import RESIZE_MODES, Aspect, DecodedImage, Limits, open_image
 from ..devices.memory import is_out_of_memory, release
 from . import positions
 from .similarity import Cosine, Similarity
@@ -20,6 +21,13 @@ __all__ = ["Clip"]
 SIMILARITY = "similarity."  # before the names of its weights
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
+
+
+class OpenClipConfig(TypedDict):
+    """open_clip's own configuration of a model, as its files hold it; which keys there are differs from tower to tower."""
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
 
 
 def lengths(tokens: torch.Tensor) -> torch.Tensor:
@@ -60,15 +68,18 @@ class Clip:
         digest: sha256 of its weights.
         folder: the package or starter folder, when there is one (tokenizer files are copied from it).
         similarity: how its embeddings are compared.
+        preprocessing: how images are read and classes are worded: its package's, or those of the domain that it was prepared
+            for; None where it is of no domain yet.
     """
 
     model: Any  # open_clip's classes share their methods by convention only
     tokenizer: Any
-    config: dict[str, Any]
+    config: OpenClipConfig
     source: str
     digest: str
     folder: Path | None = None
     similarity: Similarity = None  # type: ignore[assignment]  # cosine, when nothing is given
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         self.similarity = self.similarity or Cosine(self.embed_dim)
@@ -94,6 +105,20 @@ class Clip:
     def aspect(self) -> Aspect:
         """How images that are not square become square."""
         return RESIZE_MODES.get(self.config["preprocess_cfg"].get("resize_mode", "shortest"), "crop")
+
+    def prepared(self) -> Preprocessing:
+        """How images are read and classes are worded. Raises ClipftError where the model is of no domain yet."""
+        if self.preprocessing is None:
+            why = "it is of no domain, so how its images are read and its classes are worded is not known"
+            raise ClipftError(f"the model {self.source}", why, "Load it for a domain, or open a model package.")
+        return self.preprocessing
+
+    def open_image(self, data: bytes, limits: Limits = Limits()) -> DecodedImage:
+        """An image file's bytes as this model wants them decoded: its package's rule, never the reading process's.
+
+        Raises: BadImage; ClipftError where the model is of no domain yet.
+        """
+        return open_image(data, limits, gray_bits=self.prepared().gray_bits)
 
     @property
     def context_length(self) -> int:
@@ -216,8 +241,13 @@ class Clip:
         say(f"Out of memory with {count} {what}: in halves.")
         return torch.cat([self._halving(encode, part, what) for part in inputs.split(-(-count // 2))])
 
-    def class_embeddings(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe."""
+    def class_embeddings(self, classes: Sequence[str], templates: Sequence[str] = ()) -> torch.Tensor:
+        """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe.
+
+        Args:
+            templates: in place of the model's own.
+        """
+        templates = templates or self.prepared().prompts
         texts = [template.format(name) for name in classes for template in templates]
         embedded = self.encode_texts(texts).view(len(classes), len(templates), -1)
         return self.similarity.mean(embedded, 1)

@@ -1,12 +1,17 @@
 """The model package: the folder that is registered, served and reopened. Safetensors and JSON, no pickles.
 
-    open_clip_config.json      architecture and preprocessing, as open_clip writes it
+    open_clip_config.json      architecture, and what open_clip knows of preprocessing (size, aspect, mean, deviation)
     open_clip_model.safetensors
     config.json, tokenizer*    of a transformers text tower, when the model has one
     similarity.safetensors     what the similarity learned, when it learns something; the card names it
-    card.json                  domain, data version, resolutions, objective, scores, lineage
+    preprocessing.json         the rest of preprocessing: how deep gray is read, how classes are worded
+    card.json                  format, domain, data version, resolutions, objective, scores, lineage
     reference.safetensors, .json  what the model was made for: what drift is measured against
-    probe.json                 images, texts and the answers this model gave: what a deployment must reproduce
+    recorded_answers.json      images, texts and the answers this model gave: what a deployment must reproduce
+
+Whoever opens a package needs nothing else: no domain file of the reading process changes what the model answers. Packages
+from before formats were numbered have no `preprocessing.json` (their domain's file says it, with a warning) and call their
+recorded answers `probe.json`.
 
 Plain open_clip opens it: `open_clip.create_model_and_transforms("local-dir:" + folder)`. A transformers text tower is
 looked up at the relative name ".", so for those models the working directory must be the package.
@@ -18,25 +23,39 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ..contracts.base import VersionedRecord
+from ..contracts.model_card import ModelCard
+from ..contracts.preprocessing import Preprocessing
+from ..contracts.recorded_answers import RecordedAnswers
+from ..core.console import say
 from ..core.errors import ClipftError
-from .clip import Clip
+from ..core.files import atomic_folder
+from ..data.images import open_image
+from ..domains import Domain, get_domain
+from .clip import Clip, OpenClipConfig
 from .similarity import Similarity
 from .similarity import make as make_similarity
 
 WEIGHTS = "open_clip_model.safetensors"
 SIMILARITY = "similarity.safetensors"
 CONFIG = "open_clip_config.json"
+CARD = "card.json"
+PREPROCESSING = "preprocessing.json"
+RECORDED_ANSWERS = "recorded_answers.json"
+RECORDED_ANSWERS_BEFORE = "probe.json"  # its name before formats were numbered
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
+R = TypeVar("R", bound=VersionedRecord)
 
-def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
+
+def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:  # open_clip's model and tokenizer share no class
     """The model and tokenizer of a package (or of the starter), on the CPU in fp32 and in eval mode.
 
     Raises:
@@ -46,10 +65,9 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
     weights_file = folder / WEIGHTS
     if weights and weights_file.exists() and not os.access(weights_file, os.R_OK):  # safetensors would say that it is not there
         raise ClipftError(f"model package {folder}", f"{WEIGHTS} may not be read by this user", f"chmod a+r {weights_file}")
-    overrides: dict[str, Any] = {}
     text = config["model_cfg"]["text_cfg"]
-    if text.get("hf_model_name") == ".":
-        overrides["text_cfg"] = text | {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    local = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    overrides = {"text_cfg": text | local} if text.get("hf_model_name") == "." else {}
     if not weights:  # open_clip warns on the root logger that there are none
         logging.disable(logging.WARNING)
     try:
@@ -63,12 +81,11 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
 
 
 def open_similarity(folder: Path, width: int) -> Similarity:
-    """The similarity that a package's card names, with what it learned; cosine where no card says another.
+    """The similarity that a package's card names, with what it learned; cosine where there is no card.
 
     Raises: ClipftError: when what it learned is not there.
     """
-    card = folder / "card.json"
-    name = json.loads(card.read_text()).get("similarity", "cosine") if card.exists() else "cosine"
+    name = read_card(folder).similarity if (folder / CARD).exists() else "cosine"
     found = make_similarity(name, width)
     found.fitted = True
     if found.state_dict():
@@ -80,12 +97,55 @@ def open_similarity(folder: Path, width: int) -> Similarity:
     return found
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """open_clip's configuration of a package: `model_cfg` and `preprocess_cfg`."""
+def read_config(folder: Path) -> OpenClipConfig:
+    """open_clip's configuration of a package."""
     try:
-        return json.loads((folder / CONFIG).read_text())
+        config: OpenClipConfig = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise ClipftError(f"model package {folder}", f"{CONFIG} cannot be read ({error})", "Point at a package.") from error
+    return config
+
+
+def read_card(folder: Path) -> ModelCard:
+    """A package's card. Raises ClipftError where it is missing, broken, or of a newer release."""
+    return _read(folder, CARD, ModelCard)
+
+
+def read_recorded_answers(folder: Path) -> RecordedAnswers:
+    """What a package's model answered when it was packaged. Raises ClipftError as `read_card`."""
+    before = (folder / RECORDED_ANSWERS_BEFORE).exists() and not (folder / RECORDED_ANSWERS).exists()
+    return _read(folder, RECORDED_ANSWERS_BEFORE if before else RECORDED_ANSWERS, RecordedAnswers)
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """How a package's model wants its images read and its classes worded.
+
+    A package from before formats were numbered does not say: then it is what its domain's file says today, with a warning.
+
+    Raises: ClipftError as `read_card`.
+    """
+    if (folder / PREPROCESSING).exists() or "format" in _json(folder, CARD):
+        return _read(folder, PREPROCESSING, Preprocessing)
+    card = read_card(folder)
+    say(
+        f"Warning: the package of {card.domain} in {folder} is from a release that did not pack its preprocessing: gray depth and "
+        f"prompts are those of the domain {card.domain} as it is today. Register the model again to keep them with it."
+    )
+    return preprocessing_of(get_domain(card.domain))
+
+
+def preprocessing_of(domain: Domain) -> Preprocessing:
+    """What a model that is made for a domain is trained with, hence packed with."""
+    return Preprocessing(gray_bits=domain.gray_bits, prompts=domain.prompts)
+
+
+def image_decoder(folder: Path) -> Callable[[bytes], Image.Image]:
+    """A function from an image file's bytes to RGB, as the package's model wants it; what `mlflow.pyfunc` calls.
+
+    The function raises BadImage. Scripts that were logged with models import this by name: it stays.
+    """
+    gray_bits = read_preprocessing(folder).gray_bits
+    return lambda data: open_image(data, gray_bits=gray_bits).rgb
 
 
 def weights_digest(path: Path) -> str:
@@ -94,40 +154,42 @@ def weights_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass
-class Package:
-    """What goes into a package beside the weights."""
+def write_package(
+    folder: Path,
+    clip: Clip,
+    card: ModelCard,
+    recorded: RecordedAnswers,
+    reference: Callable[[Path, str], None] | None = None,
+) -> Path:
+    """Write a package whole or not at all.
 
-    model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
-    card: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
-    reference: Callable[[Path, str], None] | None = None  # writes its files, given folder and digest of the weights
-    tokenizer_from: Path | None = None  # folder with the files of a transformers tokenizer
-
-
-def write_package(folder: Path, clip: Clip, parts: Package) -> Path:
-    """Write a package whole or not at all: built beside its place, then renamed."""
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
-    save_file(state, building / WEIGHTS, metadata={"format": "pt"})
-    if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
-        save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
-    _write_json(building / CONFIG, {"model_cfg": parts.model_cfg, "preprocess_cfg": parts.preprocess_cfg})
-    _write_json(building / "card.json", parts.card)
-    _write_json(building / "probe.json", parts.probe)
-    if parts.reference:
-        parts.reference(building, weights_digest(building / WEIGHTS))
-    if parts.tokenizer_from:
+    Args:
+        reference: writes the reference's files, given the folder and the digest of the weights.
+    Raises: ClipftError where the model was prepared for no domain, so that its preprocessing is not known.
+    """
+    preprocessing = clip.prepared()
+    with atomic_folder(folder) as building:
+        state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
+        save_file(state, building / WEIGHTS, metadata={"format": "pt"})
+        if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
+            save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
+        (building / CONFIG).write_text(json.dumps(clip.config, indent=1, sort_keys=True, ensure_ascii=False))
+        for name, record in ((CARD, card), (PREPROCESSING, preprocessing), (RECORDED_ANSWERS, recorded)):
+            (building / name).write_text(json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False))
+        if reference:
+            reference(building, weights_digest(building / WEIGHTS))
         for name in TOKENIZER_FILES:
-            if (parts.tokenizer_from / name).exists():
-                shutil.copyfile(parts.tokenizer_from / name, building / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
+            if clip.folder and (clip.folder / name).exists():
+                shutil.copyfile(clip.folder / name, building / name)
     return folder
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+def _read(folder: Path, name: str, kind: type[R]) -> R:
+    return kind.from_json(_json(folder, name), str(folder / name))
+
+
+def _json(folder: Path, name: str) -> Any:  # whatever stands in the file; `from_json` checks it
+    try:
+        return json.loads((folder / name).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipftError(f"model package {folder}", f"{name} cannot be read ({error})", "Register the model again.") from error

@@ -1,5 +1,5 @@
-"""The registered model as `mlflow.pyfunc` loads it. A script of its own: it needs open_clip, and clipft only for a model that
-compares by something else than cosines.
+"""The registered model as `mlflow.pyfunc` loads it. A script of its own, copied beside each model that is logged: it needs
+open_clip, and clipft only for a model that compares by something else than cosines and for gray deeper than 8 bits.
 
 Input: a table with a column `image` (bytes, base64 text or a path) and/or `text`. Output: a table with the embeddings
 (`image_embedding`, `text_embedding`; unit vectors for cosines) and, when a row has both, their `similarity`.
@@ -8,6 +8,7 @@ Input: a table with a column `image` (bytes, base64 text or a path) and/or `text
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,7 @@ import open_clip
 import pandas as pd
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import normalize
 
 
@@ -33,6 +34,7 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": card["resolutions"]["serve"]})
         self.transform = image_transform_v2(preprocess, is_train=False)
+        self.decode = decoder(folder)
         self.similarity = None
         if card.get("similarity", "cosine") != "cosine":
             try:
@@ -45,7 +47,7 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         out = {}
         with torch.inference_mode():
             if "image" in model_input:
-                images = torch.stack([self.transform(self._open(x)) for x in model_input["image"]])
+                images = torch.stack([self.transform(self.decode(as_bytes(x))) for x in model_input["image"]])
                 features = self.model.encode_image(images)
                 out["image_embedding"] = (
                     self.similarity.embed_image(features) if self.similarity else normalize(features, dim=-1)
@@ -64,11 +66,34 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             table["similarity"] = alike.tolist()
         return pd.DataFrame(table)
 
-    @staticmethod
-    def _open(value: bytes | str) -> Image.Image:
-        if isinstance(value, str):
-            value = Path(value).read_bytes() if len(value) < 4096 and Path(value).is_file() else base64.b64decode(value)
-        return Image.open(io.BytesIO(value)).convert("RGB")
+
+def as_bytes(value: bytes | str) -> bytes:
+    """An image file's bytes, from what a table holds: themselves, a path, or base64."""
+    if isinstance(value, bytes):
+        return value
+    return Path(value).read_bytes() if len(value) < 4096 and Path(value).is_file() else base64.b64decode(value)
+
+
+def decoder(folder: Path) -> Callable[[bytes], Image.Image]:
+    """What turns an image file's bytes into RGB: clipft's own where it is installed, as its server does it."""
+    try:
+        from clipft_tasks.model.package import image_decoder
+    except ImportError:
+        return decode_without_clipft
+    return image_decoder(folder)
+
+
+def decode_without_clipft(data: bytes) -> Image.Image:
+    """The same pixels as clipft's decoder gives. Raises ValueError for what only that one can read."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ValueError(
+            f"an image of mode {image.mode}: gray deeper than 8 bits is read by clipft alone, install clipft[model]"
+        )
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 mlflow.models.set_model(ClipModel())

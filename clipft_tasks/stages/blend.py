@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..contracts.model_card import Blend
 from ..core.console import progress, say
 from ..core.settings import settings
 from ..spec import RunSpec
@@ -63,7 +64,7 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
         alpha = i / spec.blend.points
         candidate.load_state(interpolation.between(first, last, alpha))
-        judged = validation.judge(candidate, dataset, domain, side, spec.evaluate.batch, metric=spec.gate.metric)
+        judged = validation.judge(candidate, dataset, side, spec.evaluate.batch, metric=spec.gate.metric)
         points.append(paths.Point(alpha, judged.score, validation.general_score(candidate, domain, side)))
         metric = judged.rows.metric
     decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
@@ -113,7 +114,7 @@ def _candidate(spec: RunSpec, clip: Any, dataset: Any, decided: Any, key: str, p
     with tracking.retryable(), mlflow.start_run(run_id=run_id):
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
         mlflow.log_metrics({k: v for k, v in before.data.metrics.items() if "." not in k and "/" not in k})  # cost of training
-        made = {"alpha": decided.value, "reason": decided.reason, "parents": [clip.source, f"run {parent}"]}
+        made = Blend(alpha=decided.value, reason=decided.reason, parents=[clip.source, f"run {parent}"])
         package = package_of(spec, clip, dataset, work / "package", run_id, key, blend=made)
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
     shutil.rmtree(work, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.console import say
 from ..core.errors import ClipftError
-from ..domains import domain_names, get_domain
+from ..domains import domain_names
 from ..spec import RunSpec
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -157,8 +157,9 @@ def _members(named: Sequence[_Named], dataset: str) -> list[Any]:
     """The models with their cards and the identity of their test rows; nothing is computed yet."""
     from ..data import versioning
     from ..evaluate.compare import Model
+    from ..model.package import read_card
 
-    cards = {m.run_id: json.loads((m.package / "card.json").read_text()) for m in named}
+    cards = {m.run_id: read_card(m.package).to_json() for m in named}
     newest: dict[str, int] = {}
     for card in cards.values():
         number = versioning.find(card["dataset"], card["domain"]).number
@@ -225,7 +226,7 @@ def _score(spec: RunSpec, members: list[Any], sizes: Sequence[int]) -> None:
         order = np.argsort(opened.split("test")["key"].to_numpy(dtype=str), kind="stable")
         for side in sorted(set(sizes)) or _sides([m for m in members if m.domain == model.domain]):
             say(f"{model.name} on the {len(order)} test rows of {model.dataset} at {side} px")
-            scored = zero_shot.score(clip, opened, get_domain(model.domain), "test", side, spec.evaluate.batch)
+            scored = zero_shot.score(clip, opened, "test", side, spec.evaluate.batch)
             model.scored[side] = zero_shot.only(scored, order)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..contracts.model_card import Blend, ModelCard, Resolutions, Tokenizer
 from ..core.console import say
 from ..core.settings import settings
 from ..spec import RunSpec
@@ -118,47 +119,45 @@ def plan_of(spec: RunSpec, clip: Any, given: Sequence[Mapping[str, Any]], path: 
     return decided
 
 
-def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str, **more: Any) -> Path:
-    """Write a candidate's package. `more` goes into the card."""
+def package_of(spec: RunSpec, clip: Any, dataset: Any, folder: Path, run_id: str, key: str, blend: Blend | None = None) -> Path:
+    """Write a candidate's package."""
     import numpy as np
 
     from ..data.decoded_cache import decoded
     from ..domains import get_domain
     from ..drift.build_reference import take
     from ..model import recorded_answers
-    from ..model.package import Package, write_package
+    from ..model.package import write_package
     from ..train.schedule import sides
 
     clip.to("cpu")
     side = spec.resolution.train
     held_out = dataset.split("val")
-    images = decoded(dataset, held_out, side, "val", aspect=clip.aspect)
+    images = decoded(dataset, held_out, side, "val", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
     spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
     texts = sorted(held_out["caption"].unique())[:4]
-    card = {
-        "domain": spec.domain,
-        "dataset": dataset.version.tag,
-        "revision": dataset.version.revision,
-        "license": dataset.version.card.get("license", ""),
-        "classes": dataset.classes,
-        "start": clip.source,
-        "objective": spec.objective.model_dump(),
-        "spec": spec.model_dump(mode="json"),
-        "resolutions": {"train": list(sides(spec.resolution)), "serve": side, "evaluated": spec.resolution.evaluate},
-        "tokenizer": {"name": type(clip.tokenizer).__name__, "context_length": clip.context_length},
-        "embed_dim": clip.embed_dim,
-        "similarity": clip.similarity.name,
-        "dimensions": spec.objective.dimensions,
-        "run_id": run_id,
-        "key": key,
-        **more,
-    }
-    parts = Package(
-        model_cfg=clip.config["model_cfg"],
-        preprocess_cfg=clip.config["preprocess_cfg"],
-        card=card,
-        probe=recorded_answers.record(clip, images.take(spread).numpy(), texts),
-        reference=lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
-        tokenizer_from=clip.folder,
+    card = ModelCard(
+        domain=spec.domain,
+        dataset=dataset.version.tag,
+        revision=dataset.version.revision,
+        license=dataset.version.card.get("license", ""),
+        classes=dataset.classes,
+        start=clip.source,
+        objective=spec.objective.model_dump(mode="json"),
+        spec=spec.model_dump(mode="json"),
+        resolutions=Resolutions(train=list(sides(spec.resolution)), serve=side, evaluated=spec.resolution.evaluate),
+        tokenizer=Tokenizer(name=type(clip.tokenizer).__name__, context_length=clip.context_length),
+        embed_dim=clip.embed_dim,
+        similarity=clip.similarity.name,
+        dimensions=spec.objective.dimensions,
+        run_id=run_id,
+        key=key,
+        blend=blend,
     )
-    return write_package(folder, clip, parts)
+    return write_package(
+        folder,
+        clip,
+        card,
+        recorded_answers.record(clip, images.take(spread).numpy(), texts),
+        lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
+    )

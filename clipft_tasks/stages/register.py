@@ -14,29 +14,30 @@ def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
     Returns: model, version, new (bool), links.
     """
     from .. import tracking
+    from ..model.package import read_card
 
     client = tracking.client()
-    card = json.loads((tracking.fetch_candidate(run_id) / "card.json").read_text())
+    card = read_card(tracking.fetch_candidate(run_id))
     run_tags = client.get_run(run_id).data.tags
     scores = {f"clipft.score.{size}": f"{models['after']['value']:.4f}" for size, models in gate["scores"].items()}
     tags = {
-        "clipft.key": card["key"],
-        "clipft.domain": card["domain"],
-        "clipft.dataset": card["dataset"],
-        "clipft.revision": card["revision"],
+        "clipft.key": card.key,
+        "clipft.domain": card.domain,
+        "clipft.dataset": card.dataset,
+        "clipft.revision": card.revision,
         "clipft.modalities": "image,text",
-        "clipft.resolutions": json.dumps(card["resolutions"]),
-        "clipft.tokenizer": json.dumps(card["tokenizer"]),
-        "clipft.embed_dim": str(card["embed_dim"]),
-        "clipft.objective": json.dumps(card["objective"]),
-        "clipft.start": card["start"],
+        "clipft.resolutions": json.dumps(card.resolutions.to_json()),
+        "clipft.tokenizer": json.dumps(card.tokenizer.to_json()),
+        "clipft.embed_dim": str(card.embed_dim),
+        "clipft.objective": json.dumps(card.objective),
+        "clipft.start": card.start,
         "clipft.metric": gate["metric"],
         "clipft.dag_run": run_tags.get("clipft.dag_run", ""),
         **scores,
     }
     description = (
-        f"Fine-tuned on {card['dataset']} from {card['start']}.\n\n{gate['table']}\n\n"
-        f"Classes: {', '.join(card['classes']) or 'none'}. Data license: {card['license'] or 'not stated'}."
+        f"Fine-tuned on {card.dataset} from {card.start}.\n\n{gate['table']}\n\n"
+        f"Classes: {', '.join(card.classes) or 'none'}. Data license: {card.license or 'not stated'}."
     )
     with tracking.retryable():
         version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds

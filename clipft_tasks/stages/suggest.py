@@ -31,10 +31,9 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     import numpy as np
 
     from .. import tracking
-    from ..domains import get_domain
     from ..drift import diagnosis, model_search, report
     from ..drift.reference import Reference
-    from ..model.package import WEIGHTS, weights_digest
+    from ..model.package import WEIGHTS, read_preprocessing, weights_digest
 
     server = ServerClient()
     seen, window = server.drift(spec.domain).to_json(), server.window(spec.domain).to_json()
@@ -49,7 +48,7 @@ def run(spec: RunSpec, causes: list[str] | None = None, incident: str = "") -> d
     judged = sum(labels.values())
     live = seen["values"].get("accuracy")
     losing = seen["drift"].get("performance", 0.0) > 1
-    bits, compared = get_domain(spec.domain).gray_bits, model_search.Comparison()
+    bits, compared = read_preprocessing(package).gray_bits, model_search.Comparison()
     taken, data, images = _images(spec.domain, captures, bits)
     if (watch := _worse(spec, incident)) is not None:
         advice = diagnosis.Advice("rollback", watch.worse, watch.before)

@@ -162,7 +162,6 @@ class _OutOfTime(Exception):
 
 def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: Any, number: int) -> None:
     """Train with the values of a trial, and write down what came of it."""
-    from ..domains import get_domain
     from ..train import launch as jobs
     from ..train import validation
     from ..tuning import stopping
@@ -195,9 +194,7 @@ def _try(spec: RunSpec, planned: dict[str, Any], begun: dict[str, Any], study: A
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
             jobs.train(job, clip, lambda steps: None, after_epoch)
-            judged = validation.judge(
-                clip, dataset, get_domain(spec.domain), spec.resolution.train, spec.evaluate.batch, metric=spec.gate.metric
-            )
+            judged = validation.judge(clip, dataset, spec.resolution.train, spec.evaluate.batch, metric=spec.gate.metric)
             outcome = {"state": State.COMPLETE, "score": judged.score, "right": validation.pack(judged.right)}
         except _Pruned as why:
             outcome = {"state": State.PRUNED, "reason": str(why)}

@@ -1,6 +1,5 @@
 """verify: the server, asked as any client would ask, gives the answers that were recorded at training."""
 
-import json
 from typing import Any
 
 from ..core.console import say
@@ -17,23 +16,24 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     Raises: ClipftError when another version answers or the answers differ, after the old champion is back and live.
     """
     from .. import tracking
-    from ..model import recorded_answers
+    from ..model.package import read_recorded_answers
+    from ..model.recorded_answers import disagreement
 
     registered = tracking.resolve_version(f"models:/{tracking.model_name(spec.domain)}/{version}")
-    recorded = json.loads((tracking.fetch_package(registered) / "probe.json").read_text())
+    recorded = read_recorded_answers(tracking.fetch_package(registered))
     server = ServerClient()
-    similarity, answering = server.similarity(spec.domain, recorded["images"], recorded["texts"])
-    difference = recorded_answers.disagreement(recorded, similarity)
-    if answering != version or difference > recorded["tolerance"]:
+    similarity, answering = server.similarity(spec.domain, recorded.images, recorded.texts)
+    difference = disagreement(recorded, similarity)
+    if answering != version or difference > recorded.tolerance:
         reason = f"version {answering} answers" if answering != version else f"its answers differ by {difference:.3f}"
         tracking.restore(spec.domain, previous or None, failed=version)
         if previous:
             server.load(spec.domain, previous)
         raise ClipftError(
             f"version {version} of {spec.domain}",
-            f"it did not verify: {reason} (limit {recorded['tolerance']})",
+            f"it did not verify: {reason} (limit {recorded.tolerance})",
             f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
         )
-    say(f"Version {version} answers as recorded: {len(recorded['images'])} images, largest difference {difference:.5f}.")
+    say(f"Version {version} answers as recorded: {len(recorded.images)} images, largest difference {difference:.5f}.")
     links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
-    return {"version": version, "disagreement": difference, "pairs": len(recorded["images"]), "links": links}
+    return {"version": version, "disagreement": difference, "pairs": len(recorded.images), "links": links}

@@ -145,11 +145,11 @@ def _work(
     data = TrainingData.open(
         dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
         seed=spec.train.seed, sampling=spec.train.sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
-        prompts=domain.prompts,
+        gray_bits=clip.prepared().gray_bits, prompts=clip.prepared().prompts,
     )  # fmt: skip
 
     def judge(batch: int) -> validation.Judged:
-        return validation.judge(clip, dataset, domain, spec.resolution.train, batch, metric=spec.gate.metric)
+        return validation.judge(clip, dataset, spec.resolution.train, batch, metric=spec.gate.metric)
 
     chooses = spec.train.keep == "best" or spec.train.patience > 0
     if chooses and not validation.Rows.of(dataset.frame, metric=spec.gate.metric).tells:

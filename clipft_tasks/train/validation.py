@@ -107,7 +107,6 @@ def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
 def judge(
     clip: Clip,
     dataset: Dataset,
-    domain: Domain,
     side: int,
     batch: int,
     limit: int = ROWS,
@@ -125,11 +124,11 @@ def judge(
     """
     rows = Rows.of(dataset.frame, limit, metric)
     frame = dataset.split(SPLIT)
-    cache = decoded(dataset, frame, side, SPLIT, aspect=clip.aspect)
+    cache = decoded(dataset, frame, side, SPLIT, gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
     with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
         images = torch.cat([clip.encode_images(cache.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
         if rows.classes:
-            texts = clip.class_embeddings(rows.classes, domain.prompts)
+            texts = clip.class_embeddings(rows.classes)
             own = torch.from_numpy(rows.truth)
         else:
             own_captions = frame["caption"].iloc[rows.at]

@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from clipft_tasks.domains import get_domain
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.similarity import Similarity
@@ -40,11 +39,6 @@ class LoadedModel:
     class_embeddings: np.ndarray | None = None
     since: float = field(default_factory=time.time)
 
-    @property
-    def gray_bits(self) -> int:
-        """How gray deeper than 8 bits is read, see `open_image`."""
-        return get_domain(self.domain).gray_bits
-
     @cached_property
     def temperature_scale(self) -> float:
         """What a similarity is multiplied with before a softmax: the model's learned inverse temperature."""
@@ -56,9 +50,9 @@ class LoadedModel:
         return copy.deepcopy(self.clip.similarity).cpu()
 
     def embed_classes(self, classes: list[str]) -> np.ndarray:
-        """Class embeddings (c, d) over the domain's prompt templates; only in the inference thread."""
+        """Class embeddings (c, d) over the package's prompt templates; only in the inference thread."""
         with torch.inference_mode():
-            return self.clip.class_embeddings(classes, get_domain(self.domain).prompts).cpu().numpy()
+            return self.clip.class_embeddings(classes).cpu().numpy()
 
     def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
         """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""

@@ -4,22 +4,17 @@ A version goes live only after it was loaded, warmed up and agreed with its own 
 that they began with; the old one disappears when its last request is done.
 """
 
-import base64
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from clipft_tasks import tracking
 from clipft_tasks.contracts.serving import LoadResult, ModelInfo
 from clipft_tasks.core.errors import ClipftError, Transient
-from clipft_tasks.data.images import open_image, square
 from clipft_tasks.drift.reference import Reference
-from clipft_tasks.model import build, recorded_answers
+from clipft_tasks.model import build, package, recorded_answers
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.train import microbenchmarks, plan
 
@@ -158,38 +153,35 @@ class ModelStore:
         """The model on its device, warm, and its largest difference from the answers recorded at training."""
         registered = tracking.resolve_version(f"models:/{tracking.model_name(domain)}/{version}")
         folder = tracking.fetch_package(registered)
-        card = json.loads((folder / "card.json").read_text())
-        recorded = json.loads((folder / "probe.json").read_text())
+        card, recorded = package.read_card(folder), package.read_recorded_answers(folder)
         clip = build.from_folder(folder, source=f"{registered.name}/{version}")
         model = LoadedModel(
             domain=domain,
             version=version,
             clip=clip,
-            side=int(card["resolutions"]["serve"]),
-            classes=list(card["classes"]),
-            dimensions=sorted(d for d in card.get("dimensions") or [] if d <= clip.embed_dim),
+            side=card.resolutions.serve,
+            classes=card.classes,
+            dimensions=sorted(d for d in card.dimensions if d <= clip.embed_dim),
             lineage=tracking.lineage(registered),
             reference=_reference(folder, clip),
         )
-        images = np.stack(
-            [square(open_image(base64.b64decode(p)).rgb, recorded["side"], clip.aspect) for p in recorded["images"]]
-        )
+        images = recorded_answers.images_of(recorded)
 
         def warm_and_ask() -> list[list[float]]:
             clip.to(self.engine.device)
             layout = plan.layout_of(self.engine.device.type, clip).value
             clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[layout])
             model.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
-            image, text = encode(model, images), encode(model, recorded["texts"])
+            image, text = encode(model, images), encode(model, recorded.texts)
             if model.classes:
                 model.class_embeddings = model.embed_classes(model.classes)
             return [[float(x) for x in row] for row in model.similarity(image, text)]
 
         difference = recorded_answers.disagreement(recorded, self.engine.call(warm_and_ask).result(timeout=240))
-        if difference > recorded["tolerance"]:
+        if difference > recorded.tolerance:
             raise ClipftError(
                 f"version {version} of {domain}",
-                f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded['tolerance']})",
+                f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded.tolerance})",
                 "Another device or library version? Evaluate the version here before you raise the tolerance.",
             )
         return model, difference

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from clipft_tasks.data.images import BadImage, Limits, open_image, square
+from clipft_tasks.data.images import BadImage, Limits, square
 from clipft_tasks.drift.image_statistics import appearance
 
 from .batching import Engine
@@ -183,11 +183,10 @@ class InferenceService:
             reason = f"{len(images)} images in one request, more than {self.options.max_items}."
             raise RequestRejectedError(413, reason, "too_many")
         sampled = is_traffic and self.monitor.should_sample(model, len(images))
-        gray_bits = model.gray_bits
 
         def decode(number: int, image: bytes) -> tuple[np.ndarray, np.ndarray | None]:
             try:
-                rgb = open_image(image, self.limits, gray_bits=gray_bits).rgb
+                rgb = model.clip.open_image(image, self.limits).rgb
                 return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
             except BadImage as error:
                 raise RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image") from error

@@ -1,7 +1,5 @@
 """The blend stage by hand: on a tiny model, in a real MLflow, with scores that are known functions of the weights."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import interpolation
 from clipft_tasks.model import build, recorded_answers
 from clipft_tasks.model.interpolation import between, starting_point
-from clipft_tasks.model.package import WEIGHTS, weights_digest
+from clipft_tasks.model.package import WEIGHTS, read_card, read_recorded_answers, weights_digest
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import blend, chain
 from clipft_tasks.train import validation
@@ -49,7 +47,7 @@ class Known:
     def share(self, clip):
         return float((clip.state()[self.name].cpu() - self.start).norm()) / self.whole
 
-    def judge(self, clip, dataset, domain, side, batch, metric):
+    def judge(self, clip, dataset, side, batch, metric):
         right = np.arange(1000) < round(1000 * self.score(self.share(clip)))
         rows = validation.Rows("image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True)
         return validation.Judged(rows, right)
@@ -100,14 +98,14 @@ def test_the_chosen_point_is_what_is_evaluated_and_registered(shared_home, spec,
     clip, folder = candidate(made["run_id"]), tracking.fetch_candidate(made["run_id"])
     expected = between(start.state(), end.state(), 0.5)
     assert all(torch.equal(clip.state()[n], expected[n]) for n in expected)
-    card = json.loads((folder / "card.json").read_text())
-    assert card["blend"]["alpha"] == 0.5 and card["blend"]["parents"] == [spec.model.start, f"run {trained}"]
-    assert card["run_id"] == made["run_id"] and card["start"] == spec.model.start
+    card = read_card(folder)
+    assert card.blend.alpha == 0.5 and card.blend.parents == [spec.model.start, f"run {trained}"]
+    assert card.run_id == made["run_id"] and card.start == spec.model.start
     # Answers and reference are the blended model's own, not its parent's.
-    recorded, parents = (json.loads((f / "probe.json").read_text()) for f in (folder, tracking.fetch_candidate(trained)))
-    assert recorded["similarity"] != parents["similarity"]
+    recorded, parents = (read_recorded_answers(f) for f in (folder, tracking.fetch_candidate(trained)))
+    assert recorded.similarity != parents.similarity
     images = images_of(recorded)
-    assert recorded_answers.disagreement(recorded, recorded_answers.answers(clip, images, recorded["texts"])) < 1e-4
+    assert recorded_answers.disagreement(recorded, recorded_answers.answers(clip, images, recorded.texts)) < 1e-4
     assert weights_digest(folder / WEIGHTS) in (folder / "reference.json").read_text()
 
     run = tracking.client().get_run(made["run_id"])
@@ -130,7 +128,7 @@ def images_of(recorded):
 
     from PIL import Image
 
-    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in recorded["images"]]
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in recorded.images]
     return np.stack([p.transpose(2, 0, 1) for p in decoded])
 
 

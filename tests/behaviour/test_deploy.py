@@ -35,6 +35,7 @@ from mlflow.tracking import MlflowClient
 from clipft_tasks import tracking
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
+from clipft_tasks.model.package import read_recorded_answers
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import deploy, promote, rollback, verify
 
@@ -312,11 +313,11 @@ folder = sys.argv[1]
 model, _, prepare = open_clip.create_model_and_transforms("local-dir:" + folder)
 tokens = open_clip.get_tokenizer("local-dir:" + folder)
 model.eval()
-probe = json.load(open(folder + "/probe.json"))
-images = torch.stack([prepare(Image.open(io.BytesIO(base64.b64decode(p)))) for p in probe["images"]])
+recorded = json.load(open(folder + "/recorded_answers.json"))
+images = torch.stack([prepare(Image.open(io.BytesIO(base64.b64decode(p)))) for p in recorded["images"]])
 with torch.inference_mode():
     image = model.encode_image(images, normalize=True)
-    text = model.encode_text(tokens(probe["texts"]), normalize=True)
+    text = model.encode_text(tokens(recorded["texts"]), normalize=True)
 assert not [m for m in sys.modules if m.startswith(("clipft", "serving"))]
 print(json.dumps((image @ text.T).tolist()))
 """
@@ -333,10 +334,10 @@ def test_plain_open_clip_opens_the_package_and_gives_the_recorded_answers(server
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    probe = json.loads((folder / "probe.json").read_text())
-    assert len(probe["images"]) == 4 and base64.b64decode(probe["images"][0])[:4] == b"\x89PNG"
-    assert close(json.loads(done.stdout.splitlines()[-1]), np.array(probe["similarity"]))
+    recorded = read_recorded_answers(folder)
+    assert len(recorded.images) == 4 and base64.b64decode(recorded.images[0])[:4] == b"\x89PNG"
+    assert close(json.loads(done.stdout.splitlines()[-1]), np.array(recorded.similarity))
 
 
 def test_the_package_holds_no_pickle(server):
-    assert sorted(f.suffix for f in package("1").iterdir()) == [".json"] * 4 + [".safetensors"] * 2
+    assert sorted(f.suffix for f in package("1").iterdir()) == [".json"] * 5 + [".safetensors"] * 2

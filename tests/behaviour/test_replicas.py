@@ -61,13 +61,13 @@ def test_what_one_is_told_to_deploy_is_live_on_all_when_it_answers(pair):
 
 def test_a_version_that_one_replica_refuses_is_live_on_none(pair):
     first, second = pair
-    cached = [p.parent for p in (second.home / "cache" / "models").glob("*/probe.json")]
-    good = {folder: (folder / "probe.json").read_text() for folder in cached}
+    cached = [p.parent for p in (second.home / "cache" / "models").glob("*/recorded_answers.json")]
+    good = {folder: (folder / "recorded_answers.json").read_text() for folder in cached}
     for folder in cached:
         TAMPERED["other recorded answers"](folder)
     answer = first.put("2")
     for folder, text in good.items():
-        (folder / "probe.json").write_text(text)
+        (folder / "recorded_answers.json").write_text(text)
     assert answer.status_code == 409 and second.url in answer.json()["detail"] and "differ" in answer.json()["detail"]
     assert first.live() == second.live() == {"general": "1"}
 

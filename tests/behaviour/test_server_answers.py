@@ -14,9 +14,10 @@ from fixtures.live_server import FILES, IMAGES, TEXTS, TOKEN, Plain, Server, cha
 from safetensors.torch import save_file
 
 from clipft_tasks import tracking
-from clipft_tasks.data.images import open_image, square
+from clipft_tasks.data.images import square
 from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
+from clipft_tasks.model.package import RECORDED_ANSWERS
 
 pytestmark = pytest.mark.slow
 
@@ -107,8 +108,8 @@ def warped(request: pytest.FixtureRequest, server: Server, plain: dict[str, Plai
         weights.data += 0.1  # as training would have moved them
     try:
         save_file({k: v.contiguous() for k, v in clip.similarity.state_dict().items()}, folder / "similarity.safetensors")
-        squares = np.stack([square(open_image(f).rgb, 32) for f in FILES])
-        (folder / "probe.json").write_text(json.dumps(recorded_answers.record(clip, squares, TEXTS)))
+        squares = np.stack([square(clip.open_image(f).rgb, 32) for f in FILES])
+        (folder / RECORDED_ANSWERS).write_text(json.dumps(recorded_answers.record(clip, squares, TEXTS).to_json()))
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | {"similarity": request.param, "dimensions": [8]}))
         done = server.put("2")
@@ -123,7 +124,7 @@ def warped(request: pytest.FixtureRequest, server: Server, plain: dict[str, Plai
 
 def test_a_model_answers_by_its_own_similarity(warped, plain):
     model, compare = plain["2"], plain["2"].clip.similarity.compare
-    classes = model.card["classes"]
+    classes = model.card.classes
     expected, scores = compare(model.images(), model.texts()), compare(model.images(), model.classes(classes))
     assert np.abs(expected - model.images() @ model.texts().T).max() > 0.01  # it is not the cosine
     assert close(warped.post("/v1/embed/images", {"images": IMAGES}).json()["embeddings"], model.images())

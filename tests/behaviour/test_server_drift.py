@@ -200,7 +200,7 @@ def test_the_rows_of_the_window_are_what_the_model_makes_of_the_images(server, p
     labels = [p["label"] for p in server.post(CLASSES, {"images": IMAGES}).json()["predictions"]]
     answer = server.client.get(WINDOW, headers=SHOWN)
     rows = answer.json()
-    classes = plain["1"].card["classes"]
+    classes = plain["1"].card.classes
     assert answer.status_code == 200 and set(rows) == {"appearance", "similarity"}
     assert np.allclose(rows["similarity"], plain["1"].images() @ plain["1"].classes(classes).T, atol=2e-4)
     assert [classes[int(np.argmax(s))] for s in rows["similarity"]] == labels

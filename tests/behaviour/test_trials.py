@@ -39,7 +39,7 @@ def test_in_shadow_the_champion_alone_answers_and_the_challenger_is_counted(serv
     }  # fmt: skip
     answers = [classify(server) for _ in range(5)]
     assert {a.headers["x-clipft-model-version"] for a in answers} == {"1"}
-    expected = plain["1"].images() @ plain["1"].classes(plain["1"].card["classes"]).T
+    expected = plain["1"].images() @ plain["1"].classes(plain["1"].card.classes).T
     scores = [list(p["scores"].values()) for p in answers[0].json()["predictions"]]
     assert np.abs(np.array(scores) - expected).max() < 1e-4
     said = reported(server, 5)
@@ -102,7 +102,7 @@ def test_a_canary_of_everything_answers_everything_under_its_own_name(server, pl
     answer = classify(server)
     assert answer.headers["x-clipft-model-version"] == "2" and answer.headers["x-clipft-domain"] == "general"
     assert answer.headers["x-clipft-run-id"] != classify(server, **INTERNAL).headers["x-clipft-run-id"]
-    expected = plain["2"].images() @ plain["2"].classes(plain["2"].card["classes"]).T
+    expected = plain["2"].images() @ plain["2"].classes(plain["2"].card.classes).T
     scores = [list(p["scores"].values()) for p in answer.json()["predictions"]]
     assert np.abs(np.array(scores) - expected).max() < 1e-4
     said = report(server)

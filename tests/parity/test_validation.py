@@ -151,8 +151,7 @@ class Real(Judge):
         self.dataset, self.spec = dataset, spec
 
     def __call__(self, batch):
-        domain = get_domain(self.spec.domain)
-        return validation.judge(self.clip, self.dataset, domain, self.spec.resolution.train, batch)
+        return validation.judge(self.clip, self.dataset, self.spec.resolution.train, batch)
 
 
 @pytest.mark.parametrize("kill_at", [5, 6, 9])

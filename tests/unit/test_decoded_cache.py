@@ -1,6 +1,6 @@
 """Decoded images: once and then read back, dropped when space is short, and the same pixels as open_clip's own transform."""
 
-import ast
+import inspect
 import io
 import os
 import shutil
@@ -17,10 +17,10 @@ from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
-from clipft_tasks.data import decoded_cache as module
-from clipft_tasks.data import versioning
+from clipft_tasks.data import decoded_cache, versioning
 from clipft_tasks.data.decoded_cache import MIN_AGE, Decoded, decoded
 from clipft_tasks.data.images import RESIZE_MODES, BadImage, open_image, square
+from clipft_tasks.data.loader import TrainingData
 from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.spec import RunSpec
@@ -37,7 +37,8 @@ def dataset(shared_home, small_spec) -> Dataset:
 
 
 def opened(dataset: Dataset, side: int = 32, **options: object) -> Decoded:
-    return decoded(dataset, dataset.split("train"), side, "train", **options)
+    gray_bits = get_domain(dataset.version.domain).gray_bits
+    return decoded(dataset, dataset.split("train"), side, "train", gray_bits=gray_bits, **options)
 
 
 def everything(images: Decoded) -> torch.Tensor:
@@ -70,7 +71,7 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(dataset, monkeypatch):
     def refused(*args: object, **kwargs: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(module, "open_image", refused)
+    monkeypatch.setattr(decoded_cache, "open_image", refused)
     again = opened(dataset)
     assert again.store is not None and torch.equal(everything(again), first)
 
@@ -78,7 +79,7 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(dataset, monkeypatch):
 def test_the_rows_taken_are_the_images_squared(dataset):
     rows = dataset.split("train")
     found = opened(dataset, 40).take(np.array([7, 0, 7, 3]))
-    wanted = [square(open_image(dataset.image_bytes(rows.iloc[i])).rgb, 40) for i in (7, 0, 7, 3)]
+    wanted = [square(open_image(dataset.image_bytes(rows.iloc[i]), gray_bits=16).rgb, 40) for i in (7, 0, 7, 3)]
     assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), np.stack(wanted))
     assert opened(dataset, 40).take(np.array([], int)).shape == (0, 3, 40, 40)
 
@@ -157,7 +158,7 @@ def test_each_aspect_is_open_clips_evaluation_transform(mode, size, side):
 def test_a_large_jpeg_decoded_at_a_fraction_is_nearly_the_same_square(size):
     out = io.BytesIO()
     made_image("red", 1, 160).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-    drafted, whole = (open_image(out.getvalue(), draft=draft).rgb for draft in (2 * 96, 0))
+    drafted, whole = (open_image(out.getvalue(), draft=draft, gray_bits=16).rgb for draft in (2 * 96, 0))
     assert whole.size == size and 2 * 96 <= min(drafted.size) < min(size)
     apart = np.abs(square(drafted, 96).astype(int) - square(whole, 96))
     assert apart.mean() < 2
@@ -169,7 +170,7 @@ def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "TIFF")
     with pytest.raises(BadImage, match="no numbers"):
-        open_image(out.getvalue())
+        open_image(out.getvalue(), gray_bits=16)
 
 
 # Sixteen bits ---------------------------------------------------------------------------------------------------------
@@ -193,14 +194,8 @@ def test_deep_gray_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, gra
     assert torch.equal(found[0], torch.from_numpy(square(again.rgb, 64)))
 
 
-def test_everyone_who_opens_a_image_says_how_deep_gray_is_read():
+@pytest.mark.parametrize("opens", [open_image, decoded, TrainingData.open], ids=lambda f: f.__qualname__)
+def test_nobody_opens_an_image_without_saying_how_deep_gray_is_read(opens):
     """One who forgets would see other pixels than the model was trained on."""
-    project = Path(module.__file__).parents[2]
-    calls = [
-        (file.name, node)
-        for file in [*project.glob("clipft_tasks/**/*.py"), *project.glob("serving/**/*.py")]
-        for node in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open_image"
-    ]
-    silent = {name for name, call in calls if "gray_bits" not in {k.arg for k in call.keywords}}
-    assert len(calls) > 6 and silent == {"forgetting.py", "model_store.py"}  # the general set and probes are eight bits deep
+    parameter = inspect.signature(opens).parameters["gray_bits"]
+    assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, parameter.empty)

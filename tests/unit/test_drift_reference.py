@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COLORS, a_work, made_image
+from fixtures.packages import a_card
 from fixtures.references import (
     IMAGES,
     PREDICTIONS,
@@ -38,6 +39,7 @@ from clipft_tasks.drift.reference import (
     text_signal,
     told_apart,
 )
+from clipft_tasks.model import recorded_answers
 
 # Limits ---------------------------------------------------------------------------------------------------------------
 
@@ -265,21 +267,22 @@ def taken(dataset: Dataset, clip: Any, weights: str = "w" * 64) -> Reference:
 def clip(home, tiny) -> Any:
     from clipft_tasks.model import build
 
-    return build.load(str(tiny))
+    return build.load(str(tiny), domain="general")
 
 
 def test_the_package_of_a_trained_model_holds_a_reference_for_its_very_weights(clip, small_spec, tmp_path):
-    from clipft_tasks.model.package import WEIGHTS, Package, weights_digest, write_package
+    from clipft_tasks.model.package import WEIGHTS, weights_digest, write_package
     from clipft_tasks.train import loop
 
     dataset = packed(tmp_path / "shards")
     loop.train(a_work(small_spec, clip, dataset, tmp_path / "checkpoints"))
-    parts = Package(
-        clip.config["model_cfg"],
-        clip.config["preprocess_cfg"],
-        reference=lambda place, weights: taken(dataset, clip, weights).save(place),
+    package = write_package(
+        tmp_path / "package",
+        clip,
+        a_card(),
+        recorded_answers.record(clip, np.zeros((1, 3, 32, 32), np.uint8), ["a red square"]),
+        lambda place, weights: taken(dataset, clip, weights).save(place),
     )
-    package = write_package(tmp_path / "package", clip, parts)
     assert (package / TENSORS).stat().st_size + (package / FACTS).stat().st_size < 5e6
     reference = Reference.load(package, weights_digest(package / WEIGHTS))
     assert reference.classes == sorted(COLORS) and reference.facts["groups"] == len(reference.rows) == 80

@@ -17,6 +17,7 @@ from clipft_tasks.domains.base import CORRUPTIONS
 from clipft_tasks.evaluate import corruptions, error_analysis, forgetting, linear_probe, metrics, robustness, zero_shot
 from clipft_tasks.evaluate.slices import slices
 from clipft_tasks.model import starter
+from clipft_tasks.model.package import preprocessing_of
 
 DOMAIN = get_domain("general")
 SIDE = 32
@@ -26,6 +27,7 @@ SIDE = 32
 def clip():
     clip = a_clip().to("cpu")
     clip.model.eval()
+    clip.preprocessing = preprocessing_of(DOMAIN)
     return clip
 
 
@@ -42,7 +44,7 @@ def dataset(home, tmp_path):
 
 
 def scored(clip, dataset, split: str = "test", limit: int = 0) -> zero_shot.Scored:
-    return zero_shot.score(clip, dataset, DOMAIN, split, SIDE, 16, limit)
+    return zero_shot.score(clip, dataset, split, SIDE, 16, limit)
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def test_the_interval_of_balanced_accuracy_is_that_of_rows_drawn_by_hand(clip, d
 
 def test_batches_and_limits_change_nothing_but_the_rows(clip, dataset):
     whole = scored(clip, dataset)
-    other = zero_shot.score(clip, dataset, DOMAIN, "test", SIDE, 7)
+    other = zero_shot.score(clip, dataset, "test", SIDE, 7)
     np.testing.assert_allclose(whole.scores, other.scores, atol=1e-5)
     part = scored(clip, dataset, limit=10)
     assert len(part.truth) == 10 and set(part.keys) <= set(whole.keys)
@@ -106,6 +108,7 @@ def test_a_similarity_of_the_models_own_is_what_counts(clip, dataset):
 
 def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, clip):
     broken = a_clip().to("cpu")
+    broken.preprocessing = preprocessing_of(DOMAIN)
     broken.model.eval()
     broken.model.visual.proj.data.fill_(float("nan"))
     found = scored(broken, dataset)
@@ -308,7 +311,7 @@ def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeyp
     assert found["rows"] == 24 and set(found["corruptions"]) == {"noise", "jpeg"}
     values = [v for some in found["corruptions"].values() for v in some]
     assert len(values) == 4 and found["mean_corruption_score"] == pytest.approx(np.mean(values))
-    assert found["clean"] == zero_shot.score(clip, dataset, domain, "test", SIDE, 16, limit=24).sums("balanced_accuracy").value
+    assert found["clean"] == zero_shot.score(clip, dataset, "test", SIDE, 16, limit=24).sums("balanced_accuracy").value
     assert found == robustness.score(clip, dataset, domain, SIDE, 16, "balanced_accuracy", 2)
 
 

@@ -39,7 +39,7 @@ def forged_png(width: int, height: int, data: bytes = b"") -> bytes:
 
 def test_an_empty_file_is_refused():
     with pytest.raises(BadImage, match="0 bytes"):
-        open_image(b"")
+        open_image(b"", gray_bits=16)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_an_empty_file_is_refused():
 )
 def test_what_is_no_image_is_refused(data):
     with pytest.raises(BadImage, match="known format"):
-        open_image(data)
+        open_image(data, gray_bits=16)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "SGI", "PCX"])
 def test_a_format_outside_the_list_is_refused(kind):
     with pytest.raises(BadImage, match="known format"):
-        open_image(encoded(made_image("red", 1), kind))
+        open_image(encoded(made_image("red", 1), kind), gray_bits=16)
 
 
 KINDS = [
@@ -82,12 +82,12 @@ KINDS = [
 )
 def test_a_file_cut_anywhere_is_refused_or_lacks_no_pixel(kind, options):
     data = encoded(made_image("red", 3, side=160), kind, **options)
-    whole = np.asarray(open_image(data).rgb)
+    whole = np.asarray(open_image(data, gray_bits=16).rgb)
     cuts = sorted({*range(1, 40), *range(len(data) - 40, len(data)), *np.linspace(1, len(data) - 1, 80).astype(int).tolist()})
     refused = 0
     for cut in cuts:
         try:
-            opened = open_image(data[:cut])
+            opened = open_image(data[:cut], gray_bits=16)
         except BadImage as error:
             assert str(error)
             refused += 1
@@ -106,7 +106,7 @@ def test_turned_bytes_never_raise_anything_but_a_reason(kind):
         for place in rng.integers(0, min(len(broken), 400), 6):
             broken[place] = rng.integers(256)
         try:
-            opened = open_image(bytes(broken))
+            opened = open_image(bytes(broken), gray_bits=16)
         except BadImage as error:
             assert str(error)
             refused += 1
@@ -118,7 +118,7 @@ def test_turned_bytes_never_raise_anything_but_a_reason(kind):
 @pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (10_000, 10_000), (2**31 - 1, 2**31 - 1), (50_000_001, 1)])
 def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(width, height):
     with pytest.raises(BadImage, match="pixels.*limit"):
-        open_image(forged_png(width, height))
+        open_image(forged_png(width, height), gray_bits=16)
 
 
 def test_a_real_bomb_of_two_hundred_megapixels_is_refused():
@@ -126,19 +126,19 @@ def test_a_real_bomb_of_two_hundred_megapixels_is_refused():
     data = b"".join([*(row.compress(b"\0" * 20_001) for _ in range(10_000)), row.flush()])
     assert len(data) < 300_000
     with pytest.raises(BadImage, match="limit"):
-        open_image(forged_png(20_000, 10_000, data))
+        open_image(forged_png(20_000, 10_000, data), gray_bits=16)
 
 
 def test_a_file_above_the_limit_of_bytes_is_refused():
     with pytest.raises(BadImage, match="bytes, more than the limit"):
-        open_image(b"x" * 1001, Limits(bytes=1000))
+        open_image(b"x" * 1001, Limits(bytes=1000), gray_bits=16)
 
 
 def test_pixels_at_the_limit_are_taken():
     data = encoded(Image.new("L", (100, 50)))
-    assert open_image(data, Limits(pixels=5000)).width == 100
+    assert open_image(data, Limits(pixels=5000), gray_bits=16).width == 100
     with pytest.raises(BadImage, match="100x50"):
-        open_image(data, Limits(pixels=4999))
+        open_image(data, Limits(pixels=4999), gray_bits=16)
 
 
 def test_a_thread_of_a_image_is_refused_or_squared_within_two_gigabytes():
@@ -150,7 +150,7 @@ from clipft_tasks.data.images import BadImage, open_image, square
 out = io.BytesIO(); Image.new("L", (4_000_000, 1)).save(out, "PNG")
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 try:
-    print(square(open_image(out.getvalue()).rgb, 224).shape)
+    print(square(open_image(out.getvalue(), gray_bits=16).rgb, 224).shape)
 except BadImage as error:
     print("refused", error)
 """
@@ -164,7 +164,7 @@ except BadImage as error:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_gray_keeps_its_range(kind):
     ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
-    opened = open_image(encoded(Image.fromarray(ramp), kind))
+    opened = open_image(encoded(Image.fromarray(ramp), kind), gray_bits=16)
     gray = np.asarray(opened.rgb)[..., 0]
     assert opened.mode == "I;16" and opened.rgb.mode == "RGB"
     assert np.array_equal(gray, (ramp >> 8).astype(np.uint8))
@@ -257,13 +257,13 @@ def test_big_endian_sixteen_bit_gray_keeps_its_range():
     ]
     directory = struct.pack(">H", len(tags)) + b"".join(struct.pack(">HHII", t, k, 1, v) for t, k, v in tags) + b"\0\0\0\0"
     data = b"MM\0*" + struct.pack(">I", 8 + len(strip)) + strip + directory
-    assert np.array_equal(np.asarray(open_image(data).rgb)[..., 0], (ramp >> 8).astype(np.uint8))
+    assert np.array_equal(np.asarray(open_image(data, gray_bits=16).rgb)[..., 0], (ramp >> 8).astype(np.uint8))
 
 
 def test_transparency_lies_on_white():
     image = Image.new("RGBA", (40, 20), (255, 0, 0, 255))
     image.paste((0, 0, 255, 0), (20, 0, 40, 20))
-    opened = open_image(encoded(image))
+    opened = open_image(encoded(image), gray_bits=16)
     assert opened.mode == "RGBA"
     assert opened.rgb.getpixel((5, 5)) == (255, 0, 0) and opened.rgb.getpixel((30, 5)) == (255, 255, 255)
 
@@ -271,7 +271,7 @@ def test_transparency_lies_on_white():
 def test_gray_with_transparency_lies_on_white():
     image = Image.new("LA", (40, 20), (0, 255))
     image.paste((0, 0), (20, 0, 40, 20))
-    rgb = open_image(encoded(image)).rgb
+    rgb = open_image(encoded(image), gray_bits=16).rgb
     assert rgb.getpixel((5, 5)) == (0, 0, 0) and rgb.getpixel((30, 5)) == (255, 255, 255)
 
 
@@ -279,13 +279,13 @@ def test_a_palette_with_a_transparent_color_lies_on_white():
     image = Image.new("P", (40, 20), 0)
     image.putpalette([10, 200, 30, 0, 0, 0])
     image.paste(1, (20, 0, 40, 20))
-    assert open_image(encoded(image)).rgb.getpixel((5, 5)) == (10, 200, 30)
-    rgb = open_image(encoded(image, transparency=1)).rgb
+    assert open_image(encoded(image), gray_bits=16).rgb.getpixel((5, 5)) == (10, 200, 30)
+    rgb = open_image(encoded(image, transparency=1), gray_bits=16).rgb
     assert rgb.getpixel((5, 5)) == (10, 200, 30) and rgb.getpixel((30, 5)) == (255, 255, 255)
 
 
 def test_cmyk_keeps_its_colors():
-    opened = open_image(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95))
+    opened = open_image(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95), gray_bits=16)
     assert opened.mode == "CMYK"
     assert np.abs(np.array(opened.rgb.getpixel((16, 16))) - (200, 40, 40)).max() < 8
 
@@ -293,7 +293,7 @@ def test_cmyk_keeps_its_colors():
 def test_one_bit_images_are_black_and_white():
     image = Image.new("1", (16, 16), 0)
     image.paste(1, (8, 0, 16, 16))
-    opened = open_image(encoded(image))
+    opened = open_image(encoded(image), gray_bits=16)
     assert opened.mode == "1"
     assert opened.rgb.getpixel((2, 2)) == (0, 0, 0) and opened.rgb.getpixel((12, 2)) == (255, 255, 255)
 
@@ -306,13 +306,13 @@ def test_a_photo_is_turned_as_its_camera_was_held(orientation):
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    rgb = open_image(encoded(stored, "JPEG", quality=95, exif=exif)).rgb
+    rgb = open_image(encoded(stored, "JPEG", quality=95, exif=exif), gray_bits=16).rgb
     assert rgb.size == (64, 32)
     assert rgb.getpixel((4, 4))[0] > 200 and rgb.getpixel((60, 28))[0] < 50
 
 
 def test_what_the_file_said_is_told():
-    opened = open_image(encoded(Image.new("L", (30, 20)), "GIF"))
+    opened = open_image(encoded(Image.new("L", (30, 20)), "GIF"), gray_bits=16)
     assert (opened.width, opened.height, opened.format) == (30, 20, "GIF")
 
 
@@ -321,7 +321,7 @@ def test_the_perceptual_hash_sees_likeness_and_difference():
         return np.unpackbits(np.frombuffer(perceptual_hash(image), np.uint8))
 
     one, two = made_image("red", 1, 160), made_image("red", 2, 160)
-    again = open_image(encoded(one.resize((120, 120)), "JPEG", quality=80)).rgb
+    again = open_image(encoded(one.resize((120, 120)), "JPEG", quality=80), gray_bits=16).rgb
     assert len(bits(one)) == 256
     assert (bits(one) != bits(again)).sum() <= 6 < 60 < (bits(one) != bits(two)).sum()
 

@@ -49,7 +49,7 @@ def clip(home, tiny) -> Clip:
 
 @pytest.fixture
 def data(home, clip, tmp_path) -> TrainingData:
-    return TrainingData.open(packed(tmp_path / "shards"), clip, HOW, largest=32, batch=7, seed=0)
+    return TrainingData.open(packed(tmp_path / "shards"), clip, HOW, largest=32, batch=7, seed=0, gray_bits=16)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -102,7 +102,7 @@ def test_labeled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked
     dataset, prompts = packed(tmp_path / "shards"), ("a {} thing.", "a photo of {}.")
     rows = dataset.frame.set_index("key")
     how = replace(HOW, prompt_share=share)
-    data = TrainingData.open(dataset, clip, how, largest=32, batch=7, seed=0, prompts=prompts)
+    data = TrainingData.open(dataset, clip, how, largest=32, batch=7, seed=0, gray_bits=16, prompts=prompts)
     own, said = 0, set()
     for step in range(60):
         batch = data.batch(step, 32)
@@ -121,7 +121,9 @@ def test_labeled_rows_are_worded_as_a_prompt_of_their_class_as_often_as_is_asked
 
 
 def test_rows_keep_their_captions_where_no_prompts_are_drawn(home, clip, tmp_path, data):
-    with_prompts = TrainingData.open(packed(tmp_path / "again"), clip, HOW, largest=32, batch=7, seed=0, prompts=("a {}.",))
+    with_prompts = TrainingData.open(
+        packed(tmp_path / "again"), clip, HOW, largest=32, batch=7, seed=0, gray_bits=16, prompts=("a {}.",)
+    )
     assert all(same(with_prompts.batch(step, 32), data.batch(step, 32)) for step in range(6))
 
 
@@ -150,7 +152,7 @@ def test_tokens_are_cut_to_the_bucket_of_the_longest_caption(data, clip):
 def test_a_caption_of_nothing_but_padding_has_features(home, clip, tmp_path):
     clip.tokenizer = lambda texts: torch.zeros(len(texts), 32, dtype=torch.long)
     clip.tokenizer.context_length = 32
-    batch = TrainingData.open(packed(tmp_path / "shards"), clip, HOW, largest=32, batch=7, seed=0).batch(0, 32)
+    batch = TrainingData.open(packed(tmp_path / "shards"), clip, HOW, largest=32, batch=7, seed=0, gray_bits=16).batch(0, 32)
     assert batch.tokens.shape[1] == 8 and not batch.tokens.any()
     assert bool(clip.text_features(batch.tokens).isfinite().all())
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fixtures.packages import a_package
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model.similarity import make
@@ -98,15 +99,13 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 @pytest.mark.parametrize("name", ["dot", "hyperbolic", "bilinear"])
 def test_a_package_gives_back_what_its_similarity_learned(tiny, name, tmp_path):
     from clipft_tasks.model import build
-    from clipft_tasks.model.package import Package, write_package
 
-    clip = build.load(str(tiny))
+    clip = build.load(str(tiny), domain="general")
     clip.similarity = make(name, clip.embed_dim)
     with torch.no_grad():
         for value in clip.similarity.state_dict().values():
             value.add_(0.1 * torch.randn_like(value))
-    parts = Package(clip.config["model_cfg"], clip.config["preprocess_cfg"], card={"similarity": name})
-    folder = write_package(tmp_path / "package", clip, parts)
+    folder = a_package(tmp_path / "package", clip)
     again = build.load(str(folder))
     assert again.similarity.name == name and again.similarity.fitted
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
