@@ -4,13 +4,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import httpx
 
+from ..contracts.worker_gateway import Invitation, WorkerList
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
+
+if TYPE_CHECKING:
+    from ..worker.checks import Line
 
 
 @click.group("worker")
@@ -51,17 +55,17 @@ def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
         raise ClipftError("joining", "there is no code", "An operator gets one on the control plane: clipft worker invite NAME")
     if runner.running():
         raise ClipftError("joining", "a worker runs here", "Stop it first: clipft worker drain")
-    theirs = membership.ask(url, "look", method="POST", json={"code": code}, ca=ca)
-    click.echo(f"Joining {url} as {theirs['name']}")
-    _report([*checks.alike(theirs), *checks.machine()], "Nothing was changed, and the code still holds.")
+    theirs = membership.look(url, code, ca)
+    click.echo(f"Joining {url} as {theirs.about.name}")
+    _report([*checks.compatibility(theirs), *checks.machine()], "Nothing was changed, and the code still holds.")
     if url.startswith("http://") and not any(h in url for h in ("//127.", "//localhost", "//[::1]")):
         click.echo(
             click.style("  ! http: the secret crosses the network unencrypted; use https where others can listen", fg="yellow")
         )
     device = probe()
-    joined = membership.ask(url, "join", method="POST", json={"code": code, "device": f"{device.device}: {device.name}"}, ca=ca)
+    joined = membership.join(url, code, f"{device.device}: {device.name}", ca)
     member = membership.Membership(
-        url.rstrip("/"), joined["name"], joined["secret"], joined["addresses"], queue or device.device, ca
+        url.rstrip("/"), joined.name, joined.secret, joined.addresses.model_dump(), queue or device.device, ca
     )
     member.keep()
     click.echo(f"  Kept in {membership.file()}, readable by you alone")
@@ -75,7 +79,11 @@ def check() -> None:
 
     member = membership.Membership.read()
     theirs = member.ask()
-    lines = [checks.Line("secret", True, f"{member.name} is known to {member.url}"), *checks.alike(theirs), *checks.machine()]
+    lines = [
+        checks.Line("secret", True, f"{member.name} is known to {member.url}"),
+        *checks.compatibility(theirs),
+        *checks.machine(),
+    ]
     _report([*lines, *checks.reach(member)], "")
 
 
@@ -122,7 +130,7 @@ def status() -> None:
         files = (p for p in settings().folder("cache", part).rglob("*") if p.is_file())
         click.echo(f"  cache of {part}: {sum(p.stat().st_size for p in files) / 2**30:.2f} GiB")
     try:
-        wrong = [line for line in checks.alike(member.ask()) if not line.right]
+        wrong = [line for line in checks.compatibility(member.ask()) if not line.right]
         click.echo(
             f"  control plane: {'; '.join(line.said for line in wrong) or 'answers, and has the same versions and code'}"
         )
@@ -153,7 +161,7 @@ def leave() -> None:
     runner.stop(signal.SIGTERM, 300)
     service.uninstall()
     try:
-        member.ask("DELETE")
+        member.leave()
         said = "its secret is worthless now"
     except ClipftError:
         said = "the control plane did not know its secret any more"
@@ -168,20 +176,20 @@ def leave() -> None:
 @click.option("--hours", default=24.0, show_default=True, help="how long the invitation holds")
 def invite(name: str, hours: float) -> None:
     """On the control plane: let a machine join once, under NAME, and print the command for it."""
-    made = _gateway("POST", "/admin/invitations", json={"name": name, "hours": hours})
-    click.echo(f"On the worker, within {made['hours']:g} hours:\n\n  clipft worker join {made['url']} --code {made['code']}\n")
+    made = Invitation.model_validate(_gateway("POST", "/admin/invitations", {"name": name, "hours": hours}))
+    click.echo(f"On the worker, within {made.hours:g} hours:\n\n  clipft worker join {made.url} --code {made.code}\n")
 
 
 @worker.command("list")
 def show() -> None:
     """On the control plane: who has joined, who is invited, who was revoked."""
-    said = _gateway("GET", "/admin/workers")
-    for w in said["workers"]:
-        seen = f"seen {_ago(said['time'] - w['seen'])} ago" if w["seen"] else "never seen"
-        click.echo(f"  {w['name']:24} {'revoked' if w['revoked'] else seen:22} {w['device']}")
-    for name, until in said["invitations"].items():
+    known = WorkerList.model_validate(_gateway("GET", "/admin/workers"))
+    for w in known.workers:
+        seen = f"seen {_ago(known.time - w.seen)} ago" if w.seen else "never seen"
+        click.echo(f"  {w.name:24} {'revoked' if w.revoked else seen:22} {w.device}")
+    for name, until in known.invitations.items():
         click.echo(f"  {name:24} invited until {time.strftime('%Y-%m-%d %H:%M', time.localtime(until))}")
-    if not said["workers"] and not said["invitations"]:
+    if not known.workers and not known.invitations:
         click.echo("No worker has joined. Invite one: clipft worker invite NAME")
 
 
@@ -193,7 +201,7 @@ def revoke(name: str) -> None:
     click.echo(f"{name} is turned away from now on.")
 
 
-def _report(lines: Iterable[Any], otherwise: str) -> None:
+def _report(lines: "Iterable[Line]", otherwise: str) -> None:
     """Print checks as they come; ends the command when one is wrong."""
     wrong = False
     for line in lines:
@@ -206,7 +214,7 @@ def _report(lines: Iterable[Any], otherwise: str) -> None:
         sys.exit(1)
 
 
-def _gateway(method: str, path: str, **how: Any) -> dict[str, Any]:
+def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> object:
     """One request of the operator's. Raises ClipftError or Transient."""
     token = settings().gateway_token
     if token is None:
@@ -218,14 +226,14 @@ def _gateway(method: str, path: str, **how: Any) -> dict[str, Any]:
     where = settings().gateway_url
     try:
         answer = httpx.request(
-            method, where + path, headers={"Authorization": f"Bearer {token.get_secret_value()}"}, timeout=20, **how
+            method, where + path, headers={"Authorization": f"Bearer {token.get_secret_value()}"}, timeout=20, json=body
         )
     except httpx.TransportError as error:
         raise Transient(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
     if answer.is_error:
         said = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else answer.text
         raise ClipftError(f"the worker gateway at {where}", str(said).rstrip("."))
-    return dict(answer.json())
+    return answer.json()
 
 
 def _ago(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from pydantic import ConfigDict
 
+from ..core.versions import Software
 from .base import Record
 
 
@@ -34,6 +35,10 @@ class Installation(Answer):
     revision: str
     time: float
     addresses: Addresses
+
+    @property
+    def software(self) -> Software:
+        return Software(self.versions, self.code, self.revision)
 
 
 class Greeting(Installation):

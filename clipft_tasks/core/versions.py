@@ -5,10 +5,10 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -22,9 +22,18 @@ CODE = ("clipft_tasks", "dags", "plugins")
 SUFFIXES = {".py", ".html", ".j2", ".json"}
 
 
-def here() -> dict[str, Any]:
-    """Versions by program, digest of the code, and git revision ("" where there is no repository) of this checkout."""
-    return {"versions": installed(), "code": digest(), "revision": revision()}
+@dataclass(frozen=True)
+class Software:
+    """What a machine runs: versions by program, digest of the code, and its git revision ("" where there is no repository)."""
+
+    versions: dict[str, str]
+    code: str
+    revision: str
+
+
+def here() -> Software:
+    """What this checkout runs."""
+    return Software(installed(), digest(), revision())
 
 
 def installed() -> dict[str, str]:
@@ -75,12 +84,12 @@ def revision() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any] | None = None) -> list[tuple[str, str]]:
-    """What differs from another machine's `here()`, as (what, way out); [] when the two may work together."""
+def differences(theirs: Software, ours: Software | None = None) -> list[tuple[str, str]]:
+    """What differs from another machine's software, as (what, way out); [] when the two may work together."""
     ours = ours or here()
     out = []
-    for name, wanted in theirs["versions"].items():
-        got = ours["versions"].get(name)
+    for name, wanted in theirs.versions.items():
+        got = ours.versions.get(name)
         if got == wanted:
             continue
         if name == "python":
@@ -88,12 +97,12 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any] | None = None) -> l
         else:
             way = f".venv/bin/uv pip install --python .venv/bin/python {PACKAGES.get(name, name)}=={wanted}"
         out.append((f"{name} is {got or 'not installed'} here and {wanted} on the control plane", way))
-    if theirs["code"] != ours["code"]:
-        if theirs["revision"] and theirs["revision"] != ours["revision"]:
-            way = f"git fetch origin && git checkout {theirs['revision']} && make worker"
-        elif theirs["revision"]:
-            way = f"git checkout {theirs['revision']} -- {' '.join(CODE)}  # files were edited here, or on the control plane"
+    if theirs.code != ours.code:
+        if theirs.revision and theirs.revision != ours.revision:
+            way = f"git fetch origin && git checkout {theirs.revision} && make worker"
+        elif theirs.revision:
+            way = f"git checkout {theirs.revision} -- {' '.join(CODE)}  # files were edited here, or on the control plane"
         else:
             way = "copy clipft_tasks, dags and plugins from the control plane's checkout"
-        out.append((f"the code is {ours['code']} here and {theirs['code']} on the control plane", way))
+        out.append((f"the code is {ours.code} here and {theirs.code} on the control plane", way))
     return out

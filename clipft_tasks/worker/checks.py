@@ -5,14 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from ..core import versions
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from .membership import Membership
+from .membership import ControlPlane, Membership
 
 LEEWAY = 30  # seconds that the clocks may differ; the worker gateway's own
 NO_OBJECT = f"files/md5/00/{'0' * 30}"  # nobody has it: the store says 404, once it accepts who asks
@@ -29,18 +28,18 @@ class Line:
     fix: str = ""
 
 
-def alike(theirs: dict[str, Any]) -> Iterator[Line]:
-    """Clock, versions and code, beside what the control plane says of itself."""
-    skew = theirs["skew"]
+def compatibility(theirs: ControlPlane) -> Iterator[Line]:
+    """Clock, versions and code, compared with the control plane's."""
+    skew, software = theirs.skew, theirs.about.software
     said = f"{abs(skew):.1f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
     mend = "sudo sntp -sS time.apple.com" if platform.system() == "Darwin" else "sudo timedatectl set-ntp true"
     right = abs(skew) <= LEEWAY
     yield Line("clock", right, said if right else f"{said}; {LEEWAY} are allowed", "" if right else mend)
-    differ = versions.differences(theirs)
-    shown = ", ".join(f"{k} {v}" for k, v in theirs["versions"].items())
+    differ = versions.differences(software)
+    shown = ", ".join(f"{k} {v}" for k, v in software.versions.items())
     if not differ:
-        revision = f", revision {theirs['revision'][:12]}" if theirs["revision"] else ""
-        yield Line("versions", True, f"{shown}; code {theirs['code']}{revision}")
+        revision = f", revision {software.revision[:12]}" if software.revision else ""
+        yield Line("versions", True, f"{shown}; code {software.code}{revision}")
     for what, way in differ:
         yield Line("versions", False, what, way)
 

@@ -1,22 +1,33 @@
 """What makes this machine a worker: a name, a secret, addresses. Kept in one file that only its owner can read."""
 
-import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import httpx
+from pydantic import ValidationError
 
+from ..contracts.worker_gateway import Answer, Enrollment, Greeting
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from ..core.versions import PROJECT
 
+T = TypeVar("T", bound=Answer)
 # What a person may set for this machine alone; everything else comes from the control plane.
 OWN = ("CLIPFT_CACHE_GB", "CLIPFT_SHARDS_GB", "CLIPFT_UPLOAD_SECONDS", "CLIPFT_THREADS", "CLIPFT_DOMAINS_PATH")
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """What a control plane says of itself; `skew`: seconds that its clock is ahead of ours."""
+
+    about: Greeting
+    skew: float
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,13 @@ class Membership:
         except (ValueError, TypeError, KeyError) as error:
             raise ClipftError(f"{file()}", f"it cannot be read: {error}", "Join again.") from None
 
-    def ask(self, method: str = "GET") -> dict[str, Any]:
-        """What the control plane says of itself to this worker, with `skew`: seconds that its clock is ahead of ours.
+    def ask(self) -> ControlPlane:
+        """What the control plane says of itself to this worker. Raises as `look`."""
+        return _read_about(_send("GET", self.url, "me", ca=self.ca, auth=(self.name, self.secret)))
 
-        Raises: Transient (nobody answers); ClipftError (it turns this worker away, and why).
-        """
-        return ask(self.url, "me", method=method, auth=(self.name, self.secret), ca=self.ca)
+    def leave(self) -> None:
+        """Have the control plane forget this worker's secret. Raises as `look`."""
+        _send("DELETE", self.url, "me", ca=self.ca, auth=(self.name, self.secret))
 
     def environment(self, given: Mapping[str, str] = os.environ) -> dict[str, str]:
         """What `airflow edge worker` and its tasks read."""
@@ -135,31 +147,67 @@ def forget() -> None:
     file().unlink(missing_ok=True)
 
 
-def ask(url: str, path: str, *, method: str = "GET", ca: str = "", **how: Any) -> dict[str, Any]:
-    """One request to the worker gateway, below `url`; the answer with `skew`, seconds that the control plane's clock is ahead of ours.
+def look(url: str, code: str, ca: str = "") -> ControlPlane:
+    """What the control plane at a URL says of itself to who was invited; the code can still be used afterwards.
 
-    Raises: Transient (nobody answers, or 5xx); ClipftError (it refuses, with its own reason; or it is no worker gateway).
+    Raises: Transient (nobody answers, or 5xx); ClipftError (it turns this machine away, and why; or it is no control plane).
     """
-    import time
+    return _read_about(_send("POST", url, "look", ca=ca, json={"code": code}))
 
+
+def join(url: str, code: str, device: str, ca: str = "") -> Enrollment:
+    """Use a code up: from now on this machine is a worker, with the secret of the answer. Raises as `look`."""
+    return _read(Enrollment, _send("POST", url, "join", ca=ca, json={"code": code, "device": device}).response)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    response: httpx.Response
+    middle: float  # of the time that it took, seconds since 1970
+
+
+def _send(
+    method: str, url: str, path: str, *, ca: str, json: dict[str, str] | None = None, auth: tuple[str, str] | None = None
+) -> _Exchange:
+    """One request to the worker gateway, below `url`."""
     where = f"{url.rstrip('/')}/gateway/v1/{path}"
     before = time.time()
     try:
-        answer = httpx.request(method, where, timeout=20, verify=ca or True, **how)
+        answer = httpx.request(method, where, timeout=20, verify=ca or True, json=json, auth=auth)
     except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise Transient(f"The control plane at {url} does not answer ({error or type(error).__name__}).") from error
     after = time.time()
     if answer.status_code >= 500:
         raise Transient(f"The control plane at {url} answered {answer.status_code}.")
-    said: Any = {}
-    with contextlib.suppress(ValueError):
+    if answer.is_error:
+        if answer.status_code != 404 and (detail := _detail(answer)):
+            raise ClipftError(f"the control plane at {url}", f"it turned this machine away: {detail.rstrip('.')}")
+        raise _no_control_plane(answer)
+    return _Exchange(answer, (before + after) / 2)
+
+
+def _read(what: type[T], answer: httpx.Response) -> T:
+    try:
+        return what.model_validate_json(answer.content)
+    except ValidationError:
+        raise _no_control_plane(answer) from None
+
+
+def _read_about(exchange: _Exchange) -> ControlPlane:
+    about = _read(Greeting, exchange.response)
+    return ControlPlane(about, about.time - exchange.middle)
+
+
+def _detail(answer: httpx.Response) -> str:
+    """The reason that an answer gives; "" for none."""
+    try:
         said = answer.json()
-    if answer.is_error and isinstance(said, dict) and isinstance(said.get("detail"), str) and answer.status_code != 404:
-        raise ClipftError(f"the control plane at {url}", f"it turned this machine away: {said['detail'].rstrip('.')}")
-    if answer.is_error or not isinstance(said, dict):
-        raise ClipftError(
-            f"{where}", f"it answered {answer.status_code}, and not as a clipft control plane does", "Is that the address of its Airflow?"
-        )  # fmt: skip
-    if "time" in said:
-        said["skew"] = float(said["time"]) - (before + after) / 2
-    return said
+    except ValueError:
+        return ""
+    detail = said.get("detail") if isinstance(said, dict) else None
+    return detail if isinstance(detail, str) else ""
+
+
+def _no_control_plane(answer: httpx.Response) -> ClipftError:
+    why = f"it answered {answer.status_code}, and not as a clipft control plane of this release does"
+    return ClipftError(str(answer.request.url), why, "Is that the address of its Airflow?")

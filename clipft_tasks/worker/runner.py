@@ -16,7 +16,7 @@ from ..core.console import say
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from . import checks
-from .membership import Membership
+from .membership import ControlPlane, Membership
 from .service import STOPPING, Awake
 
 ASK = 60.0  # seconds between two looks at the control plane
@@ -152,9 +152,9 @@ class Runner:
         os.replace(part, _state_file())
 
 
-def refuse(theirs: dict[str, Any]) -> None:
+def refuse(theirs: ControlPlane) -> None:
     """Raise ClipftError unless clock, versions and code are the control plane's."""
-    wrong = [line for line in checks.alike(theirs) if not line.right]
+    wrong = [line for line in checks.compatibility(theirs) if not line.right]
     if wrong:
         what = "; ".join(line.said for line in wrong)
         raise ClipftError("this worker", what, "Run: " + " && ".join(line.fix for line in wrong))

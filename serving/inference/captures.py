@@ -116,7 +116,7 @@ class Captures:
     def all(self, domain: str) -> list[Capture]:
         """What is kept of a domain, oldest first. Whatever cannot be read is passed over."""
         with self._writing:
-            self._shelves.pop(domain, None)  # as the folder is now, should somebody else have tidied it
+            self._shelves.pop(domain, None)  # as the folder is now, in case another process removed files
             self._bound(domain)
         found = []
         for path in self._folder(domain).glob("*.json"):

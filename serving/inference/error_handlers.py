@@ -1,4 +1,4 @@
-"""How an exception is told over HTTP: one place for status, reason and metric."""
+"""How an exception is answered over HTTP: one place for status, reason and metric."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Why a request has no answer. `error_handlers` says how each is told over HTTP."""
+"""Why a request has no answer. `error_handlers` says how each is answered over HTTP."""
 
 
 class RequestRejectedError(Exception):

@@ -63,7 +63,7 @@ def _slowest(seconds: Iterable[float | None]) -> float | None:
 
 
 async def follow_registry(store: ModelStore, seconds: float) -> None:
-    """Follow the registry's champions: at the start, and for promotions that nobody told this replica about."""
+    """Follow the registry's champions: at the start, and promotions that no request announced to this replica."""
     while True:
         await asyncio.to_thread(store.follow_registry)
         if not seconds and not store.problem:

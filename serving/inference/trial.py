@@ -49,7 +49,7 @@ class Trial:
         self.until = time.monotonic() + LEASE
 
     def draw(self) -> bool:
-        """Whether the next request is one of its own; none is once nobody asks for the trial any more."""
+        """Whether the next request is one of its own; none is once the trial's lease has run out."""
         return time.monotonic() < self.until and random.random() < self.share
 
     def record_comparison(

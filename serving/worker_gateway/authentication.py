@@ -40,7 +40,7 @@ class Gateway:
         return cls(settings, tokens, WorkerStore(settings.gateway_home), signer)
 
     def known_worker(self, name: str) -> Worker:
-        """The worker of a name, unless nobody has it, or no longer."""
+        """The worker of a name, if it has joined and was not revoked."""
         worker = self.store.worker(name) if NAME.fullmatch(name) else None
         if worker is None:
             raise HTTPException(401, f"No worker {name!r} has joined. {AGAIN.format(name='NAME')}", CHALLENGE)

@@ -8,8 +8,10 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from fixtures.gateway import TOKEN, control_plane
@@ -48,7 +50,7 @@ def code_for(name: str) -> str:
 def differing(monkeypatch: pytest.MonkeyPatch, **theirs: object) -> None:
     """The control plane is another than this machine: versions, code or revision."""
     mine = versions.here()
-    other = mine | theirs | {"versions": mine["versions"] | dict(theirs.get("versions", {}))}
+    other = replace(mine, **theirs | {"versions": mine.versions | dict(theirs.get("versions", {}))})
     monkeypatch.setattr(versions, "here", lambda: other)  # what the gateway answers
     real = versions.differences
     monkeypatch.setattr(versions, "differences", lambda said, ours=None: real(said, mine))
@@ -126,11 +128,8 @@ REQUEST = membership.httpx.request
 
 def _shifted(now, plane, *args, **kwargs):
     """The same answer from a control plane whose clock is two minutes ahead."""
-    import json
-
     answer = REQUEST(*args, **kwargs)
-    body = json.loads(answer.content)
-    return SimpleNamespace(status_code=answer.status_code, is_error=answer.is_error, json=lambda: body | {"time": now() + 120})
+    return httpx.Response(answer.status_code, json=answer.json() | {"time": now() + 120}, request=answer.request)
 
 
 def test_nobody_there_or_somebody_else_is_said(plane):

@@ -105,6 +105,11 @@ def test_airflow_and_the_worker_gateway_ask_too(team, method, path):
     assert http.request(method, team.address(8080) + path, json={}).status_code == 401
 
 
+def test_a_worker_of_an_earlier_release_is_told_what_to_do(team):
+    answer = http.get(team.address(8080) + "/door/v1/me")
+    assert answer.status_code == 410 and "make worker" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     "port, path",
     [

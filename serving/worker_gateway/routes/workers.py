@@ -1,6 +1,7 @@
 """What workers ask: to join, who they are to the control plane, and to leave."""
 
 import time
+from dataclasses import asdict
 
 from fastapi import APIRouter, HTTPException
 
@@ -22,7 +23,7 @@ def _installation(gateway: Gateway) -> Installation:
         data=settings.data_address.rstrip("/"),
         studies=f"{airflow}/gateway/v1/studies" if settings.tuning_url else "",
     )
-    return Installation(**versions.here(), time=time.time(), addresses=addresses)
+    return Installation(**asdict(versions.here()), time=time.time(), addresses=addresses)
 
 
 def _bad_code() -> HTTPException:
