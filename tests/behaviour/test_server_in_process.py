@@ -133,6 +133,20 @@ def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_other
     assert held(20) == 34  # a pause saves up no more than a window
 
 
+def test_similarities_with_the_own_classes_are_computed_once_for_answer_and_window(inside, monkeypatch):
+    from serving.inference.loaded_model import LoadedModel
+
+    client, whole, calls = inside(), LoadedModel.similarity, []
+
+    def counted(self: Any, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        calls.append(len(image))
+        return whole(self, image, text)
+
+    monkeypatch.setattr(LoadedModel, "similarity", counted)
+    assert client.post(CLASSES, json={"images": IMAGES}).status_code == 200
+    assert calls == [len(IMAGES)] and client.get("/v1/drift/general").json()["images"] == len(IMAGES)
+
+
 def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_drifts(inside):
     """It says less than this one knows to add up."""
 

@@ -1,0 +1,96 @@
+"""What a request becomes before a model sees it, and which of its images are captured."""
+
+import base64
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from serving.inference import captures as module
+from serving.inference.captures import Captures
+from serving.inference.loaded_model import Ranking
+from serving.inference.metrics import Metrics
+from serving.inference.request_parsing import documented
+from serving.inference.schemas import Classify, EmbedImages, InferenceBody
+
+IMAGE = bytes(range(256))
+
+
+def test_an_image_is_bytes_whether_it_came_as_json_or_as_a_form():
+    text = base64.b64encode(IMAGE).decode()
+    for body in (
+        EmbedImages.model_validate_json(json.dumps({"images": {"base64": text}})),
+        EmbedImages.model_validate({"images": [{"base64": IMAGE}]}),
+    ):
+        assert [image.content for image in body.images] == [IMAGE]
+
+
+@pytest.mark.parametrize("wrong", ["data:image/png;base64,AAAA", "AAA", "ä", "AA AA"])
+def test_what_is_not_base64_is_refused_by_its_place(wrong):
+    with pytest.raises(ValidationError) as error:
+        EmbedImages.model_validate({"images": [{"base64": wrong}]})
+    [found] = error.value.errors()
+    assert found["loc"] == ("images", 0, "base64") and "not base64" in found["msg"]
+
+
+def test_a_body_without_an_example_is_documented_all_the_same():
+    class Bare(InferenceBody):
+        number: int = 0
+
+    content = documented(Bare)["requestBody"]["content"]["application/json"]
+    assert "example" not in content and content["schema"]["properties"].keys() == {"domain", "number"}
+    assert documented(Classify)["requestBody"]["content"]["application/json"]["example"]
+
+
+# Captures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    made = []
+
+    def captures(share: float) -> Captures:
+        made.append(Captures(tmp_path, Metrics(), most_bytes=2**20, most_seconds=60, share=share))
+        return made[-1]
+
+    yield captures
+    for one in made:
+        one.close()
+
+
+def ranking(scores: list[list[float]]) -> Ranking:
+    """Of a model that is unsure below a margin of .1 and finds nothing new."""
+    reference = SimpleNamespace(novelty=lambda image: np.zeros(len(image)), unsure_below=0.1)
+    model = SimpleNamespace(domain="general", version="1", reference=reference, temperature_scale=1.0)
+    return Ranking(model, ["a", "b"], np.zeros((len(scores), 2)), None, np.array(scores))
+
+
+def test_where_chance_keeps_nothing_neither_scores_nor_images_are_touched(make, monkeypatch):
+    monkeypatch.setattr(module.random, "random", lambda: 0.9)
+    untouchable = SimpleNamespace(model=SimpleNamespace(domain="general"))
+    for share in (0, 0.2):
+        make(share).sample("id", untouchable, [object(), object()])
+
+
+def test_what_the_model_is_unsure_of_is_kept_four_times_as_often(make, monkeypatch):
+    monkeypatch.setattr(module.random, "random", lambda: 0.5)
+    captures = make(0.2)
+    captures.sample("id", ranking([[0.9, 0.1], [0.51, 0.5], [0.1, 0.9]]), [b"sure", b"unsure", b"sure too"])
+    captures.flush()
+    [kept] = captures.all("general")
+    assert kept.why == "unsure" and kept.predicted == "a" and captures.image_bytes("general", kept.id) == b"unsure"
+
+
+def test_a_share_set_while_running_counts_until_it_is_taken_back(make):
+    captures = make(0)
+    assert captures.set_share("general", 1) is None
+    captures.sample("id", ranking([[0.9, 0.1]]), [b"image"])
+    captures.flush()
+    assert len(captures.all("general")) == 1
+    assert captures.set_share("general", None) == 1
+    captures.sample("other", ranking([[0.9, 0.1]]), [b"image"])
+    captures.flush()
+    assert len(captures.all("general")) == 1
