@@ -2,7 +2,7 @@
 ### Drift is seen
 
 Started by the asset `clipft-drift` (a watcher polls Prometheus once for all domains), by Alertmanager's callback, or by hand.
-`watch` looks for itself what drifts now; `admit` is the one gate behind all three: one incident at a time per domain, a
+`watch` looks for itself what drifts now; `triage` is the one gate behind all three: one incident at a time per domain, a
 cool-down after it, and a circuit breaker after repeated failures. What is admitted starts `clipft_readapt`.
 
 A version that came of an incident stays on watch for a day. When its judged answers or its failing requests show that it is
@@ -64,13 +64,13 @@ def clipft_drift_watch() -> None:
     )
 
     @task(doc_md="Which of it is acted on, and why not the rest.", max_active_tis_per_dag=1)
-    def admit(
+    def triage(
         breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
     ) -> list[dict[str, Any]]:
         given, runs = dict(params or {}), []
         for domain in [d for d in domain_names() if any(b["domain"] == d for b in breaches)]:
             found = stage(
-                "admit",
+                "triage",
                 {"domain": domain},
                 breaches=[b for b in breaches if b["domain"] == domain],
                 cool_down=60 * float(given["cool_down_minutes"]),
@@ -86,7 +86,7 @@ def clipft_drift_watch() -> None:
 
     TriggerDagRunOperator.partial(
         task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, skip_when_already_exists=True
-    ).expand_kwargs(admit(watch.output))  # type: ignore[arg-type]
+    ).expand_kwargs(triage(watch.output))  # type: ignore[arg-type]
 
 
 clipft_drift_watch()

@@ -56,12 +56,12 @@ def task(registry: Path) -> Callable[[str, str], Any]:
 
 
 @pytest.fixture
-def admit(task) -> Callable[..., list[dict[str, Any]]]:
+def triage(task) -> Callable[..., list[dict[str, Any]]]:
     def call(
         *breaches: dict[str, Any], run: str = "a run", approval: bool = True, cool_down: float = 60
     ) -> list[dict[str, Any]]:
         params = {"cool_down_minutes": cool_down, "approval": approval}
-        return task("clipft_drift_watch", "admit").python_callable(list(breaches), params, run)
+        return task("clipft_drift_watch", "triage").python_callable(list(breaches), params, run)
 
     return call
 
@@ -76,15 +76,15 @@ def open_incident(domain: str = "general") -> incidents.Incident:
     return found
 
 
-# admit --------------------------------------------------------------------------------------------------------------
+# triage --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_admitted_starts_one_run_named_after_its_incident(admit):
-    [run] = admit(breach("general", "image", "text"))
+def test_what_is_admitted_starts_one_run_named_after_its_incident(triage):
+    [run] = triage(breach("general", "image", "text"))
     incident = open_incident().id
     assert run["trigger_run_id"] == f"drift__{incident}"
     assert run["conf"] == {"domain": "general", "causes": ["image", "text"], "incident": incident, "approval.required": True}
-    assert admit(breach(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
+    assert triage(breach(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
 
 
 def test_one_watcher_looks_for_all_domains(registry):
@@ -93,51 +93,51 @@ def test_one_watcher_looks_for_all_domains(registry):
     assert watcher.trigger.serialize()[1]["domains"] == [] and watcher.trigger.once is False
 
 
-def test_two_alerts_at_once_for_one_domain_are_one_run(admit):
+def test_two_alerts_at_once_for_one_domain_are_one_run(triage):
     """Alertmanager's delivery, the watcher's event and a person, in the same second."""
     with ThreadPoolExecutor(6) as crowd:
-        started = [run for runs in crowd.map(lambda n: admit(breach(), run=f"run {n}"), range(6)) for run in runs]
+        started = [run for runs in crowd.map(lambda n: triage(breach(), run=f"run {n}"), range(6)) for run in runs]
     assert len(started) == 1
     assert started[0]["conf"]["incident"] == open_incident().id and incident_store.load("general").history == []
 
 
-def test_two_alerts_at_once_for_two_domains_are_two_runs(admit):
+def test_two_alerts_at_once_for_two_domains_are_two_runs(triage):
     with ThreadPoolExecutor(6) as crowd:
         asked = [(f"run {n}", DOMAINS[n % 2]) for n in range(6)]
-        started = [run for runs in crowd.map(lambda one: admit(breach(one[1]), run=one[0]), asked) for run in runs]
+        started = [run for runs in crowd.map(lambda one: triage(breach(one[1]), run=one[0]), asked) for run in runs]
     assert sorted(run["conf"]["domain"] for run in started) == list(DOMAINS)
-    both = admit(breach("general"), breach("industrial"), run="late")
+    both = triage(breach("general"), breach("industrial"), run="late")
     assert both == []
 
 
-def test_drift_of_a_domain_that_this_airflow_does_not_know_holds_nobody_up(admit):
-    [run] = admit(breach("somebody_elses"), breach("general"))
+def test_drift_of_a_domain_that_this_airflow_does_not_know_holds_nobody_up(triage):
+    [run] = triage(breach("somebody_elses"), breach("general"))
     assert run["conf"]["domain"] == "general"
 
 
-def test_no_click_is_needed_where_that_was_set(admit):
-    [run] = admit(breach(), approval=False)
+def test_no_click_is_needed_where_that_was_set(triage):
+    [run] = triage(breach(), approval=False)
     assert run["conf"]["approval.required"] is False
 
 
-def test_the_cool_down_of_the_form_is_obeyed(admit):
-    admit(breach())
+def test_the_cool_down_of_the_form_is_obeyed(triage):
+    triage(breach())
     incident_store.update("general", lambda state: incidents.close(state, "declined", time.time() - 120))
-    assert admit(breach(), run="soon", cool_down=3) == []
-    assert len(admit(breach(), run="later", cool_down=1)) == 1
+    assert triage(breach(), run="soon", cool_down=3) == []
+    assert len(triage(breach(), run="later", cool_down=1)) == 1
 
 
 @pytest.mark.parametrize("undone", [False, True])
-def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(admit, undone):
-    admit(breach())
+def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(triage, undone):
+    triage(breach())
     incident = open_incident().id
     incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
     incident_store.update("general", lambda state: incidents.State(**{**vars(state), "undone": undone}))
     failing = breach("general", "errors", version="", since="2999-01-01T00:00:00Z")
-    [run] = admit(failing, run="failing", approval=True)
+    [run] = triage(failing, run="failing", approval=True)
     assert run["trigger_run_id"] == f"undo__{incident}"
     assert run["conf"]["incident"] == incident and run["conf"]["approval.required"] is undone
-    assert admit(failing, run="another") == []
+    assert triage(failing, run="another") == []
 
 
 # close --------------------------------------------------------------------------------------------------------------
@@ -148,34 +148,34 @@ def closing(task, states: dict[str, str], incident: str = "", suggested: dict[st
     return task("clipft_readapt", "close").python_callable({"domain": "general", "incident": incident}, "a run", ti)
 
 
-def test_a_run_whose_training_failed_fails_and_its_incident_too(admit, task):
+def test_a_run_whose_training_failed_fails_and_its_incident_too(triage, task):
     from airflow.sdk.exceptions import AirflowFailException
 
-    admit(breach())
+    triage(breach())
     with pytest.raises(AirflowFailException, match="dataset, finetune failed; the old champion goes on serving"):
         closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
     assert incident_store.load("general").failures == 1
 
 
-def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(admit, task):
+def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(triage, task):
     from airflow.sdk.exceptions import AirflowFailException
 
-    admit(breach())
+    triage(breach())
     with pytest.raises(AirflowFailException, match="suggest"):
         closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
     assert incident_store.load("general").incident is None
 
 
-def test_a_rejected_or_unanswered_suggestion_is_declined(admit, task):
-    admit(breach())
+def test_a_rejected_or_unanswered_suggestion_is_declined(triage, task):
+    triage(breach())
     said = closing(task, {"suggest": "success", "approve": "success", "choose": "skipped"}, open_incident().id)
     assert said["outcome"] == "declined" and incident_store.load("general").failures == 0
 
 
-def test_a_rollback_of_a_worse_version_ends_the_run_well_and_the_incident_badly(admit, task):
-    admit(breach())
+def test_a_rollback_of_a_worse_version_ends_the_run_well_and_the_incident_badly(triage, task):
+    triage(breach())
     incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
-    admit(breach("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
+    triage(breach("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
     said = closing(task, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, open_incident().id)
     assert (said["outcome"], said["failed"], said["failures"]) == ("failed", [], 1)
 
@@ -236,17 +236,17 @@ def test_the_page_says_unknown_where_mlflow_is_away(page, monkeypatch):
     assert any(problem.startswith("MLflow: ") for problem in shown["problems"])
 
 
-def test_the_page_says_what_is_handled_and_what_is_on_watch(page, admit):
+def test_the_page_says_what_is_handled_and_what_is_on_watch(page, triage):
     domains = {d["name"]: d for d in page()["domains"]}
     assert domains["medical"]["versions"] == {} and domains["general"]["breaker"] == "closed"
-    admit(breach())
+    triage(breach())
     assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == (["image"], "")
     incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time())))
     assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == ([], "2")
 
 
-def test_the_page_is_sent_nothing_that_it_does_not_show(page, admit):
-    admit(breach())
+def test_the_page_is_sent_nothing_that_it_does_not_show(page, triage):
+    triage(breach())
     incident_store.update("general", lambda state: incidents.close(state, "failed", time.time(), "finetune"))
     script = (ROOT / "plugins" / "models.html").read_text()
     shown = page()

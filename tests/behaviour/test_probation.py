@@ -15,7 +15,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.drift import incident_store, incidents
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import admit, close, deploy, ingest, promote, rollback, suggest, verify, version
+from clipft_tasks.stages import close, deploy, ingest, promote, rollback, suggest, triage, verify, version
 
 pytestmark = pytest.mark.slow
 SPEC = RunSpec.from_flat({"domain": "general"})
@@ -64,7 +64,7 @@ def breach(version: str, *causes: str, since: str = "") -> dict[str, Any]:
 
 
 def alarm(*breaches: dict[str, Any], run: str, spec: RunSpec = SPEC, cool_down: float = 0.0) -> dict[str, Any]:
-    return admit.run(spec, list(breaches), cool_down=cool_down, dag_run=run)
+    return triage.run(spec, list(breaches), cool_down=cool_down, dag_run=run)
 
 
 def go_live(version: str) -> None:

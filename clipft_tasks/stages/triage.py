@@ -1,4 +1,4 @@
-"""admit: whether an alarm is acted on. The one place where alarms of all ways meet."""
+"""triage: whether an alarm is acted on. The one place where alarms of all ways meet."""
 
 import time
 from collections.abc import Sequence

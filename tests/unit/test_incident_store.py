@@ -15,7 +15,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import incident_store
 from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, State
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import admit, close
+from clipft_tasks.stages import close, triage
 
 DOMAINS = ("general", "industrial")
 
@@ -50,9 +50,9 @@ def spec(domain: str = "general", **more: Any) -> RunSpec:
 
 
 def tell(*breaches: dict[str, Any], run: str = "", cool_down: float = COOL_DOWN) -> list[dict[str, Any]]:
-    """What `admit` lets in of the breaches that a run of clipft_drift_watch sees, domain by domain."""
+    """What `triage` lets in of the breaches that a run of clipft_drift_watch sees, domain by domain."""
     domains = [d for d in DOMAINS if any(b["domain"] == d for b in breaches)]
-    said = [(d, admit.run(spec(d), [b for b in breaches if b["domain"] == d], cool_down, run)) for d in domains]
+    said = [(d, triage.run(spec(d), [b for b in breaches if b["domain"] == d], cool_down, run)) for d in domains]
     return [{"domain": d, **found} for d, found in said if found["admitted"]]
 
 
