@@ -10,11 +10,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipft_tasks.core.settings import settings
+
+# In CI the examples are the same each time: a failure there is of the change, and is repeated by running the test again.
+hypothesis.settings.register_profile("here", max_examples=60, deadline=None, database=None)
+hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("here"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 LONGEST_FIRST = ("e2e", "behaviour", "parity", "data", "unit", "team")  # so that processes side by side end together
 

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import GateSpec, RunSpec, gate_rules
@@ -47,6 +49,35 @@ def test_a_rule_is_read(text, parsed):
     r = Rule.parse(text)
     assert (r.metric, r.gain, r.size, r.part, r.sign, r.limit) == parsed
     assert Rule.parse(r.text) == r
+
+
+SLICES = st.lists(st.text("abyz09_=", min_size=1, max_size=8), min_size=1, max_size=3).map(" ".join)
+
+
+@given(
+    metric=st.sampled_from(["score", *gate_rules.METRICS]),
+    gain=st.sampled_from(["", *gate_rules.GAINS]),
+    size=st.none() | st.just("every size") | st.integers(1, 4096),
+    part=st.just("") | st.just("every slice") | SLICES,
+    sign=st.sampled_from([*gate_rules.SIGNS]),
+    limit=st.floats(allow_nan=False, allow_infinity=False),
+    size_first=st.booleans(),
+)
+def test_a_rule_is_what_was_written(metric, gain, size, part, sign, limit, size_first):
+    where = [f" at {size}" if size else "", f" on {part}" if part else ""]
+    text = f"{gain}({metric})" if gain else metric
+    text += "".join(where if size_first else where[::-1])
+    found = Rule.parse(f"  {text}  {sign} {limit!r} ")
+    assert (found.metric, found.gain, found.size, found.part, found.sign, found.limit) == (metric, gain, size, part, sign, limit)
+    assert Rule.parse(found.text) == found
+
+
+@given(st.text() | st.text("gain()score atonevryslicz0123.e+-<>= ", max_size=40))
+def test_any_text_is_a_rule_or_a_refusal(text):
+    try:
+        assert RunSpec.from_flat({"gate.rules": [text]}).gate.rules == [Rule.parse(text).text]
+    except ClipftError as refused:
+        assert "gate.rules" in str(refused)
 
 
 @pytest.mark.parametrize(

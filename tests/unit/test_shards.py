@@ -6,6 +6,8 @@ import tarfile
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
@@ -183,3 +185,30 @@ def test_a_shard_cut_short_is_noticed_on_reading(packed):
     os.truncate(folder / last.shard, last.offset + last.length - 1)
     with pytest.raises(ClipftError, match="cut short"):
         shards.read(folder, last)
+
+
+# in general -----------------------------------------------------------------------------------------------------------
+
+PACKED = st.builds(
+    shards.Entry,
+    key=st.binary(min_size=16, max_size=16).map(bytes.hex),
+    extension=st.sampled_from(["png", "jpg", "tiff", "dcm"]),
+    data=st.binary(max_size=3000),
+    meta=st.dictionaries(st.sampled_from(["caption", "label", "group"]), st.text(max_size=300)),
+)
+
+
+@given(st.lists(PACKED, max_size=8, unique_by=lambda entry: entry.key), st.integers(1, 20_000))
+def test_what_is_packed_is_read_whatever_it_is_and_however_it_is_cut(tmp_path_factory, content, target):
+    folder, again = (tmp_path_factory.mktemp("shards") for _ in range(2))
+    places = dict(shards.pack(content, folder, target))
+    assert list(places) == [entry.key for entry in content]
+    assert [shards.read(folder, places[entry.key]) for entry in content] == [entry.data for entry in content]
+    assert places == dict(shards.pack(content, again, target))
+    for name in {place.shard for place in places.values()}:
+        shards.check(folder / name, name)
+        with tarfile.open(folder / name) as tar:
+            texts = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith(".json")}
+        for entry in content:
+            if places[entry.key].shard == name:
+                assert json.loads(texts[f"{entry.key}.json"]) == entry.meta

@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipft_tasks.data.splits import SPLITS, assign, components, near_duplicates
 
@@ -164,3 +166,49 @@ def test_the_seed_decides_and_nothing_else_does():
     one = assign(component, labels, nothing, SHARES, 5).splits
     assert assign(component, labels, nothing, SHARES, 5).splits == one
     assert assign(component, labels, nothing, SHARES, 6).splits != one
+
+
+# in general -----------------------------------------------------------------------------------------------------------
+
+PLACES = st.sampled_from(["", *SPLITS])
+ROWS = st.lists(st.tuples(st.sampled_from(["", "g", "h", "i", "j"]), st.sampled_from(["", "a", "b"]), PLACES), max_size=40)
+
+
+@st.composite
+def row_sets(draw):
+    """Groups, classes and given splits of some rows, and near-duplicates among them."""
+    rows = draw(ROWS)
+    index = st.integers(0, max(len(rows) - 1, 0))
+    edges = draw(st.lists(st.tuples(index, index), max_size=12 if rows else 0))
+    groups, labels, fixed = ([row[k] for row in rows] for k in range(3))
+    return groups, labels, fixed, edges
+
+
+@given(row_sets(), st.integers(0, 5))
+def test_no_component_ever_straddles_and_no_given_split_ever_changes(rows, seed):
+    groups, labels, fixed, edges = rows
+    component = components(len(groups), edges, groups)
+    assert all(component[i] == component[j] for i, j in edges)
+    done = assign(component, labels, fixed, SHARES, seed)
+    assert done == assign(component, labels, fixed, SHARES, seed)
+    assert all(after == before for before, after in zip(fixed, done.splits, strict=True) if before)
+    for comp in np.unique(component):
+        members = np.flatnonzero(component == comp).tolist()
+        given_splits = {fixed[i] for i in members} - {""}
+        left_out = set(members) & set(done.straddling)
+        new = {done.splits[i] for i in members if not fixed[i]}
+        if len(given_splits) > 1:  # parted by whoever made it: its new rows are left out
+            assert left_out == {i for i in members if not fixed[i]} and new <= {""}
+        else:
+            assert not left_out and len(new | given_splits) == 1 and new <= set(SPLITS)
+
+
+@given(row_sets(), st.randoms(use_true_random=False))
+def test_what_belongs_together_does_not_depend_on_the_order_of_rows(rows, random):
+    groups, _, _, edges = rows
+    order = list(range(len(groups)))
+    random.shuffle(order)
+    place = {row: k for k, row in enumerate(order)}
+    shuffled = components(len(groups), [(place[i], place[j]) for i, j in edges], [groups[row] for row in order])
+    there = {frozenset(order[k] for k in part) for part in partition(shuffled)}
+    assert there == partition(components(len(groups), edges, groups))
