@@ -68,7 +68,14 @@ def test_a_rule_is_what_was_written(metric, gain, size, part, sign, limit, size_
     text = f"{gain}({metric})" if gain else metric
     text += "".join(where if size_first else where[::-1])
     found = Rule.parse(f"  {text}  {sign} {limit!r} ")
-    assert (found.metric, found.gain, found.size, found.part, found.sign, found.limit) == (metric, gain, size, part, sign, limit)
+    assert (found.metric, found.gain, found.size, found.part, found.sign, found.limit) == (
+        metric,
+        gain,
+        size,
+        part,
+        sign,
+        limit,
+    )
     assert Rule.parse(found.text) == found
 
 

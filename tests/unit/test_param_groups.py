@@ -6,6 +6,8 @@ import open_clip
 import pytest
 import torch
 from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from clipft_tasks.core.errors import ClipftError
@@ -13,7 +15,7 @@ from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.fastpath import PackedAttention, quicken
 from clipft_tasks.model.parameter_names import is_head
 from clipft_tasks.spec import TrainSpec
-from clipft_tasks.train.param_groups import groups
+from clipft_tasks.train.param_groups import groups, parse
 
 CLIP_HEADS = {"logit_scale", "text_projection", "ln_final.weight", "visual.proj", "visual.ln_post.weight"}
 
@@ -54,6 +56,17 @@ def test_the_first_rule_that_matches_wins():
     assert found["visual.transformer.resblocks.1.mlp.c_fc.bias"] == 0.5
     assert found["visual.transformer.resblocks.0.mlp.c_fc.bias"] == found["visual.proj"] == 0.1
     assert found["transformer.resblocks.0.mlp.c_fc.bias"] == found["logit_scale"] == 1
+
+
+@given(st.text() | st.text("abc*.=freez01-+ ", max_size=16))
+def test_any_text_is_a_rule_or_a_refusal(text):
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "visual": nn.Linear(1, 1)})
+    try:
+        ((pattern, factor),) = parse([text], model)
+    except ClipftError as refused:
+        assert repr(text) in str(refused)
+    else:
+        assert pattern and 0 <= factor < float("inf") and parse([f"{pattern} = {factor!r}"], model) == [(pattern, factor)]
 
 
 @pytest.mark.parametrize("word", ["freeze", " freeze ", "0"])

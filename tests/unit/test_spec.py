@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from clipft_tasks import domains
 from clipft_tasks.cli.main import main
+from clipft_tasks.cli.options import read_spec
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.objectives import make
-from clipft_tasks.spec import SECTIONS, RunSpec, form, objective_catalog
+from clipft_tasks.spec import SECTIONS, RunSpec, fields, form, objective_catalog
 from clipft_tasks.spec.auxiliary import AuxiliaryLoss
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -145,14 +148,14 @@ def test_every_field_of_the_form_can_be_drawn():
 
 
 def test_fields_that_some_domain_decides_may_stay_empty():
-    fields = form()
+    shown = form()
     decided = {name for d in DOMAINS for name in domains.get_domain(d).defaults}
     assert decided
     for name in decided:
-        assert fields[name]["default"] is None and "null" in fields[name]["type"], name
-        assert None in fields[name].get("enum", [None]), name
-    for name in set(fields) - decided:  # elsewhere empty means "planned", and the description says so
-        assert fields[name]["default"] is not None or "empty:" in fields[name]["description"], name
+        assert shown[name]["default"] is None and "null" in shown[name]["type"], name
+        assert None in shown[name].get("enum", [None]), name
+    for name in set(shown) - decided:  # elsewhere empty means "planned", and the description says so
+        assert shown[name]["default"] is not None or "empty:" in shown[name]["description"], name
 
 
 @pytest.mark.parametrize(
@@ -384,8 +387,6 @@ def test_a_domain_that_does_not_exist_is_answered_with_those_that_do():
 
 
 def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
-    from clipft_tasks.cli.options import read_spec
-
     for written in ("text_weight=0.4, distillation.weight=1", '{"text_weight": 0.4, "distillation.weight": 1}'):
         spec = read_spec(None, {"objective__options": written})
         assert spec.objective.options == {"text_weight": 0.4, "distillation.weight": 1}
@@ -404,10 +405,132 @@ def test_importing_the_spec_loads_no_heavy_library():
 
 
 def test_every_objective_and_similarity_of_the_catalog_is_offered_and_explained():
-    fields = form(["objective"])
-    assert fields["objective.name"]["examples"] == [*objective_catalog.MAIN]
-    assert fields["objective.similarity"]["examples"] == [*objective_catalog.SIMILARITIES]
-    offered = " ".join(fields[f"objective.{name}"]["description"] for name in ("name", "auxiliary", "similarity"))
+    shown = form(["objective"])
+    assert shown["objective.name"]["examples"] == [*objective_catalog.MAIN]
+    assert shown["objective.similarity"]["examples"] == [*objective_catalog.SIMILARITIES]
+    offered = " ".join(shown[f"objective.{name}"]["description"] for name in ("name", "auxiliary", "similarity"))
     page = (PROJECT / "docs" / "objectives.md").read_text()
     assert all(f"`{name}`" in offered for name in (*objective_catalog.OBJECTIVES, *objective_catalog.SIMILARITIES))
     assert all(table in page for table in objective_catalog.tables()), "see `clipft objective list --markdown`"
+
+
+# in general -----------------------------------------------------------------------------------------------------------
+
+WORD = st.text("abcxyz_019-/", min_size=1, max_size=8)
+# What a schema alone does not tell: values of lists and mappings, and of text that is looked at.
+VALUES = {
+    "domain": st.sampled_from(DOMAINS),
+    "dataset": st.builds("{}/v{}".format, st.sampled_from(DOMAINS), st.integers(1, 99)),
+    "data.val_share": st.floats(0.02, 0.3),
+    "data.test_share": st.floats(0.02, 0.3),
+    "resolution.train": st.integers(16, 512).map(lambda half: 2 * half),
+    "resolution.sizes": st.lists(st.integers(16, 512).map(lambda half: 2 * half), max_size=8),
+    "resolution.evaluate": st.lists(st.integers(16, 512).map(lambda half: 2 * half), min_size=1, max_size=8),
+    "objective.options": st.dictionaries(WORD, st.integers() | st.booleans() | WORD | st.floats(-9, 9)),
+    "objective.auxiliary": st.lists(
+        st.builds("{}={}>{}".format, st.sampled_from(["cyclic", "alignment", "a.b:C"]), st.floats(0, 9), st.floats(0, 9)),
+        max_size=3,
+        unique_by=lambda text: text.partition("=")[0],
+    ),
+    "objective.dimensions": st.lists(st.integers(1, 512), max_size=8),
+    "train.rules": st.lists(st.builds("{}*={}".format, WORD, st.sampled_from(["freeze", "0.1"])), max_size=3),
+    "gate.rules": st.lists(st.sampled_from(["gain(score) >= 0", "accuracy on every slice > 0.5"]), min_size=1, max_size=3),
+}
+
+
+def value_of(name: str, field: dict) -> st.SearchStrategy:
+    """Values that a field takes, as its JSON schema says."""
+    if name in VALUES:
+        return VALUES[name]
+    if "enum" in field:
+        return st.sampled_from([choice for choice in field["enum"] if choice is not None])
+    kind = field["type"] if isinstance(field["type"], str) else field["type"][0]
+    if kind == "boolean":
+        return st.booleans()
+    if kind == "integer":
+        return st.integers(field.get("minimum", 0), field.get("maximum", 10**6))
+    if kind == "number":
+        low, high = (
+            field.get("minimum", field.get("exclusiveMinimum", 0)),
+            field.get("maximum", field.get("exclusiveMaximum", 1e6)),
+        )
+        edges = {"exclude_min": "exclusiveMinimum" in field, "exclude_max": "exclusiveMaximum" in field}
+        return st.floats(low, high, **edges)
+    return WORD
+
+
+FLAT = st.fixed_dictionaries({}, optional={name: value_of(name, field) for name, field in form().items()})
+
+
+def typed(value: object) -> str:
+    """A value as a person types it on a command line."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@given(FLAT)
+def test_a_spec_is_the_same_in_each_of_its_forms(flat):
+    spec = RunSpec.from_flat(flat)
+    as_flat, as_nested = spec.flat(), spec.model_dump(mode="json")
+    assert fields.flatten(fields.nest(as_flat, SECTIONS), SECTIONS) == as_flat
+    assert fields.flatten(as_nested, SECTIONS) == as_flat and fields.nest(as_flat, SECTIONS) == as_nested
+    assert RunSpec.model_validate(json.loads(json.dumps(as_nested))) == spec
+    assert RunSpec.from_flat(json.loads(json.dumps(as_flat))) == spec
+    assert RunSpec.from_flat({name: as_flat[name] for name in form()}) == spec  # the form, filled in by hand
+    assert spec.changed({}) == spec
+
+
+@given(flat=FLAT)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spec_is_the_same_as_a_file_and_as_options(flat, tmp_path):
+    spec = RunSpec.from_flat(flat)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    assert read_spec(file, {}) == spec
+    file.write_text(yaml.safe_dump(spec.flat()))
+    assert read_spec(file, {}) == spec
+    lists = {name: typed(value) for name, value in flat.items() if isinstance(value, list | dict) and value}
+    lists |= {"gate.rules": ";".join(flat["gate.rules"])} if "gate.rules" in flat else {}
+    assert read_spec(None, {fields.identifier(name): value for name, value in (flat | lists).items()}) == spec
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    [*form(), "objective.also", "objective.options.a", "objective.options.cyclic.weight", "train", "objective"]
+)
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=12), ANYTHING, max_size=5))
+@pytest.mark.filterwarnings("ignore:The field objective.also")
+def test_whatever_a_form_holds_is_a_spec_or_a_refusal(flat):
+    try:
+        assert isinstance(RunSpec.from_flat(flat), RunSpec)
+    except ClipftError as refused:
+        assert str(refused)
+
+
+@given(
+    st.text("abc_.:-XYZ019", min_size=1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_an_auxiliary_loss_is_what_was_written(name, weight, weight_end):
+    loss = AuxiliaryLoss(name, weight, weight_end)
+    assert AuxiliaryLoss.parse(str(loss)) == loss
+    assert AuxiliaryLoss.parse(" ".join(str(loss))) == loss  # spaces anywhere
+    assert AuxiliaryLoss.parse(name) == AuxiliaryLoss(name, 1.0, 1.0)
+
+
+@given(st.text() | st.text("ab=>0.5- ", max_size=12))
+def test_any_text_is_an_auxiliary_loss_or_a_refusal(text):
+    try:
+        spec = RunSpec.from_flat({"domain": "general", "objective.auxiliary": [text]})
+        (loss,) = spec.objective.auxiliary_losses
+        assert spec.objective.auxiliary == ["".join(text.split())] and AuxiliaryLoss.parse(str(loss)) == loss
+    except ClipftError as refused:
+        assert "objective.auxiliary" in str(refused)

@@ -2,11 +2,15 @@
 
 import asyncio
 import time
+from urllib.parse import quote, unquote
 
 import jwt
 import pytest
 from fixtures.gateway import MASTER, control_plane
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from serving.worker_gateway import policy
 from serving.worker_gateway.app import create_app
 from serving.worker_gateway.settings import GatewaySettings
 from serving.worker_gateway.store import WorkerStore
@@ -218,6 +222,60 @@ def test_what_a_worker_may_ask_of_mlflow(plane, method, uri, allowed):
     assert answer.status_code == (200 if allowed else 403), answer.text
     person = plane.asked("mlflow", method, uri, auth=("team", "of-people"))
     assert person.status_code == 200
+
+
+DOTS = ["..", "%2e%2e", ".%2E", "%252e%252e", "%25252e.", "a%2f%2e%2e%2fb", "a%252f..%252fb", ".", "%2e"]
+HOSTILE = [
+    *DOTS,
+    "",
+    "%2f",
+    "%252f",
+    "%5c",
+    "\\",
+    "a%3fb",
+    "?a",
+    "#a",
+    "%23",
+    "%00",
+    "%ff",
+    "é",
+    " ",
+    ";",
+    "api/2.0/mlflow/runs/create",
+]
+
+
+@st.composite
+def requests(draw):
+    """What may be asked, with parts put into its path that make it look like something else."""
+    method, uri = draw(st.sampled_from([(method, uri) for method, uri in MAY if "?" not in uri]))
+    parts = uri.split("/")
+    for part in draw(st.lists(st.sampled_from(HOSTILE), max_size=3)):
+        parts.insert(draw(st.integers(1, len(parts))), part)
+    return method, "/".join(parts)
+
+
+@given(requests())
+@settings(max_examples=500)
+def test_what_is_allowed_is_what_the_path_says_once_it_is_normalized(request):
+    method, uri = request
+    path = policy.path_of(uri)
+    if path is None:
+        assert not policy.may_mlflow(method, uri)
+    else:
+        assert policy.path_of(quote(path)) == path
+        assert policy.may_mlflow(method, quote(path)) == policy.may_mlflow(method, uri)
+
+
+@given(requests())
+@settings(max_examples=500)
+def test_what_is_allowed_stays_where_it_points_however_often_it_is_decoded(request):
+    method, uri = request
+    if policy.may_mlflow(method, uri):
+        seen = uri.partition("?")[0].partition("#")[0]
+        for _ in range(3):
+            assert not {"..", "."} & set(seen.split("/")) and "//" not in seen and "\\" not in seen
+            seen = unquote(seen)
 
 
 def test_people_need_their_password_and_nobody_writes_data(plane, tmp_path):
