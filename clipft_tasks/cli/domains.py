@@ -40,9 +40,9 @@ def domain() -> None:
 @click.option("--like", default="general", show_default=True, help="domain whose choices it begins with")
 @click.option("--path", type=click.Path(dir_okay=False, path_type=Path), help="where to [default: NAME.py, here]")
 def new(name: str, like: str, path: Path | None) -> None:
-    from ..domains import writing
+    from ..domains import scaffold
 
-    file = writing.write(name, like, path or Path(f"{name}.py"))
+    file = scaffold.write(name, like, path or Path(f"{name}.py"))
     parts = [part for part in settings().domains_path.split(os.pathsep) if part]
     if not {file, file.parent} & {Path(part).expanduser().absolute() for part in parts}:
         parts.append(str(file))

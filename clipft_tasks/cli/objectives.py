@@ -20,10 +20,10 @@ def show(markdown: bool) -> None:
     if markdown:
         click.echo("\n\n".join(objective_catalog.tables()))
         return
-    from ..objectives import kind_of
+    from ..objectives import objective_class
 
     for name in objective_catalog.OBJECTIVES:
-        kind = kind_of(name)
+        kind = objective_class(name)
         summary = next(line.strip() for line in (kind.__doc__ or "").splitlines() if line.strip())
         marks = [
             mark

@@ -24,18 +24,18 @@ from .base import Objective, Pairs
 
 _NAMES = {entry.path.partition(":")[2]: name for name, entry in OBJECTIVES.items()}  # by class
 
-__all__ = ["Objective", "Pairs", "Range", "code_of", "kind_of", "make", "one", *_NAMES]
+__all__ = ["Objective", "Pairs", "Range", "source_digests", "objective_class", "make", "make_single", *_NAMES]
 
 REGISTRY = classes("objective", Objective, {name: entry.path for name, entry in OBJECTIVES.items()})  # type: ignore[type-abstract]  # only subclasses are made
 
 
 def __getattr__(name: str) -> Any:  # a class, which a type checker cannot know from the catalog
     if name in _NAMES:
-        return kind_of(_NAMES[name])
+        return objective_class(_NAMES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def kind_of(name: str) -> type[Objective]:
+def objective_class(name: str) -> type[Objective]:
     """The class of an objective. Raises ClipftError with the names there are."""
     return REGISTRY.load(name)
 
@@ -48,11 +48,11 @@ def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
     Raises: ClipftError for a name that is not in the catalog, an option that the objective does not have or does not take, or
         an objective that teaches nothing without another.
     """
-    if kind_of(spec.name).auxiliary_only:
+    if objective_class(spec.name).auxiliary_only:
         fix = f'Set objective.name to another, and objective.auxiliary to ["{spec.name}=1"].'
         raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix)
-    objective = one(spec, spec.name, spec.main_options)
-    others = [(loss, one(spec, loss.name, loss.options)) for loss in spec.auxiliary_losses]
+    objective = make_single(spec, spec.name, spec.main_options)
+    others = [(loss, make_single(spec, loss.name, loss.options)) for loss in spec.auxiliary_losses]
     if others or spec.dimensions:
         from .weighted import Weighted
 
@@ -61,9 +61,9 @@ def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
     return objective
 
 
-def one(spec: ObjectiveSpec, name: str, options: Options) -> Objective:
+def make_single(spec: ObjectiveSpec, name: str, options: Options) -> Objective:
     """A single objective by name, with its options and with what the spec says to all of them."""
-    kind = kind_of(name)
+    kind = objective_class(name)
     known = inspect.signature(kind).parameters
     shared = {"positives": spec.positives, "smoothing": spec.label_smoothing}
     given = {k: v for k, v in shared.items() if k in known} | dict(options)
@@ -76,12 +76,14 @@ def one(spec: ObjectiveSpec, name: str, options: Options) -> Objective:
         raise ClipftError(f"objective.options of {name}", str(error), "See the objective's description.") from error
 
 
-def code_of(spec: ObjectiveSpec) -> dict[str, str]:
+def source_digests(spec: ObjectiveSpec) -> dict[str, str]:
     """A digest of the source file of each objective and similarity that does not ship with clipft, by name.
 
     It is part of what a run is known by: an edited loss is another piece of work.
     """
-    kinds: dict[str, type] = {name: kind_of(name) for name in (spec.name, *(loss.name for loss in spec.auxiliary_losses))}
+    kinds: dict[str, type] = {
+        name: objective_class(name) for name in (spec.name, *(loss.name for loss in spec.auxiliary_losses))
+    }
     kinds[spec.similarity] = similarity.REGISTRY.load(spec.similarity)
     out = {}
     for name, kind in kinds.items():

@@ -6,7 +6,7 @@ Because it sees features only, every objective works with the gradient cache, ac
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +95,8 @@ class Objective(nn.Module, ABC):
     auxiliary_only: ClassVar[bool] = False
     space: ClassVar[Mapping[str, Range]] = {}
 
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "beside" in cls.__dict__:
             raise ClipftError(
                 f"objective {cls.__module__}:{cls.__qualname__}", "`beside` is called `auxiliary_only` now", "Rename it."
@@ -118,7 +118,7 @@ class Objective(nn.Module, ABC):
         return terms  # type: ignore[no-any-return]
 
 
-def _defect(terms: Any, pairs: Pairs) -> tuple[str, str] | None:
+def _defect(terms: object, pairs: Pairs) -> tuple[str, str] | None:
     """What is wrong with an objective's answer, and the way out. Looks at form only, so the device never waits."""
     if not isinstance(terms, dict) or not terms:
         return f"forward returned {type(terms).__name__}, not a dict with a term", 'Return {"my_loss": value}.'

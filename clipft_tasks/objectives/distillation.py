@@ -15,7 +15,7 @@ class Distillation(Objective):
     start model. It is zero at the first step; `train.l2_start` holds the weights themselves, at no cost per image.
 
     Args:
-        temperature: of both distributions, beside the models' own; more shows more of what the start model finds unlikely.
+        temperature: of both distributions, in addition to the models' own; more shows more of what the start model finds unlikely.
         features: weight of the squared distance between each embedding and the start model's.
         text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: LwF, Li and Hoiem 2017, https://arxiv.org/abs/1606.09282; the temperature: Hinton et al. 2015,

@@ -42,7 +42,7 @@ def run(spec: RunSpec, planned: dict[str, Any], tuned: dict[str, Any] | None = N
     key = spec.identity(
         "finetune", "domain", "objective", "train", "memory", resolution=spec.resolution.model_dump(exclude={"evaluate"}),
         model=spec.model.model_dump(exclude={"start"}), dataset=version.revision, start=clip.digest, recipe=RECIPE,
-        code=objectives.code_of(spec.objective), metric=spec.gate.metric,
+        code=objectives.source_digests(spec.objective), metric=spec.gate.metric,
     )  # fmt: skip
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip

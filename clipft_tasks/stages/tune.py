@@ -57,7 +57,7 @@ def begin(spec: RunSpec, planned: dict[str, Any], dag_run: str = "") -> dict[str
         resolution=spec.resolution.model_dump(exclude={"evaluate"}), model=spec.model.model_dump(exclude={"start"}),
         dataset=version.revision, start=planned["digest"], metric=spec.gate.metric,
     )  # fmt: skip
-    code: dict[str, str | int] = {"clipft": RECIPE, **objectives.code_of(spec.objective)}
+    code: dict[str, str | int] = {"clipft": RECIPE, **objectives.source_digests(spec.objective)}
     key = spec.identity("tune", subject=subject, space=space.to_dict(), code=code)
     name = f"clipft-{spec.domain}-{key}"
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,

@@ -29,7 +29,7 @@ from ..data.loader import Batch
 from ..devices.mps_operators import Recorder, fallbacks
 from ..model import similarity as similarities
 from ..model.clip import Clip
-from ..objectives import blocks, kind_of, make, one
+from ..objectives import blocks, make, make_single, objective_class
 from ..objectives.base import Objective, Pairs
 from ..spec import ObjectiveSpec
 from ..spec.objective_catalog import SIMILARITIES
@@ -56,9 +56,9 @@ class Subject:
 
     def make(self) -> Objective:
         spec = self.objective
-        if not kind_of(spec.name).auxiliary_only:
+        if not objective_class(spec.name).auxiliary_only:
             return make(spec, CLASSES)
-        objective = one(spec, spec.name, spec.options)
+        objective = make_single(spec, spec.name, spec.options)
         objective.prepare(CLASSES)
         return objective
 

@@ -85,7 +85,7 @@ def _declared(name: str, prefix: str, options: Options, smoothing: float | None 
         options: that it has in the spec.
         smoothing: of the labels, which varies too where the objective takes it; None for auxiliary ones.
     """
-    kind = objectives.kind_of(name)
+    kind = objectives.objective_class(name)
     parameters = inspect.signature(kind).parameters
     out = {}
     for option, declared in kind.space.items():

@@ -75,7 +75,7 @@ def decide(trials: Sequence[Trial], rows: Rows, min_gain: float) -> Decision:
         raise ClipftError(
             "tuning",
             f"every one of {len(ended)} trials failed; the first: {ended[0].reason}",
-            "Mend the objective or its values.",
+            "Correct the objective or its values.",
         )
     if best is None:
         return Decision({}, "no trial ended within the budget; the template's values stay")
@@ -89,7 +89,7 @@ def decide(trials: Sequence[Trial], rows: Rows, min_gain: float) -> Decision:
     measured |= {"template": template.score, "gain": (best.score or 0.0) - template.score}
     others = len([t for t in ended if t.number != TEMPLATE])
     if best.number == TEMPLATE:
-        why = f"none of {others} other trials scored more than" if others else "no other trial was run beside"
+        why = f"none of {others} other trials scored more than" if others else "no other trial was run to compare with"
         return Decision({}, f"{why} the template's {template.score:.4f}; its values stay", measured)
     new, old = (unpack(t.right, len(rows.truth)) for t in (best, template))
     low, high = bootstrap(lambda drawn: rows.score(new, drawn) - rows.score(old, drawn), rows.groups, RESAMPLES)

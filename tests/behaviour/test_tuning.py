@@ -177,7 +177,7 @@ def test_other_code_or_space_is_another_study_and_says_why(flat, monkeypatch):
     assert same["study"] == first["study"] and "goes on" in same["reason"]
     _, _, wider = begun(flat, **{"tune.learning_rate": True})
     assert wider["study"] != first["study"] and "space changed (train.learning_rate)" in wider["reason"]
-    monkeypatch.setattr("clipft_tasks.objectives.code_of", lambda spec: {"fixtures.tuned_losses:Strength": "other"})
+    monkeypatch.setattr("clipft_tasks.objectives.source_digests", lambda spec: {"fixtures.tuned_losses:Strength": "other"})
     _, _, other = begun(flat)
     assert other["study"] not in (first["study"], wider["study"])
     assert "code changed (fixtures.tuned_losses:Strength)" in other["reason"]

@@ -66,7 +66,7 @@ def test_every_objective_and_similarity_is_tried():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_catalog_says_of_each_objective_what_its_class_does(name):
-    kind = objectives.kind_of(name)
+    kind = objectives.objective_class(name)
     assert kind.auxiliary_only == (name in AUXILIARY)
     assert getattr(objectives, kind.__name__) is kind and kind.__name__ in objectives.__all__
 

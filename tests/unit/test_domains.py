@@ -15,7 +15,7 @@ from clipft_tasks import domains
 from clipft_tasks.cli.main import main
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import augment
-from clipft_tasks.domains import Augment, Checks, Domain, get_domain, writing
+from clipft_tasks.domains import Augment, Checks, Domain, get_domain, scaffold
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.stages import ingest
 
@@ -114,7 +114,7 @@ def test_the_list_shows_each_choice_with_its_value_and_reason(home):
 
 @pytest.mark.parametrize("like", SHIPPED)
 def test_a_new_domain_is_the_one_that_it_is_like(tmp_path, own_domains, like):
-    own_domains(writing.write("weaves", like, tmp_path / "weaves.py"))
+    own_domains(scaffold.write("weaves", like, tmp_path / "weaves.py"))
     own, model = get_domain("weaves"), get_domain(like)
     assert (own.name, own.title) == ("weaves", "Weaves")
     for each in fields(Domain):
@@ -126,7 +126,7 @@ def test_a_new_domain_says_what_each_field_is_and_is_formatted(tmp_path, home):
     import subprocess
     import sys
 
-    path = writing.write("weaves", "medical", tmp_path / "weaves.py")
+    path = scaffold.write("weaves", "medical", tmp_path / "weaves.py")
     lines = [line.strip() for line in path.read_text().splitlines()]
     for part in (Domain, Augment, Checks):
         for each in fields(part):
@@ -187,29 +187,29 @@ def test_a_file_with_a_field_of_before_is_refused_with_its_name_of_now(tmp_path,
 @pytest.mark.parametrize("name", ["My Weaves", "Weaves", "weaves-2", "2weaves", "class", "", "../weaves", "wèaves"])
 def test_a_name_that_cannot_be_one_is_refused(tmp_path, home, name):
     with pytest.raises(ClipftError, match="lower-case letters"):
-        writing.write(name, "general", tmp_path / "x.py")
+        scaffold.write(name, "general", tmp_path / "x.py")
     assert not list(tmp_path.glob("*.py"))
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path, home):
     with pytest.raises(ClipftError, match="'medical': there is one"):
-        writing.write("medical", "general", tmp_path / "x.py")
+        scaffold.write("medical", "general", tmp_path / "x.py")
 
 
 def test_a_file_that_is_there_is_left_as_it_is(tmp_path, home):
     (tmp_path / "weaves.py").write_text("precious")
     with pytest.raises(ClipftError, match=r"weaves\.py: it exists"):
-        writing.write("weaves", "general", tmp_path / "weaves.py")
+        scaffold.write("weaves", "general", tmp_path / "weaves.py")
     assert (tmp_path / "weaves.py").read_text() == "precious"
 
 
 @pytest.mark.parametrize(("path", "why"), [("gone/weaves.py", "No such file"), ("weaves.txt", "would not be read")])
 def test_a_place_where_it_cannot_be_or_would_not_be_read_is_refused(tmp_path, home, path, why):
     with pytest.raises(ClipftError, match=why):
-        writing.write("weaves", "general", tmp_path / path)
+        scaffold.write("weaves", "general", tmp_path / path)
 
 
 def test_a_domain_to_be_like_that_is_not_there_is_answered_with_those_that_are(tmp_path, home):
     with pytest.raises(ClipftError, match="culinary.*industrial"):
-        writing.write("weaves", "culinary", tmp_path / "weaves.py")
+        scaffold.write("weaves", "culinary", tmp_path / "weaves.py")
     assert domains.domain_names() == SHIPPED

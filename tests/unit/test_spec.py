@@ -400,7 +400,7 @@ def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
 
 def test_importing_the_spec_loads_no_heavy_library():
     heavy = ["torch", "mlflow", "pandas", "numpy", "open_clip", "optuna"]
-    code = f"import sys, clipft_tasks.spec, clipft_tasks.domains.writing; print(set({heavy}) & set(sys.modules))"
+    code = f"import sys, clipft_tasks.spec, clipft_tasks.domains.scaffold; print(set({heavy}) & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

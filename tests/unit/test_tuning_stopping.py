@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipft_tasks import objectives
 from clipft_tasks.core.errors import ClipftError
@@ -102,6 +104,37 @@ def test_every_value_that_may_be_tried_makes_a_spec():
     assert whole.changed({}) == whole
 
 
+NUMBERS = st.integers(-100, 100) | st.floats(-100, 100)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=2).map(sorted), st.booleans(), st.none() | NUMBERS | st.booleans() | st.text())
+def test_a_range_holds_what_was_declared_and_the_templates_own_value(ends, log, own):
+    low, high = ends
+    if log and low <= 0:
+        with pytest.raises(ValueError, match="no range"):
+            Range(low, high, log)
+        return
+
+    class Declares(InfoNCE):
+        space = {"x": Range(low, high, log)}
+
+        def __init__(self, x=own):
+            super().__init__()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objectives, "objective_class", lambda name: Declares)
+        found = search_space.search_space_of(spec(), None)
+    dimension = found.get("objective.options.x")
+    if dimension is None:  # a single point: nothing to choose
+        assert low == high
+        return
+    assert dimension.range.low <= low and high <= dimension.range.high
+    if dimension.template is not None:
+        assert dimension.template == own and dimension.range.low <= own <= dimension.range.high
+    else:
+        assert own is None or isinstance(own, bool | str) or (log and own <= 0)
+
+
 def test_nothing_to_tune_is_a_space_of_one_point():
     assert search_space.search_space_of(spec(**{"tune.objective": False}), 0.07).points == 1
     assert search_space.search_space_of(spec(**{"tune.objective": False, "tune.lora_rank": True}), 0.07).points == 6
@@ -113,8 +146,10 @@ def test_a_range_for_an_option_that_is_not_there_is_refused():
 
 
 def test_only_objectives_of_ones_own_are_known_by_their_source():
-    assert objectives.code_of(spec().objective) == {}
-    assert set(objectives.code_of(spec(**{"objective.auxiliary": [f"{HERE}:Margins=1"]}).objective)) == {f"{HERE}:Margins"}
+    assert objectives.source_digests(spec().objective) == {}
+    assert set(objectives.source_digests(spec(**{"objective.auxiliary": [f"{HERE}:Margins=1"]}).objective)) == {
+        f"{HERE}:Margins"
+    }
 
 
 def test_importance_is_told_once_scores_differ(home):
