@@ -11,7 +11,7 @@ import yaml
 from ..core.errors import ClipftError
 from ..spec import SECTIONS, RunSpec, fields, form
 from ..spec.form import JsonSchema
-from .values import as_list, as_object
+from .values import as_list, as_object, read_yaml
 
 Given: TypeAlias = Any  # what click passes for an option of the spec: text, a number, or None
 TYPES = {"integer": int, "number": float, "boolean": bool, "array": str, "object": str, "string": str}
@@ -58,7 +58,7 @@ def read_spec(file: Path | None, options: Mapping[str, Given]) -> RunSpec:
     flat: dict[str, object] = {}
     if file:
         try:
-            content = yaml.safe_load(file.read_text()) or {}
+            content = read_yaml(file.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ClipftError(f"spec file {file}", str(error).replace("\n", " "), "Give a YAML file.") from None
         if not isinstance(content, dict):

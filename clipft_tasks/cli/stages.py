@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import yaml
 
 from ..core.errors import ClipftError
 from ..spec import RunSpec
@@ -15,6 +14,7 @@ from ..stages import chain
 from ..stages.call import StageOutput, call_stage
 from .options import Given, SpecCommand, read_spec
 from .results import MEASURED, StageResults
+from .values import write_yaml
 
 DVC_HEAD = """\
 # The same stages without Airflow: `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the results.
@@ -103,7 +103,7 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
     if schema:
         click.echo(json.dumps(RunSpec.model_json_schema(), indent=1))
     else:
-        click.echo(yaml.safe_dump(read_spec(file, options).model_dump(mode="json"), sort_keys=False), nl=False)
+        click.echo(write_yaml(read_spec(file, options).model_dump(mode="json")), nl=False)
 
 
 @click.command("stages")

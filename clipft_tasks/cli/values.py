@@ -1,4 +1,4 @@
-"""Lists and named values as people write them on a command line."""
+"""Lists and named values as people write them on a command line, and YAML."""
 
 import re
 from typing import Any
@@ -6,6 +6,29 @@ from typing import Any
 import yaml
 
 from ..core.errors import ClipftError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number, as in JSON and Python (1.1 asks for a dot in it)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z"), [*"-+0123456789"])
+
+
+def read_yaml(text: str) -> object:
+    """What YAML or JSON says. Raises yaml.YAMLError."""
+    read: object = yaml.load(text, Loader=_Loader)
+    return read
+
+
+def write_yaml(content: object) -> str:
+    """YAML, in the order given."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
 def as_list(value: object, separator: str = "", numbers: bool = False) -> list[Any]:  # of whatever the spec's field takes
@@ -32,9 +55,12 @@ def as_object(name: str, value: object) -> object:
         return value
     read: object = None
     try:
-        read = yaml.safe_load(value) if value.lstrip().startswith("{") else dict(p.split("=", 1) for p in value.split(","))
+        if value.lstrip().startswith("{"):
+            read = read_yaml(value)
+        else:
+            read = {key.strip(): read_yaml(text) for key, text in (part.split("=", 1) for part in value.split(","))}
     except (yaml.YAMLError, ValueError):
         pass
     if not isinstance(read, dict):
         raise ClipftError(f"{name} {value!r}", "it is not a list of name=value", "For example hardness=0.5,text_weight=0.4.")
-    return {str(k).strip(): yaml.safe_load(v) if isinstance(v, str) else v for k, v in read.items()}
+    return {str(k): v for k, v in read.items()}

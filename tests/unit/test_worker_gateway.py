@@ -259,19 +259,19 @@ def requests(draw):
 @settings(max_examples=500)
 def test_what_is_allowed_is_what_the_path_says_once_it_is_normalized(request):
     method, uri = request
-    path = policy.path_of(uri)
+    path = policy.normalized_path(uri)
     if path is None:
-        assert not policy.may_mlflow(method, uri)
+        assert not policy.is_allowed(method, uri)
     else:
-        assert policy.path_of(quote(path)) == path
-        assert policy.may_mlflow(method, quote(path)) == policy.may_mlflow(method, uri)
+        assert policy.normalized_path(quote(path)) == path
+        assert policy.is_allowed(method, quote(path)) == policy.is_allowed(method, uri)
 
 
 @given(requests())
 @settings(max_examples=500)
 def test_what_is_allowed_stays_where_it_points_however_often_it_is_decoded(request):
     method, uri = request
-    if policy.may_mlflow(method, uri):
+    if policy.is_allowed(method, uri):
         seen = uri.partition("?")[0].partition("#")[0]
         for _ in range(3):
             assert not {"..", "."} & set(seen.split("/")) and "//" not in seen and "\\" not in seen
