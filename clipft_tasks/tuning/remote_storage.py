@@ -27,7 +27,7 @@ CALLS = frozenset({
 })  # fmt: skip
 
 
-class _Refused(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+class _RefusedError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     """A refusal that optuna's client understands."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -51,7 +51,7 @@ class _Stub:
             except httpx.TransportError as error:
                 raise Transient(f"The tuning studies at {self._client.base_url} do not answer: {error!r}.") from error
             if name := answer.headers.get(CODE):
-                raise _Refused(grpc.StatusCode[name], answer.text)
+                raise _RefusedError(grpc.StatusCode[name], answer.text)
             if answer.status_code >= 500:
                 raise Transient(f"The tuning studies at {self._client.base_url} answered {answer.status_code}: {answer.text}")
             if answer.is_error:

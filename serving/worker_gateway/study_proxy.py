@@ -13,7 +13,7 @@ from clipft_tasks.tuning.remote_storage import CALLS, CODE
 STATUS = {grpc.StatusCode.NOT_FOUND: 404, grpc.StatusCode.ALREADY_EXISTS: 409}
 
 
-class _Abort(Exception):
+class _AbortError(Exception):
     pass
 
 
@@ -25,7 +25,7 @@ class _Context:
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
         self.code, self.details = code, details
-        raise _Abort
+        raise _AbortError
 
 
 class StudyProxy:
@@ -52,7 +52,7 @@ class StudyProxy:
             reply = getattr(self._service(), call)(request, context)
         except DecodeError:
             raise HTTPException(400, "That is no request of optuna's.") from None
-        except _Abort:
+        except _AbortError:
             status = STATUS.get(context.code, 422)
             return Response(context.details, status, headers={CODE: context.code.name})
         except Exception as error:

@@ -1,5 +1,8 @@
 """The routes of the server, by what they are about. Each asks for the server's parts by `ServerDep`.
 
+A new inference endpoint is a body with its example (`schemas`), what it answers (`clipft_tasks.contracts.serving`), a method of
+`InferenceService` and a route in `inference`.
+
 A route that waits for something else than the inference thread is a plain function, which FastAPI runs in its thread pool; inference
 and health are coroutines, so that neither waits for such a thread.
 """
