@@ -5,8 +5,8 @@ Started by the asset `clipft-drift` (a watcher polls Prometheus once for all dom
 `watch` looks for itself what drifts now; `triage` is the one gate behind all three: one incident at a time per domain, a
 cool-down after it, and a circuit breaker after repeated failures. What is admitted starts `clipft_readapt`.
 
-A version that came of an incident stays on watch for a day. When its judged answers or its failing requests show that it is
-worse than the version before, `clipft_readapt` goes back by itself, once; the second time it asks, and the breaker opens.
+A version that came of an incident stays on probation for a day. When feedback or failing requests show that it is worse
+than the version before, `clipft_readapt` goes back by itself, once; the second time it asks, and the breaker opens.
 
 Where there is no Prometheus, the same watcher and sensor read the server's own metrics.
 """
@@ -18,6 +18,8 @@ from airflow.sdk import Asset, AssetWatcher, Param, dag, task
 from clipft_dag import DEFAULTS, stage
 from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
 
+from clipft_tasks.contracts.drift import DriftWatchRequest, ReadaptRequest
+from clipft_tasks.contracts.stages import TriageResult
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 
@@ -65,23 +67,24 @@ def clipft_drift_watch() -> None:
 
     @task(doc_md="Which of it is acted on, and why not the rest.", max_active_tis_per_dag=1)
     def triage(
-        breaches: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
+        alerts: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
     ) -> list[dict[str, Any]]:
-        given, runs = dict(params or {}), []
-        for domain in [d for d in domain_names() if any(b["domain"] == d for b in breaches)]:
-            found = stage(
-                "triage",
-                {"domain": domain},
-                breaches=[b for b in breaches if b["domain"] == domain],
-                cool_down=60 * float(given["cool_down_minutes"]),
-                dag_run=f"clipft_drift_watch/{run_id}",
-            )
-            if found["admitted"]:
-                asks = found["approval"] if found["rollback"] else found["approval"] or bool(given["approval"])
-                conf = {"domain": domain, "causes": found["causes"], "incident": found["incident"], "approval.required": asks}
-                runs.append(
-                    {"trigger_run_id": f"{'undo' if found['rollback'] else 'drift'}__{found['incident']}", "conf": conf}
+        asked, runs = DriftWatchRequest.of_form(params or {}), []
+        for domain in [d for d in domain_names() if any(a["domain"] == d for a in alerts)]:
+            found = TriageResult.model_validate(
+                stage(
+                    "triage",
+                    {"domain": domain},
+                    alerts=[a for a in alerts if a["domain"] == domain],
+                    cool_down=60 * asked.cool_down_minutes,
+                    dag_run=f"clipft_drift_watch/{run_id}",
                 )
+            )
+            if found.admitted:
+                approval = found.approval or (asked.approval and not found.rollback)
+                request = ReadaptRequest(domain=domain, incident=found.incident, signals=found.signals, approval=approval)
+                name = f"{'undo' if found.rollback else 'drift'}__{found.incident}"
+                runs.append({"trigger_run_id": name, "conf": request.to_conf()})
         return runs
 
     TriggerDagRunOperator.partial(

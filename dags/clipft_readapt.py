@@ -3,9 +3,9 @@
 
 `suggest` compares what the server sees with the references of the registered versions and says what to do: nothing, look at
 the camera, label images, go back to another version, or re-adapt. `approve` shows that to a person. Re-adapting makes a
-dataset version of the old rows and the judged captures, trains from the champion, and goes through the same evaluation, gate,
+dataset version of the old rows and the labeled captures, trains from the champion, and goes through the same evaluation, gate,
 promotion and verification as any training: no worse on the new rows, and hardly worse on the old ones (`gain(score) on old`
-in `gate.rules`). `close` records what came of it: a new champion is on watch for a day before that counts as recovered, and
+in `gate.rules`). `close` records what came of it: a new champion is on probation for a day before that counts as recovered, and
 `clipft_drift_watch` starts this DAG again to go back when it is worse; repeated failures open the circuit breaker of the domain.
 """
 
@@ -15,6 +15,8 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowFailException
 from clipft_dag import DEFAULTS, Approval, params, stage
+
+from clipft_tasks.contracts.drift import ReadaptRequest
 
 SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
 RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
@@ -33,8 +35,8 @@ RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_in
         "incident": Param(
             None, type=["string", "null"], title="Incident", description="which one this answers, so that it is closed at the end"
         ),
-        "causes": Param(
-            None, type=["array", "null"], items={"type": "string"}, title="Causes", description="signals of the alarm, if there was one"
+        "signals": Param(
+            None, type=["array", "null"], items={"type": "string"}, title="Signals", description="of the alert, if there was one"
         ),
     },
     tags=["clipft", "drift", "training"],
@@ -45,9 +47,8 @@ RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_in
 def clipft_readapt() -> None:
     @task(doc_md="What drifted, what it looks like, what to do. The drift report is linked above.")
     def suggest(params: dict[str, Any] | None = None) -> dict[str, Any]:
-        given = dict(params or {})
-        causes, incident = given.pop("causes", None), given.pop("incident", None)
-        return stage("suggest", given, causes=causes, incident=incident or "")
+        request, spec = ReadaptRequest.split(params or {})
+        return stage("suggest", spec, signals=request.signals, incident=request.incident)
 
     approve = Approval(
         task_id="approve",
@@ -69,10 +70,10 @@ def clipft_readapt() -> None:
 
     @task(doc_md="The form of the training: this one's, from the champion, on the version just made.")
     def form(params: dict[str, Any] | None = None, ti: Any = None) -> dict[str, Any]:
-        given = {k: v for k, v in dict(params or {}).items() if k not in ("causes", "incident") and v is not None}
+        _, spec = ReadaptRequest.split(params or {})
         run = ti.xcom_pull(task_ids="dataset", key="trigger_run_id")
         made = ti.xcom_pull(dag_id="clipft_dataset", run_id=run, task_ids="version")
-        return given | {"model.start": "champion", "dataset": made["dataset"], "approval.required": False}
+        return spec | {"model.start": "champion", "dataset": made["dataset"], "approval.required": False}
 
     @task(doc_md="The form of the rollback.")
     def back(suggested: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, str]:
@@ -81,14 +82,9 @@ def clipft_readapt() -> None:
     @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
     def close(params: dict[str, Any] | None = None, run_id: str | None = None, ti: Any = None) -> dict[str, Any]:
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
-        given, suggested = dict(params or {}), ti.xcom_pull(task_ids="suggest") or {}
-        closed = stage(
-            "close",
-            {"domain": given["domain"]},
-            states=states,
-            incident=given.get("incident") or "",
-            live=suggested.get("live"),
-        )
+        request, _ = ReadaptRequest.split(params or {})
+        live = (ti.xcom_pull(task_ids="suggest") or {}).get("live")
+        closed = stage("close", {"domain": request.domain}, states=states, incident=request.incident, live=live)
         if closed["failed"]:
             raise AirflowFailException(f"{', '.join(closed['failed'])} failed; the old champion goes on serving.")
         return closed
@@ -99,7 +95,7 @@ def clipft_readapt() -> None:
         task_id="dataset",
         trigger_dag_id="clipft_dataset",
         conf={"domain": "{{ params.domain }}", "source": "captures:{{ params.domain }}"},
-        doc_md="Old rows and judged captures become a dataset version.",
+        doc_md="Old rows and labeled captures become a dataset version.",
         **RUN,
     )
     trained = form()

@@ -224,12 +224,12 @@ class _Load:
 
 
 def _start_afresh() -> None:
-    """A cool-down or a watch of an earlier demo does not count."""
+    """A cool-down or a probation of an earlier demo does not count."""
     from clipft_tasks.drift import incident_store, incidents
 
     state = incident_store.update(DOMAIN, incidents.reset)
     if state.incident:
-        what = f"an incident of {DOMAIN} ({', '.join(state.incident.causes)})"
+        what = f"an incident of {DOMAIN} ({', '.join(state.incident.signals)})"
         raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")
 
 

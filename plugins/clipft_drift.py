@@ -1,12 +1,14 @@
-"""Where drift alarms come from: Prometheus, or the server's own metrics where there is none; a trigger and a sensor on both.
+"""Drift alerts: from Prometheus, or from the server's own metrics where there is none; a trigger and a sensor on both.
 
-PrometheusDriftTrigger   polls; ends at the first breach (a sensor), or goes on and tells of each one (an asset watcher)
-PrometheusDriftSensor    waits for a breach without holding a worker
+PrometheusDriftTrigger   polls; ends at the first alerts (a sensor), or goes on with an event for each one (an asset watcher)
+PrometheusDriftSensor    waits for alerts without holding a worker
+
+All of it is level-triggered: who acts on an alert asks again what is over its limit now.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,71 +16,88 @@ import httpx
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clipft_tasks.contracts.drift import ERRORS, AlertSource, DriftAlert
 from clipft_tasks.core.settings import settings
+from clipft_tasks.drift.thresholds import ERROR_RATIO, RATIO
 
 ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow", "ClipftErrors")
-ERRORS = 0.05  # share of failing requests above which ClipftErrors fires; it carries no signal and no version
-POLL = 6.0  # longer than the server takes between two measurements, so that two looks see two of them
-AGAIN = 900.0  # seconds after which a breach that lasts is told of once more
+POLL = 6.0  # seconds; longer than the server takes between two measurements, so that two polls see two of them
+REPEAT = 900.0  # seconds after which an alert that lasts is an event once more
 TIMEOUT = 10
 
-Breach = dict[str, Any]  # domain, version, causes (worst first), ratio, since, source
+
+class PrometheusAlert(BaseModel):
+    """An alert as Prometheus lists it (state, activeAt, value) and as Alertmanager sends it (status, startsAt)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    labels: dict[str, str]
+    state: str = Field(validation_alias=AliasChoices("state", "status"))
+    since: str = Field("", validation_alias=AliasChoices("activeAt", "startsAt"))
+    value: float = 0.0
+    fingerprint: str = ""
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> float:  # whatever JSON holds
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return 0.0
+
+    @property
+    def domain(self) -> str:
+        """The domain that it fires for; "" while it does not fire, or for none."""
+        return self.labels.get("domain", "") if self.state == "firing" else ""
 
 
-def from_prometheus(alerts: Iterable[dict[str, Any]]) -> list[Breach]:
-    """Breaches of Prometheus' answer to /api/v1/alerts: what fires of ours, by domain and version."""
+def from_prometheus(listed: Iterable[object]) -> list[DriftAlert]:
+    """The alerts of Prometheus' answer to /api/v1/alerts: what fires of ours, by domain and version."""
     found: dict[tuple[str, str], dict[str, tuple[float, str]]] = {}
-    for alert in alerts:
-        labels = alert.get("labels", {})
-        if alert.get("state") == "firing" and labels.get("alertname") in ALERTS and labels.get("domain"):
-            signals = found.setdefault((labels["domain"], labels.get("version", "")), {})
-            signal, value, at = labels.get("signal", ""), _number(alert.get("value")), alert.get("activeAt", "")
-            if labels["alertname"] == "ClipftErrors":
-                signal, value = "errors", value / ERRORS
-            ratio, since = signals.get(signal, (0.0, at))
-            signals[signal] = (max(ratio, value), min(since, at))
+    for one in listed:
+        try:
+            alert = PrometheusAlert.model_validate(one)
+        except ValidationError:  # somebody else's
+            continue
+        name, value = alert.labels.get("alertname"), alert.value
+        if not alert.domain or name not in ALERTS:
+            continue
+        signals = found.setdefault((alert.domain, alert.labels.get("version", "")), {})
+        signal = alert.labels.get("signal", "")
+        if name == "ClipftErrors":
+            signal, value = ERRORS, value / ERROR_RATIO
+        ratio, since = signals.get(signal, (0.0, alert.since))
+        signals[signal] = (max(ratio, value), min(since, alert.since))
     return [
-        _breach(domain, version, {s: r for s, (r, _) in signals.items()}, min(at for _, at in signals.values()), "prometheus")
+        _alert(domain, version, {s: r for s, (r, _) in signals.items()}, min(at for _, at in signals.values()), "prometheus")
         for (domain, version), signals in sorted(found.items())
     ]
 
 
-def from_metrics(text: str) -> list[Breach]:
-    """Breaches of the server's own /metrics: signals over their limit at this moment."""
+def from_metrics(text: str) -> list[DriftAlert]:
+    """The alerts of the server's own /metrics: signals over their limit at this moment."""
     from prometheus_client.parser import text_string_to_metric_families
 
     found: dict[tuple[str, str], dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         if family.name == "clipft_drift_ratio":
             for sample in family.samples:
-                if sample.value > 1:
+                if sample.value > RATIO:
                     key = (sample.labels["domain"], sample.labels["version"])
                     found.setdefault(key, {})[sample.labels["signal"]] = sample.value
-    return [_breach(d, v, signals, "", "server") for (d, v), signals in sorted(found.items())]
+    return [_alert(domain, version, signals, "", "server") for (domain, version), signals in sorted(found.items())]
 
 
-def _breach(domain: str, version: str, signals: dict[str, float], since: str, source: str) -> Breach:
-    causes = sorted(signals, key=lambda s: -signals[s])
-    return {
-        "domain": domain,
-        "version": version,
-        "causes": causes,
-        "ratio": round(signals[causes[0]], 2),
-        "since": since,
-        "source": source,
-    }
+def _alert(domain: str, version: str, ratios: dict[str, float], since: str, source: AlertSource) -> DriftAlert:
+    signals = sorted(ratios, key=lambda s: -ratios[s])
+    given = {"domain": domain, "version": version, "signals": signals, "since": since, "source": source}
+    return DriftAlert.model_validate(given | {"ratio": round(ratios[signals[0]], 2)})
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return 0.0
-
-
-async def look(prometheus: str, server: str) -> list[Breach] | None:
-    """What is breached now; None when neither can be asked.
+async def fetch_alerts(prometheus: str, server: str) -> list[DriftAlert] | None:
+    """What is over its limit now; None when neither can be asked.
 
     Args:
         prometheus: address; "" asks the server alone. One that does not answer is passed over for the server.
@@ -99,42 +118,42 @@ async def look(prometheus: str, server: str) -> list[Breach] | None:
             return None
 
 
-class Looks:
-    """Look after look. Prometheus' rules ask twice before an alert fires; of the server's own metrics this does.
+class AlertPoller:
+    """Poll after poll. Prometheus' rules ask twice before an alert fires; of the server's own metrics this does.
 
     Attributes:
-        unsure: whether the last look saw something for the first time, which one more look would settle.
+        pending: whether the last poll saw something for the first time, which one more would settle.
     """
 
     def __init__(self, prometheus: str, server: str) -> None:
-        self.prometheus, self.server, self.unsure = prometheus, server, False
+        self.prometheus, self.server, self.pending = prometheus, server, False
         self._before: set[tuple[str, str, str]] = set()
 
-    async def __call__(self) -> list[Breach] | None:
-        """The breaches of now that count; None when nobody can be asked."""
-        found = await look(self.prometheus, self.server)
-        seen = {(b["domain"], b["version"], c) for b in found or [] if b["source"] == "server" for c in b["causes"]}
+    async def __call__(self) -> list[DriftAlert] | None:
+        """The alerts of now that count; None when nobody can be asked."""
+        found = await fetch_alerts(self.prometheus, self.server)
+        seen = {(a.domain, a.version, s) for a in found or [] if a.source == "server" for s in a.signals}
         before, self._before = self._before, seen
-        self.unsure = bool(seen - before)
-        if found is None:
-            return None
-        lasting = [
-            b
-            if b["source"] == "prometheus"
-            else b | {"causes": [c for c in b["causes"] if (b["domain"], b["version"], c) in before]}
-            for b in found
-        ]
-        return [b for b in lasting if b["causes"]]
+        self.pending = bool(seen - before)
+        return None if found is None else [a for alert in found if (a := _lasting(alert, before))]
+
+
+def _lasting(alert: DriftAlert, before: set[tuple[str, str, str]]) -> DriftAlert | None:
+    """The alert with the signals that count: Prometheus' all, the server's that the poll before saw too."""
+    if alert.source == "prometheus":
+        return alert
+    signals = [s for s in alert.signals if (alert.domain, alert.version, s) in before]
+    return alert.model_copy(update={"signals": signals}) if signals else None
 
 
 class PrometheusDriftTrigger(BaseEventTrigger):
-    """Polls for breaches.
+    """Polls for alerts.
 
     Args:
-        prometheus, server: addresses, see `look`.
+        prometheus, server: addresses, see `fetch_alerts`.
         domains: whom to watch; empty: all.
-        once: end with the first breaches (as a list); else tell of each breach (one event each) when it is new, has grown by a
-            cause, or has lasted another AGAIN seconds.
+        once: end with the first alerts (as a list); else an event for each alert when it is new, has grown by a signal, or has
+            lasted another REPEAT seconds.
     """
 
     def __init__(
@@ -142,76 +161,85 @@ class PrometheusDriftTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()
         self.prometheus, self.server, self.domains, self.once, self.poll = prometheus, server, domains or [], once, poll
-        self._known: dict[tuple[str, str], tuple[float, set[str]]] = {}  # what was told: when, and which causes
+        self._known: dict[tuple[str, str], tuple[float, set[str]]] = {}  # when it was an event last, and with which signals
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         kept = {k: getattr(self, k) for k in ("prometheus", "server", "domains", "once", "poll")}
         return "clipft_drift.PrometheusDriftTrigger", kept
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        async for breaches in self._polled():
-            for event in self._told(breaches):
+        async for alerts in self._polled():
+            for event in self._events(alerts):
                 yield event
                 if self.once:
                     return
 
-    async def _polled(self) -> AsyncIterator[list[Breach]]:
-        looks = Looks(self.prometheus, self.server)
+    async def _polled(self) -> AsyncIterator[list[DriftAlert]]:
+        poller = AlertPoller(self.prometheus, self.server)
         while True:
-            yield [b for b in await looks() or [] if not self.domains or b["domain"] in self.domains]
+            yield [a for a in await poller() or [] if not self.domains or a.domain in self.domains]
             await asyncio.sleep(self.poll)
 
-    def _told(self, breaches: list[Breach]) -> list[TriggerEvent]:
+    def _events(self, alerts: Sequence[DriftAlert]) -> list[TriggerEvent]:
         if self.once:
-            return [TriggerEvent(breaches)] if breaches else []
+            return [TriggerEvent([a.to_json() for a in alerts])] if alerts else []
         known, events, now = self._known, [], time.monotonic()
-        for breach in breaches:
-            key = (breach["domain"], breach["version"])
-            at, causes = known.get(key, (-AGAIN, set()))
-            if not set(breach["causes"]) <= causes or now - at >= AGAIN:
-                known[key] = (now, causes | set(breach["causes"]))
-                events.append(TriggerEvent(breach))
-        for key in known.keys() - {(b["domain"], b["version"]) for b in breaches}:
-            if now - known[key][0] >= AGAIN:
+        for alert in alerts:
+            key = (alert.domain, alert.version)
+            at, signals = known.get(key, (-REPEAT, set()))
+            if not set(alert.signals) <= signals or now - at >= REPEAT:
+                known[key] = (now, signals | set(alert.signals))
+                events.append(TriggerEvent(alert.to_json()))
+        for key in known.keys() - {(a.domain, a.version) for a in alerts}:
+            if now - known[key][0] >= REPEAT:
                 del known[key]
         return events
 
 
 class PrometheusDriftSensor(BaseSensorOperator):
-    """Waits until a domain drifts; returns the breaches. Skips what follows when there was none in time.
+    """Waits until a domain drifts; returns the alerts. Skips what follows when there was none in time.
 
     Args:
         domains: whom to watch; empty: all. Templated.
-        wait_minutes: 0 looks now. Templated.
-        poll: seconds between two looks.
+        wait_minutes: 0 asks now. Templated.
+        poll: seconds between two polls.
     """
 
     template_fields = ("domains", "wait_minutes")
 
-    def __init__(self, *, domains: Any = None, wait_minutes: Any = 0, poll: float = POLL, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        domains: Sequence[str] | str | None = None,
+        wait_minutes: float | str | None = 0,
+        poll: float = POLL,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.domains, self.wait_minutes, self.poll = domains, wait_minutes, poll
 
-    def execute(self, context: Any) -> Any:
+    def execute(self, context: Any) -> list[dict[str, Any]]:
         domains = [d for d in (self.domains or []) if d]
         found = asyncio.run(self._now())
         if found is None:
             self.log.warning("Neither Prometheus (%s) nor the server answers.", settings().prometheus_url or "none set")
-        found = [b for b in found or [] if not domains or b["domain"] in domains]
-        if found:
-            return self._say(found)
+        found = [a for a in found or [] if not domains or a.domain in domains]
         wait = float(self.wait_minutes or 0)
-        if not wait:
+        if not found and not wait:
             raise AirflowSkipException("Nothing drifts now.")
-        trigger = PrometheusDriftTrigger(settings().prometheus_url, settings().server_url, domains, once=True, poll=self.poll)
-        self.defer(trigger=trigger, method_name="resume", timeout=timedelta(minutes=wait))
+        if not found:
+            trigger = PrometheusDriftTrigger(
+                settings().prometheus_url, settings().server_url, domains, once=True, poll=self.poll
+            )
+            self.defer(trigger=trigger, method_name="resume", timeout=timedelta(minutes=wait))
+        return self._logged(found)
 
-    async def _now(self) -> list[Breach] | None:
-        looks = Looks(settings().prometheus_url, settings().server_url)
-        found = await looks()
-        if looks.unsure:
+    async def _now(self) -> list[DriftAlert] | None:
+        poller = AlertPoller(settings().prometheus_url, settings().server_url)
+        found = await poller()
+        if poller.pending:
             await asyncio.sleep(self.poll)
-            found = await looks()
+            found = await poller()
         return found
 
     def resume_execution(self, *args: Any, **kwargs: Any) -> Any:
@@ -220,17 +248,12 @@ class PrometheusDriftSensor(BaseSensorOperator):
         except AirflowSensorTimeout:
             raise AirflowSkipException(f"Nothing drifted in {self.wait_minutes} minutes.") from None
 
-    def resume(self, context: Any, event: Any) -> Any:
-        return self._say(event)
+    def resume(self, context: Any, event: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._logged([DriftAlert.model_validate(alert) for alert in event])
 
-    def _say(self, breaches: list[Breach]) -> list[Breach]:
-        for b in breaches:
-            self.log.info(
-                "%s version %s: %s, %.1f times the limit (%s)",
-                b["domain"],
-                b["version"],
-                ", ".join(b["causes"]),
-                b["ratio"],
-                b["source"],
-            )
-        return breaches
+    def _logged(self, alerts: Sequence[DriftAlert]) -> list[dict[str, Any]]:
+        """What XCom holds of the alerts."""
+        for a in alerts:
+            said = "%s version %s: %s, %.1f times the limit (%s)"
+            self.log.info(said, a.domain, a.version, ", ".join(a.signals), a.ratio, a.source)
+        return [a.to_json() for a in alerts]

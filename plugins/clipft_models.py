@@ -2,20 +2,91 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 from airflow.api_fastapi.core_api.security import GetUserDep
 from clipft_drift import from_prometheus
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
 
+from clipft_tasks.contracts.drift import BaselineAccuracy, Breaker, DriftAlert, DriftSnapshot, Outcome
+from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names, get_domain
+from clipft_tasks.server.client import ServerClient, ServerRefusalError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 HOUR, STEP = 3600, 60
 PAGE = Path(__file__).with_name("models.html")
 router = APIRouter()
+
+
+class VersionCard(BaseModel):
+    """A version with an alias. scores: by image size."""
+
+    number: str
+    dataset: str
+    metric: str
+    scores: dict[str, float]
+    dag_run: str
+    link: str
+
+
+class PastIncident(BaseModel):
+    closed: float
+    signals: list[str]
+    outcome: Outcome
+
+
+class FiringAlert(BaseModel):
+    signals: list[str]
+    ratio: float
+
+
+class LiveDrift(BaseModel):
+    """What the server says of the champion's window."""
+
+    drift: dict[str, float]
+    values: dict[str, float]
+    images: int
+    feedback: int
+    baseline: BaselineAccuracy
+
+
+class RegistryCard(BaseModel):
+    """What the registry knows of a domain.
+
+    Attributes:
+        versions: by alias; None where the registry cannot be asked.
+        incident: signals of the one that is being handled. probation: the version that is on it.
+        report: address of the newest drift report.
+    """
+
+    versions: dict[str, VersionCard] | None = {}
+    breaker: Breaker | Literal["unknown"] = "closed"
+    incident: list[str] = []
+    probation: str = ""
+    report: str = ""
+    history: list[PastIncident] = []
+
+
+class DomainCard(RegistryCard):
+    """Everything that the page shows of a domain. sparkline: the worst ratio over the last hour."""
+
+    name: str
+    title: str
+    alerts: list[FiringAlert]
+    sparkline: list[float]
+    drift: LiveDrift | None
+
+
+class ModelsPage(BaseModel):
+    domains: list[DomainCard]
+    problems: list[str]
 
 
 @router.get("/models", response_class=HTMLResponse)
@@ -25,33 +96,30 @@ def page(user: GetUserDep) -> str:
 
 
 @router.get("/models.json")
-def models(user: GetUserDep) -> dict[str, Any]:
+def models(user: GetUserDep) -> ModelsPage:
     """Everything that the page shows. What cannot be reached is named in `problems`, and the rest is shown all the same."""
     problems: list[str] = []
     alerts, lines = _prometheus(problems)
     registered = _registered(problems)
+    unknown = RegistryCard(versions=None, breaker="unknown")
     domains = [
-        {
-            "name": name,
-            "title": get_domain(name).title,
-            "alerts": [{"causes": a["causes"], "ratio": a["ratio"]} for a in alerts if a["domain"] == name],
-            "sparkline": lines.get(name, []),
-            "drift": _drift(name, problems) if registered is None or name in registered else None,
-            **(_UNKNOWN if registered is None else registered.get(name, _NONE)),
-        }
+        DomainCard(
+            **dict(unknown if registered is None else registered.get(name, RegistryCard())),
+            name=name,
+            title=get_domain(name).title,
+            alerts=[FiringAlert(signals=a.signals, ratio=a.ratio) for a in alerts if a.domain == name],
+            sparkline=lines.get(name, []),
+            drift=_drift(name, problems) if registered is None or name in registered else None,
+        )
         for name in domain_names()
     ]
-    return {"domains": domains, "problems": sorted(set(problems))}
+    return ModelsPage(domains=domains, problems=sorted(set(problems)))
 
 
-_NONE: dict[str, Any] = {"versions": {}, "breaker": "closed", "incident": [], "watched": "", "report": "", "history": []}
-_UNKNOWN = _NONE | {"versions": None, "breaker": "unknown"}
-
-
-def _registered(problems: list[str]) -> dict[str, dict[str, Any]] | None:
+def _registered(problems: list[str]) -> dict[str, RegistryCard] | None:
     """Versions and incidents of each domain that has a model; None when the registry cannot be asked."""
     from clipft_tasks import tracking
-    from clipft_tasks.drift import incident_store
+    from clipft_tasks.drift import incident_store, incidents
 
     found = {}
     try:
@@ -60,14 +128,18 @@ def _registered(problems: list[str]) -> dict[str, dict[str, Any]] | None:
             aliases = [a for a in ("champion", "challenger", "previous") if a in model.aliases]
             state = incident_store.load(name)
             incident = state.incident
-            found[name] = {
-                "versions": {a: _version(tracking.client().get_model_version(model.name, model.aliases[a])) for a in aliases},
-                "breaker": state.breaker(time.time()),
-                "incident": incident.causes if incident and not incident.quiet else [],
-                "watched": incident.watch.version if incident and incident.watch and incident.quiet else "",
-                "report": _report(name),
-                "history": [{k: past[k] for k in ("closed", "causes", "outcome")} for past in state.history[::-1][:5]],
-            }
+            probation = incident.probation if incident and incident.on_probation else None
+            found[name] = RegistryCard(
+                versions={a: _version(tracking.client().get_model_version(model.name, model.aliases[a])) for a in aliases},
+                breaker=incidents.breaker(state, time.time()),
+                incident=incident.signals if incident and not probation else [],
+                probation=probation.version if probation else "",
+                report=_report(name),
+                history=[
+                    PastIncident(closed=past.closed, signals=past.signals, outcome=past.outcome)
+                    for past in state.history[::-1][:5]
+                ],
+            )
     except Exception as error:  # a page about many things must not fail for one of them
         problems.append(f"MLflow: {error}"[:300])
         return None
@@ -78,38 +150,42 @@ def _report(domain: str) -> str:
     """The address of the domain's newest drift report; "" before the first."""
     from clipft_tasks import tracking
 
-    there = tracking.client()
-    experiment = there.get_experiment_by_name(f"clipft-{domain}-drift")
-    found = there.search_runs([experiment.experiment_id], order_by=["start_time DESC"], max_results=1) if experiment else []
+    client = tracking.client()
+    experiment = client.get_experiment_by_name(f"clipft-{domain}-drift")
+    found = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"], max_results=1) if experiment else []
     return tracking.run_link(found[0], "artifacts/drift.html") if found else ""
 
 
-def _version(version: Any) -> dict[str, Any]:
+def _version(version: "ModelVersion") -> VersionCard:
     tags = version.tags
     scores = {k.removeprefix("clipft.score."): float(v) for k, v in tags.items() if k.startswith("clipft.score.")}
-    return {
-        "number": str(version.version),
-        "dataset": tags.get("clipft.dataset", ""),
-        "metric": tags.get("clipft.metric", "").replace("_", " "),
-        "scores": dict(sorted(scores.items(), key=lambda kv: int(kv[0]))),
-        "dag_run": tags.get("clipft.dag_run", ""),
-        "link": f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}",
-    }
+    return VersionCard(
+        number=str(version.version),
+        dataset=tags.get("clipft.dataset", ""),
+        metric=tags.get("clipft.metric", "").replace("_", " "),
+        scores=dict(sorted(scores.items(), key=lambda kv: int(kv[0]))),
+        dag_run=tags.get("clipft.dag_run", ""),
+        link=f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}",
+    )
 
 
-def _drift(domain: str, problems: list[str]) -> dict[str, Any] | None:
+def _drift(domain: str, problems: list[str]) -> LiveDrift | None:
     try:
-        answer = httpx.get(f"{settings().server_url}/v1/drift/{domain}", timeout=3)
-        return (
-            {k: answer.json()[k] for k in ("drift", "values", "images", "feedback", "baseline")} if answer.is_success else None
-        )
-    except httpx.HTTPError as error:
+        snapshot = ServerClient(timeout=3).drift(domain)
+    except ServerRefusalError:  # nothing of the domain is measured
+        return None
+    except (Transient, ClipftError) as error:
         problems.append(f"The server does not answer: {error}"[:300])
         return None
+    return _live(snapshot)
 
 
-def _prometheus(problems: list[str]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Breaches that fire, and the worst signal of each domain over the last hour."""
+def _live(snapshot: DriftSnapshot) -> LiveDrift:
+    return LiveDrift(**{name: getattr(snapshot, name) for name in LiveDrift.model_fields})
+
+
+def _prometheus(problems: list[str]) -> tuple[list[DriftAlert], dict[str, list[float]]]:
+    """Alerts that fire, and the worst signal of each domain over the last hour."""
     if not settings().prometheus_url:
         return [], {}
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..contracts.drift import Capture
+from ..contracts.drift import Capture, Incident
 from ..core.errors import ClipftError
 from ..domains import get_domain
 from ..server.client import ServerClient, ServerRefusalError
@@ -23,25 +23,29 @@ def _known(context: click.Context, parameter: click.Parameter, name: str) -> str
 @click.argument("domain", callback=_known)
 def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
-    from ..drift import incident_store
+    from ..drift import incident_store, incidents
 
     seen = ServerClient().drift(domain)
-    click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} judged answers")
+    click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} answers with feedback")
     for name, ratio in sorted(seen.drift.items(), key=lambda kv: -kv[1]):
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
     for name, value in sorted(seen.values.items()):
         click.echo(f"  {name:20} {value:.4f}")
     state, now = incident_store.load(domain), time.time()
-    click.echo(f"Breaker {state.breaker(now)}, {state.failures} failures in a row.")
-    if (found := state.incident) and found.watch and found.quiet:
-        click.echo(
-            f"Version {found.watch.version} came of {', '.join(found.causes)}; on watch since {_hours(now - found.watch.since)}."
-        )
-    elif found:
-        why = found.watch.worse if found.watch else ", ".join(found.causes)
-        click.echo(f"Being handled since {_hours(now - found.opened)}: {why}")
+    click.echo(f"Breaker {incidents.breaker(state, now)}, {state.failures} failures in a row.")
+    if found := state.incident:
+        click.echo(_handled(found, now))
     for past in state.history[-5:]:
-        click.echo(f"  {_hours(now - past['closed'])} ago: {', '.join(past['causes'])}: {past['outcome']} {past['note']}")
+        click.echo(f"  {_hours(now - past.closed)} ago: {', '.join(past.signals)}: {past.outcome} {past.note}")
+
+
+def _handled(found: Incident, now: float) -> str:
+    signals = ", ".join(found.signals)
+    if found.probation and found.on_probation:
+        since = _hours(now - found.probation.since)
+        return f"Version {found.probation.version} came of {signals}; on probation since {since}."
+    why = found.probation.regression if found.probation else signals
+    return f"Being handled since {_hours(now - found.opened)}: {why}"
 
 
 @click.command("breaker")
@@ -54,7 +58,7 @@ def breaker(domain: str, reset: bool) -> None:
     state = incident_store.load(domain)
     if reset:
         state = incident_store.update(domain, incidents.reset)
-    click.echo(f"Breaker {state.breaker(time.time())}, {state.failures} failures in a row.")
+    click.echo(f"Breaker {incidents.breaker(state, time.time())}, {state.failures} failures in a row.")
 
 
 @click.command("label")

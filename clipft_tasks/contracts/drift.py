@@ -51,6 +51,16 @@ class DriftSnapshot(VersionedRecord):
     baseline: BaselineAccuracy = Field(description="accuracy on held-out rows when the version was trained")
     worst: WorstSignal
 
+    @property
+    def live_accuracy(self) -> "LiveAccuracy":
+        """How often the version is right so far."""
+        return LiveAccuracy(accuracy=self.values.get("accuracy"), judged=self.feedback)
+
+    @property
+    def accuracy_dropped(self) -> bool:
+        """Whether answers are right less often than at training, beyond chance."""
+        return self.drift.get("performance", 0.0) > 1
+
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
         if written == 0:
@@ -123,6 +133,11 @@ class DriftWatchRequest(Record):
     wait_minutes: float = 0
     cool_down_minutes: float = 60
     approval: bool = True
+
+    @classmethod
+    def of_form(cls, form: Mapping[str, Any]) -> Self:
+        """A run's form as Airflow has it."""
+        return cls.model_validate({name: form[name] for name in cls.model_fields if name in form})
 
 
 class ReadaptRequest(Record):
@@ -245,7 +260,6 @@ class IncidentState(VersionedRecord):
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
         if written == 0:
             data = _renamed(data, {"undone": "rolled_back"})
-            data = {k: v for k, v in data.items() if k in cls.model_fields}
             data["history"] = [_renamed(past, {"causes": "signals"}) for past in data.get("history", [])]
             if incident := data.get("incident"):
                 incident = _renamed(incident, {"causes": "signals", "watch": "probation"})
@@ -253,7 +267,7 @@ class IncidentState(VersionedRecord):
                     names = {"before": "previous", "worse": "regression", "asks": "needs_approval"}
                     incident["probation"] = _renamed(incident["probation"], names)
                 data["incident"] = incident
-        return data
+        return {k: v for k, v in data.items() if k in cls.model_fields}  # a newer release may add fields
 
 
 def _renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -1,64 +1,14 @@
 """What a drift most likely is, from which signals moved together, and which answer fits it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 
+from ..contracts.drift import DriftSnapshot
+from .case import Advice, Comparison, Diagnosis
 from .image_statistics import STATISTICS
 
-LABELS_NEEDED = 40  # judged images before any training or comparison on them is worth a word
+LABELS_NEEDED = 40  # labeled images before any training or comparison on them is worth a word
 PER_CLASS = 5
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Attributes:
-    kind: noise, camera, new_images, concept, prior, certainty, alignment or texts.
-    reasons: what speaks for it, in sentences.
-    """
-
-    kind: str
-    reasons: list[str]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A registered version, or the champion in the words of another domain: how it does on judged images of today.
-
-    Attributes:
-        version: its number, or the domain whose words those are.
-        accuracy, gain, gain_low: of it, beside the champion's as it is (paired), and the lower end of that.
-    """
-
-    version: str
-    accuracy: float
-    gain: float
-    gain_low: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Attributes:
-    confidence: that the champion has in its answers, on average; accuracy: of them, over `judged` images.
-    temperature: of similarities, under which its confidence would be right.
-    """
-
-    confidence: float
-    accuracy: float
-    judged: int
-    temperature: float
-
-
-@dataclass(frozen=True)
-class Advice:
-    """Attributes:
-    action: nothing, camera, label, rollback (to `version`), recalibrate (other words or another temperature, by a person) or readapt.
-    why: in one sentence. expected_gain: of accuracy on today's traffic, None where nothing is known.
-    """
-
-    action: str
-    why: str
-    version: str = ""
-    expected_gain: float | None = None
 
 
 def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosis:
@@ -98,61 +48,68 @@ def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosi
     return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
 
 
-def advise(
-    diagnosis: Diagnosis,
-    labels: Mapping[str, int],
-    others: list[Candidate],
-    promised: float,
-    live: float | None,
-    losing: bool,
-    templates: Sequence[Candidate] = (),
-    calibration: Calibration | None = None,
-) -> Advice:
+def advise(diagnosis: Diagnosis, snapshot: DriftSnapshot, labels: Mapping[str, int], comparison: Comparison) -> Advice:
     """What to do.
 
     Args:
-        labels: judged captures by class.
-        others: other registered versions on the same judged images, if there were enough.
-        promised, live: accuracy at training, and now (None without judgments).
-        losing: whether live accuracy is below the promise beyond its interval.
-        templates: the champion in the words of other domains, on the same images.
-        calibration: of its confidence, where that misses.
+        labels: labeled captures by class.
+        comparison: of other versions and prompts on them; empty where there were too few.
     """
-    better = max((c for c in others if c.gain_low > 0), key=lambda c: c.gain, default=None)
+    advice = _advice(diagnosis.kind, snapshot, labels, comparison)
+    if advice.action in ("label", "camera") and (hint := fitting_model(comparison, snapshot.domain, snapshot.version)):
+        return replace(advice, why=f"{advice.why}; {hint}")
+    return advice
+
+
+def _advice(kind: str, snapshot: DriftSnapshot, labels: Mapping[str, int], comparison: Comparison) -> Advice:
+    better = max((c for c in comparison.versions if c.gain_low > 0), key=lambda c: c.gain, default=None)
     if better:
-        why = f"version {better.version} is right {100 * better.gain:.0f} points more often on the judged images of today"
-        return Advice("rollback", why, better.version, better.gain)
-    words = max((c for c in templates if c.gain_low > 0), key=lambda c: c.gain, default=None)
-    if words:
+        why = f"version {better.name} is right {100 * better.gain:.0f} points more often on the labeled images of today"
+        return Advice("rollback", why, better.name, better.gain)
+    prompts = max((c for c in comparison.prompts if c.gain_low > 0), key=lambda c: c.gain, default=None)
+    if prompts:
         why = (
-            f"in the words of the domain {words.version} this very model is right {100 * words.gain:.0f} points more often on the "
-            "judged images of today: take its `prompts` over, nothing need be trained"
+            f"with the prompts of the domain {prompts.name} this very model is right {100 * prompts.gain:.0f} points more often on the "
+            "labeled images of today: take its `prompts` over, nothing need be trained"
         )
-        return Advice("recalibrate", why, "", words.gain)
-    gain = max(0.0, promised - live) if live is not None else None
+        return Advice("recalibrate", why, "", prompts.gain)
+    live, dropped, calibration = snapshot.live_accuracy.accuracy, snapshot.accuracy_dropped, comparison.calibration
+    gain = max(0.0, snapshot.baseline.value - live) if live is not None else None
     enough = sum(labels.values()) >= LABELS_NEEDED and sum(n >= PER_CLASS for n in labels.values()) >= 2
-    if diagnosis.kind == "noise":
+    if kind == "noise":
         return Advice("nothing", "nothing is over its limit any more")
-    if diagnosis.kind == "prior" and not losing:
+    if kind == "prior" and not dropped:
         return Advice("nothing", "the mix of classes moved, which zero-shot classes do not depend on; watch the accuracy")
-    if diagnosis.kind == "certainty" and not losing and calibration:
+    if kind == "certainty" and not dropped and calibration:
         why = (
             f"the model is as right as it was and expects {calibration.confidence:.0%} of its answers to be right where "
             f"{calibration.accuracy:.0%} of {calibration.judged} are; a softmax of its `scores` at a temperature of {calibration.temperature:.3g} is right about itself"
         )
         return Advice("recalibrate", why)
-    if diagnosis.kind == "certainty" and not losing:
+    if kind == "certainty" and not dropped:
         return Advice(
-            "nothing", "only how sure the model is moved, and no judged answer says that it errs more; watch the accuracy"
+            "nothing",
+            "only how sure the model is moved, and no answer with feedback says that it errs more; watch the accuracy",
         )
-    if diagnosis.kind == "camera" and not losing:
+    if kind == "camera" and not dropped:
         return Advice("camera", "look at the camera and the export first; train only if that is how images are from now on")
     if not enough:
         missing = max(0, LABELS_NEEDED - sum(labels.values()))
-        return Advice(
-            "label",
-            f"{missing or 'more'} judged images of at least two classes are missing; the report names those that help most",
-            "",
-            gain,
-        )
-    return Advice("readapt", "there are judged images of the new kind, and no registered version does better on them", "", gain)
+        why = f"{missing or 'more'} labeled images of at least two classes are missing; the report names those that help most"
+        return Advice("label", why, "", gain)
+    return Advice(
+        "readapt", "there are labeled images of the new kind, and no registered version does better on them", "", gain
+    )
+
+
+def fitting_model(comparison: Comparison, domain: str, champion: str) -> str:
+    """A hint, where another model's reference shows images like today's and the champion's does not; "" for none."""
+    asked = [f for f in comparison.fits if f.embedded]
+    if any((f.domain, f.version) == (domain, champion) and f.ratio <= 1 for f in asked):
+        return ""
+    fitting = next((f for f in asked if f.ratio <= 1), None)
+    if fitting is None:
+        return ""
+    if fitting.domain == domain:
+        return f"version {fitting.version} was made for images like these, and labeled ones would tell whether it does better"
+    return f"the model of {fitting.domain} was made for images like these: is the traffic sent to the right domain?"

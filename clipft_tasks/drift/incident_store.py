@@ -7,27 +7,30 @@ from collections.abc import Callable
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
+from ..contracts.drift import IncidentState
 from ..core.settings import settings
 from ..tracking import client, model_name, retryable
 from ..tracking.connection import is_unreachable
-from .incidents import State, settle
+from .incidents import expire_probation
 
 TAG = "clipft.incidents"
+MOST = 4500  # characters of a record; a tag of MLflow's registry holds 5,000
 
 
-def load(domain: str) -> State:
-    """What is known of a domain's drift incidents."""
+def load(domain: str) -> IncidentState:
+    """What is known of a domain's drift incidents. Raises: Transient when MLflow is away."""
     with retryable():
         try:
             tags = client().get_registered_model(model_name(domain)).tags
         except MlflowException as error:
             if is_unreachable(error):
                 raise
-            return State()
-    return settle(State.of(json.loads(tags.get(TAG, "{}"))), time.time())
+            return IncidentState()
+    state = IncidentState.from_json(json.loads(tags.get(TAG, "{}")), f"of {domain} in the registry")
+    return expire_probation(state, time.time())
 
 
-def update(domain: str, change: Callable[[State], State]) -> State:
+def update(domain: str, change: Callable[[IncidentState], IncidentState]) -> IncidentState:
     """Read, change and write back, alone on this machine; nothing is written where nothing changed. Returns the new state."""
     with FileLock(str(settings().folder("cache") / f"incidents-{domain}.lock")):
         before = load(domain)
@@ -37,13 +40,13 @@ def update(domain: str, change: Callable[[State], State]) -> State:
         return after
 
 
-def save(domain: str, state: State) -> None:
-    """Write it back; history first, then causes are cut to what a tag holds."""
-    content = state.to_dict()
-    while len(text := json.dumps(content)) > 4500:
+def save(domain: str, state: IncidentState) -> None:
+    """Write it back; history first, then signals are cut to what a tag holds."""
+    content = state.to_json()
+    while len(text := json.dumps(content)) > MOST:
         if content["history"]:
             content["history"] = content["history"][1:]
         else:
-            content["incident"]["causes"].pop()  # worst first
+            content["incident"]["signals"].pop()  # worst first
     with retryable():
         client().set_registered_model_tag(model_name(domain), TAG, text)

@@ -1,13 +1,13 @@
-"""Other registered models, and other words for the classes, beside the champion on images of today.
+"""Other registered models, and other prompts for the classes, compared with the champion on images of today.
 
-Judged images say who is right more often. Any image says whose reference shows images like it: a model that was made for
+Labeled images say who is right more often. Any image says whose reference shows images like it: a model that was made for
 them may be registered already, in this domain or (when traffic was sent to the wrong one) in another.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,108 +15,71 @@ from PIL import Image
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
 from . import reference as references
-from .diagnosis import LABELS_NEEDED, Calibration, Candidate
+from .case import Calibration, Candidate, Comparison, Fit
+from .diagnosis import LABELS_NEEDED
 from .image_statistics import appearance
 from .reference import WINDOW, Reference, Rows
-from .statistics import unit, wilson
+from .statistics import Array, unit, wilson
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ..model.clip import Clip
 
 VERSIONS = 4  # newest others of the domain
-MOST = 200  # images
+MAX_IMAGES = 200
 MISSED = 0.1  # between confidence and accuracy, before confidence is worth fitting anew
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How far today's images are from what a registered model was made for.
-
-    Attributes:
-        signal, ratio: the worst one, over its limit in that model's own reference.
-        embedded: whether the model looked at them; else only what they look like before any model is compared.
-    """
-
-    domain: str
-    version: str
-    signal: str
-    ratio: float
-    embedded: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Attributes:
-    others: other versions, and templates: prompts of other domains, on the judged images beside the champion.
-    fits: of every model that was asked, the best one first.
-    calibration: of the champion's confidence on the judged images, where it misses.
-    nearest: for each image, the sha256 of the reference's image that is most like it; "" where that is not known.
-    """
-
-    others: list[Candidate] = field(default_factory=list)
-    templates: list[Candidate] = field(default_factory=list)
-    fits: list[Fit] = field(default_factory=list)
-    calibration: Calibration | None = None
-    nearest: list[str] = field(default_factory=list)
-
-
-def compare(domain: str, champion: Any, images: Sequence[Image.Image], truth: Sequence[str], looks: np.ndarray) -> Comparison:
+def compare(
+    domain: str, champion: "ModelVersion", images: Sequence[Image.Image], labels: Sequence[str], window: Array
+) -> Comparison:
     """Ask the champion, the domain's newest other versions and the champions of other domains.
 
     Args:
-        champion: MLflow's version that is live.
-        images: of today, at most MOST; truth: what each shows, "" where nobody said.
-        looks: appearance (n, 5) of the window, for models that are not asked for want of images.
+        champion: the version that is live.
+        images: of today, at most MAX_IMAGES; labels: what each shows, "" where nobody said.
+        window: image statistics (n, 5) of the window, for models that are not asked for want of images.
     Raises: Transient when MLflow is away. A model that cannot be had is passed over.
     """
-    judged = [i for i, label in enumerate(truth) if label]
+    labeled = [i for i, label in enumerate(labels) if label]
     right: dict[str, np.ndarray] = {}
     fits: list[Fit] = []
-    templates: dict[str, np.ndarray] = {}
+    prompts: dict[str, np.ndarray] = {}
     nearest, calibration = [""] * len(images), None
-    seen = np.array([appearance(p) for p in images]) if images else np.zeros((0, looks.shape[1]))
+    seen = np.array([appearance(p) for p in images]) if images else np.zeros((0, window.shape[1]))
     for of, version in _models(domain, champion):
         own = of == domain
         first = own and version.version == champion.version
-        enough = own and len(judged) >= LABELS_NEEDED
+        enough = own and len(labeled) >= LABELS_NEEDED
         try:
             model = _Model(of, version)
             if len(images) < WINDOW:
-                fits.append(model.fit(None, looks))
+                fits.append(model.fit(None, window))
             if images and (first or enough or len(images) >= WINDOW):
-                image = model.look(images)
+                image = model.embed(images)
                 if len(images) >= WINDOW:
                     fits.append(model.fit(image, seen))
                 if first:
                     nearest = model.nearest(image)
                 if enough:
-                    right[model.version] = model.right(image, truth, judged, model.prompts)
+                    right[model.version] = model.right(image, labels, labeled, model.prompts)
                 if first and enough:
-                    templates = {d: model.right(image, truth, judged, p) for d, p in _other_prompts(domain).items()}
-                    calibration = model.calibration(image, truth, judged)
+                    prompts = {d: model.right(image, labels, labeled, p) for d, p in _other_prompts(domain).items()}
+                    calibration = model.calibration(image, labels, labeled)
         except Transient:
             raise
         except ClipftError as error:
             say(f"Version {version.version} of {of} is not compared: {error}")
     base = right.pop(str(champion.version), None)
-    asked = len(right) + len(templates)
+    asked = len(right) + len(prompts)
     return Comparison(
         [] if base is None else [candidate(name, r, base, asked) for name, r in right.items()],
-        [] if base is None else [candidate(name, r, base, asked) for name, r in templates.items()],
+        [] if base is None else [candidate(name, r, base, asked) for name, r in prompts.items()],
         sorted(fits, key=lambda f: f.ratio),
         calibration,
         nearest,
     )
-
-
-def known_elsewhere(found: Comparison, domain: str, champion: str) -> str:
-    """A hint, where another model's reference shows images like today's and the champion's does not; "" for none."""
-    asked = [f for f in found.fits if f.embedded]
-    if any((f.domain, f.version) == (domain, champion) and f.ratio <= 1 for f in asked):
-        return ""
-    fitting = next((f for f in asked if f.ratio <= 1), None)
-    if fitting is None:
-        return ""
-    if fitting.domain == domain:
-        return f"version {fitting.version} was made for images like these, and judged ones would tell whether it does better"
-    return f"the model of {fitting.domain} was made for images like these: is the traffic sent to the right domain?"
 
 
 def candidate(name: str, right: np.ndarray, champion: np.ndarray, asked: int) -> Candidate:
@@ -127,7 +90,7 @@ def candidate(name: str, right: np.ndarray, champion: np.ndarray, asked: int) ->
     return Candidate(name, float(right.mean()), float(gain.mean()), float(low))
 
 
-def _models(domain: str, champion: Any) -> Iterator[tuple[str, Any]]:
+def _models(domain: str, champion: "ModelVersion") -> Iterator[tuple[str, "ModelVersion"]]:
     """Domain and version of the champion, of the newest others of its domain, and of the champions of other domains."""
     from .. import tracking
 
@@ -150,7 +113,7 @@ def _other_prompts(domain: str) -> dict[str, Sequence[str]]:
 class _Model:
     """A registered version with its reference. Raises ClipftError when either cannot be had."""
 
-    def __init__(self, domain: str, version: Any) -> None:
+    def __init__(self, domain: str, version: "ModelVersion") -> None:
         from .. import tracking
         from ..model import build
         from ..model.package import WEIGHTS, read_preprocessing, weights_digest
@@ -160,15 +123,13 @@ class _Model:
         self.prompts = read_preprocessing(package).prompts
         self.reference = Reference.load(package, weights_digest(package / WEIGHTS))
         self._load = lambda: build.from_folder(package, source=f"version {version.version} of {domain}")
-        self._clip: Any = None
 
-    @property
-    def clip(self) -> Any:
-        """Loaded when first asked for: comparing looks needs no weights."""
-        self._clip = self._clip or self._load()
-        return self._clip
+    @cached_property
+    def clip(self) -> "Clip":
+        """Loaded when first asked for: comparing image statistics needs no weights."""
+        return self._load()
 
-    def look(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of images, (n, d)."""
         import torch
 
@@ -189,32 +150,32 @@ class _Model:
             of_classes = self.clip.class_embeddings(list(classes), prompts).numpy()
         return np.asarray(self.clip.similarity.compare(image, of_classes))
 
-    def fit(self, image: np.ndarray | None, looks: np.ndarray) -> Fit:
-        """How far images are from this model's reference; without embeddings by what they look like alone."""
+    def fit(self, image: Array | None, statistics: Array) -> Fit:
+        """How far images are from this model's reference; without embeddings by their image statistics alone."""
         ref = self.reference
         if image is None:
-            found = references.looks_signals(ref.rows, looks) if len(looks) else {}
+            found = references.looks_signals(ref.rows, statistics) if len(statistics) else {}
         else:
-            rows = Rows(unit(image), looks, self.scores(image, ref.classes, self.prompts))
+            rows = Rows(unit(image), statistics, self.scores(image, ref.classes, self.prompts))
             found = references.signals(ref, rows)[0]
         ratios = {name: max(0.0, value / ref.limits[name]) for name, value in found.items()}
         signal, ratio = max(ratios.items(), key=lambda kv: kv[1], default=("", 0.0))
         return Fit(self.domain, self.version, signal, float(ratio), image is not None)
 
-    def right(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int], prompts: Sequence[str]) -> np.ndarray:
-        """Which judged images the model names rightly in the words of some prompts, as 0 and 1."""
-        classes = sorted({truth[i] for i in judged})
-        said = self.scores(image[list(judged)], classes, prompts).argmax(axis=1)
-        return np.array([classes[n] == truth[i] for n, i in zip(said, judged, strict=True)], dtype=float)
+    def right(self, image: np.ndarray, labels: Sequence[str], labeled: Sequence[int], prompts: Sequence[str]) -> np.ndarray:
+        """Which labeled images the model names rightly with some prompts, as 0 and 1."""
+        classes = sorted({labels[i] for i in labeled})
+        named = self.scores(image[list(labeled)], classes, prompts).argmax(axis=1)
+        return np.array([classes[n] == labels[i] for n, i in zip(named, labeled, strict=True)], dtype=float)
 
-    def calibration(self, image: np.ndarray, truth: Sequence[str], judged: Sequence[int]) -> Calibration | None:
-        """What the model's confidence says beside how often it is right; None while the two agree."""
+    def calibration(self, image: np.ndarray, labels: Sequence[str], labeled: Sequence[int]) -> Calibration | None:
+        """The model's confidence compared with how often it is right; None while the two agree."""
         classes = self.reference.classes
-        known = [i for i in judged if truth[i] in classes]
+        known = [i for i in labeled if labels[i] in classes]
         if len(classes) < 2 or len(known) < LABELS_NEEDED:
             return None
         scores = self.scores(image[known], classes, self.prompts)
-        true = np.array([classes.index(truth[i]) for i in known])
+        true = np.array([classes.index(labels[i]) for i in known])
         confidence, right = references.confidence(scores, self.reference.facts["temperature"]), scores.argmax(axis=1) == true
         low, high = wilson(int(right.sum()), len(right))
         if low <= confidence <= high or abs(confidence - right.mean()) < MISSED:

@@ -1,31 +1,52 @@
 """The drift report: one self-contained page, and the few lines of it that an approval shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..contracts.drift import Capture, WindowRows
+from ..contracts.stages import Action
 from ..data.images import BadImage, open_image, thumbnail
-from .diagnosis import Advice, Diagnosis
+from .case import DriftCase
 from .image_statistics import STATISTICS
-from .model_search import Comparison
 from .reference import Reference
+from .statistics import Array
 
-HEADINGS = {
+HEADINGS: dict[Action, str] = {
     "nothing": "Nothing needs to be done",
     "camera": "Look at the camera",
     "label": "Label images first",
     "rollback": "Go back to another version",
-    "recalibrate": "Read the model otherwise",
+    "recalibrate": "Recalibrate the model",
     "readapt": "Re-adapt the model",
 }
 SIDE = 120  # of the images shown
 
 
-def class_shares(reference: Reference, window: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+@dataclass(frozen=True)
+class Example:
+    """A captured image to show, and the reference's image most like it; b"" for none."""
+
+    capture: Capture
+    image: bytes
+    nearest: bytes
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Two samples on one axis: `bars` are pairs of heights from 0 to 1, of the reference and of now."""
+
+    name: str
+    low: float
+    high: float
+    bars: list[tuple[float, float]]
+
+
+def class_shares(reference: Reference, window: WindowRows) -> dict[str, tuple[float, float]]:
     """The share of each class among predictions: (in the reference, in the window)."""
-    similarity = np.array(window["similarity"])
+    similarity = np.array(window.similarity)
     if similarity.ndim != 2 or similarity.shape[1] < 2 or not len(similarity):
         return {}
     before = np.bincount(reference.rows.ranked[2], minlength=similarity.shape[1]) / len(reference.rows)
@@ -33,78 +54,66 @@ def class_shares(reference: Reference, window: Mapping[str, Any]) -> dict[str, t
     return {name: (float(b), float(n)) for name, b, n in zip(reference.classes, before, now, strict=True)}
 
 
-def lines(
-    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, compared: Comparison,
-    labels: Mapping[str, int], minutes: float | None, recipe: str = "",
-) -> list[str]:  # fmt: skip
-    """Markdown for the approval form and the task's log."""
-    out = [f"**{HEADINGS[advice.action]}**: {advice.why}.", "", f"Drift of {domain} version {seen['version']}: {found.kind}."]
-    out += [f"* {reason}" for reason in found.reasons]
-    values = seen["values"]
+def approval_text(case: DriftCase) -> list[str]:
+    """Lines of Markdown for the approval form and the task's log."""
+    snapshot, advice, comparison = case.snapshot, case.advice, case.comparison
+    values = snapshot.values
+    out = [f"**{HEADINGS[advice.action]}**: {advice.why}.", ""]
+    out.append(f"Drift of {snapshot.domain} version {snapshot.version}: {case.diagnosis.kind}.")
+    out += [f"* {reason}" for reason in case.diagnosis.reasons]
     if "accuracy" in values:
         interval = f"[{values['accuracy_low']:.2f}, {values['accuracy_high']:.2f}]"
         out.append(
-            f"* Judged answers: {values['accuracy']:.2f} right {interval} of {seen['feedback']}; promised {seen['baseline']['value']:.2f}."
+            f"* Answers with feedback: {values['accuracy']:.2f} right {interval} of {snapshot.feedback}; "
+            f"{snapshot.baseline.value:.2f} at training."
         )
     elif "accuracy_estimate" in values:
-        out.append(f"* No judged answers. Estimated accuracy {values['accuracy_estimate']:.2f} (from confidence, an estimate).")
-    for c in compared.others:
-        out.append(
-            f"* Version {c.version}: {c.accuracy:.2f} right on judged captures, {100 * c.gain:+.0f} points beside the champion."
-        )
-    for c in compared.templates:
-        out.append(f"* The champion in the words of {c.version}: {c.accuracy:.2f} right, {100 * c.gain:+.0f} points.")
-    for f in compared.fits:
-        how = "" if f.embedded else ", by looks alone"
-        out.append(
-            f"* Beside the reference of {f.domain} version {f.version}: {f.signal} at {f.ratio:.1f} times its limit{how}."
-        )
-    if labels:
-        out.append("* Judged captures: " + ", ".join(f"{n} {name}" for name, n in sorted(labels.items())) + ".")
+        estimate = values["accuracy_estimate"]
+        out.append(f"* No answer has feedback. Estimated accuracy {estimate:.2f} (from confidence, an estimate).")
+    for c in comparison.versions:
+        compared = f"{100 * c.gain:+.0f} points compared with the champion"
+        out.append(f"* Version {c.name}: {c.accuracy:.2f} right on labeled captures, {compared}.")
+    for c in comparison.prompts:
+        out.append(f"* The champion with the prompts of {c.name}: {c.accuracy:.2f} right, {100 * c.gain:+.0f} points.")
+    for f in comparison.fits:
+        how = "" if f.embedded else ", by image statistics alone"
+        out.append(f"* Reference of {f.domain} version {f.version}: {f.signal} at {f.ratio:.1f} times its limit{how}.")
+    if case.labels:
+        out.append("* Labeled captures: " + ", ".join(f"{n} {name}" for name, n in sorted(case.labels.items())) + ".")
     if advice.expected_gain is not None:
         out.append(f"* Expected gain: up to {100 * advice.expected_gain:.0f} points on today's traffic.")
-    if advice.action == "readapt" and minutes:
-        out.append(f"* Cost: about {minutes:.0f} minutes of training, from the champion, on its data and the judged captures.")
-    if advice.action == "readapt" and recipe:
-        out.append(f"* Recipe: {recipe}.")
+    if advice.action == "readapt" and case.minutes:
+        how = "from the champion, on its data and the labeled captures"
+        out.append(f"* Cost: about {case.minutes:.0f} minutes of training, {how}.")
+    if advice.action == "readapt" and case.recipe:
+        out.append(f"* Recipe: {case.recipe}.")
     return out
 
 
-def page(
-    domain: str, seen: Mapping[str, Any], found: Diagnosis, advice: Advice, compared: Comparison,
-    minutes: float | None, moved: Mapping[str, tuple[float, float]], examples: Sequence[tuple[Mapping[str, Any], bytes, bytes]],
-    reference: Reference, window: Mapping[str, Any], gray_bits: int,
-) -> str:  # fmt: skip
-    """The page, HTML with everything inside.
-
-    Args:
-        examples: captures with their image, and the reference's image most like it (b"" for none).
-    """
+def page(case: DriftCase, reference: Reference, window: WindowRows, examples: Sequence[Example], gray_bits: int) -> str:
+    """The page, HTML with everything inside."""
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    now = np.array(window.appearance, dtype=float).reshape(-1, len(STATISTICS))
+    shown = [(e.capture, _thumbnail(e.image, gray_bits), _thumbnail(e.nearest, gray_bits)) for e in examples]
     return environment.from_string(template).render(
-        domain=domain, seen=seen, found=found, advice=advice, heading=HEADINGS[advice.action], compared=compared,
-        minutes=minutes, moved=moved, signals=sorted(seen["drift"].items(), key=lambda kv: -kv[1]),
-        histograms=[_histogram(name, reference.rows.appearance[:, i], _column(window, i)) for i, name in enumerate(STATISTICS)],
-        images=[(c, new, _thumbnail(old, gray_bits)) for c, data, old in examples if (new := _thumbnail(data, gray_bits))],
-    )  # fmt: skip
+        case=case,
+        heading=HEADINGS[case.advice.action],
+        signals=sorted(case.snapshot.drift.items(), key=lambda kv: -kv[1]),
+        histograms=[_histogram(name, reference.rows.appearance[:, i], now[:, i]) for i, name in enumerate(STATISTICS)],
+        images=[(capture, new, old) for capture, new, old in shown if new],
+    )
 
 
-def _column(window: Mapping[str, Any], i: int) -> np.ndarray:
-    rows = np.array(window["appearance"], dtype=float).reshape(-1, len(STATISTICS))
-    return rows[:, i]
-
-
-def _histogram(name: str, before: np.ndarray, now: np.ndarray, bins: int = 24) -> dict[str, Any]:
-    """Bars of two samples on one axis, as heights from 0 to 1."""
+def _histogram(name: str, before: Array, now: Array, bins: int = 24) -> Histogram:
     both = np.concatenate([before, now])
     low, high = float(both.min()), float(both.max())
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     old, new = (np.histogram(x, edges)[0] / max(1, len(x)) for x in (before, now))
     top = max(old.max(), new.max(), 1e-9)
-    return {"name": name, "low": low, "high": high, "bars": list(zip((old / top).round(3), (new / top).round(3), strict=True))}
+    return Histogram(name, low, high, list(zip((old / top).round(3), (new / top).round(3), strict=True)))
 
 
 def _thumbnail(data: bytes, gray_bits: int) -> str:

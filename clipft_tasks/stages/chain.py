@@ -174,7 +174,7 @@ ROLLBACK: dict[str, Stage] = {
 # Those that are no part of a chain.
 OTHERS: dict[str, Stage] = {
     "compare": Stage("Put models beside one another, in one page.", accelerator=True, hours=24, links=("Comparison",)),
-    "admit": Stage("Decide whether an alert is acted on."),
+    "triage": Stage("Decide whether an alert is acted on."),
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),
 }

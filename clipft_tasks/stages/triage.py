@@ -1,101 +1,87 @@
-"""triage: whether an alarm is acted on. The one place where alarms of all ways meet."""
+"""triage: whether an alert is acted on. The one place where alerts of all ways meet."""
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
+from ..contracts.drift import ERRORS, DriftAlert, Incident, IncidentState, Probation
+from ..contracts.stages import TriageResult
 from ..core.console import say
 from ..drift import incidents
+from ..drift.thresholds import COOL_DOWN, MIN_JUDGED
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
-JUDGED = 20  # answers of the version before, below which the promise is what a new version is held to
 
-
-def run(
-    spec: RunSpec, breaches: Sequence[dict[str, Any]], cool_down: float = incidents.COOL_DOWN, dag_run: str = ""
-) -> dict[str, Any]:
-    """Open an incident where nothing speaks against it, or take the one on watch up again when its version is worse.
+def run(spec: RunSpec, alerts: Sequence[DriftAlert], cool_down: float = COOL_DOWN, dag_run: str = "") -> TriageResult:
+    """Open an incident where nothing speaks against it, or reopen the one on probation when its version is worse.
 
     Args:
-        breaches: of the spec's domain: version, causes (worst first), since. The first says what the incident is about.
+        alerts: of the spec's domain. The first says what the incident is about.
         cool_down: seconds after an incident before the next.
-        dag_run: who asks, for the record; the same again is let in again, so that its retry finds what it had begun.
-    Returns: admitted, reason, incident (its id), causes, rollback (whether it is about going back), approval (whether going
-        back waits for a person).
+        dag_run: who asks, for the record; the same again is admitted again, so that its retry finds what it had begun.
     Raises: Transient when MLflow is away, or the server where it must be asked.
     """
     from ..drift import incident_store
 
-    causes = list(dict.fromkeys(cause for breach in breaches for cause in breach["causes"]))
-    drifting = [b for b in breaches if set(b["causes"]) != {"errors"}]
+    signals = list(dict.fromkeys(signal for alert in alerts for signal in alert.signals))
+    drifting = [a for a in alerts if set(a.signals) != {ERRORS}]
     now, found = time.time(), incident_store.load(spec.domain).incident
-    why = _worse(spec, found.watch, breaches) if found and found.watch and found.quiet else ""
-    let_in, reason = False, ""
+    regression = _regression(spec.domain, found.probation, alerts) if found and found.probation and found.on_probation else ""
+    admitted, reason = False, ""
 
-    def decide(state: incidents.State) -> incidents.State:
-        nonlocal let_in, reason
-        if dag_run and state.incident and state.incident.run == dag_run and not state.incident.quiet:
-            let_in, reason = True, "this run took it up before"
-        elif why and state.incident == found:
-            let_in, reason, state = True, why, incidents.undo(state, why, dag_run)
+    def decide(state: IncidentState) -> IncidentState:
+        nonlocal admitted, reason
+        if dag_run and state.incident and state.incident.run == dag_run and not state.incident.on_probation:
+            admitted, reason = True, "this run took it up before"
+        elif regression and state.incident == found:
+            admitted, reason, state = True, regression, incidents.reopen(state, regression, dag_run)
         elif drifting:
             first = drifting[0]
-            alarm = incidents.Incident(spec.domain, first["version"], list(first["causes"]), now, dag_run)
-            state, let_in, reason = incidents.admit(state, alarm, now, cool_down)
+            incident = Incident(domain=spec.domain, version=first.version, signals=list(first.signals), opened=now, run=dag_run)
+            state, admitted, reason = incidents.triage(state, incident, now, cool_down)
         else:
-            let_in, reason = False, "failing requests alone are no drift, and no new version is on watch"
+            admitted, reason = False, "failing requests alone are no drift, and no new version is on probation"
         return state
 
     state = incident_store.update(spec.domain, decide)
-    say(f"{spec.domain} ({', '.join(causes)}): {'admitted' if let_in else 'not taken'}, {reason}.")
-    taken = state.incident if let_in else None
-    watched = taken.watch if taken else None
-    return {
-        "admitted": let_in,
-        "reason": reason,
-        "incident": taken.id if taken else "",
-        "causes": causes if watched else taken.causes if taken else [],
-        "rollback": watched is not None,
-        "approval": spec.approval.required or bool(watched and watched.asks),
-    }
+    say(f"{spec.domain} ({', '.join(signals)}): {'admitted' if admitted else 'not admitted'}, {reason}.")
+    taken = state.incident if admitted else None
+    probation = taken.probation if taken else None
+    return TriageResult(
+        admitted=admitted,
+        reason=reason,
+        incident=taken.id if taken else "",
+        signals=signals if probation else taken.signals if taken else [],
+        rollback=probation is not None,
+        approval=spec.approval.required or bool(probation and probation.needs_approval),
+    )
 
 
-def _worse(spec: RunSpec, watch: incidents.Watch, breaches: Sequence[dict[str, Any]]) -> str:
-    """What shows that the version on watch is worse than the one before it; "" for nothing.
+def _regression(domain: str, probation: Probation, alerts: Sequence[DriftAlert]) -> str:
+    """What shows that the version on probation is worse than the one before it; "" for nothing.
 
-    Requests that fail count when that began after it went live. Judged answers count when they are right less often than those
-    of the version before (the whole 95% interval of the difference), or, where too few of those were judged, than promised.
+    Requests that fail count when that began after it went live. Answers with feedback count when they are right less often than
+    those of the version before (the whole 95% interval of the difference), or, where too few of those had any, than at training.
     """
     from ..drift.statistics import difference
 
-    for breach in breaches:
-        if "errors" in breach["causes"] and _seconds(breach["since"]) > watch.since:
-            return f"requests fail since version {watch.version} is live"
-    if not any("performance" in b["causes"] and b["version"] == watch.version for b in breaches):
+    for alert in alerts:
+        if ERRORS in alert.signals and alert.since and alert.since.timestamp() > probation.since:
+            return f"requests fail since version {probation.version} is live"
+    if not any("performance" in a.signals and a.version == probation.version for a in alerts):
         return ""
     try:
-        seen = ServerClient().drift(spec.domain)
+        snapshot = ServerClient().drift(domain)
     except ServerRefusalError as error:
         if error.status == 404:  # nothing of the domain is live
             return ""
         raise
-    if seen.version != watch.version or "accuracy" not in seen.values:
+    live, judged = snapshot.live_accuracy.accuracy, snapshot.feedback
+    if snapshot.version != probation.version or live is None:
         return ""
-    live, judged = seen.values["accuracy"], seen.feedback
-    said = f"version {watch.version} is right in {live:.0%} of {judged} judged answers"
-    if watch.accuracy is not None and watch.judged >= JUDGED:
-        _, high = difference(round(live * judged), judged, round(watch.accuracy * watch.judged), watch.judged)
-        return f"{said}, version {watch.before} was in {watch.accuracy:.0%} of {watch.judged}" if high < 0 else ""
-    if seen.drift.get("performance", 0.0) > 1:
-        return f"{said}, promised were {seen.baseline.value:.0%}"
-    return ""
-
-
-def _seconds(since: str) -> float:
-    """Prometheus' time as seconds since 1970; 0 for none."""
-    try:
-        return datetime.fromisoformat(since).timestamp()
-    except ValueError:
-        return 0.0
+    now = f"version {probation.version} is right in {live:.0%} of {judged} answers with feedback"
+    if probation.accuracy is not None and probation.judged >= MIN_JUDGED:
+        right, before = round(live * judged), round(probation.accuracy * probation.judged)
+        _, high = difference(right, judged, before, probation.judged)
+        return f"{now}, version {probation.previous} was in {probation.accuracy:.0%} of {probation.judged}" if high < 0 else ""
+    return f"{now}, and {snapshot.baseline.value:.0%} at training" if snapshot.accuracy_dropped else ""

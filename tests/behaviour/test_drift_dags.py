@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.drift import Incident, IncidentState, Probation
 from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import incident_store, incidents
 
@@ -39,7 +40,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def nothing_yet(registry: Path) -> None:
     settings.cache_clear()
     for domain in DOMAINS:
-        incident_store.save(domain, incidents.State())
+        incident_store.save(domain, IncidentState())
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,23 @@ def task(registry: Path) -> Callable[[str, str], Any]:
 
 @pytest.fixture
 def triage(task) -> Callable[..., list[dict[str, Any]]]:
-    def call(
-        *breaches: dict[str, Any], run: str = "a run", approval: bool = True, cool_down: float = 60
-    ) -> list[dict[str, Any]]:
+    def call(*alerts: dict[str, Any], run: str = "a run", approval: bool = True, cool_down: float = 60) -> list[dict[str, Any]]:
         params = {"cool_down_minutes": cool_down, "approval": approval}
-        return task("clipft_drift_watch", "triage").python_callable(list(breaches), params, run)
+        return task("clipft_drift_watch", "triage").python_callable(list(alerts), params, run)
 
     return call
 
 
-def breach(domain: str = "general", *causes: str, version: str = "1", since: str = "") -> dict[str, Any]:
-    return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": since}
+def alert(domain: str = "general", *signals: str, version: str = "1", since: str = "") -> dict[str, Any]:
+    return {"domain": domain, "version": version, "signals": list(signals or ("image",)), "ratio": 2.0, "since": since}
 
 
-def open_incident(domain: str = "general") -> incidents.Incident:
+def probation(seconds: float = 0) -> Probation:
+    """Of version 2, which went live so long ago."""
+    return Probation(version="2", previous="1", since=time.time() - seconds)
+
+
+def open_incident(domain: str = "general") -> Incident:
     found = incident_store.load(domain).incident
     assert found
     return found
@@ -80,11 +84,11 @@ def open_incident(domain: str = "general") -> incidents.Incident:
 
 
 def test_what_is_admitted_starts_one_run_named_after_its_incident(triage):
-    [run] = triage(breach("general", "image", "text"))
+    [run] = triage(alert("general", "image", "text"))
     incident = open_incident().id
     assert run["trigger_run_id"] == f"drift__{incident}"
-    assert run["conf"] == {"domain": "general", "causes": ["image", "text"], "incident": incident, "approval.required": True}
-    assert triage(breach(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
+    assert run["conf"] == {"domain": "general", "signals": ["image", "text"], "incident": incident, "approval.required": True}
+    assert triage(alert(), run="a run") == [run | {"conf": run["conf"]}]  # a retry starts the same run, which is there already
 
 
 def test_one_watcher_looks_for_all_domains(registry):
@@ -96,7 +100,7 @@ def test_one_watcher_looks_for_all_domains(registry):
 def test_two_alerts_at_once_for_one_domain_are_one_run(triage):
     """Alertmanager's delivery, the watcher's event and a person, in the same second."""
     with ThreadPoolExecutor(6) as crowd:
-        started = [run for runs in crowd.map(lambda n: triage(breach(), run=f"run {n}"), range(6)) for run in runs]
+        started = [run for runs in crowd.map(lambda n: triage(alert(), run=f"run {n}"), range(6)) for run in runs]
     assert len(started) == 1
     assert started[0]["conf"]["incident"] == open_incident().id and incident_store.load("general").history == []
 
@@ -104,39 +108,39 @@ def test_two_alerts_at_once_for_one_domain_are_one_run(triage):
 def test_two_alerts_at_once_for_two_domains_are_two_runs(triage):
     with ThreadPoolExecutor(6) as crowd:
         asked = [(f"run {n}", DOMAINS[n % 2]) for n in range(6)]
-        started = [run for runs in crowd.map(lambda one: triage(breach(one[1]), run=one[0]), asked) for run in runs]
+        started = [run for runs in crowd.map(lambda one: triage(alert(one[1]), run=one[0]), asked) for run in runs]
     assert sorted(run["conf"]["domain"] for run in started) == list(DOMAINS)
-    both = triage(breach("general"), breach("industrial"), run="late")
+    both = triage(alert("general"), alert("industrial"), run="late")
     assert both == []
 
 
 def test_drift_of_a_domain_that_this_airflow_does_not_know_holds_nobody_up(triage):
-    [run] = triage(breach("somebody_elses"), breach("general"))
+    [run] = triage(alert("somebody_elses"), alert("general"))
     assert run["conf"]["domain"] == "general"
 
 
 def test_no_click_is_needed_where_that_was_set(triage):
-    [run] = triage(breach(), approval=False)
+    [run] = triage(alert(), approval=False)
     assert run["conf"]["approval.required"] is False
 
 
 def test_the_cool_down_of_the_form_is_obeyed(triage):
-    triage(breach())
+    triage(alert())
     incident_store.update("general", lambda state: incidents.close(state, "declined", time.time() - 120))
-    assert triage(breach(), run="soon", cool_down=3) == []
-    assert len(triage(breach(), run="later", cool_down=1)) == 1
+    assert triage(alert(), run="soon", cool_down=3) == []
+    assert len(triage(alert(), run="later", cool_down=1)) == 1
 
 
-@pytest.mark.parametrize("undone", [False, True])
-def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(triage, undone):
-    triage(breach())
+@pytest.mark.parametrize("rolled_back", [False, True])
+def test_going_back_is_a_run_of_its_own_and_asks_only_the_second_time(triage, rolled_back):
+    triage(alert())
     incident = open_incident().id
-    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
-    incident_store.update("general", lambda state: incidents.State(**{**vars(state), "undone": undone}))
-    failing = breach("general", "errors", version="", since="2999-01-01T00:00:00Z")
+    incident_store.update("general", lambda state: incidents.begin_probation(state, probation(60)))
+    incident_store.update("general", lambda state: state.model_copy(update={"rolled_back": rolled_back}))
+    failing = alert("general", "errors", version="", since="2999-01-01T00:00:00Z")
     [run] = triage(failing, run="failing", approval=True)
     assert run["trigger_run_id"] == f"undo__{incident}"
-    assert run["conf"]["incident"] == incident and run["conf"]["approval.required"] is undone
+    assert run["conf"]["incident"] == incident and run["conf"]["approval.required"] is rolled_back
     assert triage(failing, run="another") == []
 
 
@@ -151,7 +155,7 @@ def closing(task, states: dict[str, str], incident: str = "", suggested: dict[st
 def test_a_run_whose_training_failed_fails_and_its_incident_too(triage, task):
     from airflow.sdk.exceptions import AirflowFailException
 
-    triage(breach())
+    triage(alert())
     with pytest.raises(AirflowFailException, match="dataset, finetune failed; the old champion goes on serving"):
         closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
     assert incident_store.load("general").failures == 1
@@ -160,22 +164,22 @@ def test_a_run_whose_training_failed_fails_and_its_incident_too(triage, task):
 def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(triage, task):
     from airflow.sdk.exceptions import AirflowFailException
 
-    triage(breach())
+    triage(alert())
     with pytest.raises(AirflowFailException, match="suggest"):
         closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
     assert incident_store.load("general").incident is None
 
 
 def test_a_rejected_or_unanswered_suggestion_is_declined(triage, task):
-    triage(breach())
+    triage(alert())
     said = closing(task, {"suggest": "success", "approve": "success", "choose": "skipped"}, open_incident().id)
     assert said["outcome"] == "declined" and incident_store.load("general").failures == 0
 
 
 def test_a_rollback_of_a_worse_version_ends_the_run_well_and_the_incident_badly(triage, task):
-    triage(breach())
-    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time() - 60)))
-    triage(breach("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
+    triage(alert())
+    incident_store.update("general", lambda state: incidents.begin_probation(state, probation(60)))
+    triage(alert("general", "errors", version="", since="2999-01-01T00:00:00Z"), run="failing")
     said = closing(task, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, open_incident().id)
     assert (said["outcome"], said["failed"], said["failures"]) == ("failed", [], 1)
 
@@ -224,7 +228,7 @@ def page(registry: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[s
 
     monkeypatch.setenv("CLIPFT_SERVER_URL", "http://127.0.0.1:9")
     settings.cache_clear()
-    return lambda: json.loads(json.dumps(import_module("clipft_models").models(None)))
+    return lambda: json.loads(json.dumps(import_module("clipft_models").models(None).model_dump(mode="json")))
 
 
 def test_the_page_says_unknown_where_mlflow_is_away(page, monkeypatch):
@@ -236,17 +240,17 @@ def test_the_page_says_unknown_where_mlflow_is_away(page, monkeypatch):
     assert any(problem.startswith("MLflow: ") for problem in shown["problems"])
 
 
-def test_the_page_says_what_is_handled_and_what_is_on_watch(page, triage):
+def test_the_page_says_what_is_handled_and_what_is_on_probation(page, triage):
     domains = {d["name"]: d for d in page()["domains"]}
     assert domains["medical"]["versions"] == {} and domains["general"]["breaker"] == "closed"
-    triage(breach())
-    assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == (["image"], "")
-    incident_store.update("general", lambda state: incidents.watch(state, incidents.Watch("2", "1", time.time())))
-    assert {d["name"]: (d["incident"], d["watched"]) for d in page()["domains"]}["general"] == ([], "2")
+    triage(alert())
+    assert {d["name"]: (d["incident"], d["probation"]) for d in page()["domains"]}["general"] == (["image"], "")
+    incident_store.update("general", lambda state: incidents.begin_probation(state, probation()))
+    assert {d["name"]: (d["incident"], d["probation"]) for d in page()["domains"]}["general"] == ([], "2")
 
 
 def test_the_page_is_sent_nothing_that_it_does_not_show(page, triage):
-    triage(breach())
+    triage(alert())
     incident_store.update("general", lambda state: incidents.close(state, "failed", time.time(), "finetune"))
     script = (ROOT / "plugins" / "models.html").read_text()
     shown = page()

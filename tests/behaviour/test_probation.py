@@ -4,16 +4,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fixtures.live_server import CLASSES, EMBED_TEXTS, IMAGES, TOKEN, Server, change_answers, copied, package, trained, use
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.drift import DriftAlert, IncidentState
+from clipft_tasks.contracts.stages import CloseResult, TriageResult
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.drift import incident_store, incidents
+from clipft_tasks.drift import incident_store
+from clipft_tasks.drift.thresholds import COOL_DOWN
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import close, deploy, ingest, promote, rollback, suggest, triage, verify, version
 
@@ -41,7 +43,7 @@ def server(running: Server, tmp_path: Path) -> Iterator[Server]:
         settings.cache_clear()
         tracking.client().set_registered_model_alias(NAME, tracking.CHAMPION, "1")
         tracking.client().delete_registered_model_alias(NAME, tracking.PREVIOUS)
-        incident_store.save("general", incidents.State())
+        incident_store.save("general", IncidentState())
         shutil.copytree(running.home / "cache" / "models", tmp_path / "kept")
         assert running.put("2").status_code == 200 and running.put("1").status_code == 200  # so that its window is empty
         yield running
@@ -59,12 +61,13 @@ def judge(server: Server, right: int, wrong: int) -> None:
         assert server.client.post("/v1/feedback", json=body, headers=SHOWN).json()["counted"] is True
 
 
-def breach(version: str, *causes: str, since: str = "") -> dict[str, Any]:
-    return {"domain": "general", "version": version, "causes": list(causes), "ratio": 2.0, "since": since, "source": "server"}
+def alert(version: str, *signals: str, since: str = "") -> DriftAlert:
+    given = {"domain": "general", "version": version, "signals": list(signals), "ratio": 2.0, "since": since}
+    return DriftAlert.model_validate(given)
 
 
-def alarm(*breaches: dict[str, Any], run: str, spec: RunSpec = SPEC, cool_down: float = 0.0) -> dict[str, Any]:
-    return triage.run(spec, list(breaches), cool_down=cool_down, dag_run=run)
+def fire(*alerts: DriftAlert, run: str, spec: RunSpec = SPEC, cool_down: float = 0.0) -> TriageResult:
+    return triage.run(spec, list(alerts), cool_down=cool_down, dag_run=run)
 
 
 def go_live(version: str) -> None:
@@ -76,22 +79,22 @@ def go_live(version: str) -> None:
 def readapted(server: Server, right: int = 30, wrong: int = 10, run: str = "drifting") -> str:
     """Drift of version 1 is answered by version 2, as clipft_readapt does; returns the incident."""
     judge(server, right, wrong)
-    taken = alarm(breach("1", "image"), run=run)
-    assert taken["admitted"] and not taken["rollback"], taken
-    live = suggest.run(SPEC, taken["causes"], taken["incident"])["live"]
+    taken = fire(alert("1", "image"), run=run)
+    assert taken.admitted and not taken.rollback, taken
+    live = suggest.run(SPEC, taken.signals, taken.incident).live
     go_live("2")
-    said = close.run(SPEC, {"suggest": "success", "finetune": "success"}, taken["incident"], live)
-    assert said["outcome"] == "watched"
-    return str(taken["incident"])
+    said = close.run(SPEC, {"suggest": "success", "finetune": "success"}, taken.incident, live)
+    assert said.outcome == "probation"
+    return str(taken.incident)
 
 
-def answer(taken: dict[str, Any]) -> dict[str, Any]:
+def answer(taken: TriageResult) -> CloseResult:
     """What clipft_readapt does about an incident that is taken up again; returns what `close` says."""
-    suggested = suggest.run(SPEC, taken["causes"], taken["incident"])
-    assert (suggested["action"], suggested["version"]) == ("rollback", "1")
-    assert "right in" in suggested["why"] and "Go back to another version" in suggested["table"]
-    go_live(rollback.run(SPEC, suggested["version"])["version"])
-    return close.run(SPEC, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, taken["incident"])
+    suggested = suggest.run(SPEC, taken.signals, taken.incident)
+    assert (suggested.action, suggested.version) == ("rollback", "1")
+    assert "right in" in suggested.why and "Go back to another version" in suggested.table
+    go_live(rollback.run(SPEC, suggested.version)["version"])
+    return close.run(SPEC, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, taken.incident)
 
 
 def champion() -> str:
@@ -102,61 +105,61 @@ def serving(server: Server) -> str:
     return str(server.post(EMBED_TEXTS, {"texts": "who answers?"}).headers["x-clipft-model-version"])
 
 
-def now() -> incidents.State:
+def now() -> IncidentState:
     return incident_store.load("general")
 
 
 def test_a_new_champion_is_on_watch_beside_what_the_one_before_showed(server):
     incident = readapted(server)
     found = now().incident
-    assert found and found.id == incident and found.quiet
-    assert (found.watch.version, found.watch.before, found.watch.judged) == ("2", "1", 40)
-    assert found.watch.accuracy == pytest.approx(0.75)
+    assert found and found.id == incident and found.on_probation
+    assert (found.probation.version, found.probation.previous, found.probation.judged) == ("2", "1", 40)
+    assert found.probation.accuracy == pytest.approx(0.75)
     assert now().history == [] and now().last_closed == 0
 
 
 def test_a_version_that_is_worse_is_gone_back_from_by_itself_and_counts_as_a_failure(server):
     incident = readapted(server)
     judge(server, 0, 30)
-    taken = alarm(breach("2", "performance"), run="worse", cool_down=incidents.COOL_DOWN)  # no cool-down stands in the way
-    assert (taken["admitted"], taken["rollback"], taken["incident"]) == (True, True, incident)
-    assert taken["approval"] is False and taken["causes"] == ["performance"]
-    assert "0% of 30" in taken["reason"] and "75% of 40" in taken["reason"]
+    taken = fire(alert("2", "performance"), run="worse", cool_down=COOL_DOWN)  # no cool-down stands in the way
+    assert (taken.admitted, taken.rollback, taken.incident) == (True, True, incident)
+    assert taken.approval is False and taken.signals == ["performance"]
+    assert "0% of 30" in taken.reason and "75% of 40" in taken.reason
     said = answer(taken)
-    assert (said["outcome"], said["failures"], said["breaker"], said["failed"]) == ("failed", 1, "closed", [])
+    assert (said.outcome, said.failures, said.breaker, said.failed) == ("failed", 1, "closed", [])
     assert (champion(), serving(server)) == ("1", "1")
     [past] = now().history
-    assert past["outcome"] == "failed" and "back to version 1" in past["note"]
-    assert now().incident is None and now().undone
+    assert past.outcome == "failed" and "back to version 1" in past.note
+    assert now().incident is None and now().rolled_back
 
 
 def test_the_second_time_a_person_is_asked_and_the_breaker_opens(server):
     for number, asks in enumerate((False, True)):
         readapted(server, run=f"drifting {number}")
         judge(server, 0, 30)
-        taken = alarm(breach("2", "performance"), run=f"worse {number}")
-        assert taken["rollback"] and taken["approval"] is asks
+        taken = fire(alert("2", "performance"), run=f"worse {number}")
+        assert taken.rollback and taken.approval is asks
         said = answer(taken)
-    assert (said["outcome"], said["failures"], said["breaker"]) == ("failed", 2, "open")
-    assert alarm(breach("1", "image"), run="later")["admitted"] is False
+    assert (said.outcome, said.failures, said.breaker) == ("failed", 2, "open")
+    assert fire(alert("1", "image"), run="later").admitted is False
     assert serving(server) == "1"
 
 
 def test_a_person_who_says_no_the_second_time_leaves_the_version_and_the_breaker_opens_all_the_same(server):
-    incident_store.update("general", lambda state: incidents.State(undone=True))
+    incident_store.update("general", lambda state: IncidentState(rolled_back=True))
     readapted(server)
     judge(server, 0, 30)
-    taken = alarm(breach("2", "performance"), run="worse")
-    said = close.run(SPEC, {"suggest": "success", "approve": "success", "rollback": "skipped"}, taken["incident"])
-    assert (said["outcome"], said["breaker"]) == ("failed", "open")
-    assert "not gone back" in now().history[-1]["note"] and serving(server) == "2"
+    taken = fire(alert("2", "performance"), run="worse")
+    said = close.run(SPEC, {"suggest": "success", "approve": "success", "rollback": "skipped"}, taken.incident)
+    assert (said.outcome, said.breaker) == ("failed", "open")
+    assert "not gone back" in now().history[-1].note and serving(server) == "2"
 
 
 def test_approval_is_asked_for_where_the_spec_requires_it(server):
     readapted(server)
     judge(server, 0, 30)
     asking = RunSpec.from_flat({"domain": "general", "approval.required": True})
-    assert alarm(breach("2", "performance"), run="worse", spec=asking)["approval"] is True
+    assert fire(alert("2", "performance"), run="worse", spec=asking).approval is True
 
 
 def test_a_version_that_breaks_its_promise_but_is_no_worse_than_the_one_before_stays(server):
@@ -164,56 +167,56 @@ def test_a_version_that_breaks_its_promise_but_is_no_worse_than_the_one_before_s
     readapted(server, right=14, wrong=16)
     judge(server, 14, 16)
     assert server.get("/v1/drift/general").json()["drift"]["performance"] > 1
-    within = alarm(breach("2", "performance"), run="worse", cool_down=3600)
-    assert within["admitted"] is False and "on watch" in within["reason"]
-    assert now().incident.quiet
-    after = alarm(breach("2", "performance"), run="later")  # the cool-down is over: drift of its own, suggested and asked
-    assert after["admitted"] and not after["rollback"]
-    assert [past["outcome"] for past in now().history] == ["recovered"]
+    within = fire(alert("2", "performance"), run="worse", cool_down=3600)
+    assert within.admitted is False and "on probation" in within.reason
+    assert now().incident.on_probation
+    after = fire(alert("2", "performance"), run="later")  # the cool-down is over: drift of its own, suggested and asked
+    assert after.admitted and not after.rollback
+    assert [past.outcome for past in now().history] == ["recovered"]
 
 
 def test_where_too_little_was_judged_before_the_promise_decides(server):
     readapted(server, right=3, wrong=2)
     judge(server, 0, 30)
-    taken = alarm(breach("2", "performance"), run="worse")
-    assert taken["rollback"] and "promised" in taken["reason"]
+    taken = fire(alert("2", "performance"), run="worse")
+    assert taken.rollback and "at training" in taken.reason
 
 
 def test_other_drift_of_a_new_version_is_no_reason_to_go_back(server):
     readapted(server)
     judge(server, 0, 30)  # bad, but nobody raised an alarm about that
-    taken = alarm(breach("2", "image", "brightness"), run="other", cool_down=3600)
-    assert taken["admitted"] is False and now().incident.quiet
+    taken = fire(alert("2", "image", "brightness"), run="other", cool_down=3600)
+    assert taken.admitted is False and now().incident.on_probation
 
 
 def test_an_alarm_about_a_version_that_is_no_longer_live_is_none_about_the_new_one(server):
     readapted(server)
     judge(server, 0, 30)
-    assert alarm(breach("1", "performance"), run="late", cool_down=3600)["admitted"] is False
+    assert fire(alert("1", "performance"), run="late", cool_down=3600).admitted is False
     assert serving(server) == "2"
 
 
 def test_requests_that_fail_since_the_new_version_is_live_count_too(server):
     readapted(server)
     before, after = "2020-01-01T00:00:00.5Z", "2999-01-01T00:00:00.123456789Z"
-    earlier = alarm(breach("", "errors", since=before), run="earlier")
-    assert earlier["admitted"] is False and now().incident.quiet
-    taken = alarm(breach("", "errors", since=after), run="failing")
-    assert taken["rollback"] and "requests fail since version 2" in taken["reason"]
+    earlier = fire(alert("", "errors", since=before), run="earlier")
+    assert earlier.admitted is False and now().incident.on_probation
+    taken = fire(alert("", "errors", since=after), run="failing")
+    assert taken.rollback and "requests fail since version 2" in taken.reason
 
 
 def test_failing_requests_alone_are_no_drift(server):
-    said = alarm(breach("", "errors", since="2999-01-01T00:00:00Z"), run="failing")
-    assert said["admitted"] is False and "no drift" in said["reason"] and now() == incidents.State()
+    said = fire(alert("", "errors", since="2999-01-01T00:00:00Z"), run="failing")
+    assert said.admitted is False and "no drift" in said.reason and now() == IncidentState()
 
 
 def test_the_same_run_again_finds_what_it_had_taken_up_and_another_does_not(server):
     readapted(server)
     judge(server, 0, 30)
-    first = alarm(breach("2", "performance"), run="worse")
-    again = alarm(breach("2", "performance"), run="worse")
-    assert first | {"reason": ""} == again | {"reason": ""} and again["approval"] is False
-    assert alarm(breach("2", "performance"), run="another")["admitted"] is False
+    first = fire(alert("2", "performance"), run="worse")
+    again = fire(alert("2", "performance"), run="worse")
+    assert first.model_copy(update={"reason": ""}) == again.model_copy(update={"reason": ""}) and again.approval is False
+    assert fire(alert("2", "performance"), run="another").admitted is False
 
 
 def test_while_the_server_is_away_nothing_is_decided_and_the_retry_decides(server, monkeypatch):
@@ -224,39 +227,39 @@ def test_while_the_server_is_away_nothing_is_decided_and_the_retry_decides(serve
         patch.setenv("CLIPFT_SERVER_URL", NOBODY)
         settings.cache_clear()
         with pytest.raises(Transient):
-            alarm(breach("2", "performance"), run="worse")
+            fire(alert("2", "performance"), run="worse")
     settings.cache_clear()
     assert now() == before
-    assert alarm(breach("2", "performance"), run="worse")["rollback"] is True
+    assert fire(alert("2", "performance"), run="worse").rollback is True
 
 
 def test_a_rollback_that_cannot_be_is_a_failure_and_the_new_version_goes_on(server):
     """The version before answers otherwise than recorded by now: it does not come back half."""
     readapted(server)
     judge(server, 0, 30)
-    taken = alarm(breach("2", "performance"), run="worse")
+    taken = fire(alert("2", "performance"), run="worse")
     change_answers(package("1"))
     with pytest.raises(ClipftError):
         answer(taken)
-    said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken["incident"])
-    assert (said["outcome"], said["failed"]) == ("failed", ["rollback"])
+    said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken.incident)
+    assert (said.outcome, said.failed) == ("failed", ["rollback"])
     assert (champion(), serving(server)) == ("2", "2") and now().incident is None
 
 
 # Bad days -----------------------------------------------------------------------------------------------------------
 
 
-def drifting(run: str = "drifting") -> dict[str, Any]:
-    taken = alarm(breach("1", "image"), run=run)
-    assert taken["admitted"]
+def drifting(run: str = "drifting") -> TriageResult:
+    taken = fire(alert("1", "image"), run=run)
+    assert taken.admitted
     return taken
 
 
 def test_a_window_too_small_to_say_anything_is_said_to_be_noise(server):
     judge(server, 2, 1)
     suggested = suggest.run(SPEC, ["image"])
-    assert (suggested["action"], suggested["kind"]) == ("nothing", "noise")
-    assert suggested["live"] == {"accuracy": pytest.approx(2 / 3), "judged": 3}
+    assert (suggested.action, suggested.kind) == ("nothing", "noise")
+    assert (suggested.live.accuracy, suggested.live.judged) == (pytest.approx(2 / 3), 3)
 
 
 @pytest.mark.parametrize("who", ["MLFLOW_URI", "SERVER_URL"])
@@ -268,10 +271,10 @@ def test_whoever_is_away_at_the_suggestion_it_is_worth_another_try_and_nothing_c
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         settings.cache_clear()
         with pytest.raises(Transient, match="does not answer"):
-            suggest.run(SPEC, taken["causes"], taken["incident"])
+            suggest.run(SPEC, taken.signals, taken.incident)
     settings.cache_clear()
     assert now() == before and (champion(), serving(server)) == ("1", "1")
-    assert suggest.run(SPEC, taken["causes"], taken["incident"])["action"]
+    assert suggest.run(SPEC, taken.signals, taken.incident).action
 
 
 def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monkeypatch):
@@ -281,19 +284,19 @@ def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monk
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         settings.cache_clear()
         with pytest.raises(Transient, match="does not answer"):
-            alarm(breach("1", "image"), run="drifting")
+            fire(alert("1", "image"), run="drifting")
     settings.cache_clear()
-    assert now() == incidents.State()
+    assert now() == IncidentState()
     taken = drifting()
     with monkeypatch.context() as patch:
         patch.setenv("CLIPFT_MLFLOW_URI", NOBODY)
         settings.cache_clear()
         with pytest.raises(Transient, match="does not answer"):
-            close.run(SPEC, {"finetune": "failed"}, taken["incident"])
+            close.run(SPEC, {"finetune": "failed"}, taken.incident)
     settings.cache_clear()
     assert now().incident and now().failures == 0
     for _ in range(2):  # the retry, and one too many
-        close.run(SPEC, {"finetune": "failed"}, taken["incident"])
+        close.run(SPEC, {"finetune": "failed"}, taken.incident)
     assert now().incident is None and now().failures == 1 and len(now().history) == 1
 
 
@@ -304,8 +307,8 @@ def test_a_new_model_that_does_not_verify_leaves_the_old_champion_and_counts_as_
     change_answers(package("2"))
     with pytest.raises(ClipftError, match="did not verify"):
         verify.run(SPEC, **promoted)
-    said = close.run(SPEC, {"suggest": "success", "dataset": "success", "finetune": "failed"}, taken["incident"])
-    assert (said["outcome"], said["failed"], said["failures"]) == ("failed", ["finetune"], 1)
+    said = close.run(SPEC, {"suggest": "success", "dataset": "success", "finetune": "failed"}, taken.incident)
+    assert (said.outcome, said.failed, said.failures) == ("failed", ["finetune"], 1)
     assert (champion(), serving(server)) == ("1", "1") and now().incident is None
 
 
@@ -317,9 +320,9 @@ def test_a_champion_deleted_from_the_registry_is_named_and_goes_on_serving(serve
         taken = drifting()
         tracking.client().delete_model_version(NAME, "1")
         with pytest.raises(ClipftError, match="registry does not know"):
-            suggest.run(SPEC, taken["causes"], taken["incident"])
-        said = close.run(SPEC, {"suggest": "failed", "finetune": "upstream_failed"}, taken["incident"])
-        assert (said["outcome"], said["failures"]) == ("failed", 1)
+            suggest.run(SPEC, taken.signals, taken.incident)
+        said = close.run(SPEC, {"suggest": "failed", "finetune": "upstream_failed"}, taken.incident)
+        assert (said.outcome, said.failures) == ("failed", 1)
         assert now().incident is None
     settings.cache_clear()
     assert serving(server) == "1"
@@ -332,12 +335,12 @@ def test_a_version_to_go_back_to_that_was_deleted_is_a_failure_and_the_new_one_g
         settings.cache_clear()
         readapted(server)
         judge(server, 0, 30)
-        taken = alarm(breach("2", "performance"), run="worse")
+        taken = fire(alert("2", "performance"), run="worse")
         tracking.client().delete_model_version(NAME, "1")
         with pytest.raises(ClipftError, match="registry does not know"):
             answer(taken)
-        said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken["incident"])
-        assert said["outcome"] == "failed" and champion() == "2"
+        said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken.incident)
+        assert said.outcome == "failed" and champion() == "2"
     settings.cache_clear()
     assert serving(server) == "2"
 
@@ -386,15 +389,17 @@ def captured(server: Server, tmp_path_factory: pytest.TempPathFactory, tmp_path:
 def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_images_beside_new_ones(server, captured):
     suggested = suggest.run(SPEC, ["performance"])
     for said in (
-        "Version 2: ", "in the words of industrial", "Beside the reference of general version 1", "of general version 2",
-        f"[Drift report]({suggested['links']['Drift report']})",
+        "Version 2: ", "with the prompts of industrial", "Reference of general version 1", "of general version 2",
+        f"[Drift report]({suggested.links['Drift report']})",
     ):  # fmt: skip
-        assert said in suggested["table"], suggested["table"]
-    assert "by looks alone" not in suggested["table"]
-    assert sum(suggested["labels"].values()) == 70 and suggested["action"] in ("readapt", "rollback", "recalibrate")
-    run = suggested["links"]["Drift report"].split("/runs/")[1].split("/")[0]
+        assert said in suggested.table, suggested.table
+    assert "by image statistics alone" not in suggested.table
+    assert sum(suggested.labels.values()) == 70 and suggested.action in ("readapt", "rollback", "recalibrate")
+    run = suggested.links["Drift report"].split("/runs/")[1].split("/")[0]
     page = Path(tracking.client().download_artifacts(run, "drift.html")).read_text()
-    assert "each beside the nearest old one" in page and page.count("the nearest image of the reference") == 8
+    assert (
+        "each with the nearest image of the reference" in page and page.count('alt="the nearest image of the reference"') == 8
+    )
 
 
 def test_a_model_that_cannot_be_had_is_passed_over_and_the_report_does_without_old_images(server, captured, monkeypatch):
@@ -402,7 +407,7 @@ def test_a_model_that_cannot_be_had_is_passed_over_and_the_report_does_without_o
     monkeypatch.setenv("CLIPFT_DATA_REPO", "file:///nowhere")
     settings.cache_clear()
     suggested = suggest.run(SPEC, ["performance"])
-    assert "of general version 1" in suggested["table"] and "version 2" not in suggested["table"].lower()
+    assert "of general version 1" in suggested.table and "version 2" not in suggested.table.lower()
 
 
 def test_captures_become_one_version_once_everybody_is_there_again(server, captured, monkeypatch):

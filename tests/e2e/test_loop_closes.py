@@ -27,7 +27,7 @@ def test_the_new_kind_is_learned_and_the_old_one_is_not_forgotten(drifted):
     before, during, after = (drifted["scores"][when] for when in ("before", "during", "after"))
     assert after["poly"] > during["poly"] + 0.15
     assert after["mono"] > before["mono"] - 0.1
-    assert drifted["versions"]["after"] != drifted["versions"]["before"] and drifted["outcome"] == "watched"
+    assert drifted["versions"]["after"] != drifted["versions"]["before"] and drifted["outcome"] == "probation"
 
 
 def test_no_request_failed_while_models_were_swapped(drifted):
@@ -45,14 +45,14 @@ def test_the_new_versions_window_starts_on_its_own_reference(drifted):
     assert seen["version"] == drifted["versions"]["after"] and not any(ratio > 1 for ratio in seen["drift"].values())
 
 
-def test_the_new_version_is_on_watch_beside_the_one_that_saw_the_drift(drifted):
+def test_the_new_version_is_on_probation_beside_the_one_that_saw_the_drift(drifted):
     from clipft_tasks.drift import incident_store
 
     state = incident_store.load("industrial")
-    assert state.incident and state.incident.quiet and state.failures == 0 and not state.breaker_opened
-    watch = state.incident.watch
-    assert (watch.version, watch.before) == (drifted["versions"]["after"], drifted["versions"]["before"])
-    assert watch.judged >= 64 and 0 < watch.accuracy < 1
+    assert state.incident and state.incident.on_probation and state.failures == 0 and not state.breaker_opened
+    probation = state.incident.probation
+    assert (probation.version, probation.previous) == (drifted["versions"]["after"], drifted["versions"]["before"])
+    assert probation.judged >= 64 and 0 < probation.accuracy < 1
 
 
 def test_images_are_kept_as_before(drifted):
@@ -79,7 +79,7 @@ def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
     shown = Airflow().raw("GET", "/clipft/models.json").json()
     industrial = next(d for d in shown["domains"] if d["name"] == "industrial")
     assert industrial["versions"]["champion"]["number"] == drifted["versions"]["after"]
-    assert industrial["watched"] == drifted["versions"]["after"] and shown["problems"] == []
+    assert industrial["probation"] == drifted["versions"]["after"] and shown["problems"] == []
 
 
 def test_alertmanagers_message_is_refused_without_its_token(drifted):

@@ -109,7 +109,7 @@ def test_a_form_is_made_of_the_specs_fields(dag):
         "clipft_retrain": {"domains"},
         "clipft_maintenance": {"folder", "clear"},
         "clipft_compare": {"models", "sizes", "metric", "unpaired", "watts"},
-        "clipft_readapt": {"causes", "incident"},
+        "clipft_readapt": {"signals", "incident"},
         "clipft_drift_watch": {"domains", "wait_minutes", "cool_down_minutes", "approval"},
     }.get(dag["id"], set())
     assert set(dag["params"]) - own <= set(form())

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipft_tasks.contracts.drift import BaselineAccuracy, DriftSnapshot, WorstSignal
 from clipft_tasks.drift import report
-from clipft_tasks.drift.diagnosis import LABELS_NEEDED, PER_CLASS, Advice, Calibration, Candidate, Diagnosis, advise, diagnose
+from clipft_tasks.drift.case import Advice, Calibration, Candidate, Comparison, Diagnosis, Fit
+from clipft_tasks.drift.diagnosis import LABELS_NEEDED, PER_CLASS, advise, diagnose, fitting_model
 from clipft_tasks.drift.image_statistics import STATISTICS
-from clipft_tasks.drift.model_search import Comparison, Fit, candidate, known_elsewhere
+from clipft_tasks.drift.model_search import candidate
 
 # Which kind ---------------------------------------------------------------------------------------------------------
 
@@ -89,16 +91,23 @@ ENOUGH = {"good": LABELS_NEEDED // 2, "bad": LABELS_NEEDED // 2}
 BETTER = Candidate("3", 0.9, 0.12, 0.02)
 
 
-def answer(kind: str, labels: dict[str, int] | None = None, **given: Any) -> Advice:
-    facts: dict[str, Any] = {"others": [], "promised": 0.9, "live": None, "losing": False} | given
-    return advise(Diagnosis(kind, ["because"]), ENOUGH if labels is None else labels, **facts)
+def answer(
+    kind: str, labels: dict[str, int] | None = None, live: float | None = None, dropped: bool = False, **compared: Any
+) -> Advice:
+    """The advice where accuracy was 0.9 at training and is `live` now; `compared`: of `Comparison`."""
+    snapshot = DriftSnapshot(
+        domain="industrial", version="4", images=70, texts=0, feedback=0 if live is None else 50, pairs=0, rows={},
+        drift={"performance": 2.0} if dropped else {}, values={} if live is None else {"accuracy": live},
+        baseline=BaselineAccuracy(value=0.9, low=0.85, high=0.94, rows=200), worst=WorstSignal(signal="", ratio=0.0),
+    )  # fmt: skip
+    return advise(Diagnosis(kind, ["because"]), snapshot, ENOUGH if labels is None else labels, Comparison(**compared))
 
 
-@pytest.mark.parametrize("losing", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("labels", [{}, ENOUGH])
 @pytest.mark.parametrize("kind", ["noise", "camera", "new_images", "prior", "certainty", "concept", "alignment", "texts"])
-def test_every_answer_is_one_of_those_there_are_and_says_why(kind, labels, losing):
-    said = answer(kind, labels, losing=losing)
+def test_every_answer_is_one_of_those_there_are_and_says_why(kind, labels, dropped):
+    said = answer(kind, labels, dropped=dropped)
     assert said.action in report.HEADINGS and said.why
     assert said.version == ""
 
@@ -109,34 +118,34 @@ def test_nothing_is_done_about_noise():
 
 def test_a_mix_of_classes_that_moved_needs_nothing_unless_accuracy_falls():
     assert answer("prior").action == "nothing"
-    assert answer("prior", losing=True).action == "readapt"
-    assert answer("prior", {}, losing=True).action == "label"
+    assert answer("prior", dropped=True).action == "readapt"
+    assert answer("prior", {}, dropped=True).action == "label"
 
 
 def test_doubt_alone_needs_nothing_unless_accuracy_falls():
     assert answer("certainty").action == answer("certainty", {}).action == "nothing"
-    assert answer("certainty", losing=True).action == "readapt"
-    assert answer("certainty", {}, losing=True).action == "label"
+    assert answer("certainty", dropped=True).action == "readapt"
+    assert answer("certainty", {}, dropped=True).action == "label"
 
 
-def test_confidence_that_misses_is_read_otherwise_and_nothing_trained():
+def test_confidence_that_misses_is_recalibrated_and_nothing_trained():
     off = Calibration(0.95, 0.75, 60, 0.08)
     said = answer("certainty", calibration=off)
     assert (said.action, said.version) == ("recalibrate", "")
     assert "95%" in said.why and "75% of 60" in said.why and "0.08" in said.why
-    assert answer("certainty", losing=True, calibration=off).action == "readapt"
+    assert answer("certainty", dropped=True, calibration=off).action == "readapt"
     assert answer("new_images", calibration=off).action == "readapt"
 
 
-def test_other_words_that_certainly_do_better_come_before_training_and_after_a_better_version():
+def test_other_prompts_that_certainly_do_better_come_before_training_and_after_a_better_version():
     words = [
         Candidate("medical", 0.9, 0.2, 0.05),
         Candidate("general", 0.8, 0.1, 0.01),
         Candidate("scientific", 0.95, 0.3, -0.01),
     ]
-    said = answer("concept", templates=words, losing=True)
+    said = answer("concept", prompts=words, dropped=True)
     assert (said.action, said.version, said.expected_gain) == ("recalibrate", "", 0.2) and "medical" in said.why
-    assert answer("concept", templates=words, others=[BETTER]).action == "rollback"
+    assert answer("concept", prompts=words, versions=[BETTER]).action == "rollback"
 
 
 def test_the_more_are_asked_the_more_it_takes_to_be_certainly_better():
@@ -163,13 +172,13 @@ CHAMPION = Fit("industrial", "4", "image", 2.5, True)
         ([Fit("industrial", "2", "image", 0.8, True), CHAMPION], "version 2 was made"),
         ([Fit("medical", "9", "image", 0.8, True), CHAMPION], "medical"),
         ([Fit("industrial", "2", "image", 1.2, True), CHAMPION], ""),
-        ([Fit("industrial", "2", "side", 0.8, False), CHAMPION], ""),  # looks alone are no reason to go back
+        ([Fit("industrial", "2", "side", 0.8, False), CHAMPION], ""),  # image statistics alone are no reason to go back
         ([Fit("industrial", "2", "image", 0.8, True), Fit("industrial", "4", "image", 0.9, True)], ""),
         ([], ""),
     ],
 )
 def test_a_model_that_was_made_for_such_images_is_named_where_the_champion_was_not(fits, said):
-    hint = known_elsewhere(Comparison(fits=fits), "industrial", "4")
+    hint = fitting_model(Comparison(fits=fits), "industrial", "4")
     assert said in hint and bool(hint) is bool(said)
 
 
@@ -177,12 +186,12 @@ def test_the_camera_alone_trains_nothing_unless_accuracy_falls():
     for labels in ({}, ENOUGH, {"good": 1000, "bad": 1000}):
         assert answer("camera", labels).action == "camera"
         assert answer("camera", labels, live=0.89).action == "camera"
-    assert answer("camera", losing=True, live=0.5).action == "readapt"
-    assert answer("camera", {}, losing=True, live=0.5).action == "label"
+    assert answer("camera", dropped=True, live=0.5).action == "readapt"
+    assert answer("camera", {}, dropped=True, live=0.5).action == "label"
 
 
 @pytest.mark.parametrize("kind", ["new_images", "concept"])
-def test_images_of_another_kind_or_meaning_are_learned_once_they_are_judged(kind):
+def test_images_of_another_kind_or_meaning_are_learned_once_they_are_labeled(kind):
     assert answer(kind, {}).action == "label"
     assert answer(kind, ENOUGH).action == "readapt"
 
@@ -206,28 +215,28 @@ def test_training_wants_enough_labels_of_at_least_two_classes(labels, enough):
 def test_how_many_labels_are_missing_is_said():
     assert str(LABELS_NEEDED - 7) in answer("new_images", {"good": 5, "bad": 2}).why
     of_one_class = answer("new_images", {"good": 3 * LABELS_NEEDED}).why
-    assert "two classes" in of_one_class and "0 judged" not in of_one_class
+    assert "two classes" in of_one_class and "0 labeled" not in of_one_class
 
 
 @pytest.mark.parametrize("kind", ["camera", "new_images", "prior", "certainty", "concept", "texts"])
 def test_a_version_that_is_certainly_better_is_gone_back_to_before_anything_is_trained(kind):
-    said = answer(kind, others=[Candidate("2", 0.8, 0.02, -0.05), BETTER], losing=True, live=0.5)
+    said = answer(kind, versions=[Candidate("2", 0.8, 0.02, -0.05), BETTER], dropped=True, live=0.5)
     assert (said.action, said.version, said.expected_gain) == ("rollback", "3", 0.12)
     assert "version 3" in said.why and "12 points" in said.why
 
 
 def test_of_several_better_versions_the_best_is_taken():
-    said = answer("concept", others=[BETTER, Candidate("5", 0.95, 0.2, 0.01), Candidate("4", 0.91, 0.13, 0.12)])
+    said = answer("concept", versions=[BETTER, Candidate("5", 0.95, 0.2, 0.01), Candidate("4", 0.91, 0.13, 0.12)])
     assert said.version == "5"
 
 
 @pytest.mark.parametrize("low", [0.0, -0.01, float("nan")])
 def test_a_version_that_may_be_no_better_is_not_gone_back_to(low):
-    said = answer("concept", others=[Candidate("2", 0.99, 0.3, low)])
+    said = answer("concept", versions=[Candidate("2", 0.99, 0.3, low)])
     assert (said.action, said.version) == ("readapt", "")
 
 
 def test_the_expected_gain_is_what_was_lost_and_unknown_without_judged_answers():
-    assert answer("concept", losing=True, live=0.6).expected_gain == pytest.approx(0.3)
+    assert answer("concept", dropped=True, live=0.6).expected_gain == pytest.approx(0.3)
     assert answer("new_images", live=0.95).expected_gain == 0.0
     assert answer("new_images").expected_gain is None

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import made_image
 
+from clipft_tasks.contracts.drift import BaselineAccuracy, Capture, DriftSnapshot, WindowRows, WorstSignal
 from clipft_tasks.drift import report
-from clipft_tasks.drift.diagnosis import Advice, Calibration, Candidate, Diagnosis
+from clipft_tasks.drift.case import Advice, Calibration, Candidate, Comparison, Diagnosis, DriftCase, Fit
 from clipft_tasks.drift.image_statistics import STATISTICS
-from clipft_tasks.drift.model_search import Comparison, Fit
 from clipft_tasks.drift.reference import Reference, Rows
 
 # The page -----------------------------------------------------------------------------------------------------------
@@ -32,27 +32,26 @@ def a_reference(classes: list[str] = CLASSES) -> Reference:
     return Reference(sample, sample.image, {"classes": classes})
 
 
-def a_window(count: int = 70, classes: int = 2) -> dict[str, Any]:
-    """As the server's JSON has it."""
+def a_window(count: int = 70, classes: int = 2) -> WindowRows:
     seen = rows(count, classes, seed=1)
-    return {"image": seen.image.tolist(), "appearance": seen.appearance.tolist(), "similarity": seen.similarity.tolist()}
+    return WindowRows(appearance=seen.appearance.tolist(), similarity=seen.similarity.tolist())
 
 
-def seen_by_the_server(**values: float) -> dict[str, Any]:
-    return {
-        "domain": "industrial",
-        "version": "4",
-        "images": 70,
-        "texts": 3,
-        "feedback": 12,
-        "drift": {"image": 2.5, "brightness": 0.4},
-        "values": values,
-        "baseline": {"value": 0.91, "rows": 200},
-    }
+EMPTY = WindowRows(appearance=[], similarity=[])
 
 
-def capture(label: str = "good cell", **more: Any) -> dict[str, Any]:
-    return {"id": "a1", "label": label, "predicted": "bad cell", "confidence": 0.62, "novelty": 1.4, "why": "new"} | more
+def snapshot(drift: dict[str, float] | None = None, **values: float) -> DriftSnapshot:
+    return DriftSnapshot(
+        domain="industrial", version="4", images=70, texts=3, feedback=12, pairs=0, rows={"image": 70, "brightness": 70},
+        drift={"image": 2.5, "brightness": 0.4} if drift is None else drift, values=values,
+        baseline=BaselineAccuracy(value=0.91, low=0.86, high=0.94, rows=200), worst=WorstSignal(signal="image", ratio=2.5),
+    )  # fmt: skip
+
+
+def capture(label: str = "good cell", **more: Any) -> Capture:
+    given = {"id": "a1", "request": "r1", "domain": "industrial", "version": "4", "time": 1.0, "predicted": "bad cell",
+             "confidence": 0.62, "novelty": 1.4, "why": "new", "sha256": "0" * 64, "label": label}  # fmt: skip
+    return Capture.model_validate(given | more)
 
 
 def png() -> bytes:
@@ -71,19 +70,21 @@ COMPARED = Comparison(
 
 
 def page(**given: Any) -> str:
+    """The page of a case, in which anything may be given otherwise."""
     reference, window = given.pop("reference", a_reference()), given.pop("window", a_window())
+    examples = given.pop(
+        "examples", [report.Example(capture(), png(), b""), report.Example(capture("", id="b2"), png(), png())]
+    )
     facts: dict[str, Any] = {
-        "domain": "industrial",
-        "gray_bits": 16,
-        "seen": seen_by_the_server(accuracy=0.5),
-        "found": Diagnosis("new_images", ["image is 2.5 times its limit"]),
-        "advice": Advice("readapt", "there are judged images", "", 0.31),
-        "compared": COMPARED,
+        "snapshot": snapshot(accuracy=0.5),
+        "diagnosis": Diagnosis("new_images", ["image is 2.5 times its limit"]),
+        "advice": Advice("readapt", "there are labeled images", "", 0.31),
+        "comparison": COMPARED,
+        "labels": {},
+        "class_shares": report.class_shares(reference, window),
         "minutes": 12.0,
-        "moved": report.class_shares(reference, window),
-        "examples": [(capture(), png(), b""), (capture("", id="b2"), png(), png())],
     }
-    return report.page(**(facts | given), reference=reference, window=window)
+    return report.page(DriftCase(**(facts | given)), reference, window, examples, gray_bits=16)
 
 
 class Parts(HTMLParser):
@@ -117,9 +118,9 @@ def test_the_page_needs_nothing_but_itself():
 def test_the_page_says_what_drifted_what_to_do_and_what_it_costs():
     words = " ".join(Parts(page()).words.split())
     for said in (
-        "industrial, version 4", "70 images, 3 texts and 12 judged answers", "Re-adapt the model", "there are judged images",
-        "up to 31 points", "about 12 minutes", "image is 2.5 times its limit", "good cell", "bad cell", "not judged", "62%",
-        "words of medical", "general version 7", "by looks alone", "expects 95% of its answers", "75% of 60 are", "nearest old one",
+        "industrial, version 4", "70 images, 3 texts and 12 answers with feedback", "Re-adapt the model", "there are labeled images",
+        "up to 31 points", "about 12 minutes", "image is 2.5 times its limit", "good cell", "bad cell", "no label", "62%",
+        "prompts of medical", "general version 7", "by image statistics alone", "expects 95% of its answers", "75% of 60 are", "with the nearest image of the reference",
     ):  # fmt: skip
         assert said in words, said
     assert words.index("2.50") < words.index("0.40")  # the worst signal first
@@ -134,15 +135,14 @@ def test_each_action_has_a_page_with_its_heading(action):
 def test_labels_and_classes_are_shown_and_never_run():
     reference = a_reference([HOSTILE, "bad cell"])
     text = page(
-        domain=HOSTILE,
         reference=reference,
-        found=Diagnosis("prior", [HOSTILE]),
+        diagnosis=Diagnosis("prior", [HOSTILE]),
         advice=Advice("label", HOSTILE),
-        compared=Comparison(
+        comparison=Comparison(
             [Candidate(HOSTILE, 0.7, 0.1, 0.05)], [Candidate(HOSTILE, 0.7, 0.1, 0.05)], [Fit(HOSTILE, "1", HOSTILE, 2.0, True)]
         ),
-        examples=[(capture(HOSTILE, predicted=HOSTILE, id=HOSTILE), png(), b"")],
-        seen=seen_by_the_server() | {"version": HOSTILE, "drift": {HOSTILE: 2.0}},
+        examples=[report.Example(capture(HOSTILE, predicted=HOSTILE, id=HOSTILE), png(), b"")],
+        snapshot=snapshot({HOSTILE: 2.0}).model_copy(update={"version": HOSTILE, "domain": HOSTILE}),
     )
     found = Parts(text)
     assert "script" not in found.tags and found.handlers == []
@@ -160,17 +160,17 @@ def test_images_are_shown_small():
 
 
 WITHOUT_CLASSES: dict[str, dict[str, Any]] = {
-    "an empty window": {"window": {"image": [], "appearance": [], "similarity": []}},
+    "an empty window": {"window": EMPTY},
     "a window without classes": {"window": a_window(70, 0)},
     "a model without classes": {"reference": a_reference([]), "window": a_window(70, 0)},
     "a model with one class": {"reference": a_reference(["cell"]), "window": a_window(70, 1)},
 }
 LITTLE: dict[str, dict[str, Any]] = WITHOUT_CLASSES | {
     "no captures": {"examples": []},
-    "no other models": {"compared": Comparison()},
+    "no other models": {"comparison": Comparison()},
     "no idea of the time": {"minutes": None},
     "no expected gain": {"advice": Advice("label", "labels are missing")},
-    "nothing measured": {"seen": seen_by_the_server() | {"drift": {}, "images": 0}},
+    "nothing measured": {"snapshot": snapshot({}).model_copy(update={"images": 0})},
     "one image": {"window": a_window(1)},
 }
 
@@ -184,7 +184,7 @@ def test_the_page_is_made_of_what_there_is(what):
 
 @pytest.mark.parametrize("data", [b"", b"no image", png()[:200]], ids=["empty", "no image", "cut short"])
 def test_a_broken_image_is_left_out_and_the_others_are_shown(data):
-    found = Parts(page(examples=[(capture(), data, b""), (capture("bad cell"), png(), data)]))
+    found = Parts(page(examples=[report.Example(capture(), data, b""), report.Example(capture("bad cell"), png(), data)]))
     assert found.tags.count("img") == 1
 
 
@@ -192,29 +192,30 @@ def test_signals_that_never_change_are_drawn_too():
     same = np.zeros((50, len(STATISTICS)))
     reference = a_reference()
     flat = Reference(Rows(reference.rows.image, same, reference.rows.similarity), reference.text, reference.facts)
-    assert Parts(page(reference=flat, window=a_window() | {"appearance": same.tolist()})).tags.count("svg") == len(STATISTICS)
+    assert Parts(page(reference=flat, window=a_window().model_copy(update={"appearance": same.tolist()}))).tags.count(
+        "svg"
+    ) == len(STATISTICS)
 
 
 def test_shares_of_predicted_classes_before_and_now():
     reference = a_reference()
     before = float((reference.rows.similarity.argmax(axis=1) == 0).mean())
-    window = {"similarity": [[1.0, 0.0]] * 3 + [[0.0, 1.0]]}
+    window = WindowRows(appearance=[], similarity=[[1.0, 0.0]] * 3 + [[0.0, 1.0]])
     assert report.class_shares(reference, window) == {
         "good cell": (pytest.approx(before), 0.75),
         "bad cell": (pytest.approx(1 - before), 0.25),
     }
-    assert report.class_shares(reference, {"similarity": []}) == {}
+    assert report.class_shares(reference, EMPTY) == {}
 
 
 # What the approval shows --------------------------------------------------------------------------------------------
 
 
-def told(advice: Advice, compared: Comparison = NOTHING, minutes: float | None = None, **values: float) -> str:
-    found = Diagnosis("concept", ["performance is 2.0 times its limit"])
+def told(advice: Advice, comparison: Comparison = NOTHING, minutes: float | None = None, **values: float) -> str:
+    diagnosis = Diagnosis("concept", ["performance is 2.0 times its limit"])
     labels = {"good cell": 20, "bad cell": 25}
-    return "\n".join(
-        report.lines("industrial", seen_by_the_server(**values), found, advice, compared, labels, minutes, "info_nce")
-    )
+    case = DriftCase(snapshot(**values), diagnosis, advice, comparison, labels, {}, minutes, "info_nce")
+    return "\n".join(report.approval_text(case))
 
 
 def test_the_approval_shows_the_answer_first_and_then_what_it_rests_on():
@@ -224,17 +225,17 @@ def test_the_approval_shows_the_answer_first_and_then_what_it_rests_on():
     )  # fmt: skip
     assert said.startswith("**Re-adapt the model**: it pays.")
     for line in (
-        "industrial version 4: concept", "performance is 2.0 times its limit", "0.60 right [0.50, 0.70] of 12; promised 0.91",
-        "Version 2: 0.70 right on judged captures, -5 points", "25 bad cell, 20 good cell", "up to 31 points", "about 12 minutes",
-        "in the words of medical: 0.60 right, -15 points", "general version 7: sharpness at 0.4 times its limit",
-        "industrial version 4: image at 2.5 times its limit, by looks alone", "Recipe: info_nce",
+        "industrial version 4: concept", "performance is 2.0 times its limit", "0.60 right [0.50, 0.70] of 12; 0.91 at training",
+        "Version 2: 0.70 right on labeled captures, -5 points", "25 bad cell, 20 good cell", "up to 31 points", "about 12 minutes",
+        "with the prompts of medical: 0.60 right, -15 points", "general version 7: sharpness at 0.4 times its limit",
+        "industrial version 4: image at 2.5 times its limit, by image statistics alone", "Recipe: info_nce",
     ):  # fmt: skip
         assert line in said, line
 
 
-def test_an_accuracy_that_nobody_judged_is_called_an_estimate():
+def test_an_accuracy_without_feedback_is_called_an_estimate():
     said = told(Advice("label", "labels are missing"), accuracy_estimate=0.8)
-    assert "No judged answers" in said and "0.80" in said and "estimate" in said
+    assert "No answer has feedback" in said and "0.80" in said and "estimate" in said
 
 
 def test_a_cost_is_named_only_where_something_is_trained():

@@ -1,19 +1,22 @@
 """Incidents as the registry keeps them: let in, closed, lost, and a record that fits where it is kept."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.incidents import MINUTE, TAG, watched
+from fixtures.incidents import MINUTE, TAG, on_probation
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.drift import DriftAlert, IncidentState, LiveAccuracy
+from clipft_tasks.contracts.stages import CloseResult
 from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import incident_store
-from clipft_tasks.drift.incidents import COOL_DOWN, FAILURES, HISTORY, OPEN_FOR, STALE, WATCH, State
+from clipft_tasks.drift.incidents import HISTORY
+from clipft_tasks.drift.thresholds import BREAKER_SECONDS, COOL_DOWN, LOST_AFTER, MAX_FAILURES, PROBATION
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import close, triage
 
@@ -41,19 +44,19 @@ def registry(home: Path, empty: Path) -> Path:
     return home
 
 
-def breach(domain: str = "general", *causes: str, version: str = "1") -> dict[str, Any]:
-    return {"domain": domain, "version": version, "causes": list(causes or ("image",)), "ratio": 2.0, "since": "", "source": ""}
+def alert(domain: str = "general", *signals: str, version: str = "1") -> DriftAlert:
+    return DriftAlert(domain=domain, version=version, signals=list(signals or ("image",)), ratio=2.0)
 
 
 def spec(domain: str = "general", **more: Any) -> RunSpec:
     return RunSpec.from_flat({"domain": domain, **more})
 
 
-def tell(*breaches: dict[str, Any], run: str = "", cool_down: float = COOL_DOWN) -> list[dict[str, Any]]:
-    """What `triage` lets in of the breaches that a run of clipft_drift_watch sees, domain by domain."""
-    domains = [d for d in DOMAINS if any(b["domain"] == d for b in breaches)]
-    said = [(d, triage.run(spec(d), [b for b in breaches if b["domain"] == d], cool_down, run)) for d in domains]
-    return [{"domain": d, **found} for d, found in said if found["admitted"]]
+def tell(*alerts: DriftAlert, run: str = "", cool_down: float = COOL_DOWN) -> list[dict[str, Any]]:
+    """What `triage` lets in of the alerts that a run of clipft_drift_watch sees, domain by domain."""
+    domains = [d for d in DOMAINS if any(a.domain == d for a in alerts)]
+    said = [(d, triage.run(spec(d), [a for a in alerts if a.domain == d], cool_down, run)) for d in domains]
+    return [{"domain": d, **found.to_json()} for d, found in said if found.admitted]
 
 
 def later(domain: str, seconds: float) -> None:
@@ -62,12 +65,14 @@ def later(domain: str, seconds: float) -> None:
     at = {name: max(0.0, getattr(state, name) - seconds) for name in ("breaker_opened", "last_closed")}
     opened = state.incident
     if opened:
-        watch = replace(opened.watch, since=opened.watch.since - seconds) if opened.watch else None
-        opened = replace(opened, opened=opened.opened - seconds, watch=watch)
-    incident_store.save(domain, replace(state, incident=opened, **at))
+        probation = opened.probation
+        if probation:
+            probation = probation.model_copy(update={"since": probation.since - seconds})
+        opened = opened.model_copy(update={"opened": opened.opened - seconds, "probation": probation})
+    incident_store.save(domain, state.model_copy(update={"incident": opened, **at}))
 
 
-def ended(domain: str, states: dict[str, str | None], live: dict[str, Any] | None = None) -> dict[str, Any]:
+def ended(domain: str, states: dict[str, str | None], live: LiveAccuracy | None = None) -> CloseResult:
     """What `close` says when the run that answers the open incident ends."""
     state = incident_store.load(domain)
     return close.run(spec(domain), states, state.incident.id if state.incident else "", live)
@@ -78,15 +83,15 @@ RECOVERED = {"suggest": "success", "finetune": "success"}
 
 
 def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
-    [found] = tell(breach("general", "image", "margin"), run="a")
+    [found] = tell(alert("general", "image", "margin"), run="a")
     kept = incident_store.load("general").incident
-    assert kept and (found["causes"], found["incident"]) == (["image", "margin"], kept.id)
+    assert kept and (found["signals"], found["incident"]) == (["image", "margin"], kept.id)
     assert found["reason"] and found["rollback"] is False and found["approval"] is False
-    assert (kept.domain, kept.version, kept.causes, kept.run) == ("general", "1", ["image", "margin"], "a")
+    assert (kept.domain, kept.version, kept.signals, kept.run) == ("general", "1", ["image", "margin"], "a")
 
 
 def test_two_domains_are_handled_beside_each_other(registry):
-    both = [breach("general"), breach("industrial", "text")]
+    both = [alert("general"), alert("industrial", "text")]
     assert [b["domain"] for b in tell(*both, run="a")] == ["general", "industrial"]
     assert tell(*both, run="b") == []
     ended("general", FAILED)
@@ -95,36 +100,36 @@ def test_two_domains_are_handled_beside_each_other(registry):
 
 
 def test_one_domain_that_is_busy_does_not_hold_another_up(registry):
-    tell(breach("general"), run="a")
-    assert [b["domain"] for b in tell(breach("general"), breach("industrial"), run="b")] == ["industrial"]
+    tell(alert("general"), run="a")
+    assert [b["domain"] for b in tell(alert("general"), alert("industrial"), run="b")] == ["industrial"]
 
 
 def test_the_same_run_is_admitted_again_when_it_is_tried_again(registry):
-    [first] = tell(breach("general", "image"), run="a")
-    [again] = tell(breach("general", "image"), run="a")
+    [first] = tell(alert("general", "image"), run="a")
+    [again] = tell(alert("general", "image"), run="a")
     assert first | {"reason": ""} == again | {"reason": ""}
-    assert tell(breach("general", "image"), run="b") == []
-    assert tell(breach("general", "image")) == []
+    assert tell(alert("general", "image"), run="b") == []
+    assert tell(alert("general", "image")) == []
 
 
 def test_nobody_in_particular_is_not_let_in_twice(registry):
-    assert len(tell(breach())) == 1
-    assert tell(breach()) == []
+    assert len(tell(alert())) == 1
+    assert tell(alert()) == []
 
 
 @pytest.mark.parametrize("run", ["a", ""])
 def test_each_domain_is_admitted_once_although_two_of_its_versions_drift(registry, run):
-    versions = [breach("general", "image", version="1"), breach("general", "text", version="2")]
+    versions = [alert("general", "image", version="1"), alert("general", "text", version="2")]
     [found] = tell(*versions, run=run)
-    assert found["causes"] == ["image"]
+    assert found["signals"] == ["image"]
     assert len(tell(*versions, run=run)) == (1 if run else 0)
 
 
-def test_why_an_alarm_is_not_taken_is_said(registry, capsys):
-    tell(breach("general", "image"), run="a")
-    tell(breach("general", "text"), run="b")
+def test_why_an_alert_is_not_admitted_is_said(registry, capsys):
+    tell(alert("general", "image"), run="a")
+    tell(alert("general", "text"), run="b")
     said = "".join(capsys.readouterr())
-    assert "general (image): admitted" in said and "general (text): not taken" in said
+    assert "general (image): admitted" in said and "general (text): not admitted" in said
 
 
 OUTCOMES: list[tuple[dict[str, str | None], str]] = [
@@ -146,18 +151,18 @@ OUTCOMES: list[tuple[dict[str, str | None], str]] = [
 
 @pytest.mark.parametrize(("states", "outcome"), OUTCOMES)
 def test_the_outcome_follows_from_what_became_of_the_tasks(registry, states, outcome):
-    tell(breach())
+    tell(alert())
     failed = sorted(name for name, state in states.items() if state in ("failed", "upstream_failed"))
     told = ended("general", states)
-    assert (told["outcome"], told["failed"]) == (outcome, failed)
+    assert (told.outcome, told.failed) == (outcome, failed)
     state = incident_store.load("general")
     assert state.incident is None and state.failures == (outcome == "failed")
-    assert state.history[-1]["outcome"] == outcome
-    assert [name for name in sorted(states) if name in state.history[-1]["note"]] == failed
+    assert state.history[-1].outcome == outcome
+    assert [name for name in sorted(states) if name in state.history[-1].note] == failed
 
 
 def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
-    tell(breach())
+    tell(alert())
     for other in ("", "general-1.000"):
         close.run(spec("general"), RECOVERED, other)
         assert incident_store.load("general").incident
@@ -166,44 +171,44 @@ def test_a_run_that_answers_no_incident_or_another_one_closes_none(registry):
 @pytest.mark.parametrize("states", [FAILED, RECOVERED, {}])
 def test_closing_a_domain_without_an_incident_leaves_its_record_as_it_was(registry, states):
     for _ in range(2):
-        tell(breach(), cool_down=0)
+        tell(alert(), cool_down=0)
         ended("general", FAILED)
     before = incident_store.load("general")
-    assert ended("general", states)["failures"] == 2
+    assert ended("general", states).failures == 2
     assert incident_store.load("general") == before
-    assert ended("industrial", states)["breaker"] == "closed"
-    assert incident_store.load("industrial") == State()
+    assert ended("industrial", states).breaker == "closed"
+    assert incident_store.load("industrial") == IncidentState()
 
 
 def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
-    for number in range(FAILURES):
-        assert len(tell(breach())) == 1
-        assert tell(breach()) == []  # one at a time
+    for number in range(MAX_FAILURES):
+        assert len(tell(alert())) == 1
+        assert tell(alert()) == []  # one at a time
         told = ended("general", FAILED)
-        assert (told["breaker"], told["failures"]) == ("open" if number + 1 == FAILURES else "closed", number + 1)
-        assert tell(breach()) == []  # the cool-down
+        assert (told.breaker, told.failures) == ("open" if number + 1 == MAX_FAILURES else "closed", number + 1)
+        assert tell(alert()) == []  # the cool-down
         later("general", COOL_DOWN + MINUTE)
-    assert tell(breach()) == []
-    later("general", OPEN_FOR)
-    assert len(tell(breach())) == 1
-    assert ended("general", FAILED)["breaker"] == "open"
-    later("general", OPEN_FOR + MINUTE)
-    assert len(tell(breach())) == 1 and tell(breach()) == []
+    assert tell(alert()) == []
+    later("general", BREAKER_SECONDS)
+    assert len(tell(alert())) == 1
+    assert ended("general", FAILED).breaker == "open"
+    later("general", BREAKER_SECONDS + MINUTE)
+    assert len(tell(alert())) == 1 and tell(alert()) == []
     told = ended("general", RECOVERED)
-    assert (told["outcome"], told["breaker"], told["failures"]) == ("recovered", "closed", 0)
+    assert (told.outcome, told.breaker, told.failures) == ("recovered", "closed", 0)
     later("general", COOL_DOWN + MINUTE)
-    assert len(tell(breach())) == 1
+    assert len(tell(alert())) == 1
 
 
 def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_for_good(registry):
-    tell(breach(), run="vanished")
-    later("general", STALE + MINUTE)
-    tell(breach(), run="next")
+    tell(alert(), run="vanished")
+    later("general", LOST_AFTER + MINUTE)
+    tell(alert(), run="next")
     later("general", COOL_DOWN + MINUTE)
-    tell(breach(), run="next")
+    tell(alert(), run="next")
     state = incident_store.load("general")
     assert state.incident and state.incident.run == "next"
-    assert [past["outcome"] for past in state.history] == ["lost"] and state.failures == 1
+    assert [past.outcome for past in state.history] == ["lost"] and state.failures == 1
 
 
 def stored(domain: str) -> str:
@@ -211,31 +216,57 @@ def stored(domain: str) -> str:
 
 
 def test_a_long_record_fits_into_the_registry_and_gives_up_the_oldest_first(registry):
-    causes = [f"a signal with a long name {n}" for n in range(12)]
+    signals = [f"a signal with a long name {n}" for n in range(12)]
     for number in range(HISTORY):
-        assert tell(breach("general", *causes, version=str(number)), cool_down=0)
+        assert tell(alert("general", *signals, version=str(number)), cool_down=0)
         ended("general", RECOVERED)
-    tell(breach("general", *causes, version="now"), cool_down=0, run="r" * 100)
+    tell(alert("general", *signals, version="now"), cool_down=0, run="r" * 100)
     assert len(stored("general")) <= TAG
     state = incident_store.load("general")
-    assert state.incident and state.incident.version == "now" and state.incident.causes == causes
-    versions = [past["version"] for past in state.history]
+    assert state.incident and state.incident.version == "now" and state.incident.signals == signals
+    versions = [past.version for past in state.history]
     assert versions and versions == [str(n) for n in range(HISTORY)][-len(versions) :]
 
 
 @pytest.mark.parametrize("count", [60, 100])
 def test_many_long_causes_fit_into_the_registry(registry, count):
-    causes = [f"{n}-" + "x" * 60 for n in range(count)]
-    assert len(tell(breach("general", *causes), run="a")) == 1
+    signals = [f"{n}-" + "x" * 60 for n in range(count)]
+    assert len(tell(alert("general", *signals), run="a")) == 1
     assert len(stored("general")) <= TAG
     kept = incident_store.load("general").incident
-    assert kept and kept.causes[:5] == causes[:5]  # the worst come first
-    assert tell(breach("general", *causes), run="b") == []
-    assert ended("general", FAILED)["failures"] == 1
+    assert kept and kept.signals[:5] == signals[:5]  # the worst come first
+    assert tell(alert("general", *signals), run="b") == []
+    assert ended("general", FAILED).failures == 1
     assert len(stored("general")) <= TAG and incident_store.load("general").failures == 1
 
 
 def test_whoever_reads_the_record_sees_that_a_watch_is_over(registry):
-    incident_store.save("general", watched(time.time() - WATCH))
+    incident_store.save("general", on_probation(time.time() - PROBATION))
     state = incident_store.load("general")
-    assert state.incident is None and state.history[-1]["outcome"] == "recovered"
+    assert state.incident is None and state.history[-1].outcome == "recovered"
+
+
+def test_a_tag_of_the_release_before_is_read_and_written_anew(registry):
+    """What it called causes and watch; the incident is still on probation, and closes as any other."""
+    now = time.time()
+    watch = {"version": "2", "before": "1", "since": now - MINUTE, "accuracy": 0.75, "judged": 40, "worse": "", "asks": False}
+    old = {"domain": "general", "version": "1", "causes": ["image"], "opened": now - 10 * MINUTE, "run": "", "watch": watch}
+    past = {
+        "domain": "general",
+        "version": "1",
+        "causes": ["text"],
+        "opened": 1.0,
+        "run": "",
+        "closed": 2.0,
+        "outcome": "failed",
+        "note": "",
+    }
+    text = json.dumps(
+        {"incident": old, "failures": 1, "undone": True, "breaker_opened": 0.0, "last_closed": 2.0, "history": [past]}
+    )
+    tracking.client().set_registered_model_tag(tracking.model_name("general"), incident_store.TAG, text)
+    state = incident_store.load("general")
+    assert state.incident and state.incident.on_probation and state.rolled_back and state.history[0].signals == ["text"]
+    assert tell(alert(), run="b") == []
+    later("general", PROBATION)
+    assert [past.outcome for past in incident_store.load("general").history] == ["failed", "recovered"]

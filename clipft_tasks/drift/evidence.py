@@ -1,0 +1,101 @@
+"""What a suggestion rests on: the server's window and captures, and the champion with its reference."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from .. import tracking
+from ..contracts.drift import Capture, DriftSnapshot, WindowRows
+from ..core.console import say
+from ..core.errors import ClipftError, Transient
+from ..data import versioning
+from ..data.images import BadImage, open_image
+from ..model.package import WEIGHTS, read_preprocessing, weights_digest
+from ..server.client import ServerClient, ServerRefusalError
+from .model_search import MAX_IMAGES
+from .reference import Reference
+from .report import Example
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+SHOWN = 8  # images in the report
+
+
+@dataclass(frozen=True)
+class CapturedImage:
+    """A capture with its image: `data` as it was sent, `image` as it is read."""
+
+    capture: Capture
+    data: bytes
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Attributes:
+    champion: the version that is live.
+    labels: labeled captures by class.
+    images: the captures that are looked at, labeled ones and the newest first.
+    """
+
+    snapshot: DriftSnapshot
+    window: WindowRows
+    champion: "ModelVersion"
+    reference: Reference
+    labels: Counter[str]
+    images: list[CapturedImage]
+    gray_bits: int
+
+    def examples(self, nearest: Sequence[str]) -> list[Example]:
+        """The captured images that look newest, each with the image of the champion's data set that is most like it.
+
+        Args:
+            nearest: of each of `images`, by sha256; "" where that is not known.
+        """
+        newest = sorted(zip(self.images, nearest, strict=True), key=lambda pair: -pair[0].capture.novelty)[:SHOWN]
+        old = _images_of_dataset(self.champion, {name for _, name in newest} - {""})
+        return [Example(found.capture, found.data, old.get(name, b"")) for found, name in newest]
+
+
+def gather(domain: str) -> Evidence:
+    """Ask the server and MLflow.
+
+    Raises: Transient when one of them is away; ClipftError when nothing of the domain is live, its version is no longer
+        registered, or its reference belongs to other weights.
+    """
+    server = ServerClient()
+    snapshot, window, captures = server.drift(domain), server.window(domain), server.captures(domain)
+    champion = tracking.resolve_version(f"models:/{tracking.model_name(domain)}/{snapshot.version}")
+    package = tracking.fetch_package(champion)
+    reference = Reference.load(package, weights_digest(package / WEIGHTS))
+    labels, gray_bits = Counter(c.label for c in captures if c.label), read_preprocessing(package).gray_bits
+    return Evidence(snapshot, window, champion, reference, labels, _images(server, captures, gray_bits), gray_bits)
+
+
+def _images(server: ServerClient, captures: Sequence[Capture], gray_bits: int) -> list[CapturedImage]:
+    found = []
+    for capture in sorted(captures, key=lambda c: (not c.label, -c.time))[:MAX_IMAGES]:
+        try:
+            data = server.captured_image(capture.domain, capture.id)
+            found.append(CapturedImage(capture, data, open_image(data, gray_bits=gray_bits).rgb))
+        except (BadImage, ServerRefusalError):  # damaged, or deleted since it was listed
+            continue
+    return found
+
+
+def _images_of_dataset(champion: "ModelVersion", wanted: set[str]) -> dict[str, bytes]:
+    """Images of the champion's data set by sha256; none where the data set cannot be had, which a report can do without."""
+    tag = champion.tags.get("clipft.dataset", "")
+    if not wanted or not tag:
+        return {}
+    try:
+        data = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
+        rows = data.frame[data.frame["sha256"].isin(wanted)].drop_duplicates("sha256")
+        return {str(row.sha256): data.image_bytes(row) for row in rows.itertuples()}
+    except (ClipftError, Transient, OSError) as error:
+        say(f"The report shows no images of the data set: {error}")
+        return {}
