@@ -40,7 +40,7 @@ def test_every_metric_of_the_server_that_a_panel_names_exists():
 
 
 def test_every_metric_of_airflow_that_a_panel_names_exists_with_its_labels():
-    """By Airflow's own registry of names, as statsd_exporter (or deploy/local/statsd.py) writes them."""
+    """By Airflow's own registry of names, as statsd_exporter (or deploy/statsd.py) writes them."""
     from importlib.resources import files
 
     registry = yaml.safe_load((files("airflow") / "_shared/observability/metrics/metrics_template.yaml").read_text())["metrics"]

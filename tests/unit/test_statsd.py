@@ -10,7 +10,7 @@ import pytest
 from e2e.conftest import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deploy.local.statsd import StatsdCollector
+from deploy.statsd import StatsdCollector
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def test_airflows_client_is_heard_over_udp_and_prometheus_over_tcp_on_the_same_p
     from statsd import StatsClient
 
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "deploy.local.statsd", "--port", str(port)], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "deploy.statsd", "--port", str(port)], cwd=ROOT)
     try:
         client, end, said = StatsClient("127.0.0.1", port, prefix="airflow"), time.monotonic() + 60, ""
         while "airflow_scheduler_heartbeat" not in said:
