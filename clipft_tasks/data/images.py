@@ -1,4 +1,4 @@
-"""Images: opened under limits, described, and turned into squares. The one door for bytes that nobody vouches for."""
+"""Images: opened under limits, described, and turned into squares. The one place where untrusted bytes are decoded."""
 
 import base64
 import io
