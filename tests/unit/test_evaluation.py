@@ -315,7 +315,7 @@ def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeyp
     assert found == robustness.score(clip, dataset, domain, SIDE, 16, "balanced_accuracy", 2)
 
 
-# Retention ------------------------------------------------------------------------------------------------------------
+# Forgetting -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
