@@ -52,6 +52,8 @@ class VersionedRecord(Record):
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ClipftError(named, f"{place}: {first['msg']}", "Make it again.") from None
+        except (KeyError, TypeError, AttributeError) as error:  # an earlier format in name only
+            raise ClipftError(named, f"format {written} has other fields ({error!r})", "Make it again.") from None
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:

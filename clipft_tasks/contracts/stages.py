@@ -4,6 +4,8 @@ from typing import Literal
 
 from .base import StageResult
 from .drift import Breaker, LiveAccuracy
+from .evaluation import EvaluationResult
+from .serving import TrialReport
 
 Action = Literal["nothing", "camera", "label", "rollback", "recalibrate", "readapt"]
 
@@ -56,3 +58,73 @@ class CloseResult(StageResult):
     failed: list[str]
     breaker: Breaker
     failures: int
+
+
+# From evaluation to a served model; the gate's is in `gate`, that of one evaluation in `evaluation` ---------------------
+
+
+class EvaluateResult(StageResult):
+    """The evaluations of one candidate, one an image size."""
+
+    evaluations: list[EvaluationResult]
+
+
+class RegisterResult(StageResult):
+    """The version that a candidate became. new: whether it was registered just now."""
+
+    model: str
+    version: str
+    new: bool
+
+
+class RolloutResult(StageResult):
+    """How a version did on live traffic. tried: whether there was a trial; its reports are None where there was none."""
+
+    version: str
+    tried: bool
+    shadow: TrialReport | None = None
+    canary: TrialReport | None = None
+
+
+class PromoteResult(StageResult):
+    """The new champion; previous: the one before, "" for none."""
+
+    version: str
+    previous: str
+
+
+class DeployResult(StageResult):
+    """The version that is live. replaced: the one before, "" for none. replicas: how many answer with it."""
+
+    version: str
+    replaced: str
+    load_seconds: float
+    replicas: int
+
+
+class VerifyResult(StageResult):
+    """How far the server's answers are from those recorded at training: the largest difference of a cosine, over `pairs`."""
+
+    version: str
+    disagreement: float
+    pairs: int
+
+
+class RollbackResult(StageResult):
+    """The version that is to be champion again."""
+
+    version: str
+
+
+class CompareResult(StageResult):
+    """Where a comparison is kept, and what to read first.
+
+    Attributes:
+        tests: how many paired tests were made. problems: what could not be had.
+    """
+
+    run_id: str
+    names: list[str]
+    summary: list[str]
+    tests: int
+    problems: list[str]

@@ -1,0 +1,49 @@
+"""What the gate answers."""
+
+from typing import ClassVar
+
+from .base import Record, StageResult, VersionedRecord
+from .evaluation import Interval, Role
+
+
+class RuleResult(Record):
+    """A gate rule and what was measured.
+
+    Attributes:
+        measured: None where the rule does not apply or the metric cannot be computed.
+        where: size and slice that were measured, or why nothing was.
+    """
+
+    rule: str
+    measured: float | None
+    where: str
+    sign: str
+    limit: float
+    passed: bool
+
+    def __str__(self) -> str:
+        return self.where if self.measured is None else f"{self.measured:.4g} at {self.where}"
+
+
+class GateVerdict(StageResult, VersionedRecord):
+    """Whether a candidate may be registered.
+
+    Attributes:
+        opponent: version number of the champion; "" for the start model.
+        table: Markdown: the rules, then the metrics.
+        scores: the deciding metric of each model, by image size.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "the gate's verdict"
+
+    passed: bool
+    metric: str
+    opponent: str
+    rules: list[RuleResult]
+    table: str
+    scores: dict[int, dict[Role, Interval]]
+
+    @property
+    def failed(self) -> list[RuleResult]:
+        return [rule for rule in self.rules if not rule.passed]
