@@ -25,14 +25,14 @@ def known(clip: Any, side: int) -> tuple[float, float]:
     """General score on the even and on the odd things of the general set, each asked about its own words alone."""
     from clipft_tasks.evaluate import forgetting
 
-    things, seen = forgetting.general_set(), forgetting.look(clip, side)
+    things, seen = forgetting.general_set(), forgetting.embed(clip, side)
     if things is None or seen is None:
         raise SystemExit("The general set is not installed: pip install clipft[demo]")
     out = []
     for part in (0, 1):
         rows = np.arange(part, len(things.texts), 2)
-        half = forgetting.Seen(seen.image[rows], seen.text[rows])
-        out.append(float(forgetting._hits(clip, half, [things.texts[i] for i in rows]).mean()))
+        half = forgetting.Embeddings(seen.image[rows], seen.text[rows])
+        out.append(float(forgetting.pairs_known(clip, half, [things.texts[i] for i in rows]).mean()))
     return out[0], out[1]
 
 
@@ -65,11 +65,11 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
         choosing, reporting = known(clip, bench.side)
         points.append(paths.Point(alpha, judged.score, choosing))
         reported[alpha] = reporting
-    taken = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
+    taken = paths.choose(paths.curve(points), spec.blend.min_gain, spec.blend.max_forgetting)
 
     def on_test(alpha: float) -> float:
         clip.load_state(interpolation.between(first, last, alpha))
-        found = zero_shot.score(clip, bench.dataset, "test", bench.side, 64)
+        found = zero_shot.predict(clip, zero_shot.Task(bench.dataset, bench.side, 64))
         return float(found.sums(spec.gate.metric).value)
 
     score = {alpha: on_test(alpha) for alpha in {0.0, taken.value, 1.0}}

@@ -24,13 +24,13 @@ def main() -> None:
             stop = [sys.executable, "-m", "deploy.local.stack", "down"]
             subprocess.run(stop, cwd=PROJECT, env=env, check=False, stdout=sys.stderr)
     print(
-        f"| image side | before | after | gain in points |  ({summary['metric']}, {summary['data']['counts']['test']} images)"
+        f"| image size | start model | fine-tuned | gain in points |  ({summary['metric']}, {summary['data']['counts']['test']} images)"
     )
     print("|---|---|---|---|")
     for size, who in summary["scores"].items():
         cell = {w: f"{f['value']:.3f} [{f['low']:.2f}, {f['high']:.2f}]" for w, f in who.items()}
-        gain = 100 * (who["after"]["value"] - who["before"]["value"])
-        print(f"| {size} px | {cell['before']} | {cell['after']} | {gain:+.1f} |")
+        gain = 100 * (who["candidate"]["value"] - who["start"]["value"])
+        print(f"| {size} px | {cell['start']} | {cell['candidate']} | {gain:+.1f} |")
     print("| stage | seconds |\n|---|---|")
     for stage, seconds in summary["seconds"].items():
         print(f"| {stage} | {seconds:.0f} |")

@@ -48,11 +48,13 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[96, 128, 160, 192])
     asked = parser.parse_args()
 
+    from clipft_tasks.contracts.evaluation import Role
     from clipft_tasks.data.decoded_cache import decoded
     from clipft_tasks.devices import hardware
     from clipft_tasks.domains import get_domain
     from clipft_tasks.evaluate import evaluator, forgetting, zero_shot
     from clipft_tasks.model import build
+    from clipft_tasks.model.clip import Clip
     from clipft_tasks.spec import RunSpec
 
     hardware.use_threads(hardware.probe("cpu").cores)
@@ -68,7 +70,10 @@ def main() -> None:
 
         return call
 
-    models = {who: build.load("starter", domain="general") for who in ("after", "before")}
+    models: dict[Role, Clip] = {
+        "candidate": build.load("starter", domain="general"),
+        "start": build.load("starter", domain="general"),
+    }
     for clip in models.values():
         for name in ("encode_images", "encode_texts"):
             setattr(clip, name, timed(getattr(clip, name)))
@@ -81,13 +86,15 @@ def main() -> None:
         began = time.perf_counter()
         for side in asked.sides:
             for split in ("test", "val"):
-                decoded(dataset, dataset.split(split), side, split, gray_bits=domain.gray_bits, aspect=models["after"].aspect)
+                aspect = models["candidate"].aspect
+                decoded(dataset, dataset.split(split), side, split, gray_bits=domain.gray_bits, aspect=aspect)
         decoding = time.perf_counter() - began
         forgetting.general_set()
         began = time.perf_counter()
-        names = zero_shot.metrics(dataset)
+        names = zero_shot.headlines(dataset)
         for side in asked.sides:
-            evaluator.evaluate(models, dataset, domain, spec, side, names[0], names)
+            task = zero_shot.Task(dataset, side, spec.evaluate.batch)
+            evaluator.evaluate(models, task, spec, domain=domain, metric=names[0], names=names)
         seconds = time.perf_counter() - began
     print(
         json.dumps(

@@ -51,10 +51,11 @@ class Bench:
     def judge(self, clip: Any) -> Run:
         from clipft_tasks.evaluate import forgetting, zero_shot
 
-        metric = self.spec.gate.metric
-        found = zero_shot.score(clip, self.dataset, "test", self.side, 64)
-        value = zero_shot.summary(found, [metric], 100)[metric]["value"]
-        return {"score": float(value), "general_score": forgetting.score(clip, self.side)["general_score"]["value"]}
+        found = zero_shot.predict(clip, zero_shot.Task(self.dataset, self.side, 64))
+        general = forgetting.score(clip, self.side)
+        if general is None:
+            raise SystemExit("The general set is not installed: pip install clipft[demo]")
+        return {"score": found.sums(self.spec.gate.metric).value, "general_score": general.value}
 
     def start(self) -> Any:
         from clipft_tasks.model import build

@@ -35,8 +35,7 @@ def prepare() -> Any:
 def score(clip: Any, dataset: Any) -> float:
     from clipft_tasks.evaluate import zero_shot
 
-    found = zero_shot.score(clip, dataset, "test", SIDE, BATCH)
-    return float(zero_shot.summary(found, ["balanced_accuracy"], 100)["balanced_accuracy"]["value"])
+    return zero_shot.predict(clip, zero_shot.Task(dataset, SIDE, BATCH)).sums("balanced_accuracy").value
 
 
 def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:

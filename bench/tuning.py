@@ -29,12 +29,12 @@ def scored(bench: Bench, spec: Any, folder: Path) -> Any:
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
     launch.train(launch.Job(spec, decided, "starter", tag, folder.name, "", folder), clip, lambda rows: None)
-    return zero_shot.score(clip, bench.dataset, "test", spec.resolution.train, 64)
+    return zero_shot.predict(clip, zero_shot.Task(bench.dataset, spec.resolution.train, 64))
 
 
 def one(ask: Run) -> Run:
     """One seed's study and what came of it, in this process: {"data", "seed", "trials", "epochs", "side", "rate"}."""
-    from clipft_tasks.evaluate import zero_shot
+    from clipft_tasks.evaluate import predictions
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import plan, tune
 
@@ -50,10 +50,10 @@ def one(ask: Run) -> Run:
         old = scored(bench, spec, Path(folder, "template"))
         new = scored(bench, spec.changed(decided["values"]), Path(folder, "tuned")) if decided["values"] else old
     metric = spec.gate.metric
-    gain = zero_shot.difference(new, old, metric, 1000)
+    gain = predictions.paired_gain(new, old, metric, 1000)
     return {
         "seed": seed, "metric": metric, "template": old.sums(metric).value, "tuned": new.sums(metric).value,
-        "gain": {k: gain[k] for k in ("value", "low", "high")}, "values": decided["values"], "reason": decided["reason"],
+        "gain": {"value": gain.value, "low": gain.low, "high": gain.high}, "values": decided["values"], "reason": decided["reason"],
         "stopped": decided["stopped"], "trials": len(decided["tried"]), "seconds": round(seconds),
     }  # fmt: skip
 

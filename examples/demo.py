@@ -97,12 +97,12 @@ def _ask(dataset: str) -> dict[str, Any]:
 def _show(summary: dict[str, Any], path: Any) -> None:
     data, seconds = summary["data"], summary["seconds"]
     scores = Table(title=f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out images [95% interval]")
-    for name in ("image side", "before", "after fine-tuning", "gain in points"):
+    for name in ("image size", "start model", "fine-tuned", "gain in points"):
         scores.add_column(name, justify="right")
     for size, who in summary["scores"].items():
         cell = {w: f"{f['value']:.3f} [{f['low']:.2f}, {f['high']:.2f}]" for w, f in who.items()}
-        gain = 100 * (who["after"]["value"] - who["before"]["value"])
-        scores.add_row(f"{size} px", cell["before"], f"[bold]{cell['after']}[/]", f"{gain:+.1f}")
+        gain = 100 * (who["candidate"]["value"] - who["start"]["value"])
+        scores.add_row(f"{size} px", cell["start"], f"[bold]{cell['candidate']}[/]", f"{gain:+.1f}")
     answer = summary["answer"]
     told = [
         f"[bold]Data[/]     {data['ingested']} images taken, {data['rejected']} rejected, {data['checks']} checks passed: "

@@ -3,15 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from ..contracts.evaluation import EvaluationResult
+from ..contracts.stages import EvaluateResult
 from ..core.errors import ClipftError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from ..spec import RunSpec
-from ..spec.metric_catalog import WHO
 from ..stages.call import StageOutput
 
 MEASURED = "evaluate"  # the stage whose numbers DVC shows
@@ -38,17 +38,16 @@ class StageResults:
     def keep(self, stage: str, result: StageOutput) -> None:
         atomic_write(self.folder / f"{stage}.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
         if stage == MEASURED:
-            _keep_metrics(self.folder, result["evaluations"])
+            _keep_metrics(self.folder, EvaluateResult.model_validate(result).evaluations)
 
 
-def _keep_metrics(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> None:  # the evaluate stage's JSON
-    metrics = {w: {str(r["resolution"]): r[w][r["metric"]]["value"] for r in evaluations if w in r} for w in WHO}
-    atomic_write(folder / "metrics.json", json.dumps({w: f for w, f in metrics.items() if f}, indent=1) + "\n")
+def _keep_metrics(folder: Path, evaluations: Sequence[EvaluationResult]) -> None:
+    roles = evaluations[0].roles
+    metrics = {role: {str(r.size): r.models[role].intervals[r.metric].value for r in evaluations} for role in roles}
+    atomic_write(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     table = io.StringIO(newline="")
     rows = csv.writer(table)
-    rows.writerow(["model", "resolution", *evaluations[0]["after"]])
+    rows.writerow(["model", "resolution", *evaluations[0].candidate.intervals])
     for r in evaluations:
-        for w in WHO:
-            if w in r:
-                rows.writerow([w, r["resolution"], *(round(m["value"], 6) for m in r[w].values())])
+        rows.writerows([role, r.size, *(round(i.value, 6) for i in r.models[role].intervals.values())] for role in roles)
     atomic_write(folder / "resolutions.csv", table.getvalue())

@@ -24,7 +24,7 @@ DVC_HEAD = """\
 DVC_PLOTS = """\
 plots:
   - resolutions:
-      title: Score by image size, before and after
+      title: Score by image size, start model and candidate
       x: {results/resolutions.csv: resolution}
       y: {results/resolutions.csv: balanced_accuracy}
 """
@@ -74,7 +74,7 @@ def rollback(domain: str, version: str) -> None:
 
 @click.command("compare")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--size", "sizes", type=int, multiple=True, help="image side; may be repeated [default: all that were evaluated]")
+@click.option("--size", "sizes", type=int, multiple=True, help="image size; may be repeated [default: all that were evaluated]")
 @click.option(
     "--dataset", default="", help="whose test rows: a version, or `newest` of those trained on [default: each its own]"
 )
@@ -84,7 +84,7 @@ def rollback(domain: str, version: str) -> None:
 @click.option("--device", help="where to run the models [default: the fastest here]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="also write the page here")
 def compare(models: tuple[str, ...], out: Path | None, device: str | None, **options: object) -> None:
-    """Put MODELS beside one another, in one page: metrics, paired tests, what changed, what it cost.
+    """Put MODELS alongside one another, in one page: metrics, paired tests, what changed, what it cost.
 
     MODELS: `industrial` (its champion and challenger), `industrial@champion`, `models:/clipft-industrial/3`, MLflow run ids.
     """

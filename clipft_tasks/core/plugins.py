@@ -6,10 +6,13 @@ A package that owns a kind of thing declares its registry once; adding one that 
     OBJECTIVES.load("info_nce"), OBJECTIVES.load("my_package.losses:MyLoss")
 """
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Generic, TypeGuard, TypeVar
 
 from .errors import ClipftError
@@ -92,6 +95,12 @@ def instances(kind: str, base: type[T], shipped: Mapping[str, T | str]) -> Regis
         return isinstance(found, base)
 
     return Registry(kind, shipped, fits, f"an instance of {_named(base)}")
+
+
+def source_digest(kind: type) -> str:
+    """A digest of the file that defines a class: edited code is other code."""
+    path = inspect.getsourcefile(kind)
+    return hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
 
 
 def _imported(path: str) -> object:

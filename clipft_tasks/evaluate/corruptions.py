@@ -37,7 +37,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, key: str) -> np.ndarray
 
 def _noise(image: np.ndarray, level: int, key: str) -> np.ndarray:
     noise = _random(key, "noise").normal(scale=NOISE[level] * 255, size=image.shape)
-    return (image + noise).round().clip(0, 255).astype(np.uint8)
+    return _rounded(image + noise)
 
 
 def _blur(image: np.ndarray, level: int, key: str) -> np.ndarray:
@@ -50,12 +50,12 @@ def _brightness(image: np.ndarray, level: int, key: str) -> np.ndarray:
     brighter = np.minimum(value + BRIGHTNESS[level] * 255, 255)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(value > 0, image * (brighter / value), brighter)
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    return _rounded(scaled)
 
 
 def _contrast(image: np.ndarray, level: int, key: str) -> np.ndarray:
     mean = image.mean(axis=(1, 2), keepdims=True)
-    return ((image - mean) * CONTRAST[level] + mean).round().clip(0, 255).astype(np.uint8)
+    return _rounded((image - mean) * CONTRAST[level] + mean)
 
 
 def _jpeg(image: np.ndarray, level: int, key: str) -> np.ndarray:
@@ -88,6 +88,11 @@ _MENU = {
     "pixelate": _pixelate,
     "rotation": _rotation,
 }
+
+
+def _rounded(image: np.ndarray) -> np.ndarray:
+    rounded: np.ndarray = image.round().clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def _random(key: str, name: str) -> np.random.Generator:

@@ -1,100 +1,128 @@
-"""The candidate beside others on one data set at one size: everything that a result holds."""
+"""The candidate alongside the start model and the champion on one data set at one size: everything that a result holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..data.versioning import Dataset
+from ..contracts.evaluation import ErrorAnalysis, EvaluationResult, ModelScores, Opponent, PairedGain, Role, SliceScores
 from ..domains import Domain
 from ..model.clip import Clip
 from ..spec import RunSpec
-from . import error_analysis, forgetting, linear_probe, robustness, zero_shot
+from ..spec.gate_rules import SCORE
+from ..spec.metric_catalog import METRICS
+from . import custom_metric, error_analysis, forgetting, linear_probe, predictions, robustness
+from .predictions import Predictions
 from .slices import slices
+from .zero_shot import Task, predict
 
 CALIBRATION_ROWS = 1000  # of the validation split; one number is fitted
 
 
 @dataclass(frozen=True)
-class Together:
+class Evaluation:
     """What was found.
 
     Args:
         result: small, as the stage evaluate returns it.
-        details: what fills a page (error_analysis.of).
+        errors: what fills a page.
         rows: what each model said of each row (error_analysis.rows).
     """
 
-    result: dict[str, Any]
-    details: dict[str, Any]
+    result: EvaluationResult
+    errors: ErrorAnalysis
     rows: pd.DataFrame
 
 
+def custom_metrics(spec: RunSpec) -> list[str]:
+    """Names of the metrics from outside that a run asks for: those of `evaluate.metrics`, and those of its gate rules."""
+    named = [*spec.evaluate.metrics, *(rule.metric for rule in spec.gate.rules)]
+    return [name for name in dict.fromkeys(named) if name not in METRICS and name != SCORE]
+
+
 def evaluate(
-    models: Mapping[str, Clip], dataset: Dataset, domain: Domain, spec: RunSpec, side: int, metric: str, names: list[str]
-) -> Together:
+    models: Mapping[Role, Clip],
+    task: Task,
+    spec: RunSpec,
+    *,
+    domain: Domain,
+    metric: str,
+    names: Sequence[str],
+    opponent: str = "",
+    key: str = "",
+) -> Evaluation:
     """Look at the test rows with every model, and compare.
 
     Args:
-        models: `after`, the candidate; `before`, the start model; `champion`, if there is one.
-        side: of the images. At the evaluated one nearest to the training size, also calibration, probes, robustness and
-            the general score, as far as the spec asks for them.
-        metric: the gate's.
-        names: of the headline metrics (zero_shot.metrics).
+        models: the candidate, the start model, and the champion if there is one.
+        task: at the evaluated size nearest to the training size, also calibration, probes, robustness and the general score
+            are measured, as far as the spec asks for them.
+        domain: says which slices, corruptions and general set.
+        metric: the deciding one.
+        names: of the headline metrics (zero_shot.headlines).
+        opponent, key: see `EvaluationResult`.
+    Raises: ClipftError for a metric of the spec that there is not.
     """
-    batch, resamples = spec.evaluate.batch, spec.evaluate.bootstrap
-    is_main = side == min(spec.resolution.evaluate, key=lambda size: abs(size - spec.resolution.train))
+    is_main = task.size == min(spec.resolution.evaluate, key=lambda size: abs(size - spec.resolution.train))
+    own = custom_metric.load(custom_metrics(spec))
+    names = [*names, *(name for name, each in own.items() if each.info.interval)]
+    resamples = spec.evaluate.bootstrap
+    found = {role: predict(clip, task) for role, clip in models.items()}
+    general = forgetting.compare(models, task.size, domain.general_set) if is_main else {}
 
-    def look(clip: Clip, split: str, limit: int = 0) -> zero_shot.Scored:
-        return zero_shot.score(clip, dataset, split, side, batch, limit)
+    def scores(role: Role) -> ModelScores:
+        clip, mine = models[role], found[role]
+        values, absent = predictions.all_metrics(mine)
+        if is_main and (task.dataset.split("val")["label"] != "").any():
+            values |= predictions.calibration(mine, predict(clip, task, "val", CALIBRATION_ROWS))
+        if is_main and spec.evaluate.linear_probe:
+            probed, why = linear_probe.fit(predict(clip, task, "train"), mine)
+            values |= probed
+            absent |= {"linear_probe": why, "nearest_neighbors": why} if why else {}
+        more, why_not = custom_metric.measure(own, mine)
+        severities = spec.evaluate.robustness if is_main else 0
+        return ModelScores(
+            intervals=predictions.intervals(mine, names, resamples),
+            metrics=values | more,
+            absent=absent | why_not,
+            general_score=general.get(role),
+            robustness=robustness.score(clip, task, metric, names=domain.corruptions, severities=severities)
+            if severities
+            else None,
+        )
 
-    scored = {who: look(clip, "test") for who, clip in models.items()}
-    opponents = [who for who in ("champion", "before") if who in models]
-    metrics, absent = {}, {}
-    for who, s in scored.items():
-        metrics[who], absent[who] = zero_shot.all_metrics(s)
-        if is_main and (dataset.split("val")["label"] != "").any():
-            metrics[who] |= zero_shot.calibrated(s, look(models[who], "val", CALIBRATION_ROWS))
-        if is_main and spec.evaluate.probe:
-            found, why = linear_probe.probe(look(models[who], "train"), s)
-            metrics[who] |= found
-            absent[who] |= {"linear_probe": why, "nearest_neighbors": why} if why else {}
-    compared = zero_shot.comparisons(scored["after"], {who: scored[who] for who in opponents}, names, resamples)
-    gains = {c["against"]: {k: c[k] for k in ("value", "low", "high", "p")} for c in compared if c["metric"] == metric}
-    tried = {}
-    if is_main and spec.evaluate.robustness:
-        tried = {
-            who: robustness.score(clip, dataset, domain, side, batch, metric, spec.evaluate.robustness)
-            for who, clip in models.items()
-        }
-    result = {
-        "resolution": side,
-        "rows": len(scored["after"].truth),
-        "metric": metric,
-        **{who: zero_shot.summary(s, names, resamples) for who, s in scored.items()},
-        **{f"gain_over_{who}": gain for who, gain in gains.items()},
-        "comparisons": compared,
-        "slices": _by_slice(slices(dataset, domain), scored, opponents[0], metric, resamples),
-        "metrics": metrics,
-        "absent": absent,
-        "general_score": forgetting.of(models, side, domain.general_set) if is_main else {},
-        "robustness": tried,
-    }
-    return Together(result, error_analysis.of(dataset, scored, images=is_main), error_analysis.rows(scored))
+    others: dict[Opponent, Predictions] = {who: found[who] for who in ("champion", "start") if who in models}
+    compared = predictions.comparisons(found["candidate"], others, names, resamples)
+    result = EvaluationResult(
+        key=key,
+        size=task.size,
+        rows=len(found["candidate"].truth),
+        metric=metric,
+        opponent=opponent,
+        models={role: scores(role) for role in models},
+        gains={c.against: PairedGain(value=c.value, low=c.low, high=c.high, p=c.p) for c in compared if c.metric == metric},
+        comparisons=compared,
+        slices=dict(_by_slice(slices(task.dataset, domain), found, next(iter(others)), metric, resamples)),
+        described={name: each.info for name, each in own.items()},
+    )
+    return Evaluation(result, error_analysis.analyze(task.dataset, found, images=is_main), error_analysis.rows(found))
 
 
 def _by_slice(
-    parts: Mapping[str, np.ndarray], scored: Mapping[str, zero_shot.Scored], opponent: str, metric: str, resamples: int
-) -> dict[str, dict[str, Any]]:
+    parts: Mapping[str, np.ndarray], found: Mapping[Role, Predictions], opponent: Role, metric: str, resamples: int
+) -> Iterator[tuple[str, SliceScores]]:
     """Each part of the test rows by itself; one where the metric cannot be computed (no labels, say) is left out."""
-    out: dict[str, dict[str, Any]] = {}
     for name, rows in parts.items():
-        part = {who: zero_shot.only(s, rows) for who, s in scored.items()}
-        if math.isnan(part["after"].sums(metric).value):
+        part = {role: all_rows.take(rows) for role, all_rows in found.items()}
+        if math.isnan(part["candidate"].sums(metric).value):
             continue
-        out[name] = {"rows": len(rows), **{who: zero_shot.summary(s, [metric], resamples) for who, s in part.items()}}
-        out[name]["gain"] = zero_shot.difference(part["after"], part[opponent], metric, resamples)
-    return out
+        yield (
+            name,
+            SliceScores(
+                rows=len(rows),
+                models={role: predictions.intervals(each, [metric], resamples)[metric] for role, each in part.items()},
+                gain=predictions.paired_gain(part["candidate"], part[opponent], metric, resamples),
+            ),
+        )

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..contracts.evaluation import GeneralScore, Role
 from ..core.console import progress, say
 from ..data import versioning
 from ..data.decoded_cache import decoded
@@ -31,7 +32,7 @@ from ..domains import get_domain
 from ..model.clip import Clip
 from . import metrics as m
 from .bootstrap import Sums, interval, resampled
-from .zero_shot import compare
+from .zero_shot import similarities
 
 EVERYDAY = "everyday"
 WAYS = 10
@@ -52,7 +53,7 @@ class GeneralSet:
     """Images and the words for them, row by row; words may repeat.
 
     Args:
-        take: side, aspect -> uint8 images (n, 3, side, side), or a part of them by row numbers.
+        take: size, aspect, row numbers -> uint8 images (n, 3, size, size).
     """
 
     name: str
@@ -80,10 +81,10 @@ def _everyday() -> GeneralSet | None:
     things = {name: file for name, file in named.items() if not LEFT_OUT.search(name) and file.is_file()}
     squares: dict[tuple[int, Aspect], np.ndarray] = {}
 
-    def take(side: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
-        if (side, aspect) not in squares:
-            squares[side, aspect] = np.stack([square(_on_white(f), side, aspect) for f in things.values()])
-        return torch.from_numpy(squares[side, aspect][chosen])
+    def take(size: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
+        if (size, aspect) not in squares:
+            squares[size, aspect] = np.stack([square(_on_white(f), size, aspect) for f in things.values()])
+        return torch.from_numpy(squares[size, aspect][chosen])
 
     return GeneralSet(EVERYDAY, "Twemoji graphics, CC-BY 4.0", tuple(f"a picture of a {name}." for name in things), take)
 
@@ -108,58 +109,62 @@ def _of_dataset(tag: str) -> GeneralSet:
     dataset = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
     frame, gray_bits = dataset.split("test"), get_domain(dataset.version.domain).gray_bits
 
-    def take(side: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
-        return decoded(dataset, frame, side, "test", gray_bits=gray_bits, aspect=aspect).take(chosen)
+    def take(size: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
+        return decoded(dataset, frame, size, "test", gray_bits=gray_bits, aspect=aspect).take(chosen)
 
     return GeneralSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embeddings:
     """A model's embeddings of the set: row i of both is row i of it. Both (n, d), on the CPU."""
 
     image: torch.Tensor
     text: torch.Tensor
 
 
-def look(clip: Clip, side: int, name: str = EVERYDAY, batch: int = 64) -> Seen | None:
+def embed(clip: Clip, size: int, name: str = EVERYDAY, batch: int = 64) -> Embeddings | None:
     """Embed the set at an image size; None where it is not installed."""
     things = general_set(name)
     if things is None:
         return None
     parts = [np.arange(i, min(i + batch, len(things.texts))) for i in range(0, len(things.texts), batch)]
     with torch.inference_mode():
-        image = [clip.encode_images(things.take(side, clip.aspect, p)).cpu() for p in progress(parts, "everyday images")]
+        image = [clip.encode_images(things.take(size, clip.aspect, p)).cpu() for p in progress(parts, "everyday images")]
         text = [clip.encode_texts([things.texts[i] for i in p]).cpu() for p in parts]
-    return Seen(torch.cat(image), torch.cat(text))
+    return Embeddings(torch.cat(image), torch.cat(text))
 
 
-def score(clip: Clip, side: int, name: str = EVERYDAY, seen: Seen | None = None) -> dict[str, Any]:
-    """How much a model knows of the set, in 0..1.
+def score(
+    clip: Clip, size: int, name: str = EVERYDAY, now: Embeddings | None = None, start: Embeddings | None = None
+) -> GeneralScore | None:
+    """How much a model knows of the set, in 0..1; None where the set is not installed.
 
     Args:
-        side: of the images, pixels.
-        seen: what `look` gave, where it is at hand.
-    Returns: `general_score` (value, low, high), `rows`, `set`, `license`; {} where the set is not installed.
+        size: of the images, pixels.
+        now: the model's embeddings, where they are at hand. start: those of the model that its features are held against.
     """
     things = general_set(name)
-    seen = seen or look(clip, side, name)
-    if things is None or seen is None:
-        return {}
-    hits = _hits(clip, seen, things.texts)
+    now = now or embed(clip, size, name)
+    if things is None or now is None:
+        return None
+    hits = pairs_known(clip, now, things.texts)
     metric = Sums.ratio(hits, np.ones(len(hits)))
     low, high = interval(resampled([metric], np.arange(len(hits)), RESAMPLES)[0])
-    return {
-        "general_score": {"value": metric.value, "low": low, "high": high},
-        "rows": len(hits),
-        "set": things.name,
-        "license": things.license,
-    }
+    return GeneralScore(
+        value=metric.value,
+        low=low,
+        high=high,
+        rows=len(hits),
+        set=things.name,
+        license=things.license,
+        cosine_to_start=cosine_to_start(now, start) if start else {},
+    )
 
 
-def _hits(clip: Clip, seen: Seen, texts: Sequence[str]) -> np.ndarray:
-    """Per row: the mean of both directions, in 0..1."""
-    similarity = compare(clip, seen.image, seen.text)
+def pairs_known(clip: Clip, now: Embeddings, texts: Sequence[str]) -> np.ndarray:
+    """Per row (n,): the ten-way accuracy of an image and its text, the mean of both directions, in 0..1."""
+    similarity = similarities(clip, now.image, now.text)
     ids = np.unique(texts, return_inverse=True)[1]
     same = ids[:, None] == ids
     # Equal texts are one item: the copies are as relevant as the row's own, and stand in nobody's way twice.
@@ -167,7 +172,8 @@ def _hits(clip: Clip, seen: Seen, texts: Sequence[str]) -> np.ndarray:
     of_images = _beats(m.ranks(similarity[:, first], same[:, first]), len(first))
     others = len(ids) - same[first].sum(axis=1)  # images of other things
     of_texts = _beats(m.ranks(similarity.T[first], same[first]), others + 1)[ids]
-    return (of_images + of_texts) / 2
+    both: np.ndarray = (of_images + of_texts) / 2
+    return both
 
 
 def _beats(ahead: np.ndarray, items: np.ndarray | int) -> np.ndarray:
@@ -179,27 +185,26 @@ def _beats(ahead: np.ndarray, items: np.ndarray | int) -> np.ndarray:
     return chance
 
 
-def drift(now: Seen, start: Seen) -> dict[str, float]:
+def cosine_to_start(now: Embeddings, start: Embeddings) -> dict[Literal["image", "text"], float]:
     """Mean cosine between two models' embeddings of the same images and of the same texts: 1 where nothing moved.
 
     {} where the two have different widths.
     """
     if now.image.shape != start.image.shape:
         return {}
-    return {
-        name: float(np.mean(np.sum(m.unit(a.double().numpy()) * m.unit(b.double().numpy()), axis=1)))
-        for name, a, b in (("image", now.image, start.image), ("text", now.text, start.text))
-    }
+    return {"image": _mean_cosine(now.image, start.image), "text": _mean_cosine(now.text, start.text)}
 
 
-def of(models: Mapping[str, Clip], side: int, name: str = EVERYDAY) -> dict[str, Any]:
-    """By model what `score` gives, and `cosine_to_start`, its `drift` from the model called `before`; {} with a message where
-    the set is not installed."""
-    seen = {who: found for who, clip in models.items() if (found := look(clip, side, name))}
-    if len(seen) < len(models):
+def _mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(np.mean(np.sum(m.unit(a.double().numpy()) * m.unit(b.double().numpy()), axis=1)))
+
+
+def compare(models: Mapping[Role, Clip], size: int, name: str = EVERYDAY) -> dict[Role, GeneralScore]:
+    """What each model knows of the set, and how far its features moved from the start model's; {} with a message where the set
+    is not installed."""
+    embedded: dict[Role, Embeddings] = {role: found for role, clip in models.items() if (found := embed(clip, size, name))}
+    if len(embedded) < len(models):
         say("The general set is not installed, so forgetting is not measured. Install `clipft[demo]`.")
         return {}
-    return {
-        who: score(models[who], side, name, found) | {"cosine_to_start": drift(found, seen["before"])}
-        for who, found in seen.items()
-    }
+    scores = {role: score(models[role], size, name, now, embedded["start"]) for role, now in embedded.items()}
+    return {role: found for role, found in scores.items() if found}

@@ -5,12 +5,12 @@ import warnings
 import numpy as np
 
 from . import metrics as m
-from .zero_shot import Scored
+from .predictions import Predictions
 
 NEIGHBORS = 20
 
 
-def probe(train: Scored, test: Scored) -> tuple[dict[str, float], str]:
+def fit(train: Predictions, test: Predictions) -> tuple[dict[str, float], str]:
     """Fit classifiers on the training rows' embeddings and score them on the test rows'.
 
     Logistic regression on standardized features (L2, C = 1) and the vote of the 20 nearest training rows by cosine.
@@ -29,16 +29,16 @@ def probe(train: Scored, test: Scored) -> tuple[dict[str, float], str]:
         return {}, "the model's embeddings are not all numbers"
     truth, here = test.truth[asked], m.unit(test.image[asked])
     found: dict[str, float] = {}
-    for name, model in (
+    for name, classifier in (
         ("linear_probe", make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))),
         ("nearest_neighbors", KNeighborsClassifier(min(NEIGHBORS, int(known.sum())), metric="cosine")),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lbfgs says when it stops early; the metric says it better
-            model.fit(m.unit(train.image[known]), train.truth[known])
-        said = model.predict(here)
+            classifier.fit(m.unit(train.image[known]), train.truth[known])
+        predicted = classifier.predict(here)
         found |= {
-            f"{name}_accuracy": float(np.mean(said == truth)),
-            f"{name}_balanced_accuracy": m.balanced_accuracy(truth, said),
+            f"{name}_accuracy": float(np.mean(predicted == truth)),
+            f"{name}_balanced_accuracy": m.balanced_accuracy(truth, predicted),
         }
     return found, ""

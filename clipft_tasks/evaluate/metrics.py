@@ -1,13 +1,14 @@
 """Metrics from scores and embeddings. Arrays in, numbers out; ties and NaN always count against the model.
 
-A metric that cannot be computed on the rows at hand is NaN; `zero_shot.all_metrics` says why.
+A metric that cannot be computed on the rows at hand is NaN; `predictions.all_metrics` says why.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from ..contracts.evaluation import ClassErrors, ReliabilityBin
 
 BINS = 15  # of calibration, as in Guo et al. 2017
 
@@ -30,7 +31,7 @@ def recall_at(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarra
 
 
 def answers(scores: np.ndarray) -> np.ndarray:
-    """The class of each row (rows,), the first of equals; -1 where a score (rows, classes) is no number."""
+    """The class of each row (rows,), the first of equals; -1 where a score (rows, classes) is NaN."""
     return np.where(np.isnan(scores).any(axis=1), -1, np.nan_to_num(scores, nan=-np.inf).argmax(axis=1))
 
 
@@ -73,7 +74,7 @@ def classification(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray)
 
 
 def bootstrap(metric: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of any function of rows, resampling whole groups; `resampling` is faster for those of sums.
+    """95% percentile interval of any function of rows, resampling whole groups; `predictions.intervals` is faster for those of sums.
 
     Args:
         metric: takes row numbers (with repeats), returns the metric on them.
@@ -90,14 +91,15 @@ def bootstrap(metric: Callable[[np.ndarray], float], groups: np.ndarray, resampl
     return float(low), float(high)
 
 
-def by_class(truth: np.ndarray, predicted: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+def by_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[ClassErrors]:
     """Recall, precision and rows of each class; None where nothing was of it, or nothing was called it."""
     out = []
     for number, name in enumerate(classes):
         of_it, called = truth == number, predicted == number
         hits = int((of_it & called).sum())
-        n, said = int(of_it.sum()), int(called.sum())
-        out.append({"class": name, "rows": n, "recall": hits / n if n else None, "precision": hits / said if said else None})
+        n, answered = int(of_it.sum()), int(called.sum())
+        precision = hits / answered if answered else None
+        out.append(ClassErrors(name=name, rows=n, recall=hits / n if n else None, precision=precision))
     return out
 
 
@@ -114,10 +116,12 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
 def log_softmax(scores: np.ndarray) -> np.ndarray:
     """Log-probabilities (rows, classes), in float64: a softmax in fp32 would make ties of what is nearly sure."""
     shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
+    out: np.ndarray = shifted - np.log(total)
+    return out
 
 
-def reliability(truth: np.ndarray, predicted: np.ndarray, log_probabilities: np.ndarray) -> list[dict[str, float]]:
+def reliability(truth: np.ndarray, predicted: np.ndarray, log_probabilities: np.ndarray) -> list[ReliabilityBin]:
     """For each of 15 equal bins of confidence that holds rows: its rows, mean confidence and accuracy."""
     confidence = np.exp(log_probabilities.max(axis=1))
     known = ~np.isnan(confidence)
@@ -126,15 +130,15 @@ def reliability(truth: np.ndarray, predicted: np.ndarray, log_probabilities: np.
     out = []
     for number in np.unique(place):
         rows = place == number
-        mean = {"confidence": float(confidence[known][rows].mean()), "accuracy": float(right[rows].mean())}
-        out.append({"rows": int(rows.sum()), **mean})
+        mean_confidence, accuracy = float(confidence[known][rows].mean()), float(right[rows].mean())
+        out.append(ReliabilityBin(rows=int(rows.sum()), confidence=mean_confidence, accuracy=accuracy))
     return out
 
 
-def calibration_error(bins: list[dict[str, float]]) -> float:
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
     """Expected calibration error of a reliability curve; NaN of an empty one."""
-    total = sum(b["rows"] for b in bins)
-    return sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / total if total else float("nan")
+    total = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / total if total else float("nan")
 
 
 def fitted_scale(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -181,4 +185,6 @@ def _uniformity(points: np.ndarray) -> float:
 
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of length one; a row of zeros stays."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    lengths = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    out: np.ndarray = x / lengths
+    return out

@@ -1,32 +1,31 @@
 """How much of a model's score is left on corrupted images."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from ..contracts.evaluation import Robustness
 from ..data.decoded_cache import decoded
-from ..data.versioning import Dataset
-from ..domains import Domain
 from ..model.clip import Clip
 from .corruptions import corrupt
-from .zero_shot import Words, judge, look, sample
+from .zero_shot import Task, TextEmbeddings, embed_images, predictions_of, sample
 
 ROWS = 256  # most rows looked at: each costs corruptions times severities images
 
 
-def score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, metric: str, severities: int) -> dict[str, Any]:
-    """A metric on a sample of the test rows, whole and under each of the domain's corruptions.
+def score(clip: Clip, task: Task, metric: str, *, names: Sequence[str], severities: int) -> Robustness:
+    """A metric on a sample of the test rows, whole and under each of some corruptions.
 
     Args:
+        names: of the corruptions.
         severities: how many of the five, from the mildest.
-    Returns: rows; clean; by corruption the value at each severity; mean_corruption_score, over all corruptions and
-        severities; kept, that over clean (None where clean is 0).
     """
+    dataset = task.dataset
     every = dataset.split("test")
     frame, rows = sample(every, ROWS)
-    images = decoded(dataset, every, side, "test", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
-    words = Words.of(clip, frame, dataset.classes)
+    images = decoded(dataset, every, task.size, "test", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
+    texts = TextEmbeddings.of(clip, frame, dataset.classes)
     keys = list(frame["key"])
 
     def value(name: str = "", severity: int = 0) -> float:
@@ -37,11 +36,11 @@ def score(clip: Clip, dataset: Dataset, domain: Domain, side: int, batch: int, m
             changed = [corrupt(p, name, severity, keys[i]) for p, i in zip(plain.numpy(), some, strict=True)]
             return torch.from_numpy(np.stack(changed))
 
-        image, _ = look(clip, take, frame, batch, side, quiet=bool(name))
-        return judge(clip, image, words, frame, dataset.classes).sums(metric).value
+        embeddings, _ = embed_images(clip, take, frame, task, quiet=bool(name))
+        return predictions_of(clip, embeddings, texts, frame, dataset.classes).sums(metric).value
 
     clean = value()
-    table = {name: [value(name, s) for s in range(1, severities + 1)] for name in domain.corruptions}
+    table = {name: [value(name, s) for s in range(1, severities + 1)] for name in names}
     mean = float(np.mean([v for values in table.values() for v in values])) if table else clean
     kept = mean / clean if clean else None
-    return {"rows": len(frame), "clean": clean, "corruptions": table, "mean_corruption_score": mean, "kept": kept}
+    return Robustness(rows=len(frame), clean=clean, corruptions=table, mean_corruption_score=mean, kept=kept)

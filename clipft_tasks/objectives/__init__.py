@@ -7,14 +7,12 @@ One of your own: `objective.name: my_package.losses:MyLoss`, a subclass of `Obje
 `clipft.objectives`. `clipft objective check my_package.losses:MyLoss` says whether it keeps what training promises.
 """
 
-import hashlib
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import ClipftError
-from ..core.plugins import classes
+from ..core.plugins import classes, source_digest
 from ..model import similarity
 from ..spec import ObjectiveSpec
 from ..spec.auxiliary import Options
@@ -85,9 +83,5 @@ def source_digests(spec: ObjectiveSpec) -> dict[str, str]:
         name: objective_class(name) for name in (spec.name, *(loss.name for loss in spec.auxiliary_losses))
     }
     kinds[spec.similarity] = similarity.REGISTRY.load(spec.similarity)
-    out = {}
-    for name, kind in kinds.items():
-        if not kind.__module__.startswith("clipft_tasks."):
-            path = inspect.getsourcefile(kind)
-            out[name] = hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
-    return out
+
+    return {name: source_digest(kind) for name, kind in kinds.items() if not kind.__module__.startswith("clipft_tasks.")}

@@ -12,7 +12,7 @@ from ..core.errors import ClipftError
 V = TypeVar("V")
 
 # Fields by the name of an earlier release. They are still read, with a warning where a person wrote them.
-RENAMED = {"objective.also": "objective.auxiliary"}
+RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.linear_probe"}
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 
 

@@ -1,56 +1,84 @@
-"""The names of all metrics, and the evaluation as a small table."""
+"""Every metric that an evaluation gives, in the order of a page. No torch: forms and gate rules read it.
 
-from typing import Any
+Names in gate rules, the choices of `gate.metric`, the titles of reports and the table of docs/evaluation.md
+(`python -m clipft_tasks.spec.metric_catalog` prints it) come from here. A metric of your own is a class (see
+`clipft_tasks.evaluate.custom_metric`), known as `module:Class` or by an entry point of the group `clipft.metrics`.
+"""
 
-WHO = ("before", "champion", "after")  # the start model, what serves now, the candidate
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 
-# What each metric is, which way is better (1, -1; 0 neither), in the order of a page.
-NAMES: dict[str, tuple[str, int]] = {
-    "balanced_accuracy": ("mean recall over the classes, zero-shot", 1),
-    "accuracy": ("share of images whose class is named right", 1),
-    "macro_f1": ("mean over the classes of the harmonic mean of precision and recall", 1),
-    "macro_auroc": ("area under the ROC curve, one class against the rest, mean", 1),
-    "macro_average_precision": ("area under precision over recall, one class against the rest, mean", 1),
-    "top3_accuracy": ("the right class among the best three", 1),
-    "top5_accuracy": ("the right class among the best five", 1),
-    "image_to_text_r1": ("images that find a caption of their own first", 1),
-    "image_to_text_r5": ("… among the first five", 1),
-    "image_to_text_r10": ("… among the first ten", 1),
-    "image_to_text_median_rank": ("median place of an image's own caption", -1),
-    "text_to_image_r1": ("captions that find an image of their own first", 1),
-    "text_to_image_r5": ("… among the first five", 1),
-    "text_to_image_r10": ("… among the first ten", 1),
-    "text_to_image_median_rank": ("median place of a caption's own image", -1),
-    "calibration_error": ("mean distance of confidence from accuracy (ECE, 15 bins)", -1),
-    "temperature": ("of the model's softmax", 0),
-    "fitted_temperature": ("that fits the validation rows best", 0),
-    "fitted_calibration_error": ("what is left of the error with it", -1),
-    "linear_probe_accuracy": ("logistic regression on frozen image features", 1),
-    "linear_probe_balanced_accuracy": ("… mean recall over the classes", 1),
-    "nearest_neighbors_accuracy": ("vote of the 20 nearest training images", 1),
-    "nearest_neighbors_balanced_accuracy": ("… mean recall over the classes", 1),
-    "modality_gap": ("distance between the mean image and the mean text", 0),
-    "alignment": ("mean squared distance of an image and its caption", -1),
-    "uniformity_image": ("how evenly images fill the sphere (log potential)", -1),
-    "uniformity_text": ("how evenly captions do", -1),
-    "milliseconds_per_image": ("in the image tower, median over batches, on the device of the evaluation", -1),
+from ..contracts.evaluation import MetricInfo
+
+GROUP = "clipft.metrics"
+
+
+def _of_rows(description: str, *, headline: bool = False) -> MetricInfo:
+    """A share of rows: it has an interval."""
+    return MetricInfo(description=description, interval=True, headline=headline)
+
+
+def _labeled(description: str, *, interval: bool = False, headline: bool = False, better: bool = True) -> MetricInfo:
+    return MetricInfo(description=description, higher_is_better=better, needs_labels=True, interval=interval, headline=headline)
+
+
+def _unbounded(description: str, better: bool | None, low: float | None = 0.0, high: float | None = None) -> MetricInfo:
+    return MetricInfo(description=description, higher_is_better=better, low=low, high=high)
+
+
+METRICS: Mapping[str, MetricInfo] = {
+    "balanced_accuracy": _labeled("mean recall over the classes, zero-shot", interval=True, headline=True),
+    "accuracy": _labeled("share of images whose class is named right", interval=True, headline=True),
+    "macro_f1": _labeled("mean over the classes of the harmonic mean of precision and recall", interval=True),
+    "macro_auroc": _labeled("area under the ROC curve, one class against the rest, mean"),
+    "macro_average_precision": _labeled("area under precision over recall, one class against the rest, mean"),
+    "top3_accuracy": _labeled("the right class among the best three"),
+    "top5_accuracy": _labeled("the right class among the best five"),
+    "image_to_text_r1": _of_rows("images that find a caption of their own first", headline=True),
+    "image_to_text_r5": _of_rows("… among the first five"),
+    "image_to_text_r10": _of_rows("… among the first ten"),
+    "image_to_text_median_rank": _unbounded("median place of an image's own caption", False, low=1.0),
+    "text_to_image_r1": _of_rows("captions that find an image of their own first", headline=True),
+    "text_to_image_r5": _of_rows("… among the first five"),
+    "text_to_image_r10": _of_rows("… among the first ten"),
+    "text_to_image_median_rank": _unbounded("median place of a caption's own image", False, low=1.0),
+    "calibration_error": _labeled("mean distance of confidence from accuracy (ECE, 15 bins)", better=False),
+    "temperature": _unbounded("of the model's softmax", None),
+    "fitted_temperature": _unbounded("that fits the validation rows best", None),
+    "fitted_calibration_error": _labeled("what is left of the error with it", better=False),
+    "linear_probe_accuracy": _labeled("logistic regression on frozen image features"),
+    "linear_probe_balanced_accuracy": _labeled("… mean recall over the classes"),
+    "nearest_neighbors_accuracy": _labeled("vote of the 20 nearest training images"),
+    "nearest_neighbors_balanced_accuracy": _labeled("… mean recall over the classes"),
+    "modality_gap": _unbounded("distance between the mean image and the mean text", None, high=2.0),
+    "alignment": _unbounded("mean squared distance of an image and its caption", False, high=4.0),
+    "uniformity_image": _unbounded("how evenly images fill the sphere (log potential)", False, low=-8.0, high=0.0),
+    "uniformity_text": _unbounded("how evenly captions do", False, low=-8.0, high=0.0),
+    "milliseconds_per_image": _unbounded("in the image tower, median over batches, on the device of the evaluation", False),
+    "general_score": MetricInfo(description="what the model still knows of everyday images"),
+    "forgetting": _unbounded("general score of the start model minus the model's own", False, low=-1.0, high=1.0),
+    "robustness": _unbounded("share of the score that is left under corruptions", True),
 }
+HEADLINES = tuple(name for name, info in METRICS.items() if info.headline)
+INTERVALS = tuple(name for name, info in METRICS.items() if info.interval)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a resolution, one column a model, values with 95% intervals."""
-    who = [w for w in WHO if any(w in r for r in results)]
-    metric = results[0]["metric"]
-    lines = [f"| {metric} at | " + " | ".join(who) + " | gain |", "|---|" + "---|" * (len(who) + 1)]
-    for r in results:
-        cells = [
-            f"{r[w][metric]['value']:.3f} [{r[w][metric]['low']:.3f}, {r[w][metric]['high']:.3f}]" if w in r else ""
-            for w in who
-        ]
-        gain = r.get("gain_over_champion") or r["gain_over_before"]
-        lines.append(
-            f"| {r['resolution']} px | "
-            + " | ".join(cells)
-            + f" | {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] |"
-        )
+def is_custom(name: str) -> bool:
+    """Whether a name is that of a metric from outside: `module:Class`, or an entry point. Nothing is imported."""
+    return ":" in name or any(entry.name == name for entry in entry_points(group=GROUP))
+
+
+def markdown() -> str:
+    """The catalog as the table of docs/evaluation.md."""
+    lines = ["| metric | what it is | better | range | needs labels | interval, paired test |", "|---|---|---|---|---|---|"]
+    better = {True: "higher", False: "lower", None: ""}
+    for name, info in METRICS.items():
+        ends = " to ".join("…" if end is None else f"{end:g}" for end in (info.low, info.high))
+        yes = ["yes" if flag else "" for flag in (info.needs_labels, info.interval)]
+        title = f"**`{name}`**" if info.headline else f"`{name}`"
+        lines.append(f"| {title} | {info.description} | {better[info.higher_is_better]} | {ends} | {yes[0]} | {yes[1]} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -11,7 +11,6 @@ from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
 from . import fields
 from .auxiliary import applicable
-from .gate_rules import Rule
 from .sections import (
     ApprovalSpec,
     BlendSpec,
@@ -99,10 +98,10 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _sizes_of_rules(self) -> Self:
-        for rule in map(Rule.parse, self.gate.rules):
+        for rule in self.gate.rules:
             if isinstance(rule.size, int) and rule.size not in self.resolution.evaluate:
                 there = ", ".join(map(str, self.resolution.evaluate))
-                raise ValueError(f"gate.rules: `{rule.text}`: resolution.evaluate has no {rule.size} px, only {there}")
+                raise ValueError(f"gate.rules: `{rule}`: resolution.evaluate has no {rule.size} px, only {there}")
         return self
 
     @classmethod

@@ -4,8 +4,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from . import gate_rules
 from .auxiliary import AuxiliaryLoss, Option, canonical, resolve
-from .gate_rules import Rule
+from .gate_rules import GateRule
+from .metric_catalog import HEADLINES
 from .objective_catalog import AUXILIARY, MAIN, SIMILARITIES, named
 
 
@@ -211,31 +213,43 @@ class EvaluateSpec(Section):
 
     bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
     batch: int = Field(64, ge=1, le=4096, description="images per forward pass")
-    probe: bool = Field(False, description="also a linear probe and nearest neighbors; embeds the training rows too")
+    linear_probe: bool = Field(False, description="also a linear probe and nearest neighbors; embeds the training rows too")
     robustness: int = Field(0, ge=0, le=5, description="severities of common corruptions to try, mildest first; 0 for none")
+    metrics: list[str] = Field(
+        [],
+        max_length=20,
+        description="metrics of your own, as `module:Class` or by the name of an entry point; gate rules may name them too",
+        examples=[["my_metrics:TopTwo"]],
+    )
 
 
 class GateSpec(Section):
     """What a candidate must show before it may be registered as challenger."""
 
-    metric: Literal["balanced_accuracy", "accuracy", "image_to_text_r1"] = Field(
-        "balanced_accuracy", description="metric compared with the champion (or the start model) on the same test rows"
+    metric: str = Field(
+        "balanced_accuracy",
+        description="metric compared with the champion (or the start model) on the same test rows",
+        json_schema_extra={"enum": list(HEADLINES)},
     )
-    rules: list[str] = Field(
-        ["gain(score) >= 0", "gain(score) at every size >= -0.05", "gain(score) on new >= 0", "gain(score) on old >= -0.03"],
+    rules: list[GateRule] = Field(
+        [GateRule.parse(text) for text in gate_rules.DEFAULT],
         min_length=1,
         description=(
-            "what must hold, one rule a line: `gain(score)` is over the opponent, `sure_gain(score)` the lower end of its interval, "
-            "a bare name the candidate's own metric; `at every size` and `on every slice` take the worst (docs/gate.md)"
+            "what must hold, one rule a line: `gain(score)` is over the opponent, `gain_lower_bound(score)` the lower end of its "
+            "interval, a bare name the candidate's own metric; `at every size` and `on every slice` take the worst (docs/gate.md)"
         ),
-        examples=[["sure_gain(score) > 0", "gain(score) on every slice >= -0.05", "balanced_accuracy at every size >= 0.5"]],
-        json_schema_extra={"separator": ";"},
+        examples=[
+            ["gain_lower_bound(score) > 0", "gain(score) on every slice >= -0.05", "balanced_accuracy at every size >= 0.5"]
+        ],
+        json_schema_extra={"separator": ";", "default": list(gate_rules.DEFAULT)},
     )
 
-    @field_validator("rules")
+    @field_validator("metric")
     @classmethod
-    def _rules(cls, texts: list[str]) -> list[str]:
-        return [Rule.parse(text).text for text in texts]
+    def _headline(cls, name: str) -> str:
+        if name not in HEADLINES:
+            raise ValueError(f"{name!r} cannot decide; choose one of {', '.join(HEADLINES)}")
+        return name
 
 
 class ApprovalSpec(Section):

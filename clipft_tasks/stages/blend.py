@@ -3,33 +3,36 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..contracts.interpolation import BlendResult
 from ..contracts.model_card import Blend
 from ..core.console import progress, say
+from ..core.decision import Decision
 from ..core.settings import settings
 from ..spec import RunSpec
 
+if TYPE_CHECKING:
+    from ..data.versioning import Dataset
+    from ..model.clip import Clip
 
-def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
+
+def run(spec: RunSpec, run_id: str) -> BlendResult:
     """Score points of the path on the validation split and the general set, and make the best one the candidate.
 
     Args:
         run_id: MLflow run of the candidate, from the finetune stage.
-    Returns: run_id of the candidate from here on (the same one where alpha is 1), alpha, reason, metric, curve (alpha, score,
-        general_score, gain, forgotten by point; empty where blending is off), links.
     Raises: ClipftError when the general set is not installed, or start and candidate are not of one architecture.
     """
     if not spec.blend.points:
-        return {"run_id": run_id, "alpha": 1.0, "reason": "blending is off (blend.points = 0)", "metric": "", "curve": []}
+        return BlendResult(run_id=run_id, alpha=1.0, reason="blending is off (blend.points = 0)", metric="", curve=[])
 
     from .. import tracking
     from ..data import versioning
-    from ..devices import hardware
     from ..domains import get_domain
     from ..evaluate import interpolation as paths
     from ..model import build, interpolation
-    from ..train import microbenchmarks, plan, validation
+    from ..train import inference, validation
 
     client = tracking.client()
     package = tracking.fetch_candidate(run_id)
@@ -44,21 +47,18 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
         "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=validation.ROWS,
         metric=spec.gate.metric,
     )  # fmt: skip
-    done = tracking.load_json_artifact(run_id, "blend.json")
-    if done.get("key") == key:
-        say(f"Blended before with the same models and rows: alpha {done['alpha']:g}.")
+    found = tracking.load_json_artifact(run_id, "blend.json")
+    if found.get("key") == key:
+        done = BlendResult.from_json(found, f"blend.json of run {run_id}")
+        say(f"Blended before with the same models and rows: alpha {done.alpha:g}.")
         return done
 
-    machine = hardware.probe(spec.memory.device)
-    hardware.use_threads(machine.cores)
-    hardware.keep_freed_memory()
     build.prepare(start, trained)
     first, last = (
         {name: w.detach().cpu().clone() for name, w in state.items()}
         for state in (interpolation.starting_point(start, candidate), candidate.state())
     )
-    candidate.to(machine.device)
-    candidate.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout_of(machine.device, candidate).value])
+    inference.prepare(candidate, spec.memory.device)
     domain, side = get_domain(spec.domain), trained.resolution.train
     points, metric = [], ""
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
@@ -67,19 +67,20 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
         judged = validation.judge(candidate, dataset, side, spec.evaluate.batch, metric=spec.gate.metric)
         points.append(paths.Point(alpha, judged.score, validation.general_score(candidate, domain, side)))
         metric = judged.rows.metric
-    decided = paths.choose(points, spec.blend.min_gain, spec.blend.max_forgetting)
+    curve = paths.curve(points)
+    decided = paths.choose(curve, spec.blend.min_gain, spec.blend.max_forgetting)
     say(f"alpha {decided}")
 
     taken = run_id
     if decided.value < 1:
         candidate.load_state(interpolation.between(first, last, decided.value))
         taken = _candidate(trained.model_copy(update={"blend": spec.blend}), candidate, dataset, decided, key, run_id)
-    curve = paths.rows(points)
     table = paths.table(curve, metric, decided.value)
     say(table)
     link = tracking.run_link(client.get_run(taken), "artifacts/blend/curve.png")
-    result = {"key": key, "run_id": taken, "alpha": decided.value, "reason": decided.reason, "metric": metric, "curve": curve}
-    result |= {"links": {"Blending": link}}
+    result = BlendResult(
+        key=key, run_id=taken, alpha=decided.value, reason=decided.reason, metric=metric, curve=curve, links={"Blending": link}
+    )
     with tempfile.TemporaryDirectory() as folder, tracking.retryable():
         for form in ("png", "svg"):
             Path(folder, f"curve.{form}").write_bytes(paths.plot(curve, metric, decided.value, form))
@@ -87,13 +88,13 @@ def run(spec: RunSpec, run_id: str) -> dict[str, Any]:
             client.log_artifacts(each, folder, "blend")
             client.log_text(each, f"{table}\n\nalpha {decided}\n", "blend/table.md")
             for point in curve:
-                for name in ("score", "general_score"):
-                    client.log_metric(each, f"blend.{name}", point[name], step=round(100 * point["alpha"]))
-        client.log_dict(run_id, result, "blend.json")  # last: a run with this file is whole
+                client.log_metric(each, "blend.score", point.score, step=round(100 * point.alpha))
+                client.log_metric(each, "blend.general_score", point.general_score, step=round(100 * point.alpha))
+        client.log_dict(run_id, result.to_json(), "blend.json")  # last: a run with this file is whole
     return result
 
 
-def _candidate(spec: RunSpec, clip: Any, dataset: Any, decided: Any, key: str, parent: str) -> str:
+def _candidate(spec: RunSpec, clip: "Clip", dataset: "Dataset", decided: Decision, key: str, parent: str) -> str:
     """A run of its own with the blended package, below the run of the candidate that it was made from; the one that there is."""
     import mlflow
 

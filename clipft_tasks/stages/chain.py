@@ -128,9 +128,9 @@ CHAIN: dict[str, Stage] = {
         links=("Blending",),
     ),
     "evaluate": Stage(
-        "Score candidate, start model and champion at every resolution.",
+        "Score candidate, start model and champion at every image size.",
         {"run_id": "blend.run_id"},
-        each=Each("resolution", lambda spec: spec.resolution.evaluate, "evaluations"),
+        each=Each("size", lambda spec: spec.resolution.evaluate, "evaluations"),
         accelerator=True,
         hours=24,
         params=("resolution.evaluate", "evaluate", "gate"),
@@ -173,7 +173,7 @@ ROLLBACK: dict[str, Stage] = {
 
 # Those that are no part of a chain.
 OTHERS: dict[str, Stage] = {
-    "compare": Stage("Put models beside one another, in one page.", accelerator=True, hours=24, links=("Comparison",)),
+    "compare": Stage("Put models alongside one another, in one page.", accelerator=True, hours=24, links=("Comparison",)),
     "triage": Stage("Decide whether an alert is acted on."),
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),

@@ -1,17 +1,15 @@
 """deploy: the server loads the version, checks it against its recorded answers, and swaps; so does each of its replicas."""
 
-from typing import Any
-
+from ..contracts.stages import DeployResult
 from ..core.console import say
 from ..core.settings import settings
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
+def run(spec: RunSpec, version: str, previous: str = "") -> DeployResult:
     """Tell the server and wait until this version is live.
 
-    Returns: version, replaced (number or ""), load_seconds, replicas (how many answer with it), links.
     Raises: Transient when the server is away, or a replica does not follow; ClipftError when it refuses the version, after the old champion is back.
     """
     from .. import tracking
@@ -30,10 +28,6 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
     say(f"Version {loaded.version} of {spec.domain} is live after {loaded.load_seconds:.1f} s.")
     replicas = server.wait_for_version(spec.domain, version)
     links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
-    return {
-        "version": version,
-        "replaced": loaded.replaced or "",
-        "load_seconds": loaded.load_seconds,
-        "replicas": replicas,
-        "links": links,
-    }
+    return DeployResult(
+        version=version, replaced=loaded.replaced or "", load_seconds=loaded.load_seconds, replicas=replicas, links=links
+    )

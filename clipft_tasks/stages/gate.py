@@ -1,67 +1,70 @@
 """gate: is the candidate good enough to be registered? The spec's rules, each with what was measured and its verdict."""
 
-from typing import Any
+from collections.abc import Sequence
 
+from ..contracts.evaluation import EvaluationResult
+from ..contracts.gate import GateVerdict
 from ..core.console import say
 from ..core.errors import ClipftError
-from ..spec import RunSpec, gate_rules
+from ..spec import RunSpec
 
 REPORT = "evaluation/report.html"
 
 
-def run(spec: RunSpec, run_id: str, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Hold the candidate against `gate.rules`, beside its opponent (the champion, or the start model where there is none).
+def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> GateVerdict:
+    """Hold the candidate against `gate.rules`, alongside its opponent (the champion, or the start model where there is none).
 
-    Returns: passed, metric, opponent, rules (rule, measured, where, sign, limit, passed), table (Markdown: the rules, then the
-        metrics), scores by resolution, links.
+    The verdict and the report are kept in the run, whichever way it goes.
+
     Raises: ClipftError when a rule fails, or names what was not evaluated.
     """
     from .. import tracking
-    from ..spec import metric_catalog
+    from ..evaluate import gate
 
-    results = sorted(evaluations, key=lambda r: r["resolution"])
-    opponent = results[0]["opponent"]
-    if any(r["opponent"] != opponent for r in results):
+    results = sorted(evaluations, key=lambda r: r.size)
+    metric, opponent = results[0].metric, results[0].opponent
+    if any(r.opponent != opponent for r in results):
         raise ClipftError("the gate", "the champion changed while the candidate was evaluated", "Evaluate again.")
-    metric = results[0]["metric"]
-    verdicts = [v.to_dict() for v in gate_rules.judge(spec.gate.rules, results, spec.resolution.train)]
-    failed = [v for v in verdicts if not v["passed"]]
-    against = f"version {opponent}" if opponent else "the start model"
-    table = f"{gate_rules.table(verdicts)}\n\n`score` is {metric}; gains are over {against}.\n\n{metric_catalog.table(results)}"
+    rules = gate.judge(spec.gate.rules, results, spec.resolution.train)
+    gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
+    table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results)])
     say(table)
-    verdict = {"passed": not failed, "metric": metric, "opponent": opponent, "rules": verdicts, "table": table}
     client = tracking.client()
     link = tracking.run_link(client.get_run(run_id), f"artifacts/{REPORT}")
+    verdict = GateVerdict(
+        passed=all(rule.passed for rule in rules),
+        metric=metric,
+        opponent=opponent,
+        rules=rules,
+        table=table,
+        scores={r.size: {role: m.intervals[metric] for role, m in r.models.items()} for r in results},
+        links={"Evaluation": link},
+    )
     with tracking.retryable():
         client.log_text(run_id, _page(spec, run_id, results, verdict), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
-        client.log_dict(run_id, verdict, "gate.json")
-        client.set_tag(run_id, "clipft.gate", "passed" if verdict["passed"] else "failed")
-    if failed:
-        reasons = "; ".join(f"`{v['rule']}` measured {gate_rules.measured(v)}" for v in failed)
+        client.log_dict(run_id, verdict.to_json(), "gate.json")
+        client.set_tag(run_id, "clipft.gate", "passed" if verdict.passed else "failed")
+    if not verdict.passed:
+        reasons = "; ".join(f"`{rule.rule}` measured {rule}" for rule in verdict.failed)
         raise ClipftError(
             f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", f"Nothing was registered. See {link}"
         )
-    scores = {
-        str(r["resolution"]): {who: r[who][metric] for who in ("before", "after", "champion") if who in r} for r in results
-    }
-    return verdict | {"scores": scores, "links": {"Evaluation": link}}
+    return verdict
 
 
-def _page(spec: RunSpec, run_id: str, results: list[dict[str, Any]], verdict: dict[str, Any]) -> str:
+def _page(spec: RunSpec, run_id: str, results: Sequence[EvaluationResult], verdict: GateVerdict) -> str:
     """The report, from what the evaluations left in the run."""
     from .. import tracking
-    from ..evaluate import report
+    from ..evaluate import artifacts, report
 
-    details = {
-        r["resolution"]: tracking.load_json_artifact(run_id, f"evaluation/{r['resolution']}-details.json") for r in results
-    }
-    main = min(details, key=lambda size: abs(size - spec.resolution.train))
+    errors = {r.size: found for r in results if (found := artifacts.load_errors(run_id, r.size))}
+    main = min((r.size for r in results), key=lambda size: abs(size - spec.resolution.train))
     tags = tracking.client().get_run(run_id).data.tags
     facts = {
         "dataset": tags.get("clipft.dataset", ""),
         "from": tags.get("clipft.start", ""),
-        "license": details[main].get("license", ""),
+        "license": errors[main].license if main in errors else "",
         "run": run_id,
     }
-    return report.page(f"Evaluation: {spec.domain}", results, details, verdict, main, facts)
+    return report.page(report.Report(f"Evaluation: {spec.domain}", results, errors, verdict, main, facts))

@@ -1,25 +1,23 @@
 """register: the candidate becomes a model version, with everything that one asks about it later, and the challenger."""
 
 import json
-from typing import Any
 
+from ..contracts.gate import GateVerdict
+from ..contracts.stages import RegisterResult
 from ..core.console import say
 from ..core.settings import settings
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
-    """Register the run's model once, whatever happens in between.
-
-    Returns: model, version, new (bool), links.
-    """
+def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
+    """Register the run's model once, whatever happens in between."""
     from .. import tracking
     from ..model.package import read_card
 
     client = tracking.client()
     card = read_card(tracking.fetch_candidate(run_id))
     run_tags = client.get_run(run_id).data.tags
-    scores = {f"clipft.score.{size}": f"{models['after']['value']:.4f}" for size, models in gate["scores"].items()}
+    scores = {f"clipft.score.{size}": f"{models['candidate'].value:.4f}" for size, models in gate.scores.items()}
     tags = {
         "clipft.key": card.key,
         "clipft.domain": card.domain,
@@ -31,16 +29,16 @@ def run(spec: RunSpec, run_id: str, gate: dict[str, Any]) -> dict[str, Any]:
         "clipft.embed_dim": str(card.embed_dim),
         "clipft.objective": json.dumps(card.objective),
         "clipft.start": card.start,
-        "clipft.metric": gate["metric"],
+        "clipft.metric": gate.metric,
         "clipft.dag_run": run_tags.get("clipft.dag_run", ""),
         **scores,
     }
     description = (
-        f"Fine-tuned on {card.dataset} from {card.start}.\n\n{gate['table']}\n\n"
+        f"Fine-tuned on {card.dataset} from {card.start}.\n\n{gate.table}\n\n"
         f"Classes: {', '.join(card.classes) or 'none'}. Data license: {card.license or 'not stated'}."
     )
     with tracking.retryable():
         version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
     link = f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
-    return {"model": version.name, "version": str(version.version), "new": new, "links": {"Model version": link}}
+    return RegisterResult(model=version.name, version=str(version.version), new=new, links={"Model version": link})

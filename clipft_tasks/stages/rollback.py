@@ -3,17 +3,15 @@
 Choosing is a stage of its own so that a retry of what follows goes to the same version, instead of forward again.
 """
 
-from typing import Any
-
+from ..contracts.stages import RollbackResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
+def run(spec: RunSpec, version: str = "") -> RollbackResult:
     """Choose `version`, or the one kept as `previous`.
 
-    Returns: version.
     Raises: ClipftError when there is nothing to go back to.
     """
     from .. import tracking
@@ -32,4 +30,4 @@ def run(spec: RunSpec, version: str = "") -> dict[str, Any]:
         ):  # cut between its two writes: finish what was begun
             target = tracking.client().get_registered_model(before.name).tags["clipft.promoting"]
     say(f"{spec.domain} goes back to version {target}.")
-    return {"version": target}
+    return RollbackResult(version=target)

@@ -1,9 +1,9 @@
 """rollout: the challenger proves itself on live traffic, in shadow and as canary, before it is promoted."""
 
 import time
-from typing import Any
 
 from ..contracts.serving import TrialReport
+from ..contracts.stages import RolloutResult
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
 from ..server.client import ServerClient
@@ -12,21 +12,20 @@ from ..spec import RunSpec
 POLL = 2.0  # seconds between two looks
 
 
-def run(spec: RunSpec, version: str) -> dict[str, Any]:
-    """Try a version; nothing happens when the spec asks for no trial, or nothing is live to try it beside.
+def run(spec: RunSpec, version: str) -> RolloutResult:
+    """Try a version; nothing happens when the spec asks for no trial, or nothing is live to compare it with.
 
-    Returns: version, tried (bool), shadow and canary (the server's reports).
     Raises: ClipftError when it disagrees, is slow, fails, or too little traffic came; the champion answers everything again.
     """
     asked = spec.rollout
     if not asked.requests:
         say("No trial on live traffic is asked for (rollout.requests is 0).")
-        return {"version": version, "tried": False}
+        return RolloutResult(version=version, tried=False)
     server = ServerClient()
     live = {model.domain: model.version for model in server.models()}
     if live.get(spec.domain, version) == version:
         say("No trial: no other version is live to compare with.")
-        return {"version": version, "tried": False}
+        return RolloutResult(version=version, tried=False)
     try:
         shadow = _half(spec, version, "shadow", False)
         canary = _half(spec, version, "canary", True, champion_p95=shadow.seconds_p95.champion)
@@ -37,7 +36,7 @@ def run(spec: RunSpec, version: str) -> dict[str, Any]:
             error.add_note(str(also))
         raise
     server.end_trial(spec.domain)
-    return {"version": version, "tried": True, "shadow": shadow.to_json(), "canary": canary.to_json()}
+    return RolloutResult(version=version, tried=True, shadow=shadow, canary=canary)
 
 
 def _half(spec: RunSpec, version: str, name: str, answers: bool, champion_p95: float | None = None) -> TrialReport:

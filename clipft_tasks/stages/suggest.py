@@ -84,7 +84,7 @@ def _recipe(spec: RunSpec) -> str:
     auxiliary = "".join(f" and {loss}" for loss in spec.objective.auxiliary)
     return (
         f"{spec.objective.name}{auxiliary}, {spec.train.epochs} epochs at {spec.resolution.train} px, from the champion, gate "
-        + "; ".join(spec.gate.rules)
+        + "; ".join(map(str, spec.gate.rules))
     )
 
 

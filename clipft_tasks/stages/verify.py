@@ -1,7 +1,6 @@
 """verify: the server, asked as any client would ask, gives the answers that were recorded at training."""
 
-from typing import Any
-
+from ..contracts.stages import VerifyResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
@@ -9,10 +8,9 @@ from ..server.client import ServerClient
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
-    """Send the probe pairs through the public API.
+def run(spec: RunSpec, version: str, previous: str = "") -> VerifyResult:
+    """Send the recorded pairs through the public API.
 
-    Returns: version, disagreement (largest difference of a cosine), pairs, links.
     Raises: ClipftError when another version answers or the answers differ, after the old champion is back and live.
     """
     from .. import tracking
@@ -36,4 +34,4 @@ def run(spec: RunSpec, version: str, previous: str = "") -> dict[str, Any]:
         )
     say(f"Version {version} answers as recorded: {len(recorded.images)} images, largest difference {difference:.5f}.")
     links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
-    return {"version": version, "disagreement": difference, "pairs": len(recorded.images), "links": links}
+    return VerifyResult(version=version, disagreement=difference, pairs=len(recorded.images), links=links)

@@ -18,6 +18,7 @@ from ..data.versioning import Dataset
 from ..domains import Domain
 from ..evaluate.metrics import balanced_accuracy
 from ..model.clip import Clip
+from ..spec.metric_catalog import METRICS
 
 SPLIT = "val"
 ROWS = 512  # of the split that are asked about, at most: standard error of 2 points, and seconds even on a CPU
@@ -55,7 +56,7 @@ class Rows:
         classes = sorted(set(frame.loc[frame["split"].isin(("train", SPLIT)), "label"]) - {""})
         held = frame[frame["split"] == SPLIT].reset_index(drop=True)
         # Rows of one class cannot show that a model calls everything by its name.
-        if metric == "image_to_text_r1" or held.loc[held["label"] != "", "label"].nunique() < 2:
+        if not METRICS[metric].needs_labels or held.loc[held["label"] != "", "label"].nunique() < 2:
             classes = []
         at = _spread(held, limit, bool(classes))
         held = held.iloc[at]
@@ -159,7 +160,9 @@ def general_score(clip: Clip, domain: Domain, side: int) -> float:
     """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
     from ..evaluate import forgetting
 
-    return float(forgetting.score(clip, side, require_general_set(domain))["general_score"]["value"])
+    found = forgetting.score(clip, side, require_general_set(domain))
+    assert found is not None  # its set is installed
+    return found.value
 
 
 def _finds(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ def spec(small_spec, monkeypatch):
 
 def test_off_it_leaves_the_candidate_and_touches_nothing(shared_home):
     result = blend.run(RunSpec.from_flat({"domain": "general"}), "a run that nobody knows")
-    assert result["run_id"] == "a run that nobody knows" and result["alpha"] == 1 and result["curve"] == []
+    assert result.run_id == "a run that nobody knows" and result.alpha == 1 and result.curve == []
 
 
 def test_the_chosen_point_is_what_is_evaluated_and_registered(shared_home, spec, known):
@@ -149,7 +149,7 @@ def test_killed_after_the_model_was_made_it_makes_no_second_one(shared_home, spe
     made = blend.run(spec, trained)
     experiment = tracking.get_or_create_experiment("clipft-general")
     found = tracking.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained}'")
-    assert [r.info.run_id for r in found] == [made["run_id"]]
+    assert [r.info.run_id for r in found] == [made.run_id]
 
 
 def test_where_nothing_is_forgotten_the_candidate_stays(shared_home, spec, known):
@@ -158,8 +158,8 @@ def test_where_nothing_is_forgotten_the_candidate_stays(shared_home, spec, known
     known(build.prepare(build.load(spec.model.start), spec), candidate(trained), early_gain, lambda share: 0.8)
     spec = changed(spec, blend__points=3)
     made = blend.run(spec, trained)
-    assert made["alpha"] == 1.0 and made["run_id"] == trained and len(made["curve"]) == 4
-    assert "nothing forgotten" in made["reason"]
+    assert made.alpha == 1.0 and made.run_id == trained and len(made.curve) == 4
+    assert "nothing forgotten" in made.reason
     assert blend.run(spec, trained) == made
 
 
@@ -171,9 +171,9 @@ def test_a_start_model_of_another_shape_is_prepared_as_it_was_for_training(share
     known(start, end, early_gain, late_loss)
     made = blend.run(spec, trained)
     expected = between(start.state(), end.state(), 0.5)
-    assert made["alpha"] == 0.5
-    assert all(torch.equal(w, expected[n]) for n, w in candidate(made["run_id"]).state().items())
-    assert candidate(made["run_id"]).side == spec.resolution.train
+    assert made.alpha == 0.5
+    assert all(torch.equal(w, expected[n]) for n, w in candidate(made.run_id).state().items())
+    assert candidate(made.run_id).side == spec.resolution.train
 
 
 def test_what_the_similarity_learned_goes_into_the_package(shared_home, spec, known):
@@ -184,7 +184,7 @@ def test_what_the_similarity_learned_goes_into_the_package(shared_home, spec, kn
     assert not torch.equal(end.similarity.between, torch.eye(end.embed_dim))
     known(start, end, early_gain, late_loss)
     made = blend.run(spec, trained)
-    kept = load_file(tracking.fetch_candidate(made["run_id"]) / "similarity.safetensors")
+    kept = load_file(tracking.fetch_candidate(made.run_id) / "similarity.safetensors")
     assert torch.equal(kept["between"], end.similarity.between)
 
     other = candidate(trained)

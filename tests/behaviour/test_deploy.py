@@ -33,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.stages import PromoteResult
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.model.package import read_recorded_answers
@@ -83,28 +84,28 @@ def state(server: Server) -> tuple[str, str, str]:
     return aliased(tracking.CHAMPION), aliased(tracking.PREVIOUS), answering
 
 
-def made_live(version: str) -> dict[str, str]:
+def made_live(version: str) -> PromoteResult:
     promoted = promote.run(SPEC, version)
-    deploy.run(SPEC, version, promoted["previous"])
+    deploy.run(SPEC, version, promoted.previous)
     return promoted
 
 
 def test_a_promoted_version_is_deployed_and_verified(server):
     promoted = promote.run(SPEC, "2")
-    assert promoted == {"version": "2", "previous": "1"}
-    deployed = deploy.run(SPEC, **promoted)
-    assert (deployed["version"], deployed["replaced"]) == ("2", "1") and deployed["load_seconds"] > 0
-    verified = verify.run(SPEC, **promoted)
-    assert verified["version"] == "2" and verified["pairs"] == 4 and verified["disagreement"] < 1e-3
+    assert promoted == PromoteResult(version="2", previous="1")
+    deployed = deploy.run(SPEC, promoted.version, promoted.previous)
+    assert (deployed.version, deployed.replaced) == ("2", "1") and deployed.load_seconds > 0
+    verified = verify.run(SPEC, promoted.version, promoted.previous)
+    assert verified.version == "2" and verified.pairs == 4 and verified.disagreement < 1e-3
     assert state(server) == ("2", "1", "2")
 
 
 def test_each_stage_may_run_again(server):
     for _ in range(2):
         promoted = promote.run(SPEC, "2")
-        assert promoted == {"version": "2", "previous": "1"}
-        assert deploy.run(SPEC, **promoted)["version"] == "2"
-        assert verify.run(SPEC, **promoted)["version"] == "2"
+        assert promoted == PromoteResult(version="2", previous="1")
+        assert deploy.run(SPEC, promoted.version, promoted.previous).version == "2"
+        assert verify.run(SPEC, promoted.version, promoted.previous).version == "2"
     assert state(server) == ("2", "1", "2")
 
 
@@ -115,7 +116,7 @@ def test_a_version_that_the_server_refuses_gives_the_title_back(server, how):
     promoted = promote.run(SPEC, "2")
     TAMPERED[how](package("2"))
     with pytest.raises(ClipftError, match="general"):
-        deploy.run(SPEC, **promoted)
+        deploy.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("1", "", "1")
     assert tracking.resolve_version(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
 
@@ -123,10 +124,10 @@ def test_a_version_that_the_server_refuses_gives_the_title_back(server, how):
 def test_a_refused_first_champion_leaves_nobody_champion(server):
     tracking.client().delete_registered_model_alias(NAME, tracking.CHAMPION)
     promoted = promote.run(SPEC, "2")
-    assert promoted == {"version": "2", "previous": ""}
+    assert promoted == PromoteResult(version="2", previous="")
     change_answers(package("2"))
     with pytest.raises(ClipftError):
-        deploy.run(SPEC, **promoted)
+        deploy.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("", "", "1")
 
 
@@ -141,7 +142,7 @@ def test_a_refused_version_does_not_cost_the_version_before_last(server):
         change_answers(package(third))
         running_version = state(server)[2]
         with pytest.raises(ClipftError):
-            deploy.run(SPEC, **promoted)
+            deploy.run(SPEC, promoted.version, promoted.previous)
         assert running_version == "2"
         assert state(server) == ("2", "1", "2")
     finally:
@@ -152,7 +153,7 @@ def test_a_version_that_answers_otherwise_than_recorded_steps_down_and_the_old_o
     promoted = made_live("2")
     change_answers(package("2"))
     with pytest.raises(ClipftError, match="differ"):
-        verify.run(SPEC, **promoted)
+        verify.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("1", "", "1")
     assert tracking.resolve_version(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
 
@@ -160,7 +161,7 @@ def test_a_version_that_answers_otherwise_than_recorded_steps_down_and_the_old_o
 def test_verify_notices_that_another_version_answers(server):
     promoted = promote.run(SPEC, "2")
     with pytest.raises(ClipftError, match="version 1 answers"):
-        verify.run(SPEC, **promoted)
+        verify.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("1", "", "1")
 
 
@@ -170,11 +171,11 @@ def test_a_server_that_is_away_is_transient_and_changes_nothing(server, monkeypa
     settings.cache_clear()
     for stage in (deploy, verify):
         with pytest.raises(Transient, match="does not answer"):
-            stage.run(SPEC, **promoted)
+            stage.run(SPEC, promoted.version, promoted.previous)
     monkeypatch.setenv("CLIPFT_SERVER_URL", server.url)
     settings.cache_clear()
     assert state(server) == ("2", "1", "1")
-    assert deploy.run(SPEC, **promoted)["replaced"] == "1"  # what a retry does
+    assert deploy.run(SPEC, promoted.version, promoted.previous).replaced == "1"  # what a retry does
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_a_server_that_is_busy_is_transient_and_changes_nothing(server, answers_
     settings.cache_clear()
     for stage in (deploy, verify):
         with pytest.raises(Transient, match="503"):
-            stage.run(SPEC, **promoted)
+            stage.run(SPEC, promoted.version, promoted.previous)
     assert (aliased(tracking.CHAMPION), aliased(tracking.PREVIOUS)) == ("2", "1")
 
 
@@ -212,32 +213,32 @@ def test_a_wrong_token_is_said_and_the_champion_is_the_version_that_answers(serv
     monkeypatch.setenv("CLIPFT_SERVER_TOKEN", "wrong")
     settings.cache_clear()
     with pytest.raises(ClipftError, match="token"):
-        deploy.run(SPEC, **promoted)
+        deploy.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("1", "", "1")
 
 
 # Rollback -----------------------------------------------------------------------------------------------------------
 
 
-def go_back(version: str = "") -> dict[str, str]:
-    back = promote.run(SPEC, **rollback.run(SPEC, version))
-    deploy.run(SPEC, **back)
-    verify.run(SPEC, **back)
+def go_back(version: str = "") -> PromoteResult:
+    back = promote.run(SPEC, rollback.run(SPEC, version).version)
+    deploy.run(SPEC, back.version, back.previous)
+    verify.run(SPEC, back.version, back.previous)
     return back
 
 
 def test_a_second_rollback_undoes_the_first(server):
     made_live("2")
-    assert go_back() == {"version": "1", "previous": "2"}
+    assert go_back() == PromoteResult(version="1", previous="2")
     assert state(server) == ("1", "2", "1")
-    assert go_back() == {"version": "2", "previous": "1"}
+    assert go_back() == PromoteResult(version="2", previous="1")
     assert state(server) == ("2", "1", "2")
 
 
 def test_a_rollback_may_name_its_version(server):
     made_live("2")
-    assert go_back("1") == {"version": "1", "previous": "2"}
-    assert go_back("1")["version"] == "1"  # again: it is there already
+    assert go_back("1") == PromoteResult(version="1", previous="2")
+    assert go_back("1").version == "1"  # again: it is there already
     assert state(server) == ("1", "2", "1")
 
 
@@ -263,16 +264,16 @@ def test_a_rollback_that_was_cut_between_its_writes_is_finished_by_its_retry(ser
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", cut)
         with pytest.raises((Transient, MlflowException)):
-            promote.run(SPEC, **rollback.run(SPEC))
-    assert promote.run(SPEC, **rollback.run(SPEC))["version"] == "1"
+            promote.run(SPEC, rollback.run(SPEC).version)
+    assert promote.run(SPEC, rollback.run(SPEC).version).version == "1"
     assert aliased(tracking.CHAMPION) == "1"
 
 
 def test_a_rollback_whose_result_was_lost_does_not_go_forward_again(server):
     made_live("2")
     chosen = rollback.run(SPEC)
-    promote.run(SPEC, **chosen)
-    assert promote.run(SPEC, **chosen)["version"] == "1"
+    promote.run(SPEC, chosen.version)
+    assert promote.run(SPEC, chosen.version).version == "1"
     assert aliased(tracking.CHAMPION) == "1"
 
 

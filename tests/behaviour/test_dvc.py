@@ -35,7 +35,7 @@ def test_repro_runs_the_chain_and_again_only_what_changed(home, table, tiny, tmp
     run("dvc", "repro")
     shown = json.loads(run("dvc", "metrics", "show", "--json"))
     metrics = next(iter(shown.values()))["data"]["results/metrics.json"]["data"]
-    assert set(metrics) == {"before", "after"} and set(metrics["after"]) == {"32", "48"}
+    assert set(metrics) == {"start", "candidate"} and set(metrics["candidate"]) == {"32", "48"}
     plots = json.loads(run("dvc", "plots", "show", "--json", "--split"))
     assert any("resolutions" in name for name in plots.get("data", plots))
 

@@ -8,10 +8,14 @@ import pandas as pd
 import pytest
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.evaluation import EvaluationResult
+from clipft_tasks.contracts.stages import EvaluateResult
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.evaluate import robustness
+from clipft_tasks.evaluate import artifacts, robustness
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain, evaluate, gate
+
+OWN = "fixtures.own_metrics:TopTwo"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,9 @@ def kept() -> dict:
 def results(shared_home, small_spec, kept) -> dict:
     """Everything up to the evaluation, once for this file, with robustness and the probe."""
     if not kept:
-        spec = RunSpec.from_flat(small_spec.flat() | {"evaluate.robustness": 1, "evaluate.probe": True})
+        spec = RunSpec.from_flat(
+            small_spec.flat() | {"evaluate.robustness": 1, "evaluate.linear_probe": True, "evaluate.metrics": [OWN]}
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(robustness, "ROWS", 8)
             for name in ("ingest", "validate", "version", "plan", "finetune", "blend", "evaluate"):
@@ -37,32 +43,41 @@ def artifact(results: dict, name: str) -> str:
     return mlflow.artifacts.load_text(f"runs:/{results['finetune']['run_id']}/evaluation/{name}")
 
 
+def evaluations(results: dict) -> list[EvaluationResult]:
+    return EvaluateResult.model_validate(results["evaluate"]).evaluations
+
+
 def test_the_result_holds_every_metric_and_is_plain_json(results):
-    small, large = results["evaluate"]["evaluations"]
-    assert json.loads(json.dumps(small, allow_nan=False)) == small and len(json.dumps(small)) < 20_000
-    for who in ("before", "after"):
+    raw = results["evaluate"]["evaluations"][0]
+    assert json.loads(json.dumps(raw, allow_nan=False)) == raw and len(json.dumps(raw)) < 20_000
+    small, large = evaluations(results)
+    for role in ("start", "candidate"):
+        model = small.models[role]
         for metric in ("balanced_accuracy", "accuracy", "image_to_text_r1", "text_to_image_r1"):
-            assert small[who][metric]["low"] <= small[who][metric]["value"] <= small[who][metric]["high"]
-            assert small["metrics"][who][metric] == pytest.approx(small[who][metric]["value"])
-        assert small["metrics"][who]["milliseconds_per_image"] > 0
-        assert {"fitted_temperature", "linear_probe_accuracy", "macro_auroc"} <= small["metrics"][who].keys()
-    assert small["gain_over_before"].keys() == {"value", "low", "high", "p"}
-    assert {c["metric"] for c in small["comparisons"]} == {
+            interval = model.intervals[metric]
+            assert interval.low <= interval.value <= interval.high
+            assert model.metrics[metric] == pytest.approx(interval.value)
+        assert model.metrics["milliseconds_per_image"] > 0
+        assert {"fitted_temperature", "linear_probe_accuracy", "macro_auroc"} <= model.metrics.keys()
+    assert small.gains.keys() == {"start"} and small.gain.low <= small.gain.value <= small.gain.high and 0 < small.gain.p <= 1
+    assert {c.metric for c in small.comparisons} == {
         "balanced_accuracy",
         "accuracy",
         "image_to_text_r1",
         "text_to_image_r1",
     }
-    assert all(c["p_holm"] >= c["p"] for c in small["comparisons"])
+    assert all(c.p_holm >= c.p for c in small.comparisons)
     # What costs more is done once, at the size that the model is for.
-    assert small["resolution"] == 32 and small["general_score"] and small["robustness"]
-    assert large["general_score"] == {} and large["robustness"] == {} and "fitted_temperature" not in large["metrics"]["after"]
+    assert small.size == 32 and small.candidate.general_score and small.candidate.robustness
+    assert large.candidate.general_score is None and large.candidate.robustness is None
+    assert "fitted_temperature" not in large.candidate.metrics
 
 
-def test_the_general_score_is_of_before_and_after_and_the_start_model_did_not_move(results):
-    found = results["evaluate"]["evaluations"][0]["general_score"]
-    assert found["before"]["cosine_to_start"] == pytest.approx({"image": 1, "text": 1})
-    assert found["after"]["cosine_to_start"]["image"] < 0.999 and 0 <= found["after"]["general_score"]["value"] <= 1
+def test_the_general_score_is_of_both_models_and_the_start_model_did_not_move(results):
+    small = evaluations(results)[0]
+    assert small.models["start"].general_score.cosine_to_start == pytest.approx({"image": 1, "text": 1})
+    known = small.candidate.general_score
+    assert known.cosine_to_start["image"] < 0.999 and 0 <= known.value <= 1
 
 
 def test_what_was_said_of_each_row_is_in_the_run(results):
@@ -70,14 +85,14 @@ def test_what_was_said_of_each_row_is_in_the_run(results):
     run_id = results["finetune"]["run_id"]
     path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/evaluation/32-rows.parquet")
     rows = pd.read_parquet(path)
-    first = results["evaluate"]["evaluations"][0]
-    assert len(rows) == first["rows"] and rows["key"].is_unique
-    assert (rows["after.predicted"] == rows["truth"]).mean() == pytest.approx(first["after"]["accuracy"]["value"])
-    details = json.loads(artifact(results, "32-details.json"))
-    assert sum(c["rows"] for c in details["models"]["after"]["classes"]) == first["rows"]
-    assert client_metrics(run_id)["test.after.macro_f1"] == pytest.approx(
-        results["evaluate"]["evaluations"][1]["metrics"]["after"]["macro_f1"]
-    )
+    first, second = evaluations(results)
+    assert len(rows) == first.rows and rows["key"].is_unique
+    right = (rows["candidate.predicted"] == rows["truth"]).mean()
+    assert right == pytest.approx(first.candidate.intervals["accuracy"].value)
+    errors = artifacts.load_errors(run_id, 32)
+    assert sum(c.rows for c in errors.models["candidate"].classes) == first.rows
+    assert client_metrics(run_id)["test.candidate.macro_f1"] == pytest.approx(second.candidate.metrics["macro_f1"])
+    assert client_metrics(run_id)[f"test.candidate.{OWN}"] == pytest.approx(second.candidate.metrics[OWN])
 
 
 def client_metrics(run_id: str) -> dict[str, float]:
@@ -87,16 +102,17 @@ def client_metrics(run_id: str) -> dict[str, float]:
 def test_the_same_again_is_not_computed_again(results, capsys):
     spec, run_id = results["spec"], results["finetune"]["run_id"]
     again = evaluate.run(spec, run_id, 32)
-    assert again == results["evaluate"]["evaluations"][0] and "Evaluated before" in capsys.readouterr().out
+    assert again == evaluations(results)[0] and "Evaluated before" in capsys.readouterr().out
 
 
 def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
     spec, run_id = results["spec"], results["finetune"]["run_id"]
-    verdict = gate.run(spec, run_id, results["evaluate"]["evaluations"])
-    assert verdict["links"]["Evaluation"].endswith("artifacts/evaluation/report.html")
+    verdict = gate.run(spec, run_id, evaluations(results))
+    assert verdict.links["Evaluation"].endswith("artifacts/evaluation/report.html")
     page = artifact(results, "report.html")
-    value = results["evaluate"]["evaluations"][0]["after"]["balanced_accuracy"]["value"]
+    value = evaluations(results)[0].candidate.intervals["balanced_accuracy"].value
     assert "Passed the gate" in page and f"<b>{value:.3f}</b>" in page and "general/v1" in page
+    assert "the right class among the best two" in page
     for heading in ("Rules", "At every size", "All metrics", "Is the difference real?", "Classes", "Who is taken for whom",
                     "Is it as sure as it is right?", "Corrupted images", "What it still knows of the world"):  # fmt: skip
         assert f"<h2>{heading}" in page, heading
@@ -108,5 +124,5 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
 def test_a_candidate_that_does_not_pass_has_its_page_too(results):
     spec = RunSpec.from_flat(results["spec"].flat() | {"gate.rules": ["gain(score) >= 0.99"]})
     with pytest.raises(ClipftError, match=r"did not pass.*report\.html"):
-        gate.run(spec, results["finetune"]["run_id"], results["evaluate"]["evaluations"])
+        gate.run(spec, results["finetune"]["run_id"], evaluations(results))
     assert "Did not pass the gate" in artifact(results, "report.html")

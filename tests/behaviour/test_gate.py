@@ -4,8 +4,12 @@ import pytest
 from fixtures.live_server import copied, spec, trained, use
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
+from clipft_tasks.evaluate import artifacts
+from clipft_tasks.spec import RunSpec
+from clipft_tasks.spec.metric_catalog import METRICS
 from clipft_tasks.stages import gate
 
 
@@ -16,13 +20,11 @@ def judged(base, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use(home, patch)
         run_id = str(tracking.resolve_version("models:/clipft-general/2").run_id)
-        evaluated = tracking.load_json_artifact(run_id, "evaluation/32.json")
+        evaluated = artifacts.load(run_id, 32)
 
         def judge(*rules: str):
             wanted = spec(base, 1)
-            return gate.run(
-                wanted.model_copy(update={"gate": wanted.gate.model_copy(update={"rules": list(rules)})}), run_id, [evaluated]
-            )
+            return gate.run(RunSpec.from_flat(wanted.flat() | {"gate.rules": list(rules)}), run_id, [evaluated])
 
         judge.run_id, judge.evaluated = run_id, evaluated
         yield judge
@@ -32,14 +34,15 @@ def judged(base, tmp_path_factory):
 def test_a_verdict_is_a_table_that_is_kept_with_the_run(judged):
     rules = ["gain(score) >= -1", "score at every size >= 0.5", "gain(score) on old >= -0.03"]
     verdict = judged(*rules)
-    after, champion = (judged.evaluated[who]["balanced_accuracy"]["value"] for who in ("after", "champion"))
-    assert [v["rule"] for v in verdict["rules"]] == rules and verdict["opponent"] == "1"
-    assert [v["measured"] for v in verdict["rules"]] == [pytest.approx(after - champion), pytest.approx(after), None]
-    kept = tracking.load_json_artifact(judged.run_id, "gate.json")
-    assert kept == {k: verdict[k] for k in kept} and kept["passed"]
+    models = judged.evaluated.models
+    candidate, champion = (models[role].intervals["balanced_accuracy"].value for role in ("candidate", "champion"))
+    assert [v.rule for v in verdict.rules] == rules and verdict.opponent == "1"
+    assert [v.measured for v in verdict.rules] == [pytest.approx(candidate - champion), pytest.approx(candidate), None]
+    kept = GateVerdict.from_json(tracking.load_json_artifact(judged.run_id, "gate.json"))
+    assert kept == verdict and kept.passed
     # The same text stands in the approval form, in the version's description and in the run.
-    assert verdict["table"].startswith("| rule | measured | limit | pass |")
-    assert all(f"| {rule} |" in verdict["table"] for rule in rules) and "| after |" in verdict["table"]
+    assert verdict.table.startswith("| rule | measured | limit | pass |")
+    assert all(f"| {rule} |" in verdict.table for rule in rules) and "| candidate |" in verdict.table
     assert tracking.client().get_run(judged.run_id).data.tags["clipft.gate"] == "passed"
 
 
@@ -58,7 +61,5 @@ def test_a_rule_about_what_was_not_evaluated_is_answered_with_what_was(judged):
 
 
 def test_every_metric_of_an_evaluation_can_stand_in_a_rule(judged):
-    from clipft_tasks.spec import gate_rules
-
-    found = gate_rules.metrics(judged.evaluated, "after")
-    assert found and set(found) <= set(gate_rules.METRICS)
+    found = judged.evaluated.values("candidate")
+    assert found and set(found) <= set(METRICS)

@@ -7,6 +7,9 @@ import fixtures.forkserver
 import pytest
 from conftest import small
 
+from clipft_tasks.contracts.evaluation import Interval
+from clipft_tasks.contracts.gate import GateVerdict
+from clipft_tasks.contracts.stages import PromoteResult
 from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import finetune, ingest, plan, promote, register, version
@@ -16,6 +19,7 @@ VICTIM = """
 import importlib, json, os, signal, sys
 flat, stage, inputs, module, name, at, after = json.loads(sys.argv[1])
 from clipft_tasks.spec import RunSpec
+from clipft_tasks.stages.call import call_stage
 owner = importlib.import_module(module)
 for part in name.split(".")[:-1]:
     owner = getattr(owner, part)
@@ -28,8 +32,7 @@ def dying(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return out
 setattr(owner, leaf, dying)
-stage, _, part = stage.partition(".")
-getattr(importlib.import_module("clipft_tasks.stages." + stage), part or "run")(RunSpec.from_flat(flat), **inputs)
+call_stage(stage, RunSpec.from_flat(flat), inputs)
 """
 
 
@@ -98,16 +101,16 @@ def test_killed_while_registering_there_is_one_model_version(flat, planned):
 
     spec = RunSpec.from_flat(flat)
     run_id = finetune.run(spec, planned)["run_id"]
-    score = {"value": 0.9, "low": 0.8, "high": 1.0}
-    gate = {"scores": {"32": {"after": score}}, "metric": "accuracy", "table": ""}
-    inputs = {"run_id": run_id, "gate": gate}
+    score = Interval(value=0.9, low=0.8, high=1.0)
+    gate = GateVerdict(passed=True, metric="accuracy", opponent="", rules=[], table="", scores={32: {"candidate": score}})
+    inputs = {"run_id": run_id, "gate": gate.to_json()}
     client = "mlflow.tracking:MlflowClient."
     assert killed(flat, "register", inputs, client + "create_model_version", after=True)
     assert killed(flat, "register", inputs, client + "set_model_version_tag", at=3)
     assert killed(flat, "register", inputs, client + "set_registered_model_alias")
     made = register.run(spec, run_id, gate)
     found = tracking.client().search_model_versions("name = 'clipft-general'")
-    assert [str(v.version) for v in found] == [made["version"]] == ["1"]
+    assert [str(v.version) for v in found] == [made.version] == ["1"]
     assert found[0].tags["clipft.dataset"] == "general/v1"
 
     # Promotion: between the two aliases, the old champion must still be one of them.
@@ -115,7 +118,7 @@ def test_killed_while_registering_there_is_one_model_version(flat, planned):
     tracking.client().create_model_version("clipft-general", found[0].source, run_id)
     assert killed(flat, "promote", {"version": "2"}, client + "set_registered_model_alias", at=2)
     assert tracking.version_number(tracking.champion("general")) == "1"
-    assert promote.run(spec, "2") == {"version": "2", "previous": "1"}
+    assert promote.run(spec, "2") == PromoteResult(version="2", previous="1")
     assert tracking.version_number(tracking.version_by_alias("general", "previous")) == "1"
 
 

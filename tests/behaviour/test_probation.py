@@ -72,8 +72,8 @@ def fire(*alerts: DriftAlert, run: str, spec: RunSpec = SPEC, cool_down: float =
 
 def go_live(version: str) -> None:
     promoted = promote.run(SPEC, version)
-    deploy.run(SPEC, **promoted)
-    verify.run(SPEC, **promoted)
+    deploy.run(SPEC, promoted.version, promoted.previous)
+    verify.run(SPEC, promoted.version, promoted.previous)
 
 
 def readapted(server: Server, right: int = 30, wrong: int = 10, run: str = "drifting") -> str:
@@ -93,7 +93,7 @@ def answer(taken: TriageResult) -> CloseResult:
     suggested = suggest.run(SPEC, taken.signals, taken.incident)
     assert (suggested.action, suggested.version) == ("rollback", "1")
     assert "right in" in suggested.why and "Go back to another version" in suggested.table
-    go_live(rollback.run(SPEC, suggested.version)["version"])
+    go_live(rollback.run(SPEC, suggested.version).version)
     return close.run(SPEC, {"suggest": "success", "rollback": "success", "finetune": "skipped"}, taken.incident)
 
 
@@ -303,10 +303,10 @@ def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monk
 def test_a_new_model_that_does_not_verify_leaves_the_old_champion_and_counts_as_a_failure(server):
     taken = drifting()
     promoted = promote.run(SPEC, "2")
-    deploy.run(SPEC, **promoted)
+    deploy.run(SPEC, promoted.version, promoted.previous)
     change_answers(package("2"))
     with pytest.raises(ClipftError, match="did not verify"):
-        verify.run(SPEC, **promoted)
+        verify.run(SPEC, promoted.version, promoted.previous)
     said = close.run(SPEC, {"suggest": "success", "dataset": "success", "finetune": "failed"}, taken.incident)
     assert (said.outcome, said.failed, said.failures) == ("failed", ["finetune"], 1)
     assert (champion(), serving(server)) == ("1", "1") and now().incident is None

@@ -12,6 +12,7 @@ import pytest
 from fixtures.live_server import CLASSES, IMAGES, TOKEN, Server, changed_card, package
 from fixtures.trials import answering, disputed, server, shared, too_small, tried  # noqa: F401  (fixtures)
 
+from clipft_tasks.contracts.stages import RolloutResult
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
@@ -69,8 +70,8 @@ def no_server(monkeypatch: pytest.MonkeyPatch, own: Path) -> Iterator[None]:
 
 
 def test_without_a_trial_asked_for_no_server_is_needed(no_server):
-    assert rollout.run(spec(requests=0), "2") == {"version": "2", "tried": False}
-    assert rollout.run(RunSpec.from_flat({"domain": "general"}), "2") == {"version": "2", "tried": False}
+    assert rollout.run(spec(requests=0), "2") == RolloutResult(version="2", tried=False)
+    assert rollout.run(RunSpec.from_flat({"domain": "general"}), "2") == RolloutResult(version="2", tried=False)
 
 
 def test_a_server_that_is_away_is_worth_another_attempt(no_server):
@@ -79,23 +80,23 @@ def test_a_server_that_is_away_is_worth_another_attempt(no_server):
 
 
 def test_with_nothing_to_compare_with_there_is_no_trial(staged):
-    assert rollout.run(spec(), "1") == {"version": "1", "tried": False}
+    assert rollout.run(spec(), "1") == RolloutResult(version="1", tried=False)
     elsewhere = RunSpec.from_flat({"domain": "industrial", "rollout.requests": 4})
-    assert rollout.run(elsewhere, "2") == {"version": "2", "tried": False}
+    assert rollout.run(elsewhere, "2") == RolloutResult(version="2", tried=False)
 
 
 def test_a_version_that_proves_itself_passes_and_no_caller_was_let_down(staged, disputed):
     with traffic(staged, disputed[0][:2]) as seen:
         done = rollout.run(spec(min_agreement=1), "2")
         assert not tried(staged)
-    assert (done["version"], done["tried"]) == ("2", True)
-    shadow, canary = done["shadow"], done["canary"]
-    assert (shadow["answers"], shadow["version"], shadow["errors"], shadow["agreement"]) == (False, "2", 0, 1)
-    assert (canary["answers"], canary["version"], canary["errors"]) == (True, "2", 0)
-    assert shadow["requests"] >= 4 and canary["requests"] >= 4
+    assert (done.version, done.tried) == ("2", True)
+    shadow, canary = done.shadow, done.canary
+    assert (shadow.answers, shadow.version, shadow.errors, shadow.agreement) == (False, "2", 0, 1)
+    assert (canary.answers, canary.version, canary.errors) == (True, "2", 0)
+    assert shadow.requests >= 4 and canary.requests >= 4
     assert {status for status, _ in seen} == {200}
     assert [version for _, version in seen].count("2") >= 4
-    json.dumps(done)  # it is handed on between tasks
+    json.dumps(done.to_json(), allow_nan=False)  # it is handed on between tasks
 
 
 def test_a_version_that_disagrees_is_refused_before_it_answers_anybody(staged, disputed):
@@ -109,7 +110,7 @@ def test_an_agreement_that_was_asked_for_is_enough(staged, disputed):
     alike, unlike = disputed
     with traffic(staged, [alike[0], unlike[0]]):
         done = rollout.run(spec(min_agreement=0.5), "2")
-    assert done["tried"] is True and done["shadow"]["agreement"] == 0.5
+    assert done.tried is True and done.shadow.agreement == 0.5
 
 
 def test_a_version_that_fails_is_refused_and_no_caller_was_let_down(staged):

@@ -79,8 +79,8 @@ def versions(domain: str) -> list[str]:
 def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
     summary = json.loads((settings().root / "demo" / "summary.json").read_text())
     for size, who in summary["scores"].items():
-        assert who["after"]["value"] >= who["before"]["value"] + 0.15, size
-        assert who["after"]["low"] <= who["after"]["value"] <= who["after"]["high"]
+        assert who["candidate"]["value"] >= who["start"]["value"] + 0.15, size
+        assert who["candidate"]["low"] <= who["candidate"]["value"] <= who["candidate"]["high"]
     assert summary["data"]["version"] == "industrial/v1" and summary["data"]["new"]
     assert summary["answer"]["model_version"] == summary["version"] == "1"
     assert summary["data"]["license"].startswith("CC-BY-NC-SA-4.0")

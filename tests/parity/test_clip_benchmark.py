@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from clipft_tasks.data.decoded_cache import decoded
 from clipft_tasks.domains import Domain
-from clipft_tasks.evaluate import zero_shot
+from clipft_tasks.evaluate import predictions, zero_shot
 from clipft_tasks.model.package import preprocessing_of
 
 classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
@@ -66,7 +66,7 @@ def test_classification(home, clip, tmp_path, with_new_numpy):
     templates = [p.replace("{}", "{c}") for p in PROMPTS]
     theirs = classification.evaluate(clip.model, loader, clip.tokenizer, CLASSES, templates, "cpu", amp=False)
 
-    ours, absent = zero_shot.all_metrics(zero_shot.score(clip, dataset, "test", SIDE, 50))
+    ours, absent = predictions.all_metrics(zero_shot.predict(clip, zero_shot.Task(dataset, SIDE, 50)))
     assert absent == {}
     assert ours["accuracy"] == pytest.approx(theirs["acc1"], abs=5e-5)
     assert ours["top5_accuracy"] == pytest.approx(theirs["acc5"], abs=5e-5)
@@ -84,7 +84,7 @@ def test_retrieval_with_several_captions_a_image(home, clip, tmp_path):
     loader = DataLoader(Images(clip, dataset, texts), batch_size=25, collate_fn=texts_as_lists)
     theirs = retrieval.evaluate(clip.model, loader, clip.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
-    ours, _ = zero_shot.all_metrics(zero_shot.score(clip, dataset, "test", SIDE, 16))
+    ours, _ = predictions.all_metrics(zero_shot.predict(clip, zero_shot.Task(dataset, SIDE, 16)))
     for k in (1, 5, 10):
         assert ours[f"text_to_image_r{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=5e-5)
         assert ours[f"image_to_text_r{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=5e-5)

@@ -1,17 +1,22 @@
 """What a comparison says of models, from what they said of rows."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipft_tasks.evaluate import compare
-from clipft_tasks.evaluate.zero_shot import Scored
+from clipft_tasks.contracts.comparison import ModelComparison
+from clipft_tasks.contracts.evaluation import EvaluationResult, ModelScores, PairedGain
+from clipft_tasks.evaluate import compare, compare_page
+from clipft_tasks.evaluate.compare import Model, Origin, Question, RunFacts
+from clipft_tasks.evaluate.predictions import Predictions
 
 CLASSES = ["bolt", "nut", "washer"]
 
 
-def said(right: float, rows: int = 120, classes: int = 3, seed: int = 0) -> Scored:
+def said(right: float, rows: int = 120, classes: int = 3, seed: int = 0) -> Predictions:
     """A model that names this share of the rows right; truth is the same for every seed."""
     truth = np.arange(rows) % classes
     rng = np.random.default_rng(seed)
@@ -20,75 +25,82 @@ def said(right: float, rows: int = 120, classes: int = 3, seed: int = 0) -> Scor
     scores[np.arange(rows), predicted] = 0.3 + 0.1 * rng.random(rows)
     keys = np.array([f"{i:04}" for i in range(rows)])
     ranks = np.zeros(rows)
-    return Scored(
+    return Predictions(
         keys, keys, truth, predicted, scores.max(1) - 0.1, scores, ranks, ranks, np.ones(rows), scores, 10.0, 0.01, {}
     )
 
 
-def model(
-    name: str, right: float, domain: str = "industrial", rows: str = "r", classes: int = 3, **facts: object
-) -> compare.Model:
-    card = {"domain": domain, "dataset": f"{domain}/v1", "start": "starter", "run_id": name, "resolutions": {"serve": 128}}
+def model(name: str, right: float, domain: str = "industrial", rows: str = "r", classes: int = 3, **facts: object) -> Model:
+    origin = Origin(domain, f"{domain}/v1", "", "starter", "", "", name, 128, (96, 128))
     names = CLASSES if classes == 3 else [f"class {i:02}" for i in range(classes)]
     seed = sum(map(ord, name))
-    scored = {side: said(right, classes=classes, seed=seed) for side in (96, 128)}
-    return compare.Model(name, card, Path(), f"{domain}/v1", rows, names, scored, facts)
+    predictions = {size: said(right, classes=classes, seed=seed) for size in (96, 128)}
+    return Model(name, origin, Path(), f"{domain}/v1", rows, names, predictions, RunFacts(**facts))
 
 
-def compared(*models: compare.Model) -> dict:
-    metrics = {m.domain: "balanced_accuracy" for m in models}
-    return compare.content(models, metrics, {d: ["balanced_accuracy", "accuracy"] for d in metrics}, 300)
+def compared(*models: Model, problems: Sequence[str] = ()) -> ModelComparison:
+    questions = {m.domain: Question("balanced_accuracy", ["balanced_accuracy", "accuracy"]) for m in models}
+    return compare.compare(models, questions, resamples=300, problems=problems)
 
 
-def recorded(gain: float) -> dict:
-    found = {
+def recorded(value: float) -> dict[int, EvaluationResult]:
+    scores = ModelScores(intervals={}, metrics={"general_score": 0.25})
+    gain = PairedGain(value=value, low=value - 0.1, high=value + 0.1, p=0.01)
+    models = {"start": scores, "candidate": scores}
+    fields = {
+        "size": 128,
+        "rows": 120,
         "metric": "balanced_accuracy",
-        "after": {},
-        "gain_over_before": {"value": gain, "low": gain - 0.1, "high": gain + 0.1},
+        "opponent": "",
+        "models": models,
+        "gains": {"start": gain},
     }
-    return {"128": found}
+    return {128: EvaluationResult(**fields)}
 
 
 def test_models_of_two_domains_stand_side_by_side_untested():
-    gains = {"recorded": recorded(0.2)}
-    found = compared(model("a 1", 0.5, **gains), model("a 2", 0.9), model("b 1", 0.8, "medical"), model("b 2", 0.8, "medical"))
-    pairs = [(p["from"], p["to"]) for group in found["groups"] for p in group["pairs"]]
-    assert pairs == [("a 1", "a 2"), ("b 1", "b 2")] and found["tests"] == 2
-    sure, unsure = (group["pairs"][0] for group in found["groups"])
-    assert sure["p_holm"] == pytest.approx(min(1, 2 * sure["p"])) and unsure["p_holm"] >= unsure["p"]  # over both domains
-    assert found["said"][0].startswith("a 2 is better than a 1: +40.0 points of balanced accuracy at 128 px")
-    assert found["said"][1].startswith("No difference beyond chance between b 2 and b 1")
-    assert [g.get("value") for g in found["gains"]] == [0.2, None, None, None]
-    page = compare.page(found, {}, ["b 1: its run was deleted"])
+    industrial = [model("a 1", 0.5, evaluations=recorded(0.2)), model("a 2", 0.9)]
+    medical = [model("b 1", 0.8, "medical"), model("b 2", 0.8, "medical")]
+    found = compared(*industrial, *medical, problems=["b 1: its run was deleted"])
+    pairs = [(p.old, p.new) for group in found.groups for p in group.pairs]
+    assert pairs == [("a 1", "a 2"), ("b 1", "b 2")] and found.tests == 2
+    sure, unsure = (group.pairs[0].gain for group in found.groups)
+    assert sure.p_holm == pytest.approx(min(1, 2 * sure.p)) and unsure.p_holm >= unsure.p  # over both domains
+    assert found.summary[0].startswith("a 2 is better than a 1: +40.0 points of balanced accuracy at 128 px")
+    assert found.summary[1].startswith("No difference beyond chance between b 2 and b 1")
+    assert [g.gain and g.gain.value for g in found.gains] == [0.2, None, None, None]
+    page = compare_page.page(found, {})
     assert all(text in page for text in ("its run was deleted", "its run has no evaluation", "medical", "+0.200"))
+    assert found.groups[0].recorded["a 1"] == {"general_score": 0.25} and "as its run recorded it" in page
+    assert ModelComparison.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
 
 
 def test_a_worse_model_is_called_worse():
     found = compared(model("new", 0.9), model("other", 0.4))
-    assert found["said"][0].startswith("new is better than other: -50.0 points")
-    assert '<td class="worse">worse</td>' in compare.page(found, {}, [])
+    assert found.summary[0].startswith("new is better than other: -50.0 points")
+    assert '<td class="worse">worse</td>' in compare_page.page(found, {})
 
 
 def test_changed_rows_are_what_the_two_said_the_surest_first():
     old, new = model("old", 0.5), model("new", 0.7)
     change = compare.changes(old, new, 128)
-    a, b = old.scored[128], new.scored[128]
-    assert set(change["mended"]) == set(np.flatnonzero((b.predicted == b.truth) & (a.predicted != a.truth)))
-    assert set(change["broken"]) == set(np.flatnonzero((b.predicted != b.truth) & (a.predicted == a.truth)))
-    assert (np.diff(b.margin[change["mended"]]) <= 0).all()
-    i = change["broken"][0]
-    assert change["rows"][str(i)] == {
+    a, b = old.predictions[128], new.predictions[128]
+    assert set(change.fixed) == set(np.flatnonzero((b.predicted == b.truth) & (a.predicted != a.truth)))
+    assert set(change.broken) == set(np.flatnonzero((b.predicted != b.truth) & (a.predicted == a.truth)))
+    assert (np.diff(b.margin[change.fixed]) <= 0).all()
+    i = change.broken[0]
+    assert dict(change.rows[i]) == {
         n: CLASSES[x[i]] for n, x in (("truth", a.truth), ("old", a.predicted), ("new", b.predicted))
     }
 
 
 def test_many_classes_are_shown_as_their_largest_confusions():
     many = model("m", 0.5, classes=20)
-    found = compare.confusion(many.scored[128], many.classes)
-    assert "counts" not in found and len(found["largest"]) == compare.SHOWN_CLASSES
-    counts = [n for _, _, n in found["largest"]]
-    assert counts == sorted(counts, reverse=True) and all(t != p for t, p, _ in found["largest"])
-    assert "the largest confusions of 20 classes" in compare.page(compared(many), {}, [])
+    found = compare.confusion(many.predictions[128], many.classes)
+    assert found.counts is None and len(found.largest) == compare.SHOWN_CLASSES
+    counts = [c.rows for c in found.largest]
+    assert counts == sorted(counts, reverse=True) and all(c.truth != c.answer for c in found.largest)
+    assert "the largest confusions of 20 classes" in compare_page.page(compared(many), {})
 
 
 def test_parameters_that_are_equal_or_probed_are_left_out():
@@ -110,21 +122,21 @@ def test_parameters_that_are_equal_or_probed_are_left_out():
     ],
 )
 def test_energy_is_power_times_time_and_says_whose_power(facts, watts, energy, assumed):
-    hour = {"metrics": {"pairs": 7200.0, "pairs_per_second": 2.0}}
-    found = compare.cost(facts | hour, watts)
-    assert (found["seconds"], found["energy_wh"], found["assumed"]) == (3600, pytest.approx(energy), assumed)
+    hour = RunFacts(metrics={"pairs": 7200.0, "pairs_per_second": 2.0}, **facts)
+    found = compare.cost("a", hour, watts)
+    assert (found.seconds, found.energy_wh, found.assumed) == (3600, pytest.approx(energy), assumed)
 
 
 def test_a_run_that_is_gone_has_no_cost():
-    found = compare.cost({})
-    assert found["seconds"] is None and found["energy_wh"] is None and found["assumed"] == ""
+    found = compare.cost("a", RunFacts())
+    assert found.seconds is None and found.energy_wh is None and found.assumed == ""
 
 
 def test_the_curve_holds_every_point_and_interval_within_its_axes():
     found = compared(model("a", 0.5), model("b", 0.9))
-    drawn = compare.curve(found["groups"][0])
-    assert [label for _, label in drawn["x_ticks"]] == [96, 128]
-    for line in drawn["lines"]:
-        assert len(line["points"]) == 2
-        for p in line["points"]:
-            assert 0 <= p["high"] <= p["y"] <= p["low"] <= drawn["bottom"] + 1e-6
+    drawn = compare_page.curve(found.groups[0])
+    assert [label for _, label in drawn.x_ticks] == [96, 128] and len(drawn.lines) == 2
+    for points in drawn.lines.values():
+        assert len(points) == 2
+        for p in points:
+            assert 0 <= p.high <= p.y <= p.low <= drawn.bottom + 1e-6

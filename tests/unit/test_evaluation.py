@@ -10,11 +10,22 @@ import torch
 from fixtures.evaluation import a_dataset
 from fixtures.parity import a_clip
 
+from clipft_tasks.contracts.evaluation import PairedGain
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
 from clipft_tasks.domains import Domain, get_domain
 from clipft_tasks.domains.base import CORRUPTIONS
-from clipft_tasks.evaluate import corruptions, error_analysis, forgetting, linear_probe, metrics, robustness, zero_shot
+from clipft_tasks.evaluate import (
+    corruptions,
+    error_analysis,
+    forgetting,
+    linear_probe,
+    metrics,
+    predictions,
+    robustness,
+    zero_shot,
+)
+from clipft_tasks.evaluate.predictions import Predictions
 from clipft_tasks.evaluate.slices import slices
 from clipft_tasks.model import starter
 from clipft_tasks.model.package import preprocessing_of
@@ -43,8 +54,12 @@ def dataset(home, tmp_path):
     return a_dataset(tmp_path, rows)
 
 
-def scored(clip, dataset, split: str = "test", limit: int = 0) -> zero_shot.Scored:
-    return zero_shot.score(clip, dataset, split, SIDE, 16, limit)
+def task(dataset, batch: int = 16) -> zero_shot.Task:
+    return zero_shot.Task(dataset, SIDE, batch)
+
+
+def scored(clip, dataset, split: str = "test", limit: int = 0) -> Predictions:
+    return zero_shot.predict(clip, task(dataset), split, limit)
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------
@@ -52,23 +67,23 @@ def scored(clip, dataset, split: str = "test", limit: int = 0) -> zero_shot.Scor
 
 def test_every_metric_is_there_and_every_headline_holds_its_interval(clip, dataset):
     found = scored(clip, dataset)
-    metrics, absent = zero_shot.all_metrics(found)
+    metrics, absent = predictions.all_metrics(found)
     assert absent == {} and "top3_accuracy" not in metrics  # of three classes
     asked = {"accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "calibration_error",
              "image_to_text_r1", "image_to_text_r5", "text_to_image_r10", "image_to_text_median_rank", "text_to_image_median_rank",
              "modality_gap", "alignment", "uniformity_image", "uniformity_text", "milliseconds_per_image"}  # fmt: skip
     assert asked <= metrics.keys()
     assert metrics["milliseconds_per_image"] > 0 and metrics["image_to_text_median_rank"] >= 1
-    names = zero_shot.metrics(dataset)
+    names = zero_shot.headlines(dataset)
     assert names == ["balanced_accuracy", "accuracy", "image_to_text_r1", "text_to_image_r1"]
-    for name, each in zero_shot.summary(found, [*names, "macro_f1", "image_to_text_r5"], 200).items():
-        assert each["value"] == pytest.approx(metrics[name]) and each["low"] <= each["value"] <= each["high"]
+    for name, each in predictions.intervals(found, [*names, "macro_f1", "image_to_text_r5"], 200).items():
+        assert each.value == pytest.approx(metrics[name]) and each.low <= each.value <= each.high
     json.dumps(metrics, allow_nan=False)
 
 
 def test_an_interval_of_a_metric_that_has_none_is_refused_with_those_that_do(clip, dataset):
     with pytest.raises(ClipftError, match=r"macro_auroc.*no interval.*balanced_accuracy"):
-        zero_shot.summary(scored(clip, dataset), ["macro_auroc"], 100)
+        predictions.intervals(scored(clip, dataset), ["macro_auroc"], 100)
 
 
 def test_the_interval_of_balanced_accuracy_is_that_of_rows_drawn_by_hand(clip, dataset):
@@ -76,13 +91,13 @@ def test_the_interval_of_balanced_accuracy_is_that_of_rows_drawn_by_hand(clip, d
     low, high = metrics.bootstrap(
         lambda rows: metrics.balanced_accuracy(found.truth[rows], found.predicted[rows]), found.groups, 3000
     )
-    ours = zero_shot.summary(found, ["balanced_accuracy"], 3000)["balanced_accuracy"]
-    assert (ours["low"], ours["high"]) == pytest.approx((low, high), abs=0.015)
+    ours = predictions.intervals(found, ["balanced_accuracy"], 3000)["balanced_accuracy"]
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.015)
 
 
 def test_batches_and_limits_change_nothing_but_the_rows(clip, dataset):
     whole = scored(clip, dataset)
-    other = zero_shot.score(clip, dataset, "test", SIDE, 7)
+    other = zero_shot.predict(clip, task(dataset, batch=7))
     np.testing.assert_allclose(whole.scores, other.scores, atol=1e-5)
     part = scored(clip, dataset, limit=10)
     assert len(part.truth) == 10 and set(part.keys) <= set(whole.keys)
@@ -92,7 +107,7 @@ def test_batches_and_limits_change_nothing_but_the_rows(clip, dataset):
 def test_a_image_with_several_captions_is_one_query_and_none_of_them_stands_in_the_others_way(home, clip, tmp_path):
     rows = [{"image": i // 3, "caption": f"caption {i}"} for i in range(30)]
     found = scored(clip, a_dataset(tmp_path, rows))
-    assert found.share.tolist() == [pytest.approx(1 / 3)] * 30
+    assert found.image_weight.tolist() == [pytest.approx(1 / 3)] * 30
     assert (found.image_rank.reshape(10, 3) == found.image_rank[::3, None]).all() and found.image_rank.max() <= 27
     assert len(set(found.groups)) == 10  # rows of one image are resampled together
 
@@ -112,14 +127,15 @@ def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, cl
     broken.model.eval()
     broken.model.visual.proj.data.fill_(float("nan"))
     found = scored(broken, dataset)
-    metrics, absent = zero_shot.all_metrics(found)
+    metrics, absent = predictions.all_metrics(found)
     assert (found.predicted == -1).all() and metrics["accuracy"] == metrics["image_to_text_r1"] == 0
     assert absent["macro_auroc"] == "the model's scores are not all numbers"
-    json.dumps([metrics, zero_shot.summary(found, zero_shot.metrics(dataset), 100)], allow_nan=False)
-    assert zero_shot.calibrated(found, scored(broken, dataset, "val")) == {}
-    assert zero_shot.difference(scored(clip, dataset), found, "accuracy", 200)["low"] > 0
-    page = error_analysis.of(dataset, {"after": found}, images=True)
-    assert page["mistakes"][0]["said"] == "no answer" and page["models"]["after"]["confusion"][0]["answer"] == ""
+    intervals = predictions.intervals(found, zero_shot.headlines(dataset), 100)
+    json.dumps([metrics, [each.to_json() for each in intervals.values()]], allow_nan=False)
+    assert predictions.calibration(found, scored(broken, dataset, "val")) == {}
+    assert predictions.paired_gain(scored(clip, dataset), found, "accuracy", 200).low > 0
+    page = error_analysis.analyze(dataset, {"candidate": found}, images=True)
+    assert page.mistakes[0].answer == "no answer" and page.models["candidate"].confusion[0].answer == ""
 
 
 # Bad days -------------------------------------------------------------------------------------------------------------
@@ -131,42 +147,42 @@ def test_rows_without_labels_do_not_count_and_the_others_do(home, clip, tmp_path
         row["label"] = ""
     dataset = a_dataset(tmp_path, rows)
     found = scored(clip, dataset)
-    metrics, absent = zero_shot.all_metrics(found)
+    metrics, absent = predictions.all_metrics(found)
     assert absent == {} and metrics["accuracy"] == np.mean(found.predicted[1::2] == found.truth[1::2])
 
 
 def test_test_rows_without_any_label_leave_retrieval(home, clip, tmp_path):
     dataset = a_dataset(tmp_path, labeled(20, split="train") + [{"image": 50 + i, "caption": f"c {i}"} for i in range(20)])
-    assert zero_shot.metrics(dataset) == ["image_to_text_r1", "text_to_image_r1"]
-    metrics, absent = zero_shot.all_metrics(scored(clip, dataset))
+    assert zero_shot.headlines(dataset) == ["image_to_text_r1", "text_to_image_r1"]
+    metrics, absent = predictions.all_metrics(scored(clip, dataset))
     assert absent == {"classification": "no row of the split has a label"} and "accuracy" not in metrics
-    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, images=False)["models"]["after"]["classes"] == []
+    assert error_analysis.analyze(dataset, {"candidate": scored(clip, dataset)}, images=False).models["candidate"].classes == []
 
 
 def test_one_class_only(home, clip, tmp_path):
     dataset = a_dataset(tmp_path, labeled(20, classes=1))
-    assert zero_shot.metrics(dataset) == ["image_to_text_r1", "text_to_image_r1"]
-    assert zero_shot.all_metrics(scored(clip, dataset))[1] == {"classification": "the data set has fewer than two classes"}
+    assert zero_shot.headlines(dataset) == ["image_to_text_r1", "text_to_image_r1"]
+    assert predictions.all_metrics(scored(clip, dataset))[1] == {"classification": "the data set has fewer than two classes"}
 
 
 def test_test_rows_of_one_class_of_several_have_no_auroc_and_say_why(home, clip, tmp_path):
     rows = [*labeled(12, classes=1), {"image": 90, "caption": "other", "label": "class 9", "split": "train"}]
-    metrics, absent = zero_shot.all_metrics(scored(clip, a_dataset(tmp_path, rows)))
+    metrics, absent = predictions.all_metrics(scored(clip, a_dataset(tmp_path, rows)))
     assert absent == dict.fromkeys(("macro_auroc", "macro_average_precision"), "the rows are all of one class")
     assert metrics["balanced_accuracy"] == metrics["accuracy"]
 
 
 def test_captions_all_alike_are_no_retrieval(home, clip, tmp_path):
     dataset = a_dataset(tmp_path, [row | {"caption": "a thing"} for row in labeled(20)])
-    assert zero_shot.metrics(dataset) == ["balanced_accuracy", "accuracy"]
-    assert zero_shot.all_metrics(scored(clip, dataset))[1] == {"uniformity_text": "too few rows"}
+    assert zero_shot.headlines(dataset) == ["balanced_accuracy", "accuracy"]
+    assert predictions.all_metrics(scored(clip, dataset))[1] == {"uniformity_text": "too few rows"}
 
 
 @pytest.mark.parametrize(("split", "why"), [("test", "they have one caption"), ("train", "they are none")])
 def test_nothing_to_tell_apart_is_refused(home, tmp_path, split, why):
     dataset = a_dataset(tmp_path, [{"image": i, "caption": "a thing", "split": split} for i in range(9)])
     with pytest.raises(ClipftError, match=why):
-        zero_shot.metrics(dataset)
+        zero_shot.headlines(dataset)
 
 
 def test_classes_unseen_in_training_are_a_slice_of_their_own(home, clip, tmp_path):
@@ -174,13 +190,13 @@ def test_classes_unseen_in_training_are_a_slice_of_their_own(home, clip, tmp_pat
     dataset = a_dataset(tmp_path, rows)
     parts = slices(dataset, replace(DOMAIN, slices=()))
     assert list(parts) == ["class=unseen"] and (dataset.split("test")["label"].iloc[parts["class=unseen"]] == "class 2").all()
-    assert error_analysis.of(dataset, {"after": scored(clip, dataset)}, images=False)["train_rows"]["class 2"] == 0
+    assert error_analysis.analyze(dataset, {"candidate": scored(clip, dataset)}, images=False).train_rows["class 2"] == 0
 
 
 def test_two_models_on_different_rows_are_not_compared(clip, dataset):
     whole = scored(clip, dataset)
     with pytest.raises(ClipftError, match=r"different test rows \(60 and 50, 50 of them shared\).*same dataset version"):
-        zero_shot.difference(whole, zero_shot.only(whole, np.arange(50)), "accuracy", 100)
+        predictions.paired_gain(whole, whole.take(np.arange(50)), "accuracy", 100)
 
 
 # Comparisons ----------------------------------------------------------------------------------------------------------
@@ -188,19 +204,19 @@ def test_two_models_on_different_rows_are_not_compared(clip, dataset):
 
 def test_a_model_is_no_better_than_itself(clip, dataset):
     whole = scored(clip, dataset)
-    assert zero_shot.difference(whole, whole, "balanced_accuracy", 100) == {"value": 0, "low": 0, "high": 0, "p": 1}
+    assert predictions.paired_gain(whole, whole, "balanced_accuracy", 100) == PairedGain(value=0, low=0, high=0, p=1)
 
 
 def test_many_comparisons_are_corrected_for_being_many(clip, dataset):
     whole = scored(clip, dataset)
     better = replace(whole, predicted=np.where(np.arange(60) % 6 < 3, whole.truth, whole.predicted))
-    names = zero_shot.metrics(dataset)
-    found = zero_shot.comparisons(better, {"champion": whole, "before": whole}, names, 500)
-    assert [(c["against"], c["metric"]) for c in found] == [(who, n) for who in ("champion", "before") for n in names]
+    names = zero_shot.headlines(dataset)
+    found = predictions.comparisons(better, {"champion": whole, "start": whole}, names, 500)
+    assert [(c.against, c.metric) for c in found] == [(who, n) for who in ("champion", "start") for n in names]
     gain = found[0]
-    assert gain["low"] > 0 and gain["p"] == pytest.approx(2 / 501) and gain["p_holm"] == pytest.approx(8 * gain["p"])
-    alone = zero_shot.difference(better, whole, names[0], 500)
-    assert alone == {k: gain[k] for k in alone}
+    assert gain.low > 0 and gain.p == pytest.approx(2 / 501) and gain.p_holm == pytest.approx(8 * gain.p)
+    alone = predictions.paired_gain(better, whole, names[0], 500)
+    assert dict(alone) == {k: getattr(gain, k) for k in dict(alone)}
 
 
 # Calibration and probes -----------------------------------------------------------------------------------------------
@@ -209,29 +225,29 @@ def test_many_comparisons_are_corrected_for_being_many(clip, dataset):
 def test_a_model_that_is_too_sure_is_calibrated_by_the_validation_rows(clip, dataset):
     test, val = scored(clip, dataset), scored(clip, dataset, "val")
     sharp = replace(test, scale=5000.0)
-    found = zero_shot.calibrated(sharp, val)
+    found = predictions.calibration(sharp, val)
     assert found["temperature"] == 1 / 5000 and found["fitted_temperature"] > found["temperature"]
-    assert found["fitted_calibration_error"] < zero_shot.all_metrics(sharp)[0]["calibration_error"]
+    assert found["fitted_calibration_error"] < predictions.all_metrics(sharp)[0]["calibration_error"]
 
 
 def test_probes_find_what_is_in_the_features(clip, dataset):
     rng = np.random.default_rng(0)
-    train, test = zero_shot.only(scored(clip, dataset, "train"), np.arange(150) % 30), scored(clip, dataset)
+    train, test = scored(clip, dataset, "train").take(np.arange(150) % 30), scored(clip, dataset)
     centers = rng.normal(size=(3, 32))
     made = lambda s: replace(s, image=centers[s.truth] + 0.3 * rng.normal(size=(len(s.truth), 32)))  # noqa: E731
-    found, why = linear_probe.probe(made(train), made(test))
+    found, why = linear_probe.fit(made(train), made(test))
     assert why == "" and all(value > 0.9 for value in found.values()) and len(found) == 4
-    noise, _ = linear_probe.probe(train, test)  # classes are drawn without regard to the images
+    noise, _ = linear_probe.fit(train, test)  # classes are drawn without regard to the images
     assert all(value < 0.7 for value in noise.values())
 
 
 def test_a_probe_without_classes_says_why(clip, dataset):
     train, test = scored(clip, dataset, "train"), scored(clip, dataset)
-    assert linear_probe.probe(replace(train, truth=np.zeros(30, int)), test) == (
+    assert linear_probe.fit(replace(train, truth=np.zeros(30, int)), test) == (
         {},
-        linear_probe.probe(train, replace(test, truth=-np.ones(60)))[1],
+        linear_probe.fit(train, replace(test, truth=-np.ones(60)))[1],
     )
-    assert "not all numbers" in linear_probe.probe(replace(train, image=train.image * np.nan), test)[1]
+    assert "not all numbers" in linear_probe.fit(replace(train, image=train.image * np.nan), test)[1]
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------
@@ -306,13 +322,12 @@ def test_parameters_are_those_of_the_paper(photo):
 
 def test_robustness_is_a_table_of_the_domains_corruptions(clip, dataset, monkeypatch):
     monkeypatch.setattr(robustness, "ROWS", 24)
-    domain = replace(DOMAIN, corruptions=("noise", "jpeg"))
-    found = robustness.score(clip, dataset, domain, SIDE, 16, "balanced_accuracy", 2)
-    assert found["rows"] == 24 and set(found["corruptions"]) == {"noise", "jpeg"}
-    values = [v for some in found["corruptions"].values() for v in some]
-    assert len(values) == 4 and found["mean_corruption_score"] == pytest.approx(np.mean(values))
-    assert found["clean"] == zero_shot.score(clip, dataset, "test", SIDE, 16, limit=24).sums("balanced_accuracy").value
-    assert found == robustness.score(clip, dataset, domain, SIDE, 16, "balanced_accuracy", 2)
+    found = robustness.score(clip, task(dataset), "balanced_accuracy", names=("noise", "jpeg"), severities=2)
+    assert found.rows == 24 and set(found.corruptions) == {"noise", "jpeg"}
+    values = [v for some in found.corruptions.values() for v in some]
+    assert len(values) == 4 and found.mean_corruption_score == pytest.approx(np.mean(values))
+    assert found.clean == zero_shot.predict(clip, task(dataset), limit=24).sums("balanced_accuracy").value
+    assert found == robustness.score(clip, task(dataset), "balanced_accuracy", names=("noise", "jpeg"), severities=2)
 
 
 # Forgetting -----------------------------------------------------------------------------------------------------------
@@ -335,12 +350,11 @@ def test_the_starter_knows_everyday_things(home):
     from clipft_tasks.model import build
 
     clip = build.from_folder(starter.build(), source="starter")
-    seen = forgetting.look(clip, 96)
-    found = forgetting.score(clip, 96, seen=seen)
-    kept = found["general_score"]
-    assert kept["low"] > 2 * 0.1 and kept["low"] <= kept["value"] <= kept["high"], kept  # by chance 0.1
-    shuffled = forgetting.Seen(seen.image.roll(7, 0), seen.text)
-    assert forgetting.score(clip, 96, seen=shuffled)["general_score"]["value"] < 0.15
+    seen = forgetting.embed(clip, 96)
+    found = forgetting.score(clip, 96, now=seen)
+    assert found.low > 2 * 0.1 and found.low <= found.value <= found.high, found  # by chance 0.1
+    shuffled = forgetting.Embeddings(seen.image.roll(7, 0), seen.text)
+    assert forgetting.score(clip, 96, now=shuffled).value < 0.15
 
 
 def test_ten_way_accuracy_is_what_draws_say():
@@ -353,24 +367,26 @@ def test_ten_way_accuracy_is_what_draws_say():
 
 def test_a_model_that_says_the_same_of_everything_knows_nothing(clip):
     n = len(forgetting.general_set().texts)
-    same = forgetting.Seen(torch.ones(n, 32), torch.ones(n, 32))
-    assert forgetting.score(clip, SIDE, seen=same)["general_score"]["value"] == 0  # ties count against it
+    same = forgetting.Embeddings(torch.ones(n, 32), torch.ones(n, 32))
+    assert forgetting.score(clip, SIDE, now=same).value == 0  # ties count against it
     perfect = torch.nn.functional.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert forgetting.score(clip, SIDE, seen=forgetting.Seen(perfect, perfect))["general_score"]["value"] == 1
+    assert forgetting.score(clip, SIDE, now=forgetting.Embeddings(perfect, perfect)).value == 1
 
 
 def test_features_that_did_not_move_have_no_drift(clip):
     x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    assert forgetting.drift(forgetting.Seen(x, x), forgetting.Seen(2 * x, x)) == pytest.approx({"image": 1, "text": 1})
-    assert forgetting.drift(forgetting.Seen(-x, x), forgetting.Seen(x, x))["image"] == pytest.approx(-1)
-    assert forgetting.drift(forgetting.Seen(x[:, :4], x), forgetting.Seen(x, x)) == {}
+    assert forgetting.cosine_to_start(forgetting.Embeddings(x, x), forgetting.Embeddings(2 * x, x)) == pytest.approx(
+        {"image": 1, "text": 1}
+    )
+    assert forgetting.cosine_to_start(forgetting.Embeddings(-x, x), forgetting.Embeddings(x, x))["image"] == pytest.approx(-1)
+    assert forgetting.cosine_to_start(forgetting.Embeddings(x[:, :4], x), forgetting.Embeddings(x, x)) == {}
 
 
 def test_without_its_packages_forgetting_is_left_out_and_said(clip, monkeypatch, capsys):
     monkeypatch.setattr(forgetting, "_folder", lambda package, inside: None)
     forgetting.general_set.cache_clear()
     try:
-        assert forgetting.score(clip, SIDE) == {} and forgetting.of({"before": clip}, SIDE) == {}
+        assert forgetting.score(clip, SIDE) is None and forgetting.compare({"start": clip}, SIDE) == {}
         assert "not installed" in capsys.readouterr().out
     finally:
         forgetting.general_set.cache_clear()
@@ -380,7 +396,7 @@ def test_a_dataset_version_may_be_what_must_not_be_forgotten(clip, dataset, monk
     monkeypatch.setattr(versioning, "find", lambda tag, domain: tag)
     monkeypatch.setattr(versioning, "fetch", lambda tag: dataset)
     forgetting.general_set.cache_clear()
-    found = forgetting.of({"before": clip, "after": clip}, SIDE, "general/v1")
-    assert found["after"]["rows"] == 60 and found["after"]["set"] == "general/v1"
-    assert found["after"] == found["before"] and found["after"]["cosine_to_start"]["image"] == pytest.approx(1)
+    found = forgetting.compare({"start": clip, "candidate": clip}, SIDE, "general/v1")
+    assert found["candidate"].rows == 60 and found["candidate"].set == "general/v1"
+    assert found["candidate"] == found["start"] and found["candidate"].cosine_to_start["image"] == pytest.approx(1)
     forgetting.general_set.cache_clear()

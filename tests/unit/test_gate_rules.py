@@ -6,28 +6,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipft_tasks.contracts.evaluation import (
+    Comparison,
+    EvaluationResult,
+    GeneralScore,
+    Interval,
+    ModelScores,
+    PairedGain,
+    Robustness,
+    SliceScores,
+)
+from clipft_tasks.contracts.gate import RuleResult
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.spec import GateSpec, RunSpec, gate_rules
-from clipft_tasks.spec.gate_rules import Rule
+from clipft_tasks.evaluate import gate
+from clipft_tasks.spec import GateSpec, RunSpec
+from clipft_tasks.spec.gate_rules import GateRule
 
 
-def metric(value: float, spread: float = 0.05) -> dict[str, float]:
-    return {"value": value, "low": value - spread, "high": value + spread}
+def metric(value: float, spread: float = 0.05) -> Interval:
+    return Interval(value=value, low=value - spread, high=value + spread)
 
 
-def evaluation(size: int, before: float, after: float, champion: float | None = None, **more) -> dict:
+def gain(value: float, spread: float = 0.02) -> PairedGain:
+    return PairedGain(**dict(metric(value, spread)), p=0.5)
+
+
+def scores(value: float, **more: object) -> ModelScores:
+    return ModelScores(intervals={"balanced_accuracy": metric(value), "accuracy": metric(value + 0.1)}, **more)
+
+
+def evaluation(size: int, start: float, candidate: float, champion: float | None = None, **more: object) -> EvaluationResult:
     """What the stage evaluate says at one size: balanced accuracy as given, accuracy a tenth better."""
-    models = {"before": before, "after": after} | ({"champion": champion} if champion is not None else {})
-    out = {"resolution": size, "rows": 100, "metric": "balanced_accuracy", "opponent": "3" if champion is not None else ""}
-    for who, value in models.items():
-        out[who] = {"balanced_accuracy": metric(value), "accuracy": metric(value + 0.1)}
-        if who != "after":
-            out[f"gain_over_{who}"] = metric(after - value, 0.02)
-    return out | more
+    values = {"start": start, "candidate": candidate} | ({"champion": champion} if champion is not None else {})
+    fields = {
+        "size": size,
+        "rows": 100,
+        "metric": "balanced_accuracy",
+        "opponent": "3" if champion is not None else "",
+        "models": {role: scores(value) for role, value in values.items()},
+        "gains": {role: gain(candidate - value) for role, value in values.items() if role != "candidate"},
+    }
+    return EvaluationResult(**fields | more)
 
 
-def one(text: str, *results: dict, size: int = 128) -> gate_rules.Verdict:
-    return gate_rules.judge([text], results, size)[0]
+def one(text: str, *results: EvaluationResult, size: int = 128) -> RuleResult:
+    return gate.judge([GateRule.parse(text)], results, size)[0]
 
 
 # How a rule is written ------------------------------------------------------------------------------------------------
@@ -37,18 +60,31 @@ def one(text: str, *results: dict, size: int = 128) -> gate_rules.Verdict:
     ("text", "parsed"),
     [
         ("gain(score) >= 0", ("score", "gain", None, "", ">=", 0.0)),
-        ("  sure_gain( score )>0.01 ", ("score", "sure_gain", None, "", ">", 0.01)),
+        ("  gain_lower_bound( score )>0.01 ", ("score", "gain_lower_bound", None, "", ">", 0.01)),
         ("gain(accuracy) at every size >= -.05", ("accuracy", "gain", "every size", "", ">=", -0.05)),
-        ("accuracy at 96 px >= 5e-1", ("accuracy", "", 96, "", ">=", 0.5)),
+        ("accuracy at 96 px >= 5e-1", ("accuracy", "value", 96, "", ">=", 0.5)),
         ("gain(score) on every slice >= -0.1", ("score", "gain", None, "every slice", ">=", -0.1)),
         ("gain(score) on cracked cells at 128 > 0", ("score", "gain", 128, "cracked cells", ">", 0.0)),
-        ("accuracy < 1", ("accuracy", "", None, "", "<", 1.0)),
+        ("accuracy < 1", ("accuracy", "value", None, "", "<", 1.0)),
+        ("gain(my_metrics.shape:TopTwo) on new >= 0", ("my_metrics.shape:TopTwo", "gain", None, "new", ">=", 0.0)),
     ],
 )
 def test_a_rule_is_read(text, parsed):
-    r = Rule.parse(text)
-    assert (r.metric, r.gain, r.size, r.part, r.sign, r.limit) == parsed
-    assert Rule.parse(r.text) == r
+    r = GateRule.parse(text)
+    assert (r.metric, r.statistic, r.size, r.slice, r.sign, r.limit) == parsed
+    assert GateRule.parse(str(r)) == r
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("retention >= 0.7", "general_score >= 0.7"),
+        ("gain_lower_bound(retention) at 96 > 0", "gain_lower_bound(general_score) at 96 > 0"),
+        ("gain(score) on retention >= 0", "gain(score) on retention >= 0"),
+    ],
+)
+def test_words_of_earlier_releases_are_read_as_todays(old, now):
+    assert GateRule.parse(old) == GateRule.parse(now) and str(GateRule.parse(old)) == now
 
 
 SLICES = st.lists(st.text("abyz09_=", min_size=1, max_size=8), min_size=1, max_size=3).map(" ".join)
@@ -98,17 +134,17 @@ def test_any_text_is_a_rule_or_a_refusal(text):
         ("gain(score) >= nan", "`nan` is no limit"),
         ("gain(score) = 0", "like `gain(score) >= 0`"),
         ("gain >= 0", "`gain` of what? Write gain(score)"),
-        ("loss(score) >= 0", "only gain(…) and sure_gain(…)"),
+        ("loss(score) >= 0", "only gain(…) and gain_lower_bound(…)"),
         ("gain(score >= 0", "`gain(score` is no metric"),
         ("gain(balanced_acuracy) >= 0", "did you mean `balanced_accuracy`?"),
         ("beauty >= 0.5", "there is no metric `beauty`; There are score, balanced_accuracy"),
-        ("accuracy at any size >= 0", "`at any size`: write an image side"),
+        ("accuracy at any size >= 0", "`at any size`: write an image size"),
         ("accuracy at 96 at 128 >= 0", "once each"),
     ],
 )
 def test_what_is_no_rule_is_refused_with_what_would_be(text, said):
     with pytest.raises(ValueError) as caught:
-        Rule.parse(text)
+        GateRule.parse(text)
     assert said in str(caught.value) and f"`{text}`" in str(caught.value)
 
 
@@ -129,7 +165,7 @@ def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):
     file.write_text("gate:\n  rules:\n    - gain(score) >= 0\n    - accuracy at every size >= 0.5\n")
     by_hand = read_spec(None, {"gate__rules": "gain(score) >= 0; accuracy at every size >= 0.5"})
     assert by_hand.gate == read_spec(file, {}).gate
-    assert by_hand.gate.rules == ["gain(score) >= 0", "accuracy at every size >= 0.5"]
+    assert [str(rule) for rule in by_hand.gate.rules] == ["gain(score) >= 0", "accuracy at every size >= 0.5"]
 
 
 # What a rule says -----------------------------------------------------------------------------------------------------
@@ -137,8 +173,8 @@ def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):
 
 def test_the_opponent_is_the_champion_and_without_one_the_start_model():
     text = "gain(score) >= 0"
-    assert one(text, evaluation(128, before=0.5, after=0.7)).measured == pytest.approx(0.2)
-    verdict = one(text, evaluation(128, before=0.5, after=0.7, champion=0.75))
+    assert one(text, evaluation(128, start=0.5, candidate=0.7)).measured == pytest.approx(0.2)
+    verdict = one(text, evaluation(128, start=0.5, candidate=0.7, champion=0.75))
     assert verdict.measured == pytest.approx(-0.05) and not verdict.passed
 
 
@@ -147,8 +183,8 @@ def test_the_opponent_is_the_champion_and_without_one_the_start_model():
     [
         ("gain(score) >= 0.1", 0.1, True),
         ("gain(score) > 0.1", 0.1, False),
-        ("sure_gain(score) >= 0.05", 0.08, True),
-        ("sure_gain(score) >= 0.09", 0.08, False),
+        ("gain_lower_bound(score) >= 0.05", 0.08, True),
+        ("gain_lower_bound(score) >= 0.09", 0.08, False),
         ("gain(accuracy) >= 0.09", 0.1, True),
         ("score >= 0.6", 0.6, True),
         ("balanced_accuracy < 0.6", 0.6, False),
@@ -156,7 +192,7 @@ def test_the_opponent_is_the_champion_and_without_one_the_start_model():
     ],
 )
 def test_each_kind_of_metric(text, measured, passed):
-    verdict = one(text, evaluation(128, before=0.5, after=0.6) | {"gain_over_before": metric(0.1, 0.02)})
+    verdict = one(text, evaluation(128, start=0.5, candidate=0.6, gains={"start": gain(0.1)}))
     assert verdict.measured == pytest.approx(measured)
     assert (verdict.passed, verdict.where) == (passed, "128 px")
 
@@ -176,12 +212,16 @@ def test_at_every_size_the_worst_counts_whichever_way_is_worse():
     assert (ceiling.measured, ceiling.where, ceiling.passed) == (pytest.approx(0.8), "128 px", False)
 
 
-def measured(**after: float) -> dict:
+def measured(**values: float) -> EvaluationResult:
     """An evaluation with metrics that have no interval, general score and robustness."""
-    metrics = {"before": dict.fromkeys(after, 0.1), "after": after}
-    general_score = {who: {"general_score": metric(value)} for who, value in (("before", 0.8), ("after", 0.74))}
-    robustness = {"before": {"kept": 0.8}, "after": {"kept": 0.9}}
-    return evaluation(128, 0.5, 0.6, metrics=metrics, absent={}, general_score=general_score, robustness=robustness)
+
+    def model(value: float, metrics: dict[str, float], general: float, kept: float) -> ModelScores:
+        known = GeneralScore(**dict(metric(general)), rows=499, set="everyday", license="")
+        robust = Robustness(rows=9, clean=1.0, corruptions={}, mean_corruption_score=kept, kept=kept)
+        return scores(value, metrics=metrics, general_score=known, robustness=robust)
+
+    models = {"start": model(0.5, dict.fromkeys(values, 0.1), 0.8, 0.8), "candidate": model(0.6, values, 0.74, 0.9)}
+    return evaluation(128, 0.5, 0.6, models=models)
 
 
 @pytest.mark.parametrize(
@@ -201,30 +241,28 @@ def test_calibration_latency_forgetting_and_robustness(text, value, passed):
 
 
 def test_a_paired_test_of_another_metric_is_taken_where_there_is_one():
-    made = {"metric": "accuracy", "against": "before", "value": 0.1, "low": 0.03, "high": 0.2}
-    result = evaluation(128, 0.5, 0.6, comparisons=[made | {"against": "champion", "low": 0.5}, made])
-    assert one("sure_gain(accuracy) > 0", result).measured == 0.03
+    made = Comparison(metric="accuracy", against="start", value=0.1, low=0.03, high=0.2, p=0.1, p_holm=0.2)
+    result = evaluation(128, 0.5, 0.6, comparisons=[made.model_copy(update={"against": "champion", "low": 0.5}), made])
+    assert one("gain_lower_bound(accuracy) > 0", result).measured == 0.03
     with pytest.raises(ClipftError, match="`macro_f1` has no paired test. Those that have: balanced_accuracy, accuracy"):
-        one("sure_gain(macro_f1) > 0", result)
+        one("gain_lower_bound(macro_f1) > 0", result)
 
 
 def test_a_metric_that_these_rows_cannot_give_is_no_pass_and_says_why():
     one_class = {"macro_auroc": "the rows are all of one class"}
-    result = evaluation(128, 0.5, 0.6, metrics={}, absent={"after": one_class, "before": {}}, general_score={})
+    result = evaluation(128, 0.5, 0.6, models={"candidate": scores(0.6, absent=one_class), "start": scores(0.5)})
     verdict = one("macro_auroc >= 0", result)
     assert not verdict.passed and verdict.where == "128 px: the rows are all of one class"
-    nowhere = evaluation(
-        128, 0.5, 0.6, metrics={}, absent={"after": {"classification": "no row has a label"}}, general_score={}
-    )
+    unlabeled = scores(0.6, absent={"classification": "no row has a label"})
+    nowhere = evaluation(128, 0.5, 0.6, models={"candidate": unlabeled, "start": scores(0.5)})
     assert one("macro_f1 >= 0", nowhere).where == "128 px: no row has a label"
     verdict = one("forgetting <= 0.05", result)
     assert not verdict.passed and "general set is not installed" in verdict.where
 
 
-def slices(**gains: float) -> dict:
+def slices(**gains: float) -> dict[str, SliceScores]:
     return {
-        name: {"rows": 9, "after": {"balanced_accuracy": metric(0.5 + g)}, "before": {"balanced_accuracy": metric(0.5)}}
-        | {"gain": metric(g, 0.01)}
+        name: SliceScores(rows=9, models={"candidate": metric(0.5 + g), "start": metric(0.5)}, gain=gain(g, 0.01))
         for name, g in gains.items()
     }
 
@@ -234,7 +272,7 @@ def test_a_slice_by_name_and_the_worst_of_all():
     assert one("gain(score) on mono >= 0", result).passed
     verdict = one("gain(score) on every slice >= -0.05", result)
     assert (verdict.measured, verdict.where) == (pytest.approx(-0.07), "128 px, poly (9 rows)") and not verdict.passed
-    assert one("sure_gain(score) on mono >= 0", result).measured == pytest.approx(0.19)
+    assert one("gain_lower_bound(score) on mono >= 0", result).measured == pytest.approx(0.19)
     assert one("score on poly >= 0.4", result).passed
 
 
@@ -243,7 +281,7 @@ def test_a_slice_that_is_not_there_is_an_error_except_growth_by_captures():
     with pytest.raises(ClipftError, match=r"`gain\(score\) on polly >= 0`: there is no slice `polly`.*There are mono"):
         one("gain(score) on polly >= 0", result)
     verdict = one("gain(score) on old >= -0.03", result)
-    assert verdict.passed and verdict.measured is None and "does not apply" in gate_rules.table([verdict.to_dict()])
+    assert verdict.passed and verdict.measured is None and "does not apply" in gate.rules_table([verdict])
     assert one("gain(score) on every slice >= 0", evaluation(128, 0.5, 0.6, slices={})).passed
 
 
@@ -255,7 +293,7 @@ def test_a_metric_that_was_not_evaluated_is_answered_with_those_that_were():
     with pytest.raises(ClipftError, match="64 px was not evaluated. There are 128 px"):
         one("score at 64 >= 0", evaluation(128, 0.5, 0.6))
     with pytest.raises(ClipftError, match="`accuracy` has no paired test. Those that have: balanced_accuracy"):
-        one("sure_gain(accuracy) >= 0", evaluation(128, 0.5, 0.6))
+        one("gain_lower_bound(accuracy) >= 0", evaluation(128, 0.5, 0.6))
 
 
 @pytest.mark.parametrize(
@@ -270,14 +308,14 @@ def test_what_cannot_be_computed_is_no_pass(text):
 def test_the_default_rules_are_what_the_gate_always_asked():
     default = GateSpec().rules
     good = [evaluation(96, 0.5, 0.46, slices={}), evaluation(128, 0.5, 0.5, slices=slices(old=-0.03, new=0.0))]
-    assert all(v.passed for v in gate_rules.judge(default, good, 128))
+    assert all(v.passed for v in gate.judge(default, good, 128))
     worse = [evaluation(96, 0.5, 0.44), evaluation(128, 0.5, 0.49, slices=slices(old=-0.04, new=-0.01))]
-    assert [v.passed for v in gate_rules.judge(default, worse, 128)] == [False] * 4
+    assert [v.passed for v in gate.judge(default, worse, 128)] == [False] * 4
 
 
 def test_the_table_says_rule_measured_limit_and_verdict():
-    verdicts = [v.to_dict() for v in gate_rules.judge(GateSpec().rules[:2], [evaluation(128, 0.5, 0.3)], 128)]
-    assert gate_rules.table(verdicts).splitlines()[2:] == [
+    verdicts = gate.judge(GateSpec().rules[:2], [evaluation(128, 0.5, 0.3)], 128)
+    assert gate.rules_table(verdicts).splitlines()[2:] == [
         "| gain(score) >= 0 | -0.2 at 128 px | >= 0 | **NO** |",
         "| gain(score) at every size >= -0.05 | -0.2 at 128 px | >= -0.05 | **NO** |",
     ]

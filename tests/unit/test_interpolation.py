@@ -15,7 +15,9 @@ from clipft_tasks.model.interpolation import between
 
 def points(*pairs):
     """(score, general score) at even steps from the start model to the candidate."""
-    return [Point(i / (len(pairs) - 1), score, general_score) for i, (score, general_score) in enumerate(pairs)]
+    return interpolation.curve(
+        [Point(i / (len(pairs) - 1), score, general_score) for i, (score, general_score) in enumerate(pairs)]
+    )
 
 
 CASES = {
@@ -37,7 +39,7 @@ CASES = {
     ),
     "half of the gain for all of the forgetting": ([(0.5, 0.8), (0.6, 0.6), (0.9, 0.6)], 1.0, "the best trade-off is 100%"),
     "nothing gained anywhere": ([(0.5, 0.8), (0.5, 0.7), (0.4, 0.6)], 1.0, "gained nothing"),
-    "only the way is better": ([(0.5, 0.8), (0.6, 0.75), (0.4, 0.6)], 0.5, "+0.1000 beside the start model"),
+    "only the way is better": ([(0.5, 0.8), (0.6, 0.75), (0.4, 0.6)], 0.5, "+0.1000 compared with the start model"),
     "only the way is better, but forgets": ([(0.5, 0.8), (0.6, 0.65), (0.4, 0.6)], 1.0, "gained nothing"),
 }
 
@@ -62,15 +64,14 @@ def test_no_choice_is_worse_than_staying():
     for _ in range(300):
         given = points(*torch.rand(6, 2, generator=generator).tolist())
         decided = interpolation.choose(given, 0.9, 0.5)
-        rows = interpolation.rows(given)
-        whole, taken = rows[-1], next(r for r in rows if r["alpha"] == decided.value)
-        assert taken["alpha"] > 0
+        whole, taken = given[-1], next(p for p in given if p.alpha == decided.value)
+        assert taken.alpha > 0
         if taken is not whole:
-            assert taken["gain"] > 0 and taken["forgotten"] <= max(whole["forgotten"], 0)
+            assert taken.gain > 0 and taken.forgotten <= max(whole.forgotten, 0)
 
 
 def test_the_table_and_the_image_show_the_point_that_is_taken():
-    rows = interpolation.rows(points((0.5, 0.8), (0.88, 0.78), (0.9, 0.6)))
+    rows = points((0.5, 0.8), (0.88, 0.78), (0.9, 0.6))
     lines = interpolation.table(rows, "balanced_accuracy", 0.5).splitlines()
     assert len(lines) == 5 and "taken" in lines[3] and "+0.3800" in lines[3] and "taken" not in lines[2] + lines[4]
     assert Image.open(io.BytesIO(interpolation.plot(rows, "balanced_accuracy", 0.5))).size == (896, 560)

@@ -45,7 +45,7 @@ def test_classes_that_do_not_occur_neither_help_nor_crash():
     assert found["balanced_accuracy"] == pytest.approx(np.mean([np.mean(predicted[truth == c] == c) for c in (0, 1)]))
     assert all(np.isfinite(list(found.values())))
     table = metrics.by_class(truth[rows], predicted[rows], list("abcdef"))
-    assert [c["rows"] for c in table] == [*np.bincount(truth[rows]), 0, 0, 0, 0] and table[5]["recall"] is None
+    assert [c.rows for c in table] == [*np.bincount(truth[rows]), 0, 0, 0, 0] and table[5].recall is None
 
 
 def test_rows_of_one_class_have_no_auroc_and_the_other_metrics():
@@ -121,7 +121,7 @@ def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
     truth = (np.arange(1000) % 5 == 0).astype(int)  # right four times of five
     assert metrics.calibration_error(metrics.reliability(truth, predicted, sure)) == pytest.approx(0)
     [curve] = metrics.reliability(np.ones(1000, int), predicted, sure)
-    assert curve["rows"] == 1000 and curve["confidence"] == pytest.approx(0.8) and curve["accuracy"] == 0
+    assert curve.rows == 1000 and curve.confidence == pytest.approx(0.8) and curve.accuracy == 0
     assert metrics.calibration_error([curve]) == pytest.approx(0.8)
 
 
