@@ -13,6 +13,8 @@ V = TypeVar("V")
 
 # Fields by the name of an earlier release. They are still read, with a warning where a person wrote them.
 RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.linear_probe"}
+# Fields that earlier releases did not have, with the value at which they change nothing.
+ADDED: Mapping[str, object] = {"evaluate.metrics": []}
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 
 
@@ -62,8 +64,15 @@ def with_current_names(nested: Mapping[str, object]) -> dict[str, object]:
 
 
 def with_first_names(nested: Mapping[str, object]) -> dict[str, object]:
-    """The names that fields had first: what identities are made of, so that a new name alone does not repeat work."""
-    return _renamed(nested, {new: old for old, new in RENAMED.items()})
+    """The names that fields had first, without later ones that change nothing: what identities are made of, so that a new name
+    or field alone does not repeat work."""
+    out = _renamed(nested, {new: old for old, new in RENAMED.items()})
+    for added, value in ADDED.items():
+        section, _, field = added.partition(".")
+        inside = out.get(section)
+        if isinstance(inside, Mapping) and inside.get(field) == value:
+            out[section] = {f: v for f, v in inside.items() if f != field}
+    return out
 
 
 def _renamed(nested: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
