@@ -32,10 +32,11 @@ def flatten(nested: Mapping[str, V], sections: Collection[str]) -> dict[str, V]:
 def nest(flat: Mapping[str, object], sections: Collection[str]) -> dict[str, object]:
     """Dotted names as sections. A name that fits nowhere stays as it is, so that it is refused by its name."""
     nested: dict[str, object] = {}
-    options = {name.removeprefix(f"{OPTIONS}."): v for name, v in flat.items() if name.startswith(f"{OPTIONS}.")}
+    options = {name: value for name, value in flat.items() if name.startswith(f"{OPTIONS}.")}
     whole = flat.get(OPTIONS, {})
     if options and isinstance(whole, Mapping):
-        flat = {name: v for name, v in flat.items() if not name.startswith(OPTIONS)} | {OPTIONS: {**whole, **options}}
+        single = {name.removeprefix(f"{OPTIONS}."): value for name, value in options.items()}
+        flat = {name: value for name, value in flat.items() if name not in options} | {OPTIONS: {**whole, **single}}
     for name, value in flat.items():
         section, _, field = name.rpartition(".")
         inside = nested.setdefault(section, {}) if section in sections else None

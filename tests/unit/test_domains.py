@@ -19,6 +19,11 @@ from clipft_tasks.domains import Augment, Checks, Domain, get_domain, scaffold
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.stages import ingest
 
+FERNS = """
+from clipft_tasks.domains import Domain
+DOMAIN = Domain(name="ferns", title="Ferns", prompts=("a frond of {}.",), caption="a frond of {}.",
+                defaults={"train.epochs": 3, "objective.name": "info_nce"})
+"""
 SHIPPED = ["industrial", "medical", "scientific", "general"]
 
 # Templates ------------------------------------------------------------------------------------------------------------
@@ -213,3 +218,52 @@ def test_a_domain_to_be_like_that_is_not_there_is_answered_with_those_that_are(t
     with pytest.raises(ClipftError, match="culinary.*industrial"):
         scaffold.write("weaves", "culinary", tmp_path / "weaves.py")
     assert domains.domain_names() == SHIPPED
+
+
+# Files and folders ----------------------------------------------------------------------------------------------------
+
+
+def test_a_domain_of_your_own_is_one_file(tmp_path, own_domains):
+    (tmp_path / "ferns.py").write_text(FERNS)
+    own_domains(tmp_path / "ferns.py")
+    assert "ferns" in form()["domain"]["enum"]
+    assert RunSpec.from_flat({"domain": "ferns"}).train.epochs == 3
+    assert RunSpec.from_flat({"domain": "ferns", "dataset": "ferns/v2"}).dataset == "ferns/v2"
+
+
+def test_a_folder_of_domains_is_read_whole_and_may_replace_one_that_ships(tmp_path, own_domains):
+    (tmp_path / "ferns.py").write_text(FERNS)
+    (tmp_path / "general.py").write_text(FERNS.replace('"ferns"', '"general"'))
+    own_domains(tmp_path)
+    assert RunSpec.from_flat({"domain": "ferns"}).train.epochs == 3
+    assert get_domain("general").title == "Ferns"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x = 1",
+        "DOMAIN = 'ferns'",
+        "def (:",
+        "import nothing_of_that_name",
+        FERNS.replace("{}.", "it"),
+        FERNS.replace('"ferns"', '"My Ferns"'),
+    ],
+    ids=["no domain", "not a domain", "syntax", "import", "template", "name"],
+)
+def test_a_broken_domain_file_is_named(tmp_path, own_domains, content):
+    (tmp_path / "ferns.py").write_text(content)
+    own_domains(tmp_path / "ferns.py")
+    with pytest.raises(ClipftError, match=r"ferns\.py"):
+        domains.domain_names()
+
+
+def test_a_domain_file_that_is_not_there_is_named(tmp_path, own_domains):
+    own_domains(tmp_path / "gone.py")
+    with pytest.raises(ClipftError, match=r"gone\.py"):
+        domains.domain_names()
+
+
+def test_a_domain_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(ClipftError, match="culinary.*industrial, medical, scientific, general"):
+        get_domain("culinary")
