@@ -48,7 +48,7 @@ class Similarity(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Image embeddings (k, d) and text embeddings (m, d) -> how alike they are (k, m); more is more alike."""
+        """Image embeddings (k, d) and text embeddings (m, d) -> similarities (k, m); more is more similar."""
 
     def __call__(self, image: Tensor, text: Tensor) -> Tensor:  # nn.Module's has no types
         found: Tensor = nn.Module.__call__(self, image, text)

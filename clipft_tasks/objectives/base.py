@@ -6,7 +6,7 @@ Because it sees features only, every objective works with the gradient cache, ac
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +50,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image)
 
-    def alike(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
-        """How alike some anchors and everything of the other kind are, in the similarity's own units: (k, n)."""
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "alike":
+            raise ClipftError("Pairs.alike", "it is called `similarities` now", "Rename it.")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def similarities(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
+        """Similarities of some anchors to everything of the other kind, in the similarity's own units: (k, n)."""
         if anchor == "image":
             return self.similarity(self.image[rows], self.text)
         return self.similarity(self.image, self.text[rows]).T
 
     def logits(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
         """The same over the temperature, and with the model's bias if it has one: (k, n)."""
-        scaled = self.scale * self.alike(anchor, rows)
+        scaled = self.scale * self.similarities(anchor, rows)
         return scaled if self.bias is None else scaled + self.bias
 
     def same(self, kind: str, rows: slice = ALL) -> Tensor:

@@ -31,7 +31,7 @@ class Cyclic(Objective):
 
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         def cross(rows: slice) -> Tensor:
-            return (pairs.alike("image", rows) - pairs.alike("text", rows)).square().sum()
+            return (pairs.similarities("image", rows) - pairs.similarities("text", rows)).square().sum()
 
         def within(rows: slice) -> Tensor:
             compare = pairs.similarity

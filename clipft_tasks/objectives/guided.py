@@ -10,7 +10,7 @@ from .blocks import MASKED, own, symmetric
 
 
 class Guided(Objective):
-    """InfoNCE in which the frozen start model strikes out false negatives: what it finds more alike than the pair itself.
+    """InfoNCE in which the frozen start model strikes out false negatives: what it finds more similar than the pair itself.
 
     Use it when captions are noisy or say the same in many ways, and the start model knows the domain a little.
 
@@ -39,7 +39,7 @@ class Guided(Objective):
         start, every = pairs.start, torch.arange(len(pairs), device=pairs.image.device)
 
         def rows_loss(anchor: Anchor, rows: slice) -> Tensor:
-            guide = start.alike(anchor, rows)
+            guide = start.similarities(anchor, rows)
             struck = (guide > own(guide, rows) + self.margin) | pairs.same(self.positives, rows)
             logits = pairs.logits(anchor, rows).masked_fill(struck & ~pairs.same("pair", rows), MASKED)
             return cross_entropy(logits, every[rows], reduction="sum")

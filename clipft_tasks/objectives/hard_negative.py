@@ -9,7 +9,7 @@ from .blocks import MASKED, own, symmetric
 
 
 class HardNegative(Objective):
-    """InfoNCE in which a negative's weight grows with its likeness to the anchor, the sum of all weights staying as it was.
+    """InfoNCE in which a negative's weight grows with its similarity to the anchor, the sum of all weights staying as it was.
 
     Use it when classes are fine-grained: most negatives are easy, and the few that are not should decide.
 

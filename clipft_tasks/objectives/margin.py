@@ -8,13 +8,13 @@ from .blocks import MASKED, own, symmetric
 
 
 class Margin(Objective):
-    """A pair must be more alike than its negatives by a margin; what already is teaches nothing more.
+    """A pair must be more similar than its negatives by a margin; what already is teaches nothing more.
 
     Use it for retrieval, when the order counts and probabilities do not: the temperature stays as it was.
 
     Args:
         margin: in the similarity's own units (for cosines 0 to 2).
-        negatives: which of a row's count: the "hardest"; the hardest among those less alike than the pair, "semi_hard", for
+        negatives: which of a row's count: the "hardest"; the hardest among those less similar than the pair, "semi_hard", for
             labels with errors; or "all", added up.
         positives: rows that are no negatives: "pair" (only the row itself), "caption" or "label".
         text_weight: share of the direction in which texts look for images, 0 to 1.
@@ -43,11 +43,11 @@ class Margin(Objective):
 
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         def rows_loss(anchor: Anchor, rows: slice) -> Tensor:
-            alike = pairs.alike(anchor, rows)
-            pair, left_out = own(alike, rows), pairs.same(self.positives, rows)
+            similarities = pairs.similarities(anchor, rows)
+            pair, left_out = own(similarities, rows), pairs.same(self.positives, rows)
             if self.negatives == "semi_hard":
-                left_out = left_out | (alike >= pair)
-            lacking = (self.margin + alike.masked_fill(left_out, MASKED) - pair).clamp_min(0)
+                left_out = left_out | (similarities >= pair)
+            lacking = (self.margin + similarities.masked_fill(left_out, MASKED) - pair).clamp_min(0)
             return lacking.sum() if self.negatives == "all" else lacking.amax(dim=1).sum()
 
         return {"margin_loss": symmetric(pairs, rows_loss, self.text_weight)}

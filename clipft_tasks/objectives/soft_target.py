@@ -14,16 +14,16 @@ from .blocks import symmetric
 
 
 class SoftTarget(Objective):
-    """Cross-entropy against targets that follow the likeness of what the rows say.
+    """Cross-entropy against targets that follow the similarity of what the rows say.
 
     Use it when some mistakes are worse than others: classes that form a tree (an ontology), or captions that say nearly the
-    same in other words. A row's targets are a softmax of its likeness to all rows: 1 for the same class or caption; with a
+    same in other words. A row's targets are a softmax of its similarity to all rows: 1 for the same class or caption; with a
     tree, the share of the way from the root that two classes have in common (Wu-Palmer), else the cosine between the captions
     as the frozen start model reads them.
 
     Args:
         tree: parent links of the classes, {child: parent}, as a mapping or as JSON. A name without a parent is a root; empty:
-            likeness of captions instead.
+            similarity of captions instead.
         softness: temperature of the targets. Towards 0 only the same class or caption counts, as in `multi_positive`.
         text_weight: share of the direction in which texts look for images, 0 to 1.
     Source: MedCLIP, Wang et al. 2022, https://arxiv.org/abs/2210.10163; SoftCLIP, Gao et al. 2023,
@@ -45,7 +45,7 @@ class SoftTarget(Objective):
         self.softness = softness
         self.text_weight = text_weight
         self.classes: Tensor
-        self.register_buffer("classes", torch.eye(1), persistent=False)  # likeness of one to the other
+        self.register_buffer("classes", torch.eye(1), persistent=False)  # similarity of one to the other
 
     def prepare(self, classes: Sequence[str]) -> None:
         if not self.tree:
@@ -63,12 +63,12 @@ class SoftTarget(Objective):
     def forward(self, pairs: Pairs) -> dict[str, Tensor]:
         def rows_loss(anchor: Anchor, rows: slice) -> Tensor:
             logits = pairs.logits(anchor, rows)
-            likeness = self._likeness(pairs, rows).to(logits.dtype).masked_fill(pairs.same("caption", rows), 1.0)
-            return -(softmax(likeness / self.softness, dim=1) * log_softmax(logits, dim=1)).sum()
+            similarity = self._target_similarity(pairs, rows).to(logits.dtype).masked_fill(pairs.same("caption", rows), 1.0)
+            return -(softmax(similarity / self.softness, dim=1) * log_softmax(logits, dim=1)).sum()
 
         return {"contrastive_loss": symmetric(pairs, rows_loss, self.text_weight)}
 
-    def _likeness(self, pairs: Pairs, rows: slice) -> Tensor:
+    def _target_similarity(self, pairs: Pairs, rows: slice) -> Tensor:
         if not self.tree:
             assert pairs.start is not None
             text = normalize(pairs.start.text, dim=-1)

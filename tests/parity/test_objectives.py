@@ -249,6 +249,7 @@ BAD = {
     'return {"my_loss": (pairs.logits() * pairs.logits().detach()).mean()}': "gradient is not that of its value",
     'return {"my_loss": (pairs.logits() * torch.rand(())).mean()}': "parts: fp32, at once: gradients are",
     'return {"my_loss": torch.linalg.eigvals(pairs.image.T @ pairs.text).abs().sum()}': "no kernel for linalg_eig",
+    'return {"my_loss": pairs.alike().mean()}': "Pairs.alike: it is called `similarities` now",
     'return {"my_loss": pairs.image @ pairs.text}': r"form: RuntimeError: mat1.*\(theirs.*\.py, line 6\)",
 }
 
@@ -280,6 +281,12 @@ def test_what_only_several_processes_show_is_found(tmp_path, monkeypatch):
     options = [word for name in objective_checks.CHECKS for word in ("--skip", name)]
     done = checked(tmp_path, monkeypatch, "theirs_ranked", HEAD + body, "--similarity", "cosine", *options)
     assert done.exit_code == 1 and "in two processes: gradients are" in done.output
+
+
+def test_an_objective_of_before_is_told_the_new_name_of_its_attribute(tmp_path, monkeypatch):
+    content = "from clipft_tasks.objectives import InfoNCE\nclass Mine(InfoNCE):\n    beside = True\n"
+    done = checked(tmp_path, monkeypatch, "theirs_of_before", content)
+    assert done.exit_code == 1 and "theirs_of_before:Mine: `beside` is called `auxiliary_only` now" in done.output
 
 
 def test_a_check_that_is_none_is_named():
