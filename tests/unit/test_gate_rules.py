@@ -20,7 +20,8 @@ from clipft_tasks.contracts.gate import RuleResult
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import gate
 from clipft_tasks.spec import GateSpec, RunSpec
-from clipft_tasks.spec.gate_rules import GateRule
+from clipft_tasks.spec.gate_rules import GAINS, SIGNS, GateRule
+from clipft_tasks.spec.metric_catalog import METRICS
 
 
 def metric(value: float, spread: float = 0.05) -> Interval:
@@ -79,7 +80,7 @@ def test_a_rule_is_read(text, parsed):
     ("old", "now"),
     [
         ("retention >= 0.7", "general_score >= 0.7"),
-        ("gain_lower_bound(retention) at 96 > 0", "gain_lower_bound(general_score) at 96 > 0"),
+        ("sure_gain(retention) at 96 > 0", "gain_lower_bound(general_score) at 96 > 0"),
         ("gain(score) on retention >= 0", "gain(score) on retention >= 0"),
     ],
 )
@@ -91,34 +92,34 @@ SLICES = st.lists(st.text("abyz09_=", min_size=1, max_size=8), min_size=1, max_s
 
 
 @given(
-    metric=st.sampled_from(["score", *gate_rules.METRICS]),
-    gain=st.sampled_from(["", *gate_rules.GAINS]),
+    metric=st.sampled_from(["score", *METRICS]),
+    statistic=st.sampled_from(["value", *GAINS]),
     size=st.none() | st.just("every size") | st.integers(1, 4096),
     part=st.just("") | st.just("every slice") | SLICES,
-    sign=st.sampled_from([*gate_rules.SIGNS]),
+    sign=st.sampled_from([*SIGNS]),
     limit=st.floats(allow_nan=False, allow_infinity=False),
     size_first=st.booleans(),
 )
-def test_a_rule_is_what_was_written(metric, gain, size, part, sign, limit, size_first):
+def test_a_rule_is_what_was_written(metric, statistic, size, part, sign, limit, size_first):
     where = [f" at {size}" if size else "", f" on {part}" if part else ""]
-    text = f"{gain}({metric})" if gain else metric
+    text = metric if statistic == "value" else f"{statistic}({metric})"
     text += "".join(where if size_first else where[::-1])
-    found = Rule.parse(f"  {text}  {sign} {limit!r} ")
-    assert (found.metric, found.gain, found.size, found.part, found.sign, found.limit) == (
+    found = GateRule.parse(f"  {text}  {sign} {limit!r} ")
+    assert (found.metric, found.statistic, found.size, found.slice, found.sign, found.limit) == (
         metric,
-        gain,
+        statistic,
         size,
         part,
         sign,
         limit,
     )
-    assert Rule.parse(found.text) == found
+    assert GateRule.parse(found.text) == found
 
 
 @given(st.text() | st.text("gain()score atonevryslicz0123.e+-<>= ", max_size=40))
 def test_any_text_is_a_rule_or_a_refusal(text):
     try:
-        assert RunSpec.from_flat({"gate.rules": [text]}).gate.rules == [Rule.parse(text).text]
+        assert RunSpec.from_flat({"gate.rules": [text]}).gate.rules == [GateRule.parse(text)]
     except ClipftError as refused:
         assert "gate.rules" in str(refused)
 
