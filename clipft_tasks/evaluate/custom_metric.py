@@ -25,6 +25,8 @@ from .bootstrap import Sums
 if TYPE_CHECKING:
     from .predictions import Predictions
 
+__all__ = ["Metric", "MetricInfo", "Sums"]
+
 
 class Metric(ABC):
     """What a metric of your own gives. `info` says what it is; with `interval` in it, `sums` must be given too."""

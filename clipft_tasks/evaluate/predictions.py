@@ -13,6 +13,8 @@ from . import custom_metric
 from . import metrics as m
 from .bootstrap import Sums, holm, interval, p_value, resampled
 
+__all__ = ["Predictions"]
+
 
 @dataclass(frozen=True)
 class Predictions:

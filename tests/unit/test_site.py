@@ -24,6 +24,14 @@ def test_each_public_name_is_there_and_says_what_it_is(name):
             assert vars(found).get("__doc__") if inspect.isclass(found) else found.__doc__, f"{name}.{public} has no docstring"
 
 
+def test_every_module_of_records_is_on_its_page():
+    modules = {p.stem for p in (PROJECT / "clipft_tasks" / "contracts").glob("[a-z]*.py")}
+    assert (
+        set(re.findall(r"^::: clipft_tasks\.contracts\.(\w+)$", (PROJECT / "docs" / "records.md").read_text(), flags=re.M))
+        == modules
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
