@@ -17,9 +17,9 @@ from rich.table import Table
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
+from clipft_tasks.ops.airflow_client import Airflow
 from deploy.local import stack
-from deploy.local.airflow_api import Airflow
-from deploy.local.environment import address, environment
+from deploy.local.environment import address, airflow_client, environment
 
 from .follow import console, follow
 
@@ -35,7 +35,7 @@ def main(epochs: int = 3) -> None:
     began = time.monotonic()
     stack.up()
     started = time.monotonic()
-    airflow = Airflow()
+    airflow = airflow_client()
     console.rule("data: clipft_dataset")
     data_run = follow(airflow, "clipft_dataset", airflow.trigger("clipft_dataset", DATA))
     version = airflow.result("clipft_dataset", data_run, "version")

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
+from clipft_tasks.ops.airflow_client import Airflow
 from deploy.local import stack
-from deploy.local.airflow_api import Airflow
-from deploy.local.environment import address, environment
+from deploy.local.environment import address, airflow_client, environment
 
 from .follow import console, follow
 
@@ -43,7 +43,7 @@ def main() -> None:
     stack.up()
     os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
     settings.cache_clear()
-    airflow, server = Airflow(), _Server()
+    airflow, server = airflow_client(), _Server()
     before = server.live(60)
     if before is None:
         raise ClipftError("make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.")

@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-import httpx
 from rich.console import Console
 
-from clipft_tasks.core.errors import ClipftError
-from deploy.local.airflow_api import Airflow
+from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.ops.airflow_client import Airflow, TaskInstance
 from deploy.local.environment import address
 
 LIMIT = 1500  # seconds for a run; two cores need about a third of it
@@ -55,13 +53,13 @@ def follow(airflow: Airflow, dag: str, run: str, meanwhile: Callable[[], None] =
 
 
 def _show_log(
-    airflow: Airflow, dag: str, run: str, task: dict[str, Any], seen: dict[tuple[str, int, int], int], key: tuple[str, int, int]
+    airflow: Airflow, dag: str, run: str, task: TaskInstance, seen: dict[tuple[str, int, int], int], key: tuple[str, int, int]
 ) -> None:
     """The stage's own lines, without Airflow's."""
     told = seen.setdefault(key, 0)
     try:
         lines = airflow.log(dag, run, task)
-    except httpx.HTTPError:
+    except Transient:
         return
     for line in lines[told:]:
         console.print(f"  {line.rstrip()}", style="dim", markup=False)

@@ -1,6 +1,7 @@
 """`clipft doctor`, `backup`, `restore`, `gc`, `upgrade`: looking after an installation."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -67,38 +68,38 @@ def restore(folder: Path, secrets: bool) -> None:
 @click.command("gc")
 @click.option("--yes", is_flag=True, help="do it; without, it is only shown")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-def gc(yes: bool, as_json: bool) -> None:
+def collect_garbage(yes: bool, as_json: bool) -> None:
     """Show what may go, how much space it takes and why; with --yes, remove it.
 
     Ages come from CLIPFT_KEEP_RUNS, _DELETED, _WORK, _CACHES, _LOGS, _METADATA and CLIPFT_SERVING_CAPTURE_DAYS, in days.
     """
-    from ..ops import garbage_collection, installation
+    from ..ops import gc, installation
 
     installation.adopt()
-    found = garbage_collection.find()
+    found = gc.find()
     if as_json and not yes:
         items = [{"kind": i.kind, "what": i.what, "reason": i.reason, "bytes": i.bytes} for i in found.items]
-        click.echo(json.dumps({"items": items, "left": found.left}, indent=1))
+        click.echo(json.dumps({"items": items, "skipped": found.skipped}, indent=1))
         return
     if not as_json:
         for item in found.items:
             size = installation.readable(item.bytes) if item.bytes else ""
             click.echo(f"{item.kind:9} {size:>10}  {item.what}: {item.reason}")
-        for left in found.left:
-            click.echo(f"stays                 {left}")
+        for skipped in found.skipped:
+            click.echo(f"stays                 {skipped}")
     if not yes:
         total = installation.readable(sum(i.bytes for i in found.items))
         click.echo(f"{len(found.items)} things, {total}. `clipft gc --yes` removes them." if found.items else "Nothing may go.")
         return
-    done = garbage_collection.clear(found)
+    done = gc.clear(found)
     if as_json:
-        click.echo(json.dumps(done, indent=1))
+        click.echo(json.dumps(asdict(done), indent=1))
     else:
-        for kind, freed in sorted(done["freed"].items()):
+        for kind, freed in sorted(done.freed.items()):
             click.echo(f"{kind}: {installation.readable(freed)} came back")
-        for problem in done["failed"]:
+        for problem in done.failed:
             click.echo(f"Not removed: {problem}", err=True)
-    if done["failed"]:
+    if done.failed:
         raise SystemExit(1)
 
 
@@ -116,4 +117,4 @@ def upgrade(backups: Path | None) -> None:
     click.echo(f"The databases are of this release.{f' Before: {made}' if made else ''}")
 
 
-COMMANDS = (doctor, backup, restore, gc, upgrade)
+COMMANDS = (doctor, backup, restore, collect_garbage, upgrade)

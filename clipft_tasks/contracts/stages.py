@@ -128,3 +128,21 @@ class CompareResult(StageResult):
     summary: list[str]
     tests: int
     problems: list[str]
+
+
+class BackupResult(StageResult):
+    """A backup that was made and looked at byte by byte. not_copied: what it refers to, and where that is."""
+
+    folder: str
+    bytes: int
+    warnings: list[str]
+    not_copied: dict[str, str]
+
+
+class GarbageResult(StageResult):
+    """What garbage collection did: bytes that came back and things removed, by kind; what failed, what was skipped and why."""
+
+    freed: dict[str, int]
+    removed: dict[str, int]
+    failed: list[str]
+    skipped: list[str]

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
             return self.dvc_remote
         return str(Path(self.dvc_remote).expanduser().resolve() if self.dvc_remote else self.root / "dvc-remote")
 
+    @property
+    def worker_lock(self) -> Path:
+        """The file that the worker of this home holds while it runs."""
+        return self.root / "worker" / "run.lock"
+
     def folder(self, *parts: str) -> Path:
         """A folder under home, created when missing."""
         path = self.root.joinpath(*parts)

@@ -1,101 +1,156 @@
-"""What these commands ask of Airflow: over REST as the user that settings name, and by its program where it is installed."""
+"""Airflow over its REST API, as a person's script would use it: what doctor, the embedded stack, examples and tests ask."""
 
-import os
-import re
-import subprocess
-import sys
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import Any, Self, TypedDict
 
 import httpx
 
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
-from .databases import Database, all_of_them
 
-ACTIVE = ("running", "queued")
+REFUSED = (400, 401, 403, 409, 422)  # asking again without changing anything does not help
+
+
+class DagRun(TypedDict):
+    """A DAG run, as far as it is used here."""
+
+    dag_id: str
+    dag_run_id: str
+    state: str
+
+
+class TaskInstance(TypedDict):
+    """A task of a run, as far as it is used here; times as ISO 8601, seconds."""
+
+    task_id: str
+    map_index: int
+    rendered_map_index: str | None
+    try_number: int
+    state: str | None
+    start_date: str | None
+    end_date: str | None
+    duration: float | None
 
 
 class Airflow:
-    """A logged-in client. Raises Transient: no answer; ClipftError: it refuses the user."""
+    """A client that logs in when it is made, and anew when its token has ended.
 
-    def __init__(self, timeout: float = 5) -> None:
-        self.http = httpx.Client(base_url=settings().airflow_url, timeout=timeout)
-        password = settings().airflow_password
-        self._token = ""
+    Args:
+        password: "" asks as nobody.
+    Raises: Transient: no answer; ClipftError: it refuses the user. So does every call; a request that Airflow refuses is a
+        ClipftError with Airflow's own words.
+    """
+
+    def __init__(self, url: str, user: str, password: str, timeout: float = 60) -> None:
+        self.url, self._user, self._password = url, user, password
+        self._http = httpx.Client(base_url=url, timeout=timeout)
         if password:
-            body = {"username": settings().airflow_user, "password": password.get_secret_value()}
-            answer = self._ask("POST", "/auth/token", json=body)
-            if answer.status_code in (401, 403):
-                raise ClipftError(
-                    f"Airflow at {settings().airflow_url}",
-                    f"it does not accept the password of {settings().airflow_user}",
-                    "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD.",
-                )
-            self._token = self._read(answer).get("access_token", "")
+            self._log_in()
+
+    @classmethod
+    def of_settings(cls, timeout: float = 5) -> Self:
+        """As the user that settings name."""
+        password = settings().airflow_password
+        return cls(settings().airflow_url, settings().airflow_user, password.get_secret_value() if password else "", timeout)
 
     @property
     def logged_in(self) -> bool:
-        return bool(self._token)
+        return "authorization" in self._http.headers
 
-    def get(self, path: str) -> Any:
-        return self._read(self._ask("GET", path, headers={"Authorization": f"Bearer {self._token}"} if self._token else {}))
+    def raw(self, method: str, path: str, **more: Any) -> httpx.Response:  # of httpx
+        """One request to any path, whatever its answer."""
+        answer = self._request(method, path, **more)
+        if answer.status_code == 401 and self.logged_in:  # tokens end after a day
+            self._log_in()
+            answer = self._request(method, path, **more)
+        return answer
+
+    def get(self, path: str) -> Any:  # JSON
+        return self._read(self.raw("GET", path))
+
+    def call(self, method: str, path: str, **more: Any) -> Any:  # of httpx; JSON
+        """One call below /api/v2."""
+        return self._read(self.raw(method, f"/api/v2{path}", **more))
 
     def running(self) -> int:
-        """DAG runs of clipft that run or wait to, but for this care itself."""
-        query = "&".join(f"state={state}" for state in ACTIVE)
-        runs = self.get(f"/api/v2/dags/~/dagRuns?{query}&limit=100")["dag_runs"]
+        """DAG runs of clipft that run or wait to, but for maintenance itself."""
+        runs = self.call("GET", "/dags/~/dagRuns?state=running&state=queued&limit=100")["dag_runs"]
         return sum(run["dag_id"] != "clipft_maintenance" for run in runs)
 
-    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def pool(self, name: str, slots: int, description: str) -> None:
+        """Make a pool where there is none of that name."""
+        found = {p["name"] for p in self.call("GET", "/pools?limit=100")["pools"]}
+        if name not in found:
+            body = {"name": name, "slots": slots, "description": description, "include_deferred": False}
+            self.call("POST", "/pools", json=body)
+
+    def dags(self) -> set[str]:
+        """Names of clipft's DAGs."""
+        return {d["dag_id"] for d in self.call("GET", "/dags?limit=100&tags=clipft")["dags"]}
+
+    def unpause(self, dag: str) -> None:
+        self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
+
+    def trigger(self, dag: str, conf: Mapping[str, object]) -> str:
+        """Start a run; returns its id."""
+        return str(self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def runs(self, dag: str) -> list[DagRun]:
+        """The newest runs, newest first."""
+        return list(self.call("GET", f"/dags/{dag}/dagRuns?limit=20&order_by=-run_after")["dag_runs"])
+
+    def state(self, dag: str, run: str) -> str:
+        return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+
+    def tasks(self, dag: str, run: str) -> list[TaskInstance]:
+        return list(self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances?limit=200")["task_instances"])
+
+    def result(self, dag: str, run: str, task: str, index: int = -1) -> Any:  # JSON: what the task returned
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/xcomEntries/return_value?deserialize=true&map_index={index}"
+        return self.call("GET", path)["value"]
+
+    def answer(self, dag: str, run: str, task: str, option: str) -> None:
+        """Answer a task that waits for a person, no sooner than a person could: Airflow fails a task that goes on before its
+        scheduler has noted that it began to wait."""
+        time.sleep(3)
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
+        self.call("PATCH", path, json={"chosen_options": [option], "params_input": {}})
+
+    def log(self, dag: str, run: str, task: TaskInstance) -> list[str]:
+        """What the stage itself has said so far in a task's newest try, and the errors that ended it."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/logs/{max(1, task['try_number'])}"
+        content = self.call("GET", f"{path}?full_content=true&map_index={task['map_index']}")["content"]
+        return [
+            str(line["event"]) + "".join(f": {e['exc_value']}" for e in line.get("error_detail") or [])
+            for line in content
+            if isinstance(line, dict) and (line.get("logger") == "task.stdout" or line.get("level") in ("error", "critical"))
+        ]
+
+    def _log_in(self) -> None:
+        body = {"username": self._user, "password": self._password}
+        answer = self._request("POST", "/auth/token", json=body)
+        if answer.status_code in (401, 403):
+            raise ClipftError(
+                f"Airflow at {self.url}",
+                f"it does not accept the password of {self._user}",
+                "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD.",
+            )
+        self._http.headers["Authorization"] = f"Bearer {self._read(answer).get('access_token', '')}"
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
-            return self.http.request(method, path, **more)
+            return self._http.request(method, path, **more)
         except httpx.HTTPError as error:
-            raise Transient(f"Airflow at {settings().airflow_url} does not answer: {error!r}") from None
+            raise Transient(f"Airflow at {self.url} does not answer: {error!r}") from None
 
     def _read(self, answer: httpx.Response) -> Any:
+        asked = f"{answer.request.method} {answer.request.url.path}"
+        if answer.status_code in REFUSED:
+            raise ClipftError(f"Airflow's {asked}", f"it was refused with {answer.status_code}: {answer.text[:500]}")
         if answer.is_error:
-            raise Transient(f"Airflow at {settings().airflow_url} answered {answer.status_code} to {answer.request.url.path}")
+            raise Transient(f"Airflow at {self.url} answered {answer.status_code} to {asked}")
         try:
-            return answer.json()
+            return answer.json() if answer.content else None
         except ValueError:
-            raise Transient(f"{settings().airflow_url} answers, but not as Airflow does") from None
-
-
-def database() -> Database:
-    return next(d for d in all_of_them() if d.name == "airflow")
-
-
-def program(*arguments: str) -> str:
-    """Run `airflow …` on this installation's database; returns what it printed. Raises ClipftError with its last words."""
-    env = {k: v for k, v in os.environ.items() if k != "_AIRFLOW_PROCESS_CONTEXT"}  # set in a task, which may not
-    env.setdefault("AIRFLOW_HOME", str(settings().root / "airflow"))
-    env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database().url
-    env["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    try:
-        done = subprocess.run(["airflow", *arguments], env=env, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ClipftError("airflow", "it is not installed here", "Run this where Airflow is installed.") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ClipftError(f"`airflow {' '.join(arguments[:2])}`", f"it failed: {' '.join(said[-2:])}")
-    return done.stdout
-
-
-def old_records(days: float) -> dict[str, int]:
-    """How many rows of each table `airflow db clean` would delete. Raises Transient while a run of that age is not over."""
-    listed = program("db", "clean", "--dry-run", "--yes", "--clean-before-timestamp", _before(days))
-    found = re.findall(r"Checking table (\w+)\s+Found (\d+) rows", listed)
-    return {table: int(rows) for table, rows in found if int(rows)}
-
-
-def clean(days: float) -> int:
-    """Delete them; returns bytes, which only shrinking the database gives back."""
-    program("db", "clean", "--yes", "--skip-archive", "--clean-before-timestamp", _before(days))
-    return 0
-
-
-def _before(days: float) -> str:
-    return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+            raise Transient(f"{self.url} answers, but not as Airflow does") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ClipftError, Transient
+from ..core.files import atomic_path
 from ..core.settings import settings
 
 # Where each program's releases list the states that its tables went through.
@@ -102,10 +103,8 @@ class Database:
     def put_back(self, copy: Path) -> None:
         """Fill this empty database from a copy, wholly or not at all."""
         if self.file:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_name(self.file.name + ".part")
-            shutil.copyfile(copy, part)
-            os.replace(part, self.file)
+            with atomic_path(self.file) as part:
+                shutil.copyfile(copy, part)
         else:
             arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", str(copy)]
             _tool("pg_restore", self.url, *arguments)
@@ -150,8 +149,10 @@ def broken(file: Path) -> str:
     try:
         with _reading(file) as there:
             said = there.execute("pragma quick_check").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        return str(error)
+    except ClipftError as error:
+        if isinstance(error.__cause__, sqlite3.OperationalError):  # it may be whole
+            raise
+        return str(error.__cause__)
     return "" if said == "ok" else str(said)
 
 
@@ -168,7 +169,7 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as there:
             yield there
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         raise ClipftError(f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?") from error
 
 

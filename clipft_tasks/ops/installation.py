@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..core.errors import ClipftError
+from ..core.files import atomic_write
 from ..core.settings import Settings, settings
 
 STACK = "stack.env"
@@ -29,13 +30,8 @@ def adopt() -> None:
 
 def note(env: dict[str, str]) -> None:
     """Note where the embedded stack is. Readable by its owner only: it holds the tokens that callers show."""
-    path = settings().folder() / STACK
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
     names = sorted(f"CLIPFT_{field.upper()}" for field in Settings.model_fields)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.writelines(f"{name}={env[name]}\n" for name in names if name in env)
-    os.replace(part, path)
+    atomic_write(settings().root / STACK, "".join(f"{name}={env[name]}\n" for name in names if name in env), mode=0o600)
 
 
 def embedded() -> bool:

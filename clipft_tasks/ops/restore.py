@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from ..core.console import say
 from ..core.errors import ClipftError
+from ..core.files import atomic_write
 from ..core.settings import settings
 from . import databases
 from .backup import SECRETS, Manifest, verify
@@ -123,10 +124,7 @@ def _begin(folder: Path, todo: list[str]) -> list[str]:
 
 
 def _note(folder: Path, done: list[str]) -> None:
-    note = settings().folder() / UNDERWAY
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps({"backup": str(folder), "done": done}))
-    os.replace(part, note)
+    atomic_write(settings().root / UNDERWAY, json.dumps({"backup": str(folder), "done": done}))
 
 
 def _database(name: str) -> databases.Database:
@@ -185,11 +183,7 @@ def _put(name: str, folder: Path, made: Manifest) -> None:
             versioning.unbundle(folder / "datasets.bundle")
         elif name == "secrets":
             for secret in SECRETS:
-                part = settings().root / f"{secret}.part"
-                part.unlink(missing_ok=True)
-                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-                    out.write((folder / "secrets" / secret).read_bytes())
-                os.replace(part, settings().root / secret)
+                atomic_write(settings().root / secret, (folder / "secrets" / secret).read_bytes(), mode=0o600)
         else:
             place = _place(name)
             part = place.with_name(place.name + ".part")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from . import airflow_client, backup, databases, restore
+from . import airflow_program, backup, databases, restore
 from .installation import alone, versions
 
 
@@ -84,7 +84,7 @@ def _migrate(changed: set[str]) -> None:
         (job, subprocess.Popen(job, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)) for job in jobs
     ]
     try:
-        airflow_client.program("db", "migrate")
+        airflow_program.program("db", "migrate")
     finally:
         ended = [(job, process.communicate()[0], process.returncode) for job, process in started]
     for job, said, code in ended:

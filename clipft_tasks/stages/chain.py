@@ -177,6 +177,7 @@ OTHERS: dict[str, Stage] = {
     "triage": Stage("Decide whether an alert is acted on."),
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),
+    "maintenance": Stage("Back the installation up, and remove what may go."),
 }
 
 STAGES: dict[str, Stage] = ROLLBACK | OTHERS | CHAIN

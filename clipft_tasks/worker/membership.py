@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ..contracts.worker_gateway import Answer, Enrollment, Greeting
 from ..core.errors import ClipftError, Transient
+from ..core.files import atomic_write
 from ..core.settings import settings
 from ..core.versions import PROJECT
 
@@ -48,12 +49,7 @@ class Membership:
 
     def keep(self) -> None:
         """Write it down, readable by its owner alone."""
-        path = file()
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump(asdict(self), out, indent=1)
-        os.replace(part, path)
+        atomic_write(file(), json.dumps(asdict(self), indent=1), mode=0o600)
 
     @classmethod
     def read(cls) -> "Membership":

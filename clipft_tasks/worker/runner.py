@@ -14,6 +14,7 @@ import psutil
 
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
+from ..core.files import atomic_write
 from ..core.settings import settings
 from . import checks
 from .membership import ControlPlane, Membership
@@ -147,9 +148,7 @@ class Runner:
             "said": message,
             "at": time.time(),
         }
-        part = _state_file().with_suffix(".part")
-        part.write_text(json.dumps(content))
-        os.replace(part, _state_file())
+        atomic_write(_state_file(), json.dumps(content))
 
 
 def refuse(theirs: ControlPlane) -> None:
@@ -197,7 +196,8 @@ class _alone:
     def __enter__(self) -> None:
         from filelock import FileLock, Timeout
 
-        self._lock = FileLock(str(settings().folder("worker") / "run.lock"))
+        settings().folder("worker")
+        self._lock = FileLock(str(settings().worker_lock))
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

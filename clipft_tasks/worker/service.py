@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ..core.errors import ClipftError
+from ..core.files import atomic_write
 from ..core.settings import settings
 from ..core.versions import PROJECT
 from .membership import OWN
@@ -97,10 +98,7 @@ WantedBy=default.target
 def install(start: bool = True) -> tuple[Path, str]:
     """Write it and, where asked, start it; returns its place and what else a person should know. Raises ClipftError."""
     path, mac = place(), platform.system() == "Darwin"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(agent() if mac else unit().encode())
-    os.replace(part, path)
+    atomic_write(path, agent() if mac else unit())
     if mac:
         _quietly(["launchctl", "bootout", f"gui/{os.getuid()}/{LABEL}"])
         commands, note = [["launchctl", "bootstrap", f"gui/{os.getuid()}", str(path)]], ""

@@ -13,6 +13,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.files import atomic_write
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops.upgrade import upgrade
 
@@ -24,9 +25,7 @@ def passwords() -> None:
     """Airflow's file of passwords, which it wants to write to itself."""
     path = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
     user = os.environ["CLIPFT_AIRFLOW_USER"]
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660), "w") as file:
-        json.dump({user: os.environ["CLIPFT_AIRFLOW_PASSWORD"]}, file)
+    atomic_write(path, json.dumps({user: os.environ["CLIPFT_AIRFLOW_PASSWORD"]}), mode=0o660)
 
 
 def buckets() -> None:

@@ -6,9 +6,10 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
+from clipft_tasks.core.files import atomic_write
 from clipft_tasks.core.settings import settings
+from clipft_tasks.ops.airflow_client import Airflow
 
 PROJECT = Path(__file__).resolve().parents[2]
 PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "alertmanager": 9093, "statsd": 9102}
@@ -38,24 +39,24 @@ def keep_secrets() -> dict[str, str]:
 
     made["fernet"] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     made |= known  # a newer version may know of more secrets than an older one made
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(made, file)
-    os.replace(part, path)
+    atomic_write(path, json.dumps(made), mode=0o600)
     return made
+
+
+def airflow_client() -> Airflow:
+    """A client of the embedded Airflow, which answers late while the machine trains."""
+    return Airflow(address("airflow"), USER, keep_secrets()["password"], timeout=120)
 
 
 def environment() -> dict[str, str]:
     """Everything that the programs of the Procfile read, and that their children inherit."""
     home = settings().root
     secret = keep_secrets()
-    airflow = settings().folder("airflow")
-    passwords = airflow / "passwords.json"
-    passwords.touch(mode=0o600)
-    passwords.write_text(json.dumps({USER: secret["password"]}))
-    core: dict[str, Any] = {
-        "AIRFLOW_HOME": airflow,
+    folder = settings().folder("airflow")
+    passwords = folder / "passwords.json"
+    atomic_write(passwords, json.dumps({USER: secret["password"]}), mode=0o600)
+    core: dict[str, object] = {
+        "AIRFLOW_HOME": folder,
         "CORE__DAGS_FOLDER": PROJECT / "dags",
         "CORE__PLUGINS_FOLDER": PROJECT / "plugins",
         "CORE__LOAD_EXAMPLES": False,
@@ -66,12 +67,12 @@ def environment() -> dict[str, str]:
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
         "CORE__EXECUTION_API_SERVER_URL": f"{address('airflow')}/execution/",
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
         "API__BASE_URL": address("airflow"),
         "API__PORT": ports()["airflow"],
         "API__SECRET_KEY": secret["session"],
         "API_AUTH__JWT_SECRET": secret["jwt"],
-        "LOGGING__BASE_LOG_FOLDER": airflow / "logs",
+        "LOGGING__BASE_LOG_FOLDER": folder / "logs",
         # A new run starts its first task within about a second.
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
@@ -121,7 +122,7 @@ def environment() -> dict[str, str]:
         "CLIPFT_AIRFLOW_URL": address("airflow"),
         "CLIPFT_AIRFLOW_USER": USER,
         "CLIPFT_AIRFLOW_PASSWORD": secret["password"],
-        "CLIPFT_AIRFLOW_DB": core["DATABASE__SQL_ALCHEMY_CONN"],
+        "CLIPFT_AIRFLOW_DB": str(core["DATABASE__SQL_ALCHEMY_CONN"]),
         "CLIPFT_SERVER_URL": address("server"),
         "CLIPFT_SERVER_TOKEN": secret["server"],
         "CLIPFT_ALERT_TOKEN": secret["alerts"],

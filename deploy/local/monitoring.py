@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from clipft_tasks.core.files import atomic_write
 from clipft_tasks.core.settings import settings
 
 from .environment import ALERTMANAGER, PROJECT, address, keep_secrets, ports
@@ -28,8 +29,7 @@ def prepare() -> list[str]:
     home = settings().folder()
     deploy = PROJECT / "deploy"
     token = home / "alert-token"
-    token.touch(mode=0o600)
-    token.write_text(keep_secrets()["alerts"])
+    atomic_write(token, keep_secrets()["alerts"], mode=0o600)
     values = {
         "SERVER_ADDRESS": f"127.0.0.1:{ports()['server']}",
         "METRICS_ADDRESS": f"127.0.0.1:{ports()['statsd']}",
@@ -43,7 +43,7 @@ def prepare() -> list[str]:
         comment, _, body = text.partition("\n")
         for name, value in values.items():
             body = body.replace(name, value)
-        (home / f"{program}.yml").write_text(f"{comment}\n{body}")
+        atomic_write(home / f"{program}.yml", f"{comment}\n{body}")
     return there
 
 

@@ -21,8 +21,7 @@ from clipft_tasks.ops import installation, upgrade
 from clipft_tasks.ops.doctor import health
 
 from . import monitoring
-from .airflow_api import Airflow
-from .environment import PROJECT, USER, address, environment, keep_secrets, ports
+from .environment import PROJECT, USER, address, airflow_client, environment, keep_secrets, ports
 
 NEEDED_GB = 3
 DAGS = {path.stem for path in (PROJECT / "dags").glob("clipft_*.py")}
@@ -63,7 +62,7 @@ def up() -> None:
         )
     _record(manager.pid)
     _wait(lambda: healthy(watching), manager, log, 300)  # minutes, where two cores do much else
-    airflow = Airflow()
+    airflow = airflow_client()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
     _record(manager.pid)
@@ -248,7 +247,7 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
         time.sleep(0.5)
     silent = [name for name in HEALTH if not _answers(name)]
     if "airflow" not in silent:
-        broken = Airflow().call("GET", "/importErrors")["import_errors"]
+        broken = airflow_client().call("GET", "/importErrors")["import_errors"]
         for error in broken:
             raise ClipftError(
                 f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file."

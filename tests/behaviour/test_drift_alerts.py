@@ -27,12 +27,12 @@ from fixtures.drift_alerts import (  # noqa: F401  (fixtures)
     Source,
     alert,
     fired,
-    free_port,
     metrics,
     plugin,
     prometheus,
     server,
 )
+from fixtures.ports import free_port
 
 from clipft_tasks.contracts.drift import DriftAlert
 from clipft_tasks.core.settings import settings

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fixtures.drift_alerts import CALM, HIGH, NOBODY, ROOT, Running, Source, free_port, plugin  # noqa: F401  (fixtures)
+from fixtures.drift_alerts import CALM, HIGH, NOBODY, ROOT, Running, Source, plugin  # noqa: F401  (fixtures)
+from fixtures.ports import free_port
 
 from clipft_tasks.core.settings import settings
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from fixtures.live_server import package, trained, use
 
 from clipft_tasks import tracking
@@ -15,10 +16,11 @@ from clipft_tasks.cli.main import main
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.ops import backup as backups
-from clipft_tasks.ops import garbage_collection
+from clipft_tasks.ops import gc
 from clipft_tasks.ops import restore as restoring
+from clipft_tasks.ops.gc import airflow as gc_airflow
 
-LONG_AGO = time.time() - 100 * garbage_collection.DAY
+LONG_AGO = time.time() - 100 * gc.DAY
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def a_run(status: str, domain: str = "general", **tags: str) -> str:
     return str(run.info.run_id)
 
 
+def record_run(home: Path, dag: str, state: str) -> None:
+    """The one run that Airflow's database knows."""
+    (home / "airflow").mkdir(exist_ok=True)
+    with sqlite3.connect(home / "airflow" / "airflow.db") as db:
+        db.execute("create table if not exists dag_run (dag_id, state, start_date)")
+        db.execute("delete from dag_run")
+        db.execute("insert into dag_run values (?, ?, '2099-01-01')", (dag, state))
+
+
 def everything(home: Path) -> dict[str, int]:
     return {str(p): p.stat().st_size for p in home.rglob("*") if p.is_file() and p.suffix not in (".lock", ".db")}
 
@@ -80,13 +91,13 @@ def test_nothing_of_a_version_goes_however_old_and_it_is_served_from_as_before(t
     versioning.fetch(versioning.find("", "general"))
     for cached in ("models", "shards"):
         (there / "cache" / cached).mkdir(parents=True, exist_ok=True)
-    found = garbage_collection.find()
+    found = gc.find()
     assert found.items == []
     package("1"), package("2")
     age(there / "cache" / "models")
     age(there / "cache" / "shards")
-    done = garbage_collection.clear(garbage_collection.find())
-    assert set(done["removed"]) == {"caches"} and not done["failed"]
+    done = gc.clear(gc.find())
+    assert set(done.removed) == {"caches"} and not done.failed
     for version in ("1", "2"):
         assert (package(version) / "card.json").exists()  # fetched again
     assert len(versioning.fetch(versioning.find("general/v1", "general")).frame) == 80
@@ -122,29 +133,29 @@ def test_what_a_version_was_made_from_stays_with_everything_that_this_names_in_t
     other = a_run("FINISHED")
     age_runs(there)
     tracking.client().create_model_version("clipft-general", f"runs:/{third}/model", third)
-    assert {i.what.split()[1] for i in garbage_collection.find().items} == {other}
+    assert {i.what.split()[1] for i in gc.find().items} == {other}
 
 
 def test_what_somebody_deleted_goes_after_a_week_and_studies_stay_until_then(there):
     study = tracking.get_or_create_run("general", "study-key", "tuning", {"clipft.study": "s"}).info.run_id
     tracking.finish_run(study)
     age_runs(there)
-    assert garbage_collection.find().items == []
+    assert gc.find().items == []
     tracking.client().delete_run(study)
-    [item] = garbage_collection.find().items
+    [item] = gc.find().items
     assert study in item.what and item.reason == "deleted in MLflow"
-    garbage_collection.clear(garbage_collection.find())
+    gc.clear(gc.find())
     assert not exists(study)
 
 
 def test_a_run_that_is_taken_up_or_registered_between_look_and_removal_stays(there):
     resumed, registered = a_run("FAILED"), a_run("FINISHED")
     age_runs(there)
-    found = garbage_collection.find()
+    found = gc.find()
     tracking.client().update_run(resumed, status="RUNNING")
     tracking.client().create_model_version("clipft-general", f"runs:/{registered}/model", registered)
-    done = garbage_collection.clear(found)
-    assert len(done["failed"]) == 2 and exists(resumed) and exists(registered)
+    done = gc.clear(found)
+    assert len(done.failed) == 2 and exists(resumed) and exists(registered)
 
 
 def test_a_removal_that_is_cut_short_is_finished_by_the_next(there, monkeypatch):
@@ -159,11 +170,11 @@ def test_a_removal_that_is_cut_short_is_finished_by_the_next(there, monkeypatch)
 
     monkeypatch.setattr(SqlAlchemyStore, "_hard_delete_run", cut)
     with pytest.raises(KeyboardInterrupt):
-        garbage_collection.clear(garbage_collection.find())
+        gc.clear(gc.find())
     monkeypatch.setattr(SqlAlchemyStore, "_hard_delete_run", purge)
     assert exists(run)
     monkeypatch.setenv("CLIPFT_KEEP_DELETED", "1")
-    assert garbage_collection.clear(garbage_collection.find())["failed"] == [] and not exists(run)
+    assert gc.clear(gc.find()).failed == [] and not exists(run)
 
 
 def test_work_and_captures_by_age_and_never_what_is_written_now(there):
@@ -180,7 +191,7 @@ def test_work_and_captures_by_age_and_never_what_is_written_now(there):
     for name, when in (("old", LONG_AGO), ("new", time.time())):
         (shelf / f"{name}.image").write_bytes(b"p" * 100)
         (shelf / f"{name}.json").write_text(json.dumps({"time": when}))
-    garbage_collection.clear(garbage_collection.find())
+    gc.clear(gc.find())
     assert [p.name for p in (there / "work").iterdir()] == ["going-on"]
     assert {p.name for p in shelf.iterdir()} == {"new.json", "new.image"}
 
@@ -196,11 +207,32 @@ def test_caches_stay_while_a_task_runs_and_beyond_their_bound_the_oldest_go(ther
     age(shards)
     monkeypatch.setenv("CLIPFT_CACHE_GB", str(2 / 1024))
     settings.cache_clear()
-    monkeypatch.setattr(garbage_collection, "_busy", lambda: True)
-    found = garbage_collection.find()
-    assert [i.what for i in found.items] == [str(images / "0.npy")] and any("a task is running" in left for left in found.left)
-    monkeypatch.setattr(garbage_collection, "_busy", lambda: False)
-    assert any(i.what.startswith(str(shards)) for i in garbage_collection.find().items)
+    for dag, state, reason in (
+        ("clipft_finetune", "queued", "a task is running"),
+        ("clipft_maintenance", "running", ""),
+        ("clipft_finetune", "success", ""),
+        ("somebody_elses", "running", ""),
+    ):
+        record_run(there, dag, state)
+        found = gc.find()
+        assert str(images / "0.npy") in [i.what for i in found.items]
+        assert (len(found.items) == 1) == bool(reason) == any("a task is running" in why for why in found.skipped)
+
+
+def test_caches_stay_while_a_worker_runs_and_when_nobody_can_be_asked(there, monkeypatch):
+    versioning.fetch(versioning.find("", "general"))
+    age(there / "cache" / "shards")
+    settings().worker_lock.parent.mkdir()
+    with FileLock(settings().worker_lock):
+        found = gc.find()
+        assert found.items == [] and any("a worker runs here" in why for why in found.skipped)
+    assert len(gc.find().items) == 1  # the lock's file alone says nothing
+    (there / "airflow").mkdir()
+    (there / "airflow" / "airflow.db").write_bytes(b"no database" * 1000)
+    assert "is not known" in gc_airflow.Activity().reason
+    monkeypatch.setenv("CLIPFT_AIRFLOW_DB", "postgresql+psycopg2://nobody@127.0.0.1:1/airflow")
+    settings.cache_clear()
+    assert "is not known" in gc_airflow.Activity().reason
 
 
 def test_folders_full_of_rubbish_harm_nobody(there):
@@ -214,8 +246,8 @@ def test_folders_full_of_rubbish_harm_nobody(there):
     shelf.mkdir()
     (shelf / "x.json").write_text("[]")
     age(shelf)
-    done = garbage_collection.clear(garbage_collection.find())
-    assert done["failed"] == [] and Path("/etc/passwd").exists() and (there / "work" / "a-link").is_symlink()
+    done = gc.clear(gc.find())
+    assert done.failed == [] and Path("/etc/passwd").exists() and (there / "work" / "a-link").is_symlink()
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "soon"])
@@ -229,8 +261,8 @@ def test_the_programs_log_keeps_its_end(there):
     log = there / "logs" / "stack.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as file:
-        file.truncate(garbage_collection.LOG_BYTES + 10)
+        file.truncate(gc_airflow.LOG_BYTES + 10)
         file.seek(0, os.SEEK_END)
         file.write(b"the last line\n")
-    garbage_collection.clear(garbage_collection.find())
-    assert log.stat().st_size == garbage_collection.LOG_KEPT and log.read_bytes().endswith(b"the last line\n")
+    gc.clear(gc.find())
+    assert log.stat().st_size == gc_airflow.LOG_KEPT and log.read_bytes().endswith(b"the last line\n")

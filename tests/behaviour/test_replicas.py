@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copied, free_port, trained, use
+from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copied, trained, use
+from fixtures.ports import free_port
 
 from clipft_tasks.contracts.serving import TrialLatency, TrialReport
 from clipft_tasks.core.errors import Transient

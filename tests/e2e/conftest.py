@@ -1,22 +1,16 @@
 """A whole installation for the end-to-end tests: real Airflow, MLflow, server and Prometheus, on ports and in a home of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fixtures.ports import free_port
 
 from clipft_tasks.core.settings import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def call(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:

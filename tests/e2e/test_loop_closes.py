@@ -71,12 +71,11 @@ def test_the_data_set_says_where_its_rows_come_from(drifted):
 
 
 def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):
-    from deploy.local.airflow_api import Airflow
-    from deploy.local.environment import address
+    from deploy.local.environment import address, airflow_client
 
     for path in ("/clipft/models", "/clipft/models.json"):
         assert httpx.get(address("airflow") + path, timeout=30).status_code == 401
-    shown = Airflow().raw("GET", "/clipft/models.json").json()
+    shown = airflow_client().raw("GET", "/clipft/models.json").json()
     industrial = next(d for d in shown["domains"] if d["name"] == "industrial")
     assert industrial["versions"]["champion"]["number"] == drifted["versions"]["after"]
     assert industrial["probation"] == drifted["versions"]["after"] and shown["problems"] == []

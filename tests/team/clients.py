@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from deploy.local.airflow_api import Airflow
+from clipft_tasks.core.errors import Transient
+from clipft_tasks.ops.airflow_client import Airflow
 from team.engine import Team
 
 
@@ -14,14 +15,7 @@ class TeamAirflow(Airflow):
     """A logged-in client, through the gateway."""
 
     def __init__(self, team: Team) -> None:
-        self._who = {"username": team.env["CLIPFT_TEAM_USER"], "password": team.env["CLIPFT_TEAM_PASSWORD"]}
-        self._http = httpx.Client(base_url=team.address(8080), timeout=60)
-        self._login()
-
-    def _login(self) -> None:
-        answer = self._http.post("/auth/token", json=self._who)
-        answer.raise_for_status()
-        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        super().__init__(team.address(8080), team.env["CLIPFT_TEAM_USER"], team.env["CLIPFT_TEAM_PASSWORD"])
 
     def finish(self, dag: str, conf: dict[str, Any], seconds: float = 900) -> str:
         """Trigger a run and wait until it ended well; a gateway or database that is away for a moment is waited for."""
@@ -36,7 +30,7 @@ class TeamAirflow(Airflow):
             time.sleep(1)
             try:
                 state = self.state(dag, run)
-            except httpx.HTTPError:
+            except Transient:
                 continue
         failed = {t["task_id"]: self.log(dag, run, t)[-8:] for t in self.tasks(dag, run) if t["state"] == "failed"}
         assert state == "success", (state, failed)

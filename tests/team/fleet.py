@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 from conftest import write_images, write_tiny
 
+from clipft_tasks.core.errors import Transient
+from clipft_tasks.ops.airflow_client import Airflow
 from deploy.compose import secrets
-from deploy.local.airflow_api import Airflow
 from team import compose, engine
 
 HERE = Path(__file__).resolve().parent
@@ -27,20 +28,6 @@ SETTINGS = {
     "CLIPFT_MLFLOW_ADDRESS": "http://gateway:5050",
     "CLIPFT_DATA_ADDRESS": "http://gateway:8090",
 }
-
-
-class Api(Airflow):
-    """The team's Airflow, through its gateway."""
-
-    def __init__(self, address: str, user: str, password: str) -> None:
-        self._who = {"username": user, "password": password}
-        self._http = httpx.Client(base_url=address, timeout=30)
-        self._login()
-
-    def _login(self) -> None:
-        answer = self._http.post("/auth/token", json=self._who)
-        answer.raise_for_status()
-        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
 
 class Fleet:
@@ -60,7 +47,7 @@ class Fleet:
 
     def up(self) -> None:
         self.team.up(900)
-        self.airflow = Api(self.team.address(8080), self.env["CLIPFT_TEAM_USER"], self.env["CLIPFT_TEAM_PASSWORD"])
+        self.airflow = Airflow(self.team.address(8080), self.env["CLIPFT_TEAM_USER"], self.env["CLIPFT_TEAM_PASSWORD"])
         person = (self.env["CLIPFT_TEAM_USER"], self.env["CLIPFT_TEAM_PASSWORD"])
         self.mlflow = httpx.Client(base_url=f"{self.team.address(5050)}/api/2.0/mlflow", auth=person, timeout=30)
         wanted = {"clipft_dataset", "clipft_finetune"}
@@ -184,7 +171,7 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
         try:
             if got := true():
                 return got
-        except httpx.HTTPError:
+        except (httpx.HTTPError, Transient):
             pass
         time.sleep(0.5)
     raise AssertionError(f"{what}: not within {seconds:g} s")

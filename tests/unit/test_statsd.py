@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e.conftest import free_port
+from fixtures.ports import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
 from deploy.statsd import StatsdCollector

@@ -30,18 +30,18 @@ def airflow() -> Said:
 def dags() -> Said:
     with asked_of("Airflow"):
         get(settings().airflow_url, "/api/v2/version")
-        airflow = Airflow(ANSWER)
+        airflow = Airflow.of_settings(ANSWER)
     if not airflow.logged_in:
         return (
             LOOK,
             "import errors are not looked at without a password",
             "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD.",
         )
-    errors = airflow.get("/api/v2/importErrors?limit=100")["import_errors"]
+    errors = airflow.call("GET", "/importErrors?limit=100")["import_errors"]
     if errors:
         last = errors[0]["stack_trace"].strip().splitlines()[-1]
         return WRONG, f"{errors[0]['filename']} cannot be imported: {last}", f"Correct it; {len(errors)} file(s) in all."
-    names = [d["dag_id"] for d in airflow.get("/api/v2/dags?limit=100&tags=clipft")["dags"]]
+    names = airflow.dags()
     if not names:
         return WRONG, "none of clipft's is there", f"Is the DAG folder this project's? {log_command('airflow-dag-processor')}"
     return OK, f"{len(names)} imported, {airflow.running()} runs under way"
@@ -52,7 +52,7 @@ def workers() -> Said:
     if "Edge" not in executor:
         return NONE, f"training runs in {executor or 'Airflow’s own executor'} here"
     with asked_of("Airflow"):
-        airflow = Airflow(ANSWER)
+        airflow = Airflow.of_settings(ANSWER)
     if not airflow.logged_in:
         return LOOK, "not looked at without a password", "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD."
     wanted = settings().accelerator_queue
@@ -151,7 +151,7 @@ def _store(remote: str) -> Said:
         with Repo(str(place)) as repo:
             odb = repo.cloud.get_remote_odb("store")
             probe = odb.fs.join(odb.path, ".doctor")
-            if remote.startswith(("http:", "https:")) or getattr(settings(), "remote_read_only", False):
+            if settings().reads_only:
                 odb.fs.exists(probe)
                 return OK, "readable"
             odb.fs.pipe_file(probe, b"x")
