@@ -108,13 +108,15 @@ def collect_garbage(yes: bool, as_json: bool) -> None:
     "--backup", "backups", type=FOLDER, help="folder of the backups made before tables change [default: home/backups]"
 )
 def upgrade(backups: Path | None) -> None:
-    """Create or migrate the databases' tables for the installed releases; tables that exist are backed up before."""
+    """Bring the installation to this release: names of files, and the databases' tables, which are backed up before they change."""
     from ..ops import installation
     from ..ops import upgrade as upgrades
 
     installation.adopt()
     made = upgrades.upgrade(backups)
-    click.echo(f"The databases are of this release.{f' Before: {made}' if made else ''}")
+    for note in made.notes:
+        click.echo(note)
+    click.echo(f"The databases are of this release.{f' Before: {made.backup}' if made.backup else ''}")
 
 
 COMMANDS = (doctor, backup, restore, collect_garbage, upgrade)

@@ -60,6 +60,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def rename_suffix(folder: Path, old: str, new: str) -> int:
+    """Give the files below a folder whose suffix an earlier release wrote another; returns how many there were."""
+    renamed = 0
+    for path in sorted(folder.rglob(f"*{old}")):
+        try:
+            path.rename(path.with_suffix(new))
+            renamed += 1
+        except FileNotFoundError:  # somebody else was quicker
+            pass
+    return renamed
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -8,6 +8,7 @@ import os
 from collections.abc import MutableMapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,10 +19,21 @@ RENAMED = {  # names of earlier releases, which are still read
     "CLIPFT_DOOR_TOKEN": "CLIPFT_GATEWAY_TOKEN",
     "CLIPFT_DOOR_SECRET": "CLIPFT_GATEWAY_SECRET",
     "CLIPFT_DOOR_HOME": "CLIPFT_GATEWAY_HOME",
+    "CLIPFT_SERVING_MAX_PICTURE_MB": "CLIPFT_SERVING_MAX_IMAGE_MB",
 }
 
 
-class Settings(BaseSettings):
+class EnvironmentSettings(BaseSettings):
+    """Settings that come from environment variables, by the names of today or of an earlier release."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    def __init__(self, **values: Any) -> None:  # of the fields
+        read_renamed()
+        super().__init__(**values)
+
+
+class Settings(EnvironmentSettings):
     """Addresses, folders and credentials of one installation."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
@@ -140,5 +152,4 @@ def read_renamed(environment: MutableMapping[str, str] = os.environ) -> None:
 @cache
 def settings() -> Settings:
     """The settings of this process, read once. `settings.cache_clear()` reads them anew."""
-    read_renamed()
     return Settings()

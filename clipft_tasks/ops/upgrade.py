@@ -9,9 +9,13 @@ from pathlib import Path
 
 from ..core.console import say
 from ..core.errors import ClipftError
+from ..core.files import rename_suffix
 from ..core.settings import settings
 from . import airflow_program, backup, databases, restore
 from .installation import alone, versions
+
+LAYOUT = 2  # raise it when files of a home get other names
+RENAMED_DAGS = {"clipft_care": "clipft_maintenance"}  # old → new
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,30 @@ def due() -> list[Step]:
     return steps
 
 
-def upgrade(backups: Path | None = None) -> Path | None:
-    """Create or migrate the tables of Airflow, MLflow and the studies; before tables that exist are changed, back them up.
+@dataclass(frozen=True)
+class Upgraded:
+    """What an upgrade did.
+
+    Attributes:
+        backup: of the databases as they were; None where no table changed.
+        notes: what it renamed, and what is left for a person to do.
+    """
+
+    backup: Path | None
+    notes: list[str]
+
+
+def upgrade(backups: Path | None = None) -> Upgraded:
+    """Bring an installation to this release: files by the names of today, and the tables of Airflow, MLflow and the studies created
+    or migrated; before tables that exist are changed, they are backed up.
 
     Args:
         backups: folder of such backups; default: `backups` under home.
-    Returns: the backup, when one was made.
     Raises: ClipftError as `due` does, or with the words of the program that failed; the backup stays.
     """
     with alone("upgrade"):
         steps = due()
+        notes = [*_rename_files(), *_renamed_dags()]
         made = None
         if steps:
             names = ", ".join(f"{s.database.name} {s.now} → {s.then}" for s in steps)
@@ -69,7 +87,32 @@ def upgrade(backups: Path | None = None) -> Path | None:
         except ClipftError as error:
             fix = f"{error.fix} The databases as they were: {made}" if made else error.fix
             raise ClipftError(error.what, error.why, fix) from error
-    return made
+    return Upgraded(made, notes)
+
+
+def _rename_files() -> list[str]:
+    """Files that an earlier release called otherwise; what was renamed before is not found again."""
+    root, notes = settings().root, []
+    if count := rename_suffix(root / "captures", ".picture", ".image"):
+        notes.append(f"{count} captured images are called .image now.")
+    old, new = root / "cache" / "pictures", root / "cache" / "images"
+    if old.is_dir() and not new.exists():
+        old.rename(new)
+        notes.append(f"Decoded images lie in {new} now.")
+    return notes
+
+
+def _renamed_dags() -> list[str]:
+    """DAGs that an earlier release called otherwise and that a person had switched on."""
+    database = airflow_program.database()
+    if "dag" not in database.tables():
+        return []
+    notes = []
+    for old, new in RENAMED_DAGS.items():
+        on = "dag where not is_paused and dag_id ="
+        if database.count(f"{on} '{old}'") and not database.count(f"{on} '{new}'"):
+            notes.append(f"The DAG {old} was on and is called {new} now: switch {new} on in Airflow, and delete {old} there.")
+    return notes
 
 
 def _migrate(changed: set[str]) -> None:

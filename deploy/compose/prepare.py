@@ -44,7 +44,8 @@ def tables() -> None:
     """Airflow's, MLflow's and the studies' tables, created or upgraded; tables that are there are backed up before."""
     kept = Path(BACKUPS)
     try:
-        upgrade(kept if os.access(kept, os.W_OK) else None)
+        for note in upgrade(kept if os.access(kept, os.W_OK) else None).notes:
+            print(note)
     except (ClipftError, Transient) as error:
         sys.exit(f"Error: {error}")
 

@@ -223,13 +223,15 @@ def _check_ports(programs: list[str]) -> None:
 
 
 def _migrate() -> None:
-    """Create or upgrade the tables, once a version, before several programs try to."""
+    """Bring home and databases to this release, once a version, before several programs try to."""
     from importlib.metadata import version
 
-    stamp = settings().folder("airflow") / f"migrated-{version('apache-airflow')}-{version('mlflow')}"
+    releases = f"{upgrade.LAYOUT}-{version('apache-airflow')}-{version('mlflow')}"
+    stamp = settings().folder("airflow") / f"migrated-{releases}"
     if upgrade.due() or not stamp.exists():
         print("Preparing the databases of Airflow and MLflow…")
-        upgrade.upgrade()
+        for note in upgrade.upgrade().notes:
+            print(note)
         stamp.touch()
 
 

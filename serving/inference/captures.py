@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clipft_tasks.contracts.drift import Capture
+from clipft_tasks.core.files import rename_suffix
 from clipft_tasks.domains import get_domain
 
 from .loaded_model import Ranking
@@ -49,6 +50,7 @@ class Captures:
     def __init__(
         self, root: Path, metrics: Metrics, *, most_bytes: int, most_seconds: float, share: float | None = None
     ) -> None:
+        rename_suffix(root, ".picture", ".image")  # of an earlier release
         self.root, self.metrics, self.share = root, metrics, share
         self.most_bytes, self.most_seconds = most_bytes, most_seconds
         self._shares: dict[str, float] = {}  # set while running, by domain

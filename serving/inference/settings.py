@@ -1,10 +1,12 @@
 """How one server process behaves. Where its neighbors are stands in `clipft_tasks.core.settings`."""
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from clipft_tasks.core.settings import EnvironmentSettings
 
 
-class ServingSettings(BaseSettings):
+class ServingSettings(EnvironmentSettings):
     """From `CLIPFT_SERVING_<NAME>`."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_SERVING_", extra="ignore")

@@ -9,8 +9,6 @@ from typing import Annotated
 import jwt
 from fastapi import Depends, Header, HTTPException, Request
 
-from clipft_tasks.core.settings import read_renamed
-
 from . import policy
 from .object_signing import ObjectSigner
 from .settings import GatewaySettings
@@ -33,7 +31,6 @@ class Gateway:
     @classmethod
     def of(cls, settings: GatewaySettings | None = None) -> "Gateway":
         """With the given settings, or those of the environment. Raises ValueError when a secret is too short."""
-        read_renamed()
         settings = settings or GatewaySettings()
         signer = ObjectSigner(settings.store_bucket, settings.store_reader_key, settings.store_reader_secret.get_secret_value())
         tokens = TokenIssuer(settings.gateway_secret.get_secret_value())

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from clipft_tasks.core.settings import EnvironmentSettings
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(EnvironmentSettings):
     """Addresses are those that a worker must use, as seen from outside. The revision that it is told comes from CLIPFT_REVISION
     where the code lies in an image (clipft_tasks/core/versions.py)."""
 

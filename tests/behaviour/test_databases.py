@@ -210,11 +210,11 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
     execute(url, "create table kept (a int)", "insert into kept values (7)")
     command.downgrade(config, before)
     assert [s.database.name for s in upgrade.due()] == ["mlflow"]
-    monkeypatch.setattr(upgrade.airflow_client, "program", lambda *arguments: "")  # its tables are another test's
-    made = upgrade.upgrade(tmp_path / "backups")
+    monkeypatch.setattr(upgrade.airflow_program, "program", lambda *arguments: "")  # its tables are another test's
+    made = upgrade.upgrade(tmp_path / "backups").backup
     assert Database("mlflow", url).revision() == newest and upgrade.due() == []
     assert made and backups.Manifest.read(made).revisions == {"mlflow": before}
-    assert upgrade.upgrade(tmp_path / "backups") is None  # nothing changes, nothing is copied
+    assert upgrade.upgrade(tmp_path / "backups").backup is None  # nothing changes, nothing is copied
 
     execute(url, "update alembic_version set version_num = 'of tomorrow'")
     with pytest.raises(ClipftError, match=r"a newer release .* no way back .* restore the backup"):

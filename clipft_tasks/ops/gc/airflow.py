@@ -17,7 +17,7 @@ from .report import DAY, Item, Report
 
 LOG_BYTES = 64 * 2**20  # of the programs' own log, beyond which its beginning goes
 LOG_KEPT = 4 * 2**20
-MAINTENANCE = ("clipft_maintenance", "clipft_care")  # the DAG that collects garbage, and its name in earlier releases
+MAINTENANCE = ("clipft_maintenance", "clipft_care")  # the DAG that collects garbage, and its name in an earlier release
 
 
 class Activity:

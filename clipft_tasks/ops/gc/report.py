@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from ...core.errors import ClipftError
+from ...core.settings import EnvironmentSettings
 
 DAY = 86400.0
 Kind = Literal["runs", "work", "caches", "captures", "logs", "metadata"]
@@ -57,7 +58,7 @@ class Collector(Protocol):
     def find(self) -> Report: ...
 
 
-class Policy(BaseSettings):
+class Policy(EnvironmentSettings):
     """How long things are kept, in days, from `CLIPFT_KEEP_<NAME>`. At least one day: what is younger may be in use."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_KEEP_", extra="ignore", populate_by_name=True)
