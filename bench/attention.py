@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import gpu
+from clipft_tasks.devices.precision import precision_context
 from clipft_tasks.model import attention
 from clipft_tasks.model.attention import Policy
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.resolution import set_side
-from clipft_tasks.train.microbenchmarks import precision_context
 
 CASES = [(224, 48), (336, 32), (518, 12), (896, 2)]  # side, images; 896 px are 4,097 tokens
 CAP_GIB = 40

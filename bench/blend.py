@@ -55,15 +55,17 @@ def path_of(bench: Bench, seed: int, epochs: int, folder: Path) -> Run:
     first = {name: w.clone() for name, w in clip.state().items()}
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
-    launch.train(launch.Job(spec, decided, "starter", tag, str(seed), "", folder), clip, lambda rows: None)
+    launch.train(
+        launch.Job(spec=spec, plan=decided, start="starter", dataset=tag, key=str(seed), folder=folder), clip, lambda rows: None
+    )
     last = {name: w.detach().clone() for name, w in clip.state().items()}
     points, reported = [], {}
     for i in range(spec.blend.points + 1):
         alpha = i / spec.blend.points
         clip.load_state(interpolation.between(first, last, alpha))
-        judged = validation.judge(clip, bench.dataset, bench.side, 64, metric=spec.gate.metric)
+        result = validation.evaluate_on_validation(clip, bench.dataset, bench.side, 64, metric=spec.gate.metric)
         choosing, reporting = known(clip, bench.side)
-        points.append(paths.Point(alpha, judged.score, choosing))
+        points.append(paths.Point(alpha, result.score, choosing))
         reported[alpha] = reporting
     taken = paths.choose(paths.curve(points), spec.blend.min_gain, spec.blend.max_forgetting)
 

@@ -83,7 +83,11 @@ class Watched:
         clip = build.prepare(build.load("starter"), spec)
         decided = plan.make(spec, clip, len(dataset.split("train")))
         folder = settings().folder("bench", domain_name)
-        launch.train(launch.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+        launch.train(
+            launch.Job(spec=spec, plan=decided, start="starter", dataset=dataset.version.tag, key="bench", folder=folder),
+            clip,
+            lambda rows: None,
+        )
         with torch.inference_mode():
             of_classes = clip.class_embeddings(dataset.classes).numpy()
 

@@ -57,7 +57,7 @@ def main() -> None:
     from clipft_tasks.model.clip import Clip
     from clipft_tasks.spec import RunSpec
 
-    hardware.use_threads(hardware.probe("cpu").cores)
+    hardware.use_threads(hardware.detect("cpu").cores)
     in_models = 0.0
 
     def timed(function: Any) -> Any:

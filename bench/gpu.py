@@ -15,12 +15,12 @@ from torch import Tensor
 
 from clipft_tasks.data import augment
 from clipft_tasks.data.loader import Batch
-from clipft_tasks.model.clip import Clip
+from clipft_tasks.devices.precision import precision_context
+from clipft_tasks.model.clip import Clip, OpenClipConfig
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.train import step
 from clipft_tasks.train.distributed import ALONE, World
-from clipft_tasks.train.microbenchmarks import precision_context
 
 WORDS = 20  # captions of 6 to 20 tokens
 
@@ -29,7 +29,10 @@ def model_of(name: str, quick: bool) -> Clip:
     """An open_clip model with random weights on the GPU."""
     torch.manual_seed(0)
     model = open_clip.create_model(name, output_dict=True)
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    config: OpenClipConfig = {
+        "model_cfg": open_clip.get_model_config(name),
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
+    }
     clip = Clip(quicken(model) if quick else model, open_clip.get_tokenizer(name), copy.deepcopy(config), name, "")
     clip.model.cuda().train()
     return clip
@@ -55,7 +58,7 @@ class Ready(Batch):
 
 def ready(clip: Clip, count: int, images: Tensor | None = None, world: World = ALONE) -> Ready:
     """A batch of `count` pairs; of the images, this process's share."""
-    side, mine = clip.side, world.share(count)
+    side, mine = clip.side, world.local_rows(count)
     tokens = tokens_of(count)
     return Ready(
         side=side,

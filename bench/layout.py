@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from clipft_tasks.devices.hardware import keep_freed_memory, usable_cores
+from clipft_tasks.devices.hardware import usable_cores
+from clipft_tasks.devices.host_allocator import keep_freed_memory
 from clipft_tasks.model import build
 from clipft_tasks.train.step import freeze_statistics
 

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipft_tasks.contracts.plan import Plan, Precision
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.devices.memory import OutOfMemory
+from clipft_tasks.devices.precision import precision_context
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.train import distributed, step
-from clipft_tasks.train.microbenchmarks import precision_context
 
 CASES = [("ViT-B-32", 1024), ("ViT-L-14", 160)]  # pairs a GPU
 MODEL, PAIRS, PART = "ViT-B-32", 256, 48  # of the gradients and the job
@@ -48,7 +48,7 @@ def gradients(out: Path) -> dict[str, float]:
     """Relative difference of the summed gradient to that of one process, by case; or what one process has, written down."""
     from bench import gpu
 
-    world = distributed.join()
+    world = distributed.initialize()
     reference = out / "gradients.pt"
     known = {} if world.size == 1 else torch.load(reference, map_location="cuda")
     clip = gpu.model_of(MODEL, quick=True)
@@ -57,14 +57,15 @@ def gradients(out: Path) -> dict[str, float]:
     parameters = list(clip.model.parameters())
     metrics = {}
 
-    def gradient(precision: str, micro: int) -> Tensor:
+    def gradient(precision: Precision, micro: int) -> Tensor:
         clip.model.zero_grad(set_to_none=True)
         towers = step.Towers(clip, clip.image_features, clip.text_features, lambda: precision_context("cuda", precision))
         step.backward(towers, InfoNCE(), batch, micro_batch=micro, seed=1, world=world)
         world.sum_gradients(parameters, [clip.model.logit_scale])
         return torch.cat([p.grad.flatten() for p in parameters])
 
-    for precision in ("fp32", "bf16"):
+    both: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in both:
         for micro in (PAIRS, PART):
             name, found = f"{precision}, {'one pass' if micro == PAIRS else f'parts of {micro}'}", gradient(precision, micro)
             if world.size == 1:
@@ -73,13 +74,13 @@ def gradients(out: Path) -> dict[str, float]:
                 metrics[name] = float((found - known[name]).norm() / known[name].norm())
     if world.size > 1:
         metrics |= _short(world, gradient, known[f"fp32, parts of {PART}"])
-    elif world.leads:
+    elif world.is_main_process:
         torch.save(known, reference)
-    distributed.leave()
+    distributed.shut_down()
     return metrics
 
 
-def _short(world: distributed.World, gradient: Callable[[str, int], Tensor], known: Tensor) -> dict[str, float]:
+def _short(world: distributed.World, gradient: Callable[[Precision, int], Tensor], known: Tensor) -> dict[str, float]:
     """The last GPU alone gets too little memory for the whole share: all halve together, and the gradient is the same."""
     torch.cuda.empty_cache()
     if world.rank == world.size - 1:
@@ -108,33 +109,33 @@ def speed(names: list[str]) -> dict[str, Any]:
         taken = gpu.seconds(run, rounds=5, each=5, warm=4)
         return {"pairs": count / taken, "ms": 1e3 * taken, "gib": gpu.peak_gib()}
 
-    world = distributed.join()
+    world = distributed.initialize()
     metrics: dict[str, Any] = {}
     for name, each in [c for c in CASES if c[0] in names]:
         gpu.fresh()
         clip = gpu.model_of(name, quick=True)
         parameters = list(clip.model.parameters())
-        world.copy_from_leader([p.data for p in parameters])
+        world.broadcast([p.data for p in parameters])
         metrics[name] = {}
 
         alone = gpu.our_step(clip, gpu.ready(clip, each), True, each)
         together = gpu.our_step(clip, gpu.ready(clip, each * world.size, world=world), True, each, world)
         alone()  # all compile at once
-        if world.leads:
+        if world.is_main_process:
             metrics[name]["one"] = timed(alone, each)
         world.any(False)
         metrics[name]["several"] = timed(together, each * world.size)
         metrics[name]["sum_gradients_ms"] = 1e3 * gpu.seconds(partial(world.sum_gradients, parameters), each=10)
-        if world.leads:
+        if world.is_main_process:
             print(json.dumps({name: metrics[name]}), flush=True)
         del alone, together, parameters, clip
-    if world.leads and WHOLE in names:
+    if world.is_main_process and WHOLE in names:
         gpu.fresh()
         clip, count = gpu.model_of(WHOLE, quick=True), dict(CASES)[WHOLE] * world.size
         metrics[WHOLE]["one, whole batch"] = timed(gpu.our_step(clip, gpu.ready(clip, count), True, count), count)
         print(json.dumps({WHOLE: metrics[WHOLE]}), flush=True)
     world.any(False)
-    distributed.leave()
+    distributed.shut_down()
     return metrics
 
 
@@ -211,14 +212,18 @@ def job(out: Path) -> dict[str, Any]:
     for line in plan.lines():
         print(line, flush=True)
     count = plan.processes.value
-    alone = replace(plan, processes=Decision(1, "for comparison"), micro_batch=plan.micro_batch)
-    ends, metrics = {}, {"processes": count}
+    alone = plan.model_copy(update={"processes": Decision(1, "for comparison")})
+    ends: dict[str, dict[str, Tensor]] = {}
+    metrics: dict[str, Any] = {"processes": count}
 
-    def run(name: str, folder: str, plan: plans.Plan) -> None:
+    def job_of(spec: RunSpec, plan: Plan, folder: Path) -> jobs.Job:
+        return jobs.Job(spec=spec, plan=plan, start=spec.model.start, dataset=tag, key="bench", folder=folder)
+
+    def run(name: str, folder: str, plan: Plan) -> None:
         place = out / folder
         place.mkdir(exist_ok=True)
         model = build.prepare(build.load(spec.model.start), spec)
-        metrics[name] = jobs.train(jobs.Job(spec, plan, spec.model.start, tag, "bench", "", place), model, lambda rows: None)
+        metrics[name] = jobs.train(job_of(spec, plan, place), model, lambda rows: None)
         ends[name] = {n: v.cpu() for n, v in model.state().items()}
 
     run("one", "one", alone)
@@ -226,7 +231,7 @@ def job(out: Path) -> dict[str, Any]:
     begun = out / "stopped"
     begun.mkdir()
     often = spec.model_copy(update={"train": spec.train.model_copy(update={"checkpoint_seconds": 0.0})})
-    jobs.Job(often, plan, spec.model.start, tag, "bench", "", begun).write()
+    job_of(often, plan, begun).write()
     starts = subprocess.Popen([sys.executable, "-c", START, str(begun)], stderr=subprocess.PIPE, text=True)
     while starts.poll() is None and not list((begun / "checkpoints").glob("*.pt")):
         time.sleep(0.1)

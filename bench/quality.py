@@ -72,7 +72,11 @@ class Bench:
         decided = plan.make(spec, clip, len(self.dataset.split("train")))
         began = time.perf_counter()
         done = launch.train(
-            launch.Job(spec, decided, "starter", self.dataset.version.tag, str(seed), "", folder), clip, lambda rows: None
+            launch.Job(
+                spec=spec, plan=decided, start="starter", dataset=self.dataset.version.tag, key=str(seed), folder=folder
+            ),
+            clip,
+            lambda rows: None,
         )
         return {"seconds": time.perf_counter() - began, "pairs": done["pairs"], **self.judge(clip)}
 

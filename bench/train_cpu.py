@@ -53,7 +53,11 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
     for line in decided.lines():
         print(line, file=sys.stderr)
     began = time.perf_counter()
-    done = launch.train(launch.Job(spec, decided, "starter", dataset.version.tag, "bench", "", folder), clip, lambda rows: None)
+    done = launch.train(
+        launch.Job(spec=spec, plan=decided, start="starter", dataset=dataset.version.tag, key="bench", folder=folder),
+        clip,
+        lambda rows: None,
+    )
     seconds = time.perf_counter() - began
     return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset)}
 

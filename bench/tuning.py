@@ -28,7 +28,11 @@ def scored(bench: Bench, spec: Any, folder: Path) -> Any:
     clip = build.prepare(build.load("starter"), spec)
     decided = plan.make(spec, clip, len(bench.dataset.split("train")))
     tag = bench.dataset.version.tag
-    launch.train(launch.Job(spec, decided, "starter", tag, folder.name, "", folder), clip, lambda rows: None)
+    launch.train(
+        launch.Job(spec=spec, plan=decided, start="starter", dataset=tag, key=folder.name, folder=folder),
+        clip,
+        lambda rows: None,
+    )
     return zero_shot.predict(clip, zero_shot.Task(bench.dataset, spec.resolution.train, 64))
 
 
@@ -48,13 +52,13 @@ def one(ask: Run) -> Run:
     seconds = time.perf_counter() - began
     with tempfile.TemporaryDirectory(dir=os.environ["CLIPFT_HOME"]) as folder:
         old = scored(bench, spec, Path(folder, "template"))
-        new = scored(bench, spec.changed(decided["values"]), Path(folder, "tuned")) if decided["values"] else old
+        new = scored(bench, spec.changed(decided.values), Path(folder, "tuned")) if decided.values else old
     metric = spec.gate.metric
     gain = predictions.paired_gain(new, old, metric, 1000)
     return {
         "seed": seed, "metric": metric, "template": old.sums(metric).value, "tuned": new.sums(metric).value,
-        "gain": {"value": gain.value, "low": gain.low, "high": gain.high}, "values": decided["values"], "reason": decided["reason"],
-        "stopped": decided["stopped"], "trials": len(decided["tried"]), "seconds": round(seconds),
+        "gain": {"value": gain.value, "low": gain.low, "high": gain.high}, "values": decided.values, "reason": decided.reason,
+        "stopped": decided.stopped, "trials": len(decided.tried), "seconds": round(seconds),
     }  # fmt: skip
 
 

@@ -172,19 +172,21 @@ def small(table: Path, tiny: Path, **more: object) -> dict[str, object]:
 
 def a_plan(sides: tuple[int, ...] = (32,), **values: object):
     """A plan as tests want it: fp32 on one CPU thread, parts of eight pairs."""
+    from clipft_tasks.contracts.plan import Phase, Plan
     from clipft_tasks.core.decision import Decision
-    from clipft_tasks.train.plan import Plan
 
     decided = {
         "device": "cpu", "processes": 1, "precision": "fp32", "layout": "contiguous", "threads": 1, "workers": 1,
-        "memory_gb": 64.0, "stages": [{"first": 0, "sides": list(sides), "plain": False}], "attention": "fused",
-        "checkpointing": "none", "micro_batch": {str(s): 8 for s in sides}, "accumulation": {str(s): 2 for s in sides},
-        "compile": False, "flops": {str(s): 1e9 for s in sides},
+        "memory_gb": 64.0, "phases": (Phase(0, sides),), "attention": "fused",
+        "checkpointing": "none", "micro_batch": dict.fromkeys(sides, 8), "accumulation": dict.fromkeys(sides, 2),
+        "compile": False, "flops": dict.fromkeys(sides, 1e9),
     }  # fmt: skip
-    return Plan(**{name: Decision(value, "test") for name, value in (decided | values).items()})
+    return Plan(hardware=None, **{name: Decision(value, "test") for name, value in (decided | values).items()})
 
 
-def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, judge=None, general_score=None):
+def a_work(
+    spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=None, world=None, validate=None, general_score=None
+):
     """What the loop trains: `spec` on `dataset`, without Airflow, MLflow or the stage around it. The last weights are kept
     where nobody judges them."""
     from clipft_tasks.data.loader import TrainingData
@@ -212,6 +214,6 @@ def a_work(spec, clip, dataset, folder: Path, log=lambda rows: None, *, plan=Non
         checkpoints=checkpoints.Checkpoints(folder, "k"),
         log=log,
         world=world or distributed.ALONE,
-        judge=judge,
+        validate=validate,
         general_score=general_score,
     )

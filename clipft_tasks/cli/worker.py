@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import httpx
@@ -12,6 +12,7 @@ import httpx
 from ..contracts.worker_gateway import Invitation, WorkerList
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
+from ..spec import DeviceName
 
 if TYPE_CHECKING:
     from ..worker.checks import Line
@@ -36,7 +37,7 @@ _code = click.option(
 @click.argument("url")
 @_code
 @_ca
-@click.option("--queue", type=click.Choice(["mps", "cuda", "cpu"]), help="whose tasks to take [default: this machine's device]")
+@click.option("--queue", type=click.Choice(get_args(DeviceName)), help="whose tasks to take [default: this machine's device]")
 def join(url: str, code: str | None, ca: str | None, queue: str | None) -> None:
     """Make this machine a worker of the control plane whose Airflow is at URL.
 
@@ -48,7 +49,7 @@ def join(url: str, code: str | None, ca: str | None, queue: str | None) -> None:
 
 
 def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
-    from ..devices.hardware import probe
+    from ..devices.hardware import detect
     from ..worker import checks, membership, runner
 
     if not code:
@@ -62,7 +63,7 @@ def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
         click.echo(
             click.style("  ! http: the secret crosses the network unencrypted; use https where others can listen", fg="yellow")
         )
-    device = probe()
+    device = detect()
     joined = membership.join(url, code, f"{device.device}: {device.name}", ca)
     member = membership.Membership(
         url.rstrip("/"), joined.name, joined.secret, joined.addresses.model_dump(), queue or device.device, ca

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from .base import StageResult
+from .base import Record, StageResult
 from .drift import Breaker, LiveAccuracy
 from .evaluation import EvaluationResult
+from .plan import Plan
 from .serving import TrialReport
 
+Value = float | str  # of a field that tuning may vary
 Action = Literal["nothing", "camera", "label", "rollback", "recalibrate", "readapt"]
 
 
@@ -146,3 +148,102 @@ class GarbageResult(StageResult):
     removed: dict[str, int]
     failed: list[str]
     skipped: list[str]
+
+
+class PlanResult(StageResult):
+    """What a run works on, pinned, so that a retry works on the same, and how this machine trains.
+
+    Attributes:
+        dataset: tag of the dataset version.
+        start: the start model; a version, never `champion`. digest: of its weights. temperature: that it has.
+    """
+
+    dataset: str
+    start: str
+    digest: str
+    temperature: float
+    plan: Plan
+
+
+class FinetuneResult(StageResult):
+    """A candidate.
+
+    Attributes:
+        run_id: its MLflow run. key: identity of the work.
+        done_before: whether the finished run of the same work was found, so that nothing was trained.
+        pairs_per_second: of one process; 0 where nothing was trained.
+    """
+
+    run_id: str
+    key: str
+    dataset: str
+    done_before: bool
+    steps: int
+    pairs_per_second: float
+
+
+class StudyResult(StageResult):
+    """A tuning study that trials may be run for.
+
+    Attributes:
+        study: its name; "" where there is nothing to tune.
+        key: identity of the search. run_id: its MLflow run.
+        points: sets of values that there are; None for endless.
+        trials: their numbers.
+        reason: why there is nothing to tune, or whether the study is new.
+    """
+
+    study: str = ""
+    key: str = ""
+    points: int | None = 0
+    trials: tuple[int, ...] = ()
+    reason: str
+    run_id: str = ""
+
+
+class TrialSummary(Record):
+    """One set of values that was tried.
+
+    Attributes:
+        state: complete, pruned, failed, running (where the budget ended), waiting, skipped.
+        values: by dotted field of the spec.
+        score: on the validation split, 0..1; None unless complete.
+        seconds: that it took, over all its attempts.
+        reason: why it failed, was pruned or was not run.
+    """
+
+    number: int
+    state: str
+    values: dict[str, Value] = {}
+    score: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class TrialResult(StageResult):
+    """What came of a trial."""
+
+    trial: TrialSummary
+
+
+class TuneResult(StageResult):
+    """The values to train with.
+
+    Attributes:
+        values: by dotted field of the spec; {} for the template's.
+        measured: metrics behind the decision.
+        stopped: why there were no more trials.
+        importance: share of the score's variation that each field explains.
+        tried: every trial that began.
+        run_id: the study's MLflow run; "" where there was nothing to tune.
+    """
+
+    study: str = ""
+    values: dict[str, Value] = {}
+    reason: str = ""
+    measured: dict[str, float] = {}
+    stopped: str = ""
+    metric: str = ""
+    importance: dict[str, float] = {}
+    tried: tuple[TrialSummary, ...] = ()
+    run_id: str = ""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import backend
 from ..domains import Augment
 from . import augment
 from .augment import Geometry
@@ -153,12 +154,14 @@ class TrainingData:
 
     def _worded(self, rows: np.ndarray, step: int) -> np.ndarray:
         """Caption ids of a step's rows: their own, or what else may be said of their class."""
-        own, label = self.caption_ids[rows], self.sampler.labels[rows]
+        own: np.ndarray = self.caption_ids[rows]
+        label = self.sampler.labels[rows]
         if not self.wordings.size:
             return own
         rng = np.random.default_rng([self.sampler.seed, 4, step])
         other = self.wordings[label, rng.integers(0, self.wordings.shape[1], len(rows))]
-        return np.where((rng.random(len(rows)) < self.how.prompt_share) & (label >= 0), other, own)
+        worded: np.ndarray = np.where((rng.random(len(rows)) < self.how.prompt_share) & (label >= 0), other, own)
+        return worded
 
 
 def ahead(
@@ -167,7 +170,8 @@ def ahead(
     """Batches `first` to `last`, prepared by threads while the device works.
 
     Threads, not processes: they survive any way of starting Python, cannot be lost, and touch no device (two threads on MPS
-    abort the process). On CUDA the next batch is copied while the current one is computed, when whole batches fit there.
+    abort the process). Where the device can, the next batch is copied while the current one is computed, when whole batches fit
+    there.
 
     Args:
         make: step -> batch on the host.
@@ -177,7 +181,7 @@ def ahead(
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="batches") as pool:
         waiting: deque[Future[Batch]] = deque()
         steps = iter(range(first, last))
-        copies = torch.cuda.Stream() if device.type == "cuda" and resident else None
+        copies = backend(device).copy_stream() if resident else None
 
         def submit() -> None:
             if (step := next(steps, None)) is not None:
@@ -190,7 +194,7 @@ def ahead(
             submit()
             if copies is None:
                 return batch
-            with torch.cuda.stream(copies):
+            with copies.copying():
                 return batch.to(device)
 
         for _ in range(max(2, workers + 1)):
@@ -200,8 +204,7 @@ def ahead(
             while following is not None:
                 batch = following
                 if copies is not None:
-                    torch.cuda.current_stream().wait_stream(copies)
-                    batch.images.record_stream(torch.cuda.current_stream())
+                    copies.ready(batch.images)
                     following = receive()
                     yield batch
                 else:

@@ -54,11 +54,13 @@ class Sampler:
         rng = np.random.default_rng([self.seed, 1, epoch])
         chosen = self._rows[self._first + (rng.random(len(self._captions)) * self._captions).astype(int)]
         if self.how == BALANCED:
-            return chosen[self._balanced(self.labels[chosen], rng)]
-        order = rng.permutation(len(chosen))
-        if self.how == SPREAD:
-            order = order[_apart(self.groups[chosen[order]], self.steps_per_epoch, self.batch, rng)]
-        return chosen[order]
+            order = self._balanced(self.labels[chosen], rng)
+        else:
+            order = rng.permutation(len(chosen))
+            if self.how == SPREAD:
+                order = order[_apart(self.groups[chosen[order]], self.steps_per_epoch, self.batch, rng)]
+        drawn: np.ndarray = chosen[order]
+        return drawn
 
     def _balanced(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         classes = np.unique(labels)

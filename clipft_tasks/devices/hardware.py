@@ -1,77 +1,39 @@
 """What this machine is: device, cores, memory. Asked once, in well under a second."""
 
-import ctypes
-import os
-import platform
-from dataclasses import dataclass, field
-
-import psutil
 import torch
 
 from ..core.errors import ClipftError
-from ..core.settings import settings
 from . import apple_silicon
+from .base import Hardware, usable_cores
+from .host_allocator import keep_freed_memory
+from .registry import backend, backends
+
+__all__ = ["Hardware", "detect", "select_devices", "set_up", "usable_cores", "use_threads"]
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """A device and what surrounds it.
-
-    Attributes:
-        device: mps, cuda or cpu.
-        cores: threads that PyTorch may use on the CPU.
-        memory: what training may use, bytes.
-        devices: how many like it.
-        chip: the Apple chip, where there is one.
-    """
-
-    device: str
-    name: str
-    cores: int
-    memory: int
-    devices: int = 1
-    chip: apple_silicon.Chip | None = field(default=None)
-
-    def likeness(self) -> dict[str, str | int]:
-        """What two machines must have in common to share a plan; what is free at the moment is no part of it."""
-        total = int(psutil.virtual_memory().total)
-        if self.device == "cuda":
-            total = int(torch.cuda.mem_get_info()[1])
-        memory = round(total / 2**30)
-        return {"device": self.device, "name": self.name, "devices": self.devices, "cores": self.cores, "memory_gb": memory}
-
-
-def probe(wanted: str = "auto") -> Hardware:
-    """The device to train on: what is asked for, else MPS, else CUDA, else the CPU.
+def detect(wanted: str = "auto") -> Hardware:
+    """The device to train on: the one that is asked for, else the fastest kind that there is.
 
     Raises:
         ClipftError: a device is asked for that is not there.
     """
-    there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    there = [device for device in backends() if device.available()]
     chip = apple_silicon.detect()
-    if wanted != "auto" and not there[wanted]:
-        why = "this machine has none"
-        if wanted == "mps" and chip and chip.translated:
-            why = "this Python is an Intel build under Rosetta, which has no MPS"
-        raise ClipftError(f"device {wanted}", why, f"Set memory.device to {' or '.join(d for d in there if there[d])}.")
-    device = wanted if wanted != "auto" else next(d for d in ("mps", "cuda", "cpu") if there[d])
-    if device == "mps":
-        cores = settings().threads or (chip.fast_cores if chip else usable_cores())
-        return Hardware("mps", str(chip or "Apple GPU"), cores, int(torch.mps.recommended_max_memory()), chip=chip)
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        return Hardware("cuda", torch.cuda.get_device_name(), usable_cores(), int(free), torch.cuda.device_count())
-    name = str(chip) if chip else platform.processor() or platform.machine()
-    if chip and chip.translated:
-        name += "; this Python is an Intel build under Rosetta: one for arm64 would have MPS"
-    return Hardware("cpu", name, usable_cores(), int(psutil.virtual_memory().available), chip=chip)
+    if wanted == "auto":
+        return there[0].hardware(chip)
+    chosen = backend(wanted)
+    if chosen not in there:
+        ways = " or ".join(device.name for device in there)
+        raise ClipftError(f"device {wanted}", chosen.absence(chip), f"Set memory.device to {ways}.")
+    return chosen.hardware(chip)
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on, not those that the machine has."""
-    if settings().threads:
-        return int(settings().threads or 1)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def set_up(wanted: str = "auto") -> Hardware:
+    """Find the device and have this process use it well: threads for its cores, memory kept for reuse. Raises as `detect`."""
+    hardware = detect(wanted)
+    use_threads(hardware.cores)
+    keep_freed_memory()
+    return hardware
 
 
 def use_threads(count: int) -> None:
@@ -79,44 +41,14 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next allocation, where it is glibc.
+def select_devices(index: int) -> str:
+    """Let one of several processes use its own device of each kind.
 
-    It gives large tensors back to the system at once, and clearing their pages anew at each use takes as long as the
-    arithmetic of a training step (bench/layout.py). `release` still gives everything back.
+    Args:
+        index: the process's number on this machine.
+    Returns: the backend that `torch.distributed` is to use, by kind of device.
     """
-    if hasattr(_libc, "mallopt"):
-        _libc.mallopt(_M_MMAP_MAX, 0)
-        _libc.mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def give_back_freed_memory() -> None:
-    """Return to the system what `keep_freed_memory` kept."""
-    if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)
-
-
-_libc = ctypes.CDLL(None)
-_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
-
-
-def hold_to(device: str, ceiling: int) -> None:
-    """Let the device's allocator fail at `ceiling` bytes, so that too much is an error that we mend and not a machine that swaps.
-
-    PyTorch's own limit on MPS is 1.7 times what the system recommends.
-    """
-    if device == "mps":
-        torch.mps.set_per_process_memory_fraction(min(1.0, ceiling / torch.mps.recommended_max_memory()))
-    elif device == "cuda":
-        _, total = torch.cuda.mem_get_info()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, ceiling / total))
-
-
-def free_memory(device: str) -> int:
-    """Bytes that are free right now."""
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    if device == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    sharing = [device for device in backends() if device.available() and device.collectives]
+    for device in sharing:
+        device.select(index)
+    return ",".join(sorted(f"{device.name}:{device.collectives}" for device in sharing))

@@ -24,14 +24,13 @@ from ..contracts.comparison import (
     TrainingCost,
 )
 from ..contracts.evaluation import Confusion, EvaluationResult
+from ..devices import backends
 from . import bootstrap, predictions
 from . import metrics as m
 from .predictions import Predictions
 
 SHOWN_CLASSES = 12  # a larger confusion matrix is shown as its largest confusions
 SURE = 0.05
-# Watts of a training device under load, where its own meter was not logged: assumptions, and shown as such.
-POWER = {"cpu": 65.0, "mps": 40.0, "cuda": 400.0}
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,8 @@ def cost(name: str, facts: RunFacts, watts: float | None = None) -> TrainingCost
     if watts is None and facts.watts:
         power, assumed = facts.watts, f"mean of the GPU's own meter, {facts.watts:.0f} W"
     else:
-        each = watts if watts is not None else POWER.get(device or "cpu", POWER["cpu"])
+        assumed = {kind.name: kind.watts for kind in backends()}  # under load, and shown as assumed
+        each = watts if watts is not None else assumed.get(device or "cpu", assumed["cpu"])
         power = each * processes
         how = "as given" if watts is not None else f"assumed for {device or 'cpu'}"
         assumed = f"{each:.0f} W {how}" + (f", {processes} devices" if processes > 1 else "")

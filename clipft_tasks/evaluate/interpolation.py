@@ -32,7 +32,7 @@ def curve(points: Sequence[Point]) -> list[CurvePoint]:
     ]
 
 
-def choose(points: Sequence[CurvePoint], min_gain: float, max_forgetting: float) -> Decision:
+def choose(points: Sequence[CurvePoint], min_gain: float, max_forgetting: float) -> Decision[float]:
     """The alpha to take, and why.
 
     Of the points that keep at least `min_gain` of the whole gain at no more than `max_forgetting` of the whole forgetting, the
@@ -53,7 +53,7 @@ def choose(points: Sequence[CurvePoint], min_gain: float, max_forgetting: float)
         cost = f"{p.forgotten / forgotten:.0%} of the forgetting" if forgotten > 0 else "nothing forgotten"
         return f"{kept} at {cost}"
 
-    def decision(p: CurvePoint, reason: str) -> Decision:
+    def decision(p: CurvePoint, reason: str) -> Decision[float]:
         return Decision(p.alpha, reason, measured | {"gain at alpha": p.gain, "forgotten at alpha": p.forgotten})
 
     better = [p for p in points if p.gain > 0]

@@ -1,7 +1,7 @@
 """Activation checkpointing: blocks keep their input alone and run again in the backward pass."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import ClipftError
+from ..devices import Device, backend
 
 
 def towers_of_blocks(model: nn.Module) -> list[list[nn.Module]]:
@@ -35,7 +36,7 @@ def checkpoint_blocks(model: nn.Module, every: int) -> int:
     if not chosen:
         raise ClipftError("memory.checkpointing", "this model has no stack of like blocks", "Set it to none.")
     for block in chosen:
-        block.forward = partial(_again, block)  # type: ignore[method-assign]
+        block.forward = partial(_again, block)
     return len(chosen)
 
 
@@ -50,25 +51,32 @@ def _again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
-    if device != "mps":
+    device = next((backend(a.device) for a in args if isinstance(a, torch.Tensor)), None)
+    if device is None or device.checkpoint_keeps_rng:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    # torch keeps no random state of MPS across a checkpoint, so it is kept here.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=_same_numbers_on_mps, **kwargs)
+    contexts = partial(_same_numbers, device)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kwargs)
 
 
-def _same_numbers_on_mps() -> tuple[Any, Any]:
-    states = torch.get_rng_state(), torch.mps.get_rng_state()
+def _same_numbers(device: Device) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What `torch.utils.checkpoint` does for most devices: the second pass draws the random numbers of the first."""
+
+    def state() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.get_rng_state(), device.rng_state()
+
+    def go_on_from(host: torch.Tensor, own: torch.Tensor) -> None:
+        torch.set_rng_state(host)
+        device.set_rng_state(own)
+
+    first = state()
 
     @contextmanager
     def again() -> Iterator[None]:
-        now = torch.get_rng_state(), torch.mps.get_rng_state()
-        torch.set_rng_state(states[0])
-        torch.mps.set_rng_state(states[1])
+        now = state()
+        go_on_from(*first)
         try:
             yield
         finally:
-            torch.set_rng_state(now[0])
-            torch.mps.set_rng_state(now[1])
+            go_on_from(*now)
 
     return nullcontext(), again()

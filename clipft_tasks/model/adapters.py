@@ -51,5 +51,5 @@ def merge_low_rank(model: nn.Module) -> None:
     """Write every update into its weight; the model is an ordinary one again."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type, union-attr]
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)

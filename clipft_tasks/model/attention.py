@@ -47,11 +47,6 @@ def pays_from(head: int) -> int:
     return 4 * head
 
 
-def has_fused_backward(device: str) -> bool:
-    """MPS has none (https://github.com/pytorch/pytorch/issues/179294)."""
-    return device != "mps"
-
-
 def affordable(free: int) -> int:
     """Score elements that a block may hold with `free` bytes: three fp32 copies live at once, in half of what is free."""
     return min(max(FLOOR, free // (2 * 3 * 4)), MAX_ELEMENTS)
@@ -127,7 +122,7 @@ def attend(
     seed = int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(device, enabled=False):
-        out = _Blocks.apply(query, key, value, mask, dropout_p, is_causal, factor, seed, policy)
+        out: Tensor = _Blocks.apply(query, key, value, mask, dropout_p, is_causal, factor, seed, policy)
     return out.reshape(*shape[:-1], value.shape[-1])
 
 

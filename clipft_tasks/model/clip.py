@@ -12,7 +12,8 @@ from ..contracts.preprocessing import Preprocessing
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..data.images import RESIZE_MODES, Aspect, DecodedImage, Limits, open_image
-from ..devices.memory import is_out_of_memory, release
+from ..devices import backend
+from ..devices.memory import is_out_of_memory
 from . import positions
 from .similarity import Cosine, Similarity
 
@@ -89,7 +90,8 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        first: torch.nn.Parameter = next(self.model.parameters())
+        return first.device
 
     @property
     def embed_dim(self) -> int:
@@ -131,7 +133,8 @@ class Clip:
 
     def state(self) -> dict[str, torch.Tensor]:
         """All weights: the model's by their names, the similarity's with `similarity.` before theirs."""
-        return self.model.state_dict() | self.similarity.state_dict(prefix=SIMILARITY)
+        own: dict[str, torch.Tensor] = self.model.state_dict()
+        return own | self.similarity.state_dict(prefix=SIMILARITY)
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """What `state` gave."""
@@ -177,11 +180,12 @@ class Clip:
         return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax" and not text.get("embed_cls")
 
     def pays_by_length(self, tokens: torch.Tensor) -> bool:
-        """Whether texts (n, length) should be encoded `by_length`: on a CPU, since elsewhere each new shape costs more than it
-        saves. Not where open_clip's own towers see their full context, which leaves features as they are when cut ones are
-        normalized."""
+        """Whether texts (n, length) should be encoded `by_length`: not where each new shape costs more than it saves.
+
+        Nor where open_clip's own towers see their full context, which leaves features as they are when cut ones are normalized.
+        """
         whole = tokens.shape[1] == self.context_length and "hf_model_name" not in self.config["model_cfg"]["text_cfg"]
-        return tokens.device.type == "cpu" and self._may_cut and not whole
+        return not backend(tokens.device).fixed_shapes and self._may_cut and not whole
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalized unless the cut asked for it.
@@ -190,15 +194,18 @@ class Clip:
         gradients flow into the full weights as they should.
         """
         model, length = self.model, tokens.shape[1]
+        features: torch.Tensor
         if "hf_model_name" in self.config["model_cfg"]["text_cfg"] or length == self.context_length:
-            return model.encode_text(tokens)
+            features = model.encode_text(tokens)
+            return features
         prefix = "" if type(model) is open_clip.CLIP else "text."
         tower = model if type(model) is open_clip.CLIP else model.text
         cut = {prefix + "positional_embedding": tower.positional_embedding[:length]}
         if tower.attn_mask is not None:
             cut[prefix + "attn_mask"] = tower.attn_mask[:length, :length]
         out = torch.func.functional_call(model, cut, kwargs={"text": tokens})
-        return out["text_features"] if isinstance(out, dict) else out[1]
+        features = out["text_features"] if isinstance(out, dict) else out[1]
+        return features
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Normalized images (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalized."""
@@ -233,7 +240,7 @@ class Clip:
             if torch.is_grad_enabled() or not is_out_of_memory(error):
                 raise
             why = str(error).splitlines()[0][:200]
-        release(self.device)  # here, where the failed pass's tensors are gone
+        backend(self.device).release()  # here, where the failed pass's tensors are gone
         count = len(inputs)
         if count < 2:
             fix = "Lower the image size, or close what else uses the device."

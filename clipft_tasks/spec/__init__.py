@@ -11,6 +11,7 @@ from .sections import (
     ApprovalSpec,
     BlendSpec,
     DataSpec,
+    DeviceName,
     EvaluateSpec,
     GateSpec,
     MemorySpec,
@@ -23,6 +24,6 @@ from .sections import (
 )
 
 __all__ = [
-    "SECTIONS", "ApprovalSpec", "BlendSpec", "DataSpec", "EvaluateSpec", "GateSpec", "MemorySpec", "ModelSpec", "ObjectiveSpec",
+    "SECTIONS", "ApprovalSpec", "BlendSpec", "DataSpec", "DeviceName", "EvaluateSpec", "GateSpec", "MemorySpec", "ModelSpec", "ObjectiveSpec",
     "ResolutionSpec", "RolloutSpec", "RunSpec", "TrainSpec", "TuneSpec", "form",
 ]  # fmt: skip

@@ -182,10 +182,14 @@ class TrainSpec(Section):
     checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
 
 
+# The fastest kind first; each is a file of `clipft_tasks.devices`.
+DeviceName = Literal["mps", "cuda", "cpu"]
+
+
 class MemorySpec(Section):
     """What the hardware may be asked for; empty values are decided by the plan, with a reason."""
 
-    device: Literal["auto", "mps", "cuda", "cpu"] = Field("auto", description="where to train")
+    device: Literal["auto", DeviceName] = Field("auto", description="where to train")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the towers")
     micro_batch: int | None = Field(None, ge=1, description="pairs per forward pass; empty: planned from memory")
     memory_gb: float | None = Field(None, gt=0, description="memory ceiling in GiB; empty: what the device recommends")

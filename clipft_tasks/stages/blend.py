@@ -32,7 +32,8 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     from ..domains import get_domain
     from ..evaluate import interpolation as paths
     from ..model import build, interpolation
-    from ..train import inference, validation
+    from ..model.layout import prepare_for_inference
+    from ..train import validation
 
     client = tracking.client()
     package = tracking.fetch_candidate(run_id)
@@ -58,15 +59,15 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
         {name: w.detach().cpu().clone() for name, w in state.items()}
         for state in (interpolation.starting_point(start, candidate), candidate.state())
     )
-    inference.prepare(candidate, spec.memory.device)
+    prepare_for_inference(candidate, spec.memory.device)
     domain, side = get_domain(spec.domain), trained.resolution.train
     points, metric = [], ""
     for i in progress(range(spec.blend.points + 1), "points", spec.blend.points + 1):
         alpha = i / spec.blend.points
         candidate.load_state(interpolation.between(first, last, alpha))
-        judged = validation.judge(candidate, dataset, side, spec.evaluate.batch, metric=spec.gate.metric)
-        points.append(paths.Point(alpha, judged.score, validation.general_score(candidate, domain, side)))
-        metric = judged.rows.metric
+        scored = validation.evaluate_on_validation(candidate, dataset, side, spec.evaluate.batch, metric=spec.gate.metric)
+        points.append(paths.Point(alpha, scored.score, validation.general_score(candidate, domain, side)))
+        metric = scored.rows.metric
     curve = paths.curve(points)
     decided = paths.choose(curve, spec.blend.min_gain, spec.blend.max_forgetting)
     say(f"alpha {decided}")
@@ -94,12 +95,12 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     return result
 
 
-def _candidate(spec: RunSpec, clip: "Clip", dataset: "Dataset", decided: Decision, key: str, parent: str) -> str:
+def _candidate(spec: RunSpec, clip: "Clip", dataset: "Dataset", decided: "Decision[float]", key: str, parent: str) -> str:
     """A run of its own with the blended package, below the run of the candidate that it was made from; the one that there is."""
     import mlflow
 
     from .. import tracking
-    from .finetune import package_of
+    from ..train.candidate import write_candidate
 
     before = tracking.client().get_run(parent)
     inherited = ("clipft.domain", "clipft.dataset", "clipft.revision", "clipft.start", "clipft.dag_run")
@@ -116,7 +117,7 @@ def _candidate(spec: RunSpec, clip: "Clip", dataset: "Dataset", decided: Decisio
         mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
         mlflow.log_metrics({k: v for k, v in before.data.metrics.items() if "." not in k and "/" not in k})  # cost of training
         made = Blend(alpha=decided.value, reason=decided.reason, parents=[clip.source, f"run {parent}"])
-        package = package_of(spec, clip, dataset, work / "package", run_id, key, blend=made)
+        package = write_candidate(spec, clip, dataset, work / "package", run_id, key, blend=made)
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
     shutil.rmtree(work, ignore_errors=True)
     return run_id

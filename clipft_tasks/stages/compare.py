@@ -31,13 +31,13 @@ def run(
     Raises: ClipftError: a name that is no model, a model that is not there, or test rows that differ.
     """
     from ..evaluate import compare, compare_models, compare_page
-    from ..train import inference
+    from ..model.layout import prepare_for_inference
 
     members = compare_models.members(compare_models.resolve(models), dataset)
     if not unpaired:
         compare_models.refuse_different_rows(members)
     questions = compare_models.questions(members, metric)
-    compare_models.predict(members, sizes, spec.evaluate.batch, lambda clip: inference.prepare(clip, spec.memory.device))
+    compare_models.predict(members, sizes, spec.evaluate.batch, lambda clip: prepare_for_inference(clip, spec.memory.device))
     problems = compare_models.add_run_facts(members)
     resamples = spec.evaluate.bootstrap
     found = compare.compare(members, questions, resamples=resamples, watts=watts, problems=problems)

@@ -21,7 +21,7 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
     from ..evaluate import artifacts, custom_metric, evaluator, zero_shot
     from ..model import build
     from ..model.clip import Clip
-    from ..train import inference
+    from ..model.layout import prepare_for_inference
 
     domain = get_domain(spec.domain)
     tags = tracking.client().get_run(run_id).data.tags
@@ -45,7 +45,7 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
     if champion:
         models["champion"] = build.from_folder(tracking.fetch_package(champion), source=f"version {champion.version}")
     for clip in models.values():
-        inference.prepare(clip, spec.memory.device)
+        prepare_for_inference(clip, spec.memory.device)
     task = zero_shot.Task(dataset, size, spec.evaluate.batch)
     names = zero_shot.headlines(dataset)
     metric = spec.gate.metric if spec.gate.metric in names else names[0]

@@ -1,4 +1,4 @@
-"""A run that another machine may go on with: its newest checkpoint goes to MLflow now and then, beside the training."""
+"""A run that another machine may go on with: its newest checkpoint goes to MLflow now and then, while it trains."""
 
 import os
 import threading
@@ -9,11 +9,12 @@ from types import TracebackType
 
 from ..core.console import say
 from ..core.errors import Transient
+from .step_log import Log, Row
 
 
-class Handover:
-    """Sends checkpoints away in a thread of its own, the newest only, at most one every `seconds`. A context manager: leaving
-    it sends what is left, so that a task that was asked to stop hands over its last step.
+class CheckpointUploader:
+    """Sends checkpoints in a thread of its own, the newest only, at most one every `seconds`. A context manager: leaving it sends
+    what is left, so that a task that was asked to stop uploads its last step.
 
     Args:
         send: sends one file; raises when it cannot, which costs nothing but this one time.
@@ -27,9 +28,9 @@ class Handover:
         self._waiting: Path | None = None
         self._closed = False
         self._last = -float("inf")
-        self._thread = threading.Thread(target=self._run, daemon=True, name="handover")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoint upload")
 
-    def __enter__(self) -> "Handover":
+    def __enter__(self) -> "CheckpointUploader":
         if self._seconds:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.iterdir():
@@ -83,18 +84,18 @@ class Handover:
         return self._last + self._seconds - time.monotonic()
 
 
-class Patient:
+class BufferedLogger:
     """Logs metrics, and keeps those that cannot be sent for the next time: a network that is away for a minute ends no training.
 
     Args:
         log: sends rows; raises Transient when nobody answers.
     """
 
-    def __init__(self, log: Callable[[list[tuple[int, dict[str, float]]]], None]) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
-        self._kept: list[tuple[int, dict[str, float]]] = []
+        self._kept: list[Row] = []
 
-    def __call__(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def __call__(self, rows: list[Row]) -> None:
         self._kept += rows
         try:
             self.flush()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from ..devices.hardware import select_devices
+
 BUCKET = 2**24  # gradient elements that are sent together: 64 MiB in fp32
 
 
@@ -22,13 +24,17 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes checkpoints, logs and progress."""
         return self.rank == 0
 
-    def share(self, total: int, rank: int | None = None) -> slice:
-        """Which of `total` rows are a process's own; this one's, unless another is named. The last ones may have fewer."""
-        each, rank = -(-total // self.size), self.rank if rank is None else rank
+    def local_batch(self, total: int) -> int:
+        """How many of `total` rows a process has; the last ones may have fewer."""
+        return -(-total // self.size)
+
+    def local_rows(self, total: int, rank: int | None = None) -> slice:
+        """Which of `total` rows are a process's own; this one's, unless another is named."""
+        each, rank = self.local_batch(total), self.rank if rank is None else rank
         return slice(min(rank * each, total), min((rank + 1) * each, total))
 
     def any(self, here: bool) -> bool:
@@ -47,13 +53,13 @@ class World:
         """
         if self.size == 1:
             return own
-        each = -(-total // self.size)
+        each = self.local_batch(total)
         padded = own.detach().contiguous()
         if len(own) < each:
             padded = torch.cat([padded, padded.new_zeros(each - len(own), own.shape[1])])
         gathered = own.new_empty(self.size * each, own.shape[1])
         distributed.all_gather_into_tensor(gathered, padded)
-        mine = self.share(total)
+        mine = self.local_rows(total)
         return torch.cat([gathered[: mine.start], own, gathered[mine.stop : total]])
 
     def sum_gradients(self, parameters: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
@@ -82,8 +88,8 @@ class World:
         for work in sent:
             work.wait()
 
-    def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
-        """Make these the leader's, everywhere."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Make these the main process's, everywhere."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
@@ -113,18 +119,16 @@ def _like(flat: Tensor, gradient: Tensor) -> Tensor:
     return flat.view(gradient.shape)
 
 
-def join() -> World:
+def initialize() -> World:
     """The world that torchrun put this process into (its environment says so); a world of one otherwise."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group(select_devices(int(os.environ["LOCAL_RANK"])))
     return World(distributed.get_rank(), size)
 
 
-def leave() -> None:
-    """Leave the world again, if there is one."""
+def shut_down() -> None:
+    """Leave the world again, if this process is in one."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -9,16 +9,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from ..contracts import Record
+from ..contracts.plan import Plan
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
+from ..core.files import atomic_write
 from ..core.settings import settings
 from ..data import versioning
 from ..data.loader import TrainingData
@@ -28,18 +31,20 @@ from ..model.clip import Clip
 from ..objectives import make
 from ..spec import RunSpec
 from . import distributed, loop, validation
-from .checkpoint_sync import Handover, Patient
+from .checkpoint_sync import BufferedLogger, CheckpointUploader
 from .checkpoints import Checkpoints
-from .plan import Plan, multiple
+from .plan import multiple
 from .schedule import sides
+from .step_log import Log, Row
 
-Log = Callable[[list[tuple[int, dict[str, float]]]], None]
-AfterEpoch = Callable[[int, validation.Judged], None]
+AfterEpoch = Callable[[int, validation.ValidationResult], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run's work, in a folder of its own.
+JOB = "job.json"
+
+
+class Job(Record):
+    """One run's work, in a folder of its own, where every process that takes part reads it.
 
     Attributes:
         start: the model to start from, as `build.load` takes it; never `champion`.
@@ -53,19 +58,44 @@ class Job:
     start: str
     dataset: str
     key: str
-    run_id: str
-    folder: Path
+    run_id: str = ""
+    folder: Path = Field(exclude=True)
 
     def write(self) -> None:
-        content = {"spec": self.spec.model_dump(mode="json"), "plan": self.plan.to_dict(), "start": self.start}
-        content |= {"dataset": self.dataset, "key": self.key, "run_id": self.run_id}
-        (self.folder / "job.json").write_text(json.dumps(content))
+        atomic_write(self.folder / JOB, self.model_dump_json())
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
-        content = json.loads((folder / "job.json").read_text())
-        spec, plan = RunSpec.model_validate(content.pop("spec")), Plan.from_dict(content.pop("plan"))
-        return cls(spec=spec, plan=plan, folder=folder, **content)
+        return cls.model_validate(json.loads((folder / JOB).read_text()) | {"folder": folder})
+
+
+def plan_begun_with(folder: Path) -> Plan | None:
+    """The plan with which the work in a folder was begun on this machine, by this release or the one before."""
+    for name in (JOB, "plan.json"):
+        try:
+            content = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            continue
+        return readable_plan(content["plan"] if name == JOB else content, f"in {folder}")
+    return None
+
+
+def readable_plan(content: object, where: str) -> Plan | None:
+    """A plan that was written earlier; None, and a line that says why, where it cannot be read."""
+    try:
+        return Plan.from_json(content, where) if content else None
+    except ClipftError as error:
+        say(str(error))
+        return None
+
+
+class Problem(Record):
+    """Why a training process ended: an error's parts, so that who started it raises the same."""
+
+    kind: str
+    what: str
+    why: str = ""
+    fix: str = ""
 
 
 def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None) -> dict[str, float]:
@@ -74,18 +104,18 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
     Args:
         after_epoch: called in this process after each epoch; only where the plan has a single one.
     """
-    if job.plan.processes.value == 1:
-        with _handover(job) as handover:
-            return loop.train(_work(job, clip, log, distributed.ALONE, after_epoch, handover.saved))
-    assert after_epoch is None
     job.write()
+    if job.plan.processes.value == 1:
+        with _uploader(job) as uploader:
+            return loop.train(_work(job, clip, log, distributed.ALONE, after_epoch, uploader.saved))
+    assert after_epoch is None
     problem = job.folder / "problem.json"
     problem.unlink(missing_ok=True)  # of an earlier try
     if code := _in_processes(job):
-        said = json.loads(problem.read_text()) if problem.exists() else None
-        if said and said["kind"] == "ClipftError":
-            raise ClipftError(said["what"], said["why"], said["fix"])
-        raise Transient(said["what"] if said else f"A training process ended with {code}; the next try resumes.")
+        error = Problem.model_validate_json(problem.read_text()) if problem.exists() else None
+        if error and error.kind == "ClipftError":
+            raise ClipftError(error.what, error.why, error.fix)
+        raise Transient(error.what if error else f"A training process ended with {code}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "metrics.json").read_text()))
@@ -106,8 +136,9 @@ def _in_processes(job: Job) -> int:
             raise
 
 
-def _obey(starter: int, stop: Path) -> None:
-    """End as by SIGTERM when told to, or when who started the job is gone: its next try would train beside this one."""
+def watch_parent(starter: int, stop: Path) -> None:
+    """End as by SIGTERM when the file `stop` appears, or when the process that started the job is gone: its next try would train
+    beside this one."""
     while _lives(starter) and not stop.exists():
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -115,20 +146,35 @@ def _obey(starter: int, stop: Path) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # dead, though whoever started it has not looked yet
+        return bool(
+            psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        )  # dead, though whoever started it has not looked yet
     except psutil.NoSuchProcess:
         return False
 
 
-def _handover(job: Job) -> Handover:
-    """What sends this run's checkpoints to MLflow, where settings ask for that and the run has a place there."""
+def run_logger(run_id: str) -> BufferedLogger:
+    """Sends steps' metrics to an MLflow run; nowhere without one."""
+
+    def send(rows: list[Row]) -> None:
+        if run_id:
+            from .. import tracking
+
+            with tracking.retryable():
+                tracking.log_steps(run_id, rows)
+
+    return BufferedLogger(send)
+
+
+def _uploader(job: Job) -> CheckpointUploader:
+    """Sends this run's checkpoints to MLflow, where settings ask for that and the run has a place there."""
 
     def send(path: Path) -> None:
         from .. import tracking
 
         tracking.save_checkpoint(job.run_id, path)
 
-    return Handover(send, job.folder / "handover", settings().upload_seconds if job.run_id else 0)
+    return CheckpointUploader(send, job.folder / "upload", settings().upload_seconds if job.run_id else 0)
 
 
 def _work(
@@ -148,11 +194,11 @@ def _work(
         gray_bits=clip.prepared().gray_bits, prompts=clip.prepared().prompts,
     )  # fmt: skip
 
-    def judge(batch: int) -> validation.Judged:
-        return validation.judge(clip, dataset, spec.resolution.train, batch, metric=spec.gate.metric)
+    def validate(batch: int) -> validation.ValidationResult:
+        return validation.evaluate_on_validation(clip, dataset, spec.resolution.train, batch, metric=spec.gate.metric)
 
     chooses = spec.train.keep == "best" or spec.train.patience > 0
-    if chooses and not validation.Rows.of(dataset.frame, metric=spec.gate.metric).tells:
+    if chooses and not validation.ValidationRows.of(dataset.frame, metric=spec.gate.metric).is_informative:
         say("The validation rows have neither two classes nor two captions: no epoch is better than another, the last is kept.")
         chooses = False
     limited = chooses and spec.train.max_forgetting < 1
@@ -166,53 +212,43 @@ def _work(
         checkpoints=Checkpoints(job.folder / "checkpoints", job.key, saved=saved),
         log=log,
         world=world,
-        judge=judge if chooses or after_epoch else None,
+        validate=validate if chooses or after_epoch else None,
         general_score=(lambda: validation.general_score(clip, domain, spec.resolution.train)) if limited else None,
         after_epoch=after_epoch,
     )
 
 
-def _take_part(folder: Path) -> None:
+def take_part(folder: Path) -> None:
     """One process of several, started by torchrun."""
-    job, world = Job.read(folder), distributed.join()
+    job, world = Job.read(folder), distributed.initialize()
     try:
         clip = build.load(job.start, domain=job.spec.domain)
         build.prepare(clip, job.spec)
-
-        def send(rows: list[tuple[int, dict[str, float]]]) -> None:
-            if job.run_id:
-                from .. import tracking
-
-                with tracking.retryable():
-                    tracking.log_steps(job.run_id, rows)
-
-        log = Patient(send)
-        with _handover(job) if world.leads else nullcontext() as handover:
-            metrics = loop.train(_work(job, clip, log, world, saved=handover.saved if handover else None))
+        log = run_logger(job.run_id)
+        with _uploader(job) if world.is_main_process else nullcontext() as uploader:
+            metrics = loop.train(_work(job, clip, log, world, saved=uploader.saved if uploader else None))
         log.flush()
-        if world.leads:
+        if world.is_main_process:
             state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")
             (folder / "metrics.json").write_text(json.dumps(metrics))
     except (ClipftError, Transient) as error:
-        if isinstance(error, loop.Stopped) and not world.leads:
-            return  # in peace: after a failure torchrun soon ends the others too, while the leader hands its checkpoint over
-        said = {"kind": type(error).__name__, "what": str(error)}
+        if isinstance(error, loop.Stopped) and not world.is_main_process:
+            return  # in peace: after a failure torchrun soon ends the others too, while the main process uploads its checkpoint
+        problem = Problem(kind=type(error).__name__, what=str(error))
         if isinstance(error, ClipftError):
-            said |= {"what": error.what, "why": error.why, "fix": error.fix}
-        part = folder / f"problem.{world.rank}.part"
-        part.write_text(json.dumps(said))
-        os.replace(part, folder / "problem.json")
+            problem = Problem(kind="ClipftError", what=error.what, why=error.why, fix=error.fix)
+        atomic_write(folder / "problem.json", problem.model_dump_json())
         raise SystemExit(1) from error
     finally:
-        distributed.leave()
+        distributed.shut_down()
 
 
 def main(arguments: list[str]) -> Any:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     folder = Path(arguments[0])
-    threading.Thread(target=_obey, args=(int(arguments[1]), folder / "stop"), daemon=True).start()
-    _take_part(folder)
+    threading.Thread(target=watch_parent, args=(int(arguments[1]), folder / "stop"), daemon=True).start()
+    take_part(folder)
 
 
 if __name__ == "__main__":

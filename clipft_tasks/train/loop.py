@@ -5,42 +5,46 @@ import math
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..contracts.plan import Plan
 from ..core.console import progress, say
 from ..core.errors import ClipftError, Transient
 from ..data import loader
 from ..data.augment import PLAIN
 from ..data.loader import Batch, TrainingData
-from ..devices import memory
-from ..devices.hardware import free_memory, hold_to, keep_freed_memory, use_threads
-from ..devices.memory import MicroBatches, OutOfMemory
+from ..devices import backend
+from ..devices.hardware import use_threads
+from ..devices.host_allocator import keep_freed_memory
+from ..devices.memory import OutOfMemory
+from ..devices.precision import MEMORY_FORMATS
 from ..model import attention
 from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks
 from ..model.adapters import add_low_rank, merge_low_rank
 from ..model.clip import Clip
 from ..objectives import Objective
 from ..spec import ResolutionSpec, TrainSpec
-from . import microbenchmarks
 from . import step as steps
+from .best_epoch import BestEpoch
 from .checkpoints import Checkpoints
 from .distributed import ALONE, World
-from .param_groups import groups
-from .plan import EVERY, Plan, multiple
+from .micro_batches import MicroBatches
+from .param_groups import ParamGroup, groups
+from .plan import EVERY, attention_policy, multiple
 from .schedule import Schedule
-from .validation import Best, Judged
+from .state import PullToStart, TrainingState, WeightAverage
+from .step import Towers
+from .step_log import Log, Step, StepLog
+from .validation import ValidationResult
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
-Log = Callable[[list[tuple[int, dict[str, float]]]], None]
 
 
 class Stopped(Transient):
@@ -55,10 +59,10 @@ class Work:
         data: the training split.
         log: receives (step, metrics) of steps, each once, after the checkpoint that covers them.
         world: the processes that share the run.
-        judge: asks the model, as it would be kept now, about the validation split, some images at a time; called after each
+        validate: scores the model, as it would be kept now, on the validation split, some images at a time; called after each
             epoch. None: the last weights are kept.
         general_score: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
-        after_epoch: receives (epochs done, the judge's answer); may end the run by raising.
+        after_epoch: receives (epochs done, the validation's result); may end the run by raising.
     """
 
     clip: Clip
@@ -70,9 +74,9 @@ class Work:
     checkpoints: Checkpoints
     log: Log
     world: World = field(default=ALONE)
-    judge: Callable[[int], Judged] | None = None
+    validate: Callable[[int], ValidationResult] | None = None
     general_score: Callable[[], float] | None = None
-    after_epoch: Callable[[int, Judged], None] | None = None
+    after_epoch: Callable[[int, ValidationResult], None] | None = None
 
 
 def train(work: Work) -> dict[str, float]:
@@ -84,306 +88,306 @@ def train(work: Work) -> dict[str, float]:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
         Stopped: SIGTERM came; a checkpoint was written first.
     """
+    # The model on its device, and what is computed from it.
     clip, plan, spec, world = work.clip, work.plan, work.spec, work.world
+    device = backend(plan.device.value)
     use_threads(plan.threads.value)
     keep_freed_memory()
-    device = torch.device(plan.device.value)
-    hold_to(device.type, int(plan.memory_gb.value * 2**30))
-    start = _frozen(clip, plan) if work.objective.needs_start else None
+    device.limit_memory(plan.memory_limit)
+    start = Towers.frozen(clip, plan) if work.objective.needs_start else None
     if spec.lora_rank:
         add_low_rank(clip.model, spec.lora_rank, spec.seed)
-    clip.to(device)
-    work.objective.to(device)
-    model = clip.model.train().to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout.value])
+    clip.to(device.name)
+    work.objective.to(device.name)
+    model = clip.model.train().to(memory_format=MEMORY_FORMATS[plan.layout.value])
     steps.freeze_statistics(model)
     if EVERY[plan.checkpointing.value]:
         checkpoint_blocks(model, EVERY[plan.checkpointing.value])
-    towers = _towers(clip, plan)
-
-    trained = groups(model, spec)
-    shared = [*work.objective.parameters(), *clip.similarity.parameters()]  # gradients that every process computes whole
-    trained.append({"params": shared, "factor": 1.0, "head": True, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW([g for g in trained if g["params"]], lr=spec.learning_rate, fused=device.type == "cuda")
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    shared += [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
-    half = plan.precision.value == "fp16"
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
-    per_epoch = work.data.sampler.steps_per_epoch
-    last = per_epoch * spec.epochs
-    schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
-    share = -(-work.data.sampler.batch // world.size)
-    micro = MicroBatches(plan.micro_batches, share, int(plan.memory_gb.value * 2**30))
-    best = Best(spec.keep == "best", spec.patience, spec.max_forgetting)
-
-    first = done = overflows = in_a_row = 0
+    towers = Towers.of(clip, plan)
     _fit_similarity(towers, work)
     if start:
         start.clip.similarity = copy.deepcopy(clip.similarity).requires_grad_(False)
-    pull = _Pull(trained[:-1], spec.l2_start) if spec.l2_start else None
-    average = _Average(clip, spec.ema) if spec.ema else None
-    if state := work.checkpoints.latest():
-        clip.load_state(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        work.objective.load_state_dict(state["objective"])
-        if average:
-            average.load(state["average"])
-        best.load(state["best"])
-        first = last if best.stopped else state["step"]
-        done = state["step"]
-        say(f"Resumed at step {state['step']} of {last}.")
-    world.copy_from_leader([*clip.state().values()])  # a process without the file has the same weights
 
-    pending: list[tuple[int, dict[str, float]]] = []
-    unread: deque[_Unread] = deque()
-    # On CUDA a step's metrics are read while the next one runs, so that the device never waits for us; should they be no
-    # numbers, the fused optimizer has skipped the step by itself.
-    late = device.type == "cuda" and not half
+    # What trains it, and how far it got.
+    per_epoch = work.data.sampler.steps_per_epoch
+    last = per_epoch * spec.epochs
+    schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
+    own = groups(model, spec)
+    pull = PullToStart(own, spec.l2_start) if spec.l2_start else None
+    state = _beginning(work, own)
+    half = plan.precision.value == "fp16"
+    log = StepLog(device.fused_optimizer and not half, partial(_not_finite, towers))
+    if checkpoint := work.checkpoints.latest():
+        state.load(checkpoint["step"], checkpoint)
+        say(f"Resumed at step {state.step} of {last}.")
+    world.broadcast([*clip.state().values()])  # a process without the file has the same weights
+    first = last if state.best.stopped else state.step
+    if work.general_score and not state.step and world.is_main_process:
+        with _as_kept(work, state, towers):
+            state.best.start = work.general_score()
 
-    def settle(keep: int = 0) -> None:
-        while len(unread) > keep:
-            step = unread.popleft()
-            metrics = dict(zip(step.names, step.values.tolist(), strict=True))
-            if late and not all(map(math.isfinite, metrics.values())):
-                raise _not_finite(towers, step.batch, step.number, step.rate, metrics, 0)
-            pending.append((step.number, metrics | step.extra))
-
-    def save(done: int) -> None:
-        settle()
-        if world.leads:
-            content = {"model": clip.state(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            content |= {"objective": work.objective.state_dict(), "average": average.state() if average else {}}
-            work.checkpoints.save(done, content | {"best": best.state(), "plan": plan.to_dict()})
-            work.log(list(pending))  # after the checkpoint: what a resumed run repeats was not logged before
-        pending.clear()
-
-    def prepare(number: int) -> Batch:
+    def batch_of(number: int) -> Batch:
         return work.data.batch(
             number, schedule.side(number), how=schedule.augment(number), rank=world.rank, world=world.size,
-            bucketed=device.type != "cpu", pinned=device.type == "cuda",
+            bucketed=device.fixed_shapes, pinned=device.pinned_memory,
         )  # fmt: skip
 
-    @contextmanager
-    def asked() -> Iterator[None]:
-        with _as_kept(clip, average), towers.context(), attention.use(plan.policy(free_memory(device.type))):
-            yield
+    def save() -> None:
+        log.read()
+        rows = log.flush()
+        if world.is_main_process:
+            work.checkpoints.save(state.step, state.state())
+            work.log(rows)  # after the checkpoint: what a resumed run repeats was not logged before
 
-    def judge(epoch: int) -> dict[str, float]:
-        assert work.judge is not None
-        with asked():
-            judged = work.judge(micro.at(plan.sides[-1]))
-            known = work.general_score() if work.general_score else None
-        beside = best.note(epoch, judged, known, average.weights if average else clip.state())
-        say(f"Epoch {epoch} of {spec.epochs}: {judged}{beside}")
-        if work.after_epoch is not None:
-            work.after_epoch(epoch, judged)
-        return {"val.score": judged.score} | ({} if known is None else {"val.general_score": known})
-
-    if work.general_score and not done and world.leads:
-        with asked():
-            best.start = work.general_score()
-    resident = all(micro.fits(side, share) for side in plan.sides)
-    batches = loader.ahead(prepare, first, last, device=device, resident=resident, workers=plan.workers.value)
+    resident = all(map(state.micro_batches.fits, plan.sides))
+    batches = loader.ahead(
+        batch_of, first, last, device=torch.device(device.name), resident=resident, workers=plan.workers.value
+    )
     began = saved = time.monotonic()
-    pairs = 0
-    side = 0
+    pairs = side = 0
     stop = threading.Event()
     with on_sigterm(stop.set):
-        for number in progress(range(first, last), "steps", last - first) if world.leads else range(first, last):
+        for number in progress(range(first, last), "steps", last - first) if world.is_main_process else range(first, last):
             waited = time.monotonic()
             batch = next(batches)
             data_seconds = time.monotonic() - waited
             rate = schedule.rate(number)
-            heads = schedule.heads_only(number)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-                for parameter in group["params"]:
-                    parameter.requires_grad_(group["head"] or not heads)
+            _set_rates(state.optimizer, rate, schedule.heads_only(number))
             if side and batch.side != side:
-                memory.release(device)  # graphs and buffers of the old size
+                device.release()  # graphs and buffers of the old size
             side = batch.side
 
-            seed = (spec.seed * 1_000_003 + number) * 1009 % 2**62
-            while True:
-                optimizer.zero_grad(set_to_none=True)
-                try:
-                    with attention.use(plan.policy(free_memory(device.type))):
-                        report = steps.backward(
-                            towers,
-                            work.objective,
-                            batch,
-                            micro_batch=micro.at(side),
-                            seed=seed,
-                            loss_scale=scaler.scale,
-                            world=world,
-                            start=start,
-                            progress=number / last,
-                        )
-                    break
-                except OutOfMemory as error:  # the same rows again in smaller parts; the gradient is the same
-                    why = str(error)
-                optimizer.zero_grad(set_to_none=True)
-                memory.release(device)
-                micro.failed(side, share, why)
-            world.sum_gradients(parameters, shared)
-            scaler.unscale_(optimizer)
+            # The gradient, and a step along it.
+            report = _gradient(work, state, towers, batch, number, start=start, progress=number / last)
+            parameters = state.parameters
+            world.sum_gradients(parameters, _computed_whole(work))
+            state.scaler.unscale_(state.optimizer)
             norm = report["gradient_norm"] = steps.total_norm(parameters)
             limit = spec.grad_clip or math.inf
             values = torch.stack(list(report.values()))
+            step = Step(number, batch, rate, list(report), values, {})
             overflow = False
-            if late:
-                steps.clip_and_skip(optimizer, values, norm, limit)
+            if log.late:
+                steps.clip_and_skip(state.optimizer, values, norm, limit)
             else:
                 nn.utils.clip_grads_with_norm_(parameters, limit, norm)
                 metrics = dict(zip(report, values.tolist(), strict=True))
                 overflow = half and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["gradient_norm"])
-                in_a_row = in_a_row + 1 if overflow else 0
-                overflows += overflow
-                if (not overflow and not all(map(math.isfinite, metrics.values()))) or in_a_row > MAX_OVERFLOWS:
-                    raise _not_finite(towers, batch, number, rate, metrics, in_a_row)
-            scaler.step(optimizer)  # skipped by the scaler after an overflow, which also halves the scale
-            scaler.update()
+                state.in_a_row = state.in_a_row + 1 if overflow else 0
+                state.overflows += overflow
+                if state.in_a_row > MAX_OVERFLOWS:
+                    raise _always_overflows(number, state.in_a_row)
+                if not overflow and not all(map(math.isfinite, metrics.values())):
+                    raise _not_finite(towers, step, metrics)
+            state.scaler.step(state.optimizer)  # skipped by the scaler after an overflow, which also halves the scale
+            state.scaler.update()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
             if pull and not overflow:
                 pull(rate)
-            if average and not overflow:
-                average.update(clip)
+            if state.average and not overflow:
+                state.average.update(clip)
 
+            # What is known of it.
             rows = len(batch)
             pairs += rows
             seconds = time.monotonic() - waited
-            in_use = memory.used(device)
-            micro.went_well(side, in_use)
-            flops = plan.flops.value.get(str(side), 0.0) * rows / seconds
-            extra = {
+            in_use = device.memory_peak()
+            state.micro_batches.went_well(side, in_use)
+            flops = plan.flops.value.get(side, 0.0) * rows / seconds
+            step.known.update({
                 "learning_rate": rate,
                 "epoch": number / per_epoch,
                 "side": side,
-                "micro_batch": min(micro.at(side), share),
+                "micro_batch": min(state.micro_batches.at(side), state.micro_batches.local_batch),
                 "pairs_per_second": rows / seconds,
                 "data_wait_share": data_seconds / seconds,
                 "seconds_left": (last - number - 1) * (time.monotonic() - began) / (number + 1 - first),
                 "memory_gb": in_use / 2**30,
                 "flops_utilization": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
-            }
+            })  # fmt: skip
             if half:
-                extra |= {"loss_scale": scaler.get_scale(), "overflows": overflows}
-            unread.append(_Unread(number, batch, rate, list(report), values, extra))
-            settle(keep=1 if late else 0)
-            done = number + 1
+                step.known.update({"loss_scale": state.scaler.get_scale(), "overflows": state.overflows})
+            log.add(step)
+            state.step = number + 1
 
-            if done % per_epoch == 0 and work.judge is not None:
-                settle()
-                if world.leads:
-                    pending[-1][1].update(judge(done // per_epoch))
-                if world.any(best.stopped):
-                    if world.leads:
-                        say(f"Stopped after epoch {done // per_epoch}: nothing better in {spec.patience} epochs.")
+            # The end of an epoch, of the run's time, or of a while.
+            if state.step % per_epoch == 0 and work.validate is not None:
+                log.read()
+                if world.is_main_process:
+                    log.add_to_last(_validate(work, state, towers, state.step // per_epoch))
+                if world.any(state.best.stopped):
+                    if world.is_main_process:
+                        say(f"Stopped after epoch {state.step // per_epoch}: nothing better in {spec.patience} epochs.")
                     break
             if world.any(stop.is_set()):
-                save(done)
+                save()
                 raise Stopped(
-                    f"Stopped by a signal at step {done} of {last}; the checkpoint is written and the next try resumes."
+                    f"Stopped by a signal at step {state.step} of {last}; the checkpoint is written and the next try resumes."
                 )
-            if done < last and time.monotonic() - saved >= spec.checkpoint_seconds:
-                save(done)
+            if state.step < last and time.monotonic() - saved >= spec.checkpoint_seconds:
+                save()
                 saved = time.monotonic()
         if first < last:
-            save(done)
+            save()
     seconds = time.monotonic() - began
 
-    if best.weights:
-        clip.load_state(best.weights)
-    elif average:
-        clip.load_state(average.weights)
-    world.copy_from_leader([*clip.state().values()])  # who alone has the best
+    if state.best.weights or state.average:
+        clip.load_state(state.best.weights or state.weights)
+    world.broadcast([*clip.state().values()])  # one process alone has the best
     plain_blocks(model)
     merge_low_rank(model)
     model.requires_grad_(True).eval()
     return {
-        "steps": done,
-        "kept_epoch": best.epoch if best.weights else done / per_epoch,
+        "steps": state.step,
+        "kept_epoch": state.best.epoch if state.best.weights else state.step / per_epoch,
         "resumed_at": first,
         "pairs": pairs,
         "pairs_per_second": pairs / seconds if pairs else 0.0,
-        "overflows": overflows,
-        "out_of_memory": micro.failures,
+        "overflows": state.overflows,
+        "out_of_memory": state.micro_batches.failures,
     }
 
 
-def _frozen(clip: Clip, plan: Plan) -> steps.Towers:
-    """The model as it is now, on the plan's device, never to change."""
-    model = copy.deepcopy(clip.model).eval().requires_grad_(False).to(plan.device.value)
-    still = replace(clip, model=model.to(memory_format=microbenchmarks.MEMORY_FORMATS[plan.layout.value]))
-    return _towers(still, plan)
+# Before the first step ------------------------------------------------------------------------------------------------
 
 
-def _fit_similarity(towers: steps.Towers, work: Work) -> None:
+def _fit_similarity(towers: Towers, work: Work) -> None:
     """Fit a similarity that the start model did not have to the features that it will see first."""
     similarity = towers.clip.similarity
     if not similarity.fitted and similarity.state_dict():
-        batch, part = work.data.batch(0, work.resolution.train, how=PLAIN), slice(0, 32)
+        batch, chunk = work.data.batch(0, work.resolution.train, how=PLAIN), slice(0, 32)
         with torch.no_grad():
-            similarity.begin(towers.image_features(batch, part, 0), towers.text_features(batch.tokens[part], 0))
+            similarity.begin(towers.image_features(batch, chunk, 0), towers.text_features(batch.tokens[chunk], 0))
     similarity.fitted = True
 
 
-def _towers(clip: Clip, plan: Plan) -> steps.Towers:
-    """The towers as the plan wants them run."""
-    image, text = clip.image_features, clip.text_features
-    if plan.compile.value:
-        # Sizes come from small sets, so each is compiled for its own shape, the fastest code there is.
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
-        image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
-    context = partial(microbenchmarks.precision_context, plan.device.value, plan.precision.value)
-    return steps.Towers(clip, image, text, context, microbenchmarks.MEMORY_FORMATS[plan.layout.value])
+def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
+    """The state before the first step.
+
+    Args:
+        own: the model's parameters, in groups.
+    """
+    clip, plan, spec = work.clip, work.plan, work.spec
+    device = backend(plan.device.value)
+    learned = [*work.objective.parameters(), *clip.similarity.parameters()]
+    every = [*own, ParamGroup(params=learned, factor=1.0, head=True, weight_decay=0.0)]
+    return TrainingState(
+        clip=clip,
+        objective=work.objective,
+        optimizer=torch.optim.AdamW(
+            [dict(group) for group in every if group["params"]], lr=spec.learning_rate, fused=device.fused_optimizer
+        ),
+        scaler=torch.amp.GradScaler(device.name, enabled=plan.precision.value == "fp16"),
+        average=WeightAverage(clip, spec.ema) if spec.ema else None,
+        best=BestEpoch(spec.keep == "best", spec.patience, spec.max_forgetting),
+        micro_batches=MicroBatches(
+            plan.micro_batch.value, work.world.local_batch(work.data.sampler.batch), plan.memory_limit
+        ),
+        plan=plan,
+    )  # fmt: skip
+
+
+def _computed_whole(work: Work) -> list[nn.Parameter]:
+    """Parameters whose gradient every process computes whole."""
+    model = work.clip.model
+    scale_and_bias = [p for name in ("logit_scale", "logit_bias") if (p := getattr(model, name, None)) is not None]
+    return [*work.objective.parameters(), *work.clip.similarity.parameters(), *scale_and_bias]
+
+
+# In a step ------------------------------------------------------------------------------------------------------------
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, rate: float, heads_only: bool) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+        for parameter in group["params"]:
+            parameter.requires_grad_(group["head"] or not heads_only)
+
+
+def _gradient(
+    work: Work, state: TrainingState, towers: Towers, batch: Batch, number: int, *, start: Towers | None,
+    progress: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Fill the gradients of a batch's loss: where memory runs out, of the same rows in smaller chunks, which gives the same.
+
+    Returns: what `step.backward` reports.
+    """
+    device, side = backend(work.plan.device.value), batch.side
+    seed = (work.spec.seed * 1_000_003 + number) * 1009 % 2**62
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            with attention.use(attention_policy(work.plan.attention.value, device)):
+                return steps.backward(
+                    towers,
+                    work.objective,
+                    batch,
+                    micro_batch=state.micro_batches.at(side),
+                    seed=seed,
+                    loss_scale=state.scaler.scale,
+                    world=work.world,
+                    start=start,
+                    progress=progress,
+                )
+        except OutOfMemory as error:
+            why = str(error)
+        state.optimizer.zero_grad(set_to_none=True)
+        device.release()
+        state.micro_batches.failed(side, why)
+
+
+def _always_overflows(number: int, in_a_row: int) -> ClipftError:
+    why = f"the gradient overflowed fp16 in {in_a_row} steps in a row"
+    fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
+    return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
+
+
+def _not_finite(towers: Towers, step: Step, metrics: dict[str, float]) -> ClipftError:
+    """What to say of a loss or gradient that is not finite: where, on which rows, and what to do."""
+    bad = next(name for name, value in metrics.items() if not math.isfinite(value))
+    for parameter in towers.clip.model.parameters():
+        parameter.grad = None
+    module = steps.first_bad_module(towers, step.batch, slice(0, min(8, len(step.batch.images))), 0)
+    where = f" first in {module}" if module else " outside the towers"
+    why = f"{bad} is {metrics[bad]},{where} (learning rate {step.rate:.2g}, temperature {metrics['temperature']:.3g})"
+    fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in step.batch.keys[:4])}, …)."
+    return ClipftError(f"training step {step.number}", why, f"{fix} The last good checkpoint is kept.")
+
+
+# After an epoch -------------------------------------------------------------------------------------------------------
+
+
+def _validate(work: Work, state: TrainingState, towers: Towers, epoch: int) -> dict[str, float]:
+    """Score the model as it would be kept now, and note whether it is the best so far. Returns metrics."""
+    assert work.validate is not None
+    with _as_kept(work, state, towers):
+        result = work.validate(state.micro_batches.at(work.plan.sides[-1]))
+        known = work.general_score() if work.general_score else None
+    verdict = state.best.note(epoch, result, known, state.weights)
+    say(f"Epoch {epoch} of {work.spec.epochs}: {result}{verdict}")
+    if work.after_epoch is not None:
+        work.after_epoch(epoch, result)
+    return {"val.score": result.score} | ({} if known is None else {"val.general_score": known})
 
 
 @contextmanager
-def _as_kept(clip: Clip, average: "_Average | None") -> Iterator[None]:
+def _as_kept(work: Work, state: TrainingState, towers: Towers) -> Iterator[None]:
     """The model as it would be kept if training ended here: not training, with the averaged weights where there are any."""
+    clip, average = work.clip, state.average
     trained = {name: value.clone() for name, value in clip.state().items()} if average else {}
     if average:
         clip.load_state(average.weights)
     clip.model.eval()
+    policy = attention_policy(work.plan.attention.value, backend(work.plan.device.value))
     try:
-        yield
+        with towers.context(), attention.use(policy):
+            yield
     finally:
         if average:
             clip.load_state(trained)
         clip.model.train()
         steps.freeze_statistics(clip.model)
-
-
-def _not_finite(
-    towers: steps.Towers, batch: Batch, number: int, rate: float, metrics: dict[str, float], overflows: int
-) -> ClipftError:
-    """What to say of a loss or gradient that is no number: where, on which rows, and what to do."""
-    if overflows > MAX_OVERFLOWS:
-        why = f"the gradient overflowed fp16 in {overflows} steps in a row"
-        fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
-    else:
-        bad = next(name for name, value in metrics.items() if not math.isfinite(value))
-        for parameter in towers.clip.model.parameters():
-            parameter.grad = None
-        module = steps.first_bad_module(towers, batch, slice(0, min(8, len(batch.images))), 0)
-        where = f" first in {module}" if module else " outside the towers"
-        why = f"{bad} is {metrics[bad]},{where} (learning rate {rate:.2g}, temperature {metrics['temperature']:.3g})"
-        fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in batch.keys[:4])}, …)."
-    return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
-
-
-@dataclass
-class _Unread:
-    """A step whose metrics are still on the device."""
-
-    number: int
-    batch: Batch
-    rate: float
-    names: list[str]
-    values: torch.Tensor
-    extra: dict[str, float]
 
 
 @contextmanager
@@ -397,48 +401,3 @@ def on_sigterm(do: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Pull:
-    """Weights drawn back to where they began, beside the gradient as in AdamW's weight decay (L2-SP, Li et al. 2018,
-    https://arxiv.org/abs/1802.01483). A resumed run begins with the start model again, so nothing of it is kept.
-
-    Args:
-        groups: of the optimizer; only the start model's own weights.
-        strength: share of the way back that a step goes, over the learning rate.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], strength: float) -> None:
-        self.strength = strength
-        self.members = [(g["params"], [p.detach().clone() for p in g["params"]], g["factor"]) for g in groups]
-
-    @torch.no_grad()
-    def __call__(self, rate: float) -> None:
-        for parameters, start, factor in self.members:
-            torch._foreach_lerp_(parameters, start, min(1.0, rate * factor * self.strength))
-
-
-class _Average:
-    """A running average of the weights (EMA), in fp32 beside them."""
-
-    def __init__(self, clip: Clip, decay: float) -> None:
-        self.decay, self.steps = decay, 0
-        self.weights = {name: value.detach().clone() for name, value in clip.state().items()}
-
-    @torch.no_grad()
-    def update(self, clip: Clip) -> None:
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the start would weigh too much in short runs
-        for name, value in clip.state().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value, 1 - decay)
-            else:
-                self.weights[name].copy_(value)
-
-    def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "weights": self.weights}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        for name, value in state["weights"].items():
-            self.weights[name].copy_(value)

@@ -2,29 +2,23 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..contracts.plan import Layout, Precision
 from ..core.errors import ClipftError
+from ..core.files import atomic_write
 from ..core.settings import settings
-from ..devices.memory import is_out_of_memory, release
+from ..devices import backend
+from ..devices.memory import is_out_of_memory
+from ..devices.precision import DTYPES, MEMORY_FORMATS, precision_context
 from ..model import attention
 from ..model.clip import Clip
 
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAPTION = "an average caption of about a dozen words or so"
-
-
-def precision_context(device: str, precision: str) -> AbstractContextManager[Any]:
-    """autocast, told the device: autocast("cuda") is silently nothing on a Mac."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device, DTYPES[precision])
 
 
 def remembered(what: str, measure: Callable[[], float]) -> float:
@@ -36,17 +30,15 @@ def remembered(what: str, measure: Callable[[], float]) -> float:
         known = {}
     if what not in known:
         known[what] = measure()
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1, sort_keys=True))
-        os.replace(part, path)
+        atomic_write(path, json.dumps(known, indent=1, sort_keys=True))
     return float(known[what])
 
 
-def product_flops(device: str, precision: str, atleast: float = 0.0) -> float:
+def product_flops(device: str, precision: Precision, atleast: float = 0.0) -> float:
     """Arithmetic of a square matrix product per second. Stops early once it is clearly below `atleast`."""
-    size = {"cpu": 256, "mps": 2048, "cuda": 4096}[device]
+    size = backend(device).matmul_size
     a = torch.randn(size, size, device=device).to(DTYPES[precision])
-    best = float("inf")
+    best = math.inf
     for attempt in range(6):
         began = time.perf_counter()
         float((a @ a)[0, 0])  # waits for the device
@@ -57,7 +49,7 @@ def product_flops(device: str, precision: str, atleast: float = 0.0) -> float:
     return 2 * size**3 / best
 
 
-def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, images: int) -> float:
+def image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Precision, side: int, images: int) -> float:
     """Seconds an image of a forward and backward pass of the image tower, the better of two after one to warm up.
 
     Raises: ClipftError when a single image does not fit.
@@ -74,10 +66,10 @@ def image_step_seconds(clip: Clip, device: str, layout: str, precision: str, sid
                     f"images of {side} px", "a single one does not fit into memory", "Lower resolution.train."
                 ) from error
         images //= 2
-        release(torch.device(device))
+        backend(device).release()
 
 
-def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, side: int, images: int) -> float:
+def _image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Precision, side: int, images: int) -> float:
     clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
     batch = clip.normalize(torch.zeros(images, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
     best = float("inf")
@@ -97,7 +89,7 @@ def _image_step_seconds(clip: Clip, device: str, layout: str, precision: str, si
     return best / images
 
 
-def kept_bytes(clip: Clip, side: int, precision: str, policy: attention.Policy) -> tuple[float, float]:
+def kept_bytes(clip: Clip, side: int, precision: Precision, policy: attention.Policy) -> tuple[float, float]:
     """Bytes that autograd keeps for the backward of n pairs, as (fixed, per pair): a line through two counted passes."""
     weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
     device = clip.device.type
@@ -132,4 +124,4 @@ def pair_flops(clip: Clip, side: int) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=clip.device))
         clip.encode_texts([CAPTION])
-    return 3.0 * counter.get_total_flops()
+    return 3.0 * int(counter.get_total_flops())

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -23,24 +22,28 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from ..contracts.plan import Precision
 from ..core.errors import ClipftError
 from ..data import augment
 from ..data.loader import Batch
 from ..devices.mps_operators import Recorder, fallbacks
+from ..devices.precision import precision_context
 from ..model import similarity as similarities
-from ..model.clip import Clip
+from ..model.clip import Clip, OpenClipConfig
 from ..objectives import blocks, make, make_single, objective_class
 from ..objectives.base import Objective, Pairs
 from ..spec import ObjectiveSpec
 from ..spec.objective_catalog import SIMILARITIES
 from . import distributed, step
-from .microbenchmarks import precision_context
 
 MODULE = "clipft_tasks.train.objective_checks"
 CLASSES = ("a", "b", "c")
 CAPTIONS = 5
-PRECISIONS = ("fp32", "bf16")
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of a gradient's norm; towers in bf16 round with the size of the part
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+TOLERANCE: dict[Precision, float] = {
+    "fp32": 1e-4,
+    "bf16": 0.05,
+}  # of a gradient's norm; towers in bf16 round with the size of the part
 WHOLE, PARTS = 99, 5
 
 
@@ -185,12 +188,12 @@ class Case:
     """One step's gradient: of which objective, how exact the towers, how many pairs a part."""
 
     objective: ObjectiveSpec
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     micro: int = WHOLE
     rows: int = 12
 
 
-CONFIG: dict[str, Any] = {
+CONFIG: OpenClipConfig = {
     "model_cfg": {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
@@ -282,7 +285,7 @@ def plain(case: Case) -> dict[str, Tensor]:
     return dict(zip(learned, found, strict=True))
 
 
-def agree(one: dict[str, Tensor], other: dict[str, Tensor], precision: str) -> None:
+def agree(one: dict[str, Tensor], other: dict[str, Tensor], precision: Precision) -> None:
     """Raise Failed unless two gradients are the same, but for rounding."""
     if one.keys() != other.keys():
         raise Failed(f"gradients reach other parameters: {', '.join(sorted(one.keys() ^ other.keys()))}")
@@ -306,7 +309,7 @@ def in_parts(subject: Subject) -> None:
 
 def process_cases(subject: Subject) -> list[Case]:
     """What several processes are asked; a single row leaves the second one without any."""
-    sizes = [(12, "fp32", PARTS), (12, "bf16", PARTS), (7, "fp32", WHOLE), (1, "fp32", WHOLE)]
+    sizes: list[tuple[int, Precision, int]] = [(12, "fp32", PARTS), (12, "bf16", PARTS), (7, "fp32", WHOLE), (1, "fp32", WHOLE)]
     return [Case(subject.objective, precision, micro, rows) for rows, precision, micro in sizes]
 
 
@@ -368,7 +371,7 @@ def two_processes(cases: Iterable[Case], seconds: float = 300) -> list[tuple[Cas
 def _take_part(folder: Path) -> None:
     """One process of two."""
     torch.set_num_threads(1)
-    world = distributed.join()
+    world = distributed.initialize()
     found: list[dict[str, Tensor] | str] = []
     try:
         for content in json.loads((folder / "cases.json").read_text()):
@@ -377,10 +380,10 @@ def _take_part(folder: Path) -> None:
                 found.append(stepped(case, world))
             except Exception as error:  # of the objective, so on both: they stay in step
                 found.append(f"{type(error).__name__}: {error}")
-        if world.leads:
+        if world.is_main_process:
             torch.save(found, folder / "found.pt")
     finally:
-        distributed.leave()
+        distributed.shut_down()
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {

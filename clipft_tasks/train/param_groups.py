@@ -2,7 +2,7 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
 
@@ -49,8 +49,22 @@ def parse(rules: list[str], model: nn.Module) -> list[tuple[str, float]]:
     return out
 
 
-def groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: `factor` multiplies the learning rate, `head` says what trains first.
+class ParamGroup(TypedDict):
+    """A parameter group of AdamW.
+
+    Attributes:
+        factor: what the learning rate is multiplied with.
+        head: whether it trains from the first step on, though heads go first.
+    """
+
+    params: list[nn.Parameter]
+    factor: float
+    head: bool
+    weight_decay: float
+
+
+def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
+    """Parameter groups for AdamW.
 
     Norms, biases, position embeddings and the temperature do not decay. Frozen parameters lose their gradient.
     """
@@ -70,6 +84,6 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     if not found:
         raise ClipftError("train.rules", "they freeze everything", "Leave something to train.")
     return [
-        {"params": members, "factor": rate, "head": head, "weight_decay": spec.weight_decay if decays else 0.0}
+        ParamGroup(params=members, factor=rate, head=head, weight_decay=spec.weight_decay if decays else 0.0)
         for (rate, head, decays), members in found.items()
     ]

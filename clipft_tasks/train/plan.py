@@ -1,89 +1,60 @@
-"""The plan: what the hardware allows, each decision with its reason and what was measured for it."""
+"""Planning a training run: what this machine allows, each decision with its reason and what was measured for it."""
 
-import shutil
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-
+from ..contracts.plan import AttentionName, Checkpointing, Layout, Plan, Precision
+from ..core.console import say
 from ..core.decision import Decision
 from ..core.errors import ClipftError
 from ..data.loader import BUCKETS
-from ..devices.hardware import Hardware, free_memory, keep_freed_memory, probe, use_threads
-from ..devices.memory import is_out_of_memory, release
+from ..devices import Device, Hardware, backend, hardware
+from ..devices.memory import is_out_of_memory
 from ..model import attention
 from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks, towers_of_blocks
 from ..model.attention import Policy
 from ..model.clip import Clip
+from ..model.layout import layout_of
 from ..spec import RunSpec
 from . import microbenchmarks, schedule
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
-EMULATED = 2  # times that fp16 is faster than bf16 on GPUs that only emulate bf16 (before Ampere), at least
 SHARE = 0.7  # of the free memory that a plan fills; the rest is for what is not predicted
 WORKSPACE = 1.5  # times what autograd keeps: gradients in flight and the kernels' own buffers
 SMALL = 8  # pairs a pass below which blocks are rather run again than kept
-COMPILE_SECONDS = {"cuda": 60, "cpu": 90}  # of both towers at one size, seen
 COMPILE_GAIN = 1.3  # bench/train_gpu.py
 PROBED = 32  # images of a timed step: with fewer, what a batch costs in memory traffic does not show
 HEAD = 64  # width of an attention head, in nearly every tower
-EVERY = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
+EVERY: dict[Checkpointing, int] = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Decisions of one run. `to_dict` is what is logged and what the training task receives."""
-
-    device: Decision  # mps, cuda, cpu
-    processes: Decision
-    precision: Decision  # fp32, bf16, fp16
-    layout: Decision  # contiguous, channels_last
-    threads: Decision
-    workers: Decision
-    memory_gb: Decision
-    stages: Decision  # [{first, sides, plain}]: image sizes over the run
-    attention: Decision  # fused, sliced, chunked
-    checkpointing: Decision  # none, some, all
-    micro_batch: Decision  # {side: pairs a pass}
-    accumulation: Decision  # {side: passes a step}
-    compile: Decision
-    flops: Decision  # {side: of one pair}, and what the device can do
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: dict[str, dict[str, Any]]) -> "Plan":
-        return cls(**{name: Decision(**value) for name, value in content.items()})
-
-    def lines(self) -> list[str]:
-        return [f"{name:14} {_short(decision.value):>12}  {decision.reason}" for name, decision in vars(self).items()]
-
-    @property
-    def sides(self) -> list[int]:
-        return sorted(int(side) for side in self.micro_batch.value)
-
-    @property
-    def micro_batches(self) -> dict[int, int]:
-        return {int(side): pairs for side, pairs in self.micro_batch.value.items()}
-
-    def policy(self, free: int) -> Policy:
-        """Attention with `free` bytes to spare."""
-        return policy(self.attention.value, free)
+def attention_policy(name: AttentionName, device: Device) -> Policy:
+    """Attention with what the device has to spare now; sequences so short that their scores keep little stay fused."""
+    return Policy(name, attention.affordable(device.memory_free()), attention.pays_from(HEAD))
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        kinds = set(value.values())
-        return str(kinds.pop()) if len(kinds) == 1 else ", ".join(f"{k}: {v}" for k, v in value.items())
-    if isinstance(value, list):
-        return " → ".join("/".join(str(s) for s in stage["sides"]) for stage in value)
-    return str(value)
+def reuse_or_make(spec: RunSpec, clip: Clip, rows: int, own: Plan | None, offered: Sequence[Plan]) -> Plan:
+    """The plan of this piece of work. What is measured may differ next time, so a resumed run keeps its first plan.
 
-
-def policy(name: str, free: int) -> Policy:
-    """Attention with `free` bytes to spare; sequences so short that their scores keep little stay fused."""
-    return Policy(name, attention.affordable(free), attention.pays_from(HEAD))  # type: ignore[arg-type]
+    Args:
+        rows: of the training split.
+        own: the plan that this machine began the work with, if it did.
+        offered: plans that were made elsewhere; one that is for hardware like this machine's holds here too.
+    Raises: as `make`.
+    """
+    machine = hardware.detect(spec.memory.device)
+    here = backend(machine.device).fingerprint(machine)
+    if own is not None and own.device.value == here.device:
+        return own
+    for plan in offered:
+        if plan.hardware == here:
+            return plan
+    others = [f"another is for {plan.hardware or 'hardware that it does not name'}" for plan in offered]
+    if own is not None:
+        others = [f"the work was begun on a {own.device.value} device", *others]
+    if others:
+        say(f"Planned anew: {'; '.join(dict.fromkeys(others))}; this machine is {here}.")
+    return make(spec, clip, rows)
 
 
 def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
@@ -92,39 +63,10 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
     Args:
         rows: of the training split.
     Raises:
-        ClipftError: a device that is not there, or a memory ceiling below a single pair.
+        ClipftError: a device that is not there, or a memory limit below a single pair.
     """
-    machine = probe(spec.memory.device)
-    use_threads(machine.cores)
-    keep_freed_memory()  # so that what is measured is what training will see
-    device = Decision(machine.device, f"{'asked for' if spec.memory.device != 'auto' else 'the fastest here'}; {machine.name}")
-    layout = layout_of(machine.device, clip)
-    precision = _precision(spec, machine, clip, layout.value)
-    batch = min(spec.train.batch, rows)
-    steps = max(1, rows // batch) * spec.train.epochs
-    stages = schedule.stages(spec.resolution, steps, multiple(clip))
-    every = schedule.sides(spec.resolution, multiple(clip))
-    processes = _processes(spec, machine, batch)
-    share = -(-batch // processes.value)
-    budget, ceiling = _ceiling(spec, machine, processes.value)
-    clip.to(machine.device)
-    memory = _memory(spec, machine, clip, every, precision.value, share, budget, ceiling)
-    flops = {str(side): microbenchmarks.pair_flops(clip, side) for side in every}
-    return Plan(
-        device=device,
-        processes=processes,
-        precision=precision,
-        layout=layout,
-        threads=Decision(max(1, machine.cores // processes.value), _threads_reason(machine)),
-        workers=_workers(spec, machine, processes.value),
-        memory_gb=ceiling,
-        stages=Decision([s.to_dict() for s in stages], f"{spec.resolution.schedule}, {steps} steps"),
-        **memory,
-        compile=_compile(spec, machine, clip, precision, layout.value, every, steps * share),
-        flops=Decision(
-            flops, "arithmetic of one pair, forward and backward", {"device_flops": _peak(machine, precision.value)}
-        ),
-    )
+    machine = hardware.set_up(spec.memory.device)  # so that what is measured is what training will see
+    return _Planner(spec, clip, machine, backend(machine.device)).plan(rows)
 
 
 def multiple(clip: Clip) -> int:
@@ -136,194 +78,237 @@ def multiple(clip: Clip) -> int:
     return int(patch[0]) if patch else 16
 
 
-def layout_of(device: str, clip: Clip) -> Decision:
-    """The memory layout in which the image tower runs fastest on a device."""
-    convolutional = any(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in clip.model.visual.modules())
-    if not convolutional:
-        return Decision("contiguous", "the image tower is no convolutional network")
-    if device == "mps":
-        return Decision("contiguous", "on MPS, channels-last convolutions are converted back and forth")
-    return Decision("channels_last", "depthwise convolutions run faster so (bench/layout.py)")
+@dataclass(frozen=True)
+class _Kept:
+    """What towers keep for the backward pass, with blocks checkpointed in one way.
+
+    Attributes:
+        lines: bytes (fixed, per pair) by image size.
+        fits: pairs that fit beside the weights, by image size.
+    """
+
+    checkpointing: Checkpointing
+    lines: dict[int, tuple[float, float]]
+    fits: dict[int, int]
 
 
-def _precision(spec: RunSpec, machine: Hardware, clip: Clip, layout: str) -> Decision:
-    if spec.memory.precision != "auto":
-        return Decision(spec.memory.precision, "asked for")
-    candidates = {"cuda": ("bf16", "fp16"), "mps": ("fp16", "bf16"), "cpu": ("bf16",)}[machine.device]
-    base = _peak(machine, "fp32")
-    products = {name: _peak(machine, name, base / 4) / base for name in candidates}
-    measured = {f"product_{name}_speedup": round(ratio, 3) for name, ratio in products.items()}
-    likely = max(products, key=lambda name: products[name])
-    if machine.device == "cuda" and products["fp16"] < EMULATED * products["bf16"]:
-        likely = "bf16"  # as fast, and nothing overflows
-    # Where a bare matrix product gains nothing the model cannot either, and trying could take minutes.
-    if products[likely] < GAIN:
-        return Decision("fp32", f"a matrix product in {likely} runs at {products[likely]:.2g}x the speed of fp32", measured)
+@dataclass(frozen=True)
+class _Planner:
+    """Decides one thing after the other, for one model on one machine."""
 
-    def seconds(precision: str) -> float:
-        return microbenchmarks.image_step_seconds(clip, machine.device, layout, precision, spec.resolution.train, PROBED)
+    spec: RunSpec
+    clip: Clip
+    machine: Hardware
+    device: Device
 
-    ratio = seconds("fp32") / seconds(likely)
-    measured["step_speedup"] = round(ratio, 3)
-    reason = f"a training step in {likely} runs at {ratio:.2g}x the speed of fp32"
-    if machine.chip and machine.chip.native_half not in ("", likely):
-        reason += f", though {machine.chip.native_half} is what {machine.chip.name} computes natively"
-    return Decision(likely, reason, measured) if ratio >= GAIN else Decision("fp32", f"{reason}; casts would not pay", measured)
-
-
-def _peak(machine: Hardware, precision: str, atleast: float = 0.0) -> float:
-    """Measured arithmetic per second of matrix products; on a GPU once for chip and torch version."""
-    if machine.device == "cpu":  # shared with others, so measured each time
-        return microbenchmarks.product_flops("cpu", precision, atleast)
-    what = f"{machine.name}: {precision} product"
-    return microbenchmarks.remembered(what, lambda: microbenchmarks.product_flops(machine.device, precision, atleast))
-
-
-def _threads_reason(machine: Hardware) -> str:
-    if machine.chip and machine.device == "mps":
-        return f"the fast cores of {machine.chip.name}; the other {machine.chip.other_cores} would hold them up"
-    return "the cores this process may use; more threads than cores cost twice the time"
-
-
-def _workers(spec: RunSpec, machine: Hardware, processes: int) -> Decision:
-    cores = machine.cores // processes
-    if spec.memory.workers:
-        return Decision(spec.memory.workers, "asked for")
-    if machine.device == "cpu":
-        return Decision(max(1, cores // 2), "half the cores: the others train")
-    return Decision(max(2, min(16, cores - 1)), "the cores but one, which feeds the device; threads, so nothing is forked")
-
-
-def _processes(spec: RunSpec, machine: Hardware, batch: int) -> Decision:
-    wanted = spec.memory.processes or machine.devices
-    if machine.device == "cuda" and wanted > machine.devices:
-        raise ClipftError(
-            f"memory.processes = {wanted}", f"there are {machine.devices} CUDA devices", f"Use {machine.devices} or fewer."
+    def plan(self, rows: int) -> Plan:
+        spec, clip, machine = self.spec, self.clip, self.machine
+        layout = layout_of(machine.device, clip)
+        precision = self.precision(layout.value)
+        batch = min(spec.train.batch, rows)
+        steps = max(1, rows // batch) * spec.train.epochs
+        sides = schedule.sides(spec.resolution, multiple(clip))
+        processes = self.processes(batch)
+        share = -(-batch // processes.value)
+        limit, limit_gb = self.memory_limit(processes.value)
+        clip.to(machine.device)
+        attention = self.attention(max(sides))
+        fixed = 16 * sum(p.numel() for p in clip.model.parameters())  # fp32 weights, gradients, two moments of AdamW
+        kept = self.kept(attention.value, precision.value, sides, share, limit - fixed)
+        micro_batch = self.micro_batch(kept, share, fixed, limit_gb)
+        passes = {side: -(-share // pairs) for side, pairs in micro_batch.value.items()}
+        once = max(passes.values()) == 1
+        asked = "asked for" if spec.memory.device != "auto" else "the fastest here"
+        flops = {side: microbenchmarks.pair_flops(clip, side) for side in sides}
+        return Plan(
+            hardware=self.device.fingerprint(machine),
+            device=Decision(machine.device, f"{asked}; {machine.name}"),
+            processes=processes,
+            precision=precision,
+            layout=layout,
+            threads=Decision(max(1, machine.cores // processes.value), self.device.threads_because(machine)),
+            workers=self.workers(processes.value),
+            memory_gb=limit_gb,
+            phases=Decision(
+                tuple(schedule.phases(spec.resolution, steps, multiple(clip))), f"{spec.resolution.schedule}, {steps} steps"
+            ),
+            attention=attention,
+            checkpointing=self.checkpointing(kept),
+            micro_batch=micro_batch,
+            accumulation=Decision(
+                passes, "no second pass is paid" if once else "features are cached, so the gradient is the whole batch's"
+            ),
+            compile=self.compile(precision.value, layout.value, sides, steps * share),
+            flops=Decision(
+                flops, "arithmetic of one pair, forward and backward", {"device_flops": self.product_flops(precision.value)}
+            ),
         )
-    if machine.device == "mps" and wanted > 1:
-        raise ClipftError("memory.processes", "a Mac has one GPU, which processes would only share", "Leave it empty.")
-    if spec.memory.processes:
-        return Decision(wanted, "asked for")
-    return Decision(max(1, min(wanted, batch)), "one a device" if wanted > 1 else "there is one device")
+
+    def precision(self, layout: Layout) -> Decision[Precision]:
+        asked = self.spec.memory.precision
+        if asked != "auto":
+            return Decision(asked, "asked for")
+        base = self.product_flops("fp32")
+        speedups: dict[Precision, float] = {
+            name: self.product_flops(name, base / 4) / base for name in self.device.half_precisions
+        }
+        measured = {f"product_{name}_speedup": round(ratio, 3) for name, ratio in speedups.items()}
+        likely = self.device.likely_precision(speedups)
+        # Where a bare matrix product gains nothing the model cannot either, and trying could take minutes.
+        if speedups[likely] < GAIN:
+            return Decision("fp32", f"a matrix product in {likely} runs at {speedups[likely]:.2g}x the speed of fp32", measured)
+
+        def seconds(precision: Precision) -> float:
+            side = self.spec.resolution.train
+            return microbenchmarks.image_step_seconds(self.clip, self.machine.device, layout, precision, side, PROBED)
+
+        ratio = seconds("fp32") / seconds(likely)
+        measured["step_speedup"] = round(ratio, 3)
+        reason = f"a training step in {likely} runs at {ratio:.2g}x the speed of fp32"
+        chip = self.machine.chip
+        if chip and chip.native_half not in ("", likely):
+            reason += f", though {chip.native_half} is what {chip.name} computes natively"
+        if ratio < GAIN:
+            return Decision("fp32", f"{reason}; casts would not pay", measured)
+        return Decision(likely, reason, measured)
+
+    def product_flops(self, precision: Precision, atleast: float = 0.0) -> float:
+        """Measured arithmetic of matrix products a second; once for chip and torch version where nobody shares the device."""
+        name = self.machine.device
+        if self.device.is_host:
+            return microbenchmarks.product_flops(name, precision, atleast)
+        what = f"{self.machine.name}: {precision} product"
+        return microbenchmarks.remembered(what, lambda: microbenchmarks.product_flops(name, precision, atleast))
+
+    def processes(self, batch: int) -> Decision[int]:
+        asked = self.spec.memory.processes
+        wanted = asked or self.machine.devices
+        self.device.check_processes(wanted, self.machine)
+        if asked:
+            return Decision(wanted, "asked for")
+        return Decision(max(1, min(wanted, batch)), "one a device" if wanted > 1 else "there is one device")
+
+    def workers(self, processes: int) -> Decision[int]:
+        cores = self.machine.cores // processes
+        if self.spec.memory.workers:
+            return Decision(self.spec.memory.workers, "asked for")
+        if self.device.is_host:
+            return Decision(max(1, cores // 2), "half the cores: the others train")
+        return Decision(max(2, min(16, cores - 1)), "the cores but one, which feeds the device; threads, so nothing is forked")
+
+    def memory_limit(self, processes: int) -> tuple[float, Decision[float]]:
+        """Bytes for one process, which has a device of its own or a share of the CPU's memory; and the decision, in GiB."""
+        sharing = processes if self.device.is_host else 1
+        shared = f", shared by {sharing} processes" if sharing > 1 else ""
+        if self.spec.memory.memory_gb:
+            own = self.spec.memory.memory_gb / sharing
+            return own * 2**30, Decision(own, f"asked for{shared}")
+        free = self.machine.memory
+        limit = free * SHARE / sharing
+        reason = f"{SHARE:.0%} of {self.device.memory_from}{shared}"
+        return limit, Decision(round(limit / 2**30, 2), reason, {"free_gb": round(free / 2**30, 2)})
+
+    def attention(self, side: int) -> Decision[AttentionName]:
+        asked = self.spec.memory.attention
+        if asked != "auto":
+            return Decision(asked, "asked for")
+        if self.device.fused_attention:
+            return Decision("fused", f"{self.device.name} has a fused kernel for both passes")
+        visual = self.clip.model.visual
+        convolutional = not (hasattr(visual, "patch_size") or hasattr(getattr(visual, "trunk", None), "patch_embed"))
+        tokens = (side // multiple(self.clip)) ** 2 + 1
+        longest = max(0 if convolutional else tokens, self.clip.context_length)
+        if longest > attention.pays_from(HEAD):
+            return Decision(
+                "chunked", f"no fused backward here, and scores of {longest} tokens would outweigh all else that is kept"
+            )
+        return Decision("fused", f"sequences of {longest} tokens keep little; chunks would cost more than they save")
+
+    def kept(
+        self, name: AttentionName, precision: Precision, sides: tuple[int, ...], share: int, left: float
+    ) -> _Kept:  # fmt: skip
+        """What pairs keep, with as few blocks checkpointed as leave room for some.
+
+        Args:
+            share: pairs of a step in each process.
+            left: bytes beside what weights and optimizer take.
+        """
+        asked = self.spec.memory.checkpointing
+        options: tuple[Checkpointing, ...] = ("none", "some", "all") if asked == "auto" else (asked,)
+        if asked == "auto" and not towers_of_blocks(self.clip.model):
+            options = ("none",)
+        for option in options:
+            if EVERY[option]:
+                checkpoint_blocks(self.clip.model, EVERY[option])
+            try:
+                policy = attention_policy(name, self.device)
+                lines = {side: _kept_bytes(self.clip, side, precision, policy) for side in sides}
+            finally:
+                plain_blocks(self.clip.model)
+            fits = {side: int((left - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
+            kept = _Kept(option, lines, fits)
+            if min(fits.values()) >= min(SMALL, share):
+                break
+        return kept
+
+    def checkpointing(self, kept: _Kept) -> Decision[Checkpointing]:
+        if self.spec.memory.checkpointing != "auto":
+            return Decision(kept.checkpointing, "asked for")
+        if kept.checkpointing == "none":
+            return Decision("none", "blocks are kept: there is room, and running them again costs a third of a step")
+        return Decision(kept.checkpointing, f"without it fewer than {SMALL} pairs fit")
+
+    def micro_batch(self, kept: _Kept, share: int, fixed: int, limit: Decision[float]) -> Decision[dict[int, int]]:
+        """Pairs a pass, by image size. Raises ClipftError where not even one fits.
+
+        Args:
+            fixed: bytes that weights and optimizer take.
+        """
+        asked, largest = self.spec.memory.micro_batch, max(kept.lines)
+        start, each = kept.lines[largest]
+        each *= WORKSPACE
+        measured = {"pair_mib": round(each / 2**20, 2), "fixed_gib": round(fixed / 2**30, 3)}
+        if asked:
+            return Decision(dict.fromkeys(kept.lines, min(asked, share)), "asked for", measured)
+        if min(kept.fits.values()) < 1:
+            need = (fixed + start + each) / 2**30
+            raise ClipftError(
+                f"a memory limit of {limit.value} GiB",
+                f"weights and optimizer need {fixed / 2**30:.2f} GiB and one pair at {largest} px {each / 2**20:.0f} MiB",
+                f"Raise memory.memory_gb to {need + 0.01:.2f} or lower resolution.train.",
+            )
+        pairs = {side: share if fits >= share else max(b for b in BUCKETS if b <= fits) for side, fits in kept.fits.items()}
+        if min(pairs.values()) >= share:
+            return Decision(pairs, f"the whole batch fits ({each / 2**20:.1f} MiB a pair measured)", measured)
+        reason = f"{each / 2**20:.1f} MiB a pair measured at {largest} px, {fixed / 2**30:.2f} GiB fixed"
+        return Decision(pairs, reason, measured)
+
+    def compile(self, precision: Precision, layout: Layout, sides: tuple[int, ...], pairs: int) -> Decision[bool]:
+        """Whether the towers are compiled.
+
+        Args:
+            pairs: that this process sees in the whole run.
+        """
+        if self.spec.memory.compile != "auto":
+            return Decision(self.spec.memory.compile == "on", "asked for")
+        if reason := self.device.no_compile_because():
+            return Decision(False, reason)
+        name = self.machine.device
+        seconds = microbenchmarks.image_step_seconds(self.clip, name, layout, precision, max(sides), PROBED) * pairs
+        cost = self.device.compile_seconds * len(sides)
+        saved = seconds * (1 - 1 / COMPILE_GAIN)
+        measured = {"run_seconds": round(seconds, 1), "saved_seconds": round(saved, 1), "compile_seconds": float(cost)}
+        if saved > cost:
+            return Decision(True, f"saves about {saved:.0f} s of {seconds:.0f} and costs {cost:g}", measured)
+        return Decision(False, f"would save about {saved:.0f} s of {seconds:.0f} and cost {cost:g}", measured)
 
 
-def _ceiling(spec: RunSpec, machine: Hardware, processes: int) -> tuple[float, Decision]:
-    """Bytes for one process, which has a GPU of its own or a share of the CPU's memory."""
-    sharing = processes if machine.device == "cpu" else 1
-    shared = f", shared by {sharing} processes" if sharing > 1 else ""
-    if spec.memory.memory_gb:
-        own = spec.memory.memory_gb / sharing
-        return own * 2**30, Decision(own, f"asked for{shared}")
-    budget = machine.memory * SHARE / sharing
-    source = "what macOS recommends for the GPU" if machine.device == "mps" else "what is free"
-    measured = {"free_gb": round(machine.memory / 2**30, 2)}
-    return budget, Decision(round(budget / 2**30, 2), f"{SHARE:.0%} of {source}{shared}", measured)
-
-
-def _memory(
-    spec: RunSpec, machine: Hardware, clip: Clip, sides: tuple[int, ...], precision: str, share: int, budget: float,
-    ceiling: Decision,
-) -> dict[str, Decision]:  # fmt: skip
-    """Attention, checkpointing and micro-batches together: what one keeps decides what the others may."""
-    chosen = _attention(spec, machine, clip, max(sides))
-    trained = sum(p.numel() * 4 for p in clip.model.parameters())
-    fixed = 4 * trained  # weights, gradients, two moments of AdamW
-    options = ["none", "some", "all"] if spec.memory.checkpointing == "auto" else [spec.memory.checkpointing]
-    if spec.memory.checkpointing == "auto" and not towers_of_blocks(clip.model):
-        options = ["none"]
-    fits: dict[int, int] = {}
-    for option in options:
-        if EVERY[option]:
-            checkpoint_blocks(clip.model, EVERY[option])
-        try:
-            lines = {side: _kept(clip, side, precision, policy(chosen.value, free_memory(machine.device))) for side in sides}
-        finally:
-            plain_blocks(clip.model)
-        fits = {side: int((budget - fixed - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
-        if min(fits.values()) >= min(SMALL, share):
-            break
-    each = lines[max(sides)][1] * WORKSPACE
-    measured = {"pair_mib": round(each / 2**20, 2), "fixed_gib": round(fixed / 2**30, 3)}
-    if min(fits.values()) < 1 and not spec.memory.micro_batch:
-        need = (fixed + lines[max(sides)][0] + each) / 2**30
-        raise ClipftError(
-            f"a memory ceiling of {ceiling.value} GiB",
-            f"weights and optimizer need {fixed / 2**30:.2f} GiB and one pair at {max(sides)} px {each / 2**20:.0f} MiB",
-            f"Raise memory.memory_gb to {need + 0.01:.2f} or lower resolution.train.",
-        )
-    if spec.memory.checkpointing != "auto":
-        why = "asked for"
-    elif option == "none":
-        why = "blocks are kept: there is room, and running them again costs a third of a step"
-    else:
-        why = f"without it fewer than {SMALL} pairs fit"
-    size = {}
-    for side in sides:
-        if spec.memory.micro_batch:
-            size[str(side)] = min(spec.memory.micro_batch, share)
-        else:
-            size[str(side)] = share if fits[side] >= share else max(b for b in BUCKETS if b <= fits[side])
-    passes = {side: -(-share // pairs) for side, pairs in size.items()}
-    if spec.memory.micro_batch:
-        reason = "asked for"
-    elif max(passes.values()) == 1:
-        reason = f"the whole batch fits ({each / 2**20:.1f} MiB a pair measured)"
-    else:
-        reason = f"{each / 2**20:.1f} MiB a pair measured at {max(sides)} px, {fixed / 2**30:.2f} GiB fixed"
-    gathered = (
-        "no second pass is paid" if max(passes.values()) == 1 else "features are cached, so the gradient is the whole batch's"
-    )
-    return {
-        "attention": chosen,
-        "checkpointing": Decision(option, why),
-        "micro_batch": Decision(size, reason, measured),
-        "accumulation": Decision(passes, gathered),
-    }
-
-
-def _kept(clip: Clip, side: int, precision: str, how: Policy) -> tuple[float, float]:
-    """Bytes (fixed, per pair); a probe that does not fit itself says that no pair does."""
+def _kept_bytes(clip: Clip, side: int, precision: Precision, policy: Policy) -> tuple[float, float]:
+    """Bytes (fixed, per pair); a measurement that does not fit itself says that no pair does."""
     try:
-        return microbenchmarks.kept_bytes(clip, side, precision, how)
+        return microbenchmarks.kept_bytes(clip, side, precision, policy)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        release(clip.device)
+        backend(clip.device).release()
         return 0.0, float(2**40)
-
-
-def _attention(spec: RunSpec, machine: Hardware, clip: Clip, side: int) -> Decision:
-    if spec.memory.attention != "auto":
-        return Decision(spec.memory.attention, "asked for")
-    if attention.has_fused_backward(machine.device):
-        return Decision("fused", f"{machine.device} has a fused kernel for both passes")
-    tokens = (side // multiple(clip)) ** 2 + 1
-    convolutional = not (
-        hasattr(clip.model.visual, "patch_size") or hasattr(getattr(clip.model.visual, "trunk", None), "patch_embed")
-    )
-    longest = max(0 if convolutional else tokens, clip.context_length)
-    if longest > attention.pays_from(HEAD):
-        return Decision(
-            "chunked", f"no fused backward here, and scores of {longest} tokens would outweigh all else that is kept"
-        )
-    return Decision("fused", f"sequences of {longest} tokens keep little; chunks would cost more than they save")
-
-
-def _compile(
-    spec: RunSpec, machine: Hardware, clip: Clip, precision: Decision, layout: str, sides: tuple[int, ...], pairs: int
-) -> Decision:  # fmt: skip
-    if spec.memory.compile != "auto":
-        return Decision(spec.memory.compile == "on", "asked for")
-    if machine.device == "mps":
-        return Decision(False, "the compiler for MPS is not ready for training")
-    if machine.device == "cpu":
-        return Decision(False, "on a CPU it gains a training step little (bench/layout.py); memory.compile turns it on")
-    if not (shutil.which("cc") or shutil.which("gcc")):
-        return Decision(False, "there is no C compiler, which Triton needs")
-    seconds = microbenchmarks.image_step_seconds(clip, machine.device, layout, precision.value, max(sides), PROBED) * pairs
-    cost = COMPILE_SECONDS["cuda"] * len(sides)
-    saved = seconds * (1 - 1 / COMPILE_GAIN)
-    measured = {"run_seconds": round(seconds, 1), "saved_seconds": round(saved, 1), "compile_seconds": float(cost)}
-    if saved > cost:
-        return Decision(True, f"saves about {saved:.0f} s of {seconds:.0f} and costs {cost}", measured)
-    return Decision(False, f"would save about {saved:.0f} s of {seconds:.0f} and cost {cost}", measured)

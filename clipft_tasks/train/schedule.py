@@ -1,10 +1,10 @@
 """What changes over a run: image size, augmentation and learning rate, as pure functions of the step."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from ..contracts.plan import Phase
 from ..data.augment import PLAIN
 from ..domains import Augment
 from ..spec import ResolutionSpec, TrainSpec
@@ -14,24 +14,6 @@ SCALES = (0.75, 1.0, 1.25)  # sides of multi-scale training
 TAIL = 0.1  # share of the steps that FixRes spends at the deployment size
 TAIL_RATE = 0.1  # of the learning rate, in that tail
 SETTLE = 0.02  # share of the steps in which the rate rises again after a change of size
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps that share their sizes.
-
-    Attributes:
-        first: its first step.
-        sides: sizes to draw from, one a step.
-        plain: no augmentation but what a test does to an image.
-    """
-
-    first: int
-    sides: tuple[int, ...]
-    plain: bool = False
-
-    def to_dict(self) -> dict[str, object]:
-        return {"first": self.first, "sides": list(self.sides), "plain": self.plain}
 
 
 def sides(spec: ResolutionSpec, multiple: int = 16) -> tuple[int, ...]:
@@ -44,8 +26,8 @@ def sides(spec: ResolutionSpec, multiple: int = 16) -> tuple[int, ...]:
     return tuple(sorted({max(multiple, round(spec.train * share / multiple) * multiple) for share in shares} | {spec.train}))
 
 
-def stages(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Stage]:
-    """The run in stages.
+def phases(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Phase]:
+    """The run in phases.
 
     Progressive sizes get equal shares of the steps, smallest first (Tan and Le 2021, https://arxiv.org/abs/2104.00298);
     multi-scale draws a size each step; FixRes trains small and ends at the deployment size on plain images (Touvron et al.
@@ -54,12 +36,12 @@ def stages(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Stage]:
     every = sides(spec, multiple)
     if spec.schedule == "progressive":
         rising = [*(side for side in every if side != spec.train), spec.train]  # it ends at the size it is for
-        return [Stage(steps * i // len(rising), (side,)) for i, side in enumerate(rising)]
+        return [Phase(steps * i // len(rising), (side,)) for i, side in enumerate(rising)]
     if spec.schedule == "fixres":
-        tail = Stage(steps - max(1, round(steps * TAIL)), (spec.train,), plain=True)
+        tail = Phase(steps - max(1, round(steps * TAIL)), (spec.train,), plain=True)
         smaller = tuple(side for side in every if side < spec.train) or (spec.train,)
-        return [Stage(0, smaller[-1:]), tail] if tail.first else [tail]
-    return [Stage(0, every)]
+        return [Phase(0, smaller[-1:]), tail] if tail.first else [tail]
+    return [Phase(0, every)]
 
 
 class Schedule:
@@ -72,17 +54,17 @@ class Schedule:
 
     def __init__(self, spec: TrainSpec, resolution: ResolutionSpec, how: Augment, steps: int, multiple: int = 16) -> None:
         self.spec, self.steps, self.how = spec, steps, how
-        self.stages = stages(resolution, steps, multiple)
+        self.phases = phases(resolution, steps, multiple)
 
-    def stage(self, step: int) -> Stage:
-        return next(s for s in reversed(self.stages) if s.first <= step)
+    def phase(self, step: int) -> Phase:
+        return next(p for p in reversed(self.phases) if p.first <= step)
 
     def side(self, step: int) -> int:
-        choices = self.stage(step).sides
+        choices = self.phase(step).sides
         return choices[int(np.random.default_rng([self.spec.seed, 3, step]).integers(len(choices)))]
 
     def augment(self, step: int) -> Augment:
-        return PLAIN if self.stage(step).plain else self.how
+        return PLAIN if self.phase(step).plain else self.how
 
     def rate(self, step: int) -> float:
         """Linear warm-up, a cosine to zero; after a change of size it rises anew over a few steps, lower in a FixRes tail."""
@@ -92,11 +74,11 @@ class Schedule:
         else:
             along = (step - warm) / max(1, self.steps - warm)
             base = self.spec.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
-        stage = self.stage(step)
+        phase = self.phase(step)
         settle = max(1, round(self.steps * SETTLE))
-        if stage.first and step - stage.first < settle:
-            base *= (step - stage.first + 1) / (settle + 1)
-        return base * TAIL_RATE if stage.plain else base
+        if phase.first and step - phase.first < settle:
+            base *= (step - phase.first + 1) / (settle + 1)
+        return base * TAIL_RATE if phase.plain else base
 
     def heads_only(self, step: int) -> bool:
         """Whether only the heads train yet (LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""

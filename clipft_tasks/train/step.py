@@ -5,23 +5,26 @@ twice over parts: once to collect features, whose gradient is taken on the whole
 into the weights (GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983). Memory follows the part, not the batch.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..contracts.plan import Plan
 from ..data.loader import Batch
 from ..devices.memory import OutOfMemory, is_out_of_memory
+from ..devices.precision import MEMORY_FORMATS, precision_context
 from ..model.clip import Clip, by_length
 from ..objectives import Objective, Pairs
 from .distributed import ALONE, World
 
-Context = Callable[[], AbstractContextManager[None]]
+Context = Callable[[], AbstractContextManager[object]]
 Encoder = Callable[[Tensor], Tensor]
 
 
@@ -40,6 +43,23 @@ class Towers:
     text: Encoder
     context: Context
     layout: torch.memory_format = torch.contiguous_format
+
+    @classmethod
+    def of(cls, clip: Clip, plan: Plan) -> "Towers":
+        """The towers as a plan wants them run."""
+        image, text = clip.image_features, clip.text_features
+        if plan.compile.value:
+            # Sizes come from small sets, so each is compiled for its own shape, the fastest code there is.
+            torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+            image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
+        context = partial(precision_context, plan.device.value, plan.precision.value)
+        return cls(clip, image, text, context, MEMORY_FORMATS[plan.layout.value])
+
+    @classmethod
+    def frozen(cls, clip: Clip, plan: Plan) -> "Towers":
+        """Those of a copy of the model as it is now, on the plan's device, never to change."""
+        model = copy.deepcopy(clip.model).eval().requires_grad_(False).to(plan.device.value)
+        return cls.of(replace(clip, model=model.to(memory_format=MEMORY_FORMATS[plan.layout.value])), plan)
 
     def image_features(self, batch: Batch, part: slice, seed: int) -> Tensor:
         """Features of some of the batch's images (p, d), fp32."""
@@ -83,8 +103,8 @@ def backward(
     Raises:
         OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
-    own_texts = batch.tokens[world.share(len(batch.tokens))]
-    image_parts, text_parts = parts_of(len(batch.images), micro_batch), parts_of(len(own_texts), micro_batch)
+    own_texts = batch.tokens[world.local_rows(len(batch.tokens))]
+    image_parts, text_parts = chunks_of(len(batch.images), micro_batch), chunks_of(len(own_texts), micro_batch)
     base = seed * world.size + world.rank
     device = towers.clip.device
 
@@ -140,7 +160,7 @@ class _agreeing:
             raise OutOfMemory(str(error) if error else "on another process") from error
 
 
-def parts_of(count: int, each: int) -> list[slice]:
+def chunks_of(count: int, each: int) -> list[slice]:
     return [slice(start, min(start + each, count)) for start in range(0, count, each)]
 
 

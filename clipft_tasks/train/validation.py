@@ -6,7 +6,6 @@ The test split is for the report alone: nothing here reads a row of it, not even
 import base64
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from ..core.errors import ClipftError
 from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
-from ..evaluate.metrics import balanced_accuracy
+from ..evaluate.metrics import balanced_accuracy, recall_at
 from ..model.clip import Clip
 from ..spec.metric_catalog import METRICS
 
@@ -26,7 +25,7 @@ BLOCK = 1024  # rows of the similarity matrix at a time
 
 
 @dataclass(frozen=True)
-class Rows:
+class ValidationRows:
     """The rows that models are judged on, and how.
 
     Attributes:
@@ -35,7 +34,7 @@ class Rows:
         truth: (rows,) class id, -1 where unknown; 0 everywhere where nothing is classified.
         groups: (rows,) what bootstrap resamples as a whole.
         classes: names, by id.
-        tells: whether a model could be wrong: not where every row has the same caption and none a class.
+        is_informative: whether a model could be wrong: not where every row has the same caption and none a class.
     """
 
     metric: str
@@ -43,10 +42,10 @@ class Rows:
     truth: np.ndarray
     groups: np.ndarray
     classes: list[str]
-    tells: bool
+    is_informative: bool
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, limit: int = ROWS, metric: str = "balanced_accuracy") -> "Rows":
+    def of(cls, frame: pd.DataFrame, limit: int = ROWS, metric: str = "balanced_accuracy") -> "ValidationRows":
         """Those of a manifest. Only the training and validation rows say which classes there are.
 
         Args:
@@ -77,10 +76,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ValidationResult:
     """What a model got right of the validation rows: `right` (rows,) bool, `score` 0..1."""
 
-    rows: Rows
+    rows: ValidationRows
     right: np.ndarray
 
     @property
@@ -105,14 +104,14 @@ def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
     return np.sort(held.index.to_numpy()[:limit])
 
 
-def judge(
+def evaluate_on_validation(
     clip: Clip,
     dataset: Dataset,
     side: int,
     batch: int,
     limit: int = ROWS,
     metric: str = "balanced_accuracy",
-) -> Judged:
+) -> ValidationResult:
     """Ask a model about the validation split, on plain images of the size that it is for.
 
     The model stays in the mode (training or not) that it is in; put it into `eval()` first.
@@ -121,26 +120,26 @@ def judge(
         side: of the images, pixels.
         batch: images per forward pass.
         limit: most rows that it is asked about.
-        metric: see `Rows.of`.
+        metric: see `ValidationRows.of`.
     """
-    rows = Rows.of(dataset.frame, limit, metric)
+    rows = ValidationRows.of(dataset.frame, limit, metric)
     frame = dataset.split(SPLIT)
     cache = decoded(dataset, frame, side, SPLIT, gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
     with torch.no_grad():  # not inference mode: a tower may keep what it computes and train with it later
         images = torch.cat([clip.encode_images(cache.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
         if rows.classes:
             texts = clip.class_embeddings(rows.classes)
-            own = torch.from_numpy(rows.truth)
+            own = rows.truth
         else:
             own_captions = frame["caption"].iloc[rows.at]
             captions = sorted(own_captions.unique())
             texts = torch.cat([clip.encode_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)])
-            own = torch.tensor([captions.index(c) for c in own_captions])
-        right = [
-            _finds(clip.similarity(images[i : i + BLOCK], texts), own[i : i + BLOCK].to(images.device))
-            for i in range(0, len(images), BLOCK)
-        ]
-    return Judged(rows, torch.cat(right).cpu().numpy())
+            own = np.array([captions.index(c) for c in own_captions])
+        found = []
+        for i in range(0, len(images), BLOCK):
+            similarity = clip.similarity(images[i : i + BLOCK], texts).cpu().numpy()
+            found.append(recall_at(similarity, own[i : i + BLOCK, None] == np.arange(len(texts)), 1))
+    return ValidationResult(rows, np.concatenate(found) == 1)
 
 
 def require_general_set(domain: Domain) -> str:
@@ -165,72 +164,11 @@ def general_score(clip: Clip, domain: Domain, side: int) -> float:
     return found.value
 
 
-def _finds(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Whether each row's own column is the single best of all (k,), bool; what is not a number finds nothing."""
-    mine = similarity.gather(1, own.clamp(min=0)[:, None])
-    return ((similarity < mine).sum(dim=1) == similarity.shape[1] - 1) & (own >= 0)
-
-
 def pack(right: np.ndarray) -> str:
-    """`Judged.right` as text, eight rows a byte."""
+    """`ValidationResult.right` as text, eight rows a byte."""
     return base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
 
 
 def unpack(text: str, rows: int) -> np.ndarray:
     """What `pack` packed."""
     return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=rows).astype(bool)
-
-
-class Best:
-    """The best epoch so far: what is kept in the end, and what early stopping looks at.
-
-    An epoch that forgot more than it may is worse than any that did not; of two such, the one that forgot less is better. Of
-    equals the later is kept, since it has trained longer and at a lower rate; for early stopping it is no better.
-
-    Args:
-        keep: whether its weights are kept.
-        patience: epochs without a better one until `stopped`; 0 for never.
-        max_forgetting: largest fall of the general score from the start model's.
-    """
-
-    def __init__(self, keep: bool, patience: int, max_forgetting: float) -> None:
-        self.keep, self.patience, self.max_forgetting = keep, patience, max_forgetting
-        self.start: float | None = None  # general score of the start model
-        self.epoch = self.since = 0
-        self.rank: tuple[bool, float] | None = None
-        self.weights: dict[str, torch.Tensor] = {}
-
-    @property
-    def stopped(self) -> bool:
-        return 0 < self.patience <= self.since
-
-    def note(self, epoch: int, judged: Judged, known: float | None, weights: dict[str, torch.Tensor]) -> str:
-        """Look at an epoch's weights.
-
-        Args:
-            known: their general score, where forgetting is limited.
-        Returns: what became of them, in words.
-        """
-        if not judged.rows.tells:
-            return ""
-        forgotten = 0.0 if known is None or self.start is None else self.start - known
-        within = forgotten <= self.max_forgetting
-        rank = (within, judged.score if within else -forgotten)
-        better, equal = self.rank is None or rank > self.rank, rank == self.rank
-        self.since = 0 if better else self.since + 1
-        if better or equal:
-            self.rank, self.epoch = rank, epoch
-            if self.keep:
-                self.weights = {name: w.detach().cpu().clone() for name, w in weights.items()}
-        said = "" if known is None else f", {forgotten:+.4f} forgotten" + ("" if within else f" (over {self.max_forgetting:g})")
-        return said + (
-            "; the best so far." if better else "; as good as the best." if equal else f"; epoch {self.epoch} is better."
-        )
-
-    def state(self) -> dict[str, Any]:
-        names = ("start", "epoch", "since", "rank", "weights")
-        return {name: getattr(self, name) for name in names}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)

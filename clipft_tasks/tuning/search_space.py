@@ -29,6 +29,9 @@ class Dimension:
     range: Range
     template: Value | None = None
 
+    def __str__(self) -> str:
+        return f"{self.range} (template: {'its own' if self.template is None else shown(self.template)})"
+
     @property
     def whole(self) -> bool:
         """Whether only whole numbers make sense."""
@@ -42,6 +45,11 @@ class Dimension:
         if self.range.low == self.range.high:
             return 1
         return self.range.high - self.range.low + 1 if self.whole else math.inf
+
+
+def shown(value: object) -> str:
+    """A value of a field for a person."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class SearchSpace(dict[str, Dimension]):

@@ -7,7 +7,8 @@ from ..core.decision import Decision
 from ..core.errors import ClipftError
 from ..evaluate.metrics import bootstrap
 from ..spec import TuneSpec
-from ..train.validation import Rows, unpack
+from ..spec.ranges import Value
+from ..train.validation import ValidationRows, unpack
 from .trials import TEMPLATE, State, Trial, best_of, template_of
 
 RESAMPLES = 1000
@@ -58,7 +59,7 @@ def reason_to_stop(trials: Sequence[Trial], tune: TuneSpec, points: float) -> st
     return ""
 
 
-def decide(trials: Sequence[Trial], rows: Rows, min_gain: float) -> Decision:
+def decide(trials: Sequence[Trial], rows: ValidationRows, min_gain: float) -> Decision[dict[str, Value]]:
     """Whether the best trial's values are taken.
 
     They are when better than the template's on the same rows by more than `min_gain`, and surely so: the 95% interval of

@@ -1,11 +1,10 @@
 """What a trial of a study was, and what came of it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pydantic import JsonValue
-
+from ..contracts.stages import TrialSummary
 from ..spec.ranges import Value
 
 TEMPLATE = 0  # number of the trial that has the template's own values
@@ -51,10 +50,16 @@ class Trial:
     def ended(self) -> bool:
         return self.state.ended
 
-    def to_dict(self) -> dict[str, JsonValue]:
-        """What a person or a stage wants to know; JSON."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("right", "epochs")}
-        return kept | {"state": self.state.value}
+    def summary(self) -> TrialSummary:
+        """What a person or a stage wants to know."""
+        return TrialSummary(
+            number=self.number,
+            state=self.state.value,
+            values=self.values,
+            score=self.score,
+            seconds=self.seconds,
+            reason=self.reason,
+        )
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -55,10 +55,10 @@ def machine() -> Iterator[Line]:
         said if right else f"{said}; {NEEDED_GB} are needed",
         "" if right else "df -h; then free some, or set CLIPFT_HOME to another disk",
     )
-    from ..devices.hardware import probe
+    from ..devices.hardware import detect
 
     try:
-        device = probe()
+        device = detect()
         many = f"{device.devices} x " if device.devices > 1 else ""
         yield Line(
             "device", True, f"{device.device}: {many}{device.name}, {device.memory / 2**30:.0f} GiB, {device.cores} cores"

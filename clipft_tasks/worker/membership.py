@@ -36,7 +36,7 @@ class Membership:
     """Attributes:
     url: of the team's Airflow, as given to `join`.
     addresses: of airflow, mlflow, data and studies, as the control plane says.
-    queue: whose tasks this machine takes: mps, cuda or cpu.
+    queue: whose tasks this machine takes, by the name of its device.
     ca: file with the certificate authority to trust beside the system's own; empty for none.
     """
 
@@ -125,7 +125,9 @@ class Membership:
             "CLIPFT_WORKER_NAME": self.name,
             "CLIPFT_WORKER_SECRET": self.secret,
         }
-        if self.queue == "mps":  # it hangs in a forked child
+        from ..devices import REGISTRY, backend
+
+        if self.queue in REGISTRY.names() and not backend(self.queue).forks:
             fixed["AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER"] = "True"
         if self.addresses.get("studies"):
             fixed["CLIPFT_TUNING_URL"] = self.addresses["studies"]

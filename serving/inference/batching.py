@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from clipft_tasks.devices import backend
+
 from .errors import QueueFullError
 from .metrics import Metrics
 
@@ -176,8 +178,7 @@ class Engine:
 def encode(model: "LoadedModel", items: Items) -> np.ndarray:
     """Embed one batch in the calling thread, which must be the inference thread: (n, d) fp32."""
     count = len(items)
-    if model.clip.device.type != "cpu":
-        # Graph caches of MPS and CUDA grow with every new shape, so batches come in a few sizes.
+    if backend(model.clip.device).fixed_shapes:  # so batches come in a few sizes
         wanted = next((b for b in BUCKETS if b >= count), count)
         items = _joined([items, *[items[-1:]] * (wanted - count)])
     with torch.inference_mode():

@@ -16,7 +16,7 @@ from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model import build, package, recorded_answers
 from clipft_tasks.model.clip import Clip
-from clipft_tasks.train import microbenchmarks, plan
+from clipft_tasks.model.layout import move_to
 
 from .batching import Engine, encode
 from .errors import QueueFullError
@@ -168,9 +168,7 @@ class ModelStore:
         images = recorded_answers.images_of(recorded)
 
         def warm_and_ask() -> list[list[float]]:
-            clip.to(self.engine.device)
-            layout = plan.layout_of(self.engine.device.type, clip).value
-            clip.model.to(memory_format=microbenchmarks.MEMORY_FORMATS[layout])
+            move_to(self.engine.device.type, clip)
             model.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
             image, text = encode(model, images), encode(model, recorded.texts)
             if model.classes:

@@ -34,7 +34,7 @@ class Server:
     @classmethod
     def start(cls, options: ServingSettings) -> "Server":
         """Make the parts and start their threads; no model is loaded yet."""
-        metrics, machine = Metrics(), hardware.probe(options.device)
+        metrics, machine = Metrics(), hardware.detect(options.device)
         engine = Engine(
             machine.device,
             machine.cores,

@@ -1,9 +1,13 @@
 """How one server process behaves. Where its neighbors are stands in `clipft_tasks.core.settings`."""
 
+from typing import get_args
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from clipft_tasks.core.settings import EnvironmentSettings
+
+from clipft_tasks.spec import DeviceName
 
 
 class ServingSettings(EnvironmentSettings):
@@ -11,7 +15,7 @@ class ServingSettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_SERVING_", extra="ignore")
 
-    device: str = Field("auto", description="auto, mps, cuda or cpu")
+    device: str = Field("auto", description=f"auto, {', '.join(get_args(DeviceName))}")
     max_batch: int = Field(32, ge=1, description="images or texts per forward pass")
     max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
     max_queue: int = Field(256, ge=1, description="jobs waiting before requests are answered 503")

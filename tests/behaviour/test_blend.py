@@ -49,8 +49,10 @@ class Known:
 
     def judge(self, clip, dataset, side, batch, metric):
         right = np.arange(1000) < round(1000 * self.score(self.share(clip)))
-        rows = validation.Rows("image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True)
-        return validation.Judged(rows, right)
+        rows = validation.ValidationRows(
+            "image_to_text_r1", np.arange(1000), np.zeros(1000, int), np.zeros(1000, int), [], True
+        )
+        return validation.ValidationResult(rows, right)
 
     def know(self, clip, domain, side):
         return self.general_score(self.share(clip))
@@ -60,7 +62,7 @@ class Known:
 def known(monkeypatch):
     def use(start, end, score, general_score):
         made = Known(score, general_score).between(start.state(), end.state())
-        monkeypatch.setattr(validation, "judge", made.judge)
+        monkeypatch.setattr(validation, "evaluate_on_validation", made.judge)
         monkeypatch.setattr(validation, "general_score", made.know)
 
     return use

@@ -14,7 +14,7 @@ from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import finetune, ingest, plan, version
-from clipft_tasks.train.checkpoint_sync import Handover, Patient
+from clipft_tasks.train.checkpoint_sync import BufferedLogger, CheckpointUploader
 
 
 def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, table, tiny, tmp_path, monkeypatch, capsys):
@@ -34,17 +34,21 @@ def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, ta
 
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "second"))
     settings.cache_clear()
-    planned["hardware"]["cores"] += 1  # the plan was made on a machine that is not like this one
+    hardware = planned.plan.hardware.model_copy(
+        update={"cores": 99}
+    )  # the plan was made on a machine that is not like this one
+    planned = planned.model_copy(update={"plan": planned.plan.model_copy(update={"hardware": hardware})})
     capsys.readouterr()
     done = finetune.run(spec, planned)
-    run = tracking.client().get_run(done["run_id"])
-    assert "another machine got that far" in capsys.readouterr().out
+    run = tracking.client().get_run(done.run_id)
+    said = capsys.readouterr().out
+    assert "another machine got that far" in said and "Planned anew: another is for" in said
     assert 4 <= run.data.metrics["resumed_at"] < 12 and run.data.metrics["steps"] == 12
-    history = tracking.client().get_metric_history(done["run_id"], "train.loss")
+    history = tracking.client().get_metric_history(done.run_id, "train.loss")
     assert {m.step for m in history} == set(range(12))
     # What is over needs no checkpoint.
     assert "clipft.checkpoint" not in run.data.tags
-    assert tracking.client().list_artifacts(done["run_id"], "checkpoints") == []
+    assert tracking.client().list_artifacts(done.run_id, "checkpoints") == []
 
 
 def test_a_checkpoint_that_is_not_what_its_digest_says_is_ignored(home, tmp_path, capsys):
@@ -80,10 +84,10 @@ def test_the_newest_is_sent_now_and_then_without_holding_up_the_training(tmp_pat
         go.wait(10)
         sent.append(path.read_text())
 
-    with pytest.raises(RuntimeError, match="stopped"), Handover(send, tmp_path / "h", 0.01) as handover:
+    with pytest.raises(RuntimeError, match="stopped"), CheckpointUploader(send, tmp_path / "h", 0.01) as uploader:
         for path in files:
             began = time.monotonic()
-            handover.saved(path)
+            uploader.saved(path)
             path.unlink()  # the training keeps its last two only
             assert time.monotonic() - began < 1
             time.sleep(0.05)
@@ -100,14 +104,14 @@ def test_a_finished_run_sends_nothing_more_and_a_failure_to_send_costs_nothing(t
         raise OSError("the network is away")
 
     files = _files(tmp_path / "c", 2)
-    with Handover(send, tmp_path / "h", 3600) as handover:
-        handover.saved(files[0])
+    with CheckpointUploader(send, tmp_path / "h", 3600) as uploader:
+        uploader.saved(files[0])
         until = time.monotonic() + 10
         while not tried and time.monotonic() < until:
             time.sleep(0.01)
-        handover.saved(files[1])
+        uploader.saved(files[1])
     assert tried == ["step-0.pt"] and "network is away" in capsys.readouterr().out
-    with Handover(send, tmp_path / "off", 0) as off:
+    with CheckpointUploader(send, tmp_path / "off", 0) as off:
         off.saved(files[1])
     assert not (tmp_path / "off").exists()
 
@@ -120,7 +124,7 @@ def test_metrics_wait_for_mlflow_and_arrive_once(capsys):
             raise Transient("MLflow does not answer")
         got.extend(rows)
 
-    log = Patient(send)
+    log = BufferedLogger(send)
     log([(0, {"loss": 1.0})])
     with pytest.raises(Transient):
         log.flush()

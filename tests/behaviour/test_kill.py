@@ -7,6 +7,7 @@ import fixtures.forkserver
 import pytest
 from conftest import small
 
+from clipft_tasks.contracts import Record
 from clipft_tasks.contracts.evaluation import Interval
 from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.contracts.stages import PromoteResult
@@ -39,7 +40,8 @@ call_stage(stage, RunSpec.from_flat(flat), inputs)
 def killed(flat: dict, stage: str, inputs: dict, function: str, at: int = 1, after: bool = False) -> bool:
     """Run a stage that kills itself at (or right after) a call; says whether it did."""
     module, _, name = function.partition(":")
-    argument = json.dumps([flat, stage, inputs, module, name, at, after])
+    sent = {key: value.to_json() if isinstance(value, Record) else value for key, value in inputs.items()}
+    argument = json.dumps([flat, stage, sent, module, name, at, after])
     done = fixtures.forkserver.run(VICTIM, argument)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
     return done.returncode == -signal.SIGKILL
@@ -83,14 +85,14 @@ def test_killed_in_training_and_while_logging_the_model_there_is_one_run(flat, p
     assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.train.checkpoints:os.replace", 2)
     assert killed(flat, "finetune", {"planned": planned}, "clipft_tasks.tracking:log_model", after=True)
     result = finetune.run(spec, planned)
-    assert not result["done_before"]
+    assert not result.done_before
     runs = tracking.client().search_runs(
-        [tracking.get_or_create_experiment("clipft-general")], f"tags.`clipft.key` = '{result['key']}'"
+        [tracking.get_or_create_experiment("clipft-general")], f"tags.`clipft.key` = '{result.key}'"
     )
     assert [r.info.status for r in runs] == ["FINISHED"]
 
     # Metrics are those of an undisturbed run: another home, the same spec.
-    history = tracking.client().get_metric_history(result["run_id"], "train.loss")
+    history = tracking.client().get_metric_history(result.run_id, "train.loss")
     assert {m.step for m in history} == set(range(12))
     by_step = {step: {m.value for m in history if m.step == step} for step in range(12)}
     assert all(len(values) == 1 for values in by_step.values())  # a repeated step repeats its loss exactly
@@ -100,10 +102,10 @@ def test_killed_while_registering_there_is_one_model_version(flat, planned):
     from clipft_tasks import tracking
 
     spec = RunSpec.from_flat(flat)
-    run_id = finetune.run(spec, planned)["run_id"]
+    run_id = finetune.run(spec, planned).run_id
     score = Interval(value=0.9, low=0.8, high=1.0)
     gate = GateVerdict(passed=True, metric="accuracy", opponent="", rules=[], table="", scores={32: {"candidate": score}})
-    inputs = {"run_id": run_id, "gate": gate.to_json()}
+    inputs = {"run_id": run_id, "gate": gate}
     client = "mlflow.tracking:MlflowClient."
     assert killed(flat, "register", inputs, client + "create_model_version", after=True)
     assert killed(flat, "register", inputs, client + "set_model_version_tag", at=3)

@@ -5,7 +5,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import fixtures.forkserver
 import psutil
@@ -29,7 +28,7 @@ from clipft_tasks.train import distributed, step
 from fixtures.parity import a_batch, a_clip, towers
 from clipft_tasks.objectives import InfoNCE, MultiPositive
 torch.set_num_threads(1)
-world = distributed.join()
+world = distributed.initialize()
 out = {{}}
 for name, objective in (("info_nce", InfoNCE(0.1)), ("multi_positive", MultiPositive("label"))):
     for micro in (99, 3):
@@ -38,9 +37,9 @@ for name, objective in (("info_nce", InfoNCE(0.1)), ("multi_positive", MultiPosi
             step.backward(towers(clip), objective, a_batch(clip, rows, world.rank, world.size), micro_batch=micro, seed=5, world=world)
             world.sum_gradients(clip.model.parameters(), [clip.model.logit_scale])
             out[name, micro, rows] = [p.grad for p in clip.model.parameters()]
-if world.leads:
+if world.is_main_process:
     torch.save(out, {path!r})
-distributed.leave()
+distributed.shut_down()
 """
 
 
@@ -77,7 +76,7 @@ from clipft_tasks.devices import memory
 from clipft_tasks.train import distributed, step
 from fixtures.parity import a_batch, a_clip, towers
 from clipft_tasks.objectives import InfoNCE
-world = distributed.join()
+world = distributed.initialize()
 clip = a_clip()
 whole = clip.model.visual.forward
 def short(images):
@@ -93,14 +92,14 @@ for micro in (99, 3, 2):
         seen += 1
         clip.model.zero_grad()
 print(seen)
-distributed.leave()
+distributed.shut_down()
 """
     assert start(2, program) == ["2", "2"]
 
 
 def test_a_world_of_one_never_communicates():
     own = torch.randn(3, 2)
-    assert ALONE.gather(own, 3) is own and ALONE.any(True) and not ALONE.any(False) and ALONE.leads
+    assert ALONE.gather(own, 3) is own and ALONE.any(True) and not ALONE.any(False) and ALONE.is_main_process
 
 
 @pytest.fixture
@@ -111,14 +110,15 @@ def job(home, small_spec, tmp_path):
     def make(name: str, **plan: object) -> Job:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        return Job(small_spec, a_plan(**plan), small_spec.model.start, made["dataset"], "k", "", folder)
+        start, dataset = small_spec.model.start, made["dataset"]
+        return Job(spec=small_spec, plan=a_plan(**plan), start=start, dataset=dataset, key="k", folder=folder)
 
     return make
 
 
 def longer(job: Job, epochs: int, **train: object) -> Job:
     spec = job.spec.model_copy(update={"train": job.spec.train.model_copy(update={"epochs": epochs, **train})})
-    return replace(job, spec=spec)
+    return job.model_copy(update={"spec": spec})
 
 
 def trained(job: Job):
@@ -144,7 +144,7 @@ import sys
 from pathlib import Path
 from clipft_tasks.core.errors import Transient
 from clipft_tasks.model import build
-from clipft_tasks.train import job as jobs
+from clipft_tasks.train import launch as jobs
 job = jobs.Job.read(Path(sys.argv[1]))
 try:
     jobs.train(job, build.prepare(build.load(job.start), job.spec), lambda rows: None)
@@ -171,7 +171,7 @@ def test_two_processes_whose_starter_is_stopped_write_a_checkpoint_and_one_goes_
     # What one process resumes from carries nothing of how many there were.
     stopped = Checkpoints(written, "k").latest()["step"]
     assert 0 < stopped < 45
-    resumed, metrics = trained(replace(begun, plan=a_plan()))
+    resumed, metrics = trained(begun.model_copy(update={"plan": a_plan()}))
     assert metrics["resumed_at"] == stopped and metrics["steps"] == 45
     alone, _ = trained(longer(job("alone"), 15))
     assert apart(alone, resumed) < 0.02 * apart(alone, build.load(begun.start).model.state_dict())
@@ -190,4 +190,4 @@ def test_a_problem_in_a_process_reaches_the_person(job, tmp_path):
         update={"train": broken.spec.train.model_copy(update={"rules": ["nothing.like.this=freeze"]})}
     )
     with pytest.raises(ClipftError, match="nothing.like.this"):
-        jobs.train(replace(broken, spec=spec), build.load(broken.start), lambda rows: None)
+        jobs.train(broken.model_copy(update={"spec": spec}), build.load(broken.start), lambda rows: None)

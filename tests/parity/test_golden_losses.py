@@ -30,7 +30,7 @@ DISTILLED = {"objective.auxiliary": ["distillation=1>0.5"], "objective.options":
 # Name of a run: the curve that it must follow, fields of the spec, and decisions of the plan.
 RUNS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "info_nce": ("info_nce", {}, {}),
-    "info_nce in parts": ("info_nce", {}, {"micro_batch": {"32": 5}}),
+    "info_nce in parts": ("info_nce", {}, {"micro_batch": {32: 5}}),
     "info_nce, chunked attention, all blocks checkpointed": ("info_nce", {}, {"attention": "chunked", "checkpointing": "all"}),
     "info_nce in bf16": ("info_nce in bf16", {}, {"precision": "bf16"}),
     "info_nce in fp16": ("info_nce in fp16", {}, {"precision": "fp16"}),

@@ -10,11 +10,10 @@ from conftest import a_plan, a_work
 
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.data import versioning
-from clipft_tasks.devices import memory
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
-from clipft_tasks.train import loop
+from clipft_tasks.train import loop, micro_batches
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_out_of_memory_at_any_step_repeats_the_same_rows_in_smaller_parts(datase
 
         work.clip.model.visual.forward = forward
 
-    plan = a_plan(micro_batch={"32": 16}, accumulation={"32": 1})
+    plan = a_plan(micro_batch={32: 16}, accumulation={32: 1})
     _, _, losses = trained(small_spec, dataset, tmp_path / "plain", plan=plan)
     _, metrics, again = trained(small_spec, dataset, tmp_path / "short", plan=plan, before=short)
     assert metrics["out_of_memory"] == 2 and "the same batch again with 8" in capsys.readouterr().out
@@ -84,8 +83,8 @@ def test_a_pair_that_never_fits_says_what_would(dataset, small_spec, tmp_path):
 
 
 def test_the_micro_batch_grows_again_when_there_is_room(dataset, small_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "PATIENCE", 2)
-    plan = a_plan(micro_batch={"32": 4}, accumulation={"32": 4})
+    monkeypatch.setattr(micro_batches, "PATIENCE", 2)
+    plan = a_plan(micro_batch={32: 4}, accumulation={32: 4})
     _, _, rows = trained(small_spec, dataset, tmp_path, plan=plan)
     assert [f["micro_batch"] for _, f in rows][:6] == [4, 8, 8, 16, 16, 16]
     assert rows[0][1]["seconds_left"] > 0 == rows[-1][1]["seconds_left"]
@@ -175,7 +174,7 @@ def test_a_tower_may_be_frozen_whole(dataset, small_spec, tmp_path, micro):
     text = ["transformer.*", "token_embedding*", "positional_embedding", "ln_final*", "text_projection"]
     spec = changed(small_spec, train__rules=[f"{pattern}=freeze" for pattern in text])
     start = build.load(spec.model.start).model.state_dict()
-    clip, _, _ = trained(spec, dataset, tmp_path, plan=a_plan(micro_batch={"32": micro}))
+    clip, _, _ = trained(spec, dataset, tmp_path, plan=a_plan(micro_batch={32: micro}))
     now = clip.model.state_dict()
     moved = {name for name in now if not torch.equal(now[name], start[name])}
     assert moved and all(name.startswith("visual.") or name == "logit_scale" for name in moved)

@@ -63,8 +63,8 @@ class Judge:
     def answer(self, score):
         right = np.arange(self.steps) < round(score * self.steps)
         everything = np.zeros(self.steps, int)
-        rows = validation.Rows("image_to_text_r1", np.arange(self.steps), everything, everything, [], True)
-        return validation.Judged(rows, right)
+        rows = validation.ValidationRows("image_to_text_r1", np.arange(self.steps), everything, everything, [], True)
+        return validation.ValidationResult(rows, right)
 
 
 def trained(spec, dataset, folder, judge, kill_at=None, seen=0, **how):
@@ -72,7 +72,7 @@ def trained(spec, dataset, folder, judge, kill_at=None, seen=0, **how):
     clip = build.prepare(build.load(spec.model.start), spec)
     judge.clip, judge.shown = clip, [None] * seen
     rows = []
-    work = a_work(spec, clip, dataset, folder, rows.extend, judge=judge, **how)
+    work = a_work(spec, clip, dataset, folder, rows.extend, validate=judge, **how)
     if kill_at is not None:
         whole = work.data.batch
 
@@ -116,7 +116,7 @@ def test_the_best_epoch_of_low_rank_training_is_kept_merged(dataset, small_spec,
     clip = build.load(spec.model.start)
     judge = Asking([0.5, 0.8, 0.7, 0.6])
     judge.clip = clip
-    loop.train(a_work(spec, clip, dataset, tmp_path, judge=judge))
+    loop.train(a_work(spec, clip, dataset, tmp_path, validate=judge))
     now = clip.encode_images(images)
     assert torch.allclose(now, shown[1], atol=1e-6) and not torch.allclose(now, shown[3], atol=1e-6)
     assert clip.state().keys() == build.load(spec.model.start).state().keys()
@@ -151,7 +151,7 @@ class Real(Judge):
         self.dataset, self.spec = dataset, spec
 
     def __call__(self, batch):
-        return validation.judge(self.clip, self.dataset, self.spec.resolution.train, batch)
+        return validation.evaluate_on_validation(self.clip, self.dataset, self.spec.resolution.train, batch)
 
 
 @pytest.mark.parametrize("kill_at", [5, 6, 9])
@@ -212,7 +212,7 @@ def test_where_every_epoch_forgot_too_much_the_one_that_forgot_least_is_kept():
 
 def job(spec, dataset, folder, **plan):
     folder.mkdir(parents=True)
-    return jobs.Job(spec, a_plan(**plan), spec.model.start, dataset.version.tag, "k", "", folder)
+    return jobs.Job(spec=spec, plan=a_plan(**plan), start=spec.model.start, dataset=dataset.version.tag, key="k", folder=folder)
 
 
 def test_two_processes_keep_what_one_keeps(dataset, small_spec, tmp_path):

@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ class Model:
     """Stands where a Clip would: its answer tells whose it is and which item it answers; it notes each forward pass."""
 
     def __init__(self, number: int, device: str = "cpu") -> None:
-        self.number, self.device = number, SimpleNamespace(type=device)
+        self.number, self.device = number, torch.device(device)
         self.passes: list[tuple[str, int]] = []
         self.threads: set[int] = set()
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import a_plan, write_images
+
+from clipft_tasks.contracts.stages import PlanResult
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARIES = {
@@ -37,7 +39,7 @@ for command in (["--help"], ["finetune", "--help"], ["spec"]):
 said("the command line")
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain
-spec, done = RunSpec.from_flat({"domain": "general", "source": sys.argv[2]}), {"plan": {}, "validate": {}, "finetune": {"run_id": ""}}
+spec, done = RunSpec.from_flat({"domain": "general", "source": sys.argv[2]}), {"plan": json.loads(sys.argv[3]), "validate": {}, "finetune": {"run_id": ""}}
 for stage in ("ingest", "version", "tune", "blend"):  # the last two are off
     done[stage] = chain.run_stage(stage, spec, done.__getitem__)
     said(stage)
@@ -54,8 +56,9 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """What is there after each, in a process that does one after the other."""
     folder = tmp_path_factory.mktemp("imports")
     table = write_images(folder / "source", 12)
+    planned = PlanResult(dataset="general/v1", start="starter", digest="", temperature=0.07, plan=a_plan())
     env = {k: v for k, v in os.environ.items() if not k.startswith("CLIPFT_")} | {"CLIPFT_HOME": str(folder / "home")}
-    command = [sys.executable, "-c", LOOK, json.dumps(sorted(LIBRARIES)), str(table)]
+    command = [sys.executable, "-c", LOOK, json.dumps(sorted(LIBRARIES)), str(table), json.dumps(planned.to_json())]
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "git add" not in done.stdout  # DVC keeps its advice to itself

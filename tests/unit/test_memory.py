@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.devices.memory import PATIENCE, MicroBatches, OutOfMemory, is_out_of_memory
+from clipft_tasks.devices.memory import OutOfMemory, is_out_of_memory
+from clipft_tasks.train.micro_batches import PATIENCE, MicroBatches
 
-CEILING = 10 * 2**30
+LIMIT = 10 * 2**30
 ROOM, FULL = 2 * 2**30, 6 * 2**30
 
 
 def micro(size: int = 16, most: int = 64, side: int = 96, **others: int) -> MicroBatches:
-    return MicroBatches({side: size} | {int(name.strip("_")): n for name, n in others.items()}, most, CEILING)
+    return MicroBatches({side: size} | {int(name.strip("_")): n for name, n in others.items()}, most, LIMIT)
 
 
 def go(batches: MicroBatches, steps: int, in_use: int = ROOM, side: int = 96) -> int:
@@ -87,24 +88,25 @@ def test_other_errors_are_no_shortage_of_memory(error):
 def test_each_failure_halves_down_to_one_and_no_further():
     batches, seen = micro(11), []
     while batches.at(96) > 1:
-        batches.failed(96, 64, "CUDA out of memory")
+        batches.failed(96, "CUDA out of memory")
         seen.append(batches.at(96))
     assert seen == [6, 3, 2, 1] and batches.failures == 4
     with pytest.raises(ClipftError, match=r"images of 96 px: a single pair does not fit.*CUDA oom.*Lower resolution\.train"):
-        batches.failed(96, 64, "CUDA oom\nand what else the driver says")
+        batches.failed(96, "CUDA oom\nand what else the driver says")
     assert batches.at(96) == 1
 
 
 def test_a_size_above_the_share_is_cut_to_it_first():
-    batches = micro(64)
-    assert batches.fits(96, 64) and batches.fits(96, 20)
-    batches.failed(96, 20, "short")
-    assert batches.at(96) == 10 and not batches.fits(96, 20) and batches.fits(96, 10)
+    assert micro(64).fits(96) and not micro(63).fits(96)
+    batches = micro(64, most=20)
+    assert batches.fits(96)
+    batches.failed(96, "short")
+    assert batches.at(96) == 10 and not batches.fits(96)
 
 
 def test_a_share_of_one_pair_cannot_be_halved():
     with pytest.raises(ClipftError, match="a single pair"):
-        micro(64).failed(96, 1, "short")
+        micro(64, most=1).failed(96, "short")
 
 
 # Larger ---------------------------------------------------------------------------------------------------------------
@@ -119,30 +121,30 @@ def test_after_many_good_steps_with_room_it_doubles_up_to_the_batch():
 
 def test_without_room_for_twice_as_much_it_stays():
     batches = micro()
-    assert go(batches, 5 * PATIENCE, FULL) == 16 and go(batches, PATIENCE, CEILING // 2) == 16
+    assert go(batches, 5 * PATIENCE, FULL) == 16 and go(batches, PATIENCE, LIMIT // 2) == 16
     assert go(batches, PATIENCE) == 32
 
 
 def test_a_failure_starts_the_count_anew():
     batches = micro()
-    batches.failed(96, 64, "short")
+    batches.failed(96, "short")
     assert go(batches, PATIENCE - 1) == 8 and go(batches, 1) == 16
 
 
 def test_after_a_failure_that_followed_growth_it_waits_twice_as_long():
     batches = micro()
     assert go(batches, PATIENCE + 1) == 32
-    batches.failed(96, 64, "short")
+    batches.failed(96, "short")
     assert go(batches, 2 * PATIENCE - 1) == 16 and go(batches, 1) == 32
     go(batches, 1)
-    batches.failed(96, 64, "short")
+    batches.failed(96, "short")
     assert go(batches, 4 * PATIENCE - 1) == 16 and go(batches, 1) == 32
 
 
 def test_other_sides_are_left_as_they_are():
     planned = {96: 16, 128: 8}
-    batches = MicroBatches(planned, 64, CEILING)
-    batches.failed(96, 64, "short")
+    batches = MicroBatches(planned, 64, LIMIT)
+    batches.failed(96, "short")
     go(batches, PATIENCE)
     go(batches, PATIENCE - 1, side=128)
     assert (batches.at(96), batches.at(128)) == (16, 8) and go(batches, 1, side=128) == 16
@@ -154,7 +156,7 @@ def test_growth_that_fails_at_once_is_tried_half_as_often():
     for _ in range(PATIENCE):
         micro.went_well(32, 10)
     assert micro.at(32) == 16
-    micro.failed(32, 32, "CUDA out of memory")
+    micro.failed(32, "CUDA out of memory")
     assert micro.at(32) == 8
     for _ in range(PATIENCE):
         micro.went_well(32, 10)
@@ -166,7 +168,7 @@ def test_growth_that_fails_at_once_is_tried_half_as_often():
 
 REUSE = """
 import resource, torch
-from clipft_tasks.devices.hardware import give_back_freed_memory, keep_freed_memory
+from clipft_tasks.devices.host_allocator import give_back_freed_memory, keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 * 2**20)

@@ -8,7 +8,8 @@ import torch
 from fixtures.plans import CPU, GIB, M1, M4, lab, mac, prepared, start  # noqa: F401
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.devices import hardware
+from clipft_tasks.core.settings import settings
+from clipft_tasks.devices import backend, hardware
 from clipft_tasks.devices.apple_silicon import Chip
 from clipft_tasks.devices.hardware import Hardware
 from clipft_tasks.spec import RunSpec
@@ -79,27 +80,27 @@ def test_bytes_a_pair_keeps_foretell_what_another_number_of_pairs_keeps(lab, sta
 
 
 def test_this_machine_measures_for_itself(home, start, monkeypatch):
-    monkeypatch.setattr(plan, "use_threads", lambda count: None)
+    monkeypatch.setattr(plan.hardware, "use_threads", lambda count: None)
     spec = RunSpec.from_flat({"domain": "general", "resolution.train": 32, "train.batch": 16, "memory.device": "cpu"})
     made = plan.make(spec, prepared(start, spec), 64)
     assert made.precision.value in ("fp32", "bf16") and made.precision.measured["product_bf16_speedup"] > 0
-    assert made.flops.measured["device_flops"] > 1e7 and made.flops.value["32"] > 1e6
+    assert made.flops.measured["device_flops"] > 1e7 and made.flops.value[32] > 1e6
 
 
 # hardware -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ceiling", "share"), [(4 * GIB, 0.25), (16 * GIB, 1.0), (64 * GIB, 1.0)])
-def test_the_allocator_is_held_to_the_ceiling_and_never_above_what_there_is(monkeypatch, ceiling, share):
+@pytest.mark.parametrize(("limit", "share"), [(4 * GIB, 0.25), (16 * GIB, 1.0), (64 * GIB, 1.0)])
+def test_the_allocator_is_held_to_the_limit_and_never_above_what_there_is(monkeypatch, limit, share):
     held = []
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16 * GIB)
     monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", held.append)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * GIB, 16 * GIB))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", held.append)
-    hardware.hold_to("mps", ceiling)
-    hardware.hold_to("cuda", ceiling)
+    backend("mps").limit_memory(limit)
+    backend("cuda").limit_memory(limit)
     assert held == [share, share]
-    hardware.hold_to("cpu", ceiling)
+    backend("cpu").limit_memory(limit)
     assert len(held) == 2
 
 
@@ -121,19 +122,19 @@ def there(home: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_fastest_device_is_taken_unless_another_is_asked_for(there):
     there("mps", chip=M1)
-    assert hardware.probe() == Hardware("mps", str(M1), 4, 11 * GIB, chip=M1)
-    on_cpu = hardware.probe("cpu")
+    assert hardware.detect() == Hardware("mps", str(M1), 4, 11 * GIB, chip=M1)
+    on_cpu = hardware.detect("cpu")
     assert (on_cpu.device, on_cpu.name, on_cpu.chip) == ("cpu", str(M1), M1)
     there("cuda")
-    found = hardware.probe()
+    found = hardware.detect()
     assert (found.device, found.name, found.memory, found.devices) == ("cuda", "NVIDIA H200", 130 * GIB, 4)
     there()
-    assert hardware.probe().device == "cpu" and hardware.probe().cores >= 1 and hardware.probe().memory > 0
+    assert hardware.detect().device == "cpu" and hardware.detect().cores >= 1 and hardware.detect().memory > 0
 
 
 def test_an_mps_without_a_known_chip_is_a_device_all_the_same(there):
     there("mps")
-    found = hardware.probe()
+    found = hardware.detect()
     assert (found.device, found.chip) == ("mps", None) and found.name and found.cores >= 1
 
 
@@ -144,19 +145,19 @@ def test_an_mps_without_a_known_chip_is_a_device_all_the_same(there):
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(there, devices, wanted, named):
     there(*devices)
     with pytest.raises(ClipftError) as caught:
-        hardware.probe(wanted)
+        hardware.detect(wanted)
     assert str(caught.value) == f"device {wanted}: this machine has none. Set memory.device to {named}."
 
 
 def test_rosetta_is_explained(there):
     there(chip=Chip("Apple M4", 4, "", 4, 6, 10, 24 * GIB, "15.5", translated=True))
     with pytest.raises(ClipftError, match="Intel build under Rosetta.*Set memory.device to cpu"):
-        hardware.probe("mps")
-    assert hardware.probe().device == "cpu"
+        hardware.detect("mps")
+    assert hardware.detect().device == "cpu"
 
 
 def test_a_setting_limits_the_threads_of_the_cpu(there, monkeypatch):
     monkeypatch.setenv("CLIPFT_THREADS", "3")
-    hardware.settings.cache_clear()
+    settings.cache_clear()
     there()
-    assert hardware.probe().cores == 3
+    assert hardware.detect().cores == 3

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
+from clipft_tasks.contracts.plan import Phase
 from clipft_tasks.data.augment import PLAIN
 from clipft_tasks.domains import Augment
 from clipft_tasks.spec import ResolutionSpec, TrainSpec
-from clipft_tasks.train.schedule import SETTLE, Schedule, Stage, sides, stages
+from clipft_tasks.train.schedule import SETTLE, Schedule, phases, sides
 
 KINDS = ["plain", "progressive", "multi_scale", "fixres"]
 HOW = Augment()
@@ -29,15 +30,15 @@ def rates(made: Schedule) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("plain", [Stage(0, (128,))]),
-        ("progressive", [Stage(0, (64,)), Stage(250, (96,)), Stage(500, (112,)), Stage(750, (128,))]),
-        ("multi_scale", [Stage(0, (96, 128, 160))]),
-        ("fixres", [Stage(0, (96,)), Stage(900, (128,), plain=True)]),
+        ("plain", [Phase(0, (128,))]),
+        ("progressive", [Phase(0, (64,)), Phase(250, (96,)), Phase(500, (112,)), Phase(750, (128,))]),
+        ("multi_scale", [Phase(0, (96, 128, 160))]),
+        ("fixres", [Phase(0, (96,)), Phase(900, (128,), plain=True)]),
     ],
 )
-def test_each_schedule_has_its_stages(kind, expected):
-    assert stages(ResolutionSpec(train=128, schedule=kind), 1000) == expected
-    assert sides(ResolutionSpec(train=128, schedule=kind)) == tuple(sorted({s for stage in expected for s in stage.sides}))
+def test_each_schedule_has_its_phases(kind, expected):
+    assert phases(ResolutionSpec(train=128, schedule=kind), 1000) == expected
+    assert sides(ResolutionSpec(train=128, schedule=kind)) == tuple(sorted({s for phase in expected for s in phase.sides}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,18 +46,18 @@ def test_each_schedule_has_its_stages(kind, expected):
 def test_sides_are_multiples_of_the_patch_and_end_at_the_deployment_size(kind, train, patch):
     spec = ResolutionSpec(train=train, schedule=kind)
     assert train in sides(spec, patch) and all(side > 0 and side % patch == 0 for side in sides(spec, patch))
-    made = stages(spec, 500, patch)
+    made = phases(spec, 500, patch)
     assert made[0].first == 0 and [s.first for s in made] == sorted({s.first for s in made})
-    assert {side for stage in made for side in stage.sides} == set(sides(spec, patch))
+    assert {side for phase in made for side in phase.sides} == set(sides(spec, patch))
     assert train in made[-1].sides and (kind == "multi_scale" or made[-1].sides == (train,))
 
 
 def test_sizes_that_are_asked_for_replace_the_derived_ones():
-    assert [s.sides for s in stages(ResolutionSpec(train=128, schedule="progressive", sizes=[32, 80]), 90)] == [
+    assert [s.sides for s in phases(ResolutionSpec(train=128, schedule="progressive", sizes=[32, 80]), 90)] == [
         (32,), (80,), (128,),
     ]  # fmt: skip
-    assert stages(ResolutionSpec(train=128, schedule="multi_scale", sizes=[64, 160]), 90)[0].sides == (64, 128, 160)
-    assert stages(ResolutionSpec(train=128, schedule="fixres", sizes=[64, 96]), 90)[0].sides == (96,)
+    assert phases(ResolutionSpec(train=128, schedule="multi_scale", sizes=[64, 160]), 90)[0].sides == (64, 128, 160)
+    assert phases(ResolutionSpec(train=128, schedule="fixres", sizes=[64, 96]), 90)[0].sides == (96,)
     assert sides(ResolutionSpec(train=128, schedule="plain", sizes=[64])) == (128,)
 
 
@@ -65,7 +66,7 @@ def test_a_side_is_a_pure_function_of_seed_and_step(kind):
     one, other = schedule(kind), schedule(kind)
     forward = [one.side(step) for step in range(1000)]
     assert [other.side(step) for step in reversed(range(1000))] == forward[::-1]
-    assert all(side in one.stage(step).sides for step, side in enumerate(forward))
+    assert all(side in one.phase(step).sides for step, side in enumerate(forward))
     assert set(forward) == set(sides(ResolutionSpec(train=128, schedule=kind)))
 
 
@@ -130,7 +131,7 @@ def test_the_heads_are_alone_for_their_share_of_the_steps():
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
 def test_a_run_of_few_steps_has_sizes_and_rates_too(kind, steps, warmup):
     made = schedule(kind, steps, warmup=warmup)
-    assert made.stages[0].first == 0
+    assert made.phases[0].first == 0
     assert all(made.side(step) in sides(ResolutionSpec(train=128, schedule=kind)) for step in range(steps))
     assert all(0 < rate <= PEAK for rate in rates(made))
 
@@ -145,4 +146,4 @@ def test_the_last_of_three_steps_has_the_deployment_size():
 def test_progressive_training_always_ends_at_the_deployment_size(steps):
     assert schedule("progressive", steps).side(steps - 1) == 128
     spec = ResolutionSpec(train=128, schedule="progressive", sizes=[64, 160])
-    assert stages(spec, 30)[-1].sides == (128,)
+    assert phases(spec, 30)[-1].sides == (128,)

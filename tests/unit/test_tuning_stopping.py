@@ -12,7 +12,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.spec import RunSpec, TuneSpec
 from clipft_tasks.spec.ranges import Range
-from clipft_tasks.train.validation import Rows, pack, unpack
+from clipft_tasks.train.validation import ValidationRows, pack, unpack
 from clipft_tasks.tuning import plots, search_space, stopping
 from clipft_tasks.tuning.trials import State, Trial
 
@@ -224,7 +224,9 @@ def test_it_stops_when_every_point_was_tried():
 # deciding -------------------------------------------------------------------------------------------------------------
 
 ROWS = 60
-GROUPED = Rows("balanced_accuracy", np.arange(ROWS), np.arange(ROWS) % 2, np.repeat(np.arange(12), 5), ["a", "b"], True)
+GROUPED = ValidationRows(
+    "balanced_accuracy", np.arange(ROWS), np.arange(ROWS) % 2, np.repeat(np.arange(12), 5), ["a", "b"], True
+)
 
 
 def trial(number: int, right: np.ndarray, **values) -> Trial:
@@ -288,12 +290,12 @@ def test_rows_are_those_of_the_validation_split_and_classes_not_those_of_the_tes
             "caption": ["b", "a", "x", "b", "c"],
         }
     )
-    rows = Rows.of(frame)
+    rows = ValidationRows.of(frame)
     assert (rows.metric, rows.classes) == ("balanced_accuracy", ["a", "b"])
     assert rows.truth.tolist() == [0, -1, 1] and rows.groups.tolist() == ["g", "3", "g"]
     assert rows.score(np.array([True, False, False])) == 0.5
     assert math.isnan(rows.score(np.array([True, True, True]), np.array([1])))
-    plain = Rows.of(frame.assign(label=""))
+    plain = ValidationRows.of(frame.assign(label=""))
     assert plain.metric == "image_to_text_r1" and plain.score(np.array([True, False, False])) == pytest.approx(1 / 3)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipft_tasks.train.validation import Judged, Rows
+from clipft_tasks.train.validation import ValidationResult, ValidationRows
 
 
 def manifest(labels, groups=None, captions=None, split="val"):
@@ -21,24 +21,24 @@ def manifest(labels, groups=None, captions=None, split="val"):
 
 
 def test_few_rows_are_all_taken_in_order():
-    rows = Rows.of(manifest(["a", "b"] * 5), limit=10)
+    rows = ValidationRows.of(manifest(["a", "b"] * 5), limit=10)
     assert rows.at.tolist() == list(range(10)) and rows.metric == "balanced_accuracy" and rows.classes == ["a", "b"]
 
 
 def test_many_rows_are_cut_to_as_many_of_each_class_the_same_ones_each_time():
     frame = manifest(["common"] * 90 + ["rare"] * 10 + [""] * 50)
-    rows = Rows.of(frame, limit=20)
+    rows = ValidationRows.of(frame, limit=20)
     assert len(rows.at) == 20 and np.bincount(rows.truth).tolist() == [10, 10]
-    assert rows.at.tolist() == Rows.of(frame, limit=20).at.tolist() == sorted(rows.at)
+    assert rows.at.tolist() == ValidationRows.of(frame, limit=20).at.tolist() == sorted(rows.at)
     assert [rows.classes[t] for t in rows.truth] == frame["label"].iloc[rows.at].tolist()
     # Rows that come and go elsewhere leave the choice as it is.
     more = pd.concat([manifest(["rare"] * 30, split="train"), frame], ignore_index=True)
-    assert Rows.of(more, limit=20).at.tolist() == rows.at.tolist()
+    assert ValidationRows.of(more, limit=20).at.tolist() == rows.at.tolist()
 
 
 def test_a_large_group_does_not_stand_for_many():
     groups = ["one large patient"] * 60 + [f"patient {i}" for i in range(40)]
-    rows = Rows.of(manifest(["a", "b"] * 50, groups), limit=30)
+    rows = ValidationRows.of(manifest(["a", "b"] * 50, groups), limit=30)
     assert len(set(rows.groups)) >= 29
 
 
@@ -54,18 +54,18 @@ def test_a_large_group_does_not_stand_for_many():
 )
 def test_the_metric_follows_what_the_rows_can_tell(labels, captions, metric, tells):
     train = manifest(["a", "b"], split="train")
-    rows = Rows.of(pd.concat([train, manifest(labels, captions=captions)], ignore_index=True))
-    assert (rows.metric, rows.tells) == (metric, tells)
+    rows = ValidationRows.of(pd.concat([train, manifest(labels, captions=captions)], ignore_index=True))
+    assert (rows.metric, rows.is_informative) == (metric, tells)
 
 
 def test_balanced_accuracy_does_not_follow_the_common_class():
-    rows = Rows.of(manifest(["common"] * 8 + ["rare"] * 2))
-    assert Judged(rows, np.array([True] * 8 + [False] * 2)).score == 0.5
-    assert "balanced_accuracy 0.5000 on 10 validation rows" in str(Judged(rows, np.array([True] * 8 + [False] * 2)))
+    rows = ValidationRows.of(manifest(["common"] * 8 + ["rare"] * 2))
+    assert ValidationResult(rows, np.array([True] * 8 + [False] * 2)).score == 0.5
+    assert "balanced_accuracy 0.5000 on 10 validation rows" in str(ValidationResult(rows, np.array([True] * 8 + [False] * 2)))
 
 
 def test_a_domain_whose_gate_looks_at_retrieval_is_judged_by_it():
     frame = manifest(["a", "b"] * 20)
-    assert Rows.of(frame).metric == "balanced_accuracy"
-    found = Rows.of(frame, metric="image_to_text_r1")
+    assert ValidationRows.of(frame).metric == "balanced_accuracy"
+    found = ValidationRows.of(frame, metric="image_to_text_r1")
     assert (found.metric, found.classes) == ("image_to_text_r1", []) and (found.truth == 0).all()

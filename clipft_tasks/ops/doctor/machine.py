@@ -138,5 +138,5 @@ def device() -> Said:
         return NONE, "PyTorch is not installed here"
     from ...devices import hardware
 
-    machine = hardware.probe()
+    machine = hardware.detect()
     return OK, f"{machine.device}, {machine.name}, {machine.cores} cores, {readable(machine.memory)} for training"

@@ -1,0 +1,28 @@
+"""The backends there are, by their name in PyTorch."""
+
+from functools import cache
+from typing import get_args
+
+import torch
+
+from ..core.plugins import classes
+from ..spec import DeviceName
+from .base import Device
+
+_SHIPPED = {name: f"{__package__}.{name}:{name.title()}" for name in get_args(DeviceName)}
+REGISTRY = classes("device", Device, _SHIPPED)  # type: ignore[type-abstract]  # only subclasses are made
+
+
+def backend(device: str | torch.device) -> Device:
+    """The backend of a device. Raises ClipftError with those that there are."""
+    return _backend(device.type if isinstance(device, torch.device) else device)
+
+
+def backends() -> list[Device]:
+    """All of them, the fastest kind first and the host last."""
+    return sorted(map(backend, REGISTRY.names()), key=lambda device: device.is_host)
+
+
+@cache
+def _backend(name: str) -> Device:
+    return REGISTRY.load(name)()

@@ -1,0 +1,85 @@
+"""A candidate: a model trained in its MLflow run, and the package that the run holds in the end."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+from .. import tracking
+from ..contracts.model_card import Blend, ModelCard, Resolutions, Tokenizer
+from ..contracts.stages import TuneResult
+from ..data.decoded_cache import decoded
+from ..data.versioning import Dataset
+from ..domains import get_domain
+from ..drift.build_reference import take
+from ..model import recorded_answers
+from ..model.clip import Clip
+from ..model.package import write_package
+from ..spec import RunSpec
+from . import launch
+from .launch import Job
+from .schedule import sides
+
+
+def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | None = None) -> dict[str, float]:
+    """Train `clip` in place and leave its package in the job's MLflow run. The job's folder is gone afterwards.
+
+    Args:
+        tuned: where the spec's values come from, to be kept with the run.
+    Returns: the training's metrics.
+    Raises: what training raises; Transient where MLflow is away.
+    """
+    spec, plan, run_id = job.spec, job.plan.to_json(), job.run_id
+    tracking.log_params(run_id, spec.flat() | {f"plan.{name}": plan[name]["value"] for name in job.plan.decisions})
+    with tracking.retryable(), mlflow.start_run(run_id=run_id, log_system_metrics=True):
+        mlflow.log_dict(plan, "plan.json")
+        mlflow.log_dict(spec.model_dump(mode="json"), "spec.json")
+        if tuned and tuned.values:
+            mlflow.log_dict(tuned.to_json(), "tuning.json")
+        log = launch.run_logger(run_id)
+        metrics = launch.train(job, clip, log)
+        log.flush()
+        mlflow.log_metrics({k: v for k, v in metrics.items() if k != "pairs_per_second" or v})
+        package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key)
+        mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
+        tracking.delete_checkpoint(run_id)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return metrics
+
+
+def write_candidate(
+    spec: RunSpec, clip: Clip, dataset: Dataset, folder: Path, run_id: str, key: str, blend: Blend | None = None
+) -> Path:  # fmt: skip
+    """Write a candidate's package."""
+    clip.to("cpu")
+    side = spec.resolution.train
+    held_out = dataset.split("val")
+    images = decoded(dataset, held_out, side, "val", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
+    spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
+    texts = sorted(held_out["caption"].unique())[:4]
+    card = ModelCard(
+        domain=spec.domain,
+        dataset=dataset.version.tag,
+        revision=dataset.version.revision,
+        license=dataset.version.card.get("license", ""),
+        classes=dataset.classes,
+        start=clip.source,
+        objective=spec.objective.model_dump(mode="json"),
+        spec=spec.model_dump(mode="json"),
+        resolutions=Resolutions(train=list(sides(spec.resolution)), serve=side, evaluated=spec.resolution.evaluate),
+        tokenizer=Tokenizer(name=type(clip.tokenizer).__name__, context_length=clip.context_length),
+        embed_dim=clip.embed_dim,
+        similarity=clip.similarity.name,
+        dimensions=spec.objective.dimensions,
+        run_id=run_id,
+        key=key,
+        blend=blend,
+    )
+    return write_package(
+        folder,
+        clip,
+        card,
+        recorded_answers.record(clip, images.take(spread).numpy(), texts),
+        lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
+    )

@@ -1,0 +1,34 @@
+"""What makes two trainings the same work."""
+
+from .. import objectives
+from ..data.versioning import Version
+from ..spec import RunSpec
+
+RECIPE = 5  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+
+
+def work_key(spec: RunSpec, version: Version, digest: str) -> str:
+    """The identity of a training: what it is asked, on which data, from which weights, with which code.
+
+    Args:
+        digest: of the start model's weights.
+    """
+    return spec.identity(
+        "finetune",
+        "domain",
+        "objective",
+        "train",
+        "memory",
+        resolution=spec.resolution.model_dump(exclude={"evaluate"}),
+        model=spec.model.model_dump(exclude={"start"}),
+        dataset=version.revision,
+        start=digest,
+        recipe=RECIPE,
+        code=objectives.source_digests(spec.objective),
+        metric=spec.gate.metric,
+    )
+
+
+def code_versions(spec: RunSpec) -> dict[str, str | int]:
+    """Versions of the code that trains, by name: clipft's recipe, and files of objectives that do not ship with it."""
+    return {"clipft": RECIPE, **objectives.source_digests(spec.objective)}
