@@ -78,8 +78,8 @@ class Watched:
                 "train.checkpoint_seconds": 1e9,
             }
         )
-        made = version.run(spec, ingest.run(spec)["staging"])
-        dataset = versioning.fetch(versioning.find(made["dataset"], domain_name))
+        made = version.run(spec, ingest.run(spec).staging)
+        dataset = versioning.fetch(versioning.find(made.dataset, domain_name))
         clip = build.prepare(build.load("starter"), spec)
         decided = plan.make(spec, clip, len(dataset.split("train")))
         folder = settings().folder("bench", domain_name)

@@ -20,6 +20,7 @@ from PIL import Image
 
 def made(folder: Path, pairs: int) -> Any:
     """Images of colored blocks with captions, classes and groups, a fifth more of them for validation."""
+    from clipft_tasks.contracts.dataset import DatasetCard
     from clipft_tasks.data import shards
     from clipft_tasks.data.versioning import Dataset, Version
 
@@ -39,7 +40,8 @@ def made(folder: Path, pairs: int) -> Any:
     frame = pd.DataFrame(rows)
     for name in ("shard", "offset", "length"):
         frame[name] = [getattr(places[key], name) for key in frame["key"]]
-    return Dataset(Version("general", 1, f"{pairs:040x}", {"source": "made"}), frame, folder)
+    card = DatasetCard(domain="general", source="made", rows=len(frame), rejected=0, counts={}, classes={}, content="")
+    return Dataset(Version("general", 1, f"{pairs:040x}", card), frame, folder)
 
 
 def main() -> None:

@@ -158,8 +158,8 @@ def prepare(home: Path) -> None:
             lines.append(f"{number}.jpg,a photo of thing number {number} of kind {number % 16},kind {number % 16}")
         (folder / "images.csv").write_text("\n".join(lines) + "\n")
         spec = RunSpec.from_flat({"domain": "general", "source": str(folder / "images.csv")})
-        made = version.run(spec, ingest.run(spec)["staging"])
-    versioning.fetch(versioning.find(made["dataset"], "general"))
+        made = version.run(spec, ingest.run(spec).staging)
+    versioning.fetch(versioning.find(made.dataset, "general"))
 
 
 def starter(folder: Path) -> Path:
@@ -207,7 +207,7 @@ def job(out: Path) -> dict[str, Any]:
     clip = build.prepare(build.load(spec.model.start), spec)
     start = {name: value.clone() for name, value in clip.state().items()}
     version = versioning.find(tag, "general")
-    plan = plans.make(spec, clip, version.card["counts"]["train"])
+    plan = plans.make(spec, clip, version.card.counts["train"])
     clip.to("cpu")
     for line in plan.lines():
         print(line, flush=True)

@@ -44,7 +44,7 @@ class Bench:
         self.flat = DATA[self.name] | {"train.checkpoint_seconds": 1e9}
         self.spec = RunSpec.from_flat(self.flat)
         if not versioning.versions(self.spec.domain):
-            version.run(self.spec, ingest.run(self.spec)["staging"])
+            version.run(self.spec, ingest.run(self.spec).staging)
         self.dataset = versioning.fetch(versioning.find("", self.spec.domain))
         self.side = self.spec.resolution.train
 

@@ -59,7 +59,7 @@ def main() -> None:
 def measure(place: Path) -> dict[str, float]:
     from clipft_tasks import tracking
     from clipft_tasks.core.settings import settings
-    from clipft_tasks.data import versioning
+    from clipft_tasks.data import repository
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import chain
     from clipft_tasks.train import checkpoints
@@ -85,18 +85,18 @@ def measure(place: Path) -> dict[str, float]:
         if name == "version":
             out["images"] = 400
             out["bytes of the images"] = sum(p.stat().st_size for p in (place / "s").glob("*.jpg"))
-            out["bytes of the first version in the remote"] = versioning.remote_bytes()
+            out["bytes of the first version in the remote"] = repository.remote_bytes()
     champion = tracking.champion("general")
     assert champion
     package = tracking.fetch_package(champion)
     out["bytes of a checkpoint (starter, 26.6 M parameters)"] = max(written)
     out["bytes of a package"] = sum(p.stat().st_size for p in package.rglob("*") if p.is_file())
 
-    before = versioning.remote_bytes()
+    before = repository.remote_bytes()
     more = RunSpec.from_flat(flat | {"source": str(write(place / "s", 440))})
     staged = chain.run_stage("ingest", more, done.__getitem__)
     chain.run_stage("version", more, {"ingest": staged, "validate": {}}.__getitem__)
-    out["bytes that a second version with 40 images more adds"] = versioning.remote_bytes() - before
+    out["bytes that a second version with 40 images more adds"] = repository.remote_bytes() - before
     return out | serve(settings().root)
 
 

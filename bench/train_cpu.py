@@ -28,8 +28,8 @@ def prepare() -> Any:
     from clipft_tasks.stages import ingest, version
 
     spec = RunSpec.from_flat({"domain": "industrial", "source": "elpv:mono"})
-    made = version.run(spec, ingest.run(spec)["staging"])
-    return versioning.fetch(versioning.find(made["dataset"], "industrial"))
+    made = version.run(spec, ingest.run(spec).staging)
+    return versioning.fetch(versioning.find(made.dataset, "industrial"))
 
 
 def score(clip: Any, dataset: Any) -> float:

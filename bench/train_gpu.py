@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from bench import gpu
+from clipft_tasks.contracts.dataset import DatasetCard
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import loader, shards
 from clipft_tasks.data.versioning import Dataset, Version
@@ -47,7 +48,8 @@ def shard_set(folder: Path) -> Dataset:
          "caption": " ".join(["a photo of thing", *(str(int(d)) for d in str(int(key, 16)))]), "split": "train"}
         for key, p in places.items()
     ]  # fmt: skip
-    return Dataset(Version("general", 1, "bench" * 8, {}), pd.DataFrame(rows), folder)
+    card = DatasetCard(domain="general", source="made", rows=len(rows), rejected=0, counts={}, classes={}, content="")
+    return Dataset(Version("general", 1, "bench" * 8, card), pd.DataFrame(rows), folder)
 
 
 def pipeline(clip: Clip, batch: int) -> dict[str, float]:

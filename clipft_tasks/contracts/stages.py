@@ -12,6 +12,51 @@ Value = float | str  # of a field that tuning may vary
 Action = Literal["nothing", "camera", "label", "rollback", "recalibrate", "readapt"]
 
 
+class IngestResult(StageResult):
+    """Rows that were read into a staging folder.
+
+    Attributes:
+        staging: the folder. content: digest of rows and splits, the same for the same data set.
+        counts: rows by split. license: of the source; "" where it states none.
+    """
+
+    staging: str
+    rows: int
+    rejected: int
+    counts: dict[str, int]
+    content: str
+    license: str
+
+
+class ValidateResult(StageResult):
+    """Staged rows that met every expectation.
+
+    Attributes:
+        passed: checks. report: path of the page that a person reads.
+    """
+
+    passed: int
+    rows: int
+    report: str
+
+
+class VersionResult(StageResult):
+    """A dataset version.
+
+    Attributes:
+        dataset: its tag, `<domain>/v<N>`. revision: its git commit. new: whether this run made it.
+        counts: rows by split. pushed_bytes: that the remote took.
+    """
+
+    dataset: str
+    domain: str
+    revision: str
+    new: bool
+    rows: int
+    counts: dict[str, int]
+    pushed_bytes: int
+
+
 class TriageResult(StageResult):
     """Whether an alert is acted on.
 

@@ -1,9 +1,10 @@
 """Files that are whole or not there."""
 
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,13 +23,19 @@ def atomic_write(path: Path, content: bytes | str, mode: int | None = None, dura
 
 
 @contextmanager
-def atomic_path(path: Path, mode: int | None = None, durable: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int | None = None, durable: bool = False, alone: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well and is removed when not.
 
     Two writers at once do not meet: each has a path of its own, and the last to end wins.
+
+    Args:
+        alone: the caller holds a lock, so that what lies there half-written is a killed process's, and is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    prefix, suffix = f".{path.name[:100]}.", ".part"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}") if alone else ():
+        left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -70,6 +77,22 @@ def rename_suffix(folder: Path, old: str, new: str) -> int:
         except FileNotFoundError:  # somebody else was quicker
             pass
     return renamed
+
+
+def evict(files: Iterable[Path], limit: int, keep: Callable[[Path], bool]) -> None:
+    """Delete the files that were used longest ago until all take at most `limit` bytes.
+
+    Args:
+        keep: whether a file stays in any case.
+    """
+    used = sorted((status.st_mtime, status.st_size, file) for file in files for status in [file.stat()])
+    total = sum(size for _, size, _ in used)
+    for _, size, file in used:
+        if total <= limit:
+            return
+        if not keep(file):
+            file.unlink(missing_ok=True)
+            total -= size
 
 
 def _sync(path: Path) -> None:

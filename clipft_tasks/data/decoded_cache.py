@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ from filelock import FileLock
 
 from ..core.console import progress, say
 from ..core.errors import ClipftError
+from ..core.files import atomic_path, evict
 from ..core.settings import settings
 from .images import Aspect, BadImage, open_image, square
-from .versioning import Dataset
+from .versioning import Dataset, Packed
 
 MIN_AGE = 600  # seconds; younger files may be in another process's hands
 
@@ -32,7 +34,7 @@ class Decoded:
     ) -> None:
         self.dataset, self.side, self.aspect, self.draft, self.workers = dataset, side, aspect, draft, workers
         self.gray_bits = gray_bits
-        self._rows = list(frame.itertuples())
+        self._rows = cast(list[Packed], list(frame.itertuples()))
         self.store: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -51,12 +53,12 @@ class Decoded:
             out[position] = torch.from_numpy(image)
         return out
 
-    def _decode(self, rows: list) -> Iterator[np.ndarray]:
+    def _decode(self, rows: Sequence[Packed]) -> Iterator[np.ndarray]:
         """Threads, since decoding leaves Python's lock, and threads need neither pickling nor a second import."""
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             yield from pool.map(self._one, rows)
 
-    def _one(self, row: object) -> np.ndarray:
+    def _one(self, row: Packed) -> np.ndarray:
         try:
             draft = 2 * self.side if self.draft else 0
             image = open_image(self.dataset.image_bytes(row), draft=draft, gray_bits=self.gray_bits)
@@ -69,14 +71,14 @@ class Decoded:
         """Decode everything into `path`, unless it is there; whole or not at all."""
         with FileLock(str(path) + ".lock"):
             if not path.exists():
-                part = Path(str(path) + ".part")
-                out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self), 3, self.side, self.side))
-                decoding = self._decode(self._rows)
-                for i, image in enumerate(progress(decoding, what, len(self))):
-                    out[i] = image
-                out.flush()
-                del out
-                os.replace(part, path)
+                with atomic_path(path, alone=True) as part:
+                    shape = (len(self), 3, self.side, self.side)
+                    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]  # numpy's
+                    decoding = self._decode(self._rows)
+                    for i, image in enumerate(progress(decoding, what, len(self))):
+                        out[i] = image
+                    out.flush()
+                    del out
         os.utime(path)
         self.store = np.load(path, mmap_mode="c")  # torch takes no read-only arrays
 
@@ -105,21 +107,21 @@ def decoded(
     if out.bytes > limit:
         say(f"{name} images of {side} px take {out.bytes / 2**30:.1f} GiB, more than CLIPFT_CACHE_GB: decoded at each use.")
         return out
-    folder = settings().folder("cache", "images", version.domain)
+    folder = _folder()
     kind = f"{side}{'' if aspect == 'crop' else f'-{aspect}'}{'-draft' if draft else ''}{'' if out.gray_bits == 16 else f'-gray{out.gray_bits}'}"
-    path = folder / f"v{version.number}-{version.revision[:10]}-{name}-{kind}.npy"
+    path = folder / version.domain / f"v{version.number}-{version.revision[:10]}-{name}-{kind}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _make_room(settings().folder("cache", "images"), limit - out.bytes)
+        evict(folder.rglob("*.npy"), limit - out.bytes, lambda file: file.stat().st_mtime > time.time() - MIN_AGE)
     out.fill(path, f"{name} images decoded")
     return out
 
 
-def _make_room(folder: Path, limit: int) -> None:
-    """Drop the files that were used longest ago until what is left takes at most `limit` bytes."""
-    files = sorted(folder.rglob("*.npy"), key=lambda f: f.stat().st_mtime)
-    total = sum(f.stat().st_size for f in files)
-    for file in files:
-        if total <= limit or file.stat().st_mtime > time.time() - MIN_AGE:
-            return
-        total -= file.stat().st_size
-        file.unlink(missing_ok=True)
+def _folder() -> Path:
+    """Where decoded images lie; what lies where a release before put it is moved there, or would fill the disk unseen."""
+    folder, before = settings().root / "cache" / "images", settings().root / "cache" / "pictures"
+    if before.is_dir() and not folder.exists():
+        before.rename(folder)
+        for file in folder.rglob("*-grey*.npy"):
+            file.rename(file.with_name(file.name.replace("-grey", "-gray")))
+    return folder

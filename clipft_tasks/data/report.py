@@ -2,16 +2,18 @@
 
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from ..contracts.dataset import DatasetCard, RejectedRow
 from ..domains import get_domain
 from . import shards
 from .expectations import Check
 from .images import open_image, thumbnail
-from .readers import SPLITS
+from .splits import SPLITS
+from .versioning import Packed
 
 PER_CLASS = 4
 SIDE = 160  # of an example image, pixels
@@ -20,9 +22,9 @@ SIDE = 160  # of an example image, pixels
 def write(
     path: Path,
     frame: pd.DataFrame,
-    card: dict[str, Any],
+    card: DatasetCard,
     checks: list[Check],
-    rejected: list[dict[str, str]],
+    rejected: list[RejectedRow],
     folders: list[Path],
 ) -> None:
     """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example images."""
@@ -38,17 +40,17 @@ def write(
         ),
         ("Modes and formats", ", ".join(f"{m} {f} ({n})" for (m, f), n in frame.groupby(["mode", "format"]).size().items())),
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
-        ("Content digest", card["content"]),
+        ("Content digest", card.content),
     ]
-    gray_bits = get_domain(card["domain"]).gray_bits
+    gray_bits = get_domain(card.domain).gray_bits
     examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
     images = [
-        {"src": _thumbnail(row, folders, gray_bits), "caption": row.caption, "split": row.split}
+        {"src": _thumbnail(cast(Packed, row), folders, gray_bits), "caption": row.caption, "split": row.split}
         for row in examples.itertuples()
     ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
-        title=f"Data report: {card['domain']}",
+        title=f"Data report: {card.domain}",
         card=card,
         checks=checks,
         splits=SPLITS,
@@ -61,7 +63,7 @@ def write(
     path.write_text(html, "utf-8")
 
 
-def _thumbnail(row: Any, folders: list[Path], gray_bits: int) -> str:
+def _thumbnail(row: Packed, folders: list[Path], gray_bits: int) -> str:
     for folder in folders:
         if (folder / row.shard).is_file():
             data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))

@@ -22,7 +22,7 @@ def analyze(dataset: Dataset, found: Mapping[Role, Predictions], *, images: bool
     trained = dataset.split("train")["label"].value_counts()
     return ErrorAnalysis(
         dataset=dataset.version.tag,
-        license=dataset.version.card.get("license", ""),
+        license=dataset.version.card.license,
         classes=list(dataset.classes),
         train_rows={name: int(trained.get(name, 0)) for name in dataset.classes},
         models={role: _errors(each, dataset.classes) for role, each in found.items()},

@@ -112,7 +112,7 @@ def _of_dataset(tag: str) -> GeneralSet:
     def take(size: int, aspect: Aspect, chosen: np.ndarray) -> torch.Tensor:
         return decoded(dataset, frame, size, "test", gray_bits=gray_bits, aspect=aspect).take(chosen)
 
-    return GeneralSet(tag, dataset.version.card.get("license", ""), tuple(frame["caption"]), take)
+    return GeneralSet(tag, dataset.version.card.license, tuple(frame["caption"]), take)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def slices(dataset: Dataset, domain: Domain) -> dict[str, np.ndarray]:
     """
     test = dataset.split("test")
     found: dict[str, np.ndarray] = {}
-    if dataset.version.card.get("source", "").startswith("captures:"):
+    if dataset.version.card.captured:
         is_new = dataset.added(test)
         found |= {"old": ~is_new, "new": is_new}
     seen = set(dataset.split("train")["label"])

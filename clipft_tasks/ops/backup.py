@@ -189,10 +189,10 @@ def _name(part: Path, database: databases.Database) -> str:
 
 
 def _datasets(part: Path, made: Manifest) -> None:
-    from ..data import versioning
+    from ..data import repository
 
     target = part / "datasets.bundle"
-    if versioning.bundle(target):
+    if repository.bundle(target):
         _enter(part, target, made)
 
 

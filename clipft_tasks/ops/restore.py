@@ -133,9 +133,7 @@ def _database(name: str) -> databases.Database:
 
 def _place(name: str) -> Path:
     if name == "datasets":
-        from ..data import versioning
-
-        return versioning.working_copy()
+        return settings().working_copy
     if name == "secrets":
         return settings().root / SECRETS[0]
     root = settings().root
@@ -178,9 +176,9 @@ def _put(name: str, folder: Path, made: Manifest) -> None:
                 copy = _moved(copy, Path(made.home))
             database.put_back(copy)
         elif name == "datasets":
-            from ..data import versioning
+            from ..data import repository
 
-            versioning.unbundle(folder / "datasets.bundle")
+            repository.unbundle(folder / "datasets.bundle")
         elif name == "secrets":
             for secret in SECRETS:
                 atomic_write(settings().root / secret, (folder / "secrets" / secret).read_bytes(), mode=0o600)

@@ -41,7 +41,7 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
         say(f"This work was done before: run {run_id} (same spec, data and start model). Nothing to train.")
         return done
 
-    work, rows = settings().folder("work", key), version.card["counts"]["train"]
+    work, rows = settings().folder("work", key), version.card.counts["train"]
     build.prepare(clip, spec)
     offered = [planned.plan]
     with tracking.retryable():

@@ -21,12 +21,12 @@ def run(spec: RunSpec) -> PlanResult:
     if spec.blend.points or spec.train.max_forgetting < 1:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
-    objectives.make(spec.objective, sorted(dataset.card["classes"]))  # a wrong option shows here, not after the data was read
+    objectives.make(spec.objective, sorted(dataset.card.classes))  # a wrong option shows here, not after the data was read
     clip = build.load(spec.model.start, domain=spec.domain)
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
     digest, start = clip.digest, clip.source
     build.prepare(clip, spec)
-    made = plan.make(spec, clip, rows=dataset.card["counts"]["train"])
+    made = plan.make(spec, clip, rows=dataset.card.counts["train"])
     say(f"{dataset.tag} from {start}")
     for line in made.lines():
         say(line)

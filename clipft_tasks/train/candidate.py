@@ -62,7 +62,7 @@ def write_candidate(
         domain=spec.domain,
         dataset=dataset.version.tag,
         revision=dataset.version.revision,
-        license=dataset.version.card.get("license", ""),
+        license=dataset.version.card.license,
         classes=dataset.classes,
         start=clip.source,
         objective=spec.objective.model_dump(mode="json"),

@@ -110,7 +110,7 @@ def _job(spec: RunSpec, planned: PlanResult, folder: Path) -> tuple[Clip, Datase
     """Start model, data set and job of a trial. What is wrong with these is wrong for all trials, and fails none of them."""
     version = versioning.find(planned.dataset, spec.domain)
     clip = build.prepare(build.load(planned.start, domain=spec.domain), spec)
-    rows = version.card["counts"]["train"]
+    rows = version.card.counts["train"]
     made = plan.reuse_or_make(spec, clip, rows, launch.plan_begun_with(folder), [planned.plan])
     short = made.model_copy(update={
         "processes": Decision(1, "a trial runs in one process; the batch that the objective sees is the same"),

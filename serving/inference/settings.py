@@ -6,7 +6,6 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from clipft_tasks.core.settings import EnvironmentSettings
-
 from clipft_tasks.spec import DeviceName
 
 

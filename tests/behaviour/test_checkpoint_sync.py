@@ -21,7 +21,7 @@ def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, ta
     """The first machine is killed and its disk is gone; the second shares MLflow and the data with it, nothing else."""
     flat = small(table, tiny, **{"train.checkpoint_seconds": 0})
     spec = RunSpec.from_flat(flat)
-    version.run(spec, ingest.run(spec)["staging"])
+    version.run(spec, ingest.run(spec).staging)
     tracking.get_or_create_experiment("clipft-general")  # whose artifacts lie here
     monkeypatch.setenv("CLIPFT_MLFLOW_URI", settings().tracking_uri)
     monkeypatch.setenv("CLIPFT_DATA_REPO", str(home / "datasets"))

@@ -54,16 +54,16 @@ def flat(home, table, tiny):
 
 def test_killed_at_each_step_of_versioning_there_is_one_whole_version(flat):
     spec = RunSpec.from_flat(flat)
-    staging = ingest.run(spec)["staging"]
-    inputs, module = {"staging": staging}, "clipft_tasks.data.versioning:"
-    assert killed(flat, "version", inputs, module + "shards.path_of", 1)
-    assert killed(flat, "version", inputs, module + "_dvc", 1)  # before add
-    assert killed(flat, "version", inputs, module + "_dvc", 2)  # between add and push
-    assert killed(flat, "version", inputs, module + "_git", 6)  # staged, not committed
-    assert killed(flat, "version", inputs, module + "_publish", 1)  # tagged, not published
+    staging = ingest.run(spec).staging
+    inputs, module = {"staging": staging}, "clipft_tasks.data.repository:"
+    assert killed(flat, "version", inputs, "clipft_tasks.data.versioning:shards.path_of", 1)
+    assert killed(flat, "version", inputs, module + "dvc", 1)  # before add
+    assert killed(flat, "version", inputs, module + "dvc", 2)  # between add and push
+    assert killed(flat, "version", inputs, module + "git", 6)  # staged, not committed
+    assert killed(flat, "version", inputs, module + "publish", 1)  # tagged, not published
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
     made = version.run(spec, staging)
-    assert made["dataset"] == "general/v1"
+    assert made.dataset == "general/v1"
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
     dataset = versioning.fetch(versioning.find("", "general"))
     assert len(dataset.frame) == 80 and all(dataset.image_bytes(row)[:4] == b"\x89PNG" for row in dataset.frame.itertuples())
@@ -72,7 +72,7 @@ def test_killed_at_each_step_of_versioning_there_is_one_whole_version(flat):
 @pytest.fixture
 def planned(flat):
     spec = RunSpec.from_flat(flat)
-    version.run(spec, ingest.run(spec)["staging"])
+    version.run(spec, ingest.run(spec).staging)
     return plan.run(spec)
 
 
@@ -126,9 +126,9 @@ def test_killed_while_registering_there_is_one_model_version(flat, planned):
 
 def test_killed_between_commit_and_tag_the_tag_is_made_up_for(flat):
     spec = RunSpec.from_flat(flat)
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     calls = ("status", "for-each-ref", "add", "status", "commit", "tag")
-    assert killed(flat, "version", {"staging": staging}, "clipft_tasks.data.versioning:_git", len(calls))
+    assert killed(flat, "version", {"staging": staging}, "clipft_tasks.data.repository:git", len(calls))
     assert versioning.versions("general") == []
-    assert version.run(spec, staging)["dataset"] == "general/v1"
+    assert version.run(spec, staging).dataset == "general/v1"
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]

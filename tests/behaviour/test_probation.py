@@ -419,7 +419,7 @@ def test_captures_become_one_version_once_everybody_is_there_again(server, captu
         with pytest.raises(Transient, match="does not answer"):
             ingest.run(spec)
     settings.cache_clear()
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     away = captured.with_name("away")
     captured.rename(away)
     captured.write_text("no folder")
@@ -429,6 +429,6 @@ def test_captures_become_one_version_once_everybody_is_there_again(server, captu
     captured.unlink()
     away.rename(captured)
     made, again = version.run(spec, staging), version.run(spec, staging)
-    assert made["dataset"] == again["dataset"] == "general/v2" and len(versioning.versions("general")) == 2
+    assert made.dataset == again.dataset == "general/v2" and len(versioning.versions("general")) == 2
     card = versioning.find("general/v2", "general").card
-    assert card["parents"] == ["general/v1"] and card["source"] == "captures:general"
+    assert card.parents == ["general/v1"] and card.source == "captures:general"

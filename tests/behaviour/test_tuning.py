@@ -40,7 +40,7 @@ def base(tmp_path_factory, tiny) -> Iterator[tuple[dict, Path]]:
         }
         flat = small(write_images(root / "source"), tiny, **more)
         spec = RunSpec.from_flat(flat)
-        version.run(spec, ingest.run(spec)["staging"])
+        version.run(spec, ingest.run(spec).staging)
         yield flat, root / "home"
     settings.cache_clear()
 

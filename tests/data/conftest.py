@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
+from clipft_tasks.contracts.stages import IngestResult
 from clipft_tasks.data import manifest
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest
@@ -18,12 +19,12 @@ def spec_of(source: Path | str, **more: object) -> RunSpec:
     return RunSpec.from_flat({"domain": "general", "source": str(source), **more})
 
 
-def taken(result: dict) -> pd.DataFrame:
-    return manifest.read(Path(result["staging"]) / "manifest.parquet")
+def taken(result: IngestResult) -> pd.DataFrame:
+    return manifest.read(Path(result.staging) / "manifest.parquet")
 
 
-def rejected(result: dict) -> dict[str, dict[str, str]]:
-    lines = (Path(result["staging"]) / "rejected.jsonl").read_text("utf-8").splitlines()
+def rejected(result: IngestResult) -> dict[str, dict[str, str]]:
+    lines = (Path(result.staging) / "rejected.jsonl").read_text("utf-8").splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
 
 

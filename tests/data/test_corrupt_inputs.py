@@ -87,7 +87,7 @@ def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, im
     result = ingest.run(spec_of(path))
     assert sorted(taken(result)["name"]) == sorted(r["image"] for r in good)
     listed = rejected(result)
-    assert set(listed) == set(bad) and result["rejected"] == len(bad)
+    assert set(listed) == set(bad) and result.rejected == len(bad)
     for at, (name, (_, word)) in enumerate(bad.items()):
         assert word in listed[name]["reason"].lower(), listed[name]
         assert listed[name]["where"] == f"bad.{kind} row {2 * at + 1}"
@@ -97,7 +97,7 @@ def test_an_exact_duplicate_is_listed_with_the_row_that_it_repeats(home, images,
     shutil.copy(images.parent / good[3]["image"], images.parent / "copy.png")
     path = jsonl(images.with_name("twice.jsonl"), [*good, good[0], {**good[3], "image": "copy.png"}])
     result = ingest.run(spec_of(path))
-    assert result["rows"] == len(good) and len(taken(result)) == len(good)
+    assert result.rows == len(good) and len(taken(result)) == len(good)
     reasons = [r["reason"] for r in rejected(result).values()]
     assert any(f"duplicate of {good[0]['image']}" in r for r in reasons)
     assert any(f"duplicate of {good[3]['image']}" in r for r in reasons)
@@ -113,18 +113,18 @@ def test_one_image_with_two_captions_is_two_rows_of_one_split(home, images, good
 def test_a_link_that_leads_in_a_circle_is_one_bad_row(home, images, good):
     (images.parent / "circle.png").symlink_to("circle.png")
     result = ingest.run(spec_of(jsonl(images.with_name("c.jsonl"), [*good, {**good[0], "image": "circle.png"}])))
-    assert result["rows"] == len(good) and list(rejected(result)) == ["circle.png"]
+    assert result.rows == len(good) and list(rejected(result)) == ["circle.png"]
 
 
 def test_a_name_with_a_null_byte_is_one_bad_row(home, images, good):
     result = ingest.run(spec_of(jsonl(images.with_name("n.jsonl"), [*good, {**good[0], "image": "a\0b.png"}])))
-    assert result["rows"] == len(good) and list(rejected(result)) == ["a\0b.png"]
+    assert result.rows == len(good) and list(rejected(result)) == ["a\0b.png"]
 
 
 def test_half_a_character_in_a_caption_is_no_reason_to_stop(home, images, good):
     rows = [{**good[0], "caption": "a red \ud83d square"}, *good[1:]]
     result = ingest.run(spec_of(jsonl(images.with_name("s.jsonl"), rows)))
-    assert result["rows"] + result["rejected"] == len(good) and result["rows"] >= len(good) - 1
+    assert result.rows + result.rejected == len(good) and result.rows >= len(good) - 1
 
 
 def test_a_file_name_that_is_not_utf_8_is_no_reason_to_stop(home, tmp_path):
@@ -133,7 +133,7 @@ def test_a_file_name_that_is_not_utf_8_is_no_reason_to_stop(home, tmp_path):
         made_image("red", number).save(tmp_path / "tree" / "red" / f"{number}.png")
     (tmp_path / "tree" / "red" / "5.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/tree/red/caf\xe9.png"))
     result = ingest.run(spec_of(tmp_path / "tree"))
-    assert result["rows"] + result["rejected"] == 6 and result["rows"] >= 5
+    assert result.rows + result.rejected == 6 and result.rows >= 5
 
 
 def test_images_that_resemble_those_of_two_splits_are_turned_away(home, images, good):

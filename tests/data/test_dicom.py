@@ -121,14 +121,14 @@ def test_no_name_leaves_the_hospital(studies):
     header = pydicom.dcmread(FILES / "CT_small.dcm", stop_before_pixels=True)
     result = ingest.run(spec_of(f"dicom:{studies}", domain="medical"))
     frame = taken(result)
-    packed = b"".join(p.read_bytes() for p in Path(result["staging"]).rglob("*") if p.is_file())
+    packed = b"".join(p.read_bytes() for p in Path(result.staging).rglob("*") if p.is_file())
     for told in (str(header.PatientID), str(header.PatientName), header.StudyInstanceUID):
         assert (
             told.encode() not in packed
             and not frame.astype(str).apply(lambda c, t=told: c.str.contains(t, regex=False)).any().any()
         )
     for row in frame.itertuples():
-        data = shards.read(Path(result["staging"], "shards"), shards.Place(row.shard, row.offset, row.length))
+        data = shards.read(Path(result.staging, "shards"), shards.Place(row.shard, row.offset, row.length))
         assert data.startswith(b"\x89PNG")
 
 

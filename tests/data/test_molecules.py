@@ -138,15 +138,15 @@ def test_molecules_become_a_dataset_version(home, tiny):
     spec = spec_of(f"molecules:{COUNT}", **{"model.start": str(tiny)})
     result = ingest.run(spec)
     frame = taken(result)
-    assert result["rows"] + result["rejected"] == COUNT and result["rows"] > 0.9 * COUNT
+    assert result.rows + result.rejected == COUNT and result.rows > 0.9 * COUNT
     assert all("duplicate" in r["reason"] or "resembles" in r["reason"] for r in rejected(result).values())
     assert (frame.groupby("group")["split"].nunique() == 1).all() and frame["split"].nunique() == 3
     assert set(frame["label"]) <= {*molecules.CLASSES, molecules.HYDROCARBON, ""} and frame["label"].nunique() > 5
-    checked = validate.run(spec, result["staging"])
-    made = version.run(spec, result["staging"])
-    assert checked["rows"] == made["rows"] == result["rows"]
+    checked = validate.run(spec, result.staging)
+    made = version.run(spec, result.staging)
+    assert checked.rows == made.rows == result.rows
     card = versioning.find("", "scientific").card
-    assert "PubChem" in card["license"] and card["classes"] == {k: v for k, v in sorted(Counter(frame["label"]).items()) if k}
+    assert "PubChem" in card.license and card.classes == {k: v for k, v in sorted(Counter(frame["label"]).items()) if k}
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

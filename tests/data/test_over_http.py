@@ -52,7 +52,7 @@ def plane(tmp_path_factory):
         patch.setenv("CLIPFT_HOME", str(home))
         settings.cache_clear()
         spec = RunSpec.from_flat({"domain": "general", "source": str(write_images(home.parent / "s"))})
-        version.run(spec, ingest.run(spec)["staging"])
+        version.run(spec, ingest.run(spec).staging)
     settings.cache_clear()
     subprocess.run(["git", "update-server-info"], cwd=home / "datasets", check=True)
     return home.rename(home.with_name("moved"))  # whatever is read from now on comes over HTTP

@@ -60,7 +60,7 @@ def test_subfolders_called_train_val_and_test_are_the_split(home, tmp_path):
             for number in members:
                 made_image(label, number).save(tmp_path / "tree" / split / label / f"{number}.png")
     result = ingest.run(spec_of(tmp_path / "tree"))
-    assert result["counts"] == {"train": 12, "val": 6, "test": 6}
+    assert result.counts == {"train": 12, "val": 6, "test": 6}
     frame = taken(result)
     assert set(frame["label"]) == set(COLORS)
     assert [n.split("/")[0].lower() for n in frame["name"]] == frame["split"].tolist()
@@ -102,7 +102,7 @@ def test_missing_texts_in_a_nullable_parquet_are_empty_texts(home, images, good)
     frame.loc[0, ["caption", "group"]] = pd.NA
     frame.to_parquet(images.with_name("n.parquet"))
     result = ingest.run(spec_of(images.with_name("n.parquet")))
-    assert result["rows"] == 2 * PER_CLASS and set(taken(result)["caption"]) == {
+    assert result.rows == 2 * PER_CLASS and set(taken(result)["caption"]) == {
         "a photo of a red square.",
         "a photo of a blue square.",
     }
@@ -116,15 +116,13 @@ def test_rows_of_one_group_stay_in_one_split(home, tmp_path):
 def test_every_image_can_be_read_back_from_its_shard(home, images):
     result = ingest.run(spec_of(images))
     for row in taken(result).itertuples():
-        data = shards.read(Path(result["staging"], "shards"), shards.Place(row.shard, row.offset, row.length))
+        data = shards.read(Path(result.staging, "shards"), shards.Place(row.shard, row.offset, row.length))
         assert data == (images.parent / row.name).read_bytes()
 
 
 def test_the_same_source_again_gives_the_same_bytes(home, images):
     def content(result: dict) -> dict[str, bytes]:
-        return {
-            str(p.relative_to(result["staging"])): p.read_bytes() for p in Path(result["staging"]).rglob("*") if p.is_file()
-        }
+        return {str(p.relative_to(result.staging)): p.read_bytes() for p in Path(result.staging).rglob("*") if p.is_file()}
 
     one = content(ingest.run(spec_of(images)))
     assert one == content(ingest.run(spec_of(images))) and len(one) >= 5
@@ -173,7 +171,7 @@ def test_webdataset_shards_give_the_same_rows(as_csv, images, tmp_path, texts):
 
 def test_our_own_shards_are_a_source_again(as_csv, images, home):
     result = ingest.run(spec_of(images))
-    shutil.copytree(Path(result["staging"], "shards"), home / "copied")
+    shutil.copytree(Path(result.staging, "shards"), home / "copied")
     found = taken(ingest.run(spec_of(f"webdataset:{home / 'copied'}")))
     pd.testing.assert_frame_equal(
         same_rows(found).sort_values("key", ignore_index=True), same_rows(as_csv).sort_values("key", ignore_index=True)
@@ -184,8 +182,8 @@ def test_a_shard_that_is_cut_short_gives_its_whole_rows_and_says_so(as_csv, imag
     shard = write_shard(tmp_path / "cut.tar", as_csv, images)
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     result = ingest.run(spec_of(shard))
-    assert 8 <= result["rows"] < len(as_csv) and result["rejected"] >= 1
-    reasons = (Path(result["staging"]) / "rejected.jsonl").read_text()
+    assert 8 <= result.rows < len(as_csv) and result.rejected >= 1
+    reasons = (Path(result.staging) / "rejected.jsonl").read_text()
     assert "cut short" in reasons
 
 

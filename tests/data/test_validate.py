@@ -52,7 +52,7 @@ def write(table: Path, rows: list[dict]) -> Path:
 
 def stopped(spec: RunSpec) -> tuple[str, str]:
     """The error and the report of a set that must not pass."""
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     with pytest.raises(ClipftError) as caught:
         validate.run(spec, staging)
     page = Path(staging, "report.html").read_text("utf-8")
@@ -86,10 +86,10 @@ def links(page: str) -> Links:
 
 def test_a_good_set_passes_every_check_and_its_page_reads_offline(home, source, tiny):
     spec = spec_of(source, tiny)
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     result = validate.run(spec, staging)
-    assert result["passed"] == len(TITLES) and result["rows"] == 40
-    page = Path(result["report"]).read_text("utf-8")
+    assert result.passed == len(TITLES) and result.rows == 40
+    page = Path(result.report).read_text("utf-8")
     assert ">Passed<" in page and "FAIL" not in page
     for title in TITLES:
         assert title in page
@@ -97,16 +97,16 @@ def test_a_good_set_passes_every_check_and_its_page_reads_offline(home, source, 
     assert found.found and all(link.startswith("data:image/") for link in found.found)
     assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
     assert not re.search(r"https?://|url\(|@import", page)
-    json.dumps(result)
+    json.dumps(result.to_json())
 
 
 def test_the_report_is_kept_in_mlflow_once_however_often_it_is_written(home, source, tiny):
     from clipft_tasks import tracking
 
     spec = spec_of(source, tiny)
-    staging = ingest.run(spec)["staging"]
-    link = validate.run(spec, staging)["links"]["Data report"]
-    assert validate.run(spec, staging)["links"]["Data report"] == link
+    staging = ingest.run(spec).staging
+    link = validate.run(spec, staging).links["Data report"]
+    assert validate.run(spec, staging).links["Data report"] == link
     content = json.loads(Path(staging, "datacard.json").read_text())["content"]
     experiment = tracking.get_or_create_experiment("clipft-general-data")
     runs = [r for r in tracking.client().search_runs([experiment]) if r.data.tags["clipft.key"] == content]
@@ -121,7 +121,7 @@ def test_texts_of_a_source_cannot_put_code_on_the_page(home, source, tiny):
     )[20:]
     bad = [{"image": "<script>gone</script>.png", "caption": "x", "label": "red square", "group": "", "split": ""}]
     spec = spec_of(write(source, rows + bad), tiny)
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     validate.run(spec, staging)
     found = links(Path(staging, "report.html").read_text("utf-8"))
     assert "script" not in found.tags and all(link.startswith("data:") for link in found.found)
@@ -141,7 +141,7 @@ def test_too_many_rejected_rows_stop_and_each_is_on_the_page(home, source, tiny)
 def test_a_few_rejected_rows_do_not_stop(home, source, tiny):
     (source.parent / "red-001.png").write_bytes(b"")
     spec = spec_of(source, tiny)
-    assert validate.run(spec, ingest.run(spec)["staging"])["rows"] == 39
+    assert validate.run(spec, ingest.run(spec).staging).rows == 39
 
 
 def with_splits(table: Path) -> list[dict]:
@@ -167,7 +167,7 @@ def test_a_group_across_the_sources_own_splits_stops_and_is_named(home, source, 
 
 def test_a_source_that_splits_itself_cleanly_passes(home, source, tiny):
     spec = spec_of(write(source, with_splits(source)), tiny)
-    assert validate.run(spec, ingest.run(spec)["staging"])["passed"] == len(TITLES)
+    assert validate.run(spec, ingest.run(spec).staging).passed == len(TITLES)
 
 
 def test_a_source_without_test_rows_stops(home, source, tiny):
@@ -200,7 +200,7 @@ def test_two_captions_of_forty_beyond_the_context_are_taken(home, source, tiny):
     for row in rows[:2]:
         row["caption"] = "a red square, " + "very " * 40 + "red"
     spec = spec_of(write(source, rows), tiny)
-    assert validate.run(spec, ingest.run(spec)["staging"])["passed"] == len(TITLES)
+    assert validate.run(spec, ingest.run(spec).staging).passed == len(TITLES)
 
 
 def test_one_tiny_image_stops_and_is_named(home, source, tiny):
@@ -243,6 +243,6 @@ def test_every_failed_check_is_named_at_once(home, source, tiny):
 
 def test_a_start_model_that_does_not_exist_is_named(home, source, tiny):
     spec = spec_of(source, tiny, **{"model.start": "ViT-Z-99:nobody"})
-    staging = ingest.run(spec)["staging"]
+    staging = ingest.run(spec).staging
     with pytest.raises(ClipftError, match="ViT-Z-99"):
         validate.run(spec, staging)

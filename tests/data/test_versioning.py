@@ -1,5 +1,6 @@
 """Dataset versions, with real git and DVC: immutable, small steps, whole or not at all, the same on every machine."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.core.settings import settings
-from clipft_tasks.data import shards, versioning
+from clipft_tasks.data import repository, shards, versioning
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 
@@ -26,11 +27,11 @@ def spec_of(table: Path) -> RunSpec:
 
 def made(table: Path) -> dict:
     """Ingest a table and make a version of it."""
-    return version.run(spec_of(table), ingest.run(spec_of(table))["staging"])
+    return version.run(spec_of(table), ingest.run(spec_of(table)).staging)
 
 
 def staged(table: Path) -> str:
-    return ingest.run(spec_of(table))["staging"]
+    return ingest.run(spec_of(table)).staging
 
 
 def splits(tag: str) -> dict[str, str]:
@@ -92,11 +93,11 @@ def closed(origin: Path) -> Path:
 
 def test_unchanged_rows_are_the_version_that_there_is(home, table):
     one = made(table)
-    assert (one["dataset"], one["new"], one["rows"]) == ("general/v1", True, 24) and one["pushed_bytes"] > 0
+    assert (one.dataset, one.new, one.rows) == ("general/v1", True, 24) and one.pushed_bytes > 0
     again = made(table)
-    assert again == one | {"new": False, "pushed_bytes": 0}
+    assert again == one.model_copy(update={"new": False, "pushed_bytes": 0})
     other_order = write(table, rows_of(table)[::-1], "reversed.csv")
-    assert made(other_order)["dataset"] == "general/v1"
+    assert made(other_order).dataset == "general/v1"
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
 
 
@@ -106,9 +107,9 @@ def test_a_changed_caption_is_a_new_version_and_the_old_one_stays_as_it_was(home
     rows = rows_of(table)
     rows[0]["caption"] = "a photo of a red square, a little worn."
     two = made(write(table, rows))
-    assert (two["dataset"], two["new"]) == ("general/v2", True)
+    assert (two.dataset, two.new) == ("general/v2", True)
     newest = versioning.find("", "general")
-    assert newest.tag == "general/v2" and newest.card["parents"] == ["general/v1"]
+    assert newest.tag == "general/v2" and newest.card.parents == ["general/v1"]
     assert splits("general/v2") == old
     assert "a little worn" in versioning.fetch(newest).frame["caption"].str.cat()
     after = versioning.fetch(versioning.find("general/v1", "general"))
@@ -131,8 +132,8 @@ def test_one_percent_of_new_images_pushes_a_few_percent_of_the_bytes(home, tmp_p
     one = made(write(table, rows[:200]))
     old = splits("general/v1")
     two = made(write(table, rows))
-    assert (two["dataset"], two["rows"]) == ("general/v2", 202)
-    assert 0 < two["pushed_bytes"] < 0.03 * one["pushed_bytes"]  # 1% of images, and both manifests whole
+    assert (two.dataset, two.rows) == ("general/v2", 202)
+    assert 0 < two.pushed_bytes < 0.03 * one.pushed_bytes  # 1% of images, and both manifests whole
     now = splits("general/v2")
     assert {sha: now[sha] for sha in old} == old and len(now) == 202
     content = images_of(versioning.fetch(versioning.find("general/v2", "general")))
@@ -146,7 +147,7 @@ def test_a_image_that_leaves_and_comes_back_keeps_its_split_even_with_another_ca
     made(write(table, rows[6:]))
     assert set(splits("general/v2").items()) < set(first.items())
     back = [r | {"caption": "seen again: " + r["caption"]} for r in rows[:6]] + rows[6:]
-    assert made(write(table, back))["dataset"] == "general/v3"
+    assert made(write(table, back)).dataset == "general/v3"
     assert splits("general/v3") == first
 
 
@@ -163,7 +164,7 @@ def test_a_version_that_does_not_exist_is_answered_with_those_that_do(home, tabl
 def test_domains_count_their_versions_apart(home, table):
     made(table)
     spec = RunSpec.from_flat({"domain": "scientific", "source": str(table)})
-    assert version.run(spec, ingest.run(spec)["staging"])["dataset"] == "scientific/v1"
+    assert version.run(spec, ingest.run(spec).staging).dataset == "scientific/v1"
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
     assert len(versioning.fetch(versioning.find("general/v1", "general")).frame) == 24
 
@@ -175,7 +176,7 @@ def test_git_environment_of_a_caller_is_not_taken_for_ours(home, table, tmp_path
     before = sorted(p.relative_to(theirs) for p in theirs.rglob("*"))
     monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(theirs / ".git" / "index"))
-    assert made(table)["dataset"] == "general/v1"
+    assert made(table).dataset == "general/v1"
     assert sorted(p.relative_to(theirs) for p in theirs.rglob("*")) == before
 
 
@@ -183,7 +184,7 @@ def test_a_relative_remote_holds_the_data_and_outlives_the_next_step(home, table
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPFT_DVC_REMOTE", "store")
     settings.cache_clear()
-    assert made(table)["pushed_bytes"] > 0
+    assert made(table).pushed_bytes > 0
     assert versioning.versions("general")
     shutil.rmtree(home / "datasets" / ".dvc" / "cache")
     assert len(images_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
@@ -196,12 +197,12 @@ def test_tags_and_data_arrive_at_the_origin_and_another_machine_gets_the_same_by
     origin = tmp_path / "origin.git"
     one = made(table)
     assert git(origin, "tag", "--list") == "general/v1"
-    assert git(origin, "rev-parse", "general/v1^{commit}") == git(origin, "rev-parse", "main") == one["revision"]
+    assert git(origin, "rev-parse", "general/v1^{commit}") == git(origin, "rev-parse", "main") == one.revision
     mine = versioning.fetch(versioning.find("general/v1", "general"))
 
     machine("b")
     theirs = versioning.fetch(versioning.find("", "general"))
-    assert theirs.folder != mine.folder and theirs.version.revision == one["revision"]
+    assert theirs.folder != mine.folder and theirs.version.revision == one.revision
     pd.testing.assert_frame_equal(theirs.frame, mine.frame)
     assert images_of(theirs) == images_of(mine)
     for name in theirs.frame["shard"].unique():
@@ -215,7 +216,7 @@ def test_another_machine_adds_the_next_version_and_the_first_one_sees_it(machine
     made_image("red", 77).save(table.parent / "more.png")
     more = [*rows_of(table), {"image": "more.png", "caption": "one more red square.", "label": "red square", "group": ""}]
     two = made(write(table, more))
-    assert (two["dataset"], two["rows"]) == ("general/v2", 25)
+    assert (two.dataset, two.rows) == ("general/v2", 25)
     machine("a")
     newest = versioning.find("", "general")
     assert newest.tag == "general/v2" and set(first.items()) < set(splits("general/v2").items())
@@ -231,7 +232,7 @@ def test_a_version_that_the_origin_refused_arrives_there_on_the_next_try(machine
         version.run(spec_of(table), staging)
     assert git(origin, "tag", "--list") == ""
     hook.unlink()
-    assert version.run(spec_of(table), staging)["dataset"] == "general/v1"
+    assert version.run(spec_of(table), staging).dataset == "general/v1"
     assert git(origin, "tag", "--list") == "general/v1"
 
 
@@ -247,9 +248,9 @@ def test_two_machines_that_make_a_version_at_once_make_two(machine, table, tmp_p
         version.run(spec_of(late), staging)
     hook.unlink()
     machine("a")
-    assert made(table)["dataset"] == "general/v1"
+    assert made(table).dataset == "general/v1"
     machine("b")
-    assert version.run(spec_of(late), staging)["dataset"] == "general/v2"
+    assert version.run(spec_of(late), staging).dataset == "general/v2"
     assert git(origin, "tag", "--list").split() == ["general/v1", "general/v2"]
     assert versioning.fetch(versioning.find("general/v1", "general")).frame["caption"].str.startswith("a photo").all()
 
@@ -271,6 +272,42 @@ def test_a_first_push_that_failed_is_made_up_for(machine, tmp_path):
     assert git(tmp_path / "origin.git", "rev-parse", "main")
 
 
+# Other releases -------------------------------------------------------------------------------------------------------
+
+
+def rewrite_card(repo: Path, change) -> None:
+    """Put another card into the tagged commit of `general/v1`, as another release would have written it."""
+    path = repo / "general" / "datacard.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    git(repo, "commit", "--all", "--amend", "--no-edit", "--quiet")
+    git(repo, "tag", "--annotate", "--force", "general/v1", "--message", "again")
+
+
+def test_a_card_of_the_release_before_is_read_and_the_next_version_continues_it(home, table):
+    made(table)
+    card = versioning.find("general/v1", "general").card
+
+    def before(written: dict) -> dict:
+        assert written.pop("format") == 1 and written.pop("license") == ""
+        return written | {"licence": "CC0", "forgotten": 1}
+
+    rewrite_card(home / "datasets", before)
+    found = versioning.find("general/v1", "general")
+    assert found.card == card.model_copy(update={"license": "CC0"})
+    assert made(table).new is False
+    rows = rows_of(table)
+    rows[0]["caption"] = "a photo of a red square, again."
+    assert made(write(table, rows)).dataset == "general/v2"
+    assert versioning.find("", "general").card.parents == ["general/v1"]
+
+
+def test_a_card_of_a_newer_release_is_refused_by_its_tag(home, table):
+    made(table)
+    rewrite_card(home / "datasets", lambda card: card | {"format": 2, "unheard": "of"})
+    with pytest.raises(ClipftError, match=r"dataset card of general/v1: a newer release wrote it \(format 2"):
+        versioning.find("", "general")
+
+
 # What a killed process leaves -----------------------------------------------------------------------------------------
 
 
@@ -287,7 +324,7 @@ def test_a_half_made_commit_is_put_back_and_made_whole(home, table):
         (repo / lock).write_text("")
     rows = rows_of(table)
     rows[0]["caption"] = "a photo of a red square, again."
-    assert made(write(table, rows))["dataset"] == "general/v2"
+    assert made(write(table, rows)).dataset == "general/v2"
     assert git(repo, "status", "--porcelain") == "" and not (repo / "scientific").exists()
     assert "0" * 32 not in " ".join(p.name for p in (repo / "general" / "shards").iterdir())
     assert len(images_of(versioning.fetch(versioning.find("general/v1", "general")))) == 24
@@ -299,7 +336,7 @@ def test_a_commit_that_was_never_tagged_becomes_the_version(home, table):
     git(home / "datasets", "tag", "--delete", "general/v1")  # killed between commit and tag
     assert versioning.versions("general") == []
     again = version.run(spec_of(table), staging)
-    assert (again["dataset"], again["new"]) == ("general/v1", True)
+    assert (again.dataset, again.new) == ("general/v1", True)
 
 
 def test_a_repository_half_created_is_created_whole(home, table):
@@ -307,15 +344,15 @@ def test_a_repository_half_created_is_created_whole(home, table):
     repo.mkdir(parents=True)
     git(repo, "init", "--quiet", "--initial-branch", "main")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=repo, check=True)  # killed before the remote was named
-    assert made(table)["dataset"] == "general/v1"
-    assert versioning.remote_bytes() > 0
+    assert made(table).dataset == "general/v1"
+    assert repository.remote_bytes() > 0
 
 
 def test_a_process_killed_at_any_step_leaves_no_half_version(home, table):
     """Really killed, at each git and DVC command in turn; the tag appears only with all its bytes, and a new try gets there."""
     code = f"""
 import os, sys
-from clipft_tasks.data import versioning
+from clipft_tasks.data import repository
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import version
 left = int(sys.argv[1])
@@ -328,14 +365,14 @@ def dying(real):
             left -= 1
         return real(repo, command, *rest, **more)
     return call
-versioning._git, versioning._dvc = dying(versioning._git), dying(versioning._dvc)
+repository.git, repository.dvc = dying(repository.git), dying(repository.dvc)
 version.run(RunSpec.from_flat({{"domain": "general", "source": {str(table)!r}}}), sys.argv[2])
 """
     staging = staged(table)
     for steps in range(5):  # dvc add, dvc push, git add, git commit, git tag
         assert fixtures.forkserver.run(code, steps, staging).returncode == -9, steps
         assert versioning.versions("general") == [], steps
-    assert version.run(spec_of(table), staging)["dataset"] == "general/v1"
+    assert version.run(spec_of(table), staging).dataset == "general/v1"
     assert len(images_of(versioning.fetch(versioning.find("", "general")))) == 24
 
 

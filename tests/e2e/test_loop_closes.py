@@ -67,7 +67,7 @@ def test_the_data_set_says_where_its_rows_come_from(drifted):
     from clipft_tasks.data import versioning
 
     card = versioning.find("", "industrial").card
-    assert card["source"] == "captures:industrial" and card["parents"] == ["industrial/v1"]
+    assert card.source == "captures:industrial" and card.parents == ["industrial/v1"]
 
 
 def test_the_page_of_models_needs_a_login_and_shows_what_happened(drifted):

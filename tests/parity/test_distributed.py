@@ -105,12 +105,12 @@ def test_a_world_of_one_never_communicates():
 @pytest.fixture
 def job(home, small_spec, tmp_path):
     """A job on real data, ready for any number of processes."""
-    made = version.run(small_spec, ingest.run(small_spec)["staging"])
+    made = version.run(small_spec, ingest.run(small_spec).staging)
 
     def make(name: str, **plan: object) -> Job:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        start, dataset = small_spec.model.start, made["dataset"]
+        start, dataset = small_spec.model.start, made.dataset
         return Job(spec=small_spec, plan=a_plan(**plan), start=start, dataset=dataset, key="k", folder=folder)
 
     return make

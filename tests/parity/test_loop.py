@@ -25,8 +25,8 @@ def kept() -> dict:
 def dataset(shared_home, small_spec, kept):
     """One data set for the whole file: DVC takes seconds each time it is asked."""
     if not kept:
-        made = version.run(small_spec, ingest.run(small_spec)["staging"])
-        kept["dataset"] = versioning.fetch(versioning.find(made["dataset"], "general"))
+        made = version.run(small_spec, ingest.run(small_spec).staging)
+        kept["dataset"] = versioning.fetch(versioning.find(made.dataset, "general"))
     return replace(kept["dataset"])
 
 

@@ -17,8 +17,8 @@ class Killed(Exception):
 
 @pytest.fixture
 def dataset(home, small_spec):
-    made = version.run(small_spec, ingest.run(small_spec)["staging"])
-    return versioning.fetch(versioning.find(made["dataset"], "general"))
+    made = version.run(small_spec, ingest.run(small_spec).staging)
+    return versioning.fetch(versioning.find(made.dataset, "general"))
 
 
 def run(spec, dataset, folder, kill_at=None, **changes):

@@ -32,13 +32,13 @@ def dataset(shared_home, small_spec) -> Dataset:
     """Eighty squares of 48 pixels as a version, made once for this file; nothing of it is decoded yet."""
     shutil.rmtree(shared_home / "cache" / "images", ignore_errors=True)
     if not versioning.versions("general"):
-        version.run(small_spec, ingest.run(small_spec)["staging"])
+        version.run(small_spec, ingest.run(small_spec).staging)
     return versioning.fetch(versioning.find("", "general"))
 
 
 def opened(dataset: Dataset, side: int = 32, **options: object) -> Decoded:
-    gray_bits = get_domain(dataset.version.domain).gray_bits
-    return decoded(dataset, dataset.split("train"), side, "train", gray_bits=gray_bits, **options)
+    options = {"gray_bits": get_domain(dataset.version.domain).gray_bits} | options
+    return decoded(dataset, dataset.split("train"), side, "train", **options)
 
 
 def everything(images: Decoded) -> torch.Tensor:
@@ -173,6 +173,17 @@ def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
         open_image(out.getvalue(), gray_bits=16)
 
 
+def test_what_the_release_before_decoded_is_used_where_it_is_now(dataset, shared_home, monkeypatch):
+    first = everything(opened(dataset, gray_bits=0))
+    cache = shared_home / "cache"
+    (kept,) = (cache / "images").rglob("*-gray0.npy")
+    kept.rename(kept.with_name(kept.name.replace("-gray0", "-grey0")))
+    (cache / "images").rename(cache / "pictures")
+    monkeypatch.setattr(decoded_cache, "open_image", lambda *args, **options: pytest.fail("decoded again"))
+    assert torch.equal(everything(opened(dataset, gray_bits=0)), first)
+    assert not (cache / "pictures").exists() and files(shared_home) == {kept.name}
+
+
 # Sixteen bits ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +197,7 @@ def test_deep_gray_is_decoded_as_the_domain_reads_it(home, tmp_path, domain, gra
         lines.append(f"{number}.png,{'ab'[number % 2]}")
     (tmp_path / "deep.csv").write_text("\n".join(lines))
     spec = RunSpec.from_flat({"domain": domain, "source": str(tmp_path / "deep.csv")})
-    version.run(spec, ingest.run(spec)["staging"])
+    version.run(spec, ingest.run(spec).staging)
     dataset = versioning.fetch(versioning.find("", domain))
     found = everything(opened(dataset, 64))
     assert (len(found.unique()) > 200) == (grays > 16) and (int(found.max()) == 255) == (grays > 16)

@@ -155,7 +155,7 @@ def test_the_commands_that_follow_work_as_they_are_said(tmp_path, own_domains, m
     result = ingest.run(
         RunSpec.from_flat({"domain": given["--domain"], "source": str(write_images(tmp_path / given["--source"], 10))})
     )
-    card = json.loads((Path(result["staging"]) / "datacard.json").read_text())
+    card = json.loads((Path(result.staging) / "datacard.json").read_text())
     assert (card["domain"], card["rows"]) == ("my_weaves", 20)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COLORS, a_work, made_image
+from fixtures.datasets import a_version
 from fixtures.packages import a_card
 from fixtures.references import (
     IMAGES,
@@ -24,7 +25,7 @@ from fixtures.references import (
 )
 
 from clipft_tasks.data import shards
-from clipft_tasks.data.versioning import Dataset, Version
+from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.drift.reference import (
     FACTS,
@@ -254,7 +255,7 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labeled: bool = Tr
                              "sha256": f"{label}-{number}"})  # fmt: skip
     places = [vars(place) for _, place in shards.pack(entries, folder)]
     frame = pd.DataFrame([row | place for row, place in zip(rows, places, strict=True)])
-    return Dataset(Version("general", 1, "0" * 40, {}), frame, folder)
+    return Dataset(a_version(), frame, folder)
 
 
 def taken(dataset: Dataset, clip: Any, weights: str = "w" * 64) -> Reference:

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import made_image
+from fixtures.datasets import a_version
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
 from clipft_tasks.data.loader import BUCKETS, Batch, TrainingData, ahead
-from clipft_tasks.data.versioning import Dataset, Version
+from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import Augment
 from clipft_tasks.model import build
 from clipft_tasks.model.clip import Clip
@@ -39,7 +40,7 @@ def packed(folder: Path, count: int = 22) -> Dataset:
                          "group": "", "split": "train", "sha256": f"{number:x}"})  # fmt: skip
     places = [vars(place) for _, place in shards.pack(entries, folder)]
     frame = pd.DataFrame([row | place for row, place in zip(rows, places, strict=True)])
-    return Dataset(Version("general", 1, "0" * 40, {}), frame, folder)
+    return Dataset(a_version(), frame, folder)
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fixtures.datasets import a_version
 from fixtures.packages import a_card, a_package, as_before
 from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import shards
 from clipft_tasks.data.images import BadImage, open_image, square
-from clipft_tasks.data.versioning import Dataset, Version
+from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.evaluate import zero_shot
 from clipft_tasks.model import build, package, pyfunc, recorded_answers
@@ -131,7 +132,7 @@ def test_an_edited_domain_changes_no_evaluation_of_deep_gray(packed, tiny, tmp_p
         {"key": key, "caption": f"{n}", "label": "ab"[n % 2], "group": "", "split": "test", "sha256": key} | vars(place)
         for n, (key, place) in enumerate(places)
     ]
-    dataset = Dataset(Version("general", 1, "0" * 40, {}), pd.DataFrame(rows), tmp_path / "shards")
+    dataset = Dataset(a_version(), pd.DataFrame(rows), tmp_path / "shards")
 
     def embeddings(clip) -> np.ndarray:
         return zero_shot.score(clip, dataset, "test", 32, 8).image

@@ -52,7 +52,7 @@ def open_captures(domain: str) -> Source:
                 label=capture.label,
             )
 
-    return Source(rows, license=str(newest.card.get("license", "")), name=f"captures:{domain}")
+    return Source(rows, license=newest.card.license, name=f"captures:{domain}")
 
 
 def _image(domain: str, name: str) -> bytes:
