@@ -60,9 +60,9 @@ class Watched:
         from clipft_tasks.data import versioning
         from clipft_tasks.data.images import square
         from clipft_tasks.domains import get_domain
-        from clipft_tasks.drift.build_reference import take
+        from clipft_tasks.drift.build_reference import build_reference
         from clipft_tasks.drift.image_statistics import appearance
-        from clipft_tasks.drift.reference import Rows
+        from clipft_tasks.drift.reference import ImageRows
         from clipft_tasks.model import build
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
@@ -91,13 +91,13 @@ class Watched:
         with torch.inference_mode():
             of_classes = clip.class_embeddings(dataset.classes).numpy()
 
-        def rows(images: list[Image.Image]) -> Rows:
+        def rows(images: list[Image.Image]) -> ImageRows:
             squares = torch.from_numpy(np.stack([square(p, SIDE, clip.aspect) for p in images]))
             with torch.inference_mode():
                 image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
-            return Rows(image, np.stack([appearance(p) for p in images]), clip.similarity.compare(image, of_classes))
+            return ImageRows(image, np.stack([appearance(p) for p in images]), clip.similarity.compare(image, of_classes))
 
-        return cls(dataset, spec, clip, take(clip, dataset, domain, SIDE, "bench"), rows)
+        return cls(dataset, spec, clip, build_reference(clip, dataset, domain, SIDE, "bench"), rows)
 
     def plain(self) -> list[Image.Image]:
         """The images of the test split, which no training saw."""

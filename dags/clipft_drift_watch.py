@@ -11,11 +11,9 @@ than the version before, `clipft_readapt` goes back by itself, once; the second 
 Where there is no Prometheus, the same watcher and sensor read the server's own metrics.
 """
 
-from typing import Any
-
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, AssetWatcher, Param, dag, task
-from clipft_dag import DEFAULTS, stage
+from clipft_dag import DEFAULTS, Form, Options, StageOutput, stage
 from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
 
 from clipft_tasks.contracts.drift import DriftWatchRequest, ReadaptRequest
@@ -66,10 +64,8 @@ def clipft_drift_watch() -> None:
     )
 
     @task(doc_md="Which of it is acted on, and why not the rest.", max_active_tis_per_dag=1)
-    def triage(
-        alerts: list[dict[str, Any]], params: dict[str, Any] | None = None, run_id: str | None = None
-    ) -> list[dict[str, Any]]:
-        asked, runs = DriftWatchRequest.of_form(params or {}), []
+    def triage(alerts: list[StageOutput], params: Form | None = None, run_id: str | None = None) -> list[Options]:
+        asked, runs = DriftWatchRequest.of_form(params or {}), list[Options]()
         for domain in [d for d in domain_names() if any(a["domain"] == d for a in alerts)]:
             found = TriageResult.model_validate(
                 stage(
@@ -89,7 +85,7 @@ def clipft_drift_watch() -> None:
 
     TriggerDagRunOperator.partial(
         task_id="readapt", trigger_dag_id="clipft_readapt", wait_for_completion=False, skip_when_already_exists=True
-    ).expand_kwargs(triage(watch.output))  # type: ignore[arg-type]
+    ).expand_kwargs(triage(watch.output))  # type: ignore[arg-type]  # templated
 
 
 clipft_drift_watch()

@@ -12,14 +12,15 @@ in `gate.rules`). `close` records what came of it: a new champion is on probatio
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Param, dag, task
+from airflow.sdk import Param, XComArg, dag, task
 from airflow.sdk.exceptions import AirflowFailException
-from clipft_dag import DEFAULTS, Approval, params, stage
+from clipft_dag import DEFAULTS, Approval, Form, Options, StageOutput, params, stage
 
 from clipft_tasks.contracts.drift import ReadaptRequest
+from clipft_tasks.contracts.stages import CloseResult, SuggestResult
 
 SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
-RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
+RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
 
 
 @dag(
@@ -46,7 +47,7 @@ RUN: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poke_in
 )  # fmt: skip
 def clipft_readapt() -> None:
     @task(doc_md="What drifted, what it looks like, what to do. The drift report is linked above.")
-    def suggest(params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def suggest(params: Form | None = None) -> StageOutput:
         request, spec = ReadaptRequest.split(params or {})
         return stage("suggest", spec, signals=request.signals, incident=request.incident)
 
@@ -61,32 +62,32 @@ def clipft_readapt() -> None:
     )
 
     @task.branch(doc_md="Follow the suggestion.")
-    def choose(suggested: dict[str, Any]) -> str:
-        return {"readapt": "dataset", "rollback": "back"}.get(suggested["action"], "nothing")
+    def choose(suggested: StageOutput | XComArg) -> str:
+        return {"readapt": "dataset", "rollback": "back"}.get(SuggestResult.model_validate(suggested).action, "nothing")
 
     @task(doc_md="The suggestion asks for no run of ours; the report says what a person can do.")
-    def nothing(suggested: dict[str, Any]) -> str:
-        return suggested["why"]
+    def nothing(suggested: StageOutput | XComArg) -> str:
+        return SuggestResult.model_validate(suggested).why
 
     @task(doc_md="The form of the training: this one's, from the champion, on the version just made.")
-    def form(params: dict[str, Any] | None = None, ti: Any = None) -> dict[str, Any]:
+    def form(params: Form | None = None, ti: Any = None) -> Form:
         _, spec = ReadaptRequest.split(params or {})
         run = ti.xcom_pull(task_ids="dataset", key="trigger_run_id")
         made = ti.xcom_pull(dag_id="clipft_dataset", run_id=run, task_ids="version")
         return spec | {"model.start": "champion", "dataset": made["dataset"], "approval.required": False}
 
     @task(doc_md="The form of the rollback.")
-    def back(suggested: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, str]:
-        return {"domain": (params or {})["domain"], "version": str(suggested["version"])}
+    def back(suggested: StageOutput | XComArg, params: Form | None = None) -> dict[str, str]:
+        return {"domain": (params or {})["domain"], "version": SuggestResult.model_validate(suggested).version}
 
     @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
-    def close(params: dict[str, Any] | None = None, run_id: str | None = None, ti: Any = None) -> dict[str, Any]:
+    def close(params: Form | None = None, run_id: str | None = None, ti: Any = None) -> StageOutput:
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
         request, _ = ReadaptRequest.split(params or {})
         live = (ti.xcom_pull(task_ids="suggest") or {}).get("live")
         closed = stage("close", {"domain": request.domain}, states=states, incident=request.incident, live=live)
-        if closed["failed"]:
-            raise AirflowFailException(f"{', '.join(closed['failed'])} failed; the old champion goes on serving.")
+        if failed := CloseResult.model_validate(closed).failed:
+            raise AirflowFailException(f"{', '.join(failed)} failed; the old champion goes on serving.")
         return closed
 
     suggested = suggest()
@@ -100,13 +101,17 @@ def clipft_readapt() -> None:
     )
     trained = form()
     finetune = TriggerDagRunOperator(
-        task_id="finetune", trigger_dag_id="clipft_finetune", conf=trained, doc_md="Train, prove, promote, verify.", **RUN
+        task_id="finetune",
+        trigger_dag_id="clipft_finetune",
+        conf=trained,  # type: ignore[arg-type]  # templated
+        doc_md="Train, prove, promote, verify.",
+        **RUN,
     )
     going = back(suggested)
     rollback = TriggerDagRunOperator(
         task_id="rollback",
         trigger_dag_id="clipft_rollback",
-        conf=going,
+        conf=going,  # type: ignore[arg-type]  # templated
         doc_md="The better version is champion, live and verified again.",
         **RUN,
     )

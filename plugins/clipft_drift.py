@@ -159,7 +159,7 @@ class PrometheusDriftTrigger(BaseEventTrigger):
     def __init__(
         self, prometheus: str, server: str, domains: list[str] | None = None, once: bool = False, poll: float = POLL
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own
         self.prometheus, self.server, self.domains, self.once, self.poll = prometheus, server, domains or [], once, poll
         self._known: dict[tuple[str, str], tuple[float, set[str]]] = {}  # when it was an event last, and with which signals
 

@@ -192,7 +192,12 @@ def _prometheus(problems: list[str]) -> tuple[list[DriftAlert], dict[str, list[f
         with httpx.Client(base_url=settings().prometheus_url, timeout=3) as http:
             alerts = from_prometheus(http.get("/api/v1/alerts").raise_for_status().json()["data"]["alerts"])
             now = time.time()
-            query = {"query": "max by (domain) (clipft:drift_ratio)", "start": now - HOUR, "end": now, "step": STEP}
+            query: dict[str, str | float] = {
+                "query": "max by (domain) (clipft:drift_ratio)",
+                "start": now - HOUR,
+                "end": now,
+                "step": STEP,
+            }
             series = http.get("/api/v1/query_range", params=query).raise_for_status().json()["data"]["result"]
         return alerts, {s["metric"]["domain"]: [v for _, text in s["values"] if (v := float(text)) == v] for s in series}
     except (httpx.HTTPError, ValueError, KeyError) as error:

@@ -5,6 +5,8 @@ from pydantic import ConfigDict
 from ..core.versions import Software
 from .base import Record
 
+CLOCK_LEEWAY = 30  # seconds that the clocks of gateway and worker may differ
+
 
 class Answer(Record):
     """A worker of an older release ignores fields that a newer gateway added."""

@@ -68,6 +68,7 @@ class Settings(EnvironmentSettings):
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
     accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
+    drift_signals: str = Field("", description="drift signals of your own, module:Class, separated by commas")
     cache_gb: float = Field(50, ge=0, description="most space that decoded images may take under home, GiB")
     shards_gb: float = Field(0, ge=0, description="most space that fetched shards may take under home, GiB; 0 keeps all")
     worker_name: str = Field("", description="who this worker is to a team's control plane")

@@ -1,51 +1,36 @@
 """What a drift most likely is, from which signals moved together, and which answer fits it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ..contracts.drift import DriftSnapshot
 from .case import Advice, Comparison, Diagnosis
-from .image_statistics import STATISTICS
+from .signals import Cause, cause_of
+from .signals.base import CAMERA, NEW_IMAGES
 
 LABELS_NEEDED = 40  # labeled images before any training or comparison on them is worth a word
 PER_CLASS = 5
 
 
 def diagnose(drift: Mapping[str, float], classes_moved: float = 0.0) -> Diagnosis:
-    """Name the kind of drift.
+    """Name the kind of drift: what the signals over their limits speak for; of several, the cause of the lowest rank.
 
     Args:
-        drift: signal -> metric over its limit.
+        drift: signal -> statistic over its limit.
         classes_moved: largest change of a class's share among predictions.
     """
-    over = {name: ratio for name, ratio in drift.items() if ratio > 1}
+    over = sorted(((name, ratio) for name, ratio in drift.items() if ratio > 1), key=lambda kv: -kv[1])
     if not over:
         return Diagnosis("noise", ["No signal is over its limit now."])
-    said = [f"{name} is {ratio:.1f} times its limit" for name, ratio in sorted(over.items(), key=lambda kv: -kv[1])]
-    looks = max((over.get(name, 0.0) for name in STATISTICS), default=0.0)
-    image = over.get("image", 0.0)
-    if image and looks <= 3 * image:
-        return Diagnosis("new_images", [*said, "Embeddings left what the reference shows: images of another kind."])
-    if looks:
-        return Diagnosis(
-            "camera", [*said, "Images look different, while what they show moved little: light, focus, size or export."]
-        )
-    if "performance" in over:
-        return Diagnosis(
-            "concept", [*said, "The images look as before and are judged wrong more often: their meaning changed."]
-        )
-    if "prediction" in over:
-        mix = f"their mix changed (a class by {100 * classes_moved:.0f} points)"
-        return Diagnosis("prior", [*said, f"The images look as before; {mix}."])
-    if "alignment" in over:
-        said.append("Images look as before, and agree otherwise with the texts that belong to them.")
-        return Diagnosis("alignment", said)
-    if "similarity" in over or "margin" in over:
-        return Diagnosis(
-            "certainty",
-            [*said, "The images look as before and fall into the same classes; how sure the model is of them changed."],
-        )
-    return Diagnosis("texts", [*said, "Only the texts differ: another language, or other words."])
+    reasons = [f"{name} is {ratio:.1f} times its limit" for name, ratio in over]
+    worst: dict[Cause, float] = {}
+    for name, ratio in over:
+        worst.setdefault(cause_of(name), ratio)
+    if worst.get(CAMERA, 0.0) > 3 * worst.get(NEW_IMAGES, math.inf):  # embeddings follow what images look like
+        del worst[NEW_IMAGES]
+    cause = min(worst, key=lambda c: c.rank)
+    return Diagnosis(cause.kind, [*reasons, cause.reason.replace("{points}", f"{100 * classes_moved:.0f}")])
 
 
 def advise(diagnosis: Diagnosis, snapshot: DriftSnapshot, labels: Mapping[str, int], comparison: Comparison) -> Advice:

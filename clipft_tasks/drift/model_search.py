@@ -14,12 +14,13 @@ from PIL import Image
 
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
-from . import reference as references
 from .case import Calibration, Candidate, Comparison, Fit
 from .diagnosis import LABELS_NEEDED
 from .image_statistics import appearance
-from .reference import WINDOW, Reference, Rows
-from .statistics import Array, unit, wilson
+from .measure_reference import WINDOW
+from .reference import ImageRows, Reference, Sample
+from .signals import SampleComparison, ratios
+from .statistics import Array, calibrated_temperature, confidence, unit, wilson
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -115,19 +116,20 @@ class _Model:
 
     def __init__(self, domain: str, version: "ModelVersion") -> None:
         from .. import tracking
-        from ..model import build
         from ..model.package import WEIGHTS, read_preprocessing, weights_digest
 
         self.domain, self.version = domain, str(version.version)
         package = tracking.fetch_package(version)
         self.prompts = read_preprocessing(package).prompts
         self.reference = Reference.load(package, weights_digest(package / WEIGHTS))
-        self._load = lambda: build.from_folder(package, source=f"version {version.version} of {domain}")
+        self.package = package
 
     @cached_property
     def clip(self) -> "Clip":
         """Loaded when first asked for: comparing image statistics needs no weights."""
-        return self._load()
+        from ..model import build
+
+        return build.from_folder(self.package, source=f"version {self.version} of {self.domain}")
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings of images, (n, d)."""
@@ -152,14 +154,14 @@ class _Model:
 
     def fit(self, image: Array | None, statistics: Array) -> Fit:
         """How far images are from this model's reference; without embeddings by their image statistics alone."""
-        ref = self.reference
+        ref, count = self.reference, len(statistics)
         if image is None:
-            found = references.looks_signals(ref.rows, statistics) if len(statistics) else {}
+            rows = ImageRows(np.zeros((count, 0)), statistics, np.zeros((count, 0)))
         else:
-            rows = Rows(unit(image), statistics, self.scores(image, ref.classes, self.prompts))
-            found = references.signals(ref, rows)[0]
-        ratios = {name: max(0.0, value / ref.limits[name]) for name, value in found.items()}
-        signal, ratio = max(ratios.items(), key=lambda kv: kv[1], default=("", 0.0))
+            rows = ImageRows(unit(image), statistics, self.scores(image, ref.classes, self.prompts))
+        samples = SampleComparison(ref, ref.sample, Sample(rows, ref.text[:0], ref.paired[:0]))
+        found = ratios(samples, embedded=image is not None) if count else {}
+        signal, ratio = max(found.items(), key=lambda kv: kv[1], default=("", 0.0))
         return Fit(self.domain, self.version, signal, float(ratio), image is not None)
 
     def right(self, image: np.ndarray, labels: Sequence[str], labeled: Sequence[int], prompts: Sequence[str]) -> np.ndarray:
@@ -176,15 +178,15 @@ class _Model:
             return None
         scores = self.scores(image[known], classes, self.prompts)
         true = np.array([classes.index(labels[i]) for i in known])
-        confidence, right = references.confidence(scores, self.reference.facts["temperature"]), scores.argmax(axis=1) == true
+        expected, right = confidence(scores, self.reference.facts.temperature), scores.argmax(axis=1) == true
         low, high = wilson(int(right.sum()), len(right))
-        if low <= confidence <= high or abs(confidence - right.mean()) < MISSED:
+        if low <= expected <= high or abs(expected - right.mean()) < MISSED:
             return None
-        return Calibration(confidence, float(right.mean()), len(right), references.calibrated_temperature(scores, true))
+        return Calibration(expected, float(right.mean()), len(right), calibrated_temperature(scores, true))
 
     def nearest(self, image: np.ndarray) -> list[str]:
         """The reference's image most like each embedding, by sha256."""
-        names = self.reference.facts.get("images") or []
+        names = self.reference.facts.images
         if len(names) != len(self.reference.rows):  # a package of before
             return [""] * len(image)
         return [names[i] for i in (unit(image) @ self.reference.rows.image.T).argmax(axis=1)]

@@ -6,7 +6,6 @@ All of them are plain numpy on a few hundred rows, so a window costs millisecond
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ ENOUGH = 10  # permutations at least as far apart as what was found, after which
 AT_ONCE = 25  # permutations between two looks at whether that is so
 
 
-def one_thread() -> AbstractContextManager[Any]:
+def one_thread() -> AbstractContextManager[object]:
     """numpy and scipy compute in one thread inside the block, whatever else is busy.
 
     Their matrix products here take a millisecond; several BLAS threads beside PyTorch's wait for one another by spinning, which
@@ -30,7 +29,8 @@ def one_thread() -> AbstractContextManager[Any]:
 
     found = ThreadpoolController()
     own = [c.filepath for c in found.lib_controllers if c.internal_api == "openblas" and "torch" not in c.filepath]
-    return found.select(filepath=own).limit(limits=1)
+    limited: AbstractContextManager[object] = found.select(filepath=own).limit(limits=1)
+    return limited
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Projection:
         all eigenvectors; where variances are close, axes near the last may be mixed with those that come after.
         """
         mean = embeddings.mean(axis=0)
-        centerd, size = embeddings - mean, embeddings.shape[1]
+        centered, size = embeddings - mean, embeddings.shape[1]
         kept = min(width, len(embeddings) - 1, size)
         space = np.random.default_rng(0).standard_normal((size, min(kept + 8, size)), dtype=np.float32)
         for _ in range(2):
-            space, _ = np.linalg.qr(centerd.T @ (centerd @ space))
-        inside = centerd @ space
+            space, _ = np.linalg.qr(centered.T @ (centered @ space))
+        inside = centered @ space
         _, turn = np.linalg.eigh(inside.T @ inside)
         return cls(mean, (space @ turn[:, ::-1][:, :kept]).T)
 
@@ -66,15 +66,16 @@ class Projection:
 
         The rest matters: images of a rare kind often leave the subspace that the others span.
         """
-        centerd = embeddings - self.mean
-        along = centerd @ self.axes.T
-        rest = np.sqrt(np.maximum((centerd**2).sum(axis=1) - (along**2).sum(axis=1), 0.0))
+        centered = embeddings - self.mean
+        along = centered @ self.axes.T
+        rest = np.sqrt(np.maximum((centered**2).sum(axis=1) - (along**2).sum(axis=1), 0.0))
         return np.column_stack([along, rest])
 
 
 def unit(embeddings: Array) -> Array:
     """Embeddings (n, d) at length one: drift looks at directions, whatever similarity a model compares with."""
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    length = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return np.divide(embeddings, length)
 
 
 def median_distance(points: Array) -> float:
@@ -86,7 +87,8 @@ def median_distance(points: Array) -> float:
 
 def gaussian(a: Array, b: Array, width: float) -> Array:
     """Gaussian kernel of points (n, k) and (m, k): (n, m), fp32."""
-    return np.exp(-_squared_distances(a.astype(np.float32), b.astype(np.float32)) / np.float32(2 * width**2))
+    distances = _squared_distances(a.astype(np.float32), b.astype(np.float32))
+    return np.exp(np.divide(distances, np.float32(-2 * width**2)))
 
 
 def mmd(
@@ -123,7 +125,8 @@ def mmd(
         both = (inside * chosen).sum(axis=1)
         across = inside.sum(axis=1) - both
         others = total - both - 2 * across
-        return both / (m * (m - 1)) + others / (n * (n - 1)) - 2 * across / (n * m)
+        found: Array = both / (m * (m - 1)) + others / (n * (n - 1)) - 2 * across / (n * m)
+        return found
 
     value = float(discrepancy(np.r_[np.zeros(n), np.ones(m)][None].astype(np.float32))[0])
     if not permutations or value <= beyond:
@@ -248,6 +251,25 @@ def difference(right: int, count: int, right_before: int, count_before: int) -> 
     return float(now - before - below), float(now - before + above)
 
 
+def calibrated_temperature(similarity: Array, truth: Array) -> float:
+    """The softmax temperature of similarities under which held-out rows are likeliest (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+    choices = np.geomspace(0.002, 1.0, 120)
+
+    def loss(temperature: float) -> float:
+        logits = similarity / temperature
+        peak = logits.max(axis=1)
+        return float(np.mean(peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)) - logits[np.arange(len(truth)), truth]))
+
+    return float(min(choices, key=loss))
+
+
+def confidence(similarity: Array, temperature: float) -> float:
+    """Mean probability of the best class, of similarities (n, c): the accuracy that a calibrated model expects of itself."""
+    logits = similarity / temperature
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return float((odds.max(axis=1) / odds.sum(axis=1)).mean())
+
+
 def _squared_distances(a: Array, b: Array) -> Array:
-    distances = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
-    return np.maximum(distances, 0)
+    distances: Array = np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T, 0)
+    return distances

@@ -2,23 +2,19 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from . import reference as references
-from .reference import Reference, Rows
-from .statistics import Array, unit, wilson
+from .reference import ImageRows, Reference, Sample
+from .signals import ROW_KINDS, RowKind, SampleComparison, Signal, ratio, sources, window_metrics
+from .signals.feedback import interval
+from .statistics import Array, unit
+from .thresholds import WINDOW_MIN_ROWS, WINDOW_ROWS, WINDOW_SECONDS
 
-SIZE = 256  # images, and texts, that a window holds
-LEAST = 64  # below this nothing is said: chance would speak
-SECONDS = 3600.0  # what is older has left the window
 PERMUTATIONS = 250
-SIGNIFICANT = 0.005  # p-value above which no distance between embeddings counts
-JUDGED = 20  # answers below which nothing is said about performance
-DROP = 0.05  # of accuracy below what was promised, that performance may lose before it counts as drift
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,10 @@ class DriftMetrics:
     """What a window says.
 
     Attributes:
-        drift: signal -> metric over its limit; above 1 is drift. "performance" is there once feedback came.
+        drift: signal -> statistic over its limit; above 1 is drift. "performance" is there once feedback came.
         values: further metrics by name, in their own units.
         images, texts, feedback, pairs: how many the window holds.
-        behind: signal -> rows that it was measured on: the whole window's, or only its newest where those drift more.
+        rows: signal -> rows that it was measured on: the whole window's, or only its newest where those drift more.
     """
 
     drift: dict[str, float]
@@ -37,7 +33,7 @@ class DriftMetrics:
     images: int
     texts: int
     feedback: int
-    behind: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     pairs: int = 0
 
     @property
@@ -45,11 +41,15 @@ class DriftMetrics:
         """The signal that drifts most."""
         return max(self.drift.items(), key=lambda kv: kv[1], default=("", 0.0))
 
+    def count(self, kind: RowKind) -> int:
+        """How many rows of a kind the window holds."""
+        return int(getattr(self, kind))
+
 
 def pooled(windows: Sequence[DriftMetrics]) -> DriftMetrics:
     """Several replicas' windows of one version, as one: each counts by the rows that speak for it, as in Prometheus' rules.
 
-    Intervals are those of all judged answers together. A p-value belongs to one window, so several have none.
+    Intervals are those of all answers with feedback together. A p-value belongs to one window, so several have none.
     """
     if len(windows) == 1:
         return windows[0]
@@ -58,30 +58,32 @@ def pooled(windows: Sequence[DriftMetrics]) -> DriftMetrics:
         weight = sum(rows for _, rows in found)
         return sum(value * rows for value, rows in found) / weight if weight else 0.0
 
-    signals = dict.fromkeys(name for w in windows for name in w.drift)
-    drift = {name: mean([(w.drift[name], w.behind[name]) for w in windows if name in w.drift]) for name in signals}
-    behind = {name: sum(w.behind[name] for w in windows if name in w.drift) for name in signals}
-    values: dict[str, float] = {}
-    for name in dict.fromkeys(name for w in windows for name in w.values if not name.endswith("_p")):
-        kind = "texts" if name.startswith("text_") else {"alignment": "pairs", "accuracy": "feedback"}.get(name, "images")
-        values[name] = mean([(w.values[name], getattr(w, kind)) for w in windows if name in w.values])
-    images, texts, feedback, pairs = (sum(getattr(w, k) for w in windows) for k in ("images", "texts", "feedback", "pairs"))
+    names = dict.fromkeys(name for w in windows for name in w.drift)
+    drift = {name: mean([(w.drift[name], w.rows[name]) for w in windows if name in w.drift]) for name in names}
+    rows = {name: sum(w.rows[name] for w in windows if name in w.drift) for name in names}
+    weights = {name: metric.pooled_by for name, metric in window_metrics().items() if metric.pooled_by}
+    values = {
+        name: mean([(w.values[name], w.count(kind)) for w in windows if name in w.values])
+        for name, kind in weights.items()
+        if any(name in w.values for w in windows)
+    }
+    counts = {kind: sum(w.count(kind) for w in windows) for kind in ROW_KINDS}
     if "accuracy" in values:
-        values["accuracy_low"], values["accuracy_high"] = map(float, wilson(round(values["accuracy"] * feedback), feedback))
-    return DriftMetrics(drift, values, images, texts, feedback, behind, pairs)
+        values |= interval(round(values["accuracy"] * counts["feedback"]), counts["feedback"])
+    return DriftMetrics(drift, values, rows=rows, **counts)
 
 
 @dataclass
 class Window:
     """The last images and texts of one model version. Not for several threads at once; the server guards it.
 
-    Images arrive one request at a time and leave when SIZE newer ones came or SECONDS went by.
+    Images arrive one request at a time and leave when `size` newer ones came or `seconds` went by.
     """
 
     reference: Reference
-    size: int = SIZE
-    least: int = LEAST
-    seconds: float = SECONDS
+    size: int = WINDOW_ROWS
+    least: int = WINDOW_MIN_ROWS
+    seconds: float = WINDOW_SECONDS
     seen: int = 0  # images since the beginning
     changes: int = 0  # rows of any kind since the beginning
     _images: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
@@ -94,9 +96,9 @@ class Window:
             setattr(self, name, deque(maxlen=self.size))
 
     def add_images(self, image: Array, appearance: Array, similarity: Array) -> None:
-        """Images of one request: embeddings (n, d), appearance (n, 5), similarity with the model's own classes (n, c) or (n, 0).
+        """Images of one request: embeddings (n, d), image statistics (n, 5), similarity with the model's own classes (n, c) or (n, 0).
 
-        Rows that are no numbers are counted but not kept.
+        Rows that are not finite are counted but not kept.
         """
         now = time.time()
         self.seen += len(image)
@@ -121,14 +123,13 @@ class Window:
         self.changes += 1
         self._feedback.append((time.time(), right))
 
-    def rows(self) -> Rows:
+    def rows(self) -> ImageRows:
         """The images that are in the window now."""
         self._expire()
-        columns = list(zip(*self._images, strict=True))[1:] if self._images else []
-        if not columns:
-            ref = self.reference.rows
-            return Rows(ref.image[:0], ref.appearance[:0], ref.similarity[:0])
-        return Rows(*(np.stack(c) for c in columns))
+        if not self._images:
+            return self.reference.rows.take(np.arange(0))
+        _, *columns = zip(*self._images, strict=True)
+        return ImageRows(*(np.stack(c) for c in columns))
 
     def copy(self) -> "Window":
         """A snapshot, to be measured while the original goes on filling."""
@@ -137,78 +138,55 @@ class Window:
             getattr(out, name).extend(getattr(self, name))
         return out
 
+    def sample(self) -> Sample:
+        """Everything that is in the window now."""
+        rows = self.rows()  # drops what is too old
+        text = np.stack([row for _, row in self._texts]) if self._texts else np.zeros((0, 1))
+        paired = np.array([s for _, s in self._paired])
+        return Sample(rows, text, paired, len(self._feedback), sum(right for _, right in self._feedback))
+
     def measure(self, permutations: int = PERMUTATIONS) -> DriftMetrics:
         """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
-        ref, rows = self.reference, self.rows()
+        sample, reference = self.sample(), self.reference
         drift: dict[str, float] = {}
-        behind: dict[str, int] = {}
-        values: dict[str, Any] = {}
-        limits = ref.limits
-        if len(rows) >= self.least:
-            drift, values["image_mmd"], values["image_p"] = self._ratios(rows, permutations)
-            values["image_auc"] = references.told_apart(ref.rows.image, rows.image)
-            behind = dict.fromkeys(drift, len(rows))
-            if len(rows) > self.least:
-                # The newest rows alone show a change long before the whole window is full of it.
-                # Their p-value is not published, so it is computed only where it could decide something.
-                last = rows.take(np.arange(len(rows) - self.least, len(rows)))
-                newest, _, _ = self._ratios(last, permutations, beyond=limits["image"])
-                for name, ratio in newest.items():
-                    if ratio > drift[name]:
-                        drift[name], behind[name] = ratio, self.least
-            low, high = (np.array(ref.facts["range"][side]) for side in ("low", "high"))
-            outside = ((rows.appearance < low) | (rows.appearance > high)).any(axis=1)
-            values["out_of_range"] = float(outside.mean())
-            values |= self._confidence(rows)
-        text = np.stack([row for _, row in self._texts]) if self._texts else np.zeros((0, 1))
-        if len(text) >= self.least and "text" in limits:
-            values["text_mmd"], values["text_p"] = references.text_signal(ref, text, permutations)
-            drift["text"] = max(0.0, values["text_mmd"] / limits["text"])
-            if values["text_p"] > SIGNIFICANT:
-                drift["text"] = min(drift["text"], 1.0)
-            behind["text"] = len(text)
-            values["text_auc"] = references.told_apart(ref.text, text)
-            if len(rows) >= self.least:
-                values["modality_gap"] = _gap(rows.image, text)
-                values["reference_gap"] = _gap(ref.rows.image, ref.text)
-        if self._paired:
-            paired = np.array([s for _, s in self._paired])
-            values["alignment"] = float(paired.mean())
-            if len(paired) >= self.least and "alignment" in limits:
-                drift["alignment"] = references.alignment_signal(ref, paired) / limits["alignment"]
-                behind["alignment"] = len(paired)
-        count, right = len(self._feedback), sum(right for _, right in self._feedback)
-        if count:
-            values["accuracy"] = right / count
-            values["accuracy_low"], values["accuracy_high"] = wilson(right, count)
-            if ref.facts["promised"]["rows"] and count >= JUDGED:
-                # Only what even the upper end of the interval misses is a loss.
-                missed = ref.facts["promised"]["value"] - values["accuracy_high"]
-                drift["performance"], behind["performance"] = max(0.0, missed / DROP), count
-        ratios, others = ({k: float(v) for k, v in found.items()} for found in (drift, values))
-        return DriftMetrics(ratios, others, len(rows), len(text), count, behind, len(self._paired))
+        rows: dict[str, int] = {}
+        values: dict[str, float] = {}
+        whole = SampleComparison(reference, reference.sample, sample, self.least, permutations)
+        newest = self._newest(whole)
+        for source in sources():
+            found = None
+            limit = source.limit(reference) if isinstance(source, Signal) else None
+            if isinstance(source, Signal) and limit is not None and sample.count(source.rows) >= self._fewest(source):
+                found = source.measure(whole)
+                drift[source.name], rows[source.name] = ratio(found, limit), sample.count(source.rows)
+                if source.rows == "images" and newest:
+                    # Their p-value is not published, so it is computed only where it could decide something.
+                    last = ratio(source.measure(newest(limit)), limit)
+                    if last > drift[source.name]:
+                        drift[source.name], rows[source.name] = last, self.least
+            values |= {name: float(value) for name, value in source.values(whole, found).items()}
+        counts = {kind: sample.count(kind) for kind in ROW_KINDS}
+        return DriftMetrics(drift, values, rows=rows, **counts)
 
-    def _ratios(self, rows: Rows, permutations: int, beyond: float = -np.inf) -> tuple[dict[str, float], float, float]:
-        """Signals over their limits, the MMD, and its p-value; a distance that chance explains is never over its limit."""
-        signals, p = references.signals(self.reference, rows, permutations=permutations, beyond=beyond)
-        ratios = {name: max(0.0, value / self.reference.limits[name]) for name, value in signals.items()}
-        if p > SIGNIFICANT:
-            ratios["image"] = min(ratios["image"], 1.0)
-        return ratios, signals["image"], p
+    def _fewest(self, signal: Signal) -> int:
+        return self.least if signal.fewest_rows is None else signal.fewest_rows
 
-    def _confidence(self, rows: Rows) -> dict[str, float]:
-        """Accuracy as calibrated confidence would have it."""
-        if rows.similarity.shape[1] < 2:
-            return {}
-        return {"accuracy_estimate": references.confidence(rows.similarity, self.reference.facts["temperature"])}
+    def _newest(self, whole: SampleComparison) -> Callable[[float], SampleComparison] | None:
+        """The newest images alone, which show a change long before the whole window is full of it, by what is tested above."""
+        images = whole.window.images
+        if len(images) <= self.least:
+            return None
+        last = replace(whole.window, images=images.take(np.arange(len(images) - self.least, len(images))))
+        return lambda limit: replace(whole, window=last, tested_above=limit)
 
     def _expire(self) -> None:
         oldest = time.time() - self.seconds
-        for queue in (self._images, self._texts, self._paired, self._feedback):
-            while queue and queue[0][0] < oldest:  # type: ignore[index]
-                queue.popleft()  # type: ignore[attr-defined]
-
-
-def _gap(image: Array, text: Array) -> float:
-    """How far the mean image is from the mean text."""
-    return float(np.linalg.norm(image.mean(axis=0) - text.mean(axis=0)))
+        queues: tuple[deque[Any], ...] = (
+            self._images,
+            self._texts,
+            self._paired,
+            self._feedback,
+        )  # of rows that begin with a time
+        for queue in queues:
+            while queue and queue[0][0] < oldest:
+                queue.popleft()

@@ -5,14 +5,27 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from ..contracts.base import VersionedRecord
 from ..core.console import say
 from .connection import client, retryable
 
-CHECKPOINT = "clipft.checkpoint"
+CHECKPOINT = "clipft.checkpoint"  # the run's tag
+
+
+class SavedCheckpoint(VersionedRecord):
+    """What the tag says: the artifact's name, its digest, and what the file is called on a machine that trains."""
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "the checkpoint"
+
+    name: str
+    sha256: str
+    file: str
 
 
 def save_checkpoint(run_id: str, path: Path) -> None:
@@ -32,8 +45,9 @@ def save_checkpoint(run_id: str, path: Path) -> None:
         there.log_artifact(run_id, str(copy), "checkpoints")
     finally:
         copy.unlink()
-    there.set_tag(run_id, CHECKPOINT, json.dumps({"name": name, "sha256": digest, "file": path.name}))
-    if before and (old := json.loads(before)["name"]) != name:
+    saved = SavedCheckpoint(name=name, sha256=digest, file=path.name)
+    there.set_tag(run_id, CHECKPOINT, json.dumps(saved.to_json()))
+    if before and (old := _read(before).name) != name:
         _delete_artifact(run_id, old)
 
 
@@ -45,9 +59,9 @@ def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
     tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
     if not tag:
         return None
-    about = json.loads(tag)
+    about = _read(tag)
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / about["file"]
+    target = folder / about.file
     if any(p.name >= target.name for p in folder.glob("step-*.pt")):
         return None
     incoming = folder / "incoming"
@@ -55,13 +69,13 @@ def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
     incoming.mkdir()
     try:
         with retryable():
-            got = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{about['name']}", dst_path=str(incoming)))
+            got = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{about.name}", dst_path=str(incoming)))
         with got.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != about.sha256:
                 raise OSError("its digest is another")
         os.replace(got, target)
     except (MlflowException, OSError) as error:
-        say(f"Checkpoint {about['name']} of run {run_id} cannot be used ({error}): training begins again.")
+        say(f"Checkpoint {about.name} of run {run_id} cannot be used ({error}): training begins again.")
         return None
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -73,7 +87,11 @@ def delete_checkpoint(run_id: str) -> None:
     tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
     if tag:
         client().delete_tag(run_id, CHECKPOINT)
-        _delete_artifact(run_id, json.loads(tag)["name"])
+        _delete_artifact(run_id, _read(tag).name)
+
+
+def _read(tag: str) -> SavedCheckpoint:
+    return SavedCheckpoint.from_json(json.loads(tag))
 
 
 def _delete_artifact(run_id: str, name: str) -> None:

@@ -18,17 +18,17 @@ def get_or_create_experiment(name: str) -> str:
     """The id of an experiment, created on first use."""
     found = client().get_experiment_by_name(name)
     if found:
-        return cast(str, found.experiment_id)
+        return found.experiment_id
     where = None
     if settings().tracking_uri.startswith("sqlite:"):
         where = settings().folder("mlflow", "artifacts", name).as_uri()
     try:
-        return cast(str, client().create_experiment(name, artifact_location=where))
+        return client().create_experiment(name, artifact_location=where)
     except MlflowException:  # another task was first
         found = client().get_experiment_by_name(name)
         if not found:
             raise
-        return cast(str, found.experiment_id)
+        return found.experiment_id
 
 
 def find_run(key: str, experiment_id: str) -> Run | None:

@@ -12,7 +12,7 @@ from ..contracts.stages import TuneResult
 from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import get_domain
-from ..drift.build_reference import take
+from ..drift.build_reference import build_reference
 from ..model import recorded_answers
 from ..model.clip import Clip
 from ..model.package import write_package
@@ -81,5 +81,5 @@ def write_candidate(
         clip,
         card,
         recorded_answers.record(clip, images.take(spread).numpy(), texts),
-        lambda place, weights: take(clip, dataset, get_domain(spec.domain), side, weights).save(place),
+        lambda place, weights: build_reference(clip, dataset, get_domain(spec.domain), side, weights).save(place),
     )

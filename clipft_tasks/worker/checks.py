@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import httpx
 
+from ..contracts.worker_gateway import CLOCK_LEEWAY
 from ..core import versions
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from .membership import ControlPlane, Membership
 
-LEEWAY = 30  # seconds that the clocks may differ; the worker gateway's own
 NO_OBJECT = f"files/md5/00/{'0' * 30}"  # nobody has it: the store says 404, once it accepts who asks
 NEEDED_GB = 8  # shards, decoded images, two checkpoints and a package of a mid-sized model
 
@@ -33,8 +33,8 @@ def compatibility(theirs: ControlPlane) -> Iterator[Line]:
     skew, software = theirs.skew, theirs.about.software
     said = f"{abs(skew):.1f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
     mend = "sudo sntp -sS time.apple.com" if platform.system() == "Darwin" else "sudo timedatectl set-ntp true"
-    right = abs(skew) <= LEEWAY
-    yield Line("clock", right, said if right else f"{said}; {LEEWAY} are allowed", "" if right else mend)
+    right = abs(skew) <= CLOCK_LEEWAY
+    yield Line("clock", right, said if right else f"{said}; {CLOCK_LEEWAY} are allowed", "" if right else mend)
     differ = versions.differences(software)
     shown = ", ".join(f"{k} {v}" for k, v in software.versions.items())
     if not differ:

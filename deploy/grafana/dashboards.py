@@ -12,14 +12,18 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
+from clipft_tasks.drift.image_statistics import IMAGE_STATISTICS
+from clipft_tasks.drift.signals import window_metrics
+
 Query = tuple[str, str]  # PromQL, legend
 Panel = tuple[str, str, list[Query]]  # title, unit, queries
 
 
-def weighed(metric: str, kind: str = "images") -> str:
-    """A metric of the windows over any number of replicas: each counts by the rows in its window."""
-    rows = f"clipft_window_items{{kind='{kind}'}}"
-    return f"sum by (domain, version) ({metric} * ignoring (kind) {rows}) / sum by (domain, version) ({rows} and ignoring (kind) {metric})"
+def pooled(name: str) -> str:
+    """A metric of the windows (see `drift.signals`) over any number of replicas: each counts by the rows that it is a mean over."""
+    metric = window_metrics()[name]
+    gauge, rows = f"clipft_{metric.prometheus}", f"clipft_window_items{{kind='{metric.pooled_by}'}}"
+    return f"sum by (domain, version) ({gauge} * ignoring (kind) {rows}) / sum by (domain, version) ({rows} and ignoring (kind) {gauge})"
 
 
 SERVICE: list[Panel] = [
@@ -39,18 +43,18 @@ SERVICE: list[Panel] = [
 MODEL: list[Panel] = [
     ("Drift over its limit", "short", [("clipft:drift_ratio", "{{domain}} v{{version}} {{signal}}")]),
     ("Told from the reference (.5 = same)", "short", [
-        (weighed("clipft_image_drift_auc"), "{{domain}} v{{version}} images"),
-        (weighed("clipft_text_drift_auc", "texts"), "{{domain}} v{{version}} texts"),
+        (pooled("image_auc"), "{{domain}} v{{version}} images"),
+        (pooled("text_auc"), "{{domain}} v{{version}} texts"),
     ]),
-    ("Judged answers that were right", "percentunit", [
+    ("Answers with feedback that were right", "percentunit", [
         ("clipft:live_accuracy_ratio", "{{domain}} v{{version}}"), ("clipft:live_accuracy_low_ratio", "low"),
-        ("clipft:live_accuracy_high_ratio", "high"), ("max by (domain, version) (clipft_promised_accuracy_ratio)", "promised {{domain}}"),
-        (weighed("clipft_estimated_accuracy_ratio"), "estimate without labels {{domain}}"),
+        ("clipft:live_accuracy_high_ratio", "high"), ("max by (domain, version) (clipft_baseline_accuracy_ratio)", "at training {{domain}}"),
+        (pooled("accuracy_estimate"), "estimate without labels {{domain}}"),
     ]),
     ("Alignment of images with their own texts", "short", [
-        (weighed("clipft_alignment_similarity", "pairs"), "{{domain}} v{{version}}"),
+        (pooled("alignment"), "{{domain}} v{{version}}"),
     ]),
-    ("Modality gap", "short", [(weighed("clipft_modality_gap"), "{{domain}} v{{version}}"),
+    ("Modality gap", "short", [(pooled("modality_gap"), "{{domain}} v{{version}}"),
                                ("max by (domain, version) (clipft_reference_modality_gap)", "reference {{domain}}")]),
     ("Predicted classes a second", "ops", [("sum by (domain, label) (rate(clipft_predictions_total[5m]))", "{{domain}} {{label}}")]),
     ("Best similarity and its lead, median", "short", [
@@ -58,11 +62,11 @@ MODEL: list[Panel] = [
         ("histogram_quantile(0.5, sum by (le, domain) (rate(clipft_similarity_margin_bucket[5m])))", "{{domain}} lead"),
     ]),
     ("What images look like, median", "short", [
-        (f"histogram_quantile(0.5, sum by (le, domain) (rate(clipft_image_{name}_bucket[5m])))", f"{{{{domain}}}} {name.split('_')[0]}")
-        for name in ("brightness_ratio", "contrast_ratio", "sharpness")
+        (f"histogram_quantile(0.5, sum by (le, domain) (rate(clipft_image_{s.prometheus}_bucket[5m])))", f"{{{{domain}}}} {s.name}")
+        for s in IMAGE_STATISTICS if s.prometheus and not s.log2  # pixels would hide the others
     ]),
     ("Rows in the window", "short", [("clipft:window_items", "{{domain}} {{kind}}")]),
-    ("Images outside the reference's range", "percentunit", [(weighed("clipft_out_of_range_ratio"), "{{domain}}")]),
+    ("Images outside the reference's range", "percentunit", [(pooled("out_of_range"), "{{domain}}")]),
     ("Live versions", "short", [("sum by (domain, version, dataset) (clipft_model_info)", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
                                         ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),

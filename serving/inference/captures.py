@@ -87,7 +87,7 @@ class Captures:
         reference = model.reference  # without one, nothing tells what is new or doubtful: chance alone chooses
         novelty = reference.novelty(ranking.image) if reference else np.zeros(len(images))
         ranked = np.sort(ranking.scores, axis=1)
-        unsure = ranked[:, -1] - ranked[:, -2] < (reference.unsure_below if reference else 0.0)
+        unsure = ranked[:, -1] - ranked[:, -2] < (reference.uncertainty_threshold if reference else 0.0)
         request, now, labels = hashed(request_id), time.time(), ranking.labels
         for i, (image, draw) in enumerate(zip(images, draws, strict=True)):
             why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""

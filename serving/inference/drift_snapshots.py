@@ -16,7 +16,7 @@ def snapshot(domain: str, version: str, metrics: DriftMetrics, baseline: Baselin
         texts=metrics.texts,
         feedback=metrics.feedback,
         pairs=metrics.pairs,
-        rows=metrics.behind,
+        rows=metrics.rows,
         drift=metrics.drift,
         values=metrics.values,
         baseline=baseline,

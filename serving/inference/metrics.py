@@ -3,16 +3,14 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
-from clipft_tasks.drift.image_statistics import STATISTICS
+from clipft_tasks.drift.image_statistics import IMAGE_STATISTICS
+from clipft_tasks.drift.signals import ROW_KINDS, window_metrics
 from clipft_tasks.drift.window import DriftMetrics
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 # Finest from 0 to 1, where cosines lie; distances are negative, and inner products have no end.
 LEAD = (*(round(x * 0.05, 2) for x in range(0, 21)), 2.0, 5.0, 10.0)
 SIMILARITY = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, *LEAD)
-
-
-KINDS = ("images", "texts", "pairs", "feedback")  # of rows in a window
 
 
 class Metrics:
@@ -53,8 +51,11 @@ class Metrics:
         )
         # What images look like before any model: the window says how far that moved, these add up over replicas.
         self.appearance = {
-            name: Histogram(f"clipft_image_{metric}", text, ["domain", "version"], buckets=buckets, registry=registry)
-            for name, (metric, text, buckets) in APPEARANCE.items()
+            s.name: Histogram(
+                f"clipft_image_{s.prometheus}", s.help, ["domain", "version"], buckets=s.buckets, registry=registry
+            )
+            for s in IMAGE_STATISTICS
+            if s.prometheus
         }
         self.predictions = Counter(
             "clipft_predictions_total", "Answers of the classifier over the model's own classes.",
@@ -86,10 +87,11 @@ class Metrics:
             "clipft_window_items", "Rows behind the window's metrics.", [*of_version, "kind"], registry=registry
         )
         self.values = {
-            name: Gauge(f"clipft_{metric}", text, of_version, registry=registry) for name, (metric, text) in VALUES.items()
+            metric.name: Gauge(f"clipft_{metric.prometheus}", metric.description, of_version, registry=registry)
+            for metric in window_metrics().values()
         }
-        self.promised = Gauge(
-            "clipft_promised_accuracy_ratio", "Accuracy on held-out rows when the version was trained.", of_version,
+        self.baseline = Gauge(
+            "clipft_baseline_accuracy_ratio", "Accuracy on held-out rows when the version was trained.", of_version,
             registry=registry,
         )  # fmt: skip
         self.measured = Gauge(
@@ -99,7 +101,7 @@ class Metrics:
             "clipft_drift_measuring_seconds", "Time to measure one window.", buckets=SECONDS, registry=registry
         )
         self.feedback = Counter(
-            "clipft_feedback_total", "Answers that somebody judged.", [*of_version, "verdict"], registry=registry
+            "clipft_feedback_total", "Answers whose true label is known.", [*of_version, "verdict"], registry=registry
         )
         self.captures = Counter(
             "clipft_captures_total", "Requests kept for labeling, or why not.", ["domain", "outcome"], registry=registry
@@ -119,18 +121,17 @@ class Metrics:
 
     def observe_appearance(self, domain: str, version: str, appearance: np.ndarray) -> None:
         """Image statistics, (n, 5)."""
-        for i, name in enumerate(STATISTICS):
-            if name in APPEARANCE:
-                column = appearance[:, i]
-                histogram = self.appearance[name].labels(domain, version)
-                for value in (np.exp2(column) if name == "side" else column).tolist():
+        for column, statistic in zip(appearance.T, IMAGE_STATISTICS, strict=True):
+            if statistic.prometheus:
+                histogram = self.appearance[statistic.name].labels(domain, version)
+                for value in (np.exp2(column) if statistic.log2 else column).tolist():
                     histogram.observe(value)
 
     def publish(self, domain: str, version: str, measured: DriftMetrics) -> None:
         """Set the gauges of a window; what it no longer says is taken away rather than left standing."""
         for name, ratio in measured.drift.items():
             self.drift.labels(domain, version, name).set(ratio)
-            self.drift_items.labels(domain, version, name).set(measured.behind[name])
+            self.drift_items.labels(domain, version, name).set(measured.rows[name])
         before = self._signals.get((domain, version), set())
         for name in before - measured.drift.keys():
             self.drift.remove(domain, version, name)
@@ -141,47 +142,16 @@ class Metrics:
                 gauge.labels(domain, version).set(measured.values[name])
             else:
                 _remove(gauge, domain, version)
-        for kind in KINDS:
-            self.window.labels(domain, version, kind).set(getattr(measured, kind))
+        for kind in ROW_KINDS:
+            self.window.labels(domain, version, kind).set(measured.count(kind))
 
     def forget(self, domain: str, version: str) -> None:
         """A version is no longer live: its window's metrics end."""
         self.publish(domain, version, DriftMetrics({}, {}, 0, 0, 0))
-        for kind in KINDS:
+        for kind in ROW_KINDS:
             _remove(self.window, domain, version, kind)
-        for gauge in (self.promised, self.measured):
+        for gauge in (self.baseline, self.measured):
             _remove(gauge, domain, version)
-
-
-APPEARANCE: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "brightness": ("brightness_ratio", "Mean luminance of images; 1 is white.", tuple(x / 10 for x in range(1, 10))),
-    "contrast": (
-        "contrast_ratio",
-        "Standard deviation of their luminance.",
-        (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4),
-    ),
-    "sharpness": ("sharpness", "Their detail beside their contrast, as log2.", (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2)),
-    "side": ("side_pixels", "Their shorter side.", (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)),
-}
-VALUES = {
-    "image_mmd": ("image_drift_mmd", "Squared maximum mean discrepancy of images from the reference."),
-    "image_p": ("image_drift_p_value", "Permutation p-value of the images' discrepancy."),
-    "image_auc": (
-        "image_drift_auc",
-        "How well a classifier tells the window's images from the reference's; .5 is not at all.",
-    ),
-    "text_mmd": ("text_drift_mmd", "Squared maximum mean discrepancy of texts from the reference."),
-    "text_auc": ("text_drift_auc", "How well a classifier tells the window's texts from the reference's; .5 is not at all."),
-    "text_p": ("text_drift_p_value", "Permutation p-value of the texts' discrepancy."),
-    "modality_gap": ("modality_gap", "Distance between the mean image and the mean text."),
-    "reference_gap": ("reference_modality_gap", "The same distance in the reference."),
-    "alignment": ("alignment_similarity", "Mean similarity of images with the text that belongs to them."),
-    "out_of_range": ("out_of_range_ratio", "Share of images whose appearance lies outside the reference's range."),
-    "accuracy_estimate": ("estimated_accuracy_ratio", "Accuracy as calibrated confidence has it: an estimate, without labels."),
-    "accuracy": ("live_accuracy_ratio", "Share of judged answers that were right."),
-    "accuracy_low": ("live_accuracy_low_ratio", "Lower end of its 95% interval."),
-    "accuracy_high": ("live_accuracy_high_ratio", "Upper end of its 95% interval."),
-}
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

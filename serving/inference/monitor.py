@@ -103,7 +103,7 @@ class Monitor:
     def watch(self, model: LoadedModel) -> None:
         """A version went live: its window starts empty, with its own reference. Metrics of the one before are taken away."""
         reference = model.reference
-        baseline = BaselineAccuracy.model_validate(reference.facts["promised"]) if reference else None
+        baseline = reference.facts.baseline if reference else None
         with self._lock:
             self._watched.pop(model.domain, None)
             if before := self._live.get(model.domain):
@@ -116,7 +116,7 @@ class Monitor:
             return
         self.metrics.measured.labels(model.domain, model.version).set(reference is not None)
         if baseline and baseline.rows:
-            self.metrics.promised.labels(model.domain, model.version).set(baseline.value)
+            self.metrics.baseline.labels(model.domain, model.version).set(baseline.value)
 
     def should_sample(self, model: LoadedModel, count: int) -> bool:
         """Whether the next `count` images of a version are for its window; where not, their statistics need not be computed."""

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from clipft_tasks.core.settings import EnvironmentSettings
+from clipft_tasks.drift.thresholds import WINDOW_MIN_ROWS, WINDOW_ROWS, WINDOW_SECONDS
 from clipft_tasks.spec import DeviceName
 
 
@@ -29,12 +30,12 @@ class ServingSettings(EnvironmentSettings):
     )
     drift: bool = Field(True, description="whether windows of the traffic are kept and measured at all")
     drift_seconds: float = Field(5, ge=0, description="seconds between measurements of the windows; 0 measures when asked")
-    window: int = Field(256, ge=16, description="images, and texts, that a window holds")
+    window: int = Field(WINDOW_ROWS, ge=16, description="images, and texts, that a window holds")
     window_rate: float = Field(
         5, gt=0, description="images a second that a window takes in, after a burst that fills it; others are answered only"
     )
-    window_least: int = Field(64, ge=16, description="rows below which a window says nothing")
-    window_minutes: float = Field(60, gt=0, description="age at which a row leaves the window")
+    window_least: int = Field(WINDOW_MIN_ROWS, ge=16, description="rows below which a window says nothing")
+    window_minutes: float = Field(WINDOW_SECONDS / 60, gt=0, description="age at which a row leaves the window")
     capture: float | None = Field(None, ge=0, le=1, description="share of requests kept for labeling; unset: the domain's")
     capture_mb: float = Field(500, ge=0, description="most space of captured images per domain; the oldest go first")
     capture_days: float = Field(30, gt=0, description="age at which a captured image is deleted")

@@ -9,11 +9,13 @@ from typing import Annotated
 import jwt
 from fastapi import Depends, Header, HTTPException, Request
 
+from clipft_tasks.contracts.worker_gateway import CLOCK_LEEWAY
+
 from . import policy
 from .object_signing import ObjectSigner
 from .settings import GatewaySettings
 from .store import NAME, Worker, WorkerStore
-from .tokens import AUDIENCE, LEEWAY, TokenIssuer
+from .tokens import AUDIENCE, TokenIssuer
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="clipft", charset="UTF-8"'}
 AGAIN = "Have an operator run `clipft worker invite {name}` on the control plane, then join again with the new code."
@@ -65,14 +67,14 @@ class Gateway:
         secret = self.tokens.worker_secret(worker.name, worker.nonce)
         try:
             claims = jwt.decode(
-                token, secret, algorithms=["HS512"], audience=AUDIENCE, leeway=LEEWAY,
+                token, secret, algorithms=["HS512"], audience=AUDIENCE, leeway=CLOCK_LEEWAY,
                 options={"require": ["iat", "exp", "nbf"]},
             )  # fmt: skip
         except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError):
             claims = jwt.decode(token, options={"verify_signature": False})
             late = time.time() - float(claims["iat"])
             raise HTTPException(
-                403, f"The clock of worker {name} is {abs(late):.0f} s {'behind' if late > 0 else 'ahead'}; {LEEWAY} are allowed. "
+                403, f"The clock of worker {name} is {abs(late):.0f} s {'behind' if late > 0 else 'ahead'}; {CLOCK_LEEWAY} are allowed. "
                 "Set it by the network: `sudo sntp -sS time.apple.com` (macOS), `sudo timedatectl set-ntp true` (Linux).",
             ) from None  # fmt: skip
         except jwt.InvalidTokenError:

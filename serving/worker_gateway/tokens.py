@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 ISSUER, AUDIENCE, KEY_ID = "clipft-worker-gateway", "api", "worker-gateway"
-LEEWAY = 30  # seconds that two clocks may differ
 LIFETIME = 60  # seconds that a token for Airflow holds
 
 

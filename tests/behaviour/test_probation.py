@@ -162,8 +162,8 @@ def test_approval_is_asked_for_where_the_spec_requires_it(server):
     assert fire(alert("2", "performance"), run="worse", spec=asking).approval is True
 
 
-def test_a_version_that_breaks_its_promise_but_is_no_worse_than_the_one_before_stays(server):
-    """Half as many right as promised, and as many as before: going back would help nobody."""
+def test_a_version_that_drops_below_its_baseline_but_is_no_worse_than_the_one_before_stays(server):
+    """Half as many right as at training, and as many as before: going back would help nobody."""
     readapted(server, right=14, wrong=16)
     judge(server, 14, 16)
     assert server.get("/v1/drift/general").json()["drift"]["performance"] > 1
@@ -175,7 +175,7 @@ def test_a_version_that_breaks_its_promise_but_is_no_worse_than_the_one_before_s
     assert [past.outcome for past in now().history] == ["recovered"]
 
 
-def test_where_too_little_was_judged_before_the_promise_decides(server):
+def test_where_too_little_was_judged_before_the_baseline_decides(server):
     readapted(server, right=3, wrong=2)
     judge(server, 0, 30)
     taken = fire(alert("2", "performance"), run="worse")

@@ -230,13 +230,13 @@ def test_without_the_token_there_is_no_feedback_and_nothing_to_see_of_the_traffi
 
 
 def test_the_gauges_appear_without_anybody_asking(server):
-    assert of_version(server, "1") <= {"clipft_drift_measured", "clipft_promised_accuracy_ratio", "clipft_window_items"}
+    assert of_version(server, "1") <= {"clipft_drift_measured", "clipft_baseline_accuracy_ratio", "clipft_window_items"}
     classify(server, [CHANGES["resized"][0](p) for p in ordinary(SIZE)])
     server.until(lambda: server.metrics().get(("clipft_drift_ratio", "general", "side", "1"), 0) > 1, 20)
     metrics = server.metrics()
     assert metrics["clipft_drift_measured", "general", "1"] == 1
     assert metrics["clipft_window_items", "general", "images", "1"] == SIZE
-    assert metrics["clipft_promised_accuracy_ratio", "general", "1"] > 0.8
+    assert metrics["clipft_baseline_accuracy_ratio", "general", "1"] > 0.8
     said = drift(server)
     for signal, ratio in said["drift"].items():
         assert metrics["clipft_drift_ratio", "general", signal, "1"] == pytest.approx(ratio)
@@ -316,7 +316,7 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "facts that are no JSON": lambda folder: (folder / "reference.json").write_text("{"),
     "facts that are a list": lambda folder: (folder / "reference.json").write_text("[]"),
     "facts without the weights": of_facts(lambda facts: facts.pop("weights")),
-    "facts without a promise": of_facts(lambda facts: facts.pop("promised")),
+    "facts without a baseline": of_facts(lambda facts: facts.pop("baseline")),
     "facts without limits": of_facts(lambda facts: facts.pop("limits")),
 }
 

@@ -13,7 +13,7 @@ from clipft_tasks.contracts.drift import BaselineAccuracy, Capture, DriftSnapsho
 from clipft_tasks.drift import report
 from clipft_tasks.drift.case import Advice, Calibration, Candidate, Comparison, Diagnosis, DriftCase, Fit
 from clipft_tasks.drift.image_statistics import STATISTICS
-from clipft_tasks.drift.reference import Reference, Rows
+from clipft_tasks.drift.reference import ImageRows, Reference, ReferenceFacts
 
 # The page -----------------------------------------------------------------------------------------------------------
 
@@ -21,15 +21,15 @@ CLASSES = ["good cell", "bad cell"]
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
 
 
-def rows(count: int, classes: int = 2, seed: int = 0) -> Rows:
+def rows(count: int, classes: int = 2, seed: int = 0) -> ImageRows:
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(count, 8)).astype(np.float32)
-    return Rows(image, rng.normal(size=(count, len(STATISTICS))), rng.normal(size=(count, classes)))
+    return ImageRows(image, rng.normal(size=(count, len(STATISTICS))), rng.normal(size=(count, classes)))
 
 
 def a_reference(classes: list[str] = CLASSES) -> Reference:
     sample = rows(50, len(classes))
-    return Reference(sample, sample.image, {"classes": classes})
+    return Reference(sample, sample.image, ReferenceFacts.model_construct(classes=classes))
 
 
 def a_window(count: int = 70, classes: int = 2) -> WindowRows:
@@ -191,7 +191,7 @@ def test_a_broken_image_is_left_out_and_the_others_are_shown(data):
 def test_signals_that_never_change_are_drawn_too():
     same = np.zeros((50, len(STATISTICS)))
     reference = a_reference()
-    flat = Reference(Rows(reference.rows.image, same, reference.rows.similarity), reference.text, reference.facts)
+    flat = Reference(ImageRows(reference.rows.image, same, reference.rows.similarity), reference.text, reference.facts)
     assert Parts(page(reference=flat, window=a_window().model_copy(update={"appearance": same.tolist()}))).tags.count(
         "svg"
     ) == len(STATISTICS)

@@ -4,12 +4,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fixtures.references import IMAGES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked, told
+from fixtures import references
+from fixtures.references import IMAGES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked
 
+from clipft_tasks.contracts.drift import BaselineAccuracy
 from clipft_tasks.drift import window as module
-from clipft_tasks.drift.reference import Reference, Rows
+from clipft_tasks.drift.reference import ImageRows, Reference
 from clipft_tasks.drift.statistics import wilson
-from clipft_tasks.drift.window import DROP, JUDGED, LEAST, SECONDS, SIGNIFICANT, SIZE, DriftMetrics, Window, pooled
+from clipft_tasks.drift.thresholds import (
+    ACCURACY_DROP,
+    MIN_JUDGED,
+    SIGNIFICANCE,
+)
+from clipft_tasks.drift.thresholds import (
+    WINDOW_MIN_ROWS as LEAST,
+)
+from clipft_tasks.drift.thresholds import (
+    WINDOW_ROWS as SIZE,
+)
+from clipft_tasks.drift.thresholds import (
+    WINDOW_SECONDS as SECONDS,
+)
+from clipft_tasks.drift.window import DriftMetrics, Window, pooled
 
 NOW = 1_800_000_000.0
 
@@ -29,18 +45,18 @@ def clock(monkeypatch):
     return clock
 
 
-def add(window: Window, rows: Rows) -> Window:
+def add(window: Window, rows: ImageRows) -> Window:
     window.add_images(rows.image, rows.appearance, rows.similarity)
     return window
 
 
-def seen(rows: Rows, reference: Reference | None = None) -> DriftMetrics:
+def seen(rows: ImageRows, reference: Reference | None = None) -> DriftMetrics:
     return add(Window(reference or a_reference()), rows).measure()
 
 
 def with_facts(**facts: object) -> Reference:
     """The reference as if it had found something else."""
-    return replace(a_reference(), facts=a_reference().facts | facts)
+    return replace(a_reference(), facts=a_reference().facts.model_copy(update=facts))
 
 
 # What it says ---------------------------------------------------------------------------------------------------------
@@ -53,14 +69,14 @@ def test_images_and_texts_like_the_references_are_no_drift():
     assert set(measured.drift) == IMAGES | PREDICTIONS | {"text"}
     assert all(0 <= ratio <= 1 for ratio in measured.drift.values())
     assert (measured.images, measured.texts, measured.feedback) == (200, 200, 0)
-    assert measured.values["image_p"] > SIGNIFICANT and measured.values["text_p"] > SIGNIFICANT
+    assert measured.values["image_p"] > SIGNIFICANCE and measured.values["text_p"] > SIGNIFICANCE
     assert measured.values["out_of_range"] < 0.05
 
 
 def test_strange_images_drift_and_are_told_apart():
     measured = seen(looked(100, 5, strange=1.0))
     assert measured.drift["image"] > 3 and measured.worst[1] >= measured.drift["image"]
-    assert measured.values["image_p"] <= SIGNIFICANT and measured.values["image_auc"] > 0.9
+    assert measured.values["image_p"] <= SIGNIFICANCE and measured.values["image_auc"] > 0.9
 
 
 def test_brighter_images_drift_in_brightness_alone_and_may_leave_the_range():
@@ -112,13 +128,13 @@ def test_the_gap_and_alignment_of_images_with_texts_are_told():
 
 def test_images_that_agree_less_with_their_own_texts_are_drift_of_the_alignment_once_there_are_enough():
     rng = np.random.default_rng(0)
-    reference = told(looked(SEEN, 0), paired=rng.normal(0.3, 0.05, SEEN))
+    reference = references.measured(looked(SEEN, 0), paired=rng.normal(0.3, 0.05, SEEN))
     window = Window(reference)
     window.add_pairs(rng.normal(0.3, 0.05, LEAST))
     assert window.measure().drift["alignment"] <= 1
     window.add_pairs(rng.normal(0.15, 0.05, SIZE))
     measured = window.measure()
-    assert measured.drift["alignment"] > 1 and measured.behind["alignment"] == SIZE
+    assert measured.drift["alignment"] > 1 and measured.rows["alignment"] == SIZE
     few = Window(reference)
     few.add_pairs(rng.normal(0.15, 0.05, LEAST - 1))
     assert few.measure().drift == {} and few.measure().values["alignment"] < 0.2
@@ -130,19 +146,19 @@ def test_images_that_agree_less_with_their_own_texts_are_drift_of_the_alignment_
 def test_each_signal_says_on_how_many_rows_it_was_measured():
     window = add(Window(a_reference()), looked(SIZE, 5))
     window.add_texts(captions(100, 6))
-    for n in range(JUDGED):
+    for n in range(MIN_JUDGED):
         window.add_feedback(n > 2)
     settled = window.measure()
-    assert set(settled.behind) == set(settled.drift) and set(settled.behind.values()) == {SIZE, LEAST, 100, JUDGED}
-    assert (settled.behind["text"], settled.behind["performance"]) == (100, JUDGED)
-    assert set(add(Window(a_reference()), looked(LEAST, 5)).measure().behind.values()) == {LEAST}
+    assert set(settled.rows) == set(settled.drift) and set(settled.rows.values()) == {SIZE, LEAST, 100, MIN_JUDGED}
+    assert (settled.rows["text"], settled.rows["performance"]) == (100, MIN_JUDGED)
+    assert set(add(Window(a_reference()), looked(LEAST, 5)).measure().rows.values()) == {LEAST}
     add(window, looked(LEAST, 7, strange=1.0))
     changed = window.measure()
-    assert changed.behind["image"] == LEAST  # they alone are what is drifting so much
+    assert changed.rows["image"] == LEAST  # they alone are what is drifting so much
     add(window, looked(SIZE - LEAST, 8, strange=1.0))
     add(window, looked(LEAST, 9))
     recovering = window.measure()
-    assert recovering.behind["image"] == SIZE and recovering.drift["image"] > 1
+    assert recovering.rows["image"] == SIZE and recovering.drift["image"] > 1
 
 
 def test_prometheus_weighs_a_signal_with_the_rows_that_it_was_measured_on():
@@ -188,7 +204,7 @@ def test_below_the_least_number_of_texts_nothing_is_said_of_them():
 
 
 def test_a_reference_with_too_few_captions_for_a_limit_says_nothing_of_texts():
-    reference = told(looked(100, 0), text=captions(3, 3))
+    reference = references.measured(looked(100, 0), text=captions(3, 3))
     window = Window(reference)
     window.add_texts(captions(100, 6))
     assert window.measure().drift == {} and window.measure().texts == 100
@@ -201,7 +217,7 @@ def test_a_distance_that_chance_explains_is_no_drift_however_small_its_limit(kin
     for seed, window in enumerate(windows):
         window.add_texts(captions(LEAST, seed + 20))
     found = [measured for measured in (w.measure() for w in windows) if measured.values[f"{kind}_mmd"] > 1e-5]
-    assert len(found) >= 3 and min(f.values[f"{kind}_p"] for f in found) > SIGNIFICANT
+    assert len(found) >= 3 and min(f.values[f"{kind}_p"] for f in found) > SIGNIFICANCE
     assert {f.drift[kind] for f in found} == {1.0}
 
 
@@ -211,7 +227,7 @@ def test_a_certain_distance_within_its_limit_is_no_drift(kind):
     window = add(Window(reference), looked(100, 5, strange=1.0))
     window.add_texts(captions(100, 6, strange=1.0))
     measured = window.measure()
-    assert measured.values[f"{kind}_p"] <= SIGNIFICANT and 0 < measured.drift[kind] < 1
+    assert measured.values[f"{kind}_p"] <= SIGNIFICANCE and 0 < measured.drift[kind] < 1
 
 
 # What it forgets ------------------------------------------------------------------------------------------------------
@@ -300,11 +316,11 @@ def test_a_copy_and_its_original_go_separate_ways():
 
 # Feedback -------------------------------------------------------------------------------------------------------------
 
-PROMISED = {"value": 0.9, "low": 0.85, "high": 0.94, "rows": 200}
+BASELINE = BaselineAccuracy(value=0.9, low=0.85, high=0.94, rows=200)
 
 
-def judged(right: int, count: int, promised: dict = PROMISED) -> DriftMetrics:
-    window = Window(with_facts(promised=promised))
+def judged(right: int, count: int, baseline: BaselineAccuracy = BASELINE) -> DriftMetrics:
+    window = Window(with_facts(baseline=baseline))
     for i in range(count):
         window.add_feedback(i < right)
     return window.measure()
@@ -317,14 +333,14 @@ def test_feedback_gives_accuracy_with_its_interval():
 
 
 @pytest.mark.parametrize("right", [100, 95, 90, 85])
-def test_performance_is_no_drift_while_its_interval_reaches_what_was_promised(right):
+def test_performance_is_no_drift_while_its_interval_reaches_the_baseline(right):
     assert judged(right, 100).drift == {"performance": 0.0}
 
 
-def test_performance_drifts_once_the_whole_interval_misses_the_promise_by_the_tolerated_drop():
+def test_performance_drifts_once_the_whole_interval_misses_the_baseline_by_the_tolerated_drop():
     found = [judged(right, 100).drift["performance"] for right in (82, 80, 75, 60, 40)]
     assert found == sorted(found) and 0 < found[0] < found[1] < 1 < found[2] < found[-1]
-    assert found[3] == pytest.approx((0.9 - wilson(60, 100)[1]) / DROP)
+    assert found[3] == pytest.approx((0.9 - wilson(60, 100)[1]) / ACCURACY_DROP)
     assert judged(40, 100).worst[0] == "performance"
 
 
@@ -332,19 +348,19 @@ def test_the_same_share_of_wrong_answers_weighs_more_when_more_are_behind_it():
     assert judged(15, 20).drift["performance"] < judged(150, 200).drift["performance"]
 
 
-@pytest.mark.parametrize("promised", [0.9, 0.97, 1.0])
-def test_the_first_wrong_answer_alone_is_no_drift(promised):
-    measured = judged(0, 1, PROMISED | {"value": promised})
+@pytest.mark.parametrize("baseline", [0.9, 0.97, 1.0])
+def test_the_first_wrong_answer_alone_is_no_drift(baseline):
+    measured = judged(0, 1, BASELINE.model_copy(update={"value": baseline}))
     assert measured.values["accuracy"] == 0.0 and measured.drift.get("performance", 0.0) <= 1
 
 
-def test_without_a_promise_accuracy_is_told_and_nothing_is_missed():
-    measured = judged(10, 50, {"value": 0.0, "low": 0.0, "high": 1.0, "rows": 0})
+def test_without_a_baseline_accuracy_is_told_and_nothing_is_missed():
+    measured = judged(10, 50, BaselineAccuracy(value=0.0, low=0.0, high=1.0, rows=0))
     assert measured.values["accuracy"] == 0.2 and measured.drift == {}
 
 
 def test_feedback_is_forgotten_by_number_too():
-    window = Window(with_facts(promised=PROMISED), size=50)
+    window = Window(with_facts(baseline=BASELINE), size=50)
     for right in [False] * 50 + [True] * 50:
         window.add_feedback(right)
     assert window.measure().values["accuracy"] == 1.0 and window.measure().feedback == 50
@@ -359,7 +375,7 @@ def test_windows_of_replicas_count_by_the_rows_behind_them():
     assert pooled([one]) is one
     both = pooled([one, two])
     assert both.drift == {"image": pytest.approx((2 * 30 + 0.5 * 10) / 40), "performance": 1.0}
-    assert both.behind == {"image": 40, "performance": 10}
+    assert both.rows == {"image": 40, "performance": 10}
     assert (both.images, both.texts, both.feedback) == (40, 5, 40)
     assert both.values["out_of_range"] == pytest.approx(0.375) and both.values["text_auc"] == 0.7
     assert both.values["accuracy"] == pytest.approx(25 / 40) and "image_p" not in both.values

@@ -63,7 +63,7 @@ def make(tmp_path: Path):
 
 def ranking(scores: list[list[float]]) -> Ranking:
     """Of a model that is unsure below a margin of .1 and finds nothing new."""
-    reference = SimpleNamespace(novelty=lambda image: np.zeros(len(image)), unsure_below=0.1)
+    reference = SimpleNamespace(novelty=lambda image: np.zeros(len(image)), uncertainty_threshold=0.1)
     model = SimpleNamespace(domain="general", version="1", reference=reference, temperature_scale=1.0)
     return Ranking(model, ["a", "b"], np.zeros((len(scores), 2)), None, np.array(scores))
 

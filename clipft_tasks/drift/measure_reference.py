@@ -1,0 +1,130 @@
+"""Measuring a reference: baseline, ranges, and the limit of each signal from windows that are simulated on its own rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..contracts.drift import BaselineAccuracy
+from .reference import ExpectedRange, ImageRows, Reference, ReferenceFacts, Sample
+from .signals import SampleComparison, Signal, signals
+from .statistics import Array, calibrated_temperature, median_distance, one_thread, wilson
+
+ROWS = 512  # of images, at most
+WINDOW = 64  # rows of the windows that limits are measured with; larger ones vary less
+CHANCE, GROUPED = 200, 200  # simulated windows
+MARGIN = 1.3  # over the largest statistic that chance reached
+TYPICAL = 0.93  # share of such halves that differ by less than the limit
+
+
+def sample_rows(groups: Sequence[str], most: int = ROWS, seed: int = 0) -> np.ndarray:
+    """Row numbers of a sample that takes from every group in turn, so that none dominates."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(groups))
+    turn: dict[str, int] = {}
+    rank = np.zeros(len(groups), dtype=int)
+    for i in order:
+        group = groups[i] or f"row {i}"
+        rank[i] = turn[group] = turn.get(group, -1) + 1
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:most])
+
+
+def measure_reference(
+    rows: ImageRows,
+    *,
+    text: Array,
+    groups: Sequence[str],
+    classes: Sequence[str],
+    held_out: tuple[Array, Array],
+    scale: float,
+    weights: str,
+    tolerance: float = 1.0,
+    paired: Array | None = None,
+    images: Sequence[str] = (),
+) -> Reference:
+    """Make a reference.
+
+    Args:
+        rows: images of the training and validation splits, in the model's space, at the size that is served.
+        text: embeddings of their captions.
+        groups: of each row; "" where a row stands for itself.
+        held_out: similarities (n, c) and class numbers (n,) of validation rows: what baseline accuracy and calibration come from.
+        scale: the model's learned inverse temperature.
+        weights: digest of the model's weights.
+        tolerance: the domain's factor on every limit.
+        paired: similarity (n,) of each image with its own caption.
+        images: sha256 of each, so that a report can show what the reference was made from.
+    """
+    near = rows.image @ rows.image.T - 2 * np.eye(len(rows))
+    low, high = rows.appearance.min(axis=0), rows.appearance.max(axis=0)
+    slack = 0.1 * (high - low) + 0.05
+    facts = ReferenceFacts(
+        format=ReferenceFacts.FORMAT,
+        weights=weights,
+        classes=list(classes),
+        rows=len(rows),
+        groups=len({g or f"row {i}" for i, g in enumerate(groups)}),
+        images=list(images),
+        kernel_width=median_distance(rows.image),
+        text_kernel_width=median_distance(text),
+        novelty_scale=max(1e-4, float(np.quantile(1 - near.max(axis=1), 0.99))),
+        expected_range=ExpectedRange(low=(low - slack).tolist(), high=(high + slack).tolist()),
+        baseline=_baseline(*held_out),
+        temperature=calibrated_temperature(*held_out) if len(held_out[1]) else 1 / scale,
+        limits={},
+    )
+    paired = np.zeros(0, np.float32) if paired is None else paired
+    with one_thread():
+        limits = _limits(Reference(rows, text, facts, paired), groups)
+    facts = facts.model_copy(update={"limits": {name: tolerance * limit for name, limit in limits.items()}})
+    return Reference(rows, text, facts, paired)
+
+
+def _baseline(similarity: Array, truth: Array) -> BaselineAccuracy:
+    right = int((similarity.argmax(axis=1) == truth).sum()) if len(truth) else 0
+    low, high = wilson(right, len(truth))
+    return BaselineAccuracy(value=right / len(truth) if len(truth) else 0.0, low=low, high=high, rows=len(truth))
+
+
+def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
+    """The limit of each signal, from simulated windows: rows drawn by chance, and halves of the groups."""
+    simulated = [s for s in signals().values() if s.fixed_limit is None and s.applies(reference)]
+    of_rows = [s for s in simulated if s.rows in ("images", "pairs")]
+    of_texts = [s for s in simulated if s.rows == "texts"]
+    rows, text, rng = reference.rows, reference.text, np.random.default_rng(0)
+    names = np.array([g or f"row {i}" for i, g in enumerate(groups)])
+    every = np.unique(names)
+    size = min(WINDOW, max(2, len(rows) // 4))
+
+    def simulate(inside: np.ndarray) -> dict[str, float]:
+        window, rest = rng.permutation(np.flatnonzero(inside))[:size], np.flatnonzero(~inside)
+        return _statistics(of_rows, SampleComparison(reference, _part(reference, rest), _part(reference, window)))
+
+    def chance() -> np.ndarray:
+        inside = np.zeros(len(rows), dtype=bool)
+        inside[rng.permutation(len(rows))[:size]] = True
+        return inside
+
+    by_chance = [simulate(chance()) for _ in range(CHANCE)]
+    limits = {s.name: MARGIN * max(w[s.name] for w in by_chance) for s in of_rows}
+    if 4 <= len(every) < len(rows):
+        halves = [np.isin(names, rng.permutation(every)[: len(every) // 2]) for _ in range(GROUPED)]
+        grouped = [simulate(h) for h in halves if 2 <= h.sum() < len(rows)]
+        for name in limits:
+            limits[name] = max(limits[name], float(np.quantile([w[name] for w in grouped], TYPICAL)))
+    if of_texts:
+        draws = [text[rng.integers(0, len(text), min(WINDOW, len(text)))] for _ in range(CHANCE)]
+        none = rows.take(np.arange(0))
+        windows = [Sample(none, drawn, reference.paired[:0]) for drawn in draws]
+        drawn = [_statistics(of_texts, SampleComparison(reference, reference.sample, window)) for window in windows]
+        limits |= {s.name: MARGIN * max(w[s.name] for w in drawn) for s in of_texts}
+    return {s.name: max(float(limits[s.name]), s.smallest_limit) for s in simulated if s.name in limits}
+
+
+def _statistics(measured: Sequence[Signal], samples: SampleComparison) -> dict[str, float]:
+    return {signal.name: signal.measure(samples).value for signal in measured}
+
+
+def _part(reference: Reference, rows: np.ndarray) -> Sample:
+    """Some of the reference's images, with their pairs."""
+    paired = reference.paired
+    return Sample(reference.rows.take(rows), reference.text, paired[rows] if len(paired) else paired)
