@@ -323,6 +323,8 @@ def value_of(name: str, field: dict) -> st.SearchStrategy:
     kind = field["type"] if isinstance(field["type"], str) else field["type"][0]
     if kind == "boolean":
         return st.booleans()
+    if kind == "array":
+        return st.lists(WORD, min_size=field.get("minItems", 0), max_size=3)
     if kind == "integer":
         return st.integers(field.get("minimum", 0), field.get("maximum", 10**6))
     if kind == "number":
@@ -377,12 +379,12 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    [*form(), "objective.also", "objective.options.a", "objective.options.cyclic.weight", "train", "objective"]
+    [*form(), *fields.RENAMED, "objective.options.a", "objective.options.cyclic.weight", "train", "objective"]
 )
 
 
 @given(st.dictionaries(NAMES | st.text(max_size=12), ANYTHING, max_size=5))
-@pytest.mark.filterwarnings("ignore:The field objective.also")
+@pytest.mark.filterwarnings("ignore:The field ")
 def test_whatever_a_form_holds_is_a_spec_or_a_refusal(flat):
     try:
         assert isinstance(RunSpec.from_flat(flat), RunSpec)
