@@ -12,7 +12,8 @@ from fixtures.plans import CPU, GIB, M1, M1_ULTRA, M3_ULTRA, M4, M6, MACHINES, P
 from clipft_tasks.contracts.plan import Plan
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.devices import Hardware, backend
-from clipft_tasks.train import plan
+from clipft_tasks.model.clip import Clip
+from clipft_tasks.train import launch, plan
 
 # the whole plan -------------------------------------------------------------------------------------------------------
 
@@ -54,6 +55,64 @@ def test_lines_show_sizes_over_the_run(lab):
 def test_a_batch_larger_than_the_data_is_cut_to_it(lab):
     made = lab.plan(CPU, rows=5)
     assert made.micro_batch.value == {32: 5} and "4 steps" in made.phases.reason
+
+
+# a plan that was made before ----------------------------------------------------------------------------------------------
+
+
+def resumed(lab, machine: Hardware, own: Plan | None, *offered: Plan) -> Plan:
+    lab.machine = machine
+    spec = lab.spec()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Clip, "to", lambda clip, device: clip)
+        return plan.reuse_or_make(spec, prepared(lab.start, spec), 64, own, offered)
+
+
+def test_a_resumed_run_keeps_its_first_plan_whatever_is_measured_now(lab):
+    first = lab.plan(CPU)
+    assert resumed(lab, replace(CPU, cores=2), first, lab.plan(mac())) is first
+    assert resumed(lab, replace(CPU, memory=CPU.memory), None, lab.plan(mac()), first) is first
+
+
+def test_where_the_hardware_is_another_it_is_planned_anew_and_said_why(lab, capsys):
+    elsewhere = lab.plan(mac(M4))
+    made = resumed(lab, CPU, None, elsewhere)
+    assert made.device.value == "cpu" and made.hardware.cores == CPU.cores
+    said = capsys.readouterr().out
+    assert "Planned anew: another is for 1 x Apple M4" in said and "this machine is 1 x x86_64 (cpu), 8 cores" in said
+    assert resumed(lab, mac(), made).device.value == "mps"
+    assert "the work was begun on a cpu device" in capsys.readouterr().out
+
+
+def of_the_release_before(made: Plan) -> dict:
+    """As it wrote them: without format and hardware, what is now `phases` called `stages`."""
+    content = made.to_json()
+    return {name: value for name, value in content.items() if name not in ("format", "hardware", "phases")} | {
+        "stages": content["phases"]
+    }
+
+
+def test_a_plan_of_the_release_before_is_read_on_its_own_machine_and_nowhere_else(lab, tmp_path, capsys):
+    made = lab.plan(CPU, resolution__train=64, resolution__schedule="progressive")
+    (tmp_path / "plan.json").write_text(json.dumps(of_the_release_before(made)))
+    old = launch.plan_begun_with(tmp_path)
+    assert old.hardware is None and old.decisions == made.decisions
+    assert resumed(lab, CPU, old) is old
+    assert resumed(lab, CPU, None, old).hardware is not None
+    assert "Planned anew: another is for hardware that it does not name" in capsys.readouterr().out
+
+
+def test_a_plan_that_cannot_be_read_is_said_and_left_alone(lab, tmp_path, capsys):
+    made = lab.plan(CPU)
+    job = launch.Job(spec=lab.spec(), plan=made, start="starter", dataset="general/v1", key="k", folder=tmp_path)
+    job.write()
+    assert launch.plan_begun_with(tmp_path) == made and launch.Job.read(tmp_path) == job
+    assert capsys.readouterr().out == ""
+    for content, why in [(made.to_json() | {"format": 9}, "a newer release wrote it"), ({"device": {}}, "Make it again")]:
+        assert launch.readable_plan(content, "of run 7") is None
+        assert why in capsys.readouterr().out
+    (tmp_path / launch.JOB).write_text("{")
+    assert launch.plan_begun_with(tmp_path) is None and launch.readable_plan({}, "of run 7") is None
 
 
 # precision ------------------------------------------------------------------------------------------------------------
