@@ -151,6 +151,7 @@ class EvaluationResult(StageResult, VersionedRecord):
 
     @property
     def opponent_role(self) -> Opponent:
+        """Which of the models the candidate is measured against."""
         return "champion" if self.opponent else "start"
 
     @property
@@ -160,10 +161,12 @@ class EvaluationResult(StageResult, VersionedRecord):
 
     @property
     def roles(self) -> list[Role]:
+        """Of the models that there are, in the order of a table."""
         return [role for role in ROLES if role in self.models]
 
     @property
     def candidate(self) -> ModelScores:
+        """What was measured of the candidate."""
         return self.models["candidate"]
 
     def values(self, role: Role) -> dict[str, float]:
@@ -179,6 +182,7 @@ class EvaluationResult(StageResult, VersionedRecord):
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
+        """An evaluation of format 0 has its roles and gains as keys."""
         return data if written else _from_format_0(data)
 
 

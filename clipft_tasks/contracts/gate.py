@@ -22,6 +22,7 @@ class RuleResult(Record):
     passed: bool
 
     def __str__(self) -> str:
+        """What was measured and where, for a person."""
         return self.where if self.measured is None else f"{self.measured:.4g} at {self.where}"
 
 
@@ -46,4 +47,5 @@ class GateVerdict(StageResult, VersionedRecord):
 
     @property
     def failed(self) -> list[RuleResult]:
+        """The rules that do not hold."""
         return [rule for rule in self.rules if not rule.passed]

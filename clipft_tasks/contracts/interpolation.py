@@ -42,7 +42,8 @@ class BlendResult(StageResult, VersionedRecord):
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
-        if written == 0:  # `general_score` had another name
+        """In format 0 the general score had another name."""
+        if written == 0:
             points = [dict(point) for point in data["curve"]]
             data["curve"] = [point | {"general_score": point.pop("retention")} for point in points]
         return data

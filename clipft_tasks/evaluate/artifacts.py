@@ -28,6 +28,7 @@ def load(run_id: str, size: int) -> EvaluationResult | None:
 
 
 def load_errors(run_id: str, size: int) -> ErrorAnalysis | None:
+    """What fills the page of an evaluation; None where there is none."""
     name = f"{FOLDER}/{size}-error-analysis.json"
     found = tracking.load_json_artifact(run_id, name)
     return ErrorAnalysis.from_json(found, f"{name} of run {run_id}") if found else None

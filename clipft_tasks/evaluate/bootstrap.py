@@ -37,6 +37,7 @@ class Sums:
 
     @property
     def value(self) -> float:
+        """The metric of all rows."""
         return float(self.metric(np.asarray(self.columns.sum(axis=0), dtype=float)))
 
 

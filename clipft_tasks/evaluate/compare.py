@@ -91,6 +91,7 @@ class Model:
 
     @property
     def domain(self) -> str:
+        """Models are tested against those of the same domain."""
         return self.origin.domain
 
 

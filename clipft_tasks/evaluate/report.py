@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from .. import tracking
 from ..contracts.evaluation import ROLES, ErrorAnalysis, EvaluationResult, ModelErrors, Robustness, Role
 from ..contracts.gate import GateVerdict
 from ..spec.metric_catalog import METRICS
+from . import artifacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +46,24 @@ class Report:
     verdict: GateVerdict
     main: int
     facts: Mapping[str, str]
+
+
+def of_run(run_id: str, results: Sequence[EvaluationResult], verdict: GateVerdict, size: int) -> str:
+    """The page of a candidate's run, from what its evaluations left there.
+
+    Args:
+        size: that the model was trained for; the evaluated one nearest to it is looked at closely.
+    """
+    errors = {r.size: found for r in results if (found := artifacts.load_errors(run_id, r.size))}
+    main = min((r.size for r in results), key=lambda each: abs(each - size))
+    tags = tracking.client().get_run(run_id).data.tags
+    facts = {
+        "dataset": tags.get("clipft.dataset", ""),
+        "from": tags.get("clipft.start", ""),
+        "license": errors[main].license if main in errors else "",
+        "run": run_id,
+    }
+    return page(Report(f"Evaluation: {tags.get('clipft.domain', '')}", results, errors, verdict, main, facts))
 
 
 def page(report: Report) -> str:

@@ -44,6 +44,7 @@ class TextEmbeddings:
 
     @classmethod
     def of(cls, clip: Clip, frame: pd.DataFrame, classes: Sequence[str]) -> "TextEmbeddings":
+        """Embed each different caption of a frame once, and the classes in the words of the model's prompts."""
         own, captions = pd.factorize(frame["caption"], sort=True)
         with torch.inference_mode():
             texts = torch.cat([clip.encode_texts(list(captions[i : i + 256])).cpu() for i in range(0, len(captions), 256)])

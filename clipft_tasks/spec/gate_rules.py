@@ -60,6 +60,7 @@ class GateRule:
     limit: float
 
     def __str__(self) -> str:
+        """As a person writes it."""
         return self.text
 
     @classmethod
@@ -73,9 +74,9 @@ class GateRule:
         try:
             limit = float(right)
         except ValueError:
-            raise _wrong(text, f"`{right}` is no number") from None
+            raise _wrong(text, f"`{right}` is not a number") from None
         if not math.isfinite(limit):
-            raise _wrong(text, f"`{right}` is no limit")
+            raise _wrong(text, f"`{right}` is not a finite number")
         head, *rest = re.split(r" (at|on) ", left)
         given = dict(zip(rest[::2], rest[1::2], strict=True))
         if len(given) * 2 != len(rest):
@@ -97,7 +98,7 @@ class GateRule:
 def _metric(text: str, head: str) -> tuple[Statistic, str]:
     match = re.fullmatch(r"(?:(\w+) ?\( ?)?([\w.:]+)(\)?)", head.replace(" )", ")"))
     if not match or bool(match[1]) != bool(match[3]):
-        raise _wrong(text, f"`{head}` is no metric: write its name, or gain(name)")
+        raise _wrong(text, f"`{head}` is not a metric: write its name, or gain(name)")
     function, metric = match[1], match[2]
     statistic = next((gain for gain in GAINS if gain == function), None)
     if function and not statistic:

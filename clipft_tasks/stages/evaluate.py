@@ -12,7 +12,6 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
 
     Metrics go to the candidate's MLflow run with the size as step, the result and what fills a page into its artifacts
     (`clipft_tasks.evaluate.artifacts`). The same work again is found there.
-
     Raises: ClipftError when the run has no model, or the test rows nothing to tell apart.
     """
     from .. import tracking
@@ -50,14 +49,12 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
     names = zero_shot.headlines(dataset)
     metric = spec.gate.metric if spec.gate.metric in names else names[0]
     if metric != spec.gate.metric:
-        say(f"{spec.gate.metric} cannot be told from the test rows of {dataset.version.tag}: the gate looks at {metric}.")
+        say(f"The test rows of {dataset.version.tag} do not allow {spec.gate.metric}: the gate looks at {metric}.")
     found = evaluator.evaluate(
         models, task, spec, domain=domain, metric=metric, names=names, opponent=tracking.version_number(champion), key=key
     )
     artifacts.save(run_id, found)
     start, now = (found.result.models[role].intervals[metric] for role in ("start", "candidate"))
-    say(
-        f"{size} px, {found.result.rows} rows, {metric}: {start.value:.3f} start model, {now.value:.3f} candidate "
-        f"[{now.low:.3f}, {now.high:.3f}]"
-    )
+    values = f"{start.value:.3f} start model, {now.value:.3f} candidate [{now.low:.3f}, {now.high:.3f}]"
+    say(f"{size} px, {found.result.rows} rows, {metric}: {values}")
     return found.result

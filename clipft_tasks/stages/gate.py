@@ -19,7 +19,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
     Raises: ClipftError when a rule fails, or names what was not evaluated.
     """
     from .. import tracking
-    from ..evaluate import gate
+    from ..evaluate import gate, report
 
     results = sorted(evaluations, key=lambda r: r.size)
     metric, opponent = results[0].metric, results[0].opponent
@@ -41,7 +41,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         links={"Evaluation": link},
     )
     with tracking.retryable():
-        client.log_text(run_id, _page(spec, run_id, results, verdict), REPORT)
+        client.log_text(run_id, report.of_run(run_id, results, verdict, spec.resolution.train), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
         client.log_dict(run_id, verdict.to_json(), "gate.json")
         client.set_tag(run_id, "clipft.gate", "passed" if verdict.passed else "failed")
@@ -51,20 +51,3 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
             f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", f"Nothing was registered. See {link}"
         )
     return verdict
-
-
-def _page(spec: RunSpec, run_id: str, results: Sequence[EvaluationResult], verdict: GateVerdict) -> str:
-    """The report, from what the evaluations left in the run."""
-    from .. import tracking
-    from ..evaluate import artifacts, report
-
-    errors = {r.size: found for r in results if (found := artifacts.load_errors(run_id, r.size))}
-    main = min((r.size for r in results), key=lambda size: abs(size - spec.resolution.train))
-    tags = tracking.client().get_run(run_id).data.tags
-    facts = {
-        "dataset": tags.get("clipft.dataset", ""),
-        "from": tags.get("clipft.start", ""),
-        "license": errors[main].license if main in errors else "",
-        "run": run_id,
-    }
-    return report.page(report.Report(f"Evaluation: {spec.domain}", results, errors, verdict, main, facts))

@@ -7,6 +7,7 @@ from ..contracts.stages import RolloutResult
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
 from ..server.client import ServerClient
+from ..server.trial import objection
 from ..spec import RunSpec
 
 POLL = 2.0  # seconds between two looks
@@ -42,28 +43,19 @@ def run(spec: RunSpec, version: str) -> RolloutResult:
 def _half(spec: RunSpec, version: str, name: str, answers: bool, champion_p95: float | None = None) -> TrialReport:
     """One half of the trial. `champion_p95` is the champion's latency, should it answer nothing itself meanwhile."""
     asked, server = spec.rollout, ServerClient()
-    seen = server.trial(spec.domain, version, asked.share, answers)
+    report = server.trial(spec.domain, version, asked.share, answers)
     until = time.monotonic() + 60 * asked.minutes
-    while seen.requests < asked.requests:
+    while report.requests < asked.requests:
         if time.monotonic() > until:
-            raise _refused(version, name, f"it saw {seen.requests} of {asked.requests} requests in {asked.minutes:g} minutes")
+            why = f"it saw {report.requests} of {asked.requests} requests in {asked.minutes:g} minutes"
+            raise _refused(version, name, why)
         time.sleep(POLL)
-        seen = server.trial(
-            spec.domain, version, asked.share, answers
-        )  # the same again: a server that was restarted begins anew
-    if seen.errors:
-        raise _refused(version, name, f"{seen.errors} of {seen.requests} requests failed on it")
-    if seen.agreement is not None and seen.agreement < asked.min_agreement:
-        why = (
-            f"it names the champion's class for {seen.agreement:.0%} of the images, at least {asked.min_agreement:.0%} is asked"
-        )
+        report = server.trial(spec.domain, version, asked.share, answers)  # again: a server that was restarted begins anew
+    if why := objection(report, asked, champion_p95):
         raise _refused(version, name, why)
-    slow, usual = seen.seconds_p95.challenger, seen.seconds_p95.champion or champion_p95
-    if slow and usual and slow > asked.max_slowdown * usual:
-        raise _refused(version, name, f"one request in twenty takes {slow:.2f} s, the champion's {usual:.2f} s")
-    agreed = "" if seen.agreement is None else f", agreement {seen.agreement:.0%}"
-    say(f"As {name} version {version} saw {seen.requests} requests{agreed}, none failed.")
-    return seen
+    agreed = "" if report.agreement is None else f", agreement {report.agreement:.0%}"
+    say(f"As {name} version {version} saw {report.requests} requests{agreed}, none failed.")
+    return report
 
 
 def _refused(version: str, name: str, why: str) -> ClipftError:
