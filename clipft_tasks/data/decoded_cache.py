@@ -73,7 +73,7 @@ class Decoded:
             if not path.exists():
                 with atomic_path(path, alone=True) as part:
                     shape = (len(self), 3, self.side, self.side)
-                    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]  # numpy's
+                    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
                     decoding = self._decode(self._rows)
                     for i, image in enumerate(progress(decoding, what, len(self))):
                         out[i] = image

@@ -90,7 +90,7 @@ def _pixels(data: bytes, header: "Dataset") -> np.ndarray:
     low, high = shown.min(), shown.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadImage("it has pixels that are no numbers")
-    gray = ((shown - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
+    gray: np.ndarray = ((shown - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
     return 65535 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray
 
 

@@ -93,7 +93,8 @@ def deep_gray(values: np.ndarray, bits: int) -> np.ndarray:
     low, high = np.percentile(values, 0.1, method="lower"), np.percentile(values, 99.9, method="higher")
     if low == high:
         low, high = values.min(), values.max()
-    return ((values - low) / max(high - low, np.finfo(np.float64).tiny) * 255).round().clip(0, 255).astype(np.uint8)
+    scaled: np.ndarray = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:

@@ -48,7 +48,8 @@ def components(count: int, edges: Sequence[tuple[int, int]], groups: Sequence[st
             joined.append((first.setdefault(group, row), row))
     left, right = (np.array(side, dtype=int) for side in zip(*joined, strict=True)) if joined else (np.zeros(0, int),) * 2
     graph = coo_matrix((np.ones(len(left)), (left, right)), shape=(count, count))
-    return connected_components(graph, directed=False)[1]
+    component: np.ndarray = connected_components(graph, directed=False)[1]
+    return component
 
 
 @dataclass(frozen=True)

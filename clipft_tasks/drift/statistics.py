@@ -75,7 +75,8 @@ class Projection:
 def unit(embeddings: Array) -> Array:
     """Embeddings (n, d) at length one: drift looks at directions, whatever similarity a model compares with."""
     length = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    return np.divide(embeddings, length)
+    scaled: Array = np.divide(embeddings, length)
+    return scaled
 
 
 def median_distance(points: Array) -> float:

@@ -271,8 +271,8 @@ def cost(name: str, facts: RunFacts, watts: float | None = None) -> TrainingCost
     if watts is None and facts.watts:
         power, assumed = facts.watts, f"mean of the GPU's own meter, {facts.watts:.0f} W"
     else:
-        assumed = {kind.name: kind.watts for kind in backends()}  # under load, and shown as assumed
-        each = watts if watts is not None else assumed.get(device or "cpu", assumed["cpu"])
+        usual = {kind.name: kind.watts for kind in backends()}  # under load, and shown as assumed
+        each = watts if watts is not None else usual.get(device or "cpu", usual["cpu"])
         power = each * processes
         how = "as given" if watts is not None else f"assumed for {device or 'cpu'}"
         assumed = f"{each:.0f} W {how}" + (f", {processes} devices" if processes > 1 else "")

@@ -36,7 +36,7 @@ class PackedAttention(nn.MultiheadAttention):
 
     only_causal: bool = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

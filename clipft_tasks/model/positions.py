@@ -17,7 +17,7 @@ from ..core.errors import ClipftError
 _matrices: dict[tuple[object, ...], Tensor] = {}
 
 
-@torch.compiler.assume_constant_result  # a compiler keeps the matrix instead of making it each time
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler keeps the matrix instead of making it each time
 def resampling(old: tuple[int, int], new: tuple[int, int], device: torch.device) -> Tensor:
     """The matrix (new positions, old positions) of bicubic resampling with antialiasing between two grids, fp32.
 
@@ -50,13 +50,13 @@ def encode_image(model: Any, base: int, images: Tensor) -> Tensor:
     """
     visual, side = model.visual, images.shape[-1]
     if side == base:
-        return model.encode_image(images)
+        return _encoded(model, images)
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
         positions = getattr(trunk, "pos_embed", None)
         patches: Any = getattr(trunk, "patch_embed", None)
         if positions is None and patches is None:
-            return model.encode_image(images)  # convolutional: any side
+            return _encoded(model, images)  # convolutional: any side
         if not (isinstance(positions, Tensor) and positions.ndim == 3 and hasattr(patches, "strict_img_size")):
             raise _impossible(side, base, "its positions cannot be resized")
         patch = patches.patch_size[0]
@@ -69,13 +69,19 @@ def encode_image(model: Any, base: int, images: Tensor) -> Tensor:
     elif hasattr(visual, "attnpool"):
         raise _impossible(side, base, "its attention pool has positions of one size")
     else:
-        return model.encode_image(images)
+        return _encoded(model, images)
     if side % patch:
         raise _impossible(side, base, f"it is no multiple of the patch of {patch}", (side // patch or 1) * patch)
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
         raise _impossible(side, base, f"{type(model).__name__} takes images of one size")
     new = (side // patch, side // patch)
-    return functional_call(visual, {name: _resampled(positions, prefix, old, new)}, (images,))
+    resized: Tensor = functional_call(visual, {name: _resampled(positions, prefix, old, new)}, (images,))
+    return resized
+
+
+def _encoded(model: Any, images: Tensor) -> Tensor:
+    features: Tensor = model.encode_image(images)
+    return features
 
 
 def _impossible(side: int, base: int, why: str, instead: int | None = None) -> ClipftError:

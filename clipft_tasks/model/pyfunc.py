@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch.nn.functional import normalize
 
 
-class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
     """Opens the model package that was logged beside it."""
 
     def load_context(self, context):  # type: ignore[no-untyped-def]
