@@ -132,7 +132,7 @@ def test_an_edited_domain_changes_no_evaluation_of_a_packaged_model(base, edited
     def scores(clip: Clip) -> np.ndarray:
         settings.cache_clear()
         dataset = versioning.fetch(versioning.find("", "general"))
-        return zero_shot.score(clip, dataset, "test", 32, 16).scores
+        return zero_shot.predict(clip, zero_shot.Task(dataset, 32, 16)).scores
 
     trained = scores(build.from_folder(package("1"), source="version 1"))
     start = scores(build.load(str(base / "tiny"), domain="general"))

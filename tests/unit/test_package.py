@@ -135,7 +135,7 @@ def test_an_edited_domain_changes_no_evaluation_of_deep_gray(packed, tiny, tmp_p
     dataset = Dataset(a_version(), pd.DataFrame(rows), tmp_path / "shards")
 
     def embeddings(clip) -> np.ndarray:
-        return zero_shot.score(clip, dataset, "test", 32, 8).image
+        return zero_shot.predict(clip, zero_shot.Task(dataset, 32, 8)).image
 
     before = embeddings(build.from_folder(packed, source="package"))
     edit_domain(tmp_path, own_domains)
