@@ -25,6 +25,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 LONGEST_FIRST = ("e2e", "behaviour", "parity", "data", "unit", "team")  # so that processes side by side end together
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Processes side by side (`-n 2 --dist loadgroup`) take a file at a time, and all of e2e as one: it shares an installation."""
     tests = Path(__file__).parent
