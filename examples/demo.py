@@ -9,7 +9,7 @@ import base64
 import json
 import sys
 import time
-from typing import Any
+from pathlib import Path
 
 import httpx
 from rich.panel import Panel
@@ -21,7 +21,7 @@ from clipft_tasks.ops.airflow_client import Airflow
 from deploy.local import stack
 from deploy.local.environment import address, airflow_client, environment
 
-from .follow import console, follow
+from .follow import Summary, console, follow
 
 DATA = {"domain": "industrial", "source": "elpv:mono"}
 TRAINING = {"domain": "industrial"}
@@ -50,7 +50,7 @@ def main(epochs: int = 3) -> None:
     _show(summary, folder / "summary.json")
 
 
-def _collect(airflow: Airflow, data_run: str, run: str, version: dict[str, Any]) -> dict[str, Any]:
+def _collect(airflow: Airflow, data_run: str, run: str, version: Summary) -> Summary:
     gate = airflow.result("clipft_finetune", run, "gate")
     verify = airflow.result("clipft_finetune", run, "verify")
     trained = airflow.result("clipft_finetune", run, "finetune")
@@ -76,7 +76,7 @@ def _collect(airflow: Airflow, data_run: str, run: str, version: dict[str, Any])
     }  # fmt: skip
 
 
-def _ask(dataset: str) -> dict[str, Any]:
+def _ask(dataset: str) -> Summary:
     """The server's answer to an image of the test split, which training never saw."""
     import os
 
@@ -94,7 +94,7 @@ def _ask(dataset: str) -> dict[str, Any]:
             "model_version": answer.headers["x-clipft-model-version"]}  # fmt: skip
 
 
-def _show(summary: dict[str, Any], path: Any) -> None:
+def _show(summary: Summary, path: Path) -> None:
     data, seconds = summary["data"], summary["seconds"]
     scores = Table(title=f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out images [95% interval]")
     for name in ("image size", "start model", "fine-tuned", "gain in points"):

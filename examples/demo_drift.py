@@ -15,19 +15,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, cast
+from pathlib import Path
+from typing import cast
 
 import httpx
 from rich.panel import Panel
 from rich.table import Table
 
+from clipft_tasks.contracts.drift import DriftSnapshot
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops.airflow_client import Airflow
 from deploy.local import stack
 from deploy.local.environment import address, airflow_client, environment
 
-from .follow import console, follow
+from .follow import Summary, console, follow
 
 DOMAIN = "industrial"
 HELD_OUT = 150  # images of each kind that are only ever asked about
@@ -56,7 +58,7 @@ def main() -> None:
     _show(summary, path)
 
 
-def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
+def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
     """The shift, from the first image of the new kind to the answers of the new version; what came of it."""
     mono, stream, poly = _cells()
 
@@ -75,11 +77,11 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> dict[str, Any]:
     run = ""
     for count in server.play(stream):
         if breach is None and count % 16 == 0:
-            worst = server.drift()["worst"]
-            console.print(f"[dim]{count} images: {worst['signal'] or 'nothing'} at {worst['ratio']:.1f} times its limit[/]")
-            if worst["ratio"] > 1:
+            worst = server.drift().worst
+            console.print(f"[dim]{count} images: {worst.signal or 'nothing'} at {worst.ratio:.1f} times its limit[/]")
+            if worst.ratio > 1:
                 breach, breached_at = time.monotonic(), count
-                console.print(f"[bold]Breach[/] after {count} images: {worst['signal']}.")
+                console.print(f"[bold]Breach[/] after {count} images: {worst.signal}.")
         if breach and not run and count % 8 == 0:
             run = _new_run(airflow, known)
             fired = fired or (time.monotonic() if run else None)
@@ -161,8 +163,8 @@ class _Server:
         answer.raise_for_status()
         return cast("float | None", answer.json()["before"])
 
-    def drift(self) -> dict[str, Any]:
-        return dict(self.http.get(f"/v1/drift/{DOMAIN}").json())
+    def drift(self) -> DriftSnapshot:
+        return DriftSnapshot.from_json(self.http.get(f"/v1/drift/{DOMAIN}").json())
 
     def classify(self, image: bytes, probe: bool = False) -> httpx.Response:
         """The answer to an image; a probe is no traffic, so it does not count in the window."""
@@ -278,11 +280,11 @@ def _ended(airflow: Airflow, dag: str, task: str) -> float | None:
 
 def _metrics(server: _Server) -> None:
     seen = server.drift()
-    shown = ", ".join(f"{k} {v:.2f}" for k, v in sorted(seen["drift"].items(), key=lambda kv: -kv[1])[:6])
-    console.print(f"Window of {seen['images']} images, version {seen['version']}: {shown or 'too small to say anything'}")
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in sorted(seen.drift.items(), key=lambda kv: -kv[1])[:6])
+    console.print(f"Window of {seen.images} images, version {seen.version}: {shown or 'too small to say anything'}")
 
 
-def _show(summary: dict[str, Any], path: Any) -> None:
+def _show(summary: Summary, path: Path) -> None:
     table = Table(title="balanced accuracy through the live server")
     for name in ("", "monocrystalline", "polycrystalline"):
         table.add_column(name, justify="right")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from rich.console import Console
 
@@ -9,6 +10,7 @@ from clipft_tasks.core.errors import ClipftError, Transient
 from clipft_tasks.ops.airflow_client import Airflow, TaskInstance
 from deploy.local.environment import address
 
+Summary: TypeAlias = dict[str, Any]  # of a demo: JSON for whoever reads it, shown on one screen
 LIMIT = 1500  # seconds for a run; two cores need about a third of it
 
 console = Console(highlight=False)

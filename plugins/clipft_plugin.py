@@ -1,6 +1,6 @@
 """Airflow plugin: the alert callback, the page of models, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
@@ -8,6 +8,10 @@ from clipft_alerts import app as web
 from clipft_models import router as models
 
 from clipft_tasks.stages import chain
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 web.include_router(models)
 
@@ -19,7 +23,7 @@ class _ReturnedLink(BaseOperatorLink):
     def name(self) -> str:
         return self.label
 
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+    def get_link(self, operator: "BaseOperator", *, ti_key: "TaskInstanceKey") -> str:
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
 

@@ -120,8 +120,8 @@ def status() -> None:
     member, there = membership.Membership.read(), runner.running()
     click.echo(f"{member.name} of {member.url}, queue {member.queue}")
     if there:
-        click.echo(f"  {there['state']} as process {there['pid']}: {there['said']}")
-        for task in there["tasks"]:
+        click.echo(f"  {there.state} as process {there.pid}: {there.said}")
+        for task in there.tasks:
             click.echo(f"  task {task}")
     else:
         click.echo("  not running; start it with `clipft worker run`")

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypeAlias, TypedDict
 
 import httpx
 
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 
+Json: TypeAlias = Any  # what Airflow answers: its shape is the path's
 REFUSED = (400, 401, 403, 409, 422)  # asking again without changing anything does not help
 
 
@@ -58,20 +59,20 @@ class Airflow:
     def logged_in(self) -> bool:
         return "authorization" in self._http.headers
 
-    def raw(self, method: str, path: str, **more: Any) -> httpx.Response:  # of httpx
+    def raw(self, method: str, path: str, json: object = None) -> httpx.Response:
         """One request to any path, whatever its answer."""
-        answer = self._request(method, path, **more)
+        answer = self._request(method, path, json)
         if answer.status_code == 401 and self.logged_in:  # tokens end after a day
             self._log_in()
-            answer = self._request(method, path, **more)
+            answer = self._request(method, path, json)
         return answer
 
-    def get(self, path: str) -> Any:  # JSON
+    def get(self, path: str) -> Json:
         return self._read(self.raw("GET", path))
 
-    def call(self, method: str, path: str, **more: Any) -> Any:  # of httpx; JSON
+    def call(self, method: str, path: str, json: object = None) -> Json:
         """One call below /api/v2."""
-        return self._read(self.raw(method, f"/api/v2{path}", **more))
+        return self._read(self.raw(method, f"/api/v2{path}", json))
 
     def running(self) -> int:
         """DAG runs of clipft that run or wait to, but for maintenance itself."""
@@ -106,7 +107,8 @@ class Airflow:
     def tasks(self, dag: str, run: str) -> list[TaskInstance]:
         return list(self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances?limit=200")["task_instances"])
 
-    def result(self, dag: str, run: str, task: str, index: int = -1) -> Any:  # JSON: what the task returned
+    def result(self, dag: str, run: str, task: str, index: int = -1) -> Json:
+        """What a task returned."""
         path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/xcomEntries/return_value?deserialize=true&map_index={index}"
         return self.call("GET", path)["value"]
 
@@ -129,7 +131,7 @@ class Airflow:
 
     def _log_in(self) -> None:
         body = {"username": self._user, "password": self._password}
-        answer = self._request("POST", "/auth/token", json=body)
+        answer = self._request("POST", "/auth/token", body)
         if answer.status_code in (401, 403):
             raise ClipftError(
                 f"Airflow at {self.url}",
@@ -138,13 +140,13 @@ class Airflow:
             )
         self._http.headers["Authorization"] = f"Bearer {self._read(answer).get('access_token', '')}"
 
-    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, json: object) -> httpx.Response:
         try:
-            return self._http.request(method, path, **more)
+            return self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
             raise Transient(f"Airflow at {self.url} does not answer: {error!r}") from None
 
-    def _read(self, answer: httpx.Response) -> Any:
+    def _read(self, answer: httpx.Response) -> Json:
         asked = f"{answer.request.method} {answer.request.url.path}"
         if answer.status_code in REFUSED:
             raise ClipftError(f"Airflow's {asked}", f"it was refused with {answer.status_code}: {answer.text[:500]}")

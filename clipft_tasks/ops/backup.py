@@ -17,11 +17,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..core.console import progress, say
 from ..core.errors import ClipftError
@@ -33,6 +33,13 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 SECRETS = ("secrets.json",)
 SPARE = 64 * 2**20  # bytes that a disk keeps free
+
+
+class CopiedFile(TypedDict):
+    """A file of a backup, as its manifest knows it."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass
@@ -53,7 +60,7 @@ class Manifest:
     home: str
     versions: dict[str, str]
     revisions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, CopiedFile] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     format: int = FORMAT
@@ -301,7 +308,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,11 +13,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import ClipftError, Transient
 from ..core.files import atomic_path
 from ..core.settings import settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 # Where each program's releases list the states that its tables went through.
 HISTORY = {
@@ -58,13 +61,13 @@ class Database:
                 return set()
             with _reading(self.file) as there:
                 return {row[0] for row in there.execute("select name from sqlite_master where type = 'table'")}
-        return {row[0] for row in _ask(self.url, "select tablename from pg_tables where schemaname = 'public'")}
+        return set(_ask(self.url, "select tablename from pg_tables where schemaname = 'public'"))
 
     def count(self, rows: str) -> int:
         """How many rows of a table (and perhaps a condition) there are."""
         question = f"select count(*) from {rows}"
         if not self.file:
-            return int(_ask(self.url, question)[0][0])
+            return int(_ask(self.url, question)[0])
         with _reading(self.file) as there:
             return int(there.execute(question).fetchone()[0])
 
@@ -74,15 +77,15 @@ class Database:
             return ""
         if self.file:
             with _reading(self.file) as there:
-                rows = there.execute("select version_num from alembic_version").fetchall()
+                rows = [str(row[0]) for row in there.execute("select version_num from alembic_version")]
         else:
             rows = _ask(self.url, "select version_num from alembic_version")
-        return str(rows[0][0]) if rows else ""
+        return rows[0] if rows else ""
 
     def size(self) -> int:
         if self.file:
             return self.file.stat().st_size if self.file.exists() else 0
-        return int(_ask(self.url, "select pg_database_size(current_database())")[0][0])
+        return int(_ask(self.url, "select pg_database_size(current_database())")[0])
 
     def copy(self, folder: Path) -> Path:
         """One moment's state as a file in `folder`: `<name>.db` or `<name>.dump`. Raises ClipftError, with the program's words."""
@@ -173,19 +176,20 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         raise ClipftError(f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?") from error
 
 
-def _parts(url: str) -> Any:
+def _parts(url: str) -> "URL":
     from sqlalchemy import make_url
 
     return make_url(url)
 
 
-def _ask(url: str, question: str) -> list[Any]:
+def _ask(url: str, question: str) -> list[str]:
+    """The first column of the answer, as text."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(url, connect_args={"connect_timeout": 5}, poolclass=sqlalchemy.pool.NullPool)
     try:
         with engine.connect() as there:
-            return list(there.execute(sqlalchemy.text(question)).fetchall())
+            return [str(row[0]) for row in there.execute(sqlalchemy.text(question))]
     except sqlalchemy.exc.OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise Transient(f"Database {_parts(url).render_as_string(hide_password=True)} does not answer: {reason}") from None

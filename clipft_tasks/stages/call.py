@@ -2,11 +2,12 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Any, TypeAlias, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ..contracts import VersionedRecord
 from ..core.errors import ClipftError
 from ..spec import RunSpec
 
@@ -31,7 +32,8 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
     noted = {"dag_run": dag_run} if dag_run and "dag_run" in known else {}
     for key, value in (noted | dict(inputs)).items():
         try:
-            read[key] = TypeAdapter(hints[key]).validate_python(value) if key in hints and key in known else value
+            hint = hints.get(key)
+            read[key] = TypeAdapter(hint).validate_python(_upgraded(hint, value)) if hint and key in known else value
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in (key, *first["loc"]))
@@ -40,3 +42,12 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
             ) from None
     result = stage(spec, **read)
     return result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+
+
+def _upgraded(hint: Any, value: object) -> object:  # an annotation
+    """A record, or a list of records, as another release wrote it."""
+    if isinstance(value, Mapping) and inspect.isclass(hint) and issubclass(hint, VersionedRecord):
+        return hint.from_json(value)
+    if isinstance(value, list | tuple) and get_origin(hint) in (list, Sequence):
+        return [_upgraded(get_args(hint)[0], item) for item in value]
+    return value

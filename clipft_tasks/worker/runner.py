@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
@@ -159,17 +159,32 @@ def refuse(theirs: ControlPlane) -> None:
         raise ClipftError("this worker", what, "Run: " + " && ".join(line.fix for line in wrong))
 
 
-def running() -> dict[str, Any] | None:
-    """The worker that runs here: pid, state, what it last said and when, and its tasks; None when there is none."""
+@dataclass(frozen=True)
+class RunningWorker:
+    """The worker that runs on this home.
+
+    Attributes:
+        state: waiting, running or draining. said: its last line.
+        tasks: that it works on, each in a few words.
+    """
+
+    pid: int
+    state: str
+    said: str
+    tasks: list[str]
+
+
+def running() -> RunningWorker | None:
+    """The worker that runs here; None when there is none."""
     try:
-        content: dict[str, Any] = json.loads(_state_file().read_text())
+        content = json.loads(_state_file().read_text())
         process = psutil.Process(content["pid"])
         if abs(process.create_time() - content["created"]) > 1:
             return None
+        tasks = sorted({task for edge in _edges(process.pid) for task in _tasks(edge)}, key=lambda task: task.pid)
+        return RunningWorker(process.pid, content["state"], content["said"], [_named(task) for task in tasks])
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    tasks = {task for edge in _edges(process.pid) for task in _tasks(edge)}
-    return content | {"tasks": [_named(t) for t in sorted(tasks, key=lambda p: p.pid)]}
 
 
 def stop(number: signal.Signals, patience: float) -> bool:
@@ -177,7 +192,7 @@ def stop(number: signal.Signals, patience: float) -> bool:
     there = running()
     if there is None:
         return False
-    process = psutil.Process(there["pid"])
+    process = psutil.Process(there.pid)
     process.send_signal(number)
     try:
         process.wait(patience)

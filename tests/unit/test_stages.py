@@ -6,14 +6,18 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_type_hints
+from types import ModuleType
+from typing import ClassVar, get_type_hints
 
 import pytest
 
-from clipft_tasks.contracts import Record
+from clipft_tasks.contracts import Record, StageResult, VersionedRecord
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.stages import chain
+from clipft_tasks.stages.call import call_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / "clipft_tasks" / "stages"
@@ -116,3 +120,46 @@ def test_a_stage_gets_what_was_made_before_it_and_asks_for_nothing_else(monkeypa
     assert len(chain.run_stage("evaluate", spec, lambda name: {"run_id": "r"})["evaluations"]) == 2
     with pytest.raises(KeyError, match="validate"):  # rows that nobody checked make no version
         chain.run_stage("version", RunSpec.from_flat({"source": "x.csv"}), {"ingest": {"staging": "s"}}.__getitem__)
+
+
+class Noted(VersionedRecord):
+    """A record that was `words` in format 0."""
+
+    FORMAT: ClassVar[int] = 1
+    text: str
+
+    @classmethod
+    def upgraded(cls, data, written):
+        return {"text": data["words"]} if written == 0 else data
+
+
+@pytest.fixture
+def own_stage(monkeypatch):
+    def run(spec: RunSpec, one: Noted, more: Sequence[Noted] = (), number: int = 0, dag_run: str = "") -> StageResult:
+        assert isinstance(one, Noted) and all(isinstance(note, Noted) for note in more)
+        return StageResult(links={"said": " ".join([one.text, *(note.text for note in more), dag_run])})
+
+    module = ModuleType("clipft_tasks.stages.own")
+    module.run = run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_a_stage_takes_and_returns_json_and_reads_what_an_earlier_release_wrote(own_stage):
+    new, old = Noted(text="new").to_json(), {"words": "old"}
+    said = call_stage("own", RunSpec(), {"one": new, "more": [old, new]}, dag_run="dag/run")
+    assert said == {"seconds": 0.0, "links": {"said": "new old new dag/run"}}
+    assert call_stage("own.run", RunSpec(), {"one": old})["links"] == {"said": "old "}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"one": {"text": "x", "format": 2}}, "a newer release wrote it"),
+        ({"one": {"text": "x", "format": 1}, "number": "many"}, "the input of own: number"),
+        ({"one": {"format": 1}}, "text: Field required"),
+    ],
+)
+def test_an_input_of_another_shape_is_refused_with_its_place_and_the_way_out(own_stage, inputs, reason):
+    with pytest.raises(ClipftError, match=reason) as refused:
+        call_stage("own", RunSpec(), inputs)
+    assert refused.value.fix

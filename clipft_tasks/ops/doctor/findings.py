@@ -1,7 +1,7 @@
 """What a check says, and how it asks a service."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +48,10 @@ def asked_of(service: str) -> Iterator[None]:
         raise Unknown(f"not known while {service} does not answer") from None
 
 
-def get(address: str, path: str, **more: Any) -> httpx.Response:
+def get(address: str, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
+    """What a service answers. Raises Transient when it does not answer well, or in time."""
     try:
-        answer = httpx.get(address.rstrip("/") + path, timeout=ANSWER, **more)
+        answer = httpx.get(address.rstrip("/") + path, timeout=ANSWER, headers=headers)
     except httpx.HTTPError as error:
         why = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or repr(error)
         raise Transient(f"it does not answer ({why})") from None
@@ -59,7 +60,8 @@ def get(address: str, path: str, **more: Any) -> httpx.Response:
     return answer
 
 
-def as_object(answer: httpx.Response) -> Any:
+def json_of(answer: httpx.Response) -> Any:  # its shape is the service's
+    """What it says. Raises Transient when that is no JSON."""
     try:
         return answer.json()
     except ValueError:

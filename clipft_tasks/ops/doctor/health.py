@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from dataclasses import asdict
-from typing import Any
 
 from ...core.errors import ClipftError, Transient
 from ...core.settings import settings
@@ -82,7 +81,7 @@ def lines(found: list[Found]) -> list[str]:
     return out
 
 
-def as_json(found: list[Found]) -> dict[str, Any]:
+def as_json(found: list[Found]) -> dict[str, object]:
     return {"well": well(found), "found": [asdict(f) for f in found]}
 
 

@@ -1,29 +1,29 @@
 """The checks of what answers over the network, or lies where all share it."""
 
+import base64
 import os
 import re
 import subprocess
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import ClipftError
 from ...core.settings import settings
 from .. import databases
 from ..airflow_client import Airflow
 from ..installation import log_command, start_command
-from .findings import ANSWER, LOOK, NONE, OK, WRONG, Said, as_object, asked_of, get, shown, start_hint
+from .findings import ANSWER, LOOK, NONE, OK, WRONG, Said, asked_of, get, json_of, shown, start_hint
 
 
 def airflow() -> Said:
-    parts = as_object(get(settings().airflow_url, "/api/v2/monitor/health"))
+    parts = json_of(get(settings().airflow_url, "/api/v2/monitor/health"))
     wanted = ("metadatabase", "scheduler", "dag_processor", "triggerer")
     ill = [p for p in wanted if (parts.get(p) or {}).get("status") != "healthy"]
     if ill:
         names = ", ".join(p.replace("_", "-") for p in ill)
         return WRONG, f"{names} not healthy", f"{start_command()}; then: {log_command('airflow-' + ill[0].replace('_', '-'))}"
-    there = as_object(get(settings().airflow_url, "/api/v2/version"))["version"]
+    there = json_of(get(settings().airflow_url, "/api/v2/version"))["version"]
     return _same("apache-airflow", there, "scheduler, dag-processor and triggerer are healthy")
 
 
@@ -76,20 +76,21 @@ def mlflow() -> Said:
     if not address:
         return (OK, "spoken with directly, without a server") if _has_tables("mlflow") else (NONE, "nothing was tracked yet")
     login = _mlflow_login()
-    get(address, "/health", **login)
-    there = get(address, "/version", **login).text.strip()
-    models = as_object(get(address, "/api/2.0/mlflow/registered-models/search?max_results=100", **login)).get(
+    get(address, "/health", login)
+    there = get(address, "/version", login).text.strip()
+    models = json_of(get(address, "/api/2.0/mlflow/registered-models/search?max_results=100", login)).get(
         "registered_models", []
     )
     return _same("mlflow", there, f"{len(models)} registered models")
 
 
-def _mlflow_login() -> dict[str, Any]:
-    """As MLflow's own client: user and password, or a token, from its environment."""
+def _mlflow_login() -> dict[str, str]:
+    """The header of MLflow's own client: user and password, or a token, from its environment."""
     user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
     if user:
-        return {"auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))}
-    return {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
+        both = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
+        return {"Authorization": f"Basic {base64.b64encode(both.encode()).decode()}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _champions() -> dict[str, str]:
@@ -103,7 +104,7 @@ def _champions() -> dict[str, str]:
         return tracking.champions()
     query = "/api/2.0/mlflow/registered-models/search?max_results=100"
     found = {}
-    for model in as_object(get(address, query, **_mlflow_login())).get("registered_models", []):
+    for model in json_of(get(address, query, _mlflow_login())).get("registered_models", []):
         for alias in model.get("aliases", []):
             if alias["alias"] == "champion" and model["name"].startswith("clipft-"):
                 found[model["name"].removeprefix("clipft-")] = str(alias["version"])
@@ -190,7 +191,7 @@ def datasets() -> Said:
 
 def server() -> Said:
     get(settings().server_url, "/healthz")
-    live = as_object(get(settings().server_url, "/v1/models"))
+    live = json_of(get(settings().server_url, "/v1/models"))
     shown = ", ".join(f"{m['domain']} version {m['version']}" for m in live)
     return OK, f"live: {shown}" if shown else "nothing is live yet"
 
@@ -198,7 +199,7 @@ def server() -> Said:
 def models() -> Said:
     """Is live what should be, and is drift being measured?"""
     with asked_of("the server"):
-        live = {m["domain"]: str(m["version"]) for m in as_object(get(settings().server_url, "/v1/models"))}
+        live = {m["domain"]: str(m["version"]) for m in json_of(get(settings().server_url, "/v1/models"))}
     with asked_of("MLflow"):
         champions = _champions()
     wrong = {d: v for d, v in champions.items() if live.get(d) != v}
@@ -220,7 +221,7 @@ def prometheus() -> Said:
     address = settings().prometheus_url
     if not address:
         return NONE, "drift is read from the server’s own metrics"
-    targets = as_object(get(address, "/api/v1/targets?state=active"))["data"]["activeTargets"]
+    targets = json_of(get(address, "/api/v1/targets?state=active"))["data"]["activeTargets"]
     down = [t for t in targets if t["health"] == "down"]
     if down:
         first = down[0]
@@ -231,7 +232,7 @@ def prometheus() -> Said:
         )
     if not targets:
         return WRONG, "it scrapes nothing", "Is its configuration this project's?"
-    firing = [a for a in as_object(get(address, "/api/v1/alerts"))["data"]["alerts"] if a["state"] == "firing"]
+    firing = [a for a in json_of(get(address, "/api/v1/alerts"))["data"]["alerts"] if a["state"] == "firing"]
     if firing:
         names = sorted({a["labels"]["alertname"] for a in firing})
         return LOOK, f"{len(targets)} targets are up; firing: {', '.join(names)}"
@@ -248,7 +249,7 @@ def alertmanager() -> Said:
 def grafana() -> Said:
     if not settings().grafana_url:
         return NONE, ""
-    state = as_object(get(settings().grafana_url, "/api/health")).get("database")
+    state = json_of(get(settings().grafana_url, "/api/health")).get("database")
     return (OK, "ready") if state == "ok" else (WRONG, f"its database is {state}", start_hint("Grafana"))
 
 
