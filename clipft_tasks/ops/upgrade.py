@@ -95,10 +95,6 @@ def _rename_files() -> list[str]:
     root, notes = settings().root, []
     if count := rename_suffix(root / "captures", ".picture", ".image"):
         notes.append(f"{count} captured images are called .image now.")
-    old, new = root / "cache" / "pictures", root / "cache" / "images"
-    if old.is_dir() and not new.exists():
-        old.rename(new)
-        notes.append(f"Decoded images lie in {new} now.")
     return notes
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
-from . import fields
+from . import fields, reader_catalog
 from .auxiliary import applicable
 from .sections import (
     ApprovalSpec,
@@ -50,11 +50,8 @@ class RunSpec(Section):
     domain: str = Field("industrial", description="the profile that everything else derives from")
     source: str = Field(
         "",
-        description=(
-            "what to ingest: a table (CSV, JSONL, Parquet), a folder of images, `webdataset:<folder or .tar>`, `dicom:<folder>`, "
-            "`elpv:mono`, `molecules:2000`, or `captures:<domain>` (the newest version and what was captured and labeled since)"
-        ),
-        examples=["elpv:mono", "elpv:poly", "molecules:2000", "/data/images.csv", "/data/images", "dicom:/data/studies"],
+        description=f"what to ingest: {reader_catalog.sources()}",
+        examples=reader_catalog.examples(),
     )
     dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
     data: DataSpec = DataSpec()

@@ -8,51 +8,57 @@ from functools import partial
 
 from ...core.errors import ClipftError
 from ...server.client import ServerClient, ServerRefusalError
+from ...spec import DataSpec
 from .. import versioning
 from ..images import BadImage
-from . import Row, Source
+from .base import Reader, Row, Source
 
 
-def open_captures(domain: str) -> Source:
-    """Rows of the newest version of a domain, then its labeled captures, fetched from the server.
+class Captures(Reader):
+    """A domain's newest version and its labeled captures, fetched from the server."""
 
-    Raises:
-        ClipftError: there is no version, or no capture has a label. Transient: the server is away.
-    """
-    known = versioning.versions(domain)
-    if not known:
-        raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
-    judged = [c for c in ServerClient().captures(domain) if c.label]
-    if not judged:
-        raise ClipftError(
-            f"source captures:{domain}", "no captured image has a label", "Label some: `clipft label`, or send feedback."
-        )
-    newest = known[-1]
+    @classmethod
+    def open(cls, argument: str, options: DataSpec) -> Source:
+        """Open the captures of a domain.
 
-    def rows() -> Iterator[Row]:
-        dataset = versioning.fetch(newest)
-        # An image that was sent twice, or that the version has already, is taken once; the newest judgment counts.
-        known_bytes = set(dataset.frame["sha256"])
-        once = {c.sha256: c for c in judged if c.sha256 not in known_bytes}
-        for old in dataset.frame.itertuples():
-            yield Row(
-                where=f"{newest.tag} {old.name}",
-                image_bytes=partial(dataset.image_bytes, old),
-                key=str(old.name),
-                caption=str(old.caption),
-                label=str(old.label),
-                group=str(old.group),
-                split=str(old.split),
+        Raises:
+            ClipftError: there is no version, or no capture has a label. Transient: the server is away.
+        """
+        domain = argument
+        known = versioning.versions(domain)
+        if not known:
+            raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
+        judged = [c for c in ServerClient().captures(domain) if c.label]
+        if not judged:
+            raise ClipftError(
+                f"source captures:{domain}", "no captured image has a label", "Label some: `clipft label`, or send feedback."
             )
-        for capture in once.values():
-            yield Row(
-                where=f"capture {capture.id}",
-                image_bytes=partial(_image, domain, capture.id),
-                key=f"captures/{capture.id}",
-                label=capture.label,
-            )
+        newest = known[-1]
 
-    return Source(rows, license=newest.card.license, name=f"captures:{domain}")
+        def rows() -> Iterator[Row]:
+            dataset = versioning.fetch(newest)
+            # An image that was sent twice, or that the version has already, is taken once; the newest judgment counts.
+            known_bytes = set(dataset.frame["sha256"])
+            once = {c.sha256: c for c in judged if c.sha256 not in known_bytes}
+            for old in dataset.frame.itertuples():
+                yield Row(
+                    where=f"{newest.tag} {old.name}",
+                    image_bytes=partial(dataset.image_bytes, old),
+                    key=str(old.name),
+                    caption=str(old.caption),
+                    label=str(old.label),
+                    group=str(old.group),
+                    split=str(old.split),
+                )
+            for capture in once.values():
+                yield Row(
+                    where=f"capture {capture.id}",
+                    image_bytes=partial(_image, domain, capture.id),
+                    key=f"captures/{capture.id}",
+                    label=capture.label,
+                )
+
+        return Source(rows, license=newest.card.license, name=f"captures:{domain}")
 
 
 def _image(domain: str, name: str) -> bytes:

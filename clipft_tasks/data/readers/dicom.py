@@ -10,42 +10,48 @@ from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
+from ...spec import DataSpec
 from .. import dicom
 from ..images import BadImage
-from . import Row, Source, read_inside
+from .base import Reader, Row, Source, read_inside
 from .folder import beside, labeled
 
 
-def open_tree(root: Path) -> Source:
-    """Rows of the DICOM files below a folder. Raises ClipftError when there is none."""
-    if not root.is_dir():
-        raise ClipftError(f"source dicom:{root}", "there is no such folder", "Check the path; it is read on the worker.")
-    found = sorted(path for path in _files(root) if _begins_like_dicom(root / path))
-    if not found:
-        raise ClipftError(f"source dicom:{root}", "there is no DICOM file in it", "Files need the preamble of PS3.10.")
+class Dicom(Reader):
+    """A folder tree with DICOM files."""
 
-    def rows() -> Iterator[Row]:
-        for path in found:
-            split, label = labeled(path)
-            caption = beside(root, path)
-            group = ""
-            try:
-                header = dicom.read_header(read_inside(root, str(path), as_it_is=True))
-                group = dicom.pseudonym(header)
-                caption = caption or ("" if label else dicom.caption_of(header))
-            except (BadImage, OSError):
-                pass  # reading its image fails the same way, and is where the reason is kept
-            yield Row(
-                where=f"{root.name}/{path}",
-                image_bytes=partial(read_inside, root, str(path)),
-                key=str(path),
-                caption=caption,
-                label=label,
-                group=group,
-                split=split,
-            )
+    @classmethod
+    def open(cls, argument: str, options: DataSpec) -> Source:
+        """Open the folder at a path. Raises ClipftError when there is none, or no DICOM file in it."""
+        root = Path(argument).expanduser()
+        if not root.is_dir():
+            raise ClipftError(f"source dicom:{root}", "there is no such folder", "Check the path; it is read on the worker.")
+        found = sorted(path for path in _files(root) if _begins_like_dicom(root / path))
+        if not found:
+            raise ClipftError(f"source dicom:{root}", "there is no DICOM file in it", "Files need the preamble of PS3.10.")
 
-    return Source(rows, name=root.name, total=len(found))
+        def rows() -> Iterator[Row]:
+            for path in found:
+                split, label = labeled(path)
+                caption = beside(root, path)
+                group = ""
+                try:
+                    header = dicom.read_header(read_inside(root, str(path), as_it_is=True))
+                    group = dicom.pseudonym(header)
+                    caption = caption or ("" if label else dicom.caption_of(header))
+                except (BadImage, OSError):
+                    pass  # reading its image fails the same way, and is where the reason is kept
+                yield Row(
+                    where=f"{root.name}/{path}",
+                    image_bytes=partial(read_inside, root, str(path)),
+                    key=str(path),
+                    caption=caption,
+                    label=label,
+                    group=group,
+                    split=split,
+                )
+
+        return Source(rows, name=root.name, total=len(found))
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -9,39 +9,46 @@ from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
-from . import SPLITS, Row, Source, read_inside
+from ...spec import DataSpec
+from ..splits import SPLITS
+from .base import Reader, Row, Source, read_inside
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-def open_folder(root: Path) -> Source:
-    """Rows of a folder tree. Raises ClipftError when it holds no image."""
-    found = sorted(
-        Path(parent, name).relative_to(root)
-        for parent, _, names in os.walk(root)
-        for name in names
-        if Path(name).suffix.lower() in IMAGES
-    )
-    if not found:
-        raise ClipftError(
-            f"folder {root}",
-            "there are no images in it",
-            f"Known: {', '.join(sorted(IMAGES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
-        )
+class Folder(Reader):
+    """A folder tree of images."""
 
-    def rows() -> Iterator[Row]:
-        for path in found:
-            split, label = labeled(path)
-            yield Row(
-                where=f"{root.name}/{path}",
-                image_bytes=partial(read_inside, root, str(path)),
-                key=str(path),
-                caption=beside(root, path),
-                label=label,
-                split=split,
+    @classmethod
+    def open(cls, argument: str, options: DataSpec) -> Source:
+        """Open the folder at a path. Raises ClipftError when it holds no image."""
+        root = Path(argument).expanduser()
+        found = sorted(
+            Path(parent, name).relative_to(root)
+            for parent, _, names in os.walk(root)
+            for name in names
+            if Path(name).suffix.lower() in IMAGES
+        )
+        if not found:
+            raise ClipftError(
+                f"folder {root}",
+                "there are no images in it",
+                f"Known: {', '.join(sorted(IMAGES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
             )
 
-    return Source(rows, name=root.name, total=len(found))
+        def rows() -> Iterator[Row]:
+            for path in found:
+                split, label = labeled(path)
+                yield Row(
+                    where=f"{root.name}/{path}",
+                    image_bytes=partial(read_inside, root, str(path)),
+                    key=str(path),
+                    caption=beside(root, path),
+                    label=label,
+                    split=split,
+                )
+
+        return Source(rows, name=root.name, total=len(found))
 
 
 def labeled(path: Path) -> tuple[str, str]:

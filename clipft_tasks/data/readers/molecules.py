@@ -18,7 +18,8 @@ from itertools import islice
 from typing import Any
 
 from ...core.errors import ClipftError
-from . import Row, Source
+from ...spec import DataSpec
+from .base import Reader, Row, Source
 
 LICENSE = "MIT (chemicals, Caleb Bell; names and structures from PubChem, as its documentation states); drawn by RDKit"
 SIDE = 256  # pixels
@@ -43,20 +44,27 @@ CLASSES = {
 HYDROCARBON = "hydrocarbon"  # nothing but carbon and hydrogen
 
 
-def open_molecules(limit: str) -> Source:
-    """Rows of the first `limit` molecules in the order of a hash of their structure; "" for all of them.
+class Molecules(Reader):
+    """Structural formulas, drawn when they are read."""
 
-    Raises: ClipftError when the limit is no number or a package is not installed.
-    """
-    if limit and not (limit.isdecimal() and int(limit)):
-        raise ClipftError(f"source molecules:{limit}", "the limit is not a positive number", "Use molecules or molecules:2000.")
-    missing = [name for name in ("rdkit", "chemicals") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ClipftError("source molecules", f"not installed: {', '.join(missing)}", "Install `clipft[demo]`.")
-    wanted = int(limit) if limit else None
-    return Source(
-        lambda: islice(_rows(), wanted), license=LICENSE, name=f"molecules:{limit}" if limit else "molecules", total=wanted
-    )
+    @classmethod
+    def open(cls, argument: str, options: DataSpec) -> Source:
+        """Open the first `argument` molecules in the order of a hash of their structure; "" for all of them.
+
+        Raises: ClipftError when the argument is no number or a package is not installed.
+        """
+        limit = argument
+        if limit and not (limit.isdecimal() and int(limit)):
+            raise ClipftError(
+                f"source molecules:{limit}", "the limit is not a positive number", "Use molecules or molecules:2000."
+            )
+        missing = [name for name in ("rdkit", "chemicals") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ClipftError("source molecules", f"not installed: {', '.join(missing)}", "Install `clipft[demo]`.")
+        wanted = int(limit) if limit else None
+        return Source(
+            lambda: islice(_rows(), wanted), license=LICENSE, name=f"molecules:{limit}" if limit else "molecules", total=wanted
+        )
 
 
 def _rows() -> Iterator[Row]:

@@ -14,34 +14,40 @@ from typing import Any
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..images import BadImage, Limits
-from . import Row, Source
+from .base import Reader, Row, Source
 from .folder import IMAGES
 
 MAX_TEXT = 1 << 20  # bytes of a text or JSON member
 
 
-def open_shards(path: Path, data: DataSpec) -> Source:
-    """Rows of one shard, or of all shards (`*.tar`) of a folder.
+class WebDataset(Reader):
+    """One shard, or all shards (`*.tar`) of a folder."""
 
-    Raises: ClipftError when there is none, or one is no uncompressed tar file.
-    """
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if not shards or not all(shard.is_file() for shard in shards):
-        raise ClipftError(f"source webdataset:{path}", "there is no shard (*.tar)", "Check the path; it is read on the worker.")
-    for shard in shards:
-        try:
-            tarfile.open(shard, "r:").close()
-        except (tarfile.TarError, OSError) as error:
-            raise ClipftError(f"shard {shard}", f"it is no plain tar file: {error}", "Unpack .tar.gz to .tar first.") from error
-
-    def rows() -> Iterator[Row]:
+    @classmethod
+    def open(cls, argument: str, options: DataSpec) -> Source:
+        """Open the shards at a path. Raises ClipftError when there is none, or one is no uncompressed tar file."""
+        path = Path(argument).expanduser()
+        shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if not shards or not all(shard.is_file() for shard in shards):
+            raise ClipftError(
+                f"source webdataset:{path}", "there is no shard (*.tar)", "Check the path; it is read on the worker."
+            )
         for shard in shards:
-            yield from _rows_of(shard, data)
+            try:
+                tarfile.open(shard, "r:").close()
+            except (tarfile.TarError, OSError) as error:
+                raise ClipftError(
+                    f"shard {shard}", f"it is no plain tar file: {error}", "Unpack .tar.gz to .tar first."
+                ) from error
 
-    return Source(rows, name=path.name)
+        def rows() -> Iterator[Row]:
+            for shard in shards:
+                yield from _rows_of(shard, options)
+
+        return Source(rows, name=path.name)
 
 
-def _rows_of(shard: Path, data: DataSpec) -> Iterator[Row]:
+def _rows_of(shard: Path, options: DataSpec) -> Iterator[Row]:
     """A row once its last member is seen: WebDataset keeps the members of one name together."""
     name, members = "", dict[str, tuple[int, int]]()
     try:
@@ -53,7 +59,7 @@ def _rows_of(shard: Path, data: DataSpec) -> Iterator[Row]:
                 stem, _, ending = file.partition(".")
                 own = f"{folder}/{stem}" if folder else stem
                 if own != name and members:
-                    yield _row(shard, name, members, data)
+                    yield _row(shard, name, members, options)
                     members = {}
                 name = own
                 members["." + ending.lower()] = (member.offset_data, member.size)
@@ -61,13 +67,13 @@ def _rows_of(shard: Path, data: DataSpec) -> Iterator[Row]:
     except tarfile.TarError:
         whole = False
     if members:
-        yield _row(shard, name, members, data)
+        yield _row(shard, name, members, options)
     if not whole:  # tarfile takes a missing end for the end
         where = f"{shard.name} after {name or 'its start'}"
         yield Row(where, partial(_refuse, "the shard is cut short here"), f"{shard.name} (rest)", caption=where)
 
 
-def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], data: DataSpec) -> Row:
+def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], options: DataSpec) -> Row:
     where, key = f"{shard.name}/{name}", f"{shard.stem}/{name}"
     kind = next((kind for kind in members if kind in IMAGES), None)
     if kind is None:  # the name stands for a caption, or the reason would be that there is none
@@ -75,8 +81,8 @@ def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], data: Data
     try:
         told = json.loads(_read(shard, *members[".json"], MAX_TEXT)) if ".json" in members else {}
         told = told if isinstance(told, dict) else {}
-        caption = _text(shard, members, ".txt") or _one_line(told.get(data.caption_column))
-        label = _text(shard, members, ".cls") or _one_line(told.get(data.label_column))
+        caption = _text(shard, members, ".txt") or _one_line(told.get(options.caption_column))
+        label = _text(shard, members, ".cls") or _one_line(told.get(options.label_column))
     except (ValueError, OSError) as error:
         return Row(where, partial(_refuse, f"its texts cannot be read: {error}"), key, caption=name)
     return Row(
@@ -85,8 +91,8 @@ def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], data: Data
         key=key,
         caption=caption,
         label=label,
-        group=_one_line(told.get(data.group_column)),
-        split=_one_line(told.get(data.split_column)).lower(),
+        group=_one_line(told.get(options.group_column)),
+        split=_one_line(told.get(options.split_column)).lower(),
     )
 
 
