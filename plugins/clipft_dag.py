@@ -134,7 +134,7 @@ class ChainTasks:
         self.outputs[name] = run(self.needed(name))
         return self.outputs[name]
 
-    def add_each(self, name: str, values: XComArg, shown: str, **options: Any) -> XComArg:
+    def add_each(self, name: str, values: XComArg, shown: str, **options: Any) -> XComArg:  # of the operator
         """The task of a stage that runs once for each of `values`, mapped; `shown` names one, with `{}` for the value."""
         parameter = _each(self._stages[name]).parameter
 
@@ -161,7 +161,7 @@ class ChainTasks:
         given = {k: v for k, v in (params or {}).items() if not self._fields or k in self._fields}
         return stage(name, given, **self._stages[name].arguments(lambda other: self._whole(other, results[other])), **inputs)
 
-    def _whole(self, name: str, result: Any) -> StageOutput:
+    def _whole(self, name: str, result: Any) -> StageOutput:  # of a mapped task Airflow gives a sequence of its own
         """A stage's result as the chain knows it: of one that ran for each of several values, all of them."""
         each = self._stages[name].each
         return {each.collected: list(result)} if each else result

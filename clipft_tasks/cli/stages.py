@@ -114,7 +114,7 @@ def stages(dvc: bool) -> None:
         click.echo(dvc_yaml(), nl=False)
         return
     for name, stage in chain.CHAIN.items():
-        taken = ", ".join(stage.inputs.values())
+        taken = ", ".join([*stage.inputs.values(), *stage.pinned.values()])
         click.echo(f"{click.style(name, bold=True)}: {stage.summary}{f' Takes {taken}.' if taken else ''}")
 
 

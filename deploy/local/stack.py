@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -80,10 +81,12 @@ def down(quiet: bool = False) -> None:
         except psutil.TimeoutExpired:
             manager.kill()
     for process in left:
-        _quietly(process.terminate)
+        with suppress(psutil.Error):
+            process.terminate()
     _, stubborn = psutil.wait_procs(left, timeout=8)
     for process in stubborn:
-        _quietly(process.kill)
+        with suppress(psutil.Error):
+            process.kill()
     psutil.wait_procs(stubborn, timeout=5)
     _file().unlink(missing_ok=True)
     if not quiet:
@@ -259,13 +262,6 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
 
 def _file() -> Path:
     return settings().folder() / "stack.json"
-
-
-def _quietly(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except psutil.Error:
-        pass
 
 
 def main() -> None:
