@@ -1,10 +1,20 @@
 """Which epoch's weights a run ends with, and when it stops early."""
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from .validation import ValidationResult
+
+
+class BestEpochState(TypedDict):
+    """See `BestEpoch`."""
+
+    start: float | None
+    epoch: int
+    since: int
+    rank: tuple[bool, float] | None
+    weights: dict[str, torch.Tensor]
 
 
 class BestEpoch:
@@ -53,7 +63,7 @@ class BestEpoch:
             "; the best so far." if better else "; as good as the best." if equal else f"; epoch {self.epoch} is better."
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> BestEpochState:
         return {
             "start": self.start,
             "epoch": self.epoch,
@@ -62,6 +72,6 @@ class BestEpoch:
             "weights": self.weights,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: BestEpochState) -> None:
         self.start, self.epoch, self.since = state["start"], state["epoch"], state["since"]
         self.rank, self.weights = state["rank"], state["weights"]

@@ -1,16 +1,24 @@
 """Checkpoints: written whole or not at all, the last few kept, the newest readable one found again."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..core.console import say
 from ..core.errors import ClipftError
+from .state import RunState
 
 FORMAT = 3
+
+
+class Checkpoint(RunState):
+    """A run after `step` steps. key: identity of the run."""
+
+    format: int
+    key: str
+    step: int
 
 
 class Checkpoints:
@@ -27,7 +35,7 @@ class Checkpoints:
         self.folder, self.key, self.keep, self.saved = folder, key, keep, saved
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: Mapping[str, object]) -> Path:
         """Write the state at `step`. Raises ClipftError when the disk is full; earlier checkpoints stay."""
         path = self.folder / f"step-{step:08d}.pt"
         part = path.with_suffix(".part")
@@ -48,11 +56,11 @@ class Checkpoints:
             self.saved(path)
         return path
 
-    def latest(self) -> dict[str, Any] | None:
+    def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read and belongs to this run, or None. One that is broken is said and skipped."""
         for path in reversed(self._paths()):
             try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                state: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a cut file raises anything from EOFError to RuntimeError
                 say(f"Checkpoint {path.name} cannot be read ({error}); falling back to the one before.")
                 continue

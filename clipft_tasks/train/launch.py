@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -244,7 +243,7 @@ def take_part(folder: Path) -> None:
         distributed.shut_down()
 
 
-def main(arguments: list[str]) -> Any:
+def main(arguments: list[str]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     folder = Path(arguments[0])
     threading.Thread(target=watch_parent, args=(int(arguments[1]), folder / "stop"), daemon=True).start()

@@ -1,12 +1,22 @@
 """How many pairs a forward pass takes: fewer after running out of memory, more again when there is room for long."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from ..core.console import say
 from ..core.errors import ClipftError
 
 PATIENCE = 200  # steps without trouble before more is tried
+
+
+class MicroBatchState(TypedDict):
+    """What was learned of the memory, by image size."""
+
+    sizes: dict[int, int]
+    failures: int
+    good: dict[int, int]
+    grown: list[int]
+    patience: dict[int, int]
 
 
 class MicroBatches:
@@ -61,7 +71,7 @@ class MicroBatches:
                 used = f"{in_use / 2**30:.1f} of {self.limit / 2**30:.1f} GiB used"
                 say(f"{used} at {side} px: {self.sizes[side]} pairs a pass now.")
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> MicroBatchState:
         return {
             "sizes": self.sizes,
             "failures": self.failures,
@@ -70,6 +80,6 @@ class MicroBatches:
             "patience": self._patience,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: MicroBatchState) -> None:
         self.sizes, self.failures = state["sizes"], state["failures"]
         self._good, self._grown, self._patience = state["good"], state["grown"], state["patience"]

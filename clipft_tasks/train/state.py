@@ -1,18 +1,41 @@
 """What changes while a run trains: all of it, and nothing else, is in its checkpoints."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 
 from ..contracts.plan import Plan
 from ..model.clip import Clip
 from ..objectives import Objective
-from .best_epoch import BestEpoch
-from .micro_batches import MicroBatches
+from .best_epoch import BestEpoch, BestEpochState
+from .micro_batches import MicroBatches, MicroBatchState
 from .param_groups import ParamGroup
 
 Weights = dict[str, torch.Tensor]
+
+
+class AverageState(TypedDict):
+    steps: int
+    weights: Weights
+
+
+class RunState(TypedDict):
+    """What a checkpoint holds. The last two are missing in checkpoints of the release before.
+
+    Attributes:
+        overflows: steps that overflowed, and how many of them were the last ones.
+    """
+
+    model: Weights
+    optimizer: dict[str, object]
+    scaler: dict[str, object]
+    objective: Weights
+    average: AverageState | None
+    best: BestEpochState
+    plan: dict[str, object]
+    micro_batches: NotRequired[MicroBatchState]
+    overflows: NotRequired[tuple[int, int]]
 
 
 @dataclass
@@ -47,28 +70,28 @@ class TrainingState:
         """All that trains."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def state(self) -> dict[str, Any]:  # of tensors, numbers and dicts of them, as torch saves them
+    def state(self) -> RunState:
         """What a checkpoint holds."""
         return {
             "model": self.clip.state(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state_dict(),
-            "average": self.average.state() if self.average else {},
+            "average": self.average.state() if self.average else None,
             "best": self.best.state(),
             "plan": self.plan.to_json(),
             "micro_batches": self.micro_batches.state(),
-            "overflows": [self.overflows, self.in_a_row],
+            "overflows": (self.overflows, self.in_a_row),
         }
 
-    def load(self, step: int, state: dict[str, Any]) -> None:
+    def load(self, step: int, state: RunState) -> None:
         """Go on from a checkpoint that was written after `step` steps, maybe by the release before."""
         self.step = step
         self.clip.load_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
-        if self.average:
+        if self.average and state["average"]:
             self.average.load(state["average"])
         self.best.load(state["best"])
         self.overflows, self.in_a_row = state.get("overflows", (0, 0))
@@ -93,10 +116,10 @@ class WeightAverage:
             else:
                 self.weights[name].copy_(value)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> AverageState:
         return {"steps": self.steps, "weights": self.weights}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: AverageState) -> None:
         self.steps = state["steps"]
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)

@@ -27,7 +27,7 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE, MultiPositive
 from clipft_tasks.spec import TrainSpec
-from clipft_tasks.train import loop, objective_checks, step, validation
+from clipft_tasks.train import feature_checks, loop, step, validation
 from clipft_tasks.train.microbenchmarks import precision_context
 from clipft_tasks.train.param_groups import groups
 
@@ -121,7 +121,7 @@ def test_low_rank_updates_run_on_mps_without_fallback():
 
 @pytest.mark.parametrize(("variant", "similarity"), COMBINATIONS)
 def test_every_objective_runs_on_mps_without_fallback(variant, similarity):
-    objective_checks.operators(subject(variant, similarity))
+    feature_checks.operators(subject(variant, similarity))
 
 
 def test_the_audit_would_notice_a_missing_kernel():

@@ -30,7 +30,7 @@ from clipft_tasks.objectives import (
 )
 from clipft_tasks.spec import ObjectiveSpec, RunSpec
 from clipft_tasks.spec.objective_catalog import AUXILIARY, OBJECTIVES, SIMILARITIES
-from clipft_tasks.train import objective_checks
+from clipft_tasks.train import feature_checks, objective_checks, step_checks
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def shared(request):
     """Gradients of two processes, for all that the selected tests ask: starting the two takes longer than their steps."""
     asked = [i.callspec.params for i in request.session.items if getattr(i, "originalname", "") == IN_PROCESSES]
     subjects = [subject(params["variant"], params["similarity"]) for params in asked]
-    return objective_checks.two_processes(case for s in subjects for case in objective_checks.process_cases(s))
+    return step_checks.two_processes(case for s in subjects for case in step_checks.process_cases(s))
 
 
 @pytest.mark.parametrize(("variant", "similarity"), COMBINATIONS)
 def test_two_processes_have_the_gradient_of_one(shared, variant, similarity):
     found = [(case, gradient) for case, gradient in shared if case.objective == subject(variant, similarity).objective]
     assert len(found) == 4
-    objective_checks.in_processes(found)
+    step_checks.in_processes(found)
 
 
 IN_PROCESSES = test_two_processes_have_the_gradient_of_one.__name__
@@ -81,12 +81,12 @@ def test_the_catalog_names_each_similarity_as_its_class_does(name):
 
 def given(rows: int = 6, **changes):
     """Pairs under the cosine whose captions all differ."""
-    pairs = objective_checks.pairs(objective_checks.Subject(ObjectiveSpec()), rows, width=8)
+    pairs = feature_checks.pairs(feature_checks.Subject(ObjectiveSpec()), rows, width=8)
     return replace(pairs, **{"captions": torch.arange(rows), "labels": torch.full((rows,), -1), **changes})
 
 
 def value(objective: Objective, pairs) -> torch.Tensor:
-    return objective_checks.total(objective.double(), pairs)
+    return feature_checks.total(objective.double(), pairs)
 
 
 def test_without_hardness_hard_negatives_are_info_nce_and_with_it_more():
@@ -111,15 +111,15 @@ def test_sigmoid_is_open_clips_loss():
 
 
 def test_sharp_soft_targets_are_multi_positive_by_label():
-    pairs = objective_checks.pairs(objective_checks.Subject(ObjectiveSpec()), 7)
+    pairs = feature_checks.pairs(feature_checks.Subject(ObjectiveSpec()), 7)
     objective = SoftTarget(tree=json.dumps(TREE), softness=0.01)
-    objective.prepare(objective_checks.CLASSES)
+    objective.prepare(feature_checks.CLASSES)
     torch.testing.assert_close(value(objective, pairs), value(MultiPositive("label"), pairs))
 
 
 def test_a_tree_says_how_alike_classes_are():
     objective = SoftTarget(tree=TREE)
-    objective.prepare(objective_checks.CLASSES)
+    objective.prepare(feature_checks.CLASSES)
     expected = torch.tensor([[1, 2 * 2 / 6, 2 * 1 / 5], [2 * 2 / 6, 1, 2 * 1 / 5], [2 * 1 / 5, 2 * 1 / 5, 1]])
     torch.testing.assert_close(objective.classes, expected)
 
@@ -130,7 +130,7 @@ def test_a_tree_says_how_alike_classes_are():
 )
 def test_what_is_no_tree_of_the_classes_is_refused(tree, why):
     with pytest.raises(ClipftError, match=why):
-        make(ObjectiveSpec(name="soft_target", options={"tree": tree}), objective_checks.CLASSES)
+        make(ObjectiveSpec(name="soft_target", options={"tree": tree}), feature_checks.CLASSES)
 
 
 def test_a_tree_needs_labels():
@@ -227,7 +227,7 @@ def test_a_tree_may_be_written_in_the_spec():
     spec = RunSpec.from_flat(
         {"domain": "general", "objective.name": "soft_target", "objective.options": {"tree": TREE, "softness": 0.3}}
     )
-    assert make(spec.objective, objective_checks.CLASSES).tree == TREE
+    assert make(spec.objective, feature_checks.CLASSES).tree == TREE
 
 
 # --- somebody else's
