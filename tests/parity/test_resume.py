@@ -1,8 +1,10 @@
 """A run that was killed and resumed equals an unbroken one, bit for bit on the CPU."""
 
+import shutil
+
 import pytest
 import torch
-from conftest import a_work
+from conftest import a_plan, a_work
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
@@ -47,6 +49,39 @@ def test_resumed_equals_unbroken(dataset, small_spec, tmp_path):
     assert rest[0][0] == 5
     assert rest == losses[5:]
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_what_was_learned_of_the_memory_is_known_after_a_kill(dataset, small_spec, tmp_path):
+    """Also that another plan, of another machine, begins with its own sizes."""
+    plan = a_plan(micro_batch={32: 16}, accumulation={32: 1})
+    spec = small_spec.model_copy(update={"train": small_spec.train.model_copy(update={"checkpoint_seconds": 0.0})})
+
+    def train(folder, plan, kill_at=None):
+        clip, rows = build.load(small_spec.model.start), []
+        work = a_work(spec, clip, dataset, tmp_path / folder, rows.extend, plan=plan)
+        whole, tower = work.data.batch, clip.model.visual.forward
+
+        def dying(step, *args, **kwargs):
+            if step == kill_at:
+                raise Killed
+            return whole(step, *args, **kwargs)
+
+        def forward(images):
+            if kill_at and len(images) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return tower(images)
+
+        object.__setattr__(work.data, "batch", dying)
+        clip.model.visual.forward = forward
+        return loop.train(work), rows
+
+    with pytest.raises(Killed):
+        train("here", plan, kill_at=5)
+    shutil.copytree(tmp_path / "here", tmp_path / "elsewhere")
+    metrics, rows = train("here", plan)
+    assert rows[0][0] == 5 and {f["micro_batch"] for _, f in rows} == {4} and metrics["out_of_memory"] == 2
+    metrics, rows = train("elsewhere", a_plan(micro_batch={32: 8}))
+    assert rows[0][0] == 5 and {f["micro_batch"] for _, f in rows} == {8} and metrics["out_of_memory"] == 0
 
 
 def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(dataset, small_spec, tmp_path, capsys):
