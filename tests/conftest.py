@@ -22,25 +22,6 @@ hypothesis.settings.register_profile("here", max_examples=60, deadline=None, dat
 hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("here"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-LONGEST_FIRST = ("e2e", "behaviour", "parity", "data", "unit", "team")  # so that processes side by side end together
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Processes side by side (`-n 2 --dist loadgroup`) take a file at a time, and all of e2e as one: it shares an installation."""
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(tests).parts[0]))
-    for item in items:
-        place = item.path.relative_to(tests)
-        item.add_marker(pytest.mark.xdist_group("e2e" if place.parts[0] == "e2e" else str(place)))
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--record-losses", metavar="REASON", help="write the losses of tests/parity/test_golden_losses.py anew; why they change"
-    )
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation of its own: every path of the settings lies under it."""
