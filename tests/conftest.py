@@ -22,6 +22,7 @@ hypothesis.settings.register_profile("here", max_examples=60, deadline=None, dat
 hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("here"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation of its own: every path of the settings lies under it."""

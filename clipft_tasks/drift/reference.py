@@ -24,6 +24,7 @@ from .statistics import Array, Bins, gaussian, unit
 
 TENSORS, FACTS = "reference.safetensors", "reference.json"
 RENAMED = {  # in format 2
+    "pictures": "images",
     "width": "kernel_width",
     "text_width": "text_kernel_width",
     "apart": "novelty_scale",

@@ -15,7 +15,7 @@ from fixtures.live_server import CLASSES, EMBED_IMAGES, TOKEN, b64, close, packa
 from fixtures.packages import as_before
 from PIL import Image
 
-from clipft_tasks import domains
+from clipft_tasks import domains, tracking
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.evaluate import zero_shot
@@ -99,6 +99,7 @@ def asked(own: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def by_pyfunc(files: list[bytes]) -> list[list[float]]:
+    tracking.client()  # MLflow asks this home's registry, whichever was asked before
     model = mlflow.pyfunc.load_model("models:/clipft-general/1")
     return model.predict(pd.DataFrame({"image": [b64(f)["base64"] for f in files]}))["image_embedding"].tolist()
 
