@@ -23,6 +23,12 @@ hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("here
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-losses", metavar="REASON", help="write the losses of tests/parity/test_golden_losses.py anew; why they change"
+    )
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation of its own: every path of the settings lies under it."""

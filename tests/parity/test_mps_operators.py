@@ -27,7 +27,7 @@ from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import InfoNCE, MultiPositive
 from clipft_tasks.spec import TrainSpec
-from clipft_tasks.train import feature_checks, loop, step, validation
+from clipft_tasks.train import feature_checks, state, step
 from clipft_tasks.train.microbenchmarks import precision_context
 from clipft_tasks.train.param_groups import groups
 
@@ -82,15 +82,15 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         torch._amp_update_scale_(torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(1), 2.0, 0.5, 2000)
         torch.nn.utils.clip_grads_with_norm_(gradients, 1.0, step.total_norm(gradients))
         optimizer.step()
-        average = loop._Average(clip, 0.9)
+        average = state.WeightAverage(clip, 0.9)
         average.update(clip)
-        loop._Pull(optimizer.param_groups, 0.5)(1e-3)
+        state.PullToStart(optimizer.param_groups, 0.5)(1e-3)
         model.eval()
         with torch.inference_mode():
             for side in sides:
                 pixels = torch.zeros(2, 3, side, side, dtype=torch.uint8)
                 images, texts = clip.encode_images(pixels), clip.class_embeddings(["a", "b"], ["x {}", "y {}"])
-                validation._finds(clip.similarity(images, texts), torch.tensor([0, 1]))
+                clip.similarity(images, texts)
     return recorder
 
 

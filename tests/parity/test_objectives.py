@@ -44,7 +44,11 @@ def test_it_keeps_what_training_promises(variant, similarity, name):
 @pytest.fixture(scope="module")
 def shared(request):
     """Gradients of two processes, for all that the selected tests ask: starting the two takes longer than their steps."""
-    asked = [i.callspec.params for i in request.session.items if getattr(i, "originalname", "") == IN_PROCESSES]
+    asked = [
+        i.callspec.params
+        for i in request.session.items
+        if i.path == request.path and getattr(i, "originalname", "") == IN_PROCESSES
+    ]
     subjects = [subject(params["variant"], params["similarity"]) for params in asked]
     return step_checks.two_processes(case for s in subjects for case in step_checks.process_cases(s))
 

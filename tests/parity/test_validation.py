@@ -16,6 +16,7 @@ from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import launch as jobs
 from clipft_tasks.train import loop, validation
+from clipft_tasks.train.best_epoch import BestEpoch
 
 PER_EPOCH = 3  # steps of the made data set
 
@@ -201,7 +202,7 @@ def test_a_killed_run_remembers_what_the_start_model_knew(dataset, small_spec, t
 
 
 def test_where_every_epoch_forgot_too_much_the_one_that_forgot_least_is_kept():
-    best = validation.Best(True, 0, 0.1)
+    best = BestEpoch(True, 0, 0.1)
     best.start, answer = 0.9, Judge([]).answer
     for epoch, (score, known) in enumerate([(0.5, 0.6), (0.6, 0.7), (0.9, 0.5)], 1):
         best.note(epoch, answer(score), known, {})
