@@ -130,7 +130,7 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
 
 
 def _margin(length: int, side: int) -> int:
-    """Where a centerd window of `side` begins; before the image, when that is smaller. As open_clip rounds."""
+    """Where a centered window of `side` begins; before the image, when that is smaller. As open_clip rounds."""
     return round((length - side) / 2.0) if length >= side else -((side - length) // 2)
 
 
