@@ -17,6 +17,7 @@ RENAMED_METRICS: Mapping[str, str] = {
     "nearest_neighbours_accuracy": "nearest_neighbors_accuracy",
     "nearest_neighbours_balanced_accuracy": "nearest_neighbors_balanced_accuracy",
 }
+FORMER_ROLES: Mapping[str, Role] = {"before": "start", "champion": "champion", "after": "candidate"}  # likewise
 ROLES: tuple[Role, ...] = ("start", "champion", "candidate")  # in the order of a table
 
 # A number; NaN where it cannot be computed, which is null in JSON.
@@ -248,7 +249,6 @@ class ErrorAnalysis(VersionedRecord):
 
 # What releases before format numbers wrote ----------------------------------------------------------------------------
 
-_ROLES_0: Mapping[str, Role] = {"before": "start", "champion": "champion", "after": "candidate"}
 _GAIN_0 = "gain_over_"
 
 
@@ -268,7 +268,7 @@ def _from_format_0(data: Mapping[str, Any]) -> dict[str, Any]:
         }
 
     def part(old: Mapping[str, Any]) -> dict[str, Any]:
-        models = {new: old[name][metric] for name, new in _ROLES_0.items() if name in old}
+        models = {new: old[name][metric] for name, new in FORMER_ROLES.items() if name in old}
         return {"rows": old["rows"], "models": models, "gain": old["gain"]}
 
     return {
@@ -277,8 +277,8 @@ def _from_format_0(data: Mapping[str, Any]) -> dict[str, Any]:
         "rows": data["rows"],
         "metric": metric,
         "opponent": data["opponent"],
-        "models": {new: model(old) for old, new in _ROLES_0.items() if old in data},
-        "gains": {new: data[_GAIN_0 + old] for old, new in _ROLES_0.items() if _GAIN_0 + old in data},
-        "comparisons": [c | {"against": _ROLES_0[c["against"]]} for c in data.get("comparisons", [])],
+        "models": {new: model(old) for old, new in FORMER_ROLES.items() if old in data},
+        "gains": {new: data[_GAIN_0 + old] for old, new in FORMER_ROLES.items() if _GAIN_0 + old in data},
+        "comparisons": [c | {"against": FORMER_ROLES[c["against"]]} for c in data.get("comparisons", [])],
         "slices": {name: part(old) for name, old in data.get("slices", {}).items()},
     }

@@ -1,9 +1,9 @@
 """What the gate answers."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .base import Record, StageResult, VersionedRecord
-from .evaluation import Interval, Role
+from .evaluation import FORMER_ROLES, Interval, Role
 
 
 class RuleResult(Record):
@@ -44,6 +44,14 @@ class GateVerdict(StageResult, VersionedRecord):
     rules: list[RuleResult]
     table: str
     scores: dict[int, dict[Role, Interval]]
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
+        """In format 0 the models had other names; the verdict that was kept in a run was without their scores."""
+        if written == 0:
+            scores = data.get("scores", {})
+            data["scores"] = {size: {FORMER_ROLES[who]: v for who, v in models.items()} for size, models in scores.items()}
+        return data
 
     @property
     def failed(self) -> list[RuleResult]:

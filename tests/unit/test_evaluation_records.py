@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipft_tasks.contracts.evaluation import EvaluationResult, Interval
+from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.contracts.interpolation import BlendResult
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import gate
@@ -76,6 +77,15 @@ def test_what_cannot_be_computed_is_null_in_json():
 def test_what_is_no_evaluation_is_refused(old, change, reason):
     with pytest.raises(ClipftError, match=reason):
         EvaluationResult.from_json(old | change, "evaluation/32.json")
+
+
+def test_a_verdict_of_the_release_before_is_read():
+    rule = {"rule": "gain(score) >= 0", "measured": 0.1, "where": "32 px", "sign": ">=", "limit": 0.0, "passed": True}
+    kept = {"passed": True, "metric": "accuracy", "opponent": "", "rules": [rule], "table": "| rule |"}
+    assert GateVerdict.from_json(kept).rules[0].measured == 0.1
+    scores = {"32": {"before": {"value": 0.5, "low": 0.4, "high": 0.6}, "after": {"value": 0.7, "low": 0.6, "high": 0.8}}}
+    read = GateVerdict.from_json(kept | {"scores": scores, "links": {"Evaluation": "http://x"}, "seconds": 2.5})
+    assert read.scores[32].keys() == {"start", "candidate"} and read.scores[32]["candidate"].value == 0.7
 
 
 def test_a_blending_of_the_release_before_is_read():
