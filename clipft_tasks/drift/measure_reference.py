@@ -1,12 +1,12 @@
 """Measuring a reference: baseline, ranges, and the limit of each signal from windows that are simulated on its own rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..contracts.drift import BaselineAccuracy
 from .reference import ExpectedRange, ImageRows, Reference, ReferenceFacts, Sample
-from .signals import SampleComparison, Signal, signals
+from .signals import SampleComparison, Signal, measure, signals
 from .statistics import Array, calibrated_temperature, median_distance, one_thread, wilson
 
 ROWS = 512  # of images, at most
@@ -105,23 +105,28 @@ def _limits(reference: Reference, groups: Sequence[str]) -> dict[str, float]:
         return inside
 
     by_chance = [simulate(chance()) for _ in range(CHANCE)]
-    limits = {s.name: MARGIN * max(w[s.name] for w in by_chance) for s in of_rows}
+    limits = {name: MARGIN * max(w[name] for w in by_chance) for name in _in_all(by_chance)}
     if 4 <= len(every) < len(rows):
         halves = [np.isin(names, rng.permutation(every)[: len(every) // 2]) for _ in range(GROUPED)]
         grouped = [simulate(h) for h in halves if 2 <= h.sum() < len(rows)]
-        for name in limits:
+        for name in limits.keys() & _in_all(grouped):
             limits[name] = max(limits[name], float(np.quantile([w[name] for w in grouped], TYPICAL)))
     if of_texts:
         draws = [text[rng.integers(0, len(text), min(WINDOW, len(text)))] for _ in range(CHANCE)]
         none = rows.take(np.arange(0))
         windows = [Sample(none, drawn, reference.paired[:0]) for drawn in draws]
         drawn = [_statistics(of_texts, SampleComparison(reference, reference.sample, window)) for window in windows]
-        limits |= {s.name: MARGIN * max(w[s.name] for w in drawn) for s in of_texts}
+        limits |= {name: MARGIN * max(w[name] for w in drawn) for name in _in_all(drawn)}
     return {s.name: max(float(limits[s.name]), s.smallest_limit) for s in simulated if s.name in limits}
 
 
 def _statistics(measured: Sequence[Signal], samples: SampleComparison) -> dict[str, float]:
-    return {signal.name: signal.measure(samples).value for signal in measured}
+    return {signal.name: found.value for signal in measured if (found := measure(signal, samples)) is not None}
+
+
+def _in_all(windows: Sequence[Mapping[str, float]]) -> list[str]:
+    """The signals that were measured in every window."""
+    return [name for name in windows[0] if all(name in window for window in windows)] if windows else []
 
 
 def _part(reference: Reference, rows: np.ndarray) -> Sample:

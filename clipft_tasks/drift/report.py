@@ -12,6 +12,7 @@ from ..data.images import BadImage, open_image, thumbnail
 from .case import DriftCase
 from .image_statistics import STATISTICS
 from .reference import Reference
+from .signals import describe
 from .statistics import Array
 
 HEADINGS: dict[Action, str] = {
@@ -101,7 +102,7 @@ def page(case: DriftCase, reference: Reference, window: WindowRows, examples: Se
     return environment.from_string(template).render(
         case=case,
         heading=HEADINGS[case.advice.action],
-        signals=sorted(case.snapshot.drift.items(), key=lambda kv: -kv[1]),
+        signals=[(name, ratio, describe(name)) for name, ratio in sorted(case.snapshot.drift.items(), key=lambda kv: -kv[1])],
         histograms=[_histogram(name, reference.rows.appearance[:, i], now[:, i]) for i, name in enumerate(STATISTICS)],
         images=[(capture, new, old) for capture, new, old in shown if new],
     )

@@ -9,7 +9,20 @@ from typing import Any
 import numpy as np
 
 from .reference import ImageRows, Reference, Sample
-from .signals import ROW_KINDS, RowKind, SampleComparison, Signal, ratio, sources, window_metrics
+from .signals import (
+    ROW_KINDS,
+    MetricSource,
+    RowKind,
+    SampleComparison,
+    Signal,
+    Statistic,
+    measure,
+    ratio,
+    signals,
+    sources,
+    values,
+    window_metrics,
+)
 from .signals.feedback import interval
 from .statistics import Array, unit
 from .thresholds import WINDOW_MIN_ROWS, WINDOW_ROWS, WINDOW_SECONDS
@@ -62,15 +75,15 @@ def pooled(windows: Sequence[DriftMetrics]) -> DriftMetrics:
     drift = {name: mean([(w.drift[name], w.rows[name]) for w in windows if name in w.drift]) for name in names}
     rows = {name: sum(w.rows[name] for w in windows if name in w.drift) for name in names}
     weights = {name: metric.pooled_by for name, metric in window_metrics().items() if metric.pooled_by}
-    values = {
+    means = {
         name: mean([(w.values[name], w.count(kind)) for w in windows if name in w.values])
         for name, kind in weights.items()
         if any(name in w.values for w in windows)
     }
     counts = {kind: sum(w.count(kind) for w in windows) for kind in ROW_KINDS}
-    if "accuracy" in values:
-        values |= interval(round(values["accuracy"] * counts["feedback"]), counts["feedback"])
-    return DriftMetrics(drift, values, rows=rows, **counts)
+    if "accuracy" in means:
+        means |= interval(round(means["accuracy"] * counts["feedback"]), counts["feedback"])
+    return DriftMetrics(drift, means, rows=rows, **counts)
 
 
 @dataclass
@@ -148,25 +161,28 @@ class Window:
     def measure(self, permutations: int = PERMUTATIONS) -> DriftMetrics:
         """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
         sample, reference = self.sample(), self.reference
-        drift: dict[str, float] = {}
-        rows: dict[str, int] = {}
-        values: dict[str, float] = {}
         whole = SampleComparison(reference, reference.sample, sample, self.least, permutations)
         newest = self._newest(whole)
+        drift: dict[str, float] = {}
+        rows: dict[str, int] = {}
+        found: dict[MetricSource, Statistic] = {}
+        for signal in signals().values():
+            limit = signal.limit(reference)
+            if limit is None or sample.count(signal.rows) < self._fewest(signal):
+                continue
+            if (statistic := measure(signal, whole)) is None:
+                continue
+            found[signal] = statistic
+            drift[signal.name], rows[signal.name] = ratio(statistic, limit), sample.count(signal.rows)
+            # The newest images' p-value is not published, so it is computed only where it could decide something.
+            last = measure(signal, newest(limit)) if newest and signal.rows == "images" else None
+            if last is not None and (changed := ratio(last, limit)) > drift[signal.name]:
+                drift[signal.name], rows[signal.name] = changed, self.least
+        published: dict[str, float] = {}
         for source in sources():
-            found = None
-            limit = source.limit(reference) if isinstance(source, Signal) else None
-            if isinstance(source, Signal) and limit is not None and sample.count(source.rows) >= self._fewest(source):
-                found = source.measure(whole)
-                drift[source.name], rows[source.name] = ratio(found, limit), sample.count(source.rows)
-                if source.rows == "images" and newest:
-                    # Their p-value is not published, so it is computed only where it could decide something.
-                    last = ratio(source.measure(newest(limit)), limit)
-                    if last > drift[source.name]:
-                        drift[source.name], rows[source.name] = last, self.least
-            values |= {name: float(value) for name, value in source.values(whole, found).items()}
+            published |= values(source, whole, found.get(source))
         counts = {kind: sample.count(kind) for kind in ROW_KINDS}
-        return DriftMetrics(drift, values, rows=rows, **counts)
+        return DriftMetrics(drift, published, rows=rows, **counts)
 
     def _fewest(self, signal: Signal) -> int:
         return self.least if signal.fewest_rows is None else signal.fewest_rows
@@ -181,12 +197,7 @@ class Window:
 
     def _expire(self) -> None:
         oldest = time.time() - self.seconds
-        queues: tuple[deque[Any], ...] = (
-            self._images,
-            self._texts,
-            self._paired,
-            self._feedback,
-        )  # of rows that begin with a time
+        queues: list[deque[Any]] = [self._images, self._texts, self._paired, self._feedback]  # of rows that begin with a time
         for queue in queues:
             while queue and queue[0][0] < oldest:
                 queue.popleft()

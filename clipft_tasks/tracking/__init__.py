@@ -62,14 +62,3 @@ __all__ = [
     "version_by_alias",
     "version_number",
 ]
-
-# Names of before, until nobody uses them.
-run_of, begin, finish, experiment, card_of = (
-    find_run,
-    get_or_create_run,
-    finish_run,
-    get_or_create_experiment,
-    load_json_artifact,
-)
-version_of, by_alias, number = resolve_version, version_by_alias, version_number
-keep_checkpoint, forget_checkpoint = save_checkpoint, delete_checkpoint

@@ -1,4 +1,4 @@
-"""Checkpoints beside their run, so that another machine may go on with the training."""
+"""Checkpoints kept with their run, so that another machine may go on with the training."""
 
 import hashlib
 import json
@@ -29,32 +29,32 @@ class SavedCheckpoint(VersionedRecord):
 
 
 def save_checkpoint(run_id: str, path: Path) -> None:
-    """Put a checkpoint beside a run, so that another machine may go on from it; the ones before are removed.
+    """Keep a checkpoint with a run, so that another machine may go on from it; the ones before are removed.
 
     The run's tag that names it comes last: what it names is whole.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    there = client()
-    before = there.get_run(run_id).data.tags.get(CHECKPOINT)
+    store = client()
+    before = store.get_run(run_id).data.tags.get(CHECKPOINT)
     name = f"checkpoints/{path.stem}-{digest[:12]}.pt"
     copy = path.with_name(name.rpartition("/")[2])
     copy.unlink(missing_ok=True)
     os.link(path, copy)
     try:
-        there.log_artifact(run_id, str(copy), "checkpoints")
+        store.log_artifact(run_id, str(copy), "checkpoints")
     finally:
         copy.unlink()
     saved = SavedCheckpoint(name=name, sha256=digest, file=path.name)
-    there.set_tag(run_id, CHECKPOINT, json.dumps(saved.to_json()))
+    store.set_tag(run_id, CHECKPOINT, json.dumps(saved.to_json()))
     if before and (old := _read(before).name) != name:
         _delete_artifact(run_id, old)
 
 
 def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
-    """The checkpoint that another machine left beside a run, put into `folder` unless one as new is there; else None.
+    """The checkpoint that another machine left with a run, put into `folder` unless one as new is there; else None.
 
-    One that is not what its digest says is said and ignored.
+    One that is not what its digest says is ignored, with a line in the log.
     """
     tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
     if not tag:

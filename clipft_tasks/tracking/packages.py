@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import mlflow
 from filelock import FileLock
@@ -22,7 +22,7 @@ def log_model(package: Path) -> str:
     from mlflow.types import ColSpec, DataType, Schema
 
     code = Path(__file__).parents[1] / "model" / "pyfunc.py"
-    columns: list[Any] = [ColSpec(DataType.string, "image", required=False), ColSpec(DataType.string, "text", required=False)]
+    columns = [ColSpec(DataType.string, name, required=False) for name in ("image", "text")]
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(code),

@@ -64,26 +64,26 @@ def resolve_version(uri: str) -> ModelVersion:
 def register(domain: str, run_id: str, tags: Mapping[str, str], description: str) -> tuple[ModelVersion, bool]:
     """The model version of a run: the one that there is, or a new one. Returns it and whether it is new."""
     name = model_name(domain)
-    there = client()
+    store = client()
     try:
-        there.create_registered_model(name, description=f"CLIP models of the domain {domain}, made by clipft.")
+        store.create_registered_model(name, description=f"CLIP models of the domain {domain}, made by clipft.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # One writer a model: two retries of one task must not both find nothing.
     with FileLock(str(settings().folder("cache") / f"register-{name}.lock")):
-        found = there.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        found = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         if found:
             version, new = min(found, key=lambda v: int(v.version)), False
         else:
-            source = there.get_run(run_id).data.tags["clipft.model_uri"]
-            version = there.create_model_version(
+            source = store.get_run(run_id).data.tags["clipft.model_uri"]
+            version = store.create_model_version(
                 name, source, run_id, description=description, model_id=source.removeprefix("models:/")
             )
             new = True
     for key, value in tags.items():  # again after a kill: cheap, and whole at the end
-        there.set_model_version_tag(name, version.version, key, str(value)[:4900])
-    there.set_registered_model_alias(name, CHALLENGER, version.version)
+        store.set_model_version_tag(name, version.version, key, str(value)[:4900])
+    store.set_registered_model_alias(name, CHALLENGER, version.version)
     return version, new
 
 

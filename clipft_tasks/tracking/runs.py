@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import mlflow
 from mlflow.entities import Run
@@ -12,6 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from ..core.settings import settings
 from .connection import client
+
+JsonObject: TypeAlias = dict[str, Any]  # of any record: it has no narrower type
 
 
 def get_or_create_experiment(name: str) -> str:
@@ -51,7 +53,7 @@ def finish_run(run_id: str, status: str = "FINISHED") -> None:
     client().set_terminated(run_id, status)
 
 
-def log_params(run_id: str, params: Mapping[str, Any]) -> None:
+def log_params(run_id: str, params: Mapping[str, object]) -> None:
     """Log parameters; a value that a resumed run already logged is left as it is."""
     logged = client().get_run(run_id).data.params
     new = [mlflow.entities.Param(k, str(v)) for k, v in params.items() if k not in logged]
@@ -84,11 +86,11 @@ def log_page(experiment: str, key: str, name: str, tags: Mapping[str, str], metr
     return run_link(run, f"artifacts/{page.name}")
 
 
-def load_json_artifact(run_id: str, name: str) -> dict[str, Any]:
+def load_json_artifact(run_id: str, name: str) -> JsonObject:
     """A JSON artifact of a run, or {} when there is none."""
     client()
     try:
-        return cast(dict[str, Any], json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
+        return cast(JsonObject, json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
     except (MlflowException, OSError):
         return {}
 

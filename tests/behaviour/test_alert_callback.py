@@ -64,20 +64,63 @@ def send(client: TestClient, *alerts: dict[str, Any]) -> dict[str, Any]:
     return answer.json()
 
 
-# What is started ----------------------------------------------------------------------------------------------------
+# What is started ------------------------------------------------------------------------------------------------------
+
+TEXT, LATER = alert(signal="text"), {"annotations": {"summary": "now 3.0 times"}, "endsAt": NOON}
+NAMELESS = {**alert(), "labels": {k: v for k, v in alert()["labels"].items() if k != "domain"}}
+UNMARKED = alert(fingerprint="")
+TURNED = {**UNMARKED, "labels": dict(reversed(UNMARKED["labels"].items()))}
+RESOLVED = alert(status="resolved", endsAt=NOON)
+STORM = [alert("general", f"signal-{n}") for n in range(2000)]
+Delivery = tuple[
+    list[dict[str, Any]], tuple[int, int, int]
+]  # alerts; how many runs started, how many known, alerts passed over
+
+DELIVERIES: dict[str, tuple[list[Delivery], list[str]]] = {
+    "an alert starts one run for its domain": ([([alert("industrial")], (1, 0, 0))], ["industrial"]),
+    "each domain that fires gets a run of its own": (
+        [([alert("medical"), alert("general"), TEXT, alert("industrial")], (3, 0, 0))], ["general", "industrial", "medical"],
+    ),
+    "the same delivery twice is the same run": ([([alert(), TEXT], (1, 0, 0)), ([alert(), TEXT], (0, 1, 0))], ["general"]),
+    "so it is in another order and with other words": (
+        [([alert(), TEXT], (1, 0, 0)), ([alert(signal="text", **LATER), alert(**LATER)], (0, 1, 0))], ["general"],
+    ),
+    "and where alerts carry no fingerprint": (
+        [([UNMARKED], (1, 0, 0)), ([TURNED], (0, 1, 0)), ([alert(signal="text", fingerprint="")], (1, 0, 0))], ["general", "general"],
+    ),
+    "drift that began at another time is another run": (
+        [([alert(at=MORNING)], (1, 0, 0)), ([alert(at=NOON)], (1, 0, 0))], ["general", "general"],
+    ),
+    "a signal that is added is another run": ([([alert()], (1, 0, 0)), ([alert(), TEXT], (1, 0, 0))], ["general", "general"]),
+    "two domains with the same fingerprint are two runs": (
+        [([alert("general", fingerprint="same"), alert("medical", fingerprint="same")], (2, 0, 0))], ["general", "medical"],
+    ),
+    "what is resolved starts nothing": ([([RESOLVED, alert("medical", status="resolved")], (0, 0, 2))], []),
+    "resolved that arrives before firing does not stop the run": (
+        [([RESOLVED], (0, 0, 1)), ([alert()], (1, 0, 0)), ([RESOLVED], (0, 0, 1)), ([alert()], (0, 1, 0))], ["general"],
+    ),
+    "what is resolved with what fires changes no run": (
+        [([alert()], (1, 0, 0)), ([alert(), alert(signal="text", status="resolved")], (0, 1, 1))], ["general"],
+    ),
+    **{
+        f"alerts of no known domain are passed over ({domain!r})": ([([alert(domain), alert("medical")], (1, 0, 1))], ["medical"])
+        for domain in ("", "unknown", "GENERAL", "../general", "general; drop table", "general\n")
+    },
+    "alerts without a domain are passed over": ([([NAMELESS], (0, 0, 1))], []),
+    "a message without alerts starts nothing": ([([], (0, 0, 0))], []),
+    "a storm of one domain is one run": ([(STORM, (1, 0, 0)), (STORM[::-1], (0, 1, 0))], ["general"]),
+}  # fmt: skip
 
 
-def test_an_alert_starts_one_run_for_its_domain(alertmanager, airflow):
-    said = send(alertmanager, alert("industrial"))
-    [run] = said["started"]
-    assert said == {"started": [run], "known": [], "passed_over": 0}
-    assert airflow.runs == {run: "industrial"}
-
-
-def test_each_domain_that_fires_gets_a_run_of_its_own(alertmanager, airflow):
-    said = send(alertmanager, alert("medical"), alert("general"), alert("general", "text"), alert("industrial"))
-    assert len(said["started"]) == 3
-    assert sorted(airflow.runs.values()) == ["general", "industrial", "medical"]
+@pytest.mark.parametrize("what", DELIVERIES)
+def test_what_deliveries_start_late_twice_or_out_of_order(alertmanager, airflow, what):
+    deliveries, domains = DELIVERIES[what]
+    for alerts, expected in deliveries:
+        before = set(airflow.runs)
+        said = send(alertmanager, *alerts)
+        assert (len(said["started"]), len(said["known"]), said["passed_over"]) == expected
+        assert set(said["started"]) == airflow.runs.keys() - before and set(said["known"]) <= before
+    assert sorted(airflow.runs.values()) == domains
 
 
 def test_a_run_can_be_told_to_be_an_alerts_by_its_id_which_airflow_takes(alertmanager, airflow):
@@ -85,86 +128,6 @@ def test_a_run_can_be_told_to_be_an_alerts_by_its_id_which_airflow_takes(alertma
         send(alertmanager, alert(domain))
     for run, domain in airflow.runs.items():
         assert domain in run and len(run) <= 250 and run.replace("_", "").replace("-", "").isalnum()
-
-
-def test_the_same_delivery_twice_is_the_same_run(alertmanager, airflow):
-    first = send(alertmanager, alert(), alert(signal="text"))
-    again = send(alertmanager, alert(), alert(signal="text"))
-    assert again == {"started": [], "known": first["started"], "passed_over": 0}
-    assert len(airflow.runs) == 1
-
-
-def test_the_order_of_the_alerts_and_what_is_written_about_them_does_not_matter(alertmanager, airflow):
-    send(alertmanager, alert(), alert(signal="text"))
-    later = {"annotations": {"summary": "now 3.0 times"}, "endsAt": NOON}
-    send(alertmanager, alert(signal="text", **later), alert(**later))
-    assert len(airflow.runs) == 1
-
-
-def test_the_same_delivery_is_the_same_run_where_alerts_carry_no_fingerprint(alertmanager, airflow):
-    turned = alert(fingerprint="")
-    turned["labels"] = dict(reversed(turned["labels"].items()))
-    send(alertmanager, alert(fingerprint=""))
-    assert send(alertmanager, turned)["started"] == []
-    assert send(alertmanager, alert(signal="text", fingerprint=""))["started"]
-
-
-def test_drift_that_began_at_another_time_is_another_run(alertmanager, airflow):
-    [first] = send(alertmanager, alert(at=MORNING))["started"]
-    [second] = send(alertmanager, alert(at=NOON))["started"]
-    assert first != second and list(airflow.runs.values()) == ["general", "general"]
-
-
-def test_a_cause_that_is_added_is_another_run(alertmanager, airflow):
-    send(alertmanager, alert())
-    assert len(send(alertmanager, alert(), alert(signal="text"))["started"]) == 1
-
-
-def test_two_domains_with_the_same_fingerprint_are_two_runs(alertmanager, airflow):
-    send(alertmanager, alert("general", fingerprint="same"), alert("medical", fingerprint="same"))
-    assert sorted(airflow.runs.values()) == ["general", "medical"]
-
-
-def test_what_is_resolved_starts_nothing(alertmanager, airflow):
-    said = send(alertmanager, alert(status="resolved"), alert("medical", status="resolved"))
-    assert said == {"started": [], "known": [], "passed_over": 2} and airflow.runs == {}
-
-
-def test_resolved_that_arrives_before_firing_does_not_stop_the_run(alertmanager, airflow):
-    send(alertmanager, alert(status="resolved", endsAt=NOON))
-    assert len(send(alertmanager, alert())["started"]) == 1
-    send(alertmanager, alert(status="resolved", endsAt=NOON))
-    assert send(alertmanager, alert())["started"] == []
-    assert len(airflow.runs) == 1
-
-
-def test_what_is_resolved_beside_what_fires_changes_no_run(alertmanager, airflow):
-    [run] = send(alertmanager, alert())["started"]
-    said = send(alertmanager, alert(), alert(signal="text", status="resolved"))
-    assert said == {"started": [], "known": [run], "passed_over": 1}
-
-
-@pytest.mark.parametrize("domain", ["", "unknown", "GENERAL", "../general", "general; drop table", "general\n"])
-def test_alerts_of_no_known_domain_are_passed_over(alertmanager, airflow, domain):
-    said = send(alertmanager, alert(domain), alert("medical"))
-    assert said["passed_over"] == 1 and list(airflow.runs.values()) == ["medical"]
-
-
-def test_alerts_without_a_domain_are_passed_over(alertmanager, airflow):
-    nameless = alert()
-    del nameless["labels"]["domain"]
-    assert send(alertmanager, nameless) == {"started": [], "known": [], "passed_over": 1}
-
-
-def test_a_message_without_alerts_starts_nothing(alertmanager, airflow):
-    assert send(alertmanager) == {"started": [], "known": [], "passed_over": 0}
-
-
-def test_a_storm_of_one_domain_is_one_run(alertmanager, airflow):
-    storm = [alert("general", f"signal-{n}") for n in range(2000)]
-    assert len(send(alertmanager, *storm)["started"]) == 1
-    assert send(alertmanager, *reversed(storm))["started"] == []
-    assert list(airflow.runs.values()) == ["general"]
 
 
 # Who may call, and with what ----------------------------------------------------------------------------------------

@@ -161,12 +161,30 @@ def test_a_package_offers_a_signal_as_an_entry_point(catalog, monkeypatch):
         ("fixtures.drift_signals:NoSignal", "not a subclass of"),
         ("fixtures.drift_signals:Nowhere", "Nowhere"),
         ("nowhere", "there is none of that name"),
+        ("fixtures.drift_signals:Nameless", "it has no name, rows, description, cause"),
+        ("fixtures.drift_signals:Unlimited", "fixed_limit"),
+        ("fixtures.drift_signals:OfNothing", "images, texts, pairs, feedback"),
+        ("fixtures.drift_signals:Reserved", "there is one called 'errors' already"),
     ],
 )
 def test_a_signal_that_cannot_be_had_is_refused_by_its_name(catalog, named, said):
     catalog(named)
     with pytest.raises(ClipftError, match=said):
         signals.signals()
+
+
+def test_a_signal_that_fails_is_left_out_and_the_others_are_measured_all_the_same(catalog, capsys):
+    catalog("fixtures.drift_signals:Broken,fixtures.drift_signals:Endless")
+    reference = measured(looked(60, 0))
+    assert reference.limits["broken"] > 0 and "endless" not in reference.limits
+    window, rows = Window(reference), looked(100, 5)
+    window.add_images(rows.image, rows.appearance, rows.similarity)
+    for _ in range(2):
+        found = window.measure()
+    assert {"image", "brightness"} <= found.drift.keys() and not {"broken", "endless"} & found.drift.keys()
+    assert "broken" not in found.values and "image_mmd" in found.values
+    said = "".join(capsys.readouterr())
+    assert [said.count(words) for words in ("broken is left out", "of Broken are left out", "endless is left out")] == [1, 1, 1]
 
 
 def test_a_signal_that_this_release_does_not_know_is_pooled_and_said_to_be_unknown():

@@ -16,7 +16,7 @@ from clipft_tasks.contracts.stages import CloseResult
 from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import incident_store
 from clipft_tasks.drift.incidents import HISTORY
-from clipft_tasks.drift.thresholds import BREAKER_SECONDS, COOL_DOWN, LOST_AFTER, MAX_FAILURES, PROBATION
+from clipft_tasks.drift.thresholds import BREAKER_SECONDS, COOL_DOWN, MAX_FAILURES, PROBATION
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import close, triage
 
@@ -198,17 +198,6 @@ def test_the_breaker_opens_tries_once_and_closes_on_recovery(registry):
     assert (told.outcome, told.breaker, told.failures) == ("recovered", "closed", 0)
     later("general", COOL_DOWN + MINUTE)
     assert len(tell(alert())) == 1
-
-
-def test_a_run_that_vanished_is_counted_as_lost_and_does_not_block_its_domain_for_good(registry):
-    tell(alert(), run="vanished")
-    later("general", LOST_AFTER + MINUTE)
-    tell(alert(), run="next")
-    later("general", COOL_DOWN + MINUTE)
-    tell(alert(), run="next")
-    state = incident_store.load("general")
-    assert state.incident and state.incident.run == "next"
-    assert [past.outcome for past in state.history] == ["lost"] and state.failures == 1
 
 
 def stored(domain: str) -> str:

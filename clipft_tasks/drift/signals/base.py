@@ -9,6 +9,7 @@ from ..reference import Reference, Sample
 
 RowKind = Literal["images", "texts", "pairs", "feedback"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
+FEWEST_REFERENCE_ROWS = 4  # of a kind, to compare anything with
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ TEXTS = Cause("texts", "Only the texts differ: another language, or other words.
 
 @dataclass(frozen=True)
 class SampleComparison:
-    """A window beside what it is compared with.
+    """A window, and what it is compared with.
 
     Attributes:
         base: the reference's own rows (`reference.sample`), or the rest of them while limits are simulated.
-        min_rows: of a kind, below which nothing is said of it.
+        min_rows: of a kind, below which no signal is measured on it.
         permutations: of a permutation test, at most; 0: none is asked for.
         tested_above: what a statistic must exceed to be tested.
     """
@@ -95,7 +96,7 @@ class MetricSource:
     metrics: tuple[WindowMetric, ...] = ()
 
     def values(self, samples: SampleComparison, found: Statistic | None) -> Mapping[str, float]:
-        """The metrics by name, those that can be said now.
+        """The metrics by name, those that can be measured now.
 
         Args:
             found: what the signal itself found in the window; None where it found nothing.
@@ -108,7 +109,8 @@ class Signal(MetricSource, ABC):
 
     Subclass it, give it these attributes and `measure`, and offer it as an entry point of the group `clipft.drift_signals`, or
     name it in `CLIPFT_DRIFT_SIGNALS` (`module:Class`), on every machine that trains, serves or runs tasks. A reference that
-    was measured without a signal has no limit of it, and the signal says nothing there.
+    was measured without a signal has no limit of it, and the signal is not measured there. One that raises, or finds no finite
+    number, is left out, and the others are measured all the same.
 
     Attributes:
         name: label `signal` of Prometheus' metrics and key in `GET /v1/drift`.
@@ -117,7 +119,7 @@ class Signal(MetricSource, ABC):
         cause: what it speaks for.
         smallest_limit: that limits are never below, however little chance reaches.
         fixed_limit: where the limit is a decision; None: it is simulated when the reference is measured.
-        fewest_rows: below which it says nothing; None: the window's own number.
+        fewest_rows: below which it is not measured; None: the window's own number.
         needs_embeddings: False where image statistics are enough, so that no model need look at the images.
     """
 
@@ -131,15 +133,15 @@ class Signal(MetricSource, ABC):
     needs_embeddings: bool = True
 
     def applies(self, reference: Reference) -> bool:
-        """Whether a reference has what it takes."""
-        return True
+        """Whether a reference has what it takes: by default, rows of the signal's kind."""
+        return self.rows == "feedback" or reference.sample.count(self.rows) >= FEWEST_REFERENCE_ROWS
 
     @abstractmethod
     def measure(self, samples: SampleComparison) -> Statistic:
         """How far the window is from its base; the window holds rows of the signal's kind."""
 
     def limit(self, reference: Reference) -> float | None:
-        """Its limit in a reference; None where it says nothing."""
+        """Its limit in a reference; None where it is not measured."""
         if not self.applies(reference):
             return None
         return self.fixed_limit if self.fixed_limit is not None else reference.limits.get(self.name)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..reference import Reference
 from ..statistics import mmd
 from .base import ALIGNMENT, TEXTS, MetricSource, SampleComparison, Signal, Statistic, WindowMetric
 from .images import two_sample_auc
@@ -23,9 +22,6 @@ class TextEmbeddings(Signal):
             "texts",
         ),
     )
-
-    def applies(self, reference: Reference) -> bool:
-        return len(reference.text) >= 4
 
     def measure(self, samples: SampleComparison) -> Statistic:
         reference, base = samples.reference, samples.base
@@ -49,9 +45,6 @@ class Alignment(Signal):
             "alignment", "alignment_similarity", "Mean similarity of images with the text that belongs to them.", "pairs"
         ),
     )
-
-    def applies(self, reference: Reference) -> bool:
-        return len(reference.paired) > 0
 
     def measure(self, samples: SampleComparison) -> Statistic:
         return Statistic(samples.base.paired_bins.shift(samples.window.paired))
