@@ -10,10 +10,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
-from airflow.sdk import BaseSensorOperator
+from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -26,6 +26,7 @@ ALERTS = ("ClipftDrift", "ClipftDriftSevere", "ClipftAccuracyLow", "ClipftErrors
 POLL = 6.0  # seconds; longer than the server takes between two measurements, so that two polls see two of them
 REPEAT = 900.0  # seconds after which an alert that lasts is an event once more
 TIMEOUT = 10
+AlertJson: TypeAlias = dict[str, Any]  # a `DriftAlert` in events and XCom
 
 
 class PrometheusAlert(BaseModel):
@@ -41,10 +42,10 @@ class PrometheusAlert(BaseModel):
 
     @field_validator("value", mode="before")
     @classmethod
-    def _number(cls, value: Any) -> float:  # whatever JSON holds
+    def _number(cls, value: object) -> float:
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            return float(str(value))
+        except ValueError:
             return 0.0
 
     @property
@@ -163,7 +164,7 @@ class PrometheusDriftTrigger(BaseEventTrigger):
         self.prometheus, self.server, self.domains, self.once, self.poll = prometheus, server, domains or [], once, poll
         self._known: dict[tuple[str, str], tuple[float, set[str]]] = {}  # when it was an event last, and with which signals
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
+    def serialize(self) -> tuple[str, dict[str, object]]:
         kept = {k: getattr(self, k) for k in ("prometheus", "server", "domains", "once", "poll")}
         return "clipft_drift.PrometheusDriftTrigger", kept
 
@@ -218,7 +219,7 @@ class PrometheusDriftSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.domains, self.wait_minutes, self.poll = domains, wait_minutes, poll
 
-    def execute(self, context: Any) -> list[dict[str, Any]]:
+    def execute(self, context: Context) -> list[AlertJson]:
         domains = [d for d in (self.domains or []) if d]
         found = asyncio.run(self._now())
         if found is None:
@@ -242,16 +243,17 @@ class PrometheusDriftSensor(BaseSensorOperator):
             found = await poller()
         return found
 
-    def resume_execution(self, *args: Any, **kwargs: Any) -> Any:
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, object] | None, context: Context) -> list[AlertJson]:
         try:
-            return super().resume_execution(*args, **kwargs)
+            found: list[AlertJson] = super().resume_execution(next_method, next_kwargs, context)
+            return found
         except AirflowSensorTimeout:
             raise AirflowSkipException(f"Nothing drifted in {self.wait_minutes} minutes.") from None
 
-    def resume(self, context: Any, event: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def resume(self, context: Context, event: list[AlertJson]) -> list[AlertJson]:
         return self._logged([DriftAlert.model_validate(alert) for alert in event])
 
-    def _logged(self, alerts: Sequence[DriftAlert]) -> list[dict[str, Any]]:
+    def _logged(self, alerts: Sequence[DriftAlert]) -> list[AlertJson]:
         """What XCom holds of the alerts."""
         for a in alerts:
             said = "%s version %s: %s, %.1f times the limit (%s)"

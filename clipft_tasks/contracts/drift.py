@@ -116,7 +116,7 @@ class DriftAlert(Record):
 
     @field_validator("since", mode="before")
     @classmethod
-    def _readable(cls, value: Any) -> Any:
+    def _readable(cls, value: object) -> object:
         """Text that is no time, Prometheus' empty one among them, is an unknown time."""
         if isinstance(value, str):
             try:
@@ -135,7 +135,7 @@ class DriftWatchRequest(Record):
     approval: bool = True
 
     @classmethod
-    def of_form(cls, form: Mapping[str, Any]) -> Self:
+    def of_form(cls, form: Mapping[str, object]) -> Self:
         """A run's form as Airflow has it."""
         return cls.model_validate({name: form[name] for name in cls.model_fields if name in form})
 
@@ -160,7 +160,7 @@ class ReadaptRequest(Record):
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
-    def split(cls, form: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+    def split(cls, form: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:  # JSON of any kind
         """A run's form as this request and the fields of its spec, without those that nobody filled in."""
         given = _renamed({k: v for k, v in form.items() if v is not None}, {"causes": "signals"})  # of the release before
         own = {name: given.pop(name) for name in ("incident", "signals") if name in given}

@@ -19,10 +19,10 @@ from .connection import client, retryable
 def log_model(package: Path) -> str:
     """Log a model package to the active run as a pyfunc model (models from code, no pickles); returns its URI."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     code = Path(__file__).parents[1] / "model" / "pyfunc.py"
-    columns = [ColSpec(DataType.string, name, required=False) for name in ("image", "text")]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in ("image", "text")]
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(code),
