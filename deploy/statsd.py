@@ -20,7 +20,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class StatsdCollector(Collector):
-    """Every metric that was heard of: counters add up, gauges stand, times are counted and summed in seconds."""
+    """Every metric that was received: counters add up, gauges stand, times are counted and summed in seconds."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[tuple[str, Labels], float]] = {}  # name -> (suffix, labels) -> value

@@ -166,10 +166,10 @@ class _Server:
     def drift(self) -> DriftSnapshot:
         return DriftSnapshot.from_json(self.http.get(f"/v1/drift/{DOMAIN}").json())
 
-    def classify(self, image: bytes, probe: bool = False) -> httpx.Response:
-        """The answer to an image; a probe is no traffic, so it does not count in the window."""
+    def classify(self, image: bytes, internal: bool = False) -> httpx.Response:
+        """The answer to an image; an internal one does not count in the window."""
         body = {"domain": DOMAIN, "images": {"base64": base64.b64encode(image).decode()}}
-        who, headers = (self.own, {"X-Clipft-Internal": "1"}) if probe else (self.http, {})
+        who, headers = (self.own, {"X-Clipft-Internal": "1"}) if internal else (self.http, {})
         answer = who.post("/v1/classify", json=body, headers=headers)
         answer.raise_for_status()
         return answer
@@ -178,7 +178,7 @@ class _Server:
         """Balanced accuracy over some cells, outside the window."""
         right: dict[str, list[bool]] = {}
         for image, label in cells:
-            said = self.classify(image, probe=True).json()["predictions"][0]["label"]
+            said = self.classify(image, internal=True).json()["predictions"][0]["label"]
             right.setdefault(label, []).append(said == label)
         return sum(sum(r) / len(r) for r in right.values()) / len(right)
 
@@ -219,7 +219,7 @@ class _Load:
         while not self._stop.wait(1.0):
             self.count += 1
             try:
-                answer = self.server.classify(random.choice(self.cells)[0], probe=True)
+                answer = self.server.classify(random.choice(self.cells)[0], internal=True)
                 self.answers.append((time.time(), answer.headers["x-clipft-model-version"]))
             except httpx.HTTPError:
                 self.failed += 1

@@ -41,7 +41,7 @@ class Chip:
 
     @property
     def native_half(self) -> str:
-        """The 16-bit format that the GPU computes natively, "" when unknown; M1 and M2 emulate bf16. A probe has the last word."""
+        """The 16-bit format that the GPU computes natively, "" when unknown; M1 and M2 emulate bf16. A microbenchmark has the last word."""
         return {0: ""}.get(self.generation, "bf16" if self.generation >= 3 else "fp16")
 
     def __str__(self) -> str:

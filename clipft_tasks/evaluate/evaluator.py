@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         models: the candidate, the start model, and the champion if there is one.
-        task: at the evaluated size nearest to the training size, also calibration, probes, robustness and the general score
+        task: at the evaluated size nearest to the training size, also calibration, linear probe, robustness and the general score
             are measured, as far as the spec asks for them.
         domain: says which slices, corruptions and general set.
         metric: the deciding one.

@@ -73,7 +73,7 @@ def _image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Prec
     clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
     batch = clip.normalize(torch.zeros(images, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
     best = float("inf")
-    state = {k: v.clone() for k, v in clip.model.named_buffers()}  # batch norm's statistics must not move by a probe
+    state = {k: v.clone() for k, v in clip.model.named_buffers()}  # batch norm's statistics must not move by a measurement
     for attempt in range(3):
         began = time.perf_counter()
         with precision_context(device, precision):

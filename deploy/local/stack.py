@@ -213,10 +213,10 @@ def _check_ports(programs: list[str]) -> None:
     for name, port in ports().items():
         if name in monitoring.BINARIES and name not in programs:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                listener.bind(("127.0.0.1", port))
             except OSError:
                 raise ClipftError(
                     f"port {port} ({name})",

@@ -25,7 +25,7 @@ def kept() -> dict:
 
 @pytest.fixture
 def results(shared_home, small_spec, kept) -> dict:
-    """Everything up to the evaluation, once for this file, with robustness and the probe."""
+    """Everything up to the evaluation, once for this file, with robustness and the linear probe."""
     if not kept:
         spec = RunSpec.from_flat(
             small_spec.flat() | {"evaluate.robustness": 1, "evaluate.linear_probe": True, "evaluate.metrics": [OWN]}

@@ -235,7 +235,7 @@ def test_caches_stay_while_a_worker_runs_and_when_nobody_can_be_asked(there, mon
     assert "is not known" in gc_airflow.Activity().reason
 
 
-def test_folders_full_of_rubbish_harm_nobody(there):
+def test_folders_full_of_strange_files_harm_nobody(there):
     (there / "captures").mkdir(exist_ok=True)
     (there / "captures" / "a-file").write_text("not a folder")
     (there / "work").mkdir(exist_ok=True)

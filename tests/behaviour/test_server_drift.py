@@ -153,15 +153,15 @@ def test_what_is_refused_is_not_in_the_window(server):
     assert (drift(server)["images"], drift(server)["texts"]) == (0, 0)
 
 
-PROBES = {
+INTERNAL_REQUESTS = {
     EMBED_IMAGES: {"images": IMAGES}, EMBED_TEXTS: {"texts": TEXTS}, CLASSES: {"images": IMAGES},
     PAIRS: {"images": IMAGES[:3], "texts": TEXTS},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", PROBES)
+@pytest.mark.parametrize("path", INTERNAL_REQUESTS)
 def test_what_the_pipeline_itself_asks_is_not_in_the_window(server, path):
-    assert server.client.post(path, json=PROBES[path], headers=INTERNAL).status_code == 200
+    assert server.client.post(path, json=INTERNAL_REQUESTS[path], headers=INTERNAL).status_code == 200
     said = drift(server)
     assert (said["images"], said["texts"], said["values"]) == (0, 0, {})
 
@@ -180,7 +180,7 @@ def test_what_the_pipeline_itself_asks_is_in_no_metric_of_the_answers(server):
         return {k: v for k, v in server.metrics().items() if k[0] in names}
 
     before = counted()
-    for path, body in PROBES.items():
+    for path, body in INTERNAL_REQUESTS.items():
         assert server.client.post(path, json=body, headers=INTERNAL).status_code == 200
     assert counted() == before
 

@@ -1,4 +1,4 @@
-"""What ingest does with rubbish: each bad row is listed with its reason, and nothing half-written stays."""
+"""What ingest does with corrupt input: each bad row is listed with its reason, and nothing half-written stays."""
 
 import errno
 import io
@@ -25,7 +25,7 @@ def home(shared_home: Path) -> Path:
     return shared_home
 
 
-def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
+def corrupt(folder: Path) -> dict[str, tuple[dict, str]]:
     """One row of each bad kind by image name, and a word of the reason it must be given."""
     whole = io.BytesIO()
     made_image("red", 500, 64).save(whole, "JPEG")
@@ -75,7 +75,7 @@ def rubbish(folder: Path) -> dict[str, tuple[dict, str]]:
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, images, good, kind):
-    bad = rubbish(images.parent)
+    bad = corrupt(images.parent)
     rows = [{**r, "split": ""} for r in good]
     for at, (name, (fields, _)) in enumerate(bad.items()):
         rows.insert(2 * at, {"image": name, **fields})

