@@ -16,10 +16,10 @@ def doctor(as_json: bool) -> None:
     from ..ops import installation
     from ..ops.doctor import health
 
-    installation.adopt()
-    found = health.examine()
-    click.echo(json.dumps(health.as_json(found), indent=1) if as_json else "\n".join(health.lines(found)))
-    if not health.well(found):
+    installation.use_stack_settings()
+    found = health.run_checks()
+    click.echo(json.dumps(health.as_json(found), indent=1) if as_json else "\n".join(health.as_lines(found)))
+    if not health.is_healthy(found):
         raise SystemExit(1)
 
 
@@ -34,21 +34,21 @@ def backup(folder: Path, verify: bool, secrets: bool, without_captures: bool, on
     from ..ops import backup as backups
     from ..ops import installation
 
-    installation.adopt()
+    installation.use_stack_settings()
     if verify:
         made, problems = backups.verify(folder)
         for problem in problems:
             click.echo(problem, err=True)
         if problems:
             raise SystemExit(1)
-        click.echo(f"{folder} is whole: {len(made.files)} files, {installation.readable(made.bytes)}, made {made.made}.")
+        click.echo(f"{folder} is whole: {len(made.files)} files, {installation.human_size(made.bytes)}, made {made.made}.")
         return
     made = backups.backup(folder, secrets=secrets, captures=not without_captures, only_databases=only_databases)
     for warning in made.warnings:
         click.echo(f"Look: {warning}", err=True)
     for what, where in made.references.items():
         click.echo(f"Not copied, and needed as it is: {what}, {where}")
-    click.echo(f"{folder}: {len(made.files)} files, {installation.readable(made.bytes)}.")
+    click.echo(f"{folder}: {len(made.files)} files, {installation.human_size(made.bytes)}.")
 
 
 @click.command("restore")
@@ -59,9 +59,9 @@ def restore(folder: Path, secrets: bool) -> None:
     from ..ops import installation
     from ..ops import restore as restoring
 
-    installation.adopt()
+    installation.use_stack_settings()
     made = restoring.restore(folder, secrets=secrets)
-    for line in restoring.after(made):
+    for line in restoring.next_steps(made):
         click.echo(line)
 
 
@@ -75,7 +75,7 @@ def collect_garbage(yes: bool, as_json: bool) -> None:
     """
     from ..ops import gc, installation
 
-    installation.adopt()
+    installation.use_stack_settings()
     found = gc.find()
     if as_json and not yes:
         items = [{"kind": i.kind, "what": i.what, "reason": i.reason, "bytes": i.bytes} for i in found.items]
@@ -83,12 +83,12 @@ def collect_garbage(yes: bool, as_json: bool) -> None:
         return
     if not as_json:
         for item in found.items:
-            size = installation.readable(item.bytes) if item.bytes else ""
+            size = installation.human_size(item.bytes) if item.bytes else ""
             click.echo(f"{item.kind:9} {size:>10}  {item.what}: {item.reason}")
         for skipped in found.skipped:
             click.echo(f"stays                 {skipped}")
     if not yes:
-        total = installation.readable(sum(i.bytes for i in found.items))
+        total = installation.human_size(sum(i.bytes for i in found.items))
         click.echo(f"{len(found.items)} things, {total}. `clipft gc --yes` removes them." if found.items else "Nothing may go.")
         return
     done = gc.clear(found)
@@ -96,7 +96,7 @@ def collect_garbage(yes: bool, as_json: bool) -> None:
         click.echo(json.dumps(asdict(done), indent=1))
     else:
         for kind, freed in sorted(done.freed.items()):
-            click.echo(f"{kind}: {installation.readable(freed)} came back")
+            click.echo(f"{kind}: {installation.human_size(freed)} came back")
         for problem in done.failed:
             click.echo(f"Not removed: {problem}", err=True)
     if done.failed:
@@ -112,7 +112,7 @@ def upgrade(backups: Path | None) -> None:
     from ..ops import installation
     from ..ops import upgrade as upgrades
 
-    installation.adopt()
+    installation.use_stack_settings()
     made = upgrades.upgrade(backups)
     for note in made.notes:
         click.echo(note)

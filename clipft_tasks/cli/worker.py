@@ -15,7 +15,7 @@ from ..core.settings import settings
 from ..spec import DeviceName
 
 if TYPE_CHECKING:
-    from ..worker.checks import Line
+    from ..worker.checks import CheckResult
 
 
 @click.group("worker")
@@ -58,7 +58,7 @@ def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
         raise ClipftError("joining", "a worker runs here", "Stop it first: clipft worker drain")
     theirs = membership.look(url, code, ca)
     click.echo(f"Joining {url} as {theirs.about.name}")
-    _report([*checks.compatibility(theirs), *checks.machine()], "Nothing was changed, and the code still holds.")
+    _report([*checks.check_compatibility(theirs), *checks.check_machine()], "Nothing was changed, and the code still holds.")
     if url.startswith("http://") and not any(h in url for h in ("//127.", "//localhost", "//[::1]")):
         click.echo(
             click.style("  ! http: the secret crosses the network unencrypted; use https where others can listen", fg="yellow")
@@ -69,8 +69,8 @@ def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
         url.rstrip("/"), joined.name, joined.secret, joined.addresses.model_dump(), queue or device.device, ca
     )
     member.keep()
-    click.echo(f"  Kept in {membership.file()}, readable by you alone")
-    _report(checks.reach(member), "This machine has joined; see again with `clipft worker check`.")
+    click.echo(f"  Kept in {membership.membership_path()}, readable by you alone")
+    _report(checks.check_connections(member), "This machine has joined; see again with `clipft worker check`.")
 
 
 @worker.command("check")
@@ -81,11 +81,11 @@ def check() -> None:
     member = membership.Membership.read()
     theirs = member.ask()
     lines = [
-        checks.Line("secret", True, f"{member.name} is known to {member.url}"),
-        *checks.compatibility(theirs),
-        *checks.machine(),
+        checks.CheckResult("secret", True, f"{member.name} is known to {member.url}"),
+        *checks.check_compatibility(theirs),
+        *checks.check_machine(),
     ]
-    _report([*lines, *checks.reach(member)], "")
+    _report([*lines, *checks.check_connections(member)], "")
 
 
 @worker.command("run")
@@ -96,7 +96,7 @@ def run(url: str | None, code: str | None, ca: str | None) -> None:
     """Take tasks until stopped. Ctrl-C finishes the running task first; a second one, or SIGTERM, hands it over at once."""
     from ..worker import membership, runner
 
-    if url and not membership.file().exists():
+    if url and not membership.membership_path().exists():
         _join(url, code, ca or "", None)
     runner.Runner(membership.Membership.read()).run()
 
@@ -109,7 +109,7 @@ def install(no_start: bool) -> None:
 
     membership.Membership.read()
     path, note = service.install(start=not no_start)
-    click.echo(f"{path}\nIt writes to {service.log()}" + (f"\n{note}" if note else ""))
+    click.echo(f"{path}\nIt writes to {service.log_path()}" + (f"\n{note}" if note else ""))
 
 
 @worker.command("status")
@@ -125,13 +125,15 @@ def status() -> None:
             click.echo(f"  task {task}")
     else:
         click.echo("  not running; start it with `clipft worker run`")
-    click.echo(f"  at login: {'yes, ' + str(service.place()) if service.place().exists() else 'no (`clipft worker install`)'}")
-    click.echo(f"  log: {service.log() if service.log().exists() else 'the terminal of `clipft worker run`'}")
+    click.echo(
+        f"  at login: {'yes, ' + str(service.definition_path()) if service.definition_path().exists() else 'no (`clipft worker install`)'}"
+    )
+    click.echo(f"  log: {service.log_path() if service.log_path().exists() else 'the terminal of `clipft worker run`'}")
     for part in ("shards", "images", "models"):
         files = (p for p in settings().folder("cache", part).rglob("*") if p.is_file())
         click.echo(f"  cache of {part}: {sum(p.stat().st_size for p in files) / 2**30:.2f} GiB")
     try:
-        wrong = [line for line in checks.compatibility(member.ask()) if not line.right]
+        wrong = [line for line in checks.check_compatibility(member.ask()) if not line.right]
         click.echo(
             f"  control plane: {'; '.join(line.said for line in wrong) or 'answers, and has the same versions and code'}"
         )
@@ -168,7 +170,7 @@ def leave() -> None:
         said = "the control plane did not know its secret any more"
     except Transient as error:
         said = f"the control plane could not be told ({error}); have an operator run `clipft worker revoke {member.name}`"
-    membership.forget()
+    membership.delete()
     click.echo(f"{member.name} has left: {said}. Caches stay under {settings().root / 'cache'}.")
 
 
@@ -202,7 +204,7 @@ def revoke(name: str) -> None:
     click.echo(f"{name} is turned away from now on.")
 
 
-def _report(lines: "Iterable[Line]", otherwise: str) -> None:
+def _report(lines: "Iterable[CheckResult]", otherwise: str) -> None:
     """Print checks as they come; ends the command when one is wrong."""
     wrong = False
     for line in lines:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from .databases import Database, all_of_them
+from .databases import Database, all_databases
 
 
 def database() -> Database:
-    return next(d for d in all_of_them() if d.name == "airflow")
+    return next(d for d in all_databases() if d.name == "airflow")
 
 
 def program(*arguments: str) -> str:

@@ -27,7 +27,7 @@ from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from . import databases
-from .installation import alone, embedded, folder_size, readable, versions
+from .installation import folder_size, human_size, is_embedded, maintenance_lock, versions
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -74,7 +74,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         content = asdict(self)
-        (folder / MANIFEST).write_text(json.dumps(content | {"digest": _digest(content)}, indent=1, sort_keys=True) + "\n")
+        (folder / MANIFEST).write_text(
+            json.dumps(content | {"digest": _manifest_digest(content)}, indent=1, sort_keys=True) + "\n"
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -91,7 +93,7 @@ class Manifest:
         if content.get("format", 0) > FORMAT:
             fix = f"Install clipft {content.get('versions', {}).get('clipft', 'of that release')} and restore with it."
             raise ClipftError(f"backup {folder}", f"a newer release made it (format {content['format']})", fix)
-        if said != _digest(content):
+        if said != _manifest_digest(content):
             raise ClipftError(f"{path}", "it is not as it was written", "Use another backup.")
         return cls(**content)
 
@@ -108,12 +110,12 @@ def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_d
         Transient: a database does not answer.
     """
     folder = folder.expanduser().resolve()
-    with alone("backup"):
-        return taken(folder, secrets=secrets, captures=captures, only_databases=only_databases)
+    with maintenance_lock("backup"):
+        return make_backup(folder, secrets=secrets, captures=captures, only_databases=only_databases)
 
 
-def taken(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
-    """The same, by someone who already is alone."""
+def make_backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
+    """The same, for a caller that holds the maintenance lock."""
     _check_place(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a backup that was killed
@@ -126,10 +128,10 @@ def taken(folder: Path, *, secrets: bool = False, captures: bool = True, only_da
             _datasets(part, made)
             _remote(part, made)
             _artifacts(part, made)
-            if captures and not embedded():
+            if captures and not is_embedded():
                 made.references["captures"] = "the servers' own disk (volume `server`)"
             elif captures:
-                _copy_tree(settings().root / "captures", part, "captures", made, wanted=_whole_capture)
+                _copy_tree(settings().root / "captures", part, "captures", made, wanted=_is_whole_capture)
             _copy_tree(settings().root / "runs", part, "runs", made)
         if secrets:
             _secrets(part, made)
@@ -163,18 +165,18 @@ def verify(folder: Path) -> tuple[Manifest, list[str]]:
                 problems.append(f"{name} is missing")
             elif path.stat().st_size != known["bytes"]:
                 problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {known['bytes']:,}")
-            elif digests(path)[0] != known["sha256"]:
+            elif file_digests(path)[0] != known["sha256"]:
                 problems.append(f"{name} is not as it was written")
-            elif wrong := _unreadable(path):
+            elif wrong := _find_damage(path):
                 problems.append(f"{name}: {wrong}")
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     return made, problems
 
 
-def _unreadable(path: Path) -> str:
+def _find_damage(path: Path) -> str:
     if path.parent.name == "databases":
-        return databases.broken(path) if path.suffix == ".db" else databases.listed(path)
+        return databases.find_damage(path) if path.suffix == ".db" else databases.find_dump_damage(path)
     return ""
 
 
@@ -183,12 +185,12 @@ def _unreadable(path: Path) -> str:
 
 def _databases(part: Path, made: Manifest) -> None:
     (part / "databases").mkdir()
-    for database in databases.all_of_them():
+    for database in databases.all_databases():
         if not database.tables():
             continue
         made.revisions[database.name] = database.revision()
-        _enter(part, database.copy(part / "databases"), made)
-        say(f"Database {database.name}: {readable(made.files[_name(part, database)]['bytes'])}")
+        _record(part, database.copy(part / "databases"), made)
+        say(f"Database {database.name}: {human_size(made.files[_name(part, database)]['bytes'])}")
 
 
 def _name(part: Path, database: databases.Database) -> str:
@@ -200,7 +202,7 @@ def _datasets(part: Path, made: Manifest) -> None:
 
     target = part / "datasets.bundle"
     if repository.bundle(target):
-        _enter(part, target, made)
+        _record(part, target, made)
 
 
 def _remote(part: Path, made: Manifest) -> None:
@@ -226,12 +228,12 @@ def _secrets(part: Path, made: Manifest) -> None:
         source = settings().root / name
         if source.exists():
             _copy(source, target / name, mode=0o600)
-            _enter(part, target / name, made)
+            _record(part, target / name, made)
     if not any(target.iterdir()):
         made.warnings.append(f"{settings().root} holds no secrets; a team's are in the .env of the host, which is kept by hand")
 
 
-def _whole_capture(path: Path) -> bool:
+def _is_whole_capture(path: Path) -> bool:
     """Is it an image with its JSON, or the other way round? What is being written is left out."""
     return path.suffix in (".json", ".image") and all(path.with_suffix(s).exists() for s in (".json", ".image"))
 
@@ -287,13 +289,13 @@ def _copy(source: Path, target: Path, mode: int = 0o600) -> tuple[str, str]:
     return sha256.hexdigest(), md5.hexdigest()
 
 
-def _enter(part: Path, path: Path, made: Manifest) -> None:
+def _record(part: Path, path: Path, made: Manifest) -> None:
     _sync(path)
     path.chmod(0o600)
-    made.files[str(path.relative_to(part))] = {"bytes": path.stat().st_size, "sha256": digests(path)[0]}
+    made.files[str(path.relative_to(part))] = {"bytes": path.stat().st_size, "sha256": file_digests(path)[0]}
 
 
-def digests(path: Path) -> tuple[str, str]:
+def file_digests(path: Path) -> tuple[str, str]:
     """SHA-256 and MD5 of a file."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
@@ -308,7 +310,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(content: Mapping[str, object]) -> str:
+def _manifest_digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -324,7 +326,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _check_space(part: Path, only_databases: bool) -> None:
-    needed = sum(d.size() for d in databases.all_of_them() if d.tables())
+    needed = sum(d.size() for d in databases.all_databases() if d.tables())
     if not only_databases:
         folders = [settings().root / name for name in ("captures", "runs", "mlflow/artifacts")]
         folders += [] if "://" in settings().remote else [Path(settings().remote)]
@@ -333,6 +335,6 @@ def _check_space(part: Path, only_databases: bool) -> None:
     if free < needed + SPARE:
         raise ClipftError(
             f"backup at {part.parent}",
-            f"{readable(needed + SPARE)} are needed there and {readable(free)} are free",
+            f"{human_size(needed + SPARE)} are needed there and {human_size(free)} are free",
             "Free some, or name a folder on another disk.",
         )

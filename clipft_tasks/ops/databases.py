@@ -52,23 +52,23 @@ class Database:
     @property
     def address(self) -> str:
         """For a person, without the password."""
-        return str(self.file) if self.file else str(_parts(self.url).render_as_string(hide_password=True))
+        return str(self.file) if self.file else str(_parse_url(self.url).render_as_string(hide_password=True))
 
     def tables(self) -> set[str]:
         """Names of its tables; empty when there is none yet. Raises Transient when it does not answer."""
         if self.file:
             if not self.file.exists():
                 return set()
-            with _reading(self.file) as there:
+            with _open_read_only(self.file) as there:
                 return {row[0] for row in there.execute("select name from sqlite_master where type = 'table'")}
-        return set(_ask(self.url, "select tablename from pg_tables where schemaname = 'public'"))
+        return set(_query(self.url, "select tablename from pg_tables where schemaname = 'public'"))
 
     def count(self, rows: str) -> int:
         """How many rows of a table (and perhaps a condition) there are."""
         question = f"select count(*) from {rows}"
         if not self.file:
-            return int(_ask(self.url, question)[0])
-        with _reading(self.file) as there:
+            return int(_query(self.url, question)[0])
+        with _open_read_only(self.file) as there:
             return int(there.execute(question).fetchone()[0])
 
     def revision(self) -> str:
@@ -76,41 +76,41 @@ class Database:
         if "alembic_version" not in self.tables():
             return ""
         if self.file:
-            with _reading(self.file) as there:
+            with _open_read_only(self.file) as there:
                 rows = [str(row[0]) for row in there.execute("select version_num from alembic_version")]
         else:
-            rows = _ask(self.url, "select version_num from alembic_version")
+            rows = _query(self.url, "select version_num from alembic_version")
         return rows[0] if rows else ""
 
     def size(self) -> int:
         if self.file:
             return self.file.stat().st_size if self.file.exists() else 0
-        return int(_ask(self.url, "select pg_database_size(current_database())")[0])
+        return int(_query(self.url, "select pg_database_size(current_database())")[0])
 
     def copy(self, folder: Path) -> Path:
         """One moment's state as a file in `folder`: `<name>.db` or `<name>.dump`. Raises ClipftError, with the program's words."""
         if self.file:
             target = folder / f"{self.name}.db"
-            with closing(sqlite3.connect(target)) as out, _reading(self.file) as there:
+            with closing(sqlite3.connect(target)) as out, _open_read_only(self.file) as there:
                 there.backup(out)  # in one step: writers wait milliseconds, and it cannot start over for ever
                 out.execute("pragma journal_mode = delete")  # one file: a copy in WAL mode grows two more when it is read
-            if problem := broken(target):
+            if problem := find_damage(target):
                 raise ClipftError(
                     f"database {self.file}", f"it is damaged: {problem}", "Restore an earlier backup (`clipft restore`)."
                 )
             return target
         target = folder / f"{self.name}.dump"
-        _tool("pg_dump", self.url, "--format=custom", "--no-owner", "--no-privileges", f"--file={target}")
+        _run_tool("pg_dump", self.url, "--format=custom", "--no-owner", "--no-privileges", f"--file={target}")
         return target
 
-    def put_back(self, copy: Path) -> None:
+    def fill_from(self, copy: Path) -> None:
         """Fill this empty database from a copy, wholly or not at all."""
         if self.file:
             with atomic_path(self.file) as part:
                 shutil.copyfile(copy, part)
         else:
             arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", str(copy)]
-            _tool("pg_restore", self.url, *arguments)
+            _run_tool("pg_restore", self.url, *arguments)
 
     def shrink(self) -> int:
         """Give back the space of deleted rows; returns bytes. Postgres reuses it by itself."""
@@ -125,7 +125,7 @@ class Database:
         return max(0, before - self.size())
 
 
-def all_of_them() -> list[Database]:
+def all_databases() -> list[Database]:
     """Every database that settings name, each once, in the order in which one refers to the next."""
     found: dict[str, Database] = {}
     for name, url in settings().databases.items():
@@ -147,10 +147,10 @@ def known_revisions(name: str) -> tuple[set[str], set[str]]:
     return known, known - before
 
 
-def broken(file: Path) -> str:
+def find_damage(file: Path) -> str:
     """What is wrong with an SQLite file; "" when nothing is."""
     try:
-        with _reading(file) as there:
+        with _open_read_only(file) as there:
             said = there.execute("pragma quick_check").fetchone()[0]
     except ClipftError as error:
         if isinstance(error.__cause__, sqlite3.OperationalError):  # it may be whole
@@ -159,7 +159,7 @@ def broken(file: Path) -> str:
     return "" if said == "ok" else str(said)
 
 
-def listed(dump: Path) -> str:
+def find_dump_damage(dump: Path) -> str:
     """What is wrong with a dump of Postgres; "" when its table of contents can be read, or nothing here can read it."""
     if not shutil.which("pg_restore"):
         return ""
@@ -168,7 +168,7 @@ def listed(dump: Path) -> str:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[sqlite3.Connection]:
+def _open_read_only(file: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as there:
             yield there
@@ -176,13 +176,13 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         raise ClipftError(f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?") from error
 
 
-def _parts(url: str) -> "URL":
+def _parse_url(url: str) -> "URL":
     from sqlalchemy import make_url
 
     return make_url(url)
 
 
-def _ask(url: str, question: str) -> list[str]:
+def _query(url: str, question: str) -> list[str]:
     """The first column of the answer, as text."""
     import sqlalchemy
 
@@ -192,12 +192,12 @@ def _ask(url: str, question: str) -> list[str]:
             return [str(row[0]) for row in there.execute(sqlalchemy.text(question))]
     except sqlalchemy.exc.OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise Transient(f"Database {_parts(url).render_as_string(hide_password=True)} does not answer: {reason}") from None
+        raise Transient(f"Database {_parse_url(url).render_as_string(hide_password=True)} does not answer: {reason}") from None
 
 
-def _tool(program: str, url: str, *arguments: str) -> None:
+def _run_tool(program: str, url: str, *arguments: str) -> None:
     """One of PostgreSQL's programs; the password goes by the environment, where no other user reads it."""
-    parts = _parts(url)
+    parts = _parse_url(url)
     if not shutil.which(program):
         raise ClipftError(program, "it is not installed here", TOOLS_FIX)
     env = os.environ | {"PGPASSWORD": parts.password or "", "PGCONNECT_TIMEOUT": "10"}

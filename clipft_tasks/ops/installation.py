@@ -16,7 +16,7 @@ STACK = "stack.env"
 PROGRAMS = {"clipft": "clipft", "airflow": "apache-airflow", "mlflow": "mlflow", "dvc": "dvc", "optuna": "optuna"}
 
 
-def adopt() -> None:
+def use_stack_settings() -> None:
     """Take the addresses of the embedded stack of this home, which `make up` noted, wherever the environment names no other."""
     try:
         lines = (settings().root / STACK).read_text().splitlines()
@@ -28,23 +28,25 @@ def adopt() -> None:
     settings.cache_clear()
 
 
-def note(env: dict[str, str]) -> None:
+def save_stack_settings(env: dict[str, str]) -> None:
     """Note where the embedded stack is. Readable by its owner only: it holds the tokens that callers show."""
     names = sorted(f"CLIPFT_{field.upper()}" for field in Settings.model_fields)
     atomic_write(settings().root / STACK, "".join(f"{name}={env[name]}\n" for name in names if name in env), mode=0o600)
 
 
-def embedded() -> bool:
+def is_embedded() -> bool:
     """Is this one person's machine? A team's Airflow keeps its tables in Postgres."""
     return settings().databases["airflow"].startswith("sqlite:")
 
 
 def start_command() -> str:
-    return "make up" if embedded() else "docker compose up -d"
+    return "make up" if is_embedded() else "docker compose up -d"
 
 
 def log_command(service: str) -> str:
-    return f"tail -n 50 {settings().root / 'logs' / 'stack.log'}" if embedded() else f"docker compose logs --tail 50 {service}"
+    return (
+        f"tail -n 50 {settings().root / 'logs' / 'stack.log'}" if is_embedded() else f"docker compose logs --tail 50 {service}"
+    )
 
 
 def versions() -> dict[str, str]:
@@ -59,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def alone(what: str) -> Iterator[None]:
+def maintenance_lock(what: str) -> Iterator[None]:
     """Let nobody else back up, restore, clear or upgrade this installation meanwhile."""
     try:
         with FileLock(str(settings().folder() / "maintenance.lock"), timeout=0):
@@ -82,7 +84,7 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-def readable(size: float) -> str:
+def human_size(size: float) -> str:
     """Bytes as a person reads them."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

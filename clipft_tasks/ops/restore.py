@@ -19,7 +19,7 @@ from ..core.files import atomic_write
 from ..core.settings import settings
 from . import databases
 from .backup import SECRETS, Manifest, verify
-from .installation import alone, embedded, readable, start_command, versions
+from .installation import human_size, is_embedded, maintenance_lock, start_command, versions
 
 UNDERWAY = "restoring.json"
 
@@ -34,16 +34,16 @@ def restore(folder: Path, *, secrets: bool = False) -> Manifest:
         Transient: a database does not answer.
     """
     folder = folder.expanduser().absolute()
-    with alone("restore"):
-        made = _checked(folder)
-        todo = _parts(folder, made, secrets)
-        done = _begin(folder, todo)
+    with maintenance_lock("restore"):
+        made = _verified(folder)
+        todo = _list_parts(folder, made, secrets)
+        done = _start_or_resume(folder, todo)
         for name in todo:
             if name not in done:
-                _clear(name)
-                _put(name, folder, made)
+                _remove_partial(name)
+                _restore_part(name, folder, made)
                 done.append(name)
-                _note(folder, done)
+                _save_progress(folder, done)
         (settings().root / UNDERWAY).unlink()
     return made
 
@@ -56,7 +56,7 @@ def refuse_half_restored() -> None:
         raise ClipftError(f"installation {settings().root}", "a restore was cut short", f"Finish it: clipft restore {source}")
 
 
-def _checked(folder: Path) -> Manifest:
+def _verified(folder: Path) -> Manifest:
     made = Manifest.read(folder)
     here = versions()
     for name, version in made.versions.items():
@@ -81,7 +81,7 @@ def _checked(folder: Path) -> Manifest:
     return made
 
 
-def _parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
+def _list_parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
     """What is put back, in order: what is referred to before what refers to it."""
     if secrets and not made.holds("secrets"):
         raise ClipftError(f"secrets of {folder}", "they were not taken along", "Leave --with-secrets out: new ones are made.")
@@ -91,7 +91,7 @@ def _parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
         fix = f"Copy {folder / 'dvc-remote'} to {settings().remote} with that store's own program, or set CLIPFT_DVC_REMOTE to a folder."
         raise ClipftError(f"backup {folder}", "its images lie in a folder and this installation's in an object store", fix)
     wanted += ["datasets"] if made.holds("datasets.bundle") else []
-    for database in reversed(databases.all_of_them()):
+    for database in reversed(databases.all_databases()):
         other = f"databases/{database.name}.{'dump' if database.file else 'db'}"
         if made.holds(other):
             kind = "SQLite" if database.file else "Postgres"
@@ -102,7 +102,7 @@ def _parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
     return wanted
 
 
-def _begin(folder: Path, todo: list[str]) -> list[str]:
+def _start_or_resume(folder: Path, todo: list[str]) -> list[str]:
     """What an earlier attempt with the same backup has done. Refuses an installation that holds anything else."""
     note = settings().root / UNDERWAY
     if note.exists():
@@ -113,22 +113,22 @@ def _begin(folder: Path, todo: list[str]) -> list[str]:
             )
         return list(earlier["done"])
     for name in todo:
-        if held := _holds(name):
+        if held := _content_of(name):
             raise ClipftError(
                 f"installation {settings().root}",
                 f"it is not empty: {held}",
-                "Set CLIPFT_HOME to a new folder." if embedded() else "Restore into fresh databases and volumes.",
+                "Set CLIPFT_HOME to a new folder." if is_embedded() else "Restore into fresh databases and volumes.",
             )
-    _note(folder, [])
+    _save_progress(folder, [])
     return []
 
 
-def _note(folder: Path, done: list[str]) -> None:
+def _save_progress(folder: Path, done: list[str]) -> None:
     atomic_write(settings().root / UNDERWAY, json.dumps({"backup": str(folder), "done": done}))
 
 
 def _database(name: str) -> databases.Database:
-    return next(d for d in databases.all_of_them() if d.name == name.removeprefix("database "))
+    return next(d for d in databases.all_databases() if d.name == name.removeprefix("database "))
 
 
 def _place(name: str) -> Path:
@@ -140,7 +140,7 @@ def _place(name: str) -> Path:
     return {"dvc-remote": Path(settings().remote), "artifacts": root / "mlflow" / "artifacts"}.get(name, root / name)
 
 
-def _holds(name: str) -> str:
+def _content_of(name: str) -> str:
     """What there is already at a part's place; "" for nothing."""
     if name.startswith("database "):
         database = _database(name)
@@ -151,7 +151,7 @@ def _holds(name: str) -> str:
     return str(place) if place.exists() else ""
 
 
-def _clear(name: str) -> None:
+def _remove_partial(name: str) -> None:
     """Remove what a killed attempt left of a part: it was empty when that attempt began."""
     if name.startswith("database "):
         database = _database(name)
@@ -165,7 +165,7 @@ def _clear(name: str) -> None:
         shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
-def _put(name: str, folder: Path, made: Manifest) -> None:
+def _restore_part(name: str, folder: Path, made: Manifest) -> None:
     try:
         if name.startswith("database "):
             database = _database(name)
@@ -173,7 +173,7 @@ def _put(name: str, folder: Path, made: Manifest) -> None:
                 return  # Postgres has it whole, and the attempt was killed before it noted that
             copy = folder / "databases" / f"{database.name}.{'db' if database.file else 'dump'}"
             if database.name == "mlflow" and database.file:
-                copy = _moved(copy, Path(made.home))
+                copy = _relocated(copy, Path(made.home))
             database.put_back(copy)
         elif name == "datasets":
             from ..data import repository
@@ -187,16 +187,16 @@ def _put(name: str, folder: Path, made: Manifest) -> None:
             part = place.with_name(place.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(folder / name, part, copy_function=shutil.copyfile)
-            _into(part, place)
+            _move_into(part, place)
     except OSError as error:
         raise ClipftError(
             f"restore of {name}", f"it cannot be written: {error.strerror or error}", "Mend that and run the same again."
         ) from error
     size = sum(f["bytes"] for n, f in made.files.items() if n.startswith(name.replace("database ", "databases/")))
-    say(f"Restored: {name}" + (f", {readable(size)}" if size else ""))
+    say(f"Restored: {name}" + (f", {human_size(size)}" if size else ""))
 
 
-def _into(built: Path, place: Path) -> None:
+def _move_into(built: Path, place: Path) -> None:
     """Move a folder to its place, which may be there already and empty: a volume's, say."""
     if not place.exists():
         return os.replace(built, place)
@@ -205,7 +205,7 @@ def _into(built: Path, place: Path) -> None:
     built.rmdir()
 
 
-def _moved(copy: Path, old: Path) -> Path:
+def _relocated(copy: Path, old: Path) -> Path:
     """MLflow's database with the addresses of its artifacts as they are in this home: they are kept as absolute paths."""
     new = settings().root
     part = settings().folder("mlflow") / "moved.part"
@@ -225,7 +225,7 @@ def _moved(copy: Path, old: Path) -> Path:
     return part
 
 
-def after(made: Manifest) -> list[str]:
+def next_steps(made: Manifest) -> list[str]:
     """What a person does next."""
     lines = [f"{what} is not in the backup and is used where it was: {where}" for what, where in made.references.items()]
     return [*lines, f"Now `{start_command()}`: it brings the databases to this release, and work that was cut goes on."]

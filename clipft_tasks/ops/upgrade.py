@@ -12,7 +12,7 @@ from ..core.errors import ClipftError
 from ..core.files import rename_suffix
 from ..core.settings import settings
 from . import airflow_program, backup, databases, restore
-from .installation import alone, versions
+from .installation import maintenance_lock, versions
 
 LAYOUT = 2  # raise it when files of a home get other names
 RENAMED_DAGS = {"clipft_care": "clipft_maintenance"}  # old → new
@@ -36,7 +36,7 @@ def due() -> list[Step]:
     """
     restore.refuse_half_restored()
     steps = []
-    for database in databases.all_of_them():
+    for database in databases.all_databases():
         now = database.revision()
         known, newest = databases.known_revisions(database.name)
         if now and known and now not in known:
@@ -73,7 +73,7 @@ def upgrade(backups: Path | None = None) -> Upgraded:
         backups: folder of such backups; default: `backups` under home.
     Raises: ClipftError as `due` does, or with the words of the program that failed; the backup stays.
     """
-    with alone("upgrade"):
+    with maintenance_lock("upgrade"):
         steps = due()
         notes = [*_rename_files(), *_renamed_dags()]
         made = None
@@ -81,7 +81,7 @@ def upgrade(backups: Path | None = None) -> Upgraded:
             names = ", ".join(f"{s.database.name} {s.now} → {s.then}" for s in steps)
             made = (backups or settings().folder("backups")) / f"before-upgrade-{datetime.now():%Y%m%d-%H%M%S}"
             say(f"Tables change ({names}). First a backup of the databases: {made}")
-            backup.taken(made, only_databases=True)
+            backup.make_backup(made, only_databases=True)
         try:
             _migrate({s.database.name for s in steps})
         except ClipftError as error:
@@ -114,7 +114,7 @@ def _renamed_dags() -> list[str]:
 def _migrate(changed: set[str]) -> None:
     settings().folder("mlflow")
     settings().folder("airflow")
-    mlflow = next((d for d in databases.all_of_them() if d.name == "mlflow"), None)
+    mlflow = next((d for d in databases.all_databases() if d.name == "mlflow"), None)
     jobs = [["mlflow", "db", "upgrade", mlflow.url]] if mlflow else []
     if "tuning" in changed:
         jobs.append(["optuna", "storage", "upgrade", "--storage", settings().studies])

@@ -19,7 +19,7 @@ NEEDED_GB = 8  # shards, decoded images, two checkpoints and a package of a mid-
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckResult:
     """One check. `fix` is a command, or a sentence where no command helps; a line that is wrong has one."""
 
     name: str
@@ -28,28 +28,28 @@ class Line:
     fix: str = ""
 
 
-def compatibility(theirs: ControlPlane) -> Iterator[Line]:
+def check_compatibility(theirs: ControlPlane) -> Iterator[CheckResult]:
     """Clock, versions and code, compared with the control plane's."""
     skew, software = theirs.skew, theirs.about.software
     said = f"{abs(skew):.1f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
     mend = "sudo sntp -sS time.apple.com" if platform.system() == "Darwin" else "sudo timedatectl set-ntp true"
     right = abs(skew) <= CLOCK_LEEWAY
-    yield Line("clock", right, said if right else f"{said}; {CLOCK_LEEWAY} are allowed", "" if right else mend)
+    yield CheckResult("clock", right, said if right else f"{said}; {CLOCK_LEEWAY} are allowed", "" if right else mend)
     differ = versions.differences(software)
     shown = ", ".join(f"{k} {v}" for k, v in software.versions.items())
     if not differ:
         revision = f", revision {software.revision[:12]}" if software.revision else ""
-        yield Line("versions", True, f"{shown}; code {software.code}{revision}")
+        yield CheckResult("versions", True, f"{shown}; code {software.code}{revision}")
     for what, way in differ:
-        yield Line("versions", False, what, way)
+        yield CheckResult("versions", False, what, way)
 
 
-def machine() -> Iterator[Line]:
+def check_machine() -> Iterator[CheckResult]:
     """Disk and device. Imports torch."""
     free = shutil.disk_usage(settings().folder()).free / 2**30
     right = free >= NEEDED_GB
     said = f"{free:.1f} GiB free under {settings().root}"
-    yield Line(
+    yield CheckResult(
         "disk",
         right,
         said if right else f"{said}; {NEEDED_GB} are needed",
@@ -60,13 +60,15 @@ def machine() -> Iterator[Line]:
     try:
         device = detect()
         many = f"{device.devices} x " if device.devices > 1 else ""
-        yield Line(
+        yield CheckResult(
             "device", True, f"{device.device}: {many}{device.name}, {device.memory / 2**30:.0f} GiB, {device.cores} cores"
         )
     except ClipftError as error:
-        yield Line("device", False, error.why, error.fix)
+        yield CheckResult("device", False, error.why, error.fix)
     if low_power():
-        yield Line("power", False, "low-power mode is on: training takes about twice as long", "sudo pmset -a lowpowermode 0")
+        yield CheckResult(
+            "power", False, "low-power mode is on: training takes about twice as long", "sudo pmset -a lowpowermode 0"
+        )
 
 
 def low_power() -> bool:
@@ -80,7 +82,7 @@ def low_power() -> bool:
     return any(line.split()[:2] == ["lowpowermode", "1"] for line in shown.splitlines())
 
 
-def reach(member: Membership) -> Iterator[Line]:
+def check_connections(member: Membership) -> Iterator[CheckResult]:
     """Airflow, MLflow and the data, each as this worker."""
     places = member.addresses
     wanted = {
@@ -93,14 +95,14 @@ def reach(member: Membership) -> Iterator[Line]:
         try:
             answer = httpx.get(url, auth=(member.name, member.secret), timeout=20, verify=member.ca or True)
         except httpx.TransportError as error:
-            yield Line(name, False, f"{url} does not answer ({error or type(error).__name__})", f"curl -v {url}")
+            yield CheckResult(name, False, f"{url} does not answer ({error or type(error).__name__})", f"curl -v {url}")
             continue
         right = answer.status_code in good and "turned" not in answer.text
         note = "; nothing is there yet" if name == "data" and answer.status_code == 404 else ""
         if right:
-            yield Line(name, True, url.partition("?")[0].removesuffix(f"/{NO_OBJECT}") + note)
+            yield CheckResult(name, True, url.partition("?")[0].removesuffix(f"/{NO_OBJECT}") + note)
         else:
-            yield Line(
+            yield CheckResult(
                 name,
                 False,
                 f"{url} answered {answer.status_code}: {answer.text[:200]}",

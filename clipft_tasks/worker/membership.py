@@ -49,23 +49,25 @@ class Membership:
 
     def keep(self) -> None:
         """Write it down, readable by its owner alone."""
-        atomic_write(file(), json.dumps(asdict(self), indent=1), mode=0o600)
+        atomic_write(membership_path(), json.dumps(asdict(self), indent=1), mode=0o600)
 
     @classmethod
     def read(cls) -> "Membership":
         """Raises ClipftError when this machine has not joined."""
         try:
-            fields = json.loads(file().read_text())
+            fields = json.loads(membership_path().read_text())
             addresses = fields.pop("addresses")
             if "studies" in addresses:  # who joined with an earlier release knows it by another path
                 addresses["studies"] = addresses["studies"].replace("/door/v1/", "/gateway/v1/")
             return cls(addresses=addresses, **fields)
         except FileNotFoundError:
             raise ClipftError(
-                "this machine", f"it is no worker yet: there is no {file()}", "Run `clipft worker join URL --code …` first."
+                "this machine",
+                f"it is no worker yet: there is no {membership_path()}",
+                "Run `clipft worker join URL --code …` first.",
             ) from None
         except (ValueError, TypeError, KeyError) as error:
-            raise ClipftError(f"{file()}", f"it cannot be read: {error}", "Join again.") from None
+            raise ClipftError(f"{membership_path()}", f"it cannot be read: {error}", "Join again.") from None
 
     def ask(self) -> ControlPlane:
         """What the control plane says of itself to this worker. Raises as `look`."""
@@ -136,13 +138,13 @@ class Membership:
         return defaults | user | {k: str(v) for k, v in fixed.items()}
 
 
-def file() -> Path:
+def membership_path() -> Path:
     return settings().folder("worker") / "worker.json"
 
 
-def forget() -> None:
+def delete() -> None:
     """This machine is no worker any more."""
-    file().unlink(missing_ok=True)
+    membership_path().unlink(missing_ok=True)
 
 
 def look(url: str, code: str, ca: str = "") -> ControlPlane:
@@ -180,7 +182,7 @@ def _send(
     if answer.is_error:
         if answer.status_code != 404 and (detail := _detail(answer)):
             raise ClipftError(f"the control plane at {url}", f"it turned this machine away: {detail.rstrip('.')}")
-        raise _no_control_plane(answer)
+        raise _not_a_control_plane(answer)
     return _Exchange(answer, (before + after) / 2)
 
 
@@ -188,7 +190,7 @@ def _read(what: type[T], answer: httpx.Response) -> T:
     try:
         return what.model_validate_json(answer.content)
     except ValidationError:
-        raise _no_control_plane(answer) from None
+        raise _not_a_control_plane(answer) from None
 
 
 def _read_about(exchange: _Exchange) -> ControlPlane:
@@ -206,6 +208,6 @@ def _detail(answer: httpx.Response) -> str:
     return detail if isinstance(detail, str) else ""
 
 
-def _no_control_plane(answer: httpx.Response) -> ClipftError:
+def _not_a_control_plane(answer: httpx.Response) -> ClipftError:
     why = f"it answered {answer.status_code}, and not as a clipft control plane of this release does"
     return ClipftError(str(answer.request.url), why, "Is that the address of its Airflow?")

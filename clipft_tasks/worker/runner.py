@@ -18,7 +18,7 @@ from ..core.files import atomic_write
 from ..core.settings import settings
 from . import checks
 from .membership import ControlPlane, Membership
-from .service import STOPPING, Awake
+from .service import STOPPING, SleepInhibitor
 
 ASK = 60.0  # seconds between two looks at the control plane
 WAIT = (5.0, 60.0)  # seconds until the next try, first and longest
@@ -35,12 +35,12 @@ class Runner:
         self._member, self._ask, self._wait = member, ask, wait
         self._edge: subprocess.Popen[bytes] | None = None
         self._stop: signal.Signals | None = None
-        self._awake = Awake()
+        self._awake = SleepInhibitor()
         self._trouble = ""  # why the running worker takes no new tasks
 
     def run(self) -> None:
         """Until drained or told to stop. Raises ClipftError when the control plane turns this worker away, or runs other code."""
-        with _alone():
+        with _SingleInstance():
             before = {s: signal.signal(s, self._signal) for s in (signal.SIGTERM, signal.SIGINT)}
             try:
                 self._run()
@@ -55,7 +55,7 @@ class Runner:
         waited = self._wait[0]
         while self._stop is None:
             try:
-                refuse(self._member.ask())
+                require_compatibility(self._member.ask())
             except Transient as error:
                 self._tell("waiting", f"{error} Trying again in {waited:.0f} s.")
                 self._sleep(waited)
@@ -109,7 +109,7 @@ class Runner:
     def _look(self) -> None:
         """Ask whether this worker may go on; if not, it takes no new tasks."""
         try:
-            refuse(self._member.ask())
+            require_compatibility(self._member.ask())
         except Transient:
             pass  # Airflow's worker waits for it as well
         except ClipftError as error:
@@ -129,8 +129,8 @@ class Runner:
         """Leave nothing behind: a task that outlived its worker would train beside its own retry."""
         left = set(tasks or ())
         if self._edge is not None and self._edge.poll() is None:
-            left |= set(_family(self._edge.pid))
-        left |= {child for task in list(left) for child in _family(task.pid)}
+            left |= set(_process_tree(self._edge.pid))
+        left |= {child for task in list(left) for child in _process_tree(task.pid)}
         for process in left:
             _signal(process, signal.SIGTERM)
         _, stubborn = psutil.wait_procs(list(left), timeout=30)
@@ -151,9 +151,9 @@ class Runner:
         atomic_write(_state_file(), json.dumps(content))
 
 
-def refuse(theirs: ControlPlane) -> None:
+def require_compatibility(theirs: ControlPlane) -> None:
     """Raise ClipftError unless clock, versions and code are the control plane's."""
-    wrong = [line for line in checks.compatibility(theirs) if not line.right]
+    wrong = [line for line in checks.check_compatibility(theirs) if not line.right]
     if wrong:
         what = "; ".join(line.said for line in wrong)
         raise ClipftError("this worker", what, "Run: " + " && ".join(line.fix for line in wrong))
@@ -181,8 +181,8 @@ def running() -> RunningWorker | None:
         process = psutil.Process(content["pid"])
         if abs(process.create_time() - content["created"]) > 1:
             return None
-        tasks = sorted({task for edge in _edges(process.pid) for task in _tasks(edge)}, key=lambda task: task.pid)
-        return RunningWorker(process.pid, content["state"], content["said"], [_named(task) for task in tasks])
+        tasks = sorted({task for edge in _edge_workers(process.pid) for task in _tasks(edge)}, key=lambda task: task.pid)
+        return RunningWorker(process.pid, content["state"], content["said"], [_describe(task) for task in tasks])
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
 
@@ -205,7 +205,7 @@ def stop(number: signal.Signals, patience: float) -> bool:
     return True
 
 
-class _alone:
+class _SingleInstance:
     """One worker a home."""
 
     def __enter__(self) -> None:
@@ -230,7 +230,7 @@ def _state_file() -> Path:
     return settings().folder("worker") / "state.json"
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _process_tree(pid: int) -> list[psutil.Process]:
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -246,7 +246,7 @@ def _tasks(edge: int) -> set[psutil.Process]:
         return set()
 
 
-def _edges(runner: int) -> list[int]:
+def _edge_workers(runner: int) -> list[int]:
     found = []
     for child in _tasks(runner):
         try:
@@ -257,7 +257,7 @@ def _edges(runner: int) -> list[int]:
     return found
 
 
-def _named(task: psutil.Process) -> str:
+def _describe(task: psutil.Process) -> str:
     try:
         work = json.loads(task.cmdline()[-1])["ti"]
         return f"{work['dag_id']}.{work['task_id']} ({work['run_id']}, try {work['try_number']})"

@@ -21,12 +21,12 @@ LABEL = "io.clipft.worker"
 STOPPING = 180  # seconds that a stop may take: a checkpoint is written and handed over
 
 
-def log() -> Path:
+def log_path() -> Path:
     """Where a worker that was started at login writes."""
     return settings().folder("worker") / "worker.log"
 
 
-def place(system: str = "") -> Path:
+def definition_path(system: str = "") -> Path:
     """Where the system looks for it. Raises ClipftError on a system that has neither."""
     system = system or platform.system()
     if system == "Darwin":
@@ -50,7 +50,7 @@ def _environment() -> dict[str, str]:
     return {"CLIPFT_HOME": str(settings().root), "PATH": path} | {k: os.environ[k] for k in OWN if k in os.environ}
 
 
-def agent() -> bytes:
+def launchd_agent() -> bytes:
     """The launchd agent. It comes back after every end but a clean one, which is a drain."""
     return plistlib.dumps({
         "Label": LABEL,
@@ -62,12 +62,12 @@ def agent() -> bytes:
         "ThrottleInterval": 30,
         "ExitTimeOut": STOPPING,
         "ProcessType": "Interactive",  # or the system slows it down in the background
-        "StandardOutPath": str(log()),
-        "StandardErrorPath": str(log()),
+        "StandardOutPath": str(log_path()),
+        "StandardErrorPath": str(log_path()),
     })  # fmt: skip
 
 
-def unit() -> str:
+def systemd_unit() -> str:
     """The systemd user unit."""
 
     def quoted(text: str) -> str:
@@ -87,7 +87,7 @@ Restart=on-failure
 RestartSec=30
 KillMode=mixed
 TimeoutStopSec={STOPPING}
-StandardOutput=append:{str(log()).replace("%", "%%")}
+StandardOutput=append:{str(log_path()).replace("%", "%%")}
 StandardError=inherit
 
 [Install]
@@ -97,10 +97,10 @@ WantedBy=default.target
 
 def install(start: bool = True) -> tuple[Path, str]:
     """Write it and, where asked, start it; returns its place and what else a person should know. Raises ClipftError."""
-    path, mac = place(), platform.system() == "Darwin"
-    atomic_write(path, agent() if mac else unit())
+    path, mac = definition_path(), platform.system() == "Darwin"
+    atomic_write(path, launchd_agent() if mac else systemd_unit())
     if mac:
-        _quietly(["launchctl", "bootout", f"gui/{os.getuid()}/{LABEL}"])
+        _run_ignoring_errors(["launchctl", "bootout", f"gui/{os.getuid()}/{LABEL}"])
         commands, note = [["launchctl", "bootstrap", f"gui/{os.getuid()}", str(path)]], ""
     else:
         commands = [["systemctl", "--user", "daemon-reload"], ["systemctl", "--user", "enable", "--now", path.name]]
@@ -119,27 +119,27 @@ def install(start: bool = True) -> tuple[Path, str]:
 def uninstall() -> Path | None:
     """Stop and remove it; returns where it was, None when there was none."""
     try:
-        path = place()
+        path = definition_path()
     except ClipftError:
         return None
     if not path.exists():
         return None
     if platform.system() == "Darwin":
-        _quietly(["launchctl", "bootout", f"gui/{os.getuid()}/{LABEL}"])
+        _run_ignoring_errors(["launchctl", "bootout", f"gui/{os.getuid()}/{LABEL}"])
     else:
-        _quietly(["systemctl", "--user", "disable", "--now", path.name])
+        _run_ignoring_errors(["systemctl", "--user", "disable", "--now", path.name])
     path.unlink()
     return path
 
 
-def _quietly(command: list[str]) -> None:
+def _run_ignoring_errors(command: list[str]) -> None:
     try:
         subprocess.run(command, check=False, capture_output=True, timeout=STOPPING + 30)
     except (OSError, subprocess.SubprocessError):
         pass
 
 
-class Awake:
+class SleepInhibitor:
     """Keeps the machine from sleeping while it is held; does nothing where the system has no means."""
 
     def __init__(self) -> None:

@@ -55,7 +55,7 @@ def up() -> None:
     log = settings().folder("logs") / "stack.log"
     began = time.monotonic()
     _migrate()
-    installation.note(env)
+    installation.save_stack_settings(env)
     with log.open("a") as out:
         command = [sys.executable, "-m", "honcho", "start", "--no-colour", *programs]
         manager = subprocess.Popen(
@@ -122,9 +122,9 @@ def status() -> None:
     addresses()
     os.environ.update({k: v for k, v in environment().items() if k.startswith("CLIPFT_")})
     settings.cache_clear()
-    found = health.examine()
-    print("\n".join(health.lines(found)))
-    if not health.well(found):
+    found = health.run_checks()
+    print("\n".join(health.as_lines(found)))
+    if not health.is_healthy(found):
         sys.exit(1)
 
 

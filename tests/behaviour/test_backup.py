@@ -367,8 +367,8 @@ def test_a_restore_that_is_killed_starts_nothing_and_is_finished_by_the_same_com
 
 
 def test_one_at_a_time(source, tmp_path, monkeypatch):
-    from clipft_tasks.ops.installation import alone
+    from clipft_tasks.ops.installation import maintenance_lock
 
     use(source, monkeypatch)
-    with alone("gc"), pytest.raises(ClipftError, match="is running"):
+    with maintenance_lock("gc"), pytest.raises(ClipftError, match="is running"):
         backups.backup(tmp_path / "second")

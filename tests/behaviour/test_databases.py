@@ -237,6 +237,6 @@ def test_a_copy_of_a_database_that_writes_ahead_is_one_file_also_once_it_was_rea
     source.commit()
     (tmp_path / "backup").mkdir()
     copied = databases.Database("live", f"sqlite:///{tmp_path / 'live.db'}").copy(tmp_path / "backup")
-    assert not databases.broken(copied)
+    assert not databases.find_damage(copied)
     assert [p.name for p in (tmp_path / "backup").iterdir()] == ["live.db"]
     assert sqlite3.connect(copied).execute("select value from kept").fetchall() == [(7,)]

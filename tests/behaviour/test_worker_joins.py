@@ -63,7 +63,7 @@ def test_joined_by_the_printed_command_checked_seen_and_left(plane, home):
     assert joined.ok, joined.out
     for name in ("clock", "versions", "disk", "device", "airflow", "mlflow", "data"):
         assert re.search(rf"✓ {name}", joined.out), joined.out
-    kept = membership.file()
+    kept = membership.membership_path()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and kept.is_relative_to(home)
     assert membership.Membership.read().secret not in joined.out
 
@@ -82,7 +82,7 @@ def test_joined_by_the_printed_command_checked_seen_and_left(plane, home):
 def test_a_worker_that_joined_with_an_earlier_release_finds_the_studies(plane):
     assert clipft("worker", "join", plane.url, "--code", code_for("old")).ok
     joined = membership.Membership.read()
-    kept = membership.file()
+    kept = membership.membership_path()
     kept.write_text(kept.read_text().replace("/gateway/v1/", "/door/v1/"))
     assert membership.Membership.read() == joined and joined.addresses["studies"].endswith("/gateway/v1/studies")
 
@@ -101,7 +101,7 @@ def test_other_versions_or_code_are_refused_with_the_command_and_the_code_still_
     with monkeypatch.context() as patch:
         differing(patch, **theirs)
         refused = clipft("worker", "join", plane.url, "--code", code)
-    assert not refused.ok and re.search(said, refused.out) and way in refused.out and not membership.file().exists()
+    assert not refused.ok and re.search(said, refused.out) and way in refused.out and not membership.membership_path().exists()
     assert clipft("worker", "join", plane.url, "--code", code).ok
 
 
@@ -120,7 +120,7 @@ def test_a_wrong_clock_a_full_disk_and_no_code_are_called_that(monkeypatch, plan
     assert "clipft worker invite NAME" in clipft("worker", "join", plane.url).out
     wrong = clipft("worker", "join", plane.url, "--code", "clock.nonsense")
     assert not wrong.ok and "unknown, was used, or is too old" in wrong.out
-    assert not membership.file().exists()
+    assert not membership.membership_path().exists()
 
 
 REQUEST = membership.httpx.request
@@ -169,13 +169,13 @@ def test_what_airflow_reads_has_the_workers_secret_and_nothing_of_this_shell(mon
 
 def test_the_launchd_agent_and_the_systemd_unit_are_what_those_programs_read(monkeypatch, plane, home):
     clipft("worker", "join", plane.url, "--code", code_for("login"))
-    agent = plistlib.loads(service.agent())
+    agent = plistlib.loads(service.launchd_agent())
     assert agent["RunAtLoad"] and agent["KeepAlive"] == {"SuccessfulExit": False} and agent["ProcessType"] == "Interactive"
     assert agent["ProgramArguments"][-2:] == ["worker", "run"] and agent["EnvironmentVariables"]["CLIPFT_HOME"] == str(home)
-    assert service.place("Darwin").name == "io.clipft.worker.plist"
+    assert service.definition_path("Darwin").name == "io.clipft.worker.plist"
 
     shown = clipft("worker", "install", "--no-start").out
-    path = service.place()
+    path = service.definition_path()
     assert str(path) in shown and "worker.log" in shown
     if shutil.which("systemd-analyze") and sys.platform == "linux":
         env = {**os.environ, "XDG_RUNTIME_DIR": str(home.parent)}
@@ -190,7 +190,7 @@ def test_the_machine_is_held_awake_while_a_task_runs_and_no_longer(tmp_path, mon
     (tmp_path / "caffeinate").write_text("#!/bin/sh\necho $$ > $0.pid; exec sleep 60\n")
     (tmp_path / "caffeinate").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    awake = service.Awake()
+    awake = service.SleepInhibitor()
     awake.hold(True)
     awake.hold(True)
     until = time.monotonic() + 10

@@ -80,7 +80,7 @@ def no_torch(monkeypatch):
 
 
 def seen() -> dict[str, health.Found]:
-    return {f.thing: f for f in health.examine()}
+    return {f.thing: f for f in health.run_checks()}
 
 
 def test_what_does_not_answer_is_wrong_and_comes_with_the_command(home):
@@ -114,7 +114,7 @@ def test_what_accepts_and_never_answers_holds_nobody_up(home, monkeypatch):
         monkeypatch.setattr(findings, "ANSWER", 1.0)
         settings.cache_clear()
         began = time.monotonic()
-        found = {f.thing: f for f in health.examine(limit=4)}
+        found = {f.thing: f for f in health.run_checks(limit=4)}
     assert time.monotonic() - began < 60  # it would be for ever
     assert found["Airflow"].state == found["MLflow"].state == found["Server"].state == "wrong"
 
@@ -226,8 +226,8 @@ def test_secrets_are_never_shown_and_loose_ones_are_found(airflow, monkeypatch):
     file = settings().folder() / "secrets.json"
     file.write_text(SECRET)
     file.chmod(0o644)
-    found = health.examine()
-    assert SECRET not in "\n".join(health.lines(found)) and SECRET not in json.dumps(health.as_json(found))
+    found = health.run_checks()
+    assert SECRET not in "\n".join(health.as_lines(found)) and SECRET not in json.dumps(health.as_json(found))
     modes = next(f for f in found if f.thing == "Secrets")
     assert modes.state == "wrong" and modes.fix == f"chmod 600 {file}"
 
@@ -259,7 +259,7 @@ def test_a_remote_that_is_gone_or_cannot_be_written(home, tmp_path, monkeypatch)
 
 
 def test_the_stacks_addresses_are_known_in_any_shell_and_the_environment_wins(home, monkeypatch):
-    installation.note(
+    installation.save_stack_settings(
         {"CLIPFT_SERVER_URL": "http://127.0.0.1:1", "CLIPFT_AIRFLOW_URL": "http://127.0.0.1:2", "CLIPFT_STACK": "x"}
     )
     file = home / "stack.env"
@@ -267,5 +267,5 @@ def test_the_stacks_addresses_are_known_in_any_shell_and_the_environment_wins(ho
     monkeypatch.setenv("CLIPFT_AIRFLOW_URL", "http://127.0.0.1:3")
     monkeypatch.setenv("CLIPFT_SERVER_URL", "")
     monkeypatch.delenv("CLIPFT_SERVER_URL")
-    installation.adopt()
+    installation.use_stack_settings()
     assert settings().server_url == "http://127.0.0.1:1" and settings().airflow_url == "http://127.0.0.1:3"

@@ -14,12 +14,12 @@ from ..installation import log_command, start_command
 ANSWER = 4.0  # seconds in which a service answers
 OK, WRONG, LOOK, NONE = "ok", "wrong", "look", "none"
 
-Said = tuple[str, str] | tuple[str, str, str]  # state, said, fix
-Check = tuple[str, str, Callable[[], Said]]  # thing, address, what is asked
+Outcome = tuple[str, str] | tuple[str, str, str]  # state, said, fix
+Check = tuple[str, str, Callable[[], Outcome]]  # thing, address, what is asked
 
 
 @dataclass(frozen=True)
-class Found:
+class Finding:
     """What a check says.
 
     Attributes:
@@ -35,17 +35,17 @@ class Found:
     fix: str = ""
 
 
-class Unknown(Exception):
+class DependencyDownError(Exception):
     """Another check says what is wrong."""
 
 
 @contextmanager
-def asked_of(service: str) -> Iterator[None]:
+def depends_on(service: str) -> Iterator[None]:
     """What is asked of a service that does not answer is not known, and is no second fault."""
     try:
         yield
     except Transient:
-        raise Unknown(f"not known while {service} does not answer") from None
+        raise DependencyDownError(f"not known while {service} does not answer") from None
 
 
 def get(address: str, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
@@ -74,6 +74,6 @@ def start_hint(thing: str) -> str:
     return f"{start_command()}; if it does not stay up: {log_command('postgres' if name == 'tables' else name)}"
 
 
-def shown(address: str) -> str:
+def without_credentials(address: str) -> str:
     """Without what stands between `//` and `@`."""
     return re.sub(r"//[^/@]*@", "//", address.removeprefix("sqlite:///"))

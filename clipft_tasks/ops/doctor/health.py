@@ -13,7 +13,7 @@ from ...core.errors import ClipftError, Transient
 from ...core.settings import settings
 from .. import databases
 from . import machine, services
-from .findings import LOOK, NONE, OK, WRONG, Check, Found, Unknown, shown, start_hint
+from .findings import LOOK, NONE, OK, WRONG, Check, DependencyDownError, Finding, start_hint, without_credentials
 
 LIMIT = 15.0  # seconds that a check may take
 SLOW = ("Device",)  # loads PyTorch, beside which nothing else gets its turn: last, for PATIENCE seconds, and late is no fault
@@ -21,26 +21,26 @@ PATIENCE = 6.0
 MARKS = {OK: "ok", WRONG: "WRONG", LOOK: "look", NONE: "-"}
 
 
-def examine(limit: float | None = None) -> list[Found]:
+def run_checks(limit: float | None = None) -> list[Finding]:
     """Every check, side by side; takes at most `limit` (LIMIT) seconds and the PATIENCE for the last, whatever does not answer."""
     limit = limit or LIMIT
     checks = _checks()
-    found: list[Found | None] = [None] * len(checks)
+    found: list[Finding | None] = [None] * len(checks)
     done: queue.Queue[int] = queue.Queue()
 
     def look(i: int) -> None:
         thing, address, check = checks[i]
         try:
             state, said, *fix = check()
-            found[i] = Found(thing, address, state, said, *fix)
-        except Unknown as error:
-            found[i] = Found(thing, address, NONE, str(error))
+            found[i] = Finding(thing, address, state, said, *fix)
+        except DependencyDownError as error:
+            found[i] = Finding(thing, address, NONE, str(error))
         except ClipftError as error:
-            found[i] = Found(thing, address, WRONG, f"{error.what}: {error.why}", error.fix)
+            found[i] = Finding(thing, address, WRONG, f"{error.what}: {error.why}", error.fix)
         except Transient as error:
-            found[i] = Found(thing, address, WRONG, str(error), start_hint(thing))
+            found[i] = Finding(thing, address, WRONG, str(error), start_hint(thing))
         except Exception as error:  # a check that breaks is a finding too
-            found[i] = Found(thing, address, WRONG, f"the check itself failed: {error!r}", "Look at it by hand.")
+            found[i] = Finding(thing, address, WRONG, f"the check itself failed: {error!r}", "Look at it by hand.")
         done.put(i)
 
     def wait_for(some: list[int], seconds: float) -> None:
@@ -58,19 +58,19 @@ def examine(limit: float | None = None) -> list[Found]:
     wait_for([i for i in range(len(checks)) if i not in slow], limit)
     wait_for(slow, min(limit, PATIENCE))
     answered = [f or _late(*checks[i][:2], time.monotonic() - began) for i, f in enumerate(list(found))]
-    return [Found(*map(shown, (f.thing, f.address, f.state, f.said, f.fix))) for f in answered]
+    return [Finding(*map(without_credentials, (f.thing, f.address, f.state, f.said, f.fix))) for f in answered]
 
 
-def _late(thing: str, address: str, seconds: float) -> Found:
+def _late(thing: str, address: str, seconds: float) -> Finding:
     said = f"no answer within {seconds:.0f} s"
-    return Found(thing, address, LOOK, said) if thing in SLOW else Found(thing, address, WRONG, said, start_hint(thing))
+    return Finding(thing, address, LOOK, said) if thing in SLOW else Finding(thing, address, WRONG, said, start_hint(thing))
 
 
-def well(found: list[Found]) -> bool:
+def is_healthy(found: list[Finding]) -> bool:
     return all(f.state != WRONG for f in found)
 
 
-def lines(found: list[Found]) -> list[str]:
+def as_lines(found: list[Finding]) -> list[str]:
     """As a person reads it."""
     width = max(len(f.thing) for f in found)
     out = []
@@ -81,8 +81,8 @@ def lines(found: list[Found]) -> list[str]:
     return out
 
 
-def as_json(found: list[Found]) -> dict[str, object]:
-    return {"well": well(found), "found": [asdict(f) for f in found]}
+def as_json(found: list[Finding]) -> dict[str, object]:
+    return {"well": is_healthy(found), "found": [asdict(f) for f in found]}
 
 
 def _checks() -> list[Check]:
@@ -91,16 +91,16 @@ def _checks() -> list[Check]:
         ("Airflow", s.airflow_url, services.airflow),
         ("DAGs", s.airflow_url, services.dags),
         ("Workers", f"queue {s.accelerator_queue}", services.workers),
-        ("MLflow", s.mlflow_uri or shown(s.tracking_uri), services.mlflow),
+        ("MLflow", s.mlflow_uri or without_credentials(s.tracking_uri), services.mlflow),
         ("DVC remote", s.remote, services.remote),
-        ("Data sets", shown(s.datasets), services.datasets),
+        ("Data sets", without_credentials(s.datasets), services.datasets),
         ("Server", s.server_url, services.server),
         ("Models", s.server_url, services.models),
         ("Prometheus", s.prometheus_url, services.prometheus),
         ("Alertmanager", s.alertmanager_url, services.alertmanager),
         ("Grafana", s.grafana_url, services.grafana),
     ]
-    every += [(f"Tables, {d.name}", d.address, machine.database(d)) for d in databases.all_of_them()]
+    every += [(f"Tables, {d.name}", d.address, machine.database(d)) for d in databases.all_databases()]
     every += [
         ("Disk", str(s.root), machine.disk),
         ("Clock", s.airflow_url, machine.clock),

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ...core.settings import settings
 from .. import databases, restore
-from ..installation import embedded, readable
-from .findings import LOOK, NONE, OK, WRONG, Said, asked_of, get
+from ..installation import human_size, is_embedded
+from .findings import LOOK, NONE, OK, WRONG, Outcome, depends_on, get
 
 NEEDED = 3 * 2**30  # bytes of free disk that a run needs
 SKEW = 10.0  # seconds that two clocks may differ; tokens are valid from the second they are made
 
 
-def database(database: databases.Database) -> Callable[[], Said]:
-    def check() -> Said:
+def database(database: databases.Database) -> Callable[[], Outcome]:
+    def check() -> Outcome:
         restore.refuse_half_restored()
         now = database.revision()
         if not now:
@@ -29,17 +29,17 @@ def database(database: databases.Database) -> Callable[[], Said]:
         if known and now not in known:
             return WRONG, f"a newer release made them ({now})", "Install that release, or restore the backup made before it."
         if known and now not in newest:
-            return WRONG, f"they are of an older release ({now})", "make up" if embedded() else "clipft upgrade"
-        return OK, f"{readable(database.size())}"
+            return WRONG, f"they are of an older release ({now})", "make up" if is_embedded() else "clipft upgrade"
+        return OK, f"{human_size(database.size())}"
 
     return check
 
 
-def disk() -> Said:
+def disk() -> Outcome:
     root = settings().root
     there = next(p for p in (root, *root.parents) if p.exists())
     use = shutil.disk_usage(there)
-    said = f"{readable(use.free)} free of {readable(use.total)}"
+    said = f"{human_size(use.free)} free of {human_size(use.total)}"
     if use.free < NEEDED:
         return WRONG, said, "clipft gc shows what may go, clipft gc --yes removes it"
     if use.free < 0.1 * use.total:
@@ -47,9 +47,9 @@ def disk() -> Said:
     return OK, said
 
 
-def clock() -> Said:
+def clock() -> Outcome:
     """Beside the clock of the machine that Airflow's API runs on."""
-    with asked_of("Airflow"):
+    with depends_on("Airflow"):
         answer = get(settings().airflow_url, "/api/v2/version")
     told = answer.headers.get("date")
     if not told:
@@ -64,7 +64,7 @@ def clock() -> Said:
     return OK, "as Airflow’s, within a second or two"
 
 
-def packages() -> Said:
+def packages() -> Outcome:
     wanted, there = _locked(), installed()
     other = [
         f"{name} {there[name]} instead of {locked}"
@@ -73,7 +73,7 @@ def packages() -> Said:
     ]
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        return WRONG, ", ".join(other[:3]) + more, "make setup" if embedded() else "Build the image anew."
+        return WRONG, ", ".join(other[:3]) + more, "make setup" if is_embedded() else "Build the image anew."
     return OK, f"as {'the lock' if len(wanted) > 50 else 'clipft'} says"
 
 
@@ -119,7 +119,7 @@ def _applies(marker: str) -> bool:
         return False
 
 
-def modes() -> Said:
+def modes() -> Outcome:
     root = settings().root
     secret = [root / n for n in ("secrets.json", "stack.env", "alert-token", "airflow/passwords.json", "worker.env")]
     there = [p for p in secret if p.exists()]
@@ -129,7 +129,7 @@ def modes() -> Said:
     return (OK, f"{len(there)} files, readable by their owner only") if there else (NONE, "none are kept in files here")
 
 
-def device() -> Said:
+def device() -> Outcome:
     if settings().accelerator_executor:
         return NONE, f"training and evaluation go to queue {settings().accelerator_queue}"
     from importlib.util import find_spec
@@ -139,4 +139,4 @@ def device() -> Said:
     from ...devices import hardware
 
     machine = hardware.detect()
-    return OK, f"{machine.device}, {machine.name}, {machine.cores} cores, {readable(machine.memory)} for training"
+    return OK, f"{machine.device}, {machine.name}, {machine.cores} cores, {human_size(machine.memory)} for training"

@@ -13,10 +13,10 @@ from ...core.settings import settings
 from .. import databases
 from ..airflow_client import Airflow
 from ..installation import log_command, start_command
-from .findings import ANSWER, LOOK, NONE, OK, WRONG, Said, asked_of, get, json_of, shown, start_hint
+from .findings import ANSWER, LOOK, NONE, OK, WRONG, Outcome, depends_on, get, json_of, start_hint, without_credentials
 
 
-def airflow() -> Said:
+def airflow() -> Outcome:
     parts = json_of(get(settings().airflow_url, "/api/v2/monitor/health"))
     wanted = ("metadatabase", "scheduler", "dag_processor", "triggerer")
     ill = [p for p in wanted if (parts.get(p) or {}).get("status") != "healthy"]
@@ -27,8 +27,8 @@ def airflow() -> Said:
     return _same("apache-airflow", there, "scheduler, dag-processor and triggerer are healthy")
 
 
-def dags() -> Said:
-    with asked_of("Airflow"):
+def dags() -> Outcome:
+    with depends_on("Airflow"):
         get(settings().airflow_url, "/api/v2/version")
         airflow = Airflow.of_settings(ANSWER)
     if not airflow.logged_in:
@@ -47,11 +47,11 @@ def dags() -> Said:
     return OK, f"{len(names)} imported, {airflow.running()} runs under way"
 
 
-def workers() -> Said:
+def workers() -> Outcome:
     executor = settings().accelerator_executor or ""
     if "Edge" not in executor:
         return NONE, f"training runs in {executor or 'Airflow’s own executor'} here"
-    with asked_of("Airflow"):
+    with depends_on("Airflow"):
         airflow = Airflow.of_settings(ANSWER)
     if not airflow.logged_in:
         return LOOK, "not looked at without a password", "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD."
@@ -71,7 +71,7 @@ def workers() -> Said:
     )
 
 
-def mlflow() -> Said:
+def mlflow() -> Outcome:
     address = settings().mlflow_uri
     if not address:
         return (OK, "spoken with directly, without a server") if _has_tables("mlflow") else (NONE, "nothing was tracked yet")
@@ -112,10 +112,10 @@ def _champions() -> dict[str, str]:
 
 
 def _has_tables(name: str) -> bool:
-    return any(d.name == name and d.tables() for d in databases.all_of_them())
+    return any(d.name == name and d.tables() for d in databases.all_databases())
 
 
-def remote() -> Said:
+def remote() -> Outcome:
     remote = settings().remote
     if "://" in remote:
         return _store(remote)
@@ -141,7 +141,7 @@ def remote() -> Said:
     return OK, "readable and writable"
 
 
-def _store(remote: str) -> Said:
+def _store(remote: str) -> Outcome:
     """An object store or web server, through DVC itself, with the credentials that DVC would use."""
     from dvc.repo import Repo
 
@@ -160,7 +160,7 @@ def _store(remote: str) -> Said:
             odb.fs.remove(written)
     except Exception as error:  # whatever the store's own library raises
         fix = "Are CLIPFT_DVC_REMOTE, AWS_ENDPOINT_URL and its keys right, and the store up?"
-        return WRONG, f"it cannot be read and written: {shown(str(error).strip() or repr(error))[:200]}", fix
+        return WRONG, f"it cannot be read and written: {without_credentials(str(error).strip() or repr(error))[:200]}", fix
     return OK, "readable and writable"
 
 
@@ -182,25 +182,25 @@ def _tags() -> list[str]:
     return done.stdout.split()
 
 
-def datasets() -> Said:
+def datasets() -> Outcome:
     if not (settings().working_copy / ".git").exists():
         return NONE, "made with the first data set"
     tags = _tags()
     return OK, f"{len(tags)} versions" + (f", the newest {tags[-1]}" if tags else "")
 
 
-def server() -> Said:
+def server() -> Outcome:
     get(settings().server_url, "/healthz")
     live = json_of(get(settings().server_url, "/v1/models"))
     shown = ", ".join(f"{m['domain']} version {m['version']}" for m in live)
     return OK, f"live: {shown}" if shown else "nothing is live yet"
 
 
-def models() -> Said:
+def models() -> Outcome:
     """Is live what should be, and is drift being measured?"""
-    with asked_of("the server"):
+    with depends_on("the server"):
         live = {m["domain"]: str(m["version"]) for m in json_of(get(settings().server_url, "/v1/models"))}
-    with asked_of("MLflow"):
+    with depends_on("MLflow"):
         champions = _champions()
     wrong = {d: v for d, v in champions.items() if live.get(d) != v}
     if wrong:
@@ -217,7 +217,7 @@ def models() -> Said:
     return OK, "every champion is live" + ("; drift is measured" if ratios else "; too little traffic to measure drift")
 
 
-def prometheus() -> Said:
+def prometheus() -> Outcome:
     address = settings().prometheus_url
     if not address:
         return NONE, "drift is read from the server’s own metrics"
@@ -227,7 +227,7 @@ def prometheus() -> Said:
         first = down[0]
         return (
             WRONG,
-            f"target {first['labels']['job']} at {shown(first['scrapeUrl'])} is down: {first['lastError']}",
+            f"target {first['labels']['job']} at {without_credentials(first['scrapeUrl'])} is down: {first['lastError']}",
             start_hint("Server"),
         )
     if not targets:
@@ -239,21 +239,21 @@ def prometheus() -> Said:
     return OK, f"{len(targets)} targets are up, no alert"
 
 
-def alertmanager() -> Said:
+def alertmanager() -> Outcome:
     if not settings().alertmanager_url:
         return NONE, ""
     get(settings().alertmanager_url, "/-/ready")
     return OK, "ready"
 
 
-def grafana() -> Said:
+def grafana() -> Outcome:
     if not settings().grafana_url:
         return NONE, ""
     state = json_of(get(settings().grafana_url, "/api/health")).get("database")
     return (OK, "ready") if state == "ok" else (WRONG, f"its database is {state}", start_hint("Grafana"))
 
 
-def _same(package: str, there: str, said: str) -> Said:
+def _same(package: str, there: str, said: str) -> Outcome:
     """Is the service's release the one that this program was made for?"""
     try:
         here = version(package)

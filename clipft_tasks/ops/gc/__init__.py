@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ...core.errors import ClipftError, Transient
 from .. import databases
-from ..installation import alone
+from ..installation import maintenance_lock
 from .airflow import Activity, Logs, Metadata, StackLog
 from .files import Captures, DecodedImages, DvcCache, Models, Shards, Staging, Work
 from .mlflow import Runs
@@ -62,7 +62,7 @@ class Cleared:
 def clear(report: Report) -> Cleared:
     """Remove what `find` found. Raises ClipftError while another backup, restore, gc or upgrade runs."""
     done = Cleared()
-    with alone("gc"):
+    with maintenance_lock("gc"):
         for item in report.items:
             try:
                 done.freed[item.kind] = done.freed.get(item.kind, 0) + item.remove()
@@ -70,5 +70,5 @@ def clear(report: Report) -> Cleared:
             except (OSError, ClipftError, Transient) as error:
                 done.failed.append(f"{item.what}: {error}")
         if done.removed.keys() & {"runs", "metadata"}:
-            done.freed["databases"] = sum(database.shrink() for database in databases.all_of_them())
+            done.freed["databases"] = sum(database.shrink() for database in databases.all_databases())
     return done
