@@ -174,7 +174,7 @@ def _restore_part(name: str, folder: Path, made: Manifest) -> None:
             copy = folder / "databases" / f"{database.name}.{'db' if database.file else 'dump'}"
             if database.name == "mlflow" and database.file:
                 copy = _relocated(copy, Path(made.home))
-            database.put_back(copy)
+            database.fill_from(copy)
         elif name == "datasets":
             from ..data import repository
 

@@ -133,16 +133,16 @@ def test_a_restore_cut_between_two_databases_is_finished(team, tmp_path, monkeyp
         fill(url, name)
     backups.backup(tmp_path / "backup")
     fresh = team("after")
-    put_back = Database.put_back
+    put_back = Database.fill_from
 
     def cut(self: Database, copy: Path) -> None:
         put_back(self, copy)
         raise KeyboardInterrupt  # filled, and not noted as done
 
-    monkeypatch.setattr(Database, "put_back", cut)
+    monkeypatch.setattr(Database, "fill_from", cut)
     with pytest.raises(KeyboardInterrupt):
         restoring.restore(tmp_path / "backup")
-    monkeypatch.setattr(Database, "put_back", put_back)
+    monkeypatch.setattr(Database, "fill_from", put_back)
     with pytest.raises(ClipftError, match="cut short"):
         upgrade.due()
     restoring.restore(tmp_path / "backup")
@@ -168,7 +168,7 @@ with sqlalchemy.create_engine({url!r}).connect() as there:
         process.kill()
         process.wait()
     back = Database("mlflow", team("calm")["mlflow"])
-    back.put_back(copy)
+    back.fill_from(copy)
     assert back.count("pairs") == back.count("partners") >= 50
 
 
@@ -179,7 +179,7 @@ def test_a_cut_dump_fills_nothing(team, tmp_path):
     copy.write_bytes(copy.read_bytes()[: copy.stat().st_size // 2])
     back = Database("mlflow", team("half")["mlflow"])
     with pytest.raises(ClipftError, match="pg_restore"):
-        back.put_back(copy)
+        back.fill_from(copy)
     assert back.tables() == set()
 
 
