@@ -4,18 +4,14 @@ Only pixels leave this module. The grayscale pipeline is that of DICOM PS3.3 C.1
 table that the file asks for, then MONOCHROME1 turned over; 16-bit gray, so that `gray_bits` of the domain decides the rest.
 """
 
-import hmac
 import io
-import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ..core.errors import ClipftError
-from ..core.settings import settings
+from . import pseudonyms
 from .images import BadImage, Limits
 
 if TYPE_CHECKING:
@@ -105,19 +101,6 @@ def caption_of(header: "Dataset") -> str:
 
 
 def pseudonym(header: "Dataset") -> str:
-    """What stands for the patient, so that one patient's images share a split; "" when the file names none.
-
-    Keyed with a secret of this installation: patient numbers are short, and a plain hash of one is soon guessed.
-    """
+    """What stands for the patient, so that one patient's images share a split; "" when the file names none."""
     patient = "\n".join(str(header.get(name) or "").strip() for name in ("IssuerOfPatientID", "PatientID"))
-    return hmac.digest(_key(), patient.encode(), "sha256").hex()[:16] if patient.strip() else ""
-
-
-def _key() -> bytes:
-    path: Path = settings().folder() / "pseudonyms.key"
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
+    return pseudonyms.pseudonym(patient) if patient.strip() else ""

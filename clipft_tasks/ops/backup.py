@@ -26,12 +26,13 @@ from typing import TypedDict
 from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
+from ..data.pseudonyms import KEY_FILE
 from . import databases
 from .installation import folder_size, human_size, is_embedded, maintenance_lock, versions
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SECRETS = ("secrets.json",)
+SECRETS = ("secrets.json", KEY_FILE)
 SPARE = 64 * 2**20  # bytes that a disk keeps free
 
 

@@ -134,10 +134,12 @@ def _database(name: str) -> databases.Database:
 def _place(name: str) -> Path:
     if name == "datasets":
         return settings().working_copy
-    if name == "secrets":
-        return settings().root / SECRETS[0]
     root = settings().root
     return {"dvc-remote": Path(settings().remote), "artifacts": root / "mlflow" / "artifacts"}.get(name, root / name)
+
+
+def _places(name: str) -> list[Path]:
+    return [settings().root / secret for secret in SECRETS] if name == "secrets" else [_place(name)]
 
 
 def _content_of(name: str) -> str:
@@ -145,10 +147,10 @@ def _content_of(name: str) -> str:
     if name.startswith("database "):
         database = _database(name)
         return f"{database.name} has tables in {database.address}" if database.tables() else ""
-    place = _place(name)
-    if place.is_dir():
-        return str(place) if any(place.iterdir()) else ""
-    return str(place) if place.exists() else ""
+    for place in _places(name):
+        if any(place.iterdir()) if place.is_dir() else place.exists():
+            return str(place)
+    return ""
 
 
 def _remove_partial(name: str) -> None:
@@ -158,11 +160,12 @@ def _remove_partial(name: str) -> None:
         if database.file:
             database.file.unlink(missing_ok=True)
         return  # Postgres takes a dump in one transaction
-    place = _place(name)
-    if not place.is_dir():
-        return place.unlink(missing_ok=True)
-    for child in place.iterdir():  # the folder itself may be where a volume is mounted
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    for place in _places(name):
+        if not place.is_dir():
+            place.unlink(missing_ok=True)
+            continue
+        for child in place.iterdir():  # the folder itself may be where a volume is mounted
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def _restore_part(name: str, folder: Path, made: Manifest) -> None:
@@ -180,8 +183,8 @@ def _restore_part(name: str, folder: Path, made: Manifest) -> None:
 
             repository.unbundle(folder / "datasets.bundle")
         elif name == "secrets":
-            for secret in SECRETS:
-                atomic_write(settings().root / secret, (folder / "secrets" / secret).read_bytes(), mode=0o600)
+            for secret in filter(made.holds, (f"secrets/{secret}" for secret in SECRETS)):
+                atomic_write(settings().root / Path(secret).name, (folder / secret).read_bytes(), mode=0o600)
         else:
             place = _place(name)
             part = place.with_name(place.name + ".part")

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from ...core.settings import settings
+from ...data import pseudonyms
 from .. import databases, restore
 from ..installation import human_size, is_embedded
 from .findings import LOOK, NONE, OK, WRONG, Outcome, depends_on, get
@@ -121,11 +122,14 @@ def _applies(marker: str) -> bool:
 
 def modes() -> Outcome:
     root = settings().root
-    secret = [root / n for n in ("secrets.json", "stack.env", "alert-token", "airflow/passwords.json", "worker.env")]
+    names = ("secrets.json", "stack.env", "alert-token", "airflow/passwords.json", "worker.env", pseudonyms.KEY_FILE)
+    secret = [root / name for name in names]
     there = [p for p in secret if p.exists()]
     loose = [p for p in there if stat.S_IMODE(p.stat().st_mode) & 0o077]
     if loose:
         return WRONG, f"{', '.join(p.name for p in loose)} can be read by others", f"chmod 600 {' '.join(map(str, loose))}"
+    if damage := pseudonyms.find_damage(root / pseudonyms.KEY_FILE):
+        return WRONG, f"{pseudonyms.KEY_FILE} is damaged: {damage}", "Put it back from a backup made with --with-secrets."
     return (OK, f"{len(there)} files, readable by their owner only") if there else (NONE, "none are kept in files here")
 
 
