@@ -48,7 +48,9 @@ def main() -> None:
     airflow, server = airflow_client(), _Server()
     before = server.live(60)
     if before is None:
-        raise ClipftError("make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.")
+        raise ClipftError(
+            "make demo-drift", f"no model of {DOMAIN} is live", "Run `make demo` first.", code="demo.nothing_live"
+        )
     _start_afresh()
     with server.keeping():
         summary = _play(airflow, server, before)
@@ -92,6 +94,7 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
                 "the alarm",
                 f"no re-adaptation started within {PATIENCE} s",
                 f"See {address('airflow')}/dags/clipft_drift_watch.",
+                code="demo.no_alarm",
             )
         time.sleep(0.5)
         breach = breach or time.monotonic()
@@ -106,7 +109,12 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
         follow(airflow, "clipft_readapt", run, lambda: _approve(airflow, run, approved))
     suggestion = airflow.result("clipft_readapt", run, "suggest")
     if suggestion["action"] != "readapt":
-        raise ClipftError("the suggestion", f"it was {suggestion['action']}: {suggestion['why']}", "See the drift report.")
+        raise ClipftError(
+            "the suggestion",
+            f"it was {suggestion['action']}: {suggestion['why']}",
+            "See the drift report.",
+            code="demo.not_suggested",
+        )
     after = server.live()
 
     console.rule("after: both kinds")
@@ -232,7 +240,9 @@ def _start_afresh() -> None:
     state = incident_store.update(DOMAIN, incidents.reset)
     if state.incident:
         what = f"an incident of {DOMAIN} ({', '.join(state.incident.signals)})"
-        raise ClipftError(what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.")
+        raise ClipftError(
+            what, "it is being handled", f"Finish {address('airflow')}/dags/clipft_readapt first.", code="demo.busy"
+        )
 
 
 def _cells() -> tuple[list[Cell], list[Cell], list[Cell]]:

@@ -47,9 +47,19 @@ def follow(airflow: Airflow, dag: str, run: str, meanwhile: Callable[[], None] =
             failed = [t for t in airflow.tasks(dag, run) if t["state"] == "failed"]
             words = [line for t in failed for line in airflow.log(dag, run, t) if line.strip()][-3:]
             names = ", ".join(t["task_id"] for t in failed)
-            raise ClipftError(f"{dag}, task {names}", " ".join(words), f"See {address('airflow')}/dags/{dag}/runs/{run}.")
+            raise ClipftError(
+                f"{dag}, task {names}",
+                " ".join(words),
+                f"See {address('airflow')}/dags/{dag}/runs/{run}.",
+                code="demo.task_failed",
+            )
         if time.monotonic() > until:
-            raise ClipftError(dag, f"it did not end within {LIMIT} s", f"See {address('airflow')}/dags/{dag}/runs/{run}.")
+            raise ClipftError(
+                dag,
+                f"it did not end within {LIMIT} s",
+                f"See {address('airflow')}/dags/{dag}/runs/{run}.",
+                code="demo.too_slow",
+            )
         meanwhile()
         time.sleep(0.7)
 

@@ -96,9 +96,16 @@ def _send(domain: str, table: Path) -> None:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClipftError(f"table {table}", f"it cannot be read: {error}", "Save it as CSV in UTF-8.") from None
+        raise ClipftError(
+            f"table {table}", f"it cannot be read: {error}", "Save it as CSV in UTF-8.", code="cli.unreadable_table"
+        ) from None
     if rows and not {"id", "label"} <= rows[0].keys():
-        raise ClipftError(f"table {table}", "it has no columns `id` and `label`", "Keep the columns; fill `label`.")
+        raise ClipftError(
+            f"table {table}",
+            "it has no columns `id` and `label`",
+            "Keep the columns; fill `label`.",
+            code="cli.missing_columns",
+        )
     told = gone = 0
     for row in rows:
         if row["label"] and row["label"].strip():

@@ -54,7 +54,12 @@ def check(name: str, options: str, names: tuple[str, ...], skip: tuple[str, ...]
     from .values import as_object
 
     if unknown := set(skip) - {*suite.ALL}:
-        raise ClipftError(f"check {sorted(unknown)[0]!r}", "there is none of that name", f"Known: {', '.join(suite.ALL)}.")
+        raise ClipftError(
+            f"check {sorted(unknown)[0]!r}",
+            "there is none of that name",
+            f"Known: {', '.join(suite.ALL)}.",
+            code="objective.unknown_check",
+        )
     names = names or tuple(objective_catalog.SIMILARITIES)
     spec = ObjectiveSpec(name=name, options=as_object("--options", options) if options else {})
     suite.Subject(spec).make()  # a wrong name or option is one message, not one a check

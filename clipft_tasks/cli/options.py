@@ -60,9 +60,16 @@ def read_spec(file: Path | None, options: Mapping[str, Given]) -> RunSpec:
         try:
             content = read_yaml(file.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ClipftError(f"spec file {file}", str(error).replace("\n", " "), "Give a YAML file.") from None
+            raise ClipftError(
+                f"spec file {file}", str(error).replace("\n", " "), "Give a YAML file.", code="spec.unreadable_file"
+            ) from None
         if not isinstance(content, dict):
-            raise ClipftError(f"spec file {file}", "it holds no fields by name", "`clipft spec` prints one that does.")
+            raise ClipftError(
+                f"spec file {file}",
+                "it holds no fields by name",
+                "`clipft spec` prints one that does.",
+                code="spec.unreadable_file",
+            )
         flat = fields.current(fields.flatten(content, SECTIONS))
     flat |= fields.current({fields.of_identifier(name): value for name, value in options.items() if value is not None})
     for name, field in form().items():

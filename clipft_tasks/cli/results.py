@@ -33,6 +33,7 @@ class StageResults:
                 f"the result of {stage}",
                 f"there is none in {self.folder}",
                 f"Run `clipft {stage}` with the same options first.",
+                code="cli.no_result",
             ) from None
 
     def keep(self, stage: str, result: StageOutput) -> None:

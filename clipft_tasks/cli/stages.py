@@ -48,7 +48,9 @@ def run(file: Path | None, results: Path | None, **options: Given) -> None:
     spec = read_spec(file, options)
     kept = StageResults(spec, results)
     if spec.approval.required and not sys.stdin.isatty():
-        raise ClipftError("approval", "the spec asks for one and nobody is at this terminal", "Run it in Airflow.")
+        raise ClipftError(
+            "approval", "the spec asks for one and nobody is at this terminal", "Run it in Airflow.", code="cli.needs_approval"
+        )
     for name in chain.stages_of(spec):
         click.echo(click.style(f"── {name}", bold=True), err=True)
         if name == "promote" and spec.approval.required:

@@ -62,5 +62,10 @@ def as_object(name: str, value: object) -> object:
     except (yaml.YAMLError, ValueError):
         pass
     if not isinstance(read, dict):
-        raise ClipftError(f"{name} {value!r}", "it is not a list of name=value", "For example hardness=0.5,text_weight=0.4.")
+        raise ClipftError(
+            f"{name} {value!r}",
+            "it is not a list of name=value",
+            "For example hardness=0.5,text_weight=0.4.",
+            code="cli.invalid_value",
+        )
     return {str(k): v for k, v in read.items()}

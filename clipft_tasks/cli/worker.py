@@ -53,9 +53,14 @@ def _join(url: str, code: str | None, ca: str, queue: str | None) -> None:
     from ..worker import checks, membership, runner
 
     if not code:
-        raise ClipftError("joining", "there is no code", "An operator gets one on the control plane: clipft worker invite NAME")
+        raise ClipftError(
+            "joining",
+            "there is no code",
+            "An operator gets one on the control plane: clipft worker invite NAME",
+            code="worker.no_invitation",
+        )
     if runner.running():
-        raise ClipftError("joining", "a worker runs here", "Stop it first: clipft worker drain")
+        raise ClipftError("joining", "a worker runs here", "Stop it first: clipft worker drain", code="worker.already_running")
     theirs = membership.look(url, code, ca)
     click.echo(f"Joining {url} as {theirs.about.name}")
     _report([*checks.check_compatibility(theirs), *checks.check_machine()], "Nothing was changed, and the code still holds.")
@@ -225,6 +230,7 @@ def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> o
             "CLIPFT_GATEWAY_TOKEN",
             "it is not set",
             "Run this on the control plane: docker compose exec airflow-scheduler clipft worker …",
+            code="worker.no_operator_token",
         )
     where = settings().gateway_url
     try:
@@ -235,7 +241,7 @@ def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> o
         raise Transient(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
     if answer.is_error:
         said = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else answer.text
-        raise ClipftError(f"the worker gateway at {where}", str(said).rstrip("."))
+        raise ClipftError(f"the worker gateway at {where}", str(said).rstrip("."), code="worker.gateway_refused")
     return answer.json()
 
 

@@ -41,19 +41,26 @@ class VersionedRecord(Record):
         try:
             written = int(data.get("format", 0))
         except (AttributeError, TypeError, ValueError):
-            raise ClipftError(named, "it is not a record with a format number", "Make it again.") from None
+            raise ClipftError(
+                named, "it is not a record with a format number", "Make it again.", code="record.unreadable"
+            ) from None
         if written > cls.FORMAT:
             raise ClipftError(
-                named, f"a newer release wrote it (format {written}, this one reads {cls.FORMAT})", "Upgrade clipft."
+                named,
+                f"a newer release wrote it (format {written}, this one reads {cls.FORMAT})",
+                "Upgrade clipft.",
+                code="record.newer_format",
             )
         try:
             return cls.model_validate(cls.upgraded(dict(data), written) | {"format": cls.FORMAT})
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise ClipftError(named, f"{place}: {first['msg']}", "Make it again.") from None
+            raise ClipftError(named, f"{place}: {first['msg']}", "Make it again.", code="record.invalid") from None
         except (KeyError, TypeError, AttributeError) as error:  # an earlier format in name only
-            raise ClipftError(named, f"format {written} has other fields ({error!r})", "Make it again.") from None
+            raise ClipftError(
+                named, f"format {written} has other fields ({error!r})", "Make it again.", code="record.invalid"
+            ) from None
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:

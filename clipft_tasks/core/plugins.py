@@ -61,7 +61,10 @@ class Registry(Generic[T]):
         if ":" in name:
             return self._checked(name, lambda: _imported(name))
         raise ClipftError(
-            f"{self.kind} {name!r}", "there is none of that name", f"Known: {', '.join(self.names())}, or module:Class."
+            f"{self.kind} {name!r}",
+            "there is none of that name",
+            f"Known: {', '.join(self.names())}, or module:Class.",
+            code="plugin.not_found",
         )
 
     def offered(self) -> list[T]:
@@ -73,9 +76,11 @@ class Registry(Generic[T]):
         try:
             found = load()
         except (ImportError, AttributeError, SyntaxError) as error:
-            raise ClipftError(what, str(error), "Is its package installed, and its folder on PYTHONPATH?") from error
+            raise ClipftError(
+                what, str(error), "Is its package installed, and its folder on PYTHONPATH?", code="plugin.not_importable"
+            ) from error
         if not self.fits(found):
-            raise ClipftError(what, f"it is not {self.wanted}")
+            raise ClipftError(what, f"it is not {self.wanted}", code="plugin.wrong_kind")
         return found
 
 

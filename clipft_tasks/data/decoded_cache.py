@@ -64,7 +64,12 @@ class Decoded:
             image = open_image(self.dataset.image_bytes(row), draft=draft, gray_bits=self.gray_bits)
         except BadImage as error:  # it decoded when it was ingested
             name = getattr(row, "name", "?")
-            raise ClipftError(f"image {name} of {self.dataset.version.tag}", str(error), "Fetch the data set again.") from error
+            raise ClipftError(
+                f"image {name} of {self.dataset.version.tag}",
+                str(error),
+                "Fetch the data set again.",
+                code="dataset.unreadable_image",
+            ) from error
         return square(image.rgb, self.side, self.aspect)
 
     def fill(self, path: Path, what: str) -> None:

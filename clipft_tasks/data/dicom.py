@@ -36,7 +36,9 @@ def read_header(data: bytes) -> "Dataset":
     try:
         import pydicom
     except ImportError:
-        raise ClipftError("DICOM file", "pydicom is not installed", "Install `clipft[data]`.") from None
+        raise ClipftError(
+            "DICOM file", "pydicom is not installed", "Install `clipft[data]`.", code="source.missing_package"
+        ) from None
     try:
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     except Exception as error:  # pydicom raises its own, struct's and Unicode errors for one thing: broken bytes

@@ -36,11 +36,20 @@ def read(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow raises its own tree of errors
-        raise ClipftError(f"manifest {path}", f"it cannot be read: {error}", "Fetch the data set again.") from error
+        raise ClipftError(
+            f"manifest {path}", f"it cannot be read: {error}", "Fetch the data set again.", code="dataset.unreadable_manifest"
+        ) from error
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
-        raise ClipftError(f"manifest {path}", f"columns are missing: {', '.join(missing)}", "Ingest the source again.")
+        raise ClipftError(
+            f"manifest {path}",
+            f"columns are missing: {', '.join(missing)}",
+            "Ingest the source again.",
+            code="dataset.invalid_manifest",
+        )
     if frame["key"].duplicated().any():
         key = frame.loc[frame["key"].duplicated(), "key"].iloc[0]
-        raise ClipftError(f"manifest {path}", f"key {key} stands in it twice", "Ingest the source again.")
+        raise ClipftError(
+            f"manifest {path}", f"key {key} stands in it twice", "Ingest the source again.", code="dataset.invalid_manifest"
+        )
     return frame.astype(COLUMNS)

@@ -84,7 +84,7 @@ def fetch_file(repo: Path, tag: str, revision: str, name: str, target: Path | No
                 DVCFileSystem(repo=str(repo), rev=revision, config=_reading()).get_file(f"{domain}/{name}", str(part))
             except FileNotFoundError as error:
                 why = f"{name} is neither in the cache nor in the remote"
-                raise ClipftError(f"dataset {tag}", why, "Push it again.") from error
+                raise ClipftError(f"dataset {tag}", why, "Push it again.", code="dataset.incomplete") from error
             except OSError as error:
                 raise Transient(f"dataset {tag}: {name} cannot be fetched ({error}).") from error
             if is_shard:
@@ -118,7 +118,9 @@ def unbundle(source: Path) -> None:
     """
     path, origin = settings().working_copy, settings().datasets
     if path.exists() and any(path.iterdir()):
-        raise ClipftError(f"repository {path}", "there is one already", "Restore into an empty home.")
+        raise ClipftError(
+            f"repository {path}", "there is one already", "Restore into an empty home.", code="dataset.repository_exists"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         restored = path.with_name(path.name + ".restored")
@@ -128,7 +130,12 @@ def unbundle(source: Path) -> None:
             git(building, "fetch", "--quiet", "--update-head-ok", str(source), *refs)
             if is_url(origin):
                 if git(building, "ls-remote", "--tags", origin, transient=True):
-                    raise ClipftError(f"repository {origin}", "it holds versions already", "Restore into an empty repository.")
+                    raise ClipftError(
+                        f"repository {origin}",
+                        "it holds versions already",
+                        "Restore into an empty repository.",
+                        code="dataset.repository_exists",
+                    )
                 git(building, "remote", "add", "origin", origin)
                 git(building, "push", "--quiet", "--force", "origin", "main", "--tags", transient=True)
             git(building, "reset", "--quiet", "--hard", "main")
@@ -194,7 +201,9 @@ def _create(path: Path, url: str | None) -> None:
 def _init(path: Path, url: str | None) -> None:
     path.mkdir(parents=True, exist_ok=True)
     if settings().reads_only and not (path / ".dvc" / "config").exists():
-        raise ClipftError("the data sets", f"there is none at {url} yet", "Run the dataset DAG first.")
+        raise ClipftError(
+            "the data sets", f"there is none at {url} yet", "Run the dataset DAG first.", code="dataset.no_repository"
+        )
     if not (path / ".git").exists():
         git(path, "init", "--quiet", "--initial-branch", "main")
     git(path, "config", "user.name", "clipft")
@@ -250,4 +259,6 @@ def _failed(command: str, cwd: Path, reason: str, transient: bool) -> ClipftErro
     message = f"`{command}` in {cwd} failed: {reason}"
     if transient and not REFUSED.search(message):
         return Transient(message)
-    return ClipftError("the repository of data sets", message, "Mend the repository, then run again.")
+    return ClipftError(
+        "the repository of data sets", message, "Mend the repository, then run again.", code="dataset.repository_failed"
+    )

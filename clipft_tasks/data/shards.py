@@ -89,12 +89,24 @@ def path_of(folder: Path, shard: str) -> Path:
         ClipftError: a name with a path in it, a missing file, or a file that leads elsewhere.
     """
     if not NAME.fullmatch(shard):
-        raise ClipftError(f"shard {shard!r}", "that is not a shard's name", "The manifest was tampered with: restore it.")
+        raise ClipftError(
+            f"shard {shard!r}",
+            "that is not a shard's name",
+            "The manifest was tampered with: restore it.",
+            code="dataset.invalid_shard_name",
+        )
     path = folder / shard
     if path.is_symlink():
-        raise ClipftError(f"shard {shard}", "it is a link, not a file", "Remove it and fetch the data set again.")
+        raise ClipftError(
+            f"shard {shard}",
+            "it is a link, not a file",
+            "Remove it and fetch the data set again.",
+            code="dataset.shard_is_link",
+        )
     if not path.is_file():
-        raise ClipftError(f"shard {shard}", f"it is missing in {folder}", "Fetch the data set again.")
+        raise ClipftError(
+            f"shard {shard}", f"it is missing in {folder}", "Fetch the data set again.", code="dataset.missing_shard"
+        )
     return path
 
 
@@ -106,6 +118,7 @@ def read(folder: Path, place: Place) -> bytes:
             f"shard {place.shard}",
             f"bytes {place.offset}+{place.length} lie outside its {path.stat().st_size}",
             "The shard was cut short or the manifest is another's: fetch the data set again.",
+            code="dataset.damaged_shard",
         )
     with path.open("rb") as file:
         file.seek(place.offset)
@@ -117,4 +130,6 @@ def check(path: Path, shard: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     if not shard.startswith(found):
-        raise ClipftError(f"shard {shard}", "its bytes do not match its name", "Fetch the data set again.")
+        raise ClipftError(
+            f"shard {shard}", "its bytes do not match its name", "Fetch the data set again.", code="dataset.damaged_shard"
+        )

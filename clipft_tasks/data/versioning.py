@@ -93,17 +93,24 @@ def find(name: str, domain: str) -> Version:
     """
     match = TAG.match(name) if name else None
     if name and not match:
-        raise ClipftError(f"dataset {name!r}", "it is not <domain>/v<number>", "For example industrial/v1.")
+        raise ClipftError(
+            f"dataset {name!r}", "it is not <domain>/v<number>", "For example industrial/v1.", code="dataset.invalid_tag"
+        )
     found = versions(match["domain"] if match else domain)
     if not name:
         if not found:
-            raise ClipftError(f"dataset of {domain}", "there is no version yet", "Run the dataset DAG or `clipft ingest`.")
+            raise ClipftError(
+                f"dataset of {domain}",
+                "there is no version yet",
+                "Run the dataset DAG or `clipft ingest`.",
+                code="dataset.no_version",
+            )
         return found[-1]
     for version in found:
         if version.tag == name:
             return version
     known = ", ".join(v.tag for v in found) or "none"
-    raise ClipftError(f"dataset {name}", "there is no such version", f"Known: {known}.")
+    raise ClipftError(f"dataset {name}", "there is no such version", f"Known: {known}.", code="dataset.not_found")
 
 
 def splits_ledger(domain: str) -> dict[str, str]:
@@ -162,6 +169,7 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
             f"a new version of {domain}",
             "this machine reads data over HTTP and cannot push any",
             "Make it on the control plane.",
+            code="dataset.read_only",
         )
     with repository.opened() as repo:
         found = _versions(repo, domain)

@@ -39,7 +39,9 @@ class Cuda(Device):
     def check_processes(self, wanted: int, hardware: Hardware) -> None:
         if wanted > hardware.devices:
             there = f"there are {hardware.devices} CUDA devices"
-            raise ClipftError(f"memory.processes = {wanted}", there, f"Use {hardware.devices} or fewer.")
+            raise ClipftError(
+                f"memory.processes = {wanted}", there, f"Use {hardware.devices} or fewer.", code="device.too_many_processes"
+            )
 
     def no_compile_because(self) -> str:
         if not (shutil.which("cc") or shutil.which("gcc")):

@@ -24,7 +24,9 @@ def detect(wanted: str = "auto") -> Hardware:
     chosen = backend(wanted)
     if chosen not in there:
         ways = " or ".join(device.name for device in there)
-        raise ClipftError(f"device {wanted}", chosen.absence(chip), f"Set memory.device to {ways}.")
+        raise ClipftError(
+            f"device {wanted}", chosen.absence(chip), f"Set memory.device to {ways}.", code="device.not_available"
+        )
     return chosen.hardware(chip)
 
 

@@ -40,7 +40,12 @@ class Mps(Device):
 
     def check_processes(self, wanted: int, hardware: Hardware) -> None:
         if wanted > 1:
-            raise ClipftError("memory.processes", "a Mac has one GPU, which processes would only share", "Leave it empty.")
+            raise ClipftError(
+                "memory.processes",
+                "a Mac has one GPU, which processes would only share",
+                "Leave it empty.",
+                code="device.too_many_processes",
+            )
 
     def no_compile_because(self) -> str:
         return "the compiler for MPS is not ready for training"

@@ -24,20 +24,31 @@ REGISTRY = instances("domain", Domain, SHIPPED)
 def _from_file(path: Path) -> Domain:
     module_spec = importlib.util.spec_from_file_location(f"clipft_domain_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise ClipftError(f"domain file {path}", "it is not a Python file", "Point CLIPFT_DOMAINS_PATH at .py files.")
+        raise ClipftError(
+            f"domain file {path}",
+            "it is not a Python file",
+            "Point CLIPFT_DOMAINS_PATH at .py files.",
+            code="domain.unreadable_file",
+        )
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except ClipftError as error:  # a field of an earlier release
-        raise ClipftError(f"domain file {path}", f"{error.what}: {error.why}", error.fix) from error
+        raise ClipftError(f"domain file {path}", f"{error.what}: {error.why}", error.fix, code=error.code) from error
     except Exception as error:  # whatever a file of a person's own may raise
         raise ClipftError(
-            f"domain file {path}", f"it cannot be read: {error}", "`clipft domain new` writes one that can."
+            f"domain file {path}",
+            f"it cannot be read: {error}",
+            "`clipft domain new` writes one that can.",
+            code="domain.unreadable_file",
         ) from error
     found = getattr(module, "DOMAIN", None)
     if not isinstance(found, Domain):
         raise ClipftError(
-            f"domain file {path}", "it defines no DOMAIN = Domain(...)", "`clipft domain new` writes one that does."
+            f"domain file {path}",
+            "it defines no DOMAIN = Domain(...)",
+            "`clipft domain new` writes one that does.",
+            code="domain.not_defined",
         )
     return found
 
@@ -63,4 +74,6 @@ def get_domain(name: str) -> Domain:
     try:
         return _all()[name]
     except KeyError:
-        raise ClipftError(f"domain {name!r}", "there is no such domain", f"Known: {', '.join(_all())}.") from None
+        raise ClipftError(
+            f"domain {name!r}", "there is no such domain", f"Known: {', '.join(_all())}.", code="domain.not_found"
+        ) from None

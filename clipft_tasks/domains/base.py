@@ -17,7 +17,12 @@ class Profile:
     def __new__(cls, *_: object, **given: object) -> Self:
         for old in cls.RENAMED.keys() & given.keys():
             new = cls.RENAMED[old]
-            raise ClipftError(f"{cls.__name__}({old}=…)", f"the field is called `{new}` now", f"Write `{new}` instead.")
+            raise ClipftError(
+                f"{cls.__name__}({old}=…)",
+                f"the field is called `{new}` now",
+                f"Write `{new}` instead.",
+                code="domain.renamed_field",
+            )
         return super().__new__(cls)
 
 

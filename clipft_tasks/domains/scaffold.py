@@ -30,11 +30,16 @@ def write(name: str, like: str, path: Path) -> Path:
     Raises: ClipftError for a name that cannot be one or is taken, a domain `like` that is not there, or a file that is.
     """
     if not name.isidentifier() or name != name.lower() or not name.isascii() or keyword.iskeyword(name):
-        raise ClipftError(f"domain name {name!r}", "it becomes a folder and a tag", "Use lower-case letters, digits and _.")
+        raise ClipftError(
+            f"domain name {name!r}",
+            "it becomes a folder and a tag",
+            "Use lower-case letters, digits and _.",
+            code="domain.invalid_name",
+        )
     if name in domain_names():
-        raise ClipftError(f"domain {name!r}", "there is one of that name", "Take another name.")
+        raise ClipftError(f"domain {name!r}", "there is one of that name", "Take another name.", code="domain.name_taken")
     if path.suffix != ".py":
-        raise ClipftError(f"domain file {path}", "it would not be read", "Let it end in .py.")
+        raise ClipftError(f"domain file {path}", "it would not be read", "Let it end in .py.", code="domain.invalid_path")
     title = name.replace("_", " ").capitalize()
     own = replace(get_domain(like), name=name, title=title)
     text = HEAD.format(title=title, like=like) + _source(own, "") + "\n"
@@ -42,9 +47,16 @@ def write(name: str, like: str, path: Path) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ClipftError(f"domain file {path}", "it exists and is left as it is", "Name another with --path.") from None
+        raise ClipftError(
+            f"domain file {path}", "it exists and is left as it is", "Name another with --path.", code="domain.file_exists"
+        ) from None
     except OSError as error:
-        raise ClipftError(f"domain file {path}", f"it cannot be written: {error.strerror}", "Choose another folder.") from None
+        raise ClipftError(
+            f"domain file {path}",
+            f"it cannot be written: {error.strerror}",
+            "Choose another folder.",
+            code="domain.not_writable",
+        ) from None
     return path.absolute()
 
 

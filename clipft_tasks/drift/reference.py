@@ -71,7 +71,7 @@ class ReferenceFacts(VersionedRecord):
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:
         if written == 0:
-            raise ClipftError(cls.WHAT, "its format 0 was never written", "Make it again.")
+            raise ClipftError(cls.WHAT, "its format 0 was never written", "Make it again.", code="record.invalid")
         return {RENAMED.get(k, k): v for k, v in data.items()} if written == 1 else data
 
 
@@ -210,11 +210,13 @@ class Reference:
             rows, text = ImageRows(tensors["image"], tensors["appearance"], tensors["similarity"]), tensors["text"]
             paired = tensors.get("paired", np.zeros(0, np.float32))  # packages of before have none, and no signal of it
         except ClipftError as error:
-            raise ClipftError(what, f"it cannot be read ({error.why})", fix) from None
+            raise ClipftError(what, f"it cannot be read ({error.why})", fix, code="reference.unreadable") from None
         except Exception as error:  # safetensors raises its own; whatever is wrong, it is no reference
-            raise ClipftError(what, f"it cannot be read ({error!r})", fix) from error
+            raise ClipftError(what, f"it cannot be read ({error!r})", fix, code="reference.unreadable") from error
         if weights and facts.weights != weights:
-            raise ClipftError(what, "it was measured in the embedding space of other weights", fix)
+            raise ClipftError(
+                what, "it was measured in the embedding space of other weights", fix, code="reference.other_weights"
+            )
         if not all(np.isfinite(v).all() for v in tensors.values()):
-            raise ClipftError(what, "its tensors hold NaN or infinity", fix)
+            raise ClipftError(what, "its tensors hold NaN or infinity", fix, code="reference.not_finite")
         return cls(rows, text, facts, paired)

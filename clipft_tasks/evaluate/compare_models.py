@@ -49,7 +49,7 @@ class Named:
 def resolve(asked: Sequence[str]) -> list[Named]:
     """The models of a list of names, each once, in the order given. Raises ClipftError for a name that is no model."""
     if not asked:
-        raise ClipftError("the comparison", "no model is named", WAYS)
+        raise ClipftError("the comparison", "no model is named", WAYS, code="compare.no_models")
     found: dict[str, Named] = {}
     for text in asked:
         for model in _named(text.strip()):
@@ -67,11 +67,16 @@ def _named(text: str) -> list[Named]:
         with tracking.retryable():
             both = {a: tracking.version_by_alias(domain, a) for a in (tracking.CHAMPION, tracking.CHALLENGER)}
         if not any(both.values()):
-            raise ClipftError(f"domain {domain}", "it has neither champion nor challenger", "Run clipft_finetune first.")
+            raise ClipftError(
+                f"domain {domain}",
+                "it has neither champion nor challenger",
+                "Run clipft_finetune first.",
+                code="compare.no_models",
+            )
         return [_version(version, alias) for alias, version in both.items() if version]
     if RUN_ID.fullmatch(text):
         return [_run(text)]
-    raise ClipftError(f"model {text!r}", "this names no model", WAYS)
+    raise ClipftError(f"model {text!r}", "this names no model", WAYS, code="compare.unknown_model")
 
 
 def _version(version: ModelVersion, alias: str = "") -> Named:
@@ -84,10 +89,12 @@ def _run(run_id: str) -> Named:
         with tracking.retryable():
             found = tracking.client().get_run(run_id)
     except MlflowException as error:
-        raise ClipftError(f"run {run_id}", f"MLflow does not know it ({error})", "Was it deleted?") from None
+        raise ClipftError(
+            f"run {run_id}", f"MLflow does not know it ({error})", "Was it deleted?", code="compare.unknown_run"
+        ) from None
     if found.info.lifecycle_stage == "deleted":
         restore = f"`mlflow runs restore --run-id {run_id}` brings it back."
-        raise ClipftError(f"run {run_id}", "it was deleted in MLflow", f"Leave it out; {restore}")
+        raise ClipftError(f"run {run_id}", "it was deleted in MLflow", f"Leave it out; {restore}", code="compare.deleted_run")
     return Named(f"run {run_id[:8]}", run_id, tracking.fetch_candidate(run_id))
 
 
@@ -106,7 +113,12 @@ def members(named: Sequence[Named], dataset: str) -> list[Model]:
         number = versioning.find(origin.dataset, origin.domain).number
         newest[origin.domain] = max(number, newest.get(origin.domain, 0))
     if dataset not in ("", NEWEST) and versioning.find(dataset, "").domain not in newest:
-        raise ClipftError(f"dataset {dataset}", "none of the models is of its domain", f"They are of {', '.join(newest)}.")
+        raise ClipftError(
+            f"dataset {dataset}",
+            "none of the models is of its domain",
+            f"They are of {', '.join(newest)}.",
+            code="compare.other_domain",
+        )
     out = []
     for model in named:
         origin = origins[model.run_id]
@@ -158,6 +170,7 @@ def refuse_different_rows(models: Sequence[Model]) -> None:
                     f"{len(rows[0] & rows[1])} of them in common",
                     f"Set dataset to `{NEWEST}` or to one version to ask all models about the same rows, "
                     "or unpaired to see their metrics without a test.",
+                    code="compare.different_rows",
                 )
 
 
@@ -167,7 +180,9 @@ def refuse_different_rows(models: Sequence[Model]) -> None:
 def questions(models: Sequence[Model], metric: str) -> dict[str, Question]:
     """What is asked, by domain. `metric` is the one that is tested; "" for the `gate.metric` of each domain."""
     if metric and metric not in INTERVALS and not is_custom(metric):
-        raise ClipftError(f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(INTERVALS)}.")
+        raise ClipftError(
+            f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(INTERVALS)}.", code="metric.no_interval"
+        )
     asked: dict[str, Question] = {}
     for model in models:
         if model.domain not in asked:

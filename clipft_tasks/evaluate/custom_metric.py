@@ -51,10 +51,18 @@ def load(names: Iterable[str]) -> dict[str, Metric]:
     for name in names:
         kind = REGISTRY.load(name)
         if not isinstance(getattr(kind, "info", None), MetricInfo):
-            raise ClipftError(f"metric {name!r}", "it does not say what it is", "Give its class an `info = MetricInfo(…)`.")
+            raise ClipftError(
+                f"metric {name!r}",
+                "it does not say what it is",
+                "Give its class an `info = MetricInfo(…)`.",
+                code="metric.incomplete",
+            )
         if kind.info.interval and kind.sums is Metric.sums:
             raise ClipftError(
-                f"metric {name!r}", "its `info` says `interval`, and it has no `sums`", "Add one, or leave that out."
+                f"metric {name!r}",
+                "its `info` says `interval`, and it has no `sums`",
+                "Add one, or leave that out.",
+                code="metric.incomplete",
             )
         found[name] = kind()
     return found

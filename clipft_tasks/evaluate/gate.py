@@ -29,7 +29,9 @@ def judge(rules: Sequence[GateRule], results: Sequence[EvaluationResult], size: 
 def _judge(rule: GateRule, by_size: dict[int, EvaluationResult], main: int) -> RuleResult:
     if isinstance(rule.size, int) and rule.size not in by_size:
         there = ", ".join(f"{size} px" for size in sorted(by_size))
-        raise ClipftError(f"gate rule `{rule}`", f"{rule.size} px was not evaluated", f"There are {there}.")
+        raise ClipftError(
+            f"gate rule `{rule}`", f"{rule.size} px was not evaluated", f"There are {there}.", code="gate.unknown_size"
+        )
     sizes = sorted(by_size) if rule.size == EVERY_SIZE else [rule.size if isinstance(rule.size, int) else main]
     found: list[tuple[float, str]] = []
     for result in (by_size[size] for size in sizes):
@@ -37,7 +39,9 @@ def _judge(rule: GateRule, by_size: dict[int, EvaluationResult], main: int) -> R
             if rule.slice in GROWTH:
                 return _answer(rule, None, "does not apply: the data set did not grow by captures", True)
             names = ", ".join(result.slices) or "none"
-            raise ClipftError(f"gate rule `{rule}`", f"there is no slice `{rule.slice}`", f"There are {names}.")
+            raise ClipftError(
+                f"gate rule `{rule}`", f"there is no slice `{rule.slice}`", f"There are {names}.", code="gate.unknown_slice"
+            )
         for name in result.slices if rule.slice == EVERY_SLICE else [rule.slice]:
             where = f"{result.size} px" + (f", {name} ({result.slices[name].rows} rows)" if name else "")
             try:
@@ -74,7 +78,10 @@ def _measure(rule: GateRule, result: EvaluationResult, part: str) -> float:
         where = f" on {part}" if part else ""
         have = dict.fromkeys([result.metric, *tested])
         raise ClipftError(
-            f"gate rule `{rule}`", f"`{metric}` has no paired test{where}", f"Those that have: {', '.join(have)}."
+            f"gate rule `{rule}`",
+            f"`{metric}` has no paired test{where}",
+            f"Those that have: {', '.join(have)}.",
+            code="gate.no_paired_test",
         )
     return _value(rule, result, part, "candidate", metric) - _value(rule, result, part, opponent, metric)
 
@@ -98,7 +105,12 @@ def _value(rule: GateRule, result: EvaluationResult, part: str, role: Role, metr
     if metric in ("general_score", "forgetting") and not part:
         raise _AbsentError("the general score was not measured at this size, or its general set is not installed")
     where = f"{result.size} px" + (f" on {part}" if part else "")
-    raise ClipftError(f"gate rule `{rule}`", f"`{metric}` was not evaluated at {where}", f"There are {', '.join(found)}.")
+    raise ClipftError(
+        f"gate rule `{rule}`",
+        f"`{metric}` was not evaluated at {where}",
+        f"There are {', '.join(found)}.",
+        code="gate.not_evaluated",
+    )
 
 
 def rules_table(results: Sequence[RuleResult]) -> str:

@@ -52,7 +52,9 @@ class Predictions:
             return self._per_class(_PER_CLASS[metric])
         own = custom_metric.REGISTRY.load(metric)().sums(self) if is_custom(metric) else None
         if own is None:
-            raise ClipftError(f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(INTERVALS)}.")
+            raise ClipftError(
+                f"metric {metric!r}", "it has no interval", f"Choose one of {', '.join(INTERVALS)}.", code="metric.no_interval"
+            )
         return own
 
     def _per_class(self, of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Sums:
@@ -176,6 +178,7 @@ def _paired_gains(
                 "a comparison of two models",
                 f"they were scored on different test rows ({len(new.keys)} and {len(old.keys)}, {both} of them shared)",
                 "Evaluate both on the same dataset version and split.",
+                code="compare.different_rows",
             )
     everyone = [new, *others]
     sums = [[predictions.sums(name) for name in names] for predictions in everyone]

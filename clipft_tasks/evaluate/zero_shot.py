@@ -63,7 +63,10 @@ def headlines(dataset: Dataset) -> list[str]:
     if not labeled and not retrieval:
         why = "have one caption, and fewer than two classes are known" if len(test) else "are none"
         raise ClipftError(
-            f"the test rows of {dataset.version.tag}", f"they {why}: nothing can be told apart", "Add labels or captions."
+            f"the test rows of {dataset.version.tag}",
+            f"they {why}: nothing can be told apart",
+            "Add labels or captions.",
+            code="evaluate.nothing_to_tell_apart",
         )
     return [name for name in HEADLINES if (labeled if METRICS[name].needs_labels else retrieval)]
 
@@ -79,7 +82,10 @@ def predict(clip: Clip, task: Task, split: str = "test", limit: int = 0) -> Pred
     every = dataset.split(split)
     if not len(every):
         raise ClipftError(
-            f"the {split} rows of {dataset.version.tag}", "there are none", "Choose larger shares for the splits."
+            f"the {split} rows of {dataset.version.tag}",
+            "there are none",
+            "Choose larger shares for the splits.",
+            code="evaluate.empty_split",
         )
     frame, rows = sample(every, limit)
     images = decoded(dataset, every, task.size, split, gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)

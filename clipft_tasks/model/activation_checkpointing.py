@@ -34,7 +34,9 @@ def checkpoint_blocks(model: nn.Module, every: int) -> int:
     """
     chosen = [block for stack in towers_of_blocks(model) for block in stack[::every]]
     if not chosen:
-        raise ClipftError("memory.checkpointing", "this model has no stack of like blocks", "Set it to none.")
+        raise ClipftError(
+            "memory.checkpointing", "this model has no stack of like blocks", "Set it to none.", code="model.no_blocks"
+        )
     for block in chosen:
         block.forward = partial(_again, block)
     return len(chosen)

@@ -90,7 +90,10 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
         version = tracking.champion(domain) if start == "champion" else tracking.resolve_version(start)
         if version is None:
             raise ClipftError(
-                f"the champion of {domain}", "no model version carries that alias yet", "Start from `starter` first."
+                f"the champion of {domain}",
+                "no model version carries that alias yet",
+                "Start from `starter` first.",
+                code="model.no_champion",
             )
         return tracking.fetch_package(version), f"models:/{version.name}/{version.version}"
     folder = Path(start).expanduser()
@@ -115,6 +118,7 @@ def _unknown(start: str) -> ClipftError:
         f"start model {start!r}",
         "it is neither starter, champion, models:/…, a model package folder nor an open_clip model",
         "Write an open_clip name and tag, for example ViT-B-32:openai.",
+        code="model.unknown_start",
     )
 
 
@@ -124,7 +128,12 @@ def _from_open_clip(start: str) -> Clip:
         raise _unknown(start)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag and tag not in tags and not Path(tag).expanduser().is_file():
-        raise ClipftError(f"start model {start!r}", f"{name} has no pretrained tag {tag!r}", f"Known: {', '.join(tags)}.")
+        raise ClipftError(
+            f"start model {start!r}",
+            f"{name} has no pretrained tag {tag!r}",
+            f"Known: {', '.join(tags)}.",
+            code="model.unknown_tag",
+        )
     try:
         model = open_clip.create_model(name, pretrained=tag or None, cache_dir=str(settings().folder("cache", "open_clip")))
         tokenizer = open_clip.get_tokenizer(name)
@@ -133,6 +142,7 @@ def _from_open_clip(start: str) -> Clip:
             f"start model {start!r}",
             f"its weights or tokenizer cannot be had: {str(error).splitlines()[0]}",
             "Is this machine offline? Fetch them once where it is not, or give the path of a checkpoint after the colon.",
+            code="model.not_available",
         ) from error
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():

@@ -112,7 +112,9 @@ class Clip:
         """How images are read and classes are worded. Raises ClipftError where the model is of no domain yet."""
         if self.preprocessing is None:
             why = "it is of no domain, so how its images are read and its classes are worded is not known"
-            raise ClipftError(f"the model {self.source}", why, "Load it for a domain, or open a model package.")
+            raise ClipftError(
+                f"the model {self.source}", why, "Load it for a domain, or open a model package.", code="model.no_domain"
+            )
         return self.preprocessing
 
     def open_image(self, data: bytes, limits: Limits = Limits()) -> DecodedImage:
@@ -244,7 +246,7 @@ class Clip:
         count = len(inputs)
         if count < 2:
             fix = "Lower the image size, or close what else uses the device."
-            raise ClipftError(what, f"a single one does not fit into memory ({why})", fix)
+            raise ClipftError(what, f"a single one does not fit into memory ({why})", fix, code="memory.single_too_large")
         say(f"Out of memory with {count} {what}: in halves.")
         return torch.cat([self._halving(encode, part, what) for part in inputs.split(-(-count // 2))])
 

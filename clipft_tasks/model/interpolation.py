@@ -25,7 +25,9 @@ def between(start: State, end: State, share: float) -> State:
         n for n in sorted(start.keys() | end.keys()) if n not in start or n not in end or start[n].shape != end[n].shape
     ]:
         why = f"they are not of one architecture: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''} differ"
-        raise ClipftError("the weights between start and candidate", why, "Set blend.points to 0.")
+        raise ClipftError(
+            "the weights between start and candidate", why, "Set blend.points to 0.", code="model.other_architecture"
+        )
     return {n: torch.lerp(start[n], w, share) if w.is_floating_point() else w for n, w in end.items()}
 
 

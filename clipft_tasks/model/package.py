@@ -64,7 +64,12 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:  # op
     config = read_config(folder)
     weights_file = folder / WEIGHTS
     if weights and weights_file.exists() and not os.access(weights_file, os.R_OK):  # safetensors would say that it is not there
-        raise ClipftError(f"model package {folder}", f"{WEIGHTS} may not be read by this user", f"chmod a+r {weights_file}")
+        raise ClipftError(
+            f"model package {folder}",
+            f"{WEIGHTS} may not be read by this user",
+            f"chmod a+r {weights_file}",
+            code="package.not_readable",
+        )
     text = config["model_cfg"]["text_cfg"]
     local = {"hf_model_name": str(folder), "hf_model_pretrained": False}
     overrides = {"text_cfg": text | local} if text.get("hf_model_name") == "." else {}
@@ -74,7 +79,9 @@ def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:  # op
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=weights, **overrides)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (OSError, ValueError, RuntimeError) as error:
-        raise ClipftError(f"model package {folder}", str(error).splitlines()[0], "Register the model again.") from error
+        raise ClipftError(
+            f"model package {folder}", str(error).splitlines()[0], "Register the model again.", code="package.invalid"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
     return model.eval(), tokenizer
@@ -93,7 +100,7 @@ def open_similarity(folder: Path, width: int) -> Similarity:
             found.load_state_dict(load_file(folder / SIMILARITY))
         except (OSError, RuntimeError) as error:
             why = f"{SIMILARITY} does not hold what {name} learned ({error})"
-            raise ClipftError(f"model package {folder}", why, "Register the model again.") from error
+            raise ClipftError(f"model package {folder}", why, "Register the model again.", code="package.invalid") from error
     return found
 
 
@@ -102,7 +109,9 @@ def read_config(folder: Path) -> OpenClipConfig:
     try:
         config: OpenClipConfig = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise ClipftError(f"model package {folder}", f"{CONFIG} cannot be read ({error})", "Point at a package.") from error
+        raise ClipftError(
+            f"model package {folder}", f"{CONFIG} cannot be read ({error})", "Point at a package.", code="package.invalid"
+        ) from error
     return config
 
 
@@ -192,4 +201,6 @@ def _json(folder: Path, name: str) -> Any:  # whatever stands in the file; `from
     try:
         return json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ClipftError(f"model package {folder}", f"{name} cannot be read ({error})", "Register the model again.") from error
+        raise ClipftError(
+            f"model package {folder}", f"{name} cannot be read ({error})", "Register the model again.", code="package.invalid"
+        ) from error

@@ -85,4 +85,6 @@ def _encoded(model: Any, images: Tensor) -> Tensor:
 
 
 def _impossible(side: int, base: int, why: str, instead: int | None = None) -> ClipftError:
-    return ClipftError(f"images of {side} pixels for a model of {base}", why, f"Use {instead or base}.")
+    return ClipftError(
+        f"images of {side} pixels for a model of {base}", why, f"Use {instead or base}.", code="model.impossible_side"
+    )

@@ -66,7 +66,12 @@ def set_patch(clip: Clip, patch: int) -> Clip:
         trunk.set_input_size(img_size=(side, side), patch_size=(patch, patch))
         return clip
     if not (hasattr(visual, "conv1") and hasattr(visual, "patch_size")):
-        raise ClipftError(f"patch {patch} for {clip.source}", "its image tower has no patches", "Leave model.patch empty.")
+        raise ClipftError(
+            f"patch {patch} for {clip.source}",
+            "its image tower has no patches",
+            "Leave model.patch empty.",
+            code="model.no_patches",
+        )
     weight = resample_patch_embed(visual.conv1.weight.detach(), [patch, patch])
     visual.conv1.weight = nn.Parameter(weight.contiguous(), requires_grad=visual.conv1.weight.requires_grad)
     visual.conv1.kernel_size = visual.conv1.stride = (patch, patch)
@@ -86,11 +91,21 @@ def set_context(clip: Clip, length: int) -> Clip:
     if "hf_model_name" in text:
         most = getattr(clip.model.text.transformer.config, "max_position_embeddings", length)
         if length > most:
-            raise ClipftError(f"{length} tokens for {clip.source}", f"its text tower has {most} positions", f"Use {most}.")
+            raise ClipftError(
+                f"{length} tokens for {clip.source}",
+                f"its text tower has {most} positions",
+                f"Use {most}.",
+                code="model.impossible_context",
+            )
     else:
         tower = clip.model if type(clip.model) is open_clip.CLIP else clip.model.text
         if type(clip.model) not in (open_clip.CLIP, open_clip.CustomTextCLIP) or text.get("embed_cls"):
-            raise ClipftError(f"{length} tokens for {clip.source}", "its positions cannot be stretched", "Leave it empty.")
+            raise ClipftError(
+                f"{length} tokens for {clip.source}",
+                "its positions cannot be stretched",
+                "Leave it empty.",
+                code="model.impossible_context",
+            )
         old = tower.positional_embedding.detach()
         kept = min(20, len(old), length)
         rest = old[kept:] if length <= len(old) else functional.interpolate(
@@ -106,4 +121,4 @@ def set_context(clip: Clip, length: int) -> Clip:
 
 
 def _impossible(clip: Clip, side: int, why: str, instead: int | None = None) -> ClipftError:
-    return ClipftError(f"side {side} for {clip.source}", why, f"Use {instead or clip.side}.")
+    return ClipftError(f"side {side} for {clip.source}", why, f"Use {instead or clip.side}.", code="model.impossible_side")

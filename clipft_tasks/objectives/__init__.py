@@ -48,7 +48,7 @@ def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
     """
     if objective_class(spec.name).auxiliary_only:
         fix = f'Set objective.name to another, and objective.auxiliary to ["{spec.name}=1"].'
-        raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix)
+        raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix, code="objective.auxiliary_alone")
     objective = make_single(spec, spec.name, spec.main_options)
     others = [(loss, make_single(spec, loss.name, loss.options)) for loss in spec.auxiliary_losses]
     if others or spec.dimensions:
@@ -67,11 +67,18 @@ def make_single(spec: ObjectiveSpec, name: str, options: Options) -> Objective:
     given = {k: v for k, v in shared.items() if k in known} | dict(options)
     if unknown := options.keys() - known.keys():
         has = ", ".join(k for k in known if k not in shared) or "none"
-        raise ClipftError(f"objective.options of {name}", f"it has no option {', '.join(sorted(unknown))}", f"Known: {has}.")
+        raise ClipftError(
+            f"objective.options of {name}",
+            f"it has no option {', '.join(sorted(unknown))}",
+            f"Known: {has}.",
+            code="objective.unknown_option",
+        )
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:
-        raise ClipftError(f"objective.options of {name}", str(error), "See the objective's description.") from error
+        raise ClipftError(
+            f"objective.options of {name}", str(error), "See the objective's description.", code="objective.invalid_option"
+        ) from error
 
 
 def source_digests(spec: ObjectiveSpec) -> dict[str, str]:

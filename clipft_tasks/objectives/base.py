@@ -52,7 +52,7 @@ class Pairs:
 
     def __getattr__(self, name: str) -> NoReturn:
         if name == "alike":
-            raise ClipftError("Pairs.alike", "it is called `similarities` now", "Rename it.")
+            raise ClipftError("Pairs.alike", "it is called `similarities` now", "Rename it.", code="objective.renamed_member")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def similarities(self, anchor: Anchor = "image", rows: slice = ALL) -> Tensor:
@@ -104,7 +104,10 @@ class Objective(nn.Module, ABC):
         super().__init_subclass__()
         if "beside" in cls.__dict__:
             raise ClipftError(
-                f"objective {cls.__module__}:{cls.__qualname__}", "`beside` is called `auxiliary_only` now", "Rename it."
+                f"objective {cls.__module__}:{cls.__qualname__}",
+                "`beside` is called `auxiliary_only` now",
+                "Rename it.",
+                code="objective.renamed_member",
             )
 
     def prepare(self, classes: Sequence[str]) -> None:
@@ -119,7 +122,7 @@ class Objective(nn.Module, ABC):
         terms = nn.Module.__call__(self, pairs)
         if problem := _defect(terms, pairs):
             kind = type(self)
-            raise ClipftError(f"objective {kind.__module__}:{kind.__qualname__}", *problem)
+            raise ClipftError(f"objective {kind.__module__}:{kind.__qualname__}", *problem, code="objective.invalid_loss")
         return terms  # type: ignore[no-any-return]
 
 

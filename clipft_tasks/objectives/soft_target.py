@@ -53,10 +53,17 @@ class SoftTarget(Objective):
         known = {*self.tree, *self.tree.values()}
         if missing := [name for name in classes if name not in known]:
             fix = f"Give each a parent; the tree names {', '.join(sorted(known)[:8])}."
-            raise ClipftError("option tree of soft_target", f"it does not hold the class {', '.join(missing[:8])}", fix)
+            raise ClipftError(
+                "option tree of soft_target",
+                f"it does not hold the class {', '.join(missing[:8])}",
+                fix,
+                code="objective.tree_lacks_class",
+            )
         if not classes:
             fix = "Leave the tree out, and captions are compared."
-            raise ClipftError("option tree of soft_target", "the data set has no labels to find in it", fix)
+            raise ClipftError(
+                "option tree of soft_target", "the data set has no labels to find in it", fix, code="objective.needs_labels"
+            )
         ways = [_way(name, self.tree) for name in classes]
         self.classes = torch.tensor([[_wu_palmer(a, b) for b in ways] for a in ways])
 

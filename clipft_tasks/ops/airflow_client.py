@@ -137,6 +137,7 @@ class Airflow:
                 f"Airflow at {self.url}",
                 f"it does not accept the password of {self._user}",
                 "Set CLIPFT_AIRFLOW_USER and CLIPFT_AIRFLOW_PASSWORD.",
+                code="airflow.wrong_password",
             )
         self._http.headers["Authorization"] = f"Bearer {self._read(answer).get('access_token', '')}"
 
@@ -149,7 +150,9 @@ class Airflow:
     def _read(self, answer: httpx.Response) -> Json:
         asked = f"{answer.request.method} {answer.request.url.path}"
         if answer.status_code in REFUSED:
-            raise ClipftError(f"Airflow's {asked}", f"it was refused with {answer.status_code}: {answer.text[:500]}")
+            raise ClipftError(
+                f"Airflow's {asked}", f"it was refused with {answer.status_code}: {answer.text[:500]}", code="airflow.refused"
+            )
         if answer.is_error:
             raise Transient(f"Airflow at {self.url} answered {answer.status_code} to {asked}")
         try:

@@ -26,10 +26,14 @@ def program(*arguments: str) -> str:
     try:
         done = subprocess.run(["airflow", *arguments], env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ClipftError("airflow", "it is not installed here", "Run this where Airflow is installed.") from None
+        raise ClipftError(
+            "airflow", "it is not installed here", "Run this where Airflow is installed.", code="ops.missing_program"
+        ) from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ClipftError(f"`airflow {' '.join(arguments[:2])}`", f"it failed: {' '.join(said[-2:])}")
+        raise ClipftError(
+            f"`airflow {' '.join(arguments[:2])}`", f"it failed: {' '.join(said[-2:])}", code="ops.program_failed"
+        )
     return done.stdout
 
 

@@ -88,14 +88,18 @@ class Manifest:
             said = content.pop("digest")
         except FileNotFoundError:
             fix = "Name the folder that `clipft backup` made; one that was cut short is none."
-            raise ClipftError(f"backup {folder}", f"it has no {MANIFEST}", fix) from None
+            raise ClipftError(f"backup {folder}", f"it has no {MANIFEST}", fix, code="backup.not_one") from None
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ClipftError(f"{path}", f"it cannot be read ({error!r})", "Use another backup.") from None
+            raise ClipftError(
+                f"{path}", f"it cannot be read ({error!r})", "Use another backup.", code="backup.damaged"
+            ) from None
         if content.get("format", 0) > FORMAT:
             fix = f"Install clipft {content.get('versions', {}).get('clipft', 'of that release')} and restore with it."
-            raise ClipftError(f"backup {folder}", f"a newer release made it (format {content['format']})", fix)
+            raise ClipftError(
+                f"backup {folder}", f"a newer release made it (format {content['format']})", fix, code="backup.newer_release"
+            )
         if said != _manifest_digest(content):
-            raise ClipftError(f"{path}", "it is not as it was written", "Use another backup.")
+            raise ClipftError(f"{path}", "it is not as it was written", "Use another backup.", code="backup.damaged")
         return cls(**content)
 
 
@@ -143,7 +147,10 @@ def make_backup(folder: Path, *, secrets: bool = False, captures: bool = True, o
         shutil.rmtree(part, ignore_errors=True)
         where = f" ({error.filename})" if error.filename else ""
         raise ClipftError(
-            f"backup {folder}", f"it cannot be written: {error.strerror or error}{where}", "Give it another place."
+            f"backup {folder}",
+            f"it cannot be written: {error.strerror or error}{where}",
+            "Give it another place.",
+            code="backup.not_writable",
         ) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -258,7 +265,9 @@ def _copy_tree(
             continue  # removed since it was listed: nothing names it any more
         except PermissionError as error:
             fix = "Run this as the user that the installation runs as."
-            raise ClipftError(f"file {file}", f"it cannot be read: {error.strerror}", fix) from None
+            raise ClipftError(
+                f"file {file}", f"it cannot be read: {error.strerror}", fix, code="backup.unreadable_file"
+            ) from None
         if content_named and file.parent.parent.name == "md5" and file.parent.name + file.name.removesuffix(".dir") != md5:
             made.warnings.append(f"{file} is damaged: its bytes are not what its name says")
         made.files[str(relative)] = {"bytes": (part / relative).stat().st_size, "sha256": sha256}
@@ -270,7 +279,9 @@ def _files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             fix = "Run this as the user that the installation runs as."
-            raise ClipftError(f"folder {error.filename}", f"it cannot be read: {error.strerror}", fix)
+            raise ClipftError(
+                f"folder {error.filename}", f"it cannot be read: {error.strerror}", fix, code="backup.unreadable_file"
+            )
 
     for root, _, names in os.walk(folder, onerror=refuse):
         yield from (path for name in names if not (path := Path(root) / name).is_symlink())
@@ -320,10 +331,20 @@ def _manifest_digest(content: Mapping[str, object]) -> str:
 
 def _check_place(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ClipftError(f"backup {folder}", "there is something at that place already", "Name a new folder for each backup.")
+        raise ClipftError(
+            f"backup {folder}",
+            "there is something at that place already",
+            "Name a new folder for each backup.",
+            code="backup.place_taken",
+        )
     for kept in (settings().root, Path(settings().remote)):
         if folder.is_relative_to(kept) and not folder.is_relative_to(settings().root / "backups"):
-            raise ClipftError(f"backup {folder}", f"it lies in {kept}, which it is to outlive", "Name a folder elsewhere.")
+            raise ClipftError(
+                f"backup {folder}",
+                f"it lies in {kept}, which it is to outlive",
+                "Name a folder elsewhere.",
+                code="backup.inside_installation",
+            )
 
 
 def _check_space(part: Path, only_databases: bool) -> None:
@@ -338,4 +359,5 @@ def _check_space(part: Path, only_databases: bool) -> None:
             f"backup at {part.parent}",
             f"{human_size(needed + SPARE)} are needed there and {human_size(free)} are free",
             "Free some, or name a folder on another disk.",
+            code="backup.disk_full",
         )

@@ -96,7 +96,10 @@ class Database:
                 out.execute("pragma journal_mode = delete")  # one file: a copy in WAL mode grows two more when it is read
             if problem := find_damage(target):
                 raise ClipftError(
-                    f"database {self.file}", f"it is damaged: {problem}", "Restore an earlier backup (`clipft restore`)."
+                    f"database {self.file}",
+                    f"it is damaged: {problem}",
+                    "Restore an earlier backup (`clipft restore`).",
+                    code="database.damaged",
                 )
             return target
         target = folder / f"{self.name}.dump"
@@ -173,7 +176,9 @@ def _open_read_only(file: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as there:
             yield there
     except sqlite3.DatabaseError as error:
-        raise ClipftError(f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?") from error
+        raise ClipftError(
+            f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?", code="database.unreadable"
+        ) from error
 
 
 def _parse_url(url: str) -> "URL":
@@ -199,7 +204,7 @@ def _run_tool(program: str, url: str, *arguments: str) -> None:
     """One of PostgreSQL's programs; the password goes by the environment, where no other user reads it."""
     parts = _parse_url(url)
     if not shutil.which(program):
-        raise ClipftError(program, "it is not installed here", TOOLS_FIX)
+        raise ClipftError(program, "it is not installed here", TOOLS_FIX, code="ops.missing_program")
     env = os.environ | {"PGPASSWORD": parts.password or "", "PGCONNECT_TIMEOUT": "10"}
     where = {"host": parts.host or parts.query.get("host"), "port": parts.port, "username": parts.username}
     chosen = [f"--{k}={v}" for k, v in where.items() if v] + [f"--dbname={parts.database}", "--no-password"]
@@ -207,4 +212,4 @@ def _run_tool(program: str, url: str, *arguments: str) -> None:
     if done.returncode:
         reason = " ".join((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[:3])
         fix = TOOLS_FIX if "version mismatch" in reason or "unsupported version" in reason else ""
-        raise ClipftError(f"{program} of database {parts.database}", reason.rstrip("."), fix)
+        raise ClipftError(f"{program} of database {parts.database}", reason.rstrip("."), fix, code="ops.program_failed")

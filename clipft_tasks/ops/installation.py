@@ -68,7 +68,10 @@ def maintenance_lock(what: str) -> Iterator[None]:
             yield
     except Timeout:
         raise ClipftError(
-            what, "a backup, restore, gc or upgrade of this installation is running", "Try again when it is done."
+            what,
+            "a backup, restore, gc or upgrade of this installation is running",
+            "Try again when it is done.",
+            code="ops.busy",
         ) from None
 
 

@@ -53,7 +53,12 @@ def refuse_half_restored() -> None:
     note = settings().root / UNDERWAY
     if note.exists():
         source = json.loads(note.read_text())["backup"]
-        raise ClipftError(f"installation {settings().root}", "a restore was cut short", f"Finish it: clipft restore {source}")
+        raise ClipftError(
+            f"installation {settings().root}",
+            "a restore was cut short",
+            f"Finish it: clipft restore {source}",
+            code="restore.unfinished",
+        )
 
 
 def _verified(folder: Path) -> Manifest:
@@ -65,18 +70,25 @@ def _verified(folder: Path) -> Manifest:
                 f"backup {folder}",
                 f"{name} {version} made it and {here[name]} is installed here, which cannot read its tables",
                 "Install the release that made it (or a later one), restore with that, and stay with it.",
+                code="backup.newer_release",
             )
     for name, revision in made.revisions.items():
         known, _ = databases.known_revisions(name)
         if known and revision and revision not in known:
             raise ClipftError(
-                f"backup {folder}", f"its {name} database is of a newer release than this", "Install that release."
+                f"backup {folder}",
+                f"its {name} database is of a newer release than this",
+                "Install that release.",
+                code="backup.newer_release",
             )
     _, problems = verify(folder)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ClipftError(
-            f"backup {folder}", f"{problems[0]}{more}", f"`clipft backup --verify {folder}` lists all. Use another backup."
+            f"backup {folder}",
+            f"{problems[0]}{more}",
+            f"`clipft backup --verify {folder}` lists all. Use another backup.",
+            code="backup.damaged",
         )
     return made
 
@@ -84,19 +96,31 @@ def _verified(folder: Path) -> Manifest:
 def _list_parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
     """What is put back, in order: what is referred to before what refers to it."""
     if secrets and not made.holds("secrets"):
-        raise ClipftError(f"secrets of {folder}", "they were not taken along", "Leave --with-secrets out: new ones are made.")
+        raise ClipftError(
+            f"secrets of {folder}",
+            "they were not taken along",
+            "Leave --with-secrets out: new ones are made.",
+            code="restore.no_secrets",
+        )
     wanted = ["secrets"] if secrets else []
     wanted += [name for name in ("dvc-remote", "artifacts", "captures", "runs") if made.holds(name)]
     if made.holds("dvc-remote") and "://" in settings().remote:
         fix = f"Copy {folder / 'dvc-remote'} to {settings().remote} with that store's own program, or set CLIPFT_DVC_REMOTE to a folder."
-        raise ClipftError(f"backup {folder}", "its images lie in a folder and this installation's in an object store", fix)
+        raise ClipftError(
+            f"backup {folder}",
+            "its images lie in a folder and this installation's in an object store",
+            fix,
+            code="restore.other_kind",
+        )
     wanted += ["datasets"] if made.holds("datasets.bundle") else []
     for database in reversed(databases.all_databases()):
         other = f"databases/{database.name}.{'dump' if database.file else 'db'}"
         if made.holds(other):
             kind = "SQLite" if database.file else "Postgres"
             fix = "Restore it into an installation of its own kind."
-            raise ClipftError(f"backup {folder}", f"its {database.name} database is not {kind}, as here", fix)
+            raise ClipftError(
+                f"backup {folder}", f"its {database.name} database is not {kind}, as here", fix, code="restore.other_kind"
+            )
         if made.holds(f"databases/{database.name}.{'db' if database.file else 'dump'}"):
             wanted.append(f"database {database.name}")
     return wanted
@@ -109,7 +133,10 @@ def _start_or_resume(folder: Path, todo: list[str]) -> list[str]:
         earlier = json.loads(note.read_text())
         if earlier["backup"] != str(folder):
             raise ClipftError(
-                f"installation {settings().root}", "a restore was cut short", f"Finish it: clipft restore {earlier['backup']}"
+                f"installation {settings().root}",
+                "a restore was cut short",
+                f"Finish it: clipft restore {earlier['backup']}",
+                code="restore.unfinished",
             )
         return list(earlier["done"])
     for name in todo:
@@ -118,6 +145,7 @@ def _start_or_resume(folder: Path, todo: list[str]) -> list[str]:
                 f"installation {settings().root}",
                 f"it is not empty: {held}",
                 "Set CLIPFT_HOME to a new folder." if is_embedded() else "Restore into fresh databases and volumes.",
+                code="restore.not_empty",
             )
     _save_progress(folder, [])
     return []
@@ -193,7 +221,10 @@ def _restore_part(name: str, folder: Path, made: Manifest) -> None:
             _move_into(part, place)
     except OSError as error:
         raise ClipftError(
-            f"restore of {name}", f"it cannot be written: {error.strerror or error}", "Mend that and run the same again."
+            f"restore of {name}",
+            f"it cannot be written: {error.strerror or error}",
+            "Mend that and run the same again.",
+            code="restore.not_writable",
         ) from error
     size = sum(f["bytes"] for n, f in made.files.items() if n.startswith(name.replace("database ", "databases/")))
     say(f"Restored: {name}" + (f", {human_size(size)}" if size else ""))

@@ -46,6 +46,7 @@ def due() -> list[Step]:
                 f"a newer release than {here} made its tables ({now}), and there is no way back for them",
                 "Install the release that was here before; or restore the backup made before that upgrade into a new home "
                 "(`clipft restore`), with this release.",
+                code="database.newer_release",
             )
         if now and known and now not in newest:
             steps.append(Step(database, now, "/".join(sorted(newest))))
@@ -86,7 +87,7 @@ def upgrade(backups: Path | None = None) -> Upgraded:
             _migrate({s.database.name for s in steps})
         except ClipftError as error:
             fix = f"{error.fix} The databases as they were: {made}" if made else error.fix
-            raise ClipftError(error.what, error.why, fix) from error
+            raise ClipftError(error.what, error.why, fix, code=error.code) from error
     return Upgraded(made, notes)
 
 
@@ -128,4 +129,6 @@ def _migrate(changed: set[str]) -> None:
         ended = [(job, process.communicate()[0], process.returncode) for job, process in started]
     for job, said, code in ended:
         if code:
-            raise ClipftError(f"`{' '.join(job[:3])}`", f"it failed: {' '.join(said.strip().splitlines()[-2:])}")
+            raise ClipftError(
+                f"`{' '.join(job[:3])}`", f"it failed: {' '.join(said.strip().splitlines()[-2:])}", code="ops.program_failed"
+            )

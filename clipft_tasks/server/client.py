@@ -154,4 +154,5 @@ class ServerClient:
                 f"the server at {self.url}",
                 f"its answer to {response.request.url.path} is none of this release ({place}: {first['msg']})",
                 "Run the same release on both sides.",
+                code="server.other_release",
             ) from None

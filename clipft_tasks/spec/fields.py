@@ -53,7 +53,9 @@ def current(flat: Mapping[str, object]) -> dict[str, object]:
     for old, new in RENAMED.items():
         if old in out:
             if new in out:
-                raise ClipftError(f"the fields {old} and {new}", "they are one and the same", f"Give {new} alone.")
+                raise ClipftError(
+                    f"the fields {old} and {new}", "they are one and the same", f"Give {new} alone.", code="spec.given_twice"
+                )
             warnings.warn(f"The field {old} is called {new} now; write that.", stacklevel=3)
             out[new] = out.pop(old)
     return out

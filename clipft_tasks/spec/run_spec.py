@@ -117,7 +117,7 @@ class RunSpec(Section):
             problems = [
                 f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
             ]
-            raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.") from None
+            raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.", code="spec.invalid") from None
 
     def flat(self) -> dict[str, JsonValue]:
         """Every field by dotted name, as JSON values."""

@@ -38,7 +38,10 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in (key, *first["loc"]))
             raise ClipftError(
-                f"the input of {name}", f"{place}: {first['msg']}", "Another release made it: run the stages before it again."
+                f"the input of {name}",
+                f"{place}: {first['msg']}",
+                "Another release made it: run the stages before it again.",
+                code="stage.invalid_input",
             ) from None
     result = stage(spec, **read)
     return result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)

@@ -24,7 +24,12 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
     results = sorted(evaluations, key=lambda r: r.size)
     metric, opponent = results[0].metric, results[0].opponent
     if any(r.opponent != opponent for r in results):
-        raise ClipftError("the gate", "the champion changed while the candidate was evaluated", "Evaluate again.")
+        raise ClipftError(
+            "the gate",
+            "the champion changed while the candidate was evaluated",
+            "Evaluate again.",
+            code="gate.champion_changed",
+        )
     rules = gate.judge(spec.gate.rules, results, spec.resolution.train)
     gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
     table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results)])
@@ -48,6 +53,9 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
     if not verdict.passed:
         reasons = "; ".join(f"`{rule.rule}` measured {rule}" for rule in verdict.failed)
         raise ClipftError(
-            f"the candidate of run {run_id}", f"it did not pass the gate: {reasons}", f"Nothing was registered. See {link}"
+            f"the candidate of run {run_id}",
+            f"it did not pass the gate: {reasons}",
+            f"Nothing was registered. See {link}",
+            code="gate.not_passed",
         )
     return verdict

@@ -30,11 +30,19 @@ def run(spec: RunSpec) -> IngestResult:
         card, rejected = ingest_pipeline.stage(spec.source, source, spec.data, domain, earlier, staging)
     except OSError as error:  # reading a row's image is caught there; this is the writing
         raise ClipftError(
-            f"staging folder {staging}", f"it cannot be written: {error.strerror}", "Make space, then run again."
+            f"staging folder {staging}",
+            f"it cannot be written: {error.strerror}",
+            "Make space, then run again.",
+            code="dataset.not_writable",
         ) from error
     if not card.rows:
         reasons = "; ".join(f"{r.where}: {r.reason}" for r in rejected[:3])
-        raise ClipftError(f"source {spec.source}", f"not one row could be taken ({reasons})", "Correct the rows named.")
+        raise ClipftError(
+            f"source {spec.source}",
+            f"not one row could be taken ({reasons})",
+            "Correct the rows named.",
+            code="source.no_usable_rows",
+        )
 
     say(f"Took {card.rows} rows ({', '.join(f'{s} {n}' for s, n in card.counts.items())}), rejected {len(rejected)}.")
     for row in rejected[:10]:

@@ -22,7 +22,9 @@ def backup(spec: RunSpec, folder: str = "") -> BackupResult:
     backups.backup(place)
     made, problems = backups.verify(place)
     if problems:
-        raise ClipftError(f"backup {place}", f"it is not whole: {problems[0]}", "Look at the disk, and run this again.")
+        raise ClipftError(
+            f"backup {place}", f"it is not whole: {problems[0]}", "Look at the disk, and run this again.", code="backup.damaged"
+        )
     return BackupResult(folder=str(place), bytes=made.bytes, warnings=made.warnings, not_copied=made.references)
 
 

@@ -22,7 +22,10 @@ def run(spec: RunSpec, version: str = "") -> RollbackResult:
         before = tracking.version_by_alias(spec.domain, tracking.PREVIOUS)
         if before is None:
             raise ClipftError(
-                f"rollback of {spec.domain}", "no version is kept as previous", "Name one; MLflow's models page lists them."
+                f"rollback of {spec.domain}",
+                "no version is kept as previous",
+                "Name one; MLflow's models page lists them.",
+                code="rollback.no_previous",
             )
         target = tracking.version_number(before)
         if target == tracking.version_number(

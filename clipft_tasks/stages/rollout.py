@@ -59,4 +59,6 @@ def _half(spec: RunSpec, version: str, name: str, answers: bool, champion_p95: f
 
 
 def _refused(version: str, name: str, why: str) -> ClipftError:
-    return ClipftError(f"version {version} as {name}", why, "It stays challenger; the champion goes on answering.")
+    return ClipftError(
+        f"version {version} as {name}", why, "It stays challenger; the champion goes on answering.", code="rollout.refused"
+    )

@@ -47,5 +47,6 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
             f"the data set from {spec.source}",
             f"{len(failed)} of {len(checks)} checks failed: {what}",
             f"Report: {link} ({path}).",
+            code="dataset.checks_failed",
         )
     return ValidateResult(passed=len(checks), rows=len(frame), report=str(path), links={"Data report": link})

@@ -31,6 +31,7 @@ def run(spec: RunSpec, version: str, previous: str = "") -> VerifyResult:
             f"version {version} of {spec.domain}",
             f"it did not verify: {reason} (limit {recorded.tolerance})",
             f"Version {previous} is champion and live again." if previous else "There was no earlier champion to go back to.",
+            code="deploy.not_verified",
         )
     say(f"Version {version} answers as recorded: {len(recorded.images)} images, largest difference {difference:.5f}.")
     links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}

@@ -42,7 +42,12 @@ def fetch_candidate(run_id: str) -> Path:
     """The package that a run logged. Raises ClipftError when the run did not finish."""
     uri = client().get_run(run_id).data.tags.get("clipft.model_uri")
     if not uri:
-        raise ClipftError(f"run {run_id}", "it has no model: training did not finish", "Run finetune again; it resumes.")
+        raise ClipftError(
+            f"run {run_id}",
+            "it has no model: training did not finish",
+            "Run finetune again; it resumes.",
+            code="package.not_trained",
+        )
     return _fetch(uri, uri, f"the model of run {run_id}")
 
 
@@ -58,7 +63,9 @@ def _fetch(uri: str, identity: str, what: str) -> Path:
                 with retryable():
                     got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(part))
             except (MlflowException, OSError) as error:
-                raise ClipftError(what, f"its package cannot be fetched: {error}", "Was its run deleted?") from error
+                raise ClipftError(
+                    what, f"its package cannot be fetched: {error}", "Was its run deleted?", code="package.not_available"
+                ) from error
             os.replace(Path(got) / "artifacts" / "package", folder)
             shutil.rmtree(part, ignore_errors=True)
     return folder

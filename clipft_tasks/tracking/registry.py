@@ -58,7 +58,12 @@ def resolve_version(uri: str) -> ModelVersion:
     except (MlflowException, ValueError) as error:
         if is_unreachable(error):
             raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
-        raise ClipftError(f"model {uri!r}", f"the registry does not know it ({error})", "See MLflow's models page.") from None
+        raise ClipftError(
+            f"model {uri!r}",
+            f"the registry does not know it ({error})",
+            "See MLflow's models page.",
+            code="model.not_registered",
+        ) from None
 
 
 def register(domain: str, run_id: str, tags: Mapping[str, str], description: str) -> tuple[ModelVersion, bool]:

@@ -48,7 +48,10 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise ClipftError(
-                f"checkpoint {path}", f"it cannot be written: {error}", "Free some space; the run resumes from the one before."
+                f"checkpoint {path}",
+                f"it cannot be written: {error}",
+                "Free some space; the run resumes from the one before.",
+                code="train.checkpoint_not_writable",
             ) from error
         for old in self._paths()[: -self.keep]:
             old.unlink()

@@ -113,7 +113,7 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
     if code := _in_processes(job):
         error = Problem.model_validate_json(problem.read_text()) if problem.exists() else None
         if error and error.kind == "ClipftError":
-            raise ClipftError(error.what, error.why, error.fix)
+            raise ClipftError(error.what, error.why, error.fix, code=error.code)
         raise Transient(error.what if error else f"A training process ended with {code}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()

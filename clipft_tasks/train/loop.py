@@ -340,7 +340,9 @@ def _gradient(
 def _always_overflows(number: int, in_a_row: int) -> ClipftError:
     why = f"the gradient overflowed fp16 in {in_a_row} steps in a row"
     fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
-    return ClipftError(f"training step {number}", why, f"{fix} The last good checkpoint is kept.")
+    return ClipftError(
+        f"training step {number}", why, f"{fix} The last good checkpoint is kept.", code="train.always_overflows"
+    )
 
 
 def _not_finite(towers: Towers, step: Step, metrics: dict[str, float]) -> ClipftError:
@@ -352,7 +354,7 @@ def _not_finite(towers: Towers, step: Step, metrics: dict[str, float]) -> Clipft
     where = f" first in {module}" if module else " outside the towers"
     why = f"{bad} is {metrics[bad]},{where} (learning rate {step.rate:.2g}, temperature {metrics['temperature']:.3g})"
     fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in step.batch.keys[:4])}, …)."
-    return ClipftError(f"training step {step.number}", why, f"{fix} The last good checkpoint is kept.")
+    return ClipftError(f"training step {step.number}", why, f"{fix} The last good checkpoint is kept.", code="train.not_finite")
 
 
 # After an epoch -------------------------------------------------------------------------------------------------------

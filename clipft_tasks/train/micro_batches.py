@@ -51,6 +51,7 @@ class MicroBatches:
                 f"images of {side} px",
                 f"a single pair does not fit into memory ({why.splitlines()[0][:200]})",
                 "Lower resolution.train, set memory.checkpointing to all, or choose a smaller model.",
+                code="memory.single_too_large",
             )
         self.sizes[side] = -(-size // 2)
         if self._good[side] or side in self._grown:  # it had grown, or others took memory since: wait longer now

@@ -63,7 +63,10 @@ def image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Preci
                 raise
             if images == 1:
                 raise ClipftError(
-                    f"images of {side} px", "a single one does not fit into memory", "Lower resolution.train."
+                    f"images of {side} px",
+                    "a single one does not fit into memory",
+                    "Lower resolution.train.",
+                    code="memory.single_too_large",
                 ) from error
         images //= 2
         backend(device).release()

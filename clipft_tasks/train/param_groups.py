@@ -40,11 +40,16 @@ def parse(rules: list[str], model: nn.Module) -> list[tuple[str, float]]:
             number = -1.0
         if not pattern or not 0 <= number < math.inf:
             raise ClipftError(
-                f"rule {rule!r}", "it is not pattern=freeze or pattern=number", "For example visual.conv1*=freeze."
+                f"rule {rule!r}",
+                "it is not pattern=freeze or pattern=number",
+                "For example visual.conv1*=freeze.",
+                code="train.invalid_rule",
             )
         if not any(fnmatchcase(name, pattern.strip()) for name in names):
             close = ", ".join(names[:: max(1, len(names) // 6)][:6])
-            raise ClipftError(f"rule {rule!r}", "no parameter has such a name", f"Names are like {close}.")
+            raise ClipftError(
+                f"rule {rule!r}", "no parameter has such a name", f"Names are like {close}.", code="train.unmatched_rule"
+            )
         out.append((pattern.strip(), number))
     return out
 
@@ -82,7 +87,7 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
             decays = parameter.ndim >= 2 and not POSITIONS.search(name)
             found.setdefault((rate, is_head(name), decays), []).append(parameter)
     if not found:
-        raise ClipftError("train.rules", "they freeze everything", "Leave something to train.")
+        raise ClipftError("train.rules", "they freeze everything", "Leave something to train.", code="train.nothing_to_train")
     return [
         ParamGroup(params=members, factor=rate, head=head, weight_decay=spec.weight_decay if decays else 0.0)
         for (rate, head, decays), members in found.items()

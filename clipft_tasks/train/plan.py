@@ -276,6 +276,7 @@ class _Planner:
                 f"a memory limit of {limit.value} GiB",
                 f"weights and optimizer need {fixed / 2**30:.2f} GiB and one pair at {largest} px {each / 2**20:.0f} MiB",
                 f"Raise memory.memory_gb to {need + 0.01:.2f} or lower resolution.train.",
+                code="memory.limit_too_low",
             )
         pairs = {side: share if fits >= share else max(b for b in BUCKETS if b <= fits) for side, fits in kept.fits.items()}
         if min(pairs.values()) >= share:

@@ -151,6 +151,7 @@ def require_general_set(domain: Domain) -> str:
             f"the general set {domain.general_set!r}",
             "it is not installed, so what was forgotten cannot be measured",
             "Install `clipft[demo]`, or set blend.points to 0 and train.max_forgetting to 1.",
+            code="domain.no_general_set",
         )
     return domain.general_set
 

@@ -59,6 +59,7 @@ class _Stub:
                     f"tuning studies at {self._client.base_url}",
                     f"{call} was refused: {answer.text}",
                     "See `clipft worker check`.",
+                    code="tune.study_refused",
                 )
             return getattr(api_pb2, f"{call}Reply").FromString(answer.content)
 

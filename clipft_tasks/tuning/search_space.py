@@ -99,7 +99,10 @@ def _declared(name: str, prefix: str, options: Options, smoothing: float | None 
     for option, declared in kind.space.items():
         if option not in parameters:
             raise ClipftError(
-                f"objective {name!r}", f"its space names {option!r}, which is no option of it", "Rename one of them."
+                f"objective {name!r}",
+                f"its space names {option!r}, which is no option of it",
+                "Rename one of them.",
+                code="tune.unknown_option",
             )
         default = parameters[option].default
         own = options.get(option, None if default is inspect.Parameter.empty else default)

@@ -77,6 +77,7 @@ def decide(trials: Sequence[Trial], rows: ValidationRows, min_gain: float) -> De
             "tuning",
             f"every one of {len(ended)} trials failed; the first: {ended[0].reason}",
             "Correct the objective or its values.",
+            code="tune.all_failed",
         )
     if best is None:
         return Decision({}, "no trial ended within the budget; the template's values stay")

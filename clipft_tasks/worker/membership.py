@@ -65,9 +65,12 @@ class Membership:
                 "this machine",
                 f"it is no worker yet: there is no {membership_path()}",
                 "Run `clipft worker join URL --code …` first.",
+                code="worker.not_joined",
             ) from None
         except (ValueError, TypeError, KeyError) as error:
-            raise ClipftError(f"{membership_path()}", f"it cannot be read: {error}", "Join again.") from None
+            raise ClipftError(
+                f"{membership_path()}", f"it cannot be read: {error}", "Join again.", code="worker.unreadable_membership"
+            ) from None
 
     def ask(self) -> ControlPlane:
         """What the control plane says of itself to this worker. Raises as `look`."""
@@ -181,7 +184,11 @@ def _send(
         raise Transient(f"The control plane at {url} answered {answer.status_code}.")
     if answer.is_error:
         if answer.status_code != 404 and (detail := _detail(answer)):
-            raise ClipftError(f"the control plane at {url}", f"it turned this machine away: {detail.rstrip('.')}")
+            raise ClipftError(
+                f"the control plane at {url}",
+                f"it turned this machine away: {detail.rstrip('.')}",
+                code="worker.gateway_refused",
+            )
         raise _not_a_control_plane(answer)
     return _Exchange(answer, (before + after) / 2)
 
@@ -210,4 +217,4 @@ def _detail(answer: httpx.Response) -> str:
 
 def _not_a_control_plane(answer: httpx.Response) -> ClipftError:
     why = f"it answered {answer.status_code}, and not as a clipft control plane of this release does"
-    return ClipftError(str(answer.request.url), why, "Is that the address of its Airflow?")
+    return ClipftError(str(answer.request.url), why, "Is that the address of its Airflow?", code="worker.no_gateway")

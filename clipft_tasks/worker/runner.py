@@ -66,7 +66,7 @@ class Runner:
             began = time.monotonic()
             self._watch()
             if self._trouble:
-                raise ClipftError("the worker", self._trouble, "")
+                raise ClipftError("the worker", self._trouble, "", code="worker.turned_away")
             if self._stop is None:
                 waited = self._wait[0] if time.monotonic() - began > 60 else min(2 * waited, self._wait[1])
                 self._tell("waiting", f"Airflow's worker ended; trying again in {waited:.0f} s. Its last lines say why.")
@@ -156,7 +156,7 @@ def require_compatibility(theirs: ControlPlane) -> None:
     wrong = [line for line in checks.check_compatibility(theirs) if not line.right]
     if wrong:
         what = "; ".join(line.said for line in wrong)
-        raise ClipftError("this worker", what, "Run: " + " && ".join(line.fix for line in wrong))
+        raise ClipftError("this worker", what, "Run: " + " && ".join(line.fix for line in wrong), code="worker.differs")
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,7 @@ def stop(number: signal.Signals, patience: float) -> bool:
             "the worker",
             f"its task still runs after {patience:.0f} s",
             "Wait, or hand the task over: clipft worker drain --now",
+            code="worker.still_busy",
         ) from None
     return True
 
@@ -220,6 +221,7 @@ class _SingleInstance:
                 "the worker",
                 f"one runs already on {settings().root}",
                 "See `clipft worker status`; `clipft worker drain` stops it.",
+                code="worker.already_running",
             ) from None
 
     def __exit__(self, *about: object) -> None:

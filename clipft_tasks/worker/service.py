@@ -35,7 +35,10 @@ def definition_path(system: str = "") -> Path:
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         return base / "systemd" / "user" / "clipft-worker.service"
     raise ClipftError(
-        f"starting at login on {system}", "only macOS and Linux are known", "Start `clipft worker run` by other means."
+        f"starting at login on {system}",
+        "only macOS and Linux are known",
+        "Start `clipft worker run` by other means.",
+        code="worker.unknown_system",
     )
 
 
@@ -111,7 +114,10 @@ def install(start: bool = True) -> tuple[Path, str]:
         except (OSError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", "") or str(error)).strip()
             raise ClipftError(
-                f"`{' '.join(command)}`", f"it failed: {said}", f"{path} is written; run that by hand in a session of your own."
+                f"`{' '.join(command)}`",
+                f"it failed: {said}",
+                f"{path} is written; run that by hand in a session of your own.",
+                code="ops.program_failed",
             ) from None
     return path, note
 

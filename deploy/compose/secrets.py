@@ -80,7 +80,10 @@ def write(path: Path, host: str, tls: bool) -> str:
             return renamed
         if not wanted:
             raise ClipftError(
-                f"{path}", "it is there already, and the databases know its secrets", "Edit it, or move it away to begin anew."
+                f"{path}",
+                "it is there already, and the databases know its secrets",
+                "Edit it, or move it away to begin anew.",
+                code="stack.secrets_exist",
             ) from None
         new = "\n" + "\n".join(line for line in new.splitlines() if line.partition("=")[0] in wanted) + "\n"
         file = path.open("a")

@@ -206,6 +206,7 @@ def _check_machine() -> None:
             f"disk of {settings().root}",
             f"{free:.1f} GiB are free and {NEEDED_GB} are needed",
             "Free some, or set CLIPFT_HOME to another disk.",
+            code="stack.disk_full",
         )
 
 
@@ -222,6 +223,7 @@ def _check_ports(programs: list[str]) -> None:
                     f"port {port} ({name})",
                     "another program holds it",
                     f"Stop that program, or choose another: CLIPFT_{name.upper()}_PORT={port + 1} make up.",
+                    code="stack.port_taken",
                 ) from None
 
 
@@ -245,7 +247,10 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             down(quiet=True)
             raise ClipftError(
-                "the stack", f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n", f"See {log}."
+                "the stack",
+                f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n",
+                f"See {log}.",
+                code="stack.program_ended",
             )
         if ready():
             return
@@ -255,9 +260,17 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
         broken = airflow_client().call("GET", "/importErrors")["import_errors"]
         for error in broken:
             raise ClipftError(
-                f"DAG file {error['filename']}", f"it cannot be imported:\n{error['stack_trace']}", "Correct the file."
+                f"DAG file {error['filename']}",
+                f"it cannot be imported:\n{error['stack_trace']}",
+                "Correct the file.",
+                code="stack.invalid_dag",
             )
-    raise ClipftError("the stack", f"{', '.join(silent) or 'Airflow'} did not answer within {seconds:.0f} s", f"See {log}.")
+    raise ClipftError(
+        "the stack",
+        f"{', '.join(silent) or 'Airflow'} did not answer within {seconds:.0f} s",
+        f"See {log}.",
+        code="stack.no_answer",
+    )
 
 
 def _file() -> Path:

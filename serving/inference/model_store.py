@@ -103,7 +103,12 @@ class ModelStore:
             now, tried = self.live.get(domain), self.trials.get(domain)
             if now is None or now.version == version:
                 why = "it is live already" if now else "nothing of the domain is live to compare it with"
-                raise ClipftError(f"version {version} of {domain}", f"it cannot be tried: {why}", "Deploy it instead.")
+                raise ClipftError(
+                    f"version {version} of {domain}",
+                    f"it cannot be tried: {why}",
+                    "Deploy it instead.",
+                    code="rollout.live_already" if now else "rollout.nothing_live",
+                )
             if tried and (tried.model.version, tried.share, tried.answers) == (version, share, answers):
                 tried.renew()
                 return tried
@@ -111,7 +116,7 @@ class ModelStore:
             if model.classes != now.classes:
                 raise ClipftError(
                     f"version {version} of {domain}", "it knows other classes than the live one, so answers cannot be compared",
-                    "Deploy it without a trial.",
+                    "Deploy it without a trial.", code="rollout.not_comparable",
                 )  # fmt: skip
             trial = Trial(model, share, answers)
             self.trials = {**self.trials, domain: trial}
@@ -147,7 +152,9 @@ class ModelStore:
             raise
         except Exception as error:
             why = f"its package cannot be loaded ({error!r})"
-            raise ClipftError(f"version {version} of {domain}", why, "Register the model again.") from error
+            raise ClipftError(
+                f"version {version} of {domain}", why, "Register the model again.", code="package.invalid"
+            ) from error
 
     def _load_and_check(self, domain: str, version: str) -> tuple[LoadedModel, float]:
         """The model on its device, warm, and its largest difference from the answers recorded at training."""
@@ -181,6 +188,7 @@ class ModelStore:
                 f"version {version} of {domain}",
                 f"its answers differ from those recorded at training by {difference:.3f} (limit {recorded.tolerance})",
                 "Another device or library version? Evaluate the version here before you raise the tolerance.",
+                code="package.other_answers",
             )
         return model, difference
 

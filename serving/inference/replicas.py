@@ -142,7 +142,12 @@ def require_agreement(replies: Sequence[Reply]) -> None:
     """Raises: ClipftError when one refused, Transient when one could not (5xx); an unreachable one has no say."""
     for reply in replies:
         if reply.refusal:
-            raise ClipftError(f"the replica at {reply.address}", reply.refusal, "All replicas must agree; see its log.")
+            raise ClipftError(
+                f"the replica at {reply.address}",
+                reply.refusal,
+                "All replicas must agree; see its log.",
+                code="server.replica_refused",
+            )
         if reply.response is not None and reply.response.status_code >= 500:
             raise Transient(
                 f"The replica at {reply.address} answered {reply.response.status_code}: {reply.response.text[:300]}"

@@ -26,7 +26,9 @@ def open_source(source: str, options: DataSpec) -> Source:
         ClipftError: the source is missing or of no known kind.
     """
     if not source:
-        raise ClipftError("source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.")
+        raise ClipftError(
+            "source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.", code="source.not_given"
+        )
     reader, argument = _reader_and_argument(source)
     return REGISTRY.load(reader).open(argument, options)
 
@@ -47,4 +49,4 @@ def _reader_and_argument(source: str) -> tuple[str, str]:
     if source in known:
         return source, ""
     why = f"it is neither an existing folder nor a table, and no reader is called so; a source is {sources()}"
-    raise ClipftError(f"source {source}", why, "Check the spelling.")
+    raise ClipftError(f"source {source}", why, "Check the spelling.", code="source.unknown")

@@ -27,11 +27,19 @@ class Captures(Reader):
         domain = argument
         known = versioning.versions(domain)
         if not known:
-            raise ClipftError(f"source captures:{domain}", "the domain has no dataset version yet", "Ingest one first.")
+            raise ClipftError(
+                f"source captures:{domain}",
+                "the domain has no dataset version yet",
+                "Ingest one first.",
+                code="dataset.no_version",
+            )
         judged = [c for c in ServerClient().captures(domain) if c.label]
         if not judged:
             raise ClipftError(
-                f"source captures:{domain}", "no captured image has a label", "Label some: `clipft label`, or send feedback."
+                f"source captures:{domain}",
+                "no captured image has a label",
+                "Label some: `clipft label`, or send feedback.",
+                code="source.no_labels",
             )
         newest = known[-1]
 

@@ -25,10 +25,20 @@ class Dicom(Reader):
         """Open the folder at a path. Raises ClipftError when there is none, or no DICOM file in it."""
         root = Path(argument).expanduser()
         if not root.is_dir():
-            raise ClipftError(f"source dicom:{root}", "there is no such folder", "Check the path; it is read on the worker.")
+            raise ClipftError(
+                f"source dicom:{root}",
+                "there is no such folder",
+                "Check the path; it is read on the worker.",
+                code="source.not_found",
+            )
         found = sorted(path for path in _files(root) if _begins_like_dicom(root / path))
         if not found:
-            raise ClipftError(f"source dicom:{root}", "there is no DICOM file in it", "Files need the preamble of PS3.10.")
+            raise ClipftError(
+                f"source dicom:{root}",
+                "there is no DICOM file in it",
+                "Files need the preamble of PS3.10.",
+                code="source.no_images",
+            )
 
         def rows() -> Iterator[Row]:
             for path in found:

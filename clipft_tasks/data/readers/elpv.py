@@ -27,10 +27,20 @@ class Elpv(Reader):
     def open(cls, argument: str, options: DataSpec) -> Source:
         """Open one crystal type (`mono`, `poly`) or `all`. Raises ClipftError when the package is not installed."""
         if argument not in (*TYPES, "all"):
-            raise ClipftError(f"source elpv:{argument}", "there is no such cell type", "Use elpv:mono, elpv:poly or elpv:all.")
+            raise ClipftError(
+                f"source elpv:{argument}",
+                "there is no such cell type",
+                "Use elpv:mono, elpv:poly or elpv:all.",
+                code="source.invalid_argument",
+            )
         found = importlib.util.find_spec("elpv_dataset")
         if found is None or not found.submodule_search_locations:
-            raise ClipftError("source elpv", "the package elpv-dataset is not installed", "Install `clipft[demo]`.")
+            raise ClipftError(
+                "source elpv",
+                "the package elpv-dataset is not installed",
+                "Install `clipft[demo]`.",
+                code="source.missing_package",
+            )
         root = Path(next(iter(found.submodule_search_locations)), "data")
         listed = [line.split() for line in (root / "labels.csv").read_text().splitlines() if line.strip()]
         total = sum(argument in ("all", crystal) for *_, crystal in listed)

@@ -34,6 +34,7 @@ class Folder(Reader):
                 f"folder {root}",
                 "there are no images in it",
                 f"Known: {', '.join(sorted(IMAGES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
+                code="source.no_images",
             )
 
         def rows() -> Iterator[Row]:

@@ -56,11 +56,19 @@ class Molecules(Reader):
         limit = argument
         if limit and not (limit.isdecimal() and int(limit)):
             raise ClipftError(
-                f"source molecules:{limit}", "the limit is not a positive number", "Use molecules or molecules:2000."
+                f"source molecules:{limit}",
+                "the limit is not a positive number",
+                "Use molecules or molecules:2000.",
+                code="source.invalid_argument",
             )
         missing = [name for name in ("rdkit", "chemicals") if importlib.util.find_spec(name) is None]
         if missing:
-            raise ClipftError("source molecules", f"not installed: {', '.join(missing)}", "Install `clipft[demo]`.")
+            raise ClipftError(
+                "source molecules",
+                f"not installed: {', '.join(missing)}",
+                "Install `clipft[demo]`.",
+                code="source.missing_package",
+            )
         wanted = int(limit) if limit else None
         return Source(
             lambda: islice(_rows(), wanted), license=LICENSE, name=f"molecules:{limit}" if limit else "molecules", total=wanted

@@ -19,7 +19,12 @@ class Table(Reader):
         """Open the table at a path. Raises ClipftError for a missing or unreadable one, or missing columns."""
         path = Path(argument).expanduser()
         if not path.is_file():
-            raise ClipftError(f"source {argument}", "there is no such file", "Check the path; it is read on the worker.")
+            raise ClipftError(
+                f"source {argument}",
+                "there is no such file",
+                "Check the path; it is read on the worker.",
+                code="source.not_found",
+            )
         frame = _frame(path, options)
         return Source(lambda: _rows(path, frame, options), name=path.name, total=len(frame))
 
@@ -33,18 +38,22 @@ def _frame(path: Path, options: DataSpec) -> pd.DataFrame:
         else:
             frame = pd.read_parquet(path)
     except Exception as error:  # pandas raises its own, pyarrow's and Unicode errors
-        raise ClipftError(f"table {path}", f"it cannot be read: {error}", "Is the file whole and UTF-8?") from error
+        raise ClipftError(
+            f"table {path}", f"it cannot be read: {error}", "Is the file whole and UTF-8?", code="source.unreadable_file"
+        ) from error
     if options.image_column not in frame.columns:
         raise ClipftError(
             f"table {path}",
             f"it has no column {options.image_column!r} (it has: {', '.join(map(str, frame.columns))})",
             "Set data.image_column.",
+            code="source.missing_columns",
         )
     if options.caption_column not in frame.columns and options.label_column not in frame.columns:
         raise ClipftError(
             f"table {path}",
             f"it has neither captions ({options.caption_column!r}) nor labels ({options.label_column!r})",
             "Set data.caption_column or data.label_column.",
+            code="source.missing_columns",
         )
     return frame
 

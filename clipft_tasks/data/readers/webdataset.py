@@ -30,14 +30,20 @@ class WebDataset(Reader):
         shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not shards or not all(shard.is_file() for shard in shards):
             raise ClipftError(
-                f"source webdataset:{path}", "there is no shard (*.tar)", "Check the path; it is read on the worker."
+                f"source webdataset:{path}",
+                "there is no shard (*.tar)",
+                "Check the path; it is read on the worker.",
+                code="source.no_images",
             )
         for shard in shards:
             try:
                 tarfile.open(shard, "r:").close()
             except (tarfile.TarError, OSError) as error:
                 raise ClipftError(
-                    f"shard {shard}", f"it is no plain tar file: {error}", "Unpack .tar.gz to .tar first."
+                    f"shard {shard}",
+                    f"it is no plain tar file: {error}",
+                    "Unpack .tar.gz to .tar first.",
+                    code="source.unreadable_file",
                 ) from error
 
         def rows() -> Iterator[Row]:

@@ -52,13 +52,15 @@ def signals() -> dict[str, Signal]:
 def _check(signal: Signal, known: Mapping[str, Signal]) -> None:
     what = f"drift signal {type(signal).__module__}:{type(signal).__name__}"
     if missing := [name for name in ("name", "rows", "description", "cause") if not hasattr(signal, name)]:
-        raise ClipftError(what, f"it has no {', '.join(missing)}", "Give the class these attributes.")
+        raise ClipftError(what, f"it has no {', '.join(missing)}", "Give the class these attributes.", code="signal.incomplete")
     if signal.name in known or signal.name == ERRORS:
-        raise ClipftError(what, f"there is one called {signal.name!r} already", "Call it otherwise.")
+        raise ClipftError(what, f"there is one called {signal.name!r} already", "Call it otherwise.", code="signal.name_taken")
     if signal.rows not in ROW_KINDS:
-        raise ClipftError(what, f"rows is {signal.rows!r}", f"It is one of {', '.join(ROW_KINDS)}.")
+        raise ClipftError(what, f"rows is {signal.rows!r}", f"It is one of {', '.join(ROW_KINDS)}.", code="signal.unknown_rows")
     if signal.rows == "feedback" and signal.fixed_limit is None:
-        raise ClipftError(what, "a reference holds no feedback to simulate its limit on", "Give it a fixed_limit.")
+        raise ClipftError(
+            what, "a reference holds no feedback to simulate its limit on", "Give it a fixed_limit.", code="signal.no_limit"
+        )
 
 
 @cache

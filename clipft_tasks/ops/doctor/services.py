@@ -177,7 +177,10 @@ def _tags() -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=False)
     if done.returncode:
         raise ClipftError(
-            f"repository {place}", (done.stderr.strip() or "git cannot read it").rstrip("."), "clipft restore BACKUP"
+            f"repository {place}",
+            (done.stderr.strip() or "git cannot read it").rstrip("."),
+            "clipft restore BACKUP",
+            code="dataset.repository_failed",
         )
     return done.stdout.split()
 

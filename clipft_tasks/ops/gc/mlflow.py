@@ -135,9 +135,9 @@ def _purge(run: "Run") -> Callable[[], int]:
             run.info.end_time,
             run.info.lifecycle_stage,
         ):
-            raise ClipftError(f"run {run_id}", "it was taken up again meanwhile", "It stays.")
+            raise ClipftError(f"run {run_id}", "it was taken up again meanwhile", "It stays.", code="gc.in_use")
         if client.search_model_versions(f"run_id = '{run_id}'"):
-            raise ClipftError(f"run {run_id}", "a version was registered of it meanwhile", "It stays.")
+            raise ClipftError(f"run {run_id}", "a version was registered of it meanwhile", "It stays.", code="gc.in_use")
         # MLflow has no public call that deletes for good: `mlflow gc` uses the same two of the store, and removes besides every
         # experiment and every model that somebody has deleted, however lately.
         store = SqlAlchemyStore(settings().databases["mlflow"], settings().folder("mlflow", "artifacts").as_uri())

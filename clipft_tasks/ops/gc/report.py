@@ -82,4 +82,4 @@ class Policy(EnvironmentSettings):
             first = error.errors()[0]
             name = str(first["loc"][0])
             name = name if name.startswith("CLIPFT_") else f"CLIPFT_KEEP_{name.upper()}"
-            raise ClipftError(name, first["msg"], "Give days, at least 1.") from None
+            raise ClipftError(name, first["msg"], "Give days, at least 1.", code="gc.invalid_setting") from None
