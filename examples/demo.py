@@ -132,4 +132,4 @@ if __name__ == "__main__":
     try:
         main(parser.parse_args().epochs)
     except ClipftError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error.line}")

@@ -320,4 +320,4 @@ if __name__ == "__main__":
     try:
         main()
     except ClipftError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error.line}")

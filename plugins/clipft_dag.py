@@ -77,7 +77,7 @@ def spec_of(given: Form) -> RunSpec:
     try:
         return RunSpec.from_flat(given)
     except ClipftError as error:
-        raise AirflowFailException(str(error)) from error
+        raise AirflowFailException(error.line) from error
 
 
 def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
@@ -91,7 +91,7 @@ def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
     try:
         result = call_stage(name, spec, inputs, dag_run=_dag_run())
     except ClipftError as error:
-        raise AirflowFailException(str(error)) from error
+        raise AirflowFailException(error.line) from error
     return result | {"seconds": round(time.monotonic() - began, 2)}
 
 

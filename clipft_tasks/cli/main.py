@@ -20,7 +20,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ClipftError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(error.line) from None
         except Transient as error:
             raise click.ClickException(f"{error} Try again when it is back.") from None
 

@@ -27,11 +27,11 @@ LOADING = 300.0  # seconds that a version may take until it is live on every rep
 
 
 class ServerRefusalError(ClipftError):
-    """The server refused a request (4xx), with `status` and its own reason."""
+    """The server refused a request (4xx), with `status`, its own reason and, where it names one, its own code."""
 
-    def __init__(self, status: int, what: str, why: str) -> None:
+    def __init__(self, status: int, what: str, why: str, *, code: str = "") -> None:
         self.status = status
-        super().__init__(what, why)
+        super().__init__(what, why, code=code or "server.refused")
 
 
 class ServerClient:
@@ -138,10 +138,9 @@ class ServerClient:
             raise Transient(f"The server at {self.url} answered {response.status_code}: {response.text[:500]}")
         if response.status_code >= 400:
             is_json = "json" in response.headers.get("content-type", "")
-            reason = response.json().get("detail", response.text) if is_json else response.text
-            raise ServerRefusalError(
-                response.status_code, f"the server at {self.url}", f"{method} {path} was refused: {reason}"
-            )
+            said = response.json() if is_json else {}
+            why = f"{method} {path} was refused: {said.get('detail', response.text)}"
+            raise ServerRefusalError(response.status_code, f"the server at {self.url}", why, code=said.get("code", ""))
         return response
 
     def _read(self, what: type[T], response: httpx.Response) -> T:

@@ -95,6 +95,7 @@ class Problem(Record):
     what: str
     why: str = ""
     fix: str = ""
+    code: str = ""
 
 
 def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None) -> dict[str, float]:
@@ -236,7 +237,7 @@ def take_part(folder: Path) -> None:
             return  # in peace: after a failure torchrun soon ends the others too, while the main process uploads its checkpoint
         problem = Problem(kind=type(error).__name__, what=str(error))
         if isinstance(error, ClipftError):
-            problem = Problem(kind="ClipftError", what=error.what, why=error.why, fix=error.fix)
+            problem = Problem(kind="ClipftError", what=error.what, why=error.why, fix=error.fix, code=error.code)
         atomic_write(folder / "problem.json", problem.model_dump_json())
         raise SystemExit(1) from error
     finally:

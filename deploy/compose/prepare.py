@@ -46,7 +46,9 @@ def tables() -> None:
     try:
         for note in upgrade(kept if os.access(kept, os.W_OK) else None).notes:
             print(note)
-    except (ClipftError, Transient) as error:
+    except ClipftError as error:
+        sys.exit(f"Error: {error.line}")
+    except Transient as error:
         sys.exit(f"Error: {error}")
 
 

@@ -118,7 +118,7 @@ def main() -> None:
     try:
         print(write(asked.file, asked.host, asked.tls))
     except ClipftError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error.line}")
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def main() -> None:
     try:
         actions[parser.parse_args().action]()
     except ClipftError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error.line}")
 
 
 if __name__ == "__main__":

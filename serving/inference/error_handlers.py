@@ -45,8 +45,10 @@ async def _transient(request: Request, error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return _detail(str(error), 409)
+    assert isinstance(error, ClipftError)
+    return _detail(str(error), 409, code=error.code)
 
 
-def _detail(text: str, status: int, retry_after: int | None = None) -> Response:
-    return JSONResponse({"detail": text}, status, {"Retry-After": str(retry_after)} if retry_after else {})
+def _detail(text: str, status: int, retry_after: int | None = None, code: str = "") -> Response:
+    body = {"detail": text} | ({"code": code} if code else {})
+    return JSONResponse(body, status, {"Retry-After": str(retry_after)} if retry_after else {})

@@ -116,7 +116,7 @@ class ModelStore:
             if model.classes != now.classes:
                 raise ClipftError(
                     f"version {version} of {domain}", "it knows other classes than the live one, so answers cannot be compared",
-                    "Deploy it without a trial.", code="rollout.not_comparable",
+                    "Deploy it without a trial.", code="rollout.other_classes",
                 )  # fmt: skip
             trial = Trial(model, share, answers)
             self.trials = {**self.trials, domain: trial}

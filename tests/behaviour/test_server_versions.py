@@ -135,7 +135,7 @@ def test_only_the_token_lets_a_caller_change_the_live_version(server):
 )
 def test_a_version_that_is_not_registered_is_refused(server, domain, version):
     answer = server.put(version, domain=domain)
-    assert answer.status_code == 409 and "registry" in answer.json()["detail"]
+    assert answer.status_code == 409 and answer.json()["code"] == "model.not_registered" and answer.json()["detail"]
     assert server.live() == {"general": "1"}
 
 

@@ -40,7 +40,7 @@ class Fake(Device):
 
     def check_processes(self, wanted: int, hardware: Hardware) -> None:
         if wanted > 1:
-            raise ClipftError("memory.processes", "there is one Fake", "Leave it empty.")
+            raise ClipftError("memory.processes", "there is one Fake", "Leave it empty.", code="fake.single")
 
     def no_compile_because(self) -> str:
         return "it has no compiler"

@@ -199,7 +199,7 @@ def test_a_consumer_that_stops_early_stops_the_threads_and_what_is_waiting():
 def test_what_a_worker_raises_reaches_the_consumer_at_its_step():
     def make(step: int) -> int:
         if step == 3:
-            raise ClipftError("image x", "it is broken")
+            raise ClipftError("image x", "it is broken", code="test.broken")
         return step
 
     batches = ahead(make, 0, 100, device=CPU, resident=False, workers=4)
