@@ -15,22 +15,24 @@ opens offline and is kept, with its JSON, in MLflow's experiment `clipft-compare
 from airflow.sdk import Param, dag, task
 from clipft_dag import DEFAULTS, Form, StageOutput, options_of, params, stage
 
-WHAT, HOW = "What to compare", "How"
+HOW = "How"
 
 
 @dag(
     dag_id="clipft_compare",
+    dag_display_name="3 · Comparison (clipft_compare)",
+    description="Put models beside one another, in one page.",
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
     params={
         "models": Param(
-            ["industrial"], type="array", items={"type": "string"}, minItems=1, title="Models", section=WHAT,
-            description="one a line: a domain (its champion and challenger), `domain@alias`, `models:/name/version`, or an MLflow run id",
+            type="array", items={"type": "string"}, minItems=1, title="Models",
+            description_md="one a line: a domain (its champion and challenger), `domain@alias`, `models:/name/version`, or an MLflow run id",
         ),
         "dataset": Param(
-            None, type=["string", "null"], title="Dataset", section=WHAT,
-            description="whose test rows: `newest` of the versions trained on, or one (`industrial/v2`); empty: each model's own",
+            None, type=["string", "null"], title="Dataset",
+            description_md="whose test rows: `newest` of the versions trained on, or one (`industrial/v2`); empty: each model's own",
         ),
         "sizes": Param(
             None, type=["array", "null"], items={"type": "integer"}, title="Sizes", section=HOW,

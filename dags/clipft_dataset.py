@@ -16,10 +16,12 @@ from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, dataset_asset, o
 
 @dag(
     dag_id="clipft_dataset",
+    dag_display_name="1 · Data set (clipft_dataset)",
+    description="Read a source, check every row, and make a dataset version of it.",
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
-    params=params("run", "data", only=("model.start",), without=("dataset",)),
+    params=params("run", "data", only=("model.start",), without=("dataset",), folded=("model.start",)),
     tags=["clipft", "data"],
     doc_md=__doc__,
     max_active_runs=4,

@@ -29,6 +29,8 @@ drift = Asset(name="clipft-drift", uri="clipft://drift", group="clipft", watcher
 
 @dag(
     dag_id="clipft_drift_watch",
+    dag_display_name="6 · Drift watch (clipft_drift_watch)",
+    description="Look whether what the server sees has drifted, and start a re-adaptation.",
     schedule=[drift],
     catchup=False,
     default_args=DEFAULTS | {"retries": 2},

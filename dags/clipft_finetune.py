@@ -20,6 +20,8 @@ from clipft_dag import DEFAULTS, Approval, ChainTasks, Form, StageOutput, option
 
 @dag(
     dag_id="clipft_finetune",
+    dag_display_name="2 · Fine-tuning (clipft_finetune)",
+    description="From a dataset version to a model that is proven, registered, approved and live.",
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,

@@ -13,6 +13,8 @@ from clipft_dag import DEFAULTS, Form, StageOutput, stage
 
 @dag(
     dag_id="clipft_maintenance",
+    dag_display_name="8 · Maintenance (clipft_maintenance)",
+    description="Back everything up every Sunday, then remove what may go.",
     schedule=CronTriggerTimetable("0 4 * * 0", timezone="UTC"),
     catchup=False,
     is_paused_upon_creation=True,

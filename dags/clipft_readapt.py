@@ -25,13 +25,15 @@ RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval"
 
 @dag(
     dag_id="clipft_readapt",
+    dag_display_name="5 · Re-adaptation (clipft_readapt)",
+    description="Explain a drift, and adapt the model to it once a person agrees.",
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
     params={
         **params("train", "resolution", "gate", "approval", "rollout", only=("domain",)),
         "approval.required": Param(
-            True, type="boolean", title="Required", section="Approval", description="wait for a person before anything is changed"
+            True, type="boolean", title="Wait for approval", description="wait for a person before anything is changed"
         ),
         "incident": Param(
             None, type=["string", "null"], title="Incident", description="which one this answers, so that it is closed at the end"

@@ -22,6 +22,8 @@ any_dataset = reduce(or_, DATASET_ASSETS.values())
 
 @dag(
     dag_id="clipft_retrain",
+    dag_display_name="7 · Retraining (clipft_retrain)",
+    description="Fine-tune again on Mondays and when there is new data.",
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 3 * * 1", timezone="UTC"), assets=any_dataset),
     catchup=False,
     is_paused_upon_creation=True,

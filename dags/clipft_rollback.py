@@ -13,6 +13,8 @@ from clipft_tasks.stages import chain
 
 @dag(
     dag_id="clipft_rollback",
+    dag_display_name="4 · Rollback (clipft_rollback)",
+    description="Make the previous champion, or a version that you name, live again.",
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
@@ -23,7 +25,6 @@ from clipft_tasks.stages import chain
             type=["string", "null"],
             pattern=r"^\d+$",
             title="Version",
-            section="What to run",
             description="number of the version to go back to; empty: the one kept as previous",
         ),
     },

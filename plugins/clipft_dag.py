@@ -21,6 +21,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 from clipft_tasks.spec import RunSpec, form
+from clipft_tasks.spec.form import JsonSchema
 from clipft_tasks.stages import chain
 from clipft_tasks.stages.call import StageOutput, call_stage
 
@@ -59,17 +60,48 @@ def dataset_asset(domain: str) -> Asset:
 DATASET_ASSETS = {domain: dataset_asset(domain) for domain in domain_names()}
 
 
-def params(*sections: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> dict[str, Param]:
-    """The Airflow form of some sections of the spec, plus single fields by dotted name."""
-    fields = form(sections) | {name: field for name, field in form().items() if name in only}
-    out = {}
-    for name, field in fields.items():
-        if name not in without:
-            schema = {k: v for k, v in field.items() if k not in ("default", "description")}
-            if schema["type"] == "string" and field.get("default") == "" and "enum" not in schema:
-                schema["type"] = ["string", "null"]  # the form marks other strings as required
-            out[name] = Param(field.get("default"), description=field.get("description"), **schema)
-    return out
+# What a person has to look at stands open, in this order; Airflow's form folds up whatever has a section.
+OPEN = ("domain", "source", "dataset", "model.start", "train.epochs", "memory.memory_gb", "approval.required")
+REQUIRED = ("domain", "source")
+NUMBER = r"^\s*\d*\s*$"
+
+
+def params(
+    *sections: str, only: tuple[str, ...] = (), without: tuple[str, ...] = (), folded: tuple[str, ...] = ()
+) -> dict[str, Param]:
+    """The Airflow form of some sections of the spec, plus single fields by dotted name.
+
+    Args:
+        without: fields that are left out.
+        folded: fields that stay in their section here, though other forms show them first.
+    """
+    shown = form(sections) | {name: field for name, field in form().items() if name in only}
+    first = [name for name in OPEN if name in shown and name not in folded]
+    order = [*first, *(name for name in shown if name not in first)]
+    return {name: _param(name, shown[name], name in first) for name in order if name not in without}
+
+
+def _param(name: str, field: JsonSchema, is_open: bool) -> Param:
+    """A field as Airflow's form draws it well.
+
+    It stars what has no null among its types, so only what is required has none; shows Markdown where the plain description is
+    empty; and makes a closed menu of an array's examples, where people want to type.
+    """
+    schema = {k: v for k, v in field.items() if k not in ("default", "description")}
+    default, described = field.get("default"), {"description_md": field.get("description", "")}
+    if is_open:
+        del schema["section"]
+    if "array" in schema["type"]:
+        schema.pop("examples", None)
+        if schema["items"].get("type") == "integer":  # a line each; Airflow has a text area for what is not declared a number
+            schema["items"] = {"pattern": NUMBER}
+    if name in REQUIRED:
+        return Param(**described, **schema | ({} if "enum" in schema else {"minLength": 1, "pattern": r"\S"}))
+    if isinstance(schema["type"], str):
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema |= {"enum": [*schema["enum"], None], "values_display": {"null": f"as usual: {default}"}}
+    return Param(default, **described, **schema)
 
 
 def spec_of(given: Form) -> RunSpec:
@@ -209,7 +241,7 @@ class Approval(ApprovalOperator):
         if str(self.required).lower() != "true":
             self.log.info("No approval asked for (approval.required is off).")
             return None
-        hours = float(context["params"]["approval.hours"])
+        hours = float(context["params"]["approval.hours"] or form()["approval.hours"]["default"])
         self.response_timeout = timedelta(hours=hours)
         self.body = f"{self.body or ''}\n\nUnanswered after {hours:g} h means {', '.join(self.defaults or [])}."
         return super().execute(context)

@@ -47,13 +47,24 @@ SECTIONS: dict[str, str] = {
 class RunSpec(Section):
     """A whole run, from source to served model."""
 
-    domain: str = Field("industrial", description="the profile that everything else derives from")
+    domain: str = Field(
+        "industrial",
+        description=(
+            "whose prompts, augmentation, checks and defaults the run takes: `industrial` for parts under a camera, `medical` for scans "
+            "and slides, `scientific` for figures and micrographs, `general` for everything else, or one of your own (docs/extending.md)"
+        ),
+    )
     source: str = Field(
         "",
         description=f"what to ingest: {reader_catalog.sources()}",
         examples=reader_catalog.examples(),
     )
-    dataset: str = Field("", description="dataset version to train on (`industrial/v3`); empty: the newest of the domain")
+    dataset: str = Field(
+        "",
+        title="Dataset version",
+        description="dataset version to train on (`industrial/v3`); empty: the newest of the domain",
+        json_schema_extra={"pattern": r"^([A-Za-z_]\w*/v\d+)?$"},
+    )
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     resolution: ResolutionSpec = ResolutionSpec()
@@ -104,7 +115,7 @@ class RunSpec(Section):
     @classmethod
     def from_flat(cls, flat: Mapping[str, object]) -> "RunSpec":
         """A spec from dotted names; None and "" mean "not given". Raises ClipftError naming each wrong field."""
-        given = {name: value for name, value in fields.current(flat).items() if value is not None and value != ""}
+        given = {name: _typed(value) for name, value in fields.current(flat).items() if value is not None and value != ""}
         domain = given.get("domain", cls.model_fields["domain"].default)
         defaults = fields.current(get_domain(domain).defaults) if domain in domain_names() else {}
         chosen = {**defaults, **given}
@@ -133,3 +144,8 @@ class RunSpec(Section):
         dump = fields.with_first_names(self.model_dump(mode="json"))
         content = {"stage": stage, **{s: dump[s] for s in sections}, "inputs": inputs}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _typed(value: object) -> object:
+    """A list as it was meant: a text area, where people write a line each, may end with an empty one."""
+    return value[:-1] if isinstance(value, list) and value[1:] and value[-1] == "" else value

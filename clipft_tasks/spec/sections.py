@@ -26,7 +26,9 @@ class DataSpec(Section):
     group_column: str = Field("group", description="rows of one group (patient, part, module) stay in one split")
     split_column: str = Field("split", description="column with train, val or test, when the source splits itself")
     caption_template: str = Field("", description="caption for rows without one, `{}` is the class; empty: the domain's")
-    val_share: float = Field(0.15, ge=0.02, le=0.5, description="share of groups kept for model selection")
+    val_share: float = Field(
+        0.15, ge=0.02, le=0.5, title="Validation share", description="share of groups kept for model selection"
+    )
     test_share: float = Field(0.25, ge=0.02, le=0.5, description="share of groups never seen before the final report")
     split_seed: int = Field(0, ge=0, description="seed of the split; rows of an older version never change their split")
 
@@ -36,20 +38,29 @@ class ModelSpec(Section):
 
     start: str = Field(
         "starter",
+        title="Start model",
         description=(
             "`starter`, `champion`, an open_clip name and pretrained tag (`ViT-B-32:openai`), a registered version "
-            "(`models:/clipft-industrial/3`), or a folder with a model package"
+            "(`models:/clipft-industrial/3`), or a folder with a model package; a data set is checked with its tokenizer, so that no "
+            "caption is too long for it"
         ),
         examples=["starter", "champion", "ViT-B-32:openai", "ViT-B-16:laion2b_s34b_b88k"],
+        json_schema_extra={"pattern": r"^\S(.*\S)?$"},
     )
-    patch: int | None = Field(None, ge=4, le=64, description="patch size to change a transformer to; empty: its own")
-    context: int | None = Field(None, ge=8, le=512, description="longest text in tokens to change the model to; empty: its own")
+    patch: int | None = Field(
+        None, ge=4, le=64, title="Patch size", description="patch size to change a transformer to; empty: its own"
+    )
+    context: int | None = Field(
+        None, ge=8, le=512, title="Context length", description="longest text in tokens to change the model to; empty: its own"
+    )
 
 
 class ResolutionSpec(Section):
     """Image sizes in pixels."""
 
-    train: int = Field(128, ge=32, le=1024, multiple_of=2, description="side of the images that the model ends up for")
+    train: int = Field(
+        128, ge=32, le=1024, multiple_of=2, title="Training size", description="side of the images that the model ends up for"
+    )
     schedule: Literal["plain", "progressive", "multi_scale", "fixres"] = Field(
         "plain",
         description=(
@@ -57,11 +68,17 @@ class ResolutionSpec(Section):
             "last tenth at full size on plain images"
         ),
     )
-    sizes: list[int] = Field([], max_length=8, description="other sides to train at; empty: derived from the schedule")
-    aspect: Literal["crop", "pad", "squeeze"] = Field(
-        "crop", description="images that are not square: keep the center, keep all with black bars, or distort"
+    sizes: list[int] = Field(
+        [], max_length=8, title="Other training sizes", description="other sides to train at; empty: derived from the schedule"
     )
-    evaluate: list[int] = Field([96, 128, 160], min_length=1, max_length=8, description="sides to evaluate at")
+    aspect: Literal["crop", "pad", "squeeze"] = Field(
+        "crop",
+        title="Images that are not square",
+        description="images that are not square: keep the center, keep all with black bars, or distort",
+    )
+    evaluate: list[int] = Field(
+        [96, 128, 160], min_length=1, max_length=8, title="Evaluation sizes", description="sides to evaluate at"
+    )
 
     @field_validator("evaluate", "sizes")
     @classmethod
@@ -77,6 +94,7 @@ class ObjectiveSpec(Section):
 
     name: str = Field(
         "info_nce",
+        title="Objective",
         description=f"{named(MAIN)} (docs/objectives.md says which for what), or a class of your own as `module:Class`",
         examples=[*MAIN],
     )
@@ -86,11 +104,13 @@ class ObjectiveSpec(Section):
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="share of the target spread over the other rows")
     options: dict[str, Option] = Field(
         {},
+        title="Options of the objectives",
         description="further options of the objective by name, and of auxiliary ones as `name.option`",
         examples=[{"text_weight": 0.4}],
     )
     auxiliary: list[str] = Field(
         [],
+        title="Auxiliary objectives",
         description=(f"auxiliary objectives, `name=weight` or `name=from>to` over the run: {named(AUXILIARY)}, or any other"),
         examples=[["distillation=0.5"]],
     )
@@ -130,56 +150,97 @@ class TuneSpec(Section):
 
     trials: int = Field(0, ge=0, le=1000, description="short trainings to choose values by; 0 takes the values as they stand")
     minutes: float = Field(
-        60, gt=0, le=10_080, description="budget of all trials together; the one under way ends with its epoch"
+        60,
+        gt=0,
+        le=10_080,
+        title="Minutes for all trials",
+        description="budget of all trials together; the one under way ends with its epoch",
     )
     objective: bool = Field(
         True,
+        title="Tune the objective",
         description="tune the options that the objective and auxiliary ones declare, their weights, temperature and smoothing",
     )
-    learning_rate: bool = Field(False, description="tune the learning rate too")
-    lora_rank: bool = Field(False, description="tune the rank of low-rank updates too")
-    epochs: int | None = Field(None, ge=1, le=1000, description="epochs of one trial; empty: as many as the training has")
+    learning_rate: bool = Field(False, title="Tune the learning rate", description="tune the learning rate too")
+    lora_rank: bool = Field(False, title="Tune the LoRA rank", description="tune the rank of low-rank updates too")
+    epochs: int | None = Field(
+        None, ge=1, le=1000, title="Epochs of a trial", description="epochs of one trial; empty: as many as the training has"
+    )
     patience: int = Field(8, ge=0, description="trials without a better one before it stops early; 0 never")
     min_gain: float = Field(
-        0.005, ge=0, le=1, description="least gain over the template's values, as a fraction; below it they stay"
+        0.005,
+        ge=0,
+        le=1,
+        title="Least gain",
+        description="least gain over the template's values, as a fraction; below it they stay",
     )
-    seed: int = Field(0, ge=0, description="seed of the search")
+    seed: int = Field(0, ge=0, title="Seed of the search", description="seed of the search")
 
 
 class TrainSpec(Section):
     """The optimization."""
 
     epochs: int = Field(8, ge=1, le=1000, description="passes over the training split")
-    batch: int = Field(64, ge=2, le=65536, description="effective batch, in pairs; what the objective sees at once")
+    batch: int = Field(
+        64, ge=2, le=65536, title="Batch, in pairs", description="effective batch, in pairs; what the objective sees at once"
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
     l2_start: float = Field(
-        0.0, ge=0, le=100, description="pull of the weights towards the start model's, decoupled like the decay; 0 for none"
+        0.0,
+        ge=0,
+        le=100,
+        title="Pull to the start model (L2)",
+        description="pull of the weights towards the start model's, decoupled like the decay; 0 for none",
     )
     warmup: float = Field(0.1, ge=0, le=0.9, description="share of the steps in which the learning rate rises")
-    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
+    grad_clip: float = Field(1.0, ge=0, title="Gradient clipping", description="largest gradient norm; 0 turns clipping off")
     sampling: Literal["balanced", "shuffled", "spread"] = Field(
         "balanced",
         description="`balanced` draws rare classes as often as common ones; `spread` keeps rows of one group in different batches",
     )
     rules: list[str] = Field(
         [],
+        title="Learning rates by name",
         description="ordered `pattern=freeze` or `pattern=factor of the learning rate`; the first that matches a name wins",
         examples=[["visual.conv1*=freeze", "visual.*=0.1"]],
     )
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate per block, counted from the heads")
-    lora_rank: int = Field(0, ge=0, le=256, description="rank of low-rank updates of frozen weights; 0 trains the weights")
-    head_first: float = Field(0.0, ge=0, le=0.9, description="share of the steps in which only the heads train")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of a running average of the weights, which is kept; 0 for none")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate per block, counted from the heads",
+    )
+    lora_rank: int = Field(
+        0, ge=0, le=256, title="LoRA rank", description="rank of low-rank updates of frozen weights; 0 trains the weights"
+    )
+    head_first: float = Field(
+        0.0, ge=0, le=0.9, title="Heads first", description="share of the steps in which only the heads train"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Moving average of the weights (EMA)",
+        description="decay of a running average of the weights, which is kept; 0 for none",
+    )
     keep: Literal["best", "last"] = Field(
-        "best", description="which epoch's weights: the best on the validation split (balanced accuracy, else R@1), or the last"
+        "best",
+        title="Epoch to keep",
+        description="which epoch's weights: the best on the validation split (balanced accuracy, else R@1), or the last",
     )
     max_forgetting: float = Field(
-        1.0, gt=0, le=1, description="most that an epoch may lose on the general set, as a fraction, to be the best; 1: any"
+        1.0,
+        gt=0,
+        le=1,
+        title="Most forgetting",
+        description="most that an epoch may lose on the general set, as a fraction, to be the best; 1: any",
     )
     patience: int = Field(0, ge=0, description="epochs without a better one before stopping early; 0 never")
     seed: int = Field(0, ge=0, description="seed of order, augmentation and dropout")
-    checkpoint_seconds: float = Field(20, ge=0, description="seconds between checkpoints; 0 writes one each step")
+    checkpoint_seconds: float = Field(
+        20, ge=0, title="Seconds between checkpoints", description="seconds between checkpoints; 0 writes one each step"
+    )
 
 
 # The fastest kind first; each is a file of `clipft_tasks.devices`.
@@ -191,14 +252,22 @@ class MemorySpec(Section):
 
     device: Literal["auto", DeviceName] = Field("auto", description="where to train")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the towers")
-    micro_batch: int | None = Field(None, ge=1, description="pairs per forward pass; empty: planned from memory")
-    memory_gb: float | None = Field(None, gt=0, description="memory ceiling in GiB; empty: what the device recommends")
+    micro_batch: int | None = Field(
+        None, ge=1, title="Micro-batch", description="pairs per forward pass; empty: planned from memory"
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, title="Memory in GiB", description="memory ceiling in GiB; empty: what the device recommends"
+    )
     attention: Literal["auto", "fused", "sliced", "chunked"] = Field("auto", description="how attention runs")
     checkpointing: Literal["auto", "none", "some", "all"] = Field(
-        "auto", description="blocks that keep only their input and run again in the backward pass: none, every second, all"
+        "auto",
+        title="Activation checkpointing",
+        description="blocks that keep only their input and run again in the backward pass: none, every second, all",
     )
-    compile: Literal["auto", "on", "off"] = Field("auto", description="whether the towers are compiled")
-    workers: int | None = Field(None, ge=1, le=64, description="threads that read and decode; empty: planned from the cores")
+    compile: Literal["auto", "on", "off"] = Field("auto", title="Compilation", description="whether the towers are compiled")
+    workers: int | None = Field(
+        None, ge=1, le=64, title="Reading threads", description="threads that read and decode; empty: planned from the cores"
+    )
     processes: int | None = Field(None, ge=1, le=64, description="training processes; empty: one a CUDA device")
 
 
@@ -206,22 +275,37 @@ class BlendSpec(Section):
     """A point between the start model and the candidate that forgot less, if it is nearly as good (WiSE-FT)."""
 
     points: int = Field(
-        0, ge=0, le=100, description="points of the way that are scored, evenly; 0 leaves the candidate as it is, 10 is usual"
+        0,
+        ge=0,
+        le=100,
+        title="Points of the blend",
+        description="points of the way that are scored, evenly; 0 leaves the candidate as it is, 10 is usual",
     )
-    min_gain: float = Field(0.9, ge=0, le=1, description="share of the candidate's gain that the point should keep")
-    max_forgetting: float = Field(0.5, ge=0, le=1, description="share of the candidate's forgetting that it may have")
+    min_gain: float = Field(
+        0.9, ge=0, le=1, title="Least share of the gain", description="share of the candidate's gain that the point should keep"
+    )
+    max_forgetting: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        title="Most share of the forgetting",
+        description="share of the candidate's forgetting that it may have",
+    )
 
 
 class EvaluateSpec(Section):
     """How a model is judged."""
 
-    bootstrap: int = Field(1000, ge=100, le=100_000, description="resamples behind each 95% interval")
-    batch: int = Field(64, ge=1, le=4096, description="images per forward pass")
+    bootstrap: int = Field(
+        1000, ge=100, le=100_000, title="Bootstrap resamples", description="resamples behind each 95% interval"
+    )
+    batch: int = Field(64, ge=1, le=4096, title="Evaluation batch", description="images per forward pass")
     linear_probe: bool = Field(False, description="also a linear probe and nearest neighbors; embeds the training rows too")
     robustness: int = Field(0, ge=0, le=5, description="severities of common corruptions to try, mildest first; 0 for none")
     metrics: list[str] = Field(
         [],
         max_length=20,
+        title="Metrics of your own",
         description="metrics of your own, as `module:Class` or by the name of an entry point; gate rules may name them too",
         examples=[["my_metrics:TopTwo"]],
     )
@@ -232,12 +316,14 @@ class GateSpec(Section):
 
     metric: str = Field(
         "balanced_accuracy",
+        title="Deciding metric",
         description="metric compared with the champion (or the start model) on the same test rows",
         json_schema_extra={"enum": list(HEADLINES)},
     )
     rules: list[GateRule] = Field(
         [GateRule.parse(text) for text in gate_rules.DEFAULT],
         min_length=1,
+        title="Gate rules",
         description=(
             "what must hold, one rule a line: `gain(score)` is over the opponent, `gain_lower_bound(score)` the lower end of its "
             "interval, a bare name the candidate's own metric; `at every size` and `on every slice` take the worst (docs/gate.md)"
@@ -259,8 +345,8 @@ class GateSpec(Section):
 class ApprovalSpec(Section):
     """Whether a person decides before the champion changes."""
 
-    required: bool = Field(False, description="wait for a person before promotion")
-    hours: float = Field(24, gt=0, le=24 * 30, description="how long to wait; unanswered means rejected")
+    required: bool = Field(False, title="Wait for approval", description="wait for a person before promotion")
+    hours: float = Field(24, gt=0, le=24 * 30, title="Hours to wait", description="how long to wait; unanswered means rejected")
 
 
 class RolloutSpec(Section):
@@ -270,9 +356,20 @@ class RolloutSpec(Section):
         0,
         ge=0,
         le=100_000,
+        title="Requests to see first",
         description="requests that it must see in shadow, then answer as canary; 0 promotes without a trial",
     )
-    share: float = Field(0.5, gt=0, le=1, description="of the traffic that it sees")
-    min_agreement: float = Field(0.5, ge=0, le=1, description="least share of images on which it names the champion's class")
-    max_slowdown: float = Field(2.0, ge=1, description="largest 95th percentile of its latency over the champion's")
-    minutes: float = Field(30, gt=0, le=150, description="time limit of each half; too little traffic in it means no promotion")
+    share: float = Field(0.5, gt=0, le=1, title="Share of the traffic", description="of the traffic that it sees")
+    min_agreement: float = Field(
+        0.5, ge=0, le=1, title="Least agreement", description="least share of images on which it names the champion's class"
+    )
+    max_slowdown: float = Field(
+        2.0, ge=1, title="Largest slowdown", description="largest 95th percentile of its latency over the champion's"
+    )
+    minutes: float = Field(
+        30,
+        gt=0,
+        le=150,
+        title="Minutes for each half",
+        description="time limit of each half; too little traffic in it means no promotion",
+    )

@@ -107,13 +107,16 @@ def test_links_lead_from_tasks_to_what_they_made(airflow):
 
 def test_the_form_refuses_a_wrong_value_before_anything_runs(airflow):
     with pytest.raises(ClipftError, match=r"objective\.positives|positives"):
-        airflow.trigger("clipft_finetune", {"objective.positives": "nonsense"})
+        airflow.trigger("clipft_finetune", {"domain": "industrial", "objective.positives": "nonsense"})
     with pytest.raises(ClipftError, match="domain"):
-        airflow.trigger("clipft_dataset", {"domain": "zoo"})
+        airflow.trigger("clipft_dataset", {"domain": "zoo", "source": "elpv:mono"})
+    for forgotten in ({"domain": "industrial"}, {"domain": "industrial", "source": " "}, {"source": "elpv:mono"}):
+        with pytest.raises(ClipftError, match="source|domain"):
+            airflow.trigger("clipft_dataset", forgotten)
 
 
 def test_an_unknown_field_fails_the_first_task_by_name(airflow):
-    run = airflow.trigger("clipft_finetune", {"train.epochz": 3})
+    run = airflow.trigger("clipft_finetune", {"domain": "industrial", "train.epochz": 3})
     assert wait(airflow, "clipft_finetune", run) == "failed"
     failed = [t for t in airflow.tasks("clipft_finetune", run) if t["state"] == "failed"]
     assert any("train.epochz" in line for t in failed for line in airflow.log("clipft_finetune", run, t))

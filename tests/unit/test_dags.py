@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from clipft_tasks.stages.chain import CHAIN, ROLLBACK
@@ -21,7 +22,8 @@ for file in sys.argv[3:]:
     dag = runpy.run_path(file)[Path(file).stem]()
     print("RESULT" + json.dumps({
         "heavy": sorted({"torch", "mlflow", "open_clip", "great_expectations", "dvc", "pandas"} & set(sys.modules)),
-        "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params),
+        "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params), "form": {name: dag.params.get_param(name).dump() for name in dag.params},
+        "shown": [dag.dag_display_name, dag.description],
         "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
         "kinds": {t.task_id: t.task_type for t in dag.tasks},
         "places": {t.task_id: [t.pool, t.queue, t.executor] for t in dag.tasks},
@@ -113,6 +115,82 @@ def test_a_form_is_made_of_the_specs_fields(dag):
         "clipft_drift_watch": {"domains", "wait_minutes", "cool_down_minutes", "approval"},
     }.get(dag["id"], set())
     assert set(dag["params"]) - own <= set(form())
+
+
+def test_a_dag_has_a_name_and_a_sentence_for_the_list(dag):
+    name, description = dag["shown"]
+    assert dag["id"] in name and name != dag["id"] and description.endswith(".")
+
+
+# What Airflow 3.3.2's form makes of a schema: a star for a type without null, an open field for one without a section, a closed
+# menu for an array with examples, Markdown where there is no plain description.
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("clipft_dataset", ["domain", "source"]),
+        ("clipft_finetune", ["domain", "dataset", "model.start", "train.epochs", "memory.memory_gb", "approval.required"]),
+        ("clipft_readapt", ["domain", "train.epochs", "approval.required", "incident", "signals"]),
+        ("clipft_rollback", ["domain", "version"]),
+    ],
+)
+def test_what_a_person_looks_at_stands_open_and_first(parsed, name, first):
+    shown = parsed[name]["form"]
+    assert [field for field, about in shown.items() if "section" not in about["schema"]] == first
+    assert [*shown][:2] == first[:2]
+
+
+def test_only_what_a_run_cannot_do_without_is_starred_and_has_no_preset(dag):
+    from clipft_tasks.spec import form
+
+    starred = {name for name, about in dag["form"].items() if "null" not in about["schema"]["type"]}
+    assert starred & set(form()) <= {"domain", "source", "approval.required", "dataset"}
+    for name in starred & {"domain", "source", "models"}:
+        assert dag["form"][name]["value"] is None
+
+
+def test_lists_can_be_typed_and_choices_say_what_an_empty_one_means(dag):
+    from clipft_tasks.domains import domain_names
+
+    for name, about in dag["form"].items():
+        schema = about["schema"]
+        if "array" in schema["type"]:
+            assert "examples" not in schema or schema["examples"] == domain_names(), name
+            assert schema["items"].get("type") in (None, "string") or name == "sizes"
+        if None in schema.get("enum", ()):
+            assert schema["values_display"]["null"].startswith(("the domain's choice: ", "as usual: ")), name
+        assert about["description"] or schema["description_md"]
+
+
+def refused(about: dict, value: object) -> bool:
+    return not jsonschema.Draft202012Validator(about["schema"]).is_valid(value)
+
+
+def test_a_wrong_value_is_refused_before_anything_runs(parsed):
+    data, training = parsed["clipft_dataset"]["form"], parsed["clipft_finetune"]["form"]
+    assert all(refused(data["source"], value) for value in (None, "", "  "))
+    assert all(refused(data["domain"], value) for value in (None, "", "zoo"))
+    assert all(refused(training["dataset"], value) for value in ("industrial-3", "industrial/3", "v3"))
+    assert all(refused(training["model.start"], value) for value in ("", " starter", "  "))
+    assert all(refused(training["resolution.evaluate"], value) for value in (["many"], [], "96"))
+    for name, about in training.items():
+        assert about["value"] is None or not refused(about, about["value"]), name
+
+
+def test_what_a_person_types_into_a_list_is_read(parsed):
+    from clipft_tasks.spec import RunSpec
+
+    training = parsed["clipft_finetune"]["form"]
+    typed = {
+        "resolution.evaluate": ["96", "128", ""],
+        "gate.rules": ["gain(score) > 0", "balanced_accuracy at 96 >= 0.5", ""],
+        "train.rules": ["visual.*=0.1"],
+        "objective.auxiliary": ["cyclic"],
+    }
+    assert not any(refused(training[name], value) for name, value in typed.items())
+    spec = RunSpec.from_flat({"domain": "general", **typed})
+    assert spec.resolution.evaluate == [96, 128] and len(spec.gate.rules) == 2 and spec.train.rules == ["visual.*=0.1"]
 
 
 def test_training_waits_for_its_tuning_one_mapped_task_a_trial(dag):
