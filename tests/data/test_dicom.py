@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from fixtures.errors import refuses
 from PIL import Image
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import dicom, shards
 from clipft_tasks.data.images import BadImage
 from clipft_tasks.data.readers import open_source
@@ -159,7 +159,7 @@ def test_a_table_may_name_dicom_files(home, tmp_path):
 
 
 def test_a_folder_without_dicom_is_named(home, tmp_path):
-    with pytest.raises(ClipftError, match="no DICOM file"):
+    with refuses("source.no_images", tmp_path):
         open_source(f"dicom:{tmp_path}", DataSpec())
-    with pytest.raises(ClipftError, match="no such folder"):
+    with refuses("source.not_found", "/nowhere"):
         open_source("dicom:/nowhere", DataSpec())

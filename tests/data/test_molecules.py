@@ -7,9 +7,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from fixtures.errors import refuses
 from rdkit import Chem
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
 from clipft_tasks.data.images import open_image
 from clipft_tasks.data.readers import molecules, open_source
@@ -154,7 +154,7 @@ def test_molecules_become_a_dataset_version(home, tiny):
 
 @pytest.mark.parametrize("limit", ["many", "0", "-3", "1.5", "10:20"])
 def test_a_limit_that_is_no_number_is_refused(limit):
-    with pytest.raises(ClipftError, match="positive number.*molecules:2000"):
+    with refuses("source.invalid_argument", f"molecules:{limit}", "molecules:2000"):
         open_source(f"molecules:{limit}", DataSpec())
 
 
@@ -162,5 +162,5 @@ def test_a_limit_that_is_no_number_is_refused(limit):
 def test_a_package_that_is_not_installed_is_named_with_what_to_install(monkeypatch, package):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else found(name, *a))
-    with pytest.raises(ClipftError, match=rf"not installed: {package}.*clipft\[demo\]"):
+    with refuses("source.missing_package", package, "clipft[demo]"):
         open_source("molecules:5", DataSpec())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import made_image, write_images
+from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import RunSpec
@@ -244,5 +245,5 @@ def test_every_failed_check_is_named_at_once(home, source, tiny):
 def test_a_start_model_that_does_not_exist_is_named(home, source, tiny):
     spec = spec_of(source, tiny, **{"model.start": "ViT-Z-99:nobody"})
     staging = ingest.run(spec).staging
-    with pytest.raises(ClipftError, match="ViT-Z-99"):
+    with refuses("model.unknown_start", "ViT-Z-99"):
         validate.run(spec, staging)

@@ -1,9 +1,9 @@
 """Objectives in the spec: what the catalog offers, and auxiliary losses as they are written, each with its weight and options."""
 
-import re
 from pathlib import Path
 
 import pytest
+from fixtures.errors import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +72,7 @@ def test_an_auxiliary_loss_has_its_weight_and_options_from_the_spec():
     ],
 )
 def test_what_is_no_auxiliary_loss_is_refused_before_anything_runs(auxiliary, options, why):
-    with pytest.raises(ClipftError, match=rf"objective.*{re.escape(why)}"):
+    with refuses("spec.invalid", "objective", why):
         RunSpec.from_flat({"domain": "general", "objective.auxiliary": auxiliary, "objective.options": options})
 
 

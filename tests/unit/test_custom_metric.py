@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
+from fixtures.errors import refuses
 from fixtures.evaluation import a_dataset
 from fixtures.own_metrics import TopTwo
 from fixtures.parity import a_clip
@@ -11,7 +12,6 @@ from fixtures.parity import a_clip
 from clipft_tasks.contracts.evaluation import EvaluationResult
 from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.core import plugins
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.domains import get_domain
 from clipft_tasks.evaluate import custom_metric, evaluator, gate, report, zero_shot
 from clipft_tasks.evaluate.evaluator import Evaluation
@@ -74,16 +74,16 @@ def test_one_that_needs_labels_is_absent_without_any(home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "code"),
     [
-        ("Nameless", "does not say what it is"),
-        ("Halfway", "has no `sums`"),
-        ("np", "not a subclass of"),
-        ("Nobody", "Nobody"),
+        ("Nameless", "metric.incomplete"),
+        ("Halfway", "metric.incomplete"),
+        ("np", "plugin.wrong_kind"),
+        ("Nobody", "plugin.not_importable"),
     ],
 )
-def test_a_class_that_is_not_whole_is_refused(name, reason):
-    with pytest.raises(ClipftError, match=reason):
+def test_a_class_that_is_not_whole_is_refused(name, code):
+    with refuses(code, f"{OWN}{name}"):
         custom_metric.load([f"{OWN}{name}"])
 
 
@@ -93,7 +93,7 @@ def test_a_package_may_offer_one_under_a_name(monkeypatch, home, tmp_path):
     def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
         return [entry] if group == entry.group and name in (None, entry.name) else []
 
-    with pytest.raises(ClipftError, match="there is no metric `top_two`"):
+    with refuses("spec.invalid", "gate.rules", "`top_two`"):
         RunSpec.from_flat({"gate.rules": ["top_two >= 0"]})
     for module in (plugins, metric_catalog):
         monkeypatch.setattr(module, "entry_points", entry_points)

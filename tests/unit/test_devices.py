@@ -9,6 +9,7 @@ from typing import get_args
 import psutil
 import pytest
 import torch
+from fixtures.errors import refuses
 from fixtures.plans import GIB, Lab, lab, prepared, start  # noqa: F401
 
 from clipft_tasks.core.errors import ClipftError
@@ -89,12 +90,12 @@ def test_a_registered_backend_is_planned_for(fake, lab: Lab):
     assert (made.compile.value, made.compile.reason) == (False, "it has no compiler")
     assert "no fused backward" in made.attention.reason or "chunks would cost more" in made.attention.reason
     assert lab.moved[-1] == "fake"
-    with pytest.raises(ClipftError, match="there is one Fake"):
+    with refuses("fake.single", "memory.processes"):
         lab.plan(Fake().hardware(None), memory__processes=2)
 
 
 def test_a_device_without_a_backend_is_refused_with_those_that_are_there():
-    with pytest.raises(ClipftError, match="Known: mps, cuda, cpu"):
+    with refuses("plugin.not_found", "tpu", "mps, cuda, cpu"):
         backend("tpu")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures.errors import refuses
 from fixtures.references import captions, compared, looked, measured
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.drift import signals, thresholds
 from clipft_tasks.drift.diagnosis import diagnose
@@ -155,21 +155,21 @@ def test_a_package_offers_a_signal_as_an_entry_point(catalog, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("name", "code", "named"),
     [
-        ("fixtures.drift_signals:Doubled", "there is one called 'image' already"),
-        ("fixtures.drift_signals:NoSignal", "not a subclass of"),
-        ("fixtures.drift_signals:Nowhere", "Nowhere"),
-        ("nowhere", "there is none of that name"),
-        ("fixtures.drift_signals:Nameless", "it has no name, rows, description, cause"),
-        ("fixtures.drift_signals:Unlimited", "fixed_limit"),
-        ("fixtures.drift_signals:OfNothing", "images, texts, pairs, feedback"),
-        ("fixtures.drift_signals:Reserved", "there is one called 'errors' already"),
+        ("fixtures.drift_signals:Doubled", "signal.name_taken", "'image'"),
+        ("fixtures.drift_signals:NoSignal", "plugin.wrong_kind", "clipft_tasks.drift.signals.Signal"),
+        ("fixtures.drift_signals:Nowhere", "plugin.not_importable", "fixtures.drift_signals"),
+        ("nowhere", "plugin.not_found", "module:Class"),
+        ("fixtures.drift_signals:Nameless", "signal.incomplete", "name, rows, description, cause"),
+        ("fixtures.drift_signals:Unlimited", "signal.no_limit", "fixed_limit"),
+        ("fixtures.drift_signals:OfNothing", "signal.unknown_rows", "images, texts, pairs, feedback"),
+        ("fixtures.drift_signals:Reserved", "signal.name_taken", "'errors'"),
     ],
 )
-def test_a_signal_that_cannot_be_had_is_refused_by_its_name(catalog, named, said):
-    catalog(named)
-    with pytest.raises(ClipftError, match=said):
+def test_a_signal_that_cannot_be_had_is_refused_by_its_name(catalog, name, code, named):
+    catalog(name)
+    with refuses(code, name, named):
         signals.signals()
 
 

@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from fixtures.errors import refuses
 from pydantic import ValidationError
 
 from clipft_tasks.contracts.drift import DriftAlert, DriftSnapshot, IncidentState, ReadaptRequest
-from clipft_tasks.core.errors import ClipftError
 
 # As the release before wrote it into the tag of a registered model.
 OLD_TAG = json.dumps({
@@ -43,7 +43,7 @@ def test_incidents_of_the_release_before_are_read():
 
 
 def test_incidents_of_a_newer_release_are_not_guessed_at():
-    with pytest.raises(ClipftError, match="newer release"):
+    with refuses("record.newer_format", "the incidents"):
         IncidentState.from_json(IncidentState().to_json() | {"format": IncidentState.FORMAT + 1})
 
 
@@ -56,7 +56,7 @@ def test_a_server_of_the_release_before_is_understood():
 @pytest.mark.parametrize("missing", ["version", "drift", "baseline"])
 def test_an_answer_that_lacks_something_is_no_snapshot(missing):
     whole = DriftSnapshot.from_json(OLD_ANSWER).to_json()
-    with pytest.raises(ClipftError, match=missing):
+    with refuses("record.invalid", missing):
         DriftSnapshot.from_json({k: v for k, v in whole.items() if k != missing})
 
 

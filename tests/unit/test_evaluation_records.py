@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+from fixtures.errors import refuses
 
 from clipft_tasks.contracts.evaluation import EvaluationResult, Interval
 from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.contracts.interpolation import BlendResult
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import gate
 from clipft_tasks.spec.gate_rules import GateRule
 
@@ -66,16 +66,16 @@ def test_what_cannot_be_computed_is_null_in_json():
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "code", "named"),
     [
-        ({"format": 99}, "a newer release wrote it"),
-        ({"after": None}, "models.candidate.intervals"),
-        ({"metric": "macro_f1", "slices": {"a": {"rows": 1, "after": {}, "gain": {}}}}, "has other fields"),
-        ({"format": 1}, "Field required|resolution"),
+        ({"format": 99}, "record.newer_format", "format 99"),
+        ({"after": None}, "record.invalid", "models.candidate.intervals"),
+        ({"metric": "macro_f1", "slices": {"a": {"rows": 1, "after": {}, "gain": {}}}}, "record.invalid", "macro_f1"),
+        ({"format": 1}, "record.invalid", "Field required"),
     ],
 )
-def test_what_is_no_evaluation_is_refused(old, change, reason):
-    with pytest.raises(ClipftError, match=reason):
+def test_what_is_no_evaluation_is_refused(old, change, code, named):
+    with refuses(code, "evaluation/32.json", named):
         EvaluationResult.from_json(old | change, "evaluation/32.json")
 
 

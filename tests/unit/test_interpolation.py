@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from fixtures.errors import refuses
 from PIL import Image
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import interpolation
 from clipft_tasks.evaluate.interpolation import Point
 from clipft_tasks.model.interpolation import between
@@ -99,5 +99,5 @@ def test_what_stood_still_stays_exactly(share):
 
 @pytest.mark.parametrize("other", [{"w": torch.zeros(3)}, {"v": torch.zeros(2)}, {"w": torch.zeros(2), "v": torch.zeros(1)}])
 def test_models_of_two_architectures_have_nothing_between(other):
-    with pytest.raises(ClipftError, match=r"not of one architecture: [vw]"):
+    with refuses("model.other_architecture", "blend.points"):
         between({"w": torch.zeros(2)}, other, 0.5)

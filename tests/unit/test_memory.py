@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.devices.memory import OutOfMemory, is_out_of_memory
 from clipft_tasks.train.micro_batches import PATIENCE, MicroBatches
 
@@ -91,7 +91,7 @@ def test_each_failure_halves_down_to_one_and_no_further():
         batches.failed(96, "CUDA out of memory")
         seen.append(batches.at(96))
     assert seen == [6, 3, 2, 1] and batches.failures == 4
-    with pytest.raises(ClipftError, match=r"images of 96 px: a single pair does not fit.*CUDA oom.*Lower resolution\.train"):
+    with refuses("memory.single_too_large", "96 px", "CUDA oom", "resolution.train"):
         batches.failed(96, "CUDA oom\nand what else the driver says")
     assert batches.at(96) == 1
 
@@ -105,7 +105,7 @@ def test_a_size_above_the_share_is_cut_to_it_first():
 
 
 def test_a_share_of_one_pair_cannot_be_halved():
-    with pytest.raises(ClipftError, match="a single pair"):
+    with refuses("memory.single_too_large", "96 px"):
         micro(64, most=1).failed(96, "short")
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import metrics, predictions
 from clipft_tasks.evaluate.predictions import Predictions
 from clipft_tasks.spec import GateSpec, form
@@ -53,7 +53,7 @@ def test_those_with_an_interval_are_the_ones_that_can_be_resampled(name):
         found = predictions.intervals(said(), [name], 100)[name]
         assert found.low <= found.value <= found.high
     else:
-        with pytest.raises(ClipftError, match=f"{name}.*no interval.*balanced_accuracy"):
+        with refuses("metric.no_interval", name, "balanced_accuracy"):
             predictions.intervals(said(), [name], 100)
 
 

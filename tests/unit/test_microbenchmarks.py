@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.errors import refuses
 from fixtures.plans import CPU, GIB, M1, M4, lab, mac, prepared, start  # noqa: F401
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.devices import backend, hardware
 from clipft_tasks.devices.apple_silicon import Chip
@@ -144,14 +144,13 @@ def test_an_mps_without_a_known_chip_is_a_device_all_the_same(there):
 )
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(there, devices, wanted, named):
     there(*devices)
-    with pytest.raises(ClipftError) as caught:
+    with refuses("device.not_available", f"device {wanted}", f"memory.device to {named}."):
         hardware.detect(wanted)
-    assert str(caught.value) == f"device {wanted}: this machine has none. Set memory.device to {named}."
 
 
 def test_rosetta_is_explained(there):
     there(chip=Chip("Apple M4", 4, "", 4, 6, 10, 24 * GIB, "15.5", translated=True))
-    with pytest.raises(ClipftError, match="Intel build under Rosetta.*Set memory.device to cpu"):
+    with refuses("device.not_available", "mps", "Rosetta", "memory.device to cpu"):
         hardware.detect("mps")
     assert hardware.detect().device == "cpu"
 

@@ -2,30 +2,29 @@
 
 import pytest
 import torch
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import build
 from clipft_tasks.model.resolution import set_side
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "code", "named"),
     [
-        ("ViT-B-33:openai", "nor an open_clip model"),
-        ("ViT-B-32:nonsense", "no pretrained tag 'nonsense'. Known: openai"),
-        ("ViT-B-32:openai", "cannot be had"),  # offline in tests
-        ("/no/such/folder", "nor an open_clip model"),
-        ("models:/clipft-general/99", "the registry does not know it"),
+        ("ViT-B-33:openai", "model.unknown_start", "open_clip"),
+        ("ViT-B-32:nonsense", "model.unknown_tag", "Known: openai"),
+        ("ViT-B-32:openai", "model.not_available", "offline"),  # as tests are
+        ("/no/such/folder", "model.unknown_start", "model package"),
+        ("models:/clipft-general/99", "model.not_registered", "MLflow"),
     ],
 )
-def test_a_start_model_that_cannot_be_had_says_why(home, start, said):
-    with pytest.raises(ClipftError) as caught:
+def test_a_start_model_that_cannot_be_had_says_why(home, start, code, named):
+    with refuses(code, start, named):
         build.load(start)
-    assert said in str(caught.value)
 
 
 def test_without_a_champion_there_is_advice(home):
-    with pytest.raises(ClipftError, match="Start from `starter` first"):
+    with refuses("model.no_champion", "general", "`starter`"):
         build.load("champion", domain="general")
 
 
@@ -41,5 +40,5 @@ def test_the_same_side_changes_nothing_and_another_is_taken(home, tiny):
 
 
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_one_that_is(home, tiny):
-    with pytest.raises(ClipftError, match=r"no multiple of the patch of 8.*Use 40"):
+    with refuses("model.impossible_side", "side 44", "patch of 8", "Use 40"):
         set_side(build.load(str(tiny)), 44)

@@ -3,9 +3,9 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+from fixtures.errors import refuses
 
 from clipft_tasks.core import plugins
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.plugins import classes, instances
 
 
@@ -43,7 +43,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_ships_is_found_by_name_and_imported_when_it_is_asked_for():
     kinds = classes("kind", Base, {"now": Shipped, "later": f"{__name__}:Shipped", "nowhere": "no_such_module:X"})
     assert kinds.load("now") is kinds.load("later") is Shipped
-    with pytest.raises(ClipftError, match="no_such_module"):
+    with refuses("plugin.not_importable", "nowhere", "no_such_module"):
         kinds.load("nowhere")
 
 
@@ -55,24 +55,23 @@ def test_packages_offer_theirs_and_cannot_replace_what_ships(packages):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "code", "named"),
     [
-        ("other", "none of that name"),
-        ("gone", "Absent"),
-        ("mine", "not a subclass of .*Base"),
-        (f"{__name__}:OTHER", "not a subclass of .*Base"),
-        (f"{__name__}:OFFERED", "not a subclass of .*Base"),
-        (f"{__name__}:Absent", "Absent"),
-        ("no_such_module:X", "no_such_module"),
+        ("other", "plugin.not_found", "known, theirs, mine, gone"),
+        ("gone", "plugin.not_importable", "Absent"),
+        ("mine", "plugin.wrong_kind", "subclass of test_plugins.Base"),
+        (f"{__name__}:OTHER", "plugin.wrong_kind", "subclass of test_plugins.Base"),
+        (f"{__name__}:OFFERED", "plugin.wrong_kind", "subclass of test_plugins.Base"),
+        (f"{__name__}:Absent", "plugin.not_importable", "Absent"),
+        ("no_such_module:X", "plugin.not_importable", "no_such_module"),
     ],
 )
-def test_what_cannot_be_had_is_refused_by_name(packages, name, reason):
-    with pytest.raises(ClipftError, match=reason) as refused:
+def test_what_cannot_be_had_is_refused_by_name(packages, name, code, named):
+    with refuses(code, name, named):
         classes("kind", Base, {"known": Shipped}).load(name)
-    assert name in str(refused.value)
 
 
 def test_an_instance_is_no_class_and_a_class_no_instance():
-    with pytest.raises(ClipftError, match="not an instance of"):
+    with refuses("plugin.wrong_kind", "instance of test_plugins.Base"):
         instances("kind", Base, {}).load(f"{__name__}:Shipped")
     assert instances("kind", Base, {}).load(f"{__name__}:OFFERED") is OFFERED

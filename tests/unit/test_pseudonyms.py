@@ -4,8 +4,8 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import pseudonyms
 from clipft_tasks.ops import backup, restore
@@ -28,7 +28,7 @@ def test_a_key_that_is_not_whole_is_never_used_and_never_replaced(home, held):
     settings().folder()
     pseudonyms.key_path().write_bytes(held)
     pseudonyms.key_path().chmod(0o600)
-    with pytest.raises(ClipftError, match="bytes instead of 32") as error:
+    with refuses("pseudonyms.damaged_key", "bytes instead of 32") as error:
         pseudonyms.pseudonym("12345")
     assert error.value.code == "pseudonyms.damaged_key" and pseudonyms.key_path().read_bytes() == held
     assert "pseudonyms.key is damaged" in machine.modes()[1]
@@ -57,6 +57,6 @@ def test_a_restore_does_not_replace_a_key_that_is_in_use(home, tmp_path, monkeyp
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "fresh"))
     settings.cache_clear()
     other = pseudonyms.key()
-    with pytest.raises(ClipftError, match=r"it is not empty: .*pseudonyms\.key"):
+    with refuses("restore.not_empty", "pseudonyms.key"):
         restore.restore(tmp_path / "monday", secrets=True)
     assert pseudonyms.key() == other

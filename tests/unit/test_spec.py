@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from fixtures.errors import refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -43,9 +44,8 @@ def leaves() -> list[str]:
 )
 @pytest.mark.parametrize("domain", [{}, {"domain": "general", "source": "a.csv"}])
 def test_an_unknown_field_is_refused_by_its_name(name, domain):
-    with pytest.raises(ClipftError) as caught:
+    with refuses("spec.invalid", name.strip(".").split(".")[0]):
         RunSpec.from_flat({**domain, name: 3})
-    assert name.strip(".").split(".")[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -69,18 +69,17 @@ def test_an_unknown_field_is_refused_by_its_name(name, domain):
     ],
 )
 def test_a_wrong_value_is_refused_by_the_fields_name(name, value):
-    with pytest.raises(ClipftError, match=name.replace(".", r"\.")):
+    with refuses("spec.invalid", name):
         RunSpec.from_flat({name: value})
 
 
 def test_every_wrong_field_is_named_at_once():
-    with pytest.raises(ClipftError) as caught:
+    with refuses("spec.invalid", "train.epochs", "train.batch", "memory.device"):
         RunSpec.from_flat({"train.epochs": 0, "train.batch": 1, "memory.device": "tpu"})
-    assert all(name in str(caught.value) for name in ("train.epochs", "train.batch", "memory.device"))
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
-    with pytest.raises(ClipftError, match="val_share"):
+    with refuses("spec.invalid", "data.val_share"):
         RunSpec.from_flat({"data.val_share": 0.4, "data.test_share": 0.4})
 
 
@@ -156,7 +155,7 @@ def test_one_option_is_a_field_by_its_own_dotted_name():
     changed = spec.changed({"objective.options.text_weight": 0.4, "train.epochs": 3})
     assert changed.objective.options == {"distillation.features": 3, "text_weight": 0.4} and changed.train.epochs == 3
     for wrong in ({"objective.options": "x"}, {"objective.options_x": 1}):
-        with pytest.raises(ClipftError, match=next(iter(wrong))):
+        with refuses("spec.invalid", next(iter(wrong))):
             RunSpec.from_flat(wrong | {"objective.options.text_weight": 0.4})
 
 
@@ -167,7 +166,7 @@ def test_a_field_by_the_name_of_before_is_read_and_the_name_of_now_is_said(tmp_p
     with pytest.warns(UserWarning, match="objective.also is called objective.auxiliary now"):
         spec = RunSpec.from_flat({"domain": "industrial", "objective.also": ["cyclic=2"]})
     assert spec.objective.auxiliary == ["cyclic=2"] and spec.objective.options == {}
-    with pytest.raises(ClipftError, match="objective.also and objective.auxiliary: they are one and the same"):
+    with refuses("spec.given_twice", "objective.also", "objective.auxiliary"):
         RunSpec.from_flat({"objective.also": [], "objective.auxiliary": []})
 
     (tmp_path / "run.yaml").write_text("domain: general\nobjective: {also: [cyclic = 2]}\n")
@@ -277,7 +276,7 @@ def test_an_objectives_options_are_written_as_names_and_values(monkeypatch):
     quoted = read_spec(None, {"objective__options": '{"a": "1", "b": 1, "c": 1e-3}'})
     assert quoted.objective.options == {"a": "1", "b": 1, "c": 0.001}  # in quotes it is text
     assert read_spec(None, {"objective__options": "a=1e-3,b='1e-3'"}).objective.options == {"a": 0.001, "b": "1e-3"}
-    with pytest.raises(ClipftError, match=r"objective\.options .*name=value"):
+    with refuses("cli.invalid_value", "objective.options", "name=value"):
         read_spec(None, {"objective__options": "text_weight"})
 
 

@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import ClassVar, get_type_hints
 
 import pytest
+from fixtures.errors import refuses
 
 from clipft_tasks.contracts import Record, StageResult, VersionedRecord
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.stages import chain
 from clipft_tasks.stages.call import call_stage
@@ -152,14 +152,14 @@ def test_a_stage_takes_and_returns_json_and_reads_what_an_earlier_release_wrote(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "reason"),
+    ("inputs", "code", "named"),
     [
-        ({"one": {"text": "x", "format": 2}}, "a newer release wrote it"),
-        ({"one": {"text": "x", "format": 1}, "number": "many"}, "the input of own: number"),
-        ({"one": {"format": 1}}, "text: Field required"),
+        ({"one": {"text": "x", "format": 2}}, "record.newer_format", "format 2"),
+        ({"one": {"text": "x", "format": 1}, "number": "many"}, "stage.invalid_input", "the input of own: number"),
+        ({"one": {"format": 1}}, "record.invalid", "text: Field required"),
     ],
 )
-def test_an_input_of_another_shape_is_refused_with_its_place_and_the_way_out(own_stage, inputs, reason):
-    with pytest.raises(ClipftError, match=reason) as refused:
+def test_an_input_of_another_shape_is_refused_with_its_place_and_the_way_out(own_stage, inputs, code, named):
+    with refuses(code, named) as refused:
         call_stage("own", RunSpec(), inputs)
     assert refused.value.fix
