@@ -1,22 +1,54 @@
 """What a dataset version says of itself, and what is said of a row that was not taken."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
 
 from .base import Record, VersionedRecord
 
 CAPTURES = "captures:"  # before the domain, in a source that holds what the server captured
 
 
+LONGEST = 200  # letters of what a source makes us say
+
+
+def shortened(text: str) -> str:
+    """At most `LONGEST` letters: names and reasons may hold whatever a file holds."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+Short = Annotated[str, BeforeValidator(shortened)]
+
+
+class SourceAccount(Record):
+    """What was found in a source and how it was understood. It lies in git: it names no file, no folder and no person.
+
+    Args:
+        seen: files, table rows or shard members that were looked at. taken: rows.
+        refused: rows by kind of reason. passed_over: what is no row, by kind.
+        understood: how labels, groups and splits were found, a sentence each.
+        warnings: what a person should look at, likewise.
+    """
+
+    seen: int = 0
+    taken: int = 0
+    refused: dict[str, int] = {}
+    passed_over: dict[str, int] = {}
+    understood: list[str] = []
+    warnings: list[str] = []
+
+
 class DatasetCard(VersionedRecord):
     """The card of a dataset version: `datacard.json`, which lies in git beside the pointers of DVC.
 
     Args:
-        source: what was ingested. license: of it; "" where it states none.
+        source: what was ingested. license, origin, consent: of it; "" where nobody states them.
         rows, rejected: how many were taken and how many refused.
         counts: rows by split. classes: rows by label.
         content: digest of the rows and their splits: versions with the same content are the same.
         parents: tags of the versions that it continues.
         version: its tag; "" while it is staged.
+        account: what the reader found.
     """
 
     WHAT: ClassVar[str] = "the dataset card"
@@ -24,6 +56,8 @@ class DatasetCard(VersionedRecord):
     domain: str
     source: str
     license: str = ""
+    origin: str = ""
+    consent: str = ""
     rows: int
     rejected: int
     counts: dict[str, int]
@@ -31,6 +65,7 @@ class DatasetCard(VersionedRecord):
     content: str
     parents: list[str] = []
     version: str = ""
+    account: SourceAccount = SourceAccount()
 
     @property
     def captured(self) -> bool:
@@ -47,8 +82,13 @@ class DatasetCard(VersionedRecord):
 
 
 class RejectedRow(Record):
-    """A row that was not taken: where a person finds it, what the source calls it, and why."""
+    """A row that was not taken: where a person finds it, what the source calls it, and why, at most 200 letters each.
 
-    where: str
-    name: str
-    reason: str
+    Attributes:
+        kind: of reason, in words that name no file.
+    """
+
+    where: Short
+    name: Short
+    reason: Short
+    kind: str = "other reasons"

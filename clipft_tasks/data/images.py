@@ -7,15 +7,47 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+
+from . import tiff
+from .metadata import without_text
 
 Aspect = Literal["crop", "pad", "squeeze"]
 RESIZE_MODES: dict[str, Aspect] = {"shortest": "crop", "longest": "pad", "squash": "squeeze"}  # open_clip's words
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# As Pillow names them, with the endings of their files. HEIF needs pillow-heif; planar and deep color TIFF needs tifffile.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+if features.check("avif"):
+    FORMATS["AVIF"] = (".avif",)
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener(thumbnails=False)
+    FORMATS["HEIF"] = (".heic", ".heif", ".hif")
+ENDINGS = {ending: name for name, endings in FORMATS.items() for ending in endings}
 
 
 class BadImage(ValueError):
-    """The bytes are not an image that we take; the message is the reason, fit for a person."""
+    """The bytes are not an image that we take; the message is the reason, fit for a person.
+
+    Args:
+        kind: of reason, for counting: words that name no file.
+    """
+
+    def __init__(self, reason: str, kind: str = "other reasons") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
+        return BadImage, (str(self), self.kind)  # across processes
 
 
 @dataclass(frozen=True)
@@ -49,32 +81,61 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
         BadImage: empty, too large, not a known format, cut short, or broken inside.
     """
     if not data:
-        raise BadImage("the file is empty (0 bytes)")
+        raise BadImage("the file is empty (0 bytes)", "empty")
     if len(data) > limits.bytes:
-        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}")
+        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = _opened(data, limits)
         width, height = image.size
-        if width * height > limits.pixels:
-            raise BadImage(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}")
-        if max(width, height) > limits.aspect * min(width, height):
-            raise BadImage(f"{width}x{height} pixels, one side more than {limits.aspect} times the other")
-        described = (image.mode, image.format or "")
+        check_size(width, height, limits)
+        described = (image.mode, _format(image))
         if draft:
             image.draft(None, (draft, draft))
         image.load()
-        rgb = _rgb(ImageOps.exif_transpose(image), gray_bits)
+        rgb = _rgb(_upright(image), gray_bits)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(f"more pixels than the limit of {limits.pixels:,}") from error
+        raise BadImage(f"more pixels than the limit of {limits.pixels:,}", "too many pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image in a known format (" + ", ".join(FORMATS) + ")") from error
+        raise BadImage("not an image in a known format (" + ", ".join(FORMATS) + ")", "unknown format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... for one thing: broken bytes
-        raise BadImage(f"cut short or broken: {error}") from error
+        raise BadImage(f"cut short or broken: {error}", "cut short or broken") from error
     return DecodedImage(rgb, width, height, *described)
+
+
+def check_size(width: int, height: int, limits: Limits = Limits()) -> None:
+    """Raises BadImage for more pixels than the limits allow, or a thread of an image."""
+    if width * height > limits.pixels:
+        raise BadImage(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}", "too many pixels")
+    if max(width, height) > limits.aspect * min(width, height):
+        raise BadImage(f"{width}x{height} pixels, one side more than {limits.aspect} times the other", "too long and thin")
+
+
+def _opened(data: bytes, limits: Limits) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(without_text(data)), formats=list(FORMATS))
+    except Image.UnidentifiedImageError:
+        if data[:4] not in tiff.MAGIC:
+            raise
+    else:
+        if not (image.format == "TIFF" and tiff.beyond_pillow(image)):
+            return image
+    return tiff.decode(data, lambda width, height: check_size(width, height, limits))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken Exif is no reason to refuse pixels
+        return image
+
+
+def _format(image: Image.Image) -> str:
+    """A photo of two frames (MPO, as phones write) is a JPEG to whoever wants one image."""
+    return {"MPO": "JPEG", None: "TIFF"}.get(image.format, image.format or "")
 
 
 def deep_gray(values: np.ndarray, bits: int) -> np.ndarray:
@@ -99,8 +160,19 @@ def deep_gray(values: np.ndarray, bits: int) -> np.ndarray:
 
 def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise BadImage("it has pixels that are no numbers")
-    if image.mode.startswith("I") or (image.mode == "F" and not gray_bits):  # floating point has no white of its own
+        raise BadImage("it has pixels that are no numbers", "pixels that are no numbers")
+    if gray_bits and image.mode == "F":
+        raise BadImage(
+            "floating-point gray has no white of its own; write integers, or use a domain with gray_bits=0, where each image "
+            "spans its own range",
+            "floating-point gray",
+        )
+    if gray_bits and image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            said = f"its gray values span {values.min()} to {values.max()}, beyond 16 bits; use a domain with gray_bits=0"
+            raise BadImage(said, "gray beyond 16 bits")
+    if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(deep_gray(np.asarray(image), gray_bits)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         flat = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -17,14 +17,17 @@ import pandas as pd
 
 from ..contracts.dataset import DatasetCard, RejectedRow
 from ..core.console import progress
+from ..core.errors import ClipftError, Transient
 from ..domains import Domain
 from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
+from .account import finish
 from .images import BadImage, open_image, perceptual_hash
+from .metadata import stripped
 from .readers import Row, Source
 
 MAX_WORDS = 1000
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
+EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of other formats it is the name in small letters
 STRADDLES = "it resembles, or shares a group with, rows of two different splits"
 
 
@@ -87,13 +90,24 @@ def stage(
     splits_of = assign_splits(rows, options, domain, earlier.ledger)
     kept = [replace(row, split=split) for row, split in zip(rows, splits_of, strict=True) if split]
     rejected += [
-        RejectedRow(where=row.where, name=row.name, reason=STRADDLES)
+        RejectedRow(where=row.where, name=row.name, reason=STRADDLES, kind="between two splits")
         for row, split in zip(rows, splits_of, strict=True)
         if not split
     ]
     lines = [json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rejected]
     (folder / "rejected.jsonl").write_text("".join(lines), "utf-8", errors="backslashreplace")
-    card = card_of(name, source.license, domain.name, kept, len(rejected), earlier.tag)
+    given = {row.key: row.split for row in rows}
+    account = finish(
+        source.account,
+        domain,
+        [row.label for row in kept],
+        [row.group for row in kept],
+        [given[row.key] for row in kept],
+        rejected,
+    )
+    said = {"origin": options.origin, "consent": options.consent, "account": account}
+    license = options.license or source.license
+    card = card_of(name, license, domain.name, kept, len(rejected), earlier.tag).model_copy(update=said)
     if kept:
         manifest.write(pd.DataFrame([vars(row) for row in kept]), folder / "manifest.parquet")
         ledger = earlier.ledger | {row.sha256: row.split for row in kept}
@@ -122,11 +136,13 @@ def take(
             try:
                 caption = caption_of(row, template)
                 if row.split and row.split not in splits.SPLITS:
-                    raise BadImage(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}")
-                data = row.image_bytes()
+                    raise BadImage(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}", "unknown split")
+                data = stripped(row.image_bytes())
                 image = open_image(data, gray_bits=gray_bits)
-            except (BadImage, OSError) as error:
-                rejected.append(RejectedRow(where=row.where, name=row.key, reason=str(error)))
+            except (ClipftError, Transient):  # something is missing here, for every row
+                raise
+            except Exception as error:  # whatever one row raises is that row's reason, and the others go on
+                rejected.append(refused(row, error))
                 continue
             meta = {"caption": caption, "label": row.label, "group": row.group}
             digest = hashlib.sha256(data)
@@ -135,7 +151,7 @@ def take(
             key = digest.hexdigest()[:32]
             if key in taken:
                 reason = f"exact duplicate of {taken[key].name} (same image, caption and label)"
-                rejected.append(RejectedRow(where=row.where, name=row.key, reason=reason))
+                rejected.append(RejectedRow(where=row.where, name=row.key, reason=reason, kind="exact duplicates"))
                 continue
             names[row.key] = names.get(row.key, 0) + 1
             taken[key] = TakenRow(
@@ -154,11 +170,19 @@ def take(
                 where=row.where,
             )
             if key not in places:
-                yield shards.Entry(key, EXTENSIONS[image.format], data, meta)
+                yield shards.Entry(key, EXTENSIONS.get(image.format, image.format.lower()), data, meta)
 
     for key, place in shards.pack(entries(), folder / "shards"):
         places[key] = place
     return [replace(row, **vars(places[row.key])) for row in taken.values()], rejected
+
+
+def refused(row: Row, error: Exception) -> RejectedRow:
+    """The row with the reason that its error is."""
+    if isinstance(error, BadImage):
+        return RejectedRow(where=row.where, name=row.key, reason=str(error), kind=error.kind)
+    reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return RejectedRow(where=row.where, name=row.key, reason=reason, kind="cannot be read")
 
 
 def caption_of(row: Row, template: str) -> str:
@@ -167,10 +191,10 @@ def caption_of(row: Row, template: str) -> str:
     if not caption and row.label:
         caption = template.replace("{}", row.label)
     if not caption:
-        raise BadImage("it has neither a caption nor a label")
+        raise BadImage("it has neither a caption nor a label", "neither caption nor label")
     words = caption.count(" ") + 1
     if words > MAX_WORDS:
-        raise BadImage(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}")
+        raise BadImage(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}", "caption too long")
     return caption
 
 

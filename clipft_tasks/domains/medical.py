@@ -20,6 +20,7 @@ DOMAIN = Domain(
         min_side=64, modes=("RGB", "L", "RGBA", "P", "I;16", "I;16B"), max_rejected_share=0.02, min_class_share=0.005
     ),
     gray_bits=0,
+    group_unit="patient",
     drift_tolerance=1.25,
     defaults={
         "resolution.aspect": "pad",
@@ -48,6 +49,7 @@ DOMAIN = Domain(
         "gray_bits": "detectors fill 10 to 14 of 16 bits and exposures differ, so each image spans its own range, as in MIMIC-CXR-JPG "
         "(Johnson et al. 2019, https://arxiv.org/abs/1901.07042); percentiles rather than least and most, since one burnt-in marker "
         "or dead pixel would else take the range",
+        "group_unit": "a model recognizes a patient it has seen: images of one in train and test make every score too good",
         "drift_tolerance": "case mix changes with ward, day and season; limits a quarter wider keep alarms for devices and protocols",
         "resolution.aspect": "a finding at the border must stay in the image, undistorted",
         "objective.name": "two patients with one diagnosis are positives of each other",

@@ -14,7 +14,7 @@ V = TypeVar("V")
 # Fields by the name of an earlier release. They are still read, with a warning where a person wrote them.
 RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.linear_probe"}
 # Fields that earlier releases did not have, with the value at which they change nothing.
-ADDED: Mapping[str, object] = {"evaluate.metrics": []}
+ADDED: Mapping[str, object] = {"evaluate.metrics": [], "data.license": "", "data.origin": "", "data.consent": ""}
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 
 

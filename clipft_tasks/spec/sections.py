@@ -31,6 +31,18 @@ class DataSpec(Section):
     )
     test_share: float = Field(0.25, ge=0.02, le=0.5, description="share of groups never seen before the final report")
     split_seed: int = Field(0, ge=0, description="seed of the split; rows of an older version never change their split")
+    license: str = Field("", max_length=500, description="license of the images and texts; empty: what the source states")
+    origin: str = Field("", max_length=500, description="where they come from: an archive, a device, an address")
+    consent: str = Field(
+        "", max_length=500, description="what allows their use: a consent, a contract, a vote of an ethics board"
+    )
+
+    @field_validator("caption_template")
+    @classmethod
+    def _template(cls, template: str) -> str:
+        if template and template.count("{}") != 1:
+            raise ValueError(f"template {template!r} needs exactly one {{}}, where the class goes")
+        return template
 
 
 class ModelSpec(Section):

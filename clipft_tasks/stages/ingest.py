@@ -7,6 +7,7 @@ from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..data import ingest_pipeline
+from ..data.account import tell
 from ..data.readers import open_source
 from ..domains import get_domain
 from ..spec import RunSpec
@@ -49,6 +50,7 @@ def run(spec: RunSpec) -> IngestResult:
         say(f"  rejected {row.where}: {row.reason}")
     if len(rejected) > 10:
         say(f"  … and {len(rejected) - 10} more, all in {staging / 'rejected.jsonl'}")
+    tell(card.account)
     return IngestResult(
         staging=str(staging),
         rows=card.rows,

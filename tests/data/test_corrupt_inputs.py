@@ -15,6 +15,8 @@ import pytest
 from conftest import made_image, write_images
 from fixtures.errors import refuses
 
+
+from clipft_tasks.contracts.dataset import LONGEST, shortened
 from clipft_tasks.data import shards
 from clipft_tasks.stages import ingest
 from data.conftest import jsonl, rejected, spec_of, taken
@@ -87,10 +89,11 @@ def test_each_bad_row_is_listed_with_its_reason_and_the_good_ones_go_on(home, im
     result = ingest.run(spec_of(path))
     assert sorted(taken(result)["name"]) == sorted(r["image"] for r in good)
     listed = rejected(result)
-    assert set(listed) == set(bad) and result.rejected == len(bad)
+    assert set(listed) == set(map(shortened, bad)) and result.rejected == len(bad)
     for at, (name, (_, word)) in enumerate(bad.items()):
-        assert word in listed[name]["reason"].lower(), listed[name]
-        assert listed[name]["where"] == f"bad.{kind} row {2 * at + 1}"
+        said = listed[shortened(name)]
+        assert word in said["reason"].lower() and len(said["reason"]) <= LONGEST, said
+        assert said["where"] == f"bad.{kind} row {2 * at + 1}"
 
 
 def test_an_exact_duplicate_is_listed_with_the_row_that_it_repeats(home, images, good):
@@ -247,7 +250,7 @@ def test_a_file_system_that_fills_up_in_the_middle_leaves_no_half_shard(home, tm
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.contracts.dataset import LONGEST, shortened
 from clipft_tasks.stages import ingest
 from clipft_tasks.data import versioning
 versioning.versions("general")

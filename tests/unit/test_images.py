@@ -326,6 +326,39 @@ def test_the_perceptual_hash_sees_likeness_and_difference():
     assert (bits(one) != bits(again)).sum() <= 6 < 60 < (bits(one) != bits(two)).sum()
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF", "MPO"])
+def test_what_phones_write_is_taken(kind):
+    opened = open_image(encoded(made_image("red", 1, 64), kind), gray_bits=16)
+    assert opened.format == {"MPO": "JPEG"}.get(kind, kind) and opened.rgb.size == (64, 64)
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_color_tiff_of_any_layout_and_depth_is_read(layout, kind):
+    import tifffile
+
+    values = (np.random.default_rng(0).random((48, 64, 3)) * np.iinfo(kind).max).astype(kind)
+    out = io.BytesIO()
+    stored = values if layout == "contig" else values.transpose(2, 0, 1)
+    tifffile.imwrite(out, stored, photometric="rgb", planarconfig=layout)
+    found = np.asarray(open_image(out.getvalue(), gray_bits=16).rgb)
+    assert np.array_equal(found, values >> 8 * (values.itemsize - 1))
+
+
+def test_floating_point_gray_is_refused_where_all_images_have_one_scale():
+    ramp = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (96, 1))
+    with pytest.raises(BadImage, match="gray_bits=0"):
+        gray16(ramp, 16, "TIFF")
+    assert np.ptp(gray16(ramp, 0, "TIFF")) == 255
+
+
+def test_gray_beyond_sixteen_bits_is_never_clipped():
+    hounsfield = np.tile(np.linspace(-1000, 2000, 96).astype(np.int32), (96, 1))
+    with pytest.raises(BadImage, match="-1000 to 2000"):
+        gray16(hounsfield, 16, "TIFF")
+    assert np.ptp(gray16(hounsfield, 0, "TIFF")) == 255
+
+
 # Squared --------------------------------------------------------------------------------------------------------------
 
 SIZES = [

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...spec import DataSpec
 from .. import dicom
+from ..account import Account
 from ..images import BadImage, Limits
 
 
@@ -32,12 +33,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """A source opened: its rows and what must be said about it."""
+    """A source opened: its rows and what must be said about it. The account is whole when all rows were read."""
 
     rows: Callable[[], Iterator[Row]]
     license: str = ""
     name: str = ""
     total: int | None = None  # rows, where the source knows
+    account: Account = field(default_factory=Account)
 
 
 class Reader(ABC):
