@@ -1,39 +1,91 @@
 """Splits that hold: groups and near-duplicates stay together, and a row keeps its split in every later version."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..domains import Augment
+
 SPLITS = ("train", "val", "test")
 
 
-def near_duplicates(hashes: Sequence[str], bits: int) -> list[tuple[int, int]]:
-    """Pairs of rows whose 256-bit hashes (hexadecimal) differ in at most `bits` bits.
+def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = None) -> list[tuple[int, int]]:
+    """Pairs that join all rows whose 256-bit hashes (hexadecimal) differ in at most `bits` bits, directly or through others.
 
     Exact, not approximate: hashes are cut into `bits + 1` bands, and two that differ in at most `bits` bits agree in at
-    least one band (pigeonhole), so only rows that share a band are compared. Rows that are alike form a chain rather than
-    a clique: each is compared with the first of its band, then with the rest only where that fails.
+    least one band (pigeonhole), so only rows that share a band are compared. What is joined already is not compared again, so
+    a thousand frames of one scene cost about a thousand comparisons and give 999 pairs.
+
+    Args:
+        augment: mirrored and turned images are alike too, where training may mirror and turn them.
     """
     if not hashes:
         return []
-    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
-    unpacked = np.unpackbits(packed, axis=1)
-    edges = np.linspace(0, unpacked.shape[1], bits + 2).astype(int)
-    pairs: set[tuple[int, int]] = set()
-    for start, stop in itertools.pairwise(edges):
-        band = np.packbits(unpacked[:, start:stop], axis=1)
-        _, inverse = np.unique(band, axis=0, return_inverse=True)
-        order = np.argsort(inverse, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1):
-            while len(members) > 1:
-                first, rest = members[0], members[1:]
-                distance = (unpacked[rest] != unpacked[first]).sum(1)
-                pairs.update((int(first), int(j)) for j in rest[distance <= bits])
-                # Identical rows are settled by their first; the others still meet each other.
-                members = rest[distance > 0]
+    count = len(hashes)
+    given = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(count, -1)
+    packed = np.concatenate(list(_orientations(given, augment)))  # the first rows as they came; row i of each is of image i
+    words = packed.view(np.uint64)
+    parent = np.arange(count)  # of a forest: images with one root are joined
+
+    def roots(images: np.ndarray) -> np.ndarray:
+        above: np.ndarray = parent[images]
+        while ((higher := parent[above]) != above).any():
+            above = higher
+        parent[images] = above
+        return above
+
+    pairs: list[tuple[int, int]] = []
+    bands = np.arange(bits + 1)[:, None] == np.arange(packed.shape[1] * 8) * (bits + 1) // (packed.shape[1] * 8)
+    for band in np.packbits(bands, axis=1):
+        for rows in _equal(packed[:, band > 0] & band[band > 0]):
+            upright = int(np.searchsorted(rows, count))  # each of those before meets all that come after it
+            for place in range(min(upright, len(rows) - 1)):
+                first, others = int(rows[place]), rows[place + 1 :]
+                root, above = roots(rows[place : place + 1] % count), roots(others % count)
+                if not (apart := above != root).any():
+                    break
+                others, above = others[apart], above[apart]
+                near = np.bitwise_count(words[others] ^ words[first]).sum(axis=1) <= bits
+                joined, which = np.unique(above[near], return_index=True)
+                parent[joined] = root
+                found = (others[near][which] % count).tolist()
+                pairs += [(min(first, other), max(first, other)) for other in found]
     return sorted(pairs)
+
+
+def _orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.ndarray]:
+    """Hashes (n, 32) as they came, then those of the images mirrored and turned.
+
+    A hash says which of 16 x 16 cosine waves are stronger than their median, which is about zero. A mirror image has the odd
+    waves across it with the other sign, and a turned one those of the transpose: so its hash follows from the bits, but for
+    waves that are hardly there.
+    """
+    yield packed
+    if augment is None:
+        return
+    waves = np.unpackbits(packed, axis=1).reshape(len(packed), 16, 16)
+    odd = np.arange(16, dtype=np.uint8) % 2
+    flips = augment.flip_horizontal or augment.flip_vertical
+    for turned, down, across in itertools.product((False, True), repeat=3):
+        if augment.rotate90:
+            # Quarter turns alone never mirror: they are the transpose with one flip, and the half turn is two.
+            there = flips or turned == (down != across)
+        else:
+            there = not turned and down <= augment.flip_vertical and across <= augment.flip_horizontal
+        if there and (turned or down or across):
+            found = waves.transpose(0, 2, 1) if turned else waves
+            yield np.packbits((found ^ (odd * across) ^ (odd * down)[:, None]).reshape(len(packed), -1), axis=1)
+
+
+def _equal(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Row numbers, ascending, of each kind of row (n, k) that there are several of."""
+    whole = np.ascontiguousarray(rows).view([("", rows.dtype)] * rows.shape[1]).ravel()
+    _, kind, counts = np.unique(whole, return_inverse=True, return_counts=True)
+    order = np.argsort(kind, kind="stable")
+    parts = np.split(order, np.cumsum(counts)[:-1])
+    return (part for part in parts if len(part) > 1)
 
 
 def components(count: int, edges: Sequence[tuple[int, int]], groups: Sequence[str]) -> np.ndarray:

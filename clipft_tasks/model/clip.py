@@ -22,6 +22,8 @@ __all__ = ["Clip"]
 SIMILARITY = "similarity."  # before the names of its weights
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
+COUNTED_AT = (64, 512, 4096)  # lengths to which texts are padded while their tokens are counted
+TOKENS_AT_ONCE = 32_768  # of them, padding included
 
 
 class OpenClipConfig(TypedDict):
@@ -53,8 +55,19 @@ def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tens
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens that each text needs, uncut: a count above the context length shows what a model would not see."""
-    return lengths(tokenizer(list(texts), context_length=4096)).tolist() if texts else []
+    """Tokens that each text needs, uncut up to 4,096: a count above the context length shows what a model would not see.
+
+    Tokenizers pad every text of a call to the length that is asked for, so texts are counted at a short one first, and only
+    those that fill it at a longer one.
+    """
+    counts = torch.zeros(len(texts), dtype=torch.long)
+    waiting = torch.arange(len(texts))
+    for context in COUNTED_AT:
+        padding = tokenizer([""], context_length=context)  # whichever number a tokenizer pads with, and wherever
+        for some in waiting.split(TOKENS_AT_ONCE // context) if len(waiting) else ():
+            counts[some] = lengths(tokenizer([texts[i] for i in some.tolist()], context_length=context) - padding)
+        waiting = waiting[counts[waiting] >= context - 1]
+    return counts.tolist()
 
 
 @dataclass
