@@ -166,17 +166,18 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
 
     # The same training by hand, undisturbed, in a folder of its own: the weights must be the same to the bit.
     from clipft_tasks import tracking
+    from clipft_tasks.contracts.stages import PlanResult
     from clipft_tasks.model import build, package
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.train import launch
-    from clipft_tasks.train.plan import Plan
 
     result = airflow.result("clipft_finetune", run, "finetune")
-    plan = Plan.from_dict(airflow.result("clipft_finetune", run, "plan")["plan"])
+    plan = PlanResult.model_validate(airflow.result("clipft_finetune", run, "plan")).plan
     spec = RunSpec.from_flat(long)
     clip = build.prepare(build.load(spec.model.start), spec)
     folder = settings().folder("undisturbed")
-    launch.train(launch.Job(spec, plan, spec.model.start, result["dataset"], "k", "", folder), clip, lambda rows: None)
+    job = launch.Job(spec=spec, plan=plan, start=spec.model.start, dataset=result["dataset"], key="k", folder=folder)
+    launch.train(job, clip, lambda rows: None)
     theirs = package.open_folder(tracking.fetch_candidate(result["run_id"]))[0].state_dict()
     ours = clip.model.state_dict()
     assert all((ours[name] == theirs[name]).all() for name in ours)
