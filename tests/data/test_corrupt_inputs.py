@@ -15,7 +15,6 @@ import pytest
 from conftest import made_image, write_images
 from fixtures.errors import refuses
 
-
 from clipft_tasks.contracts.dataset import LONGEST, shortened
 from clipft_tasks.data import shards
 from clipft_tasks.stages import ingest
@@ -250,7 +249,7 @@ def test_a_file_system_that_fills_up_in_the_middle_leaves_no_half_shard(home, tm
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.contracts.dataset import LONGEST, shortened
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.stages import ingest
 from clipft_tasks.data import versioning
 versioning.versions("general")
