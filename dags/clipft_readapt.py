@@ -48,7 +48,7 @@ RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval"
     render_template_as_native_obj=True,
 )  # fmt: skip
 def clipft_readapt() -> None:
-    @task(doc_md="What drifted, what it looks like, what to do. The drift report is linked above.")
+    @task(doc_md="What drifted, what it looks like, what to do. The log and the task's *Details* link the drift report.")
     def suggest(params: Form | None = None) -> StageOutput:
         request, spec = ReadaptRequest.split(params or {})
         return stage("suggest", spec, signals=request.signals, incident=request.incident)

@@ -157,6 +157,8 @@ def _report(domain: str) -> str:
 
 
 def _version(version: "ModelVersion") -> VersionCard:
+    from clipft_tasks import tracking
+
     tags = version.tags
     scores = {k.removeprefix("clipft.score."): float(v) for k, v in tags.items() if k.startswith("clipft.score.")}
     return VersionCard(
@@ -165,7 +167,7 @@ def _version(version: "ModelVersion") -> VersionCard:
         metric=tags.get("clipft.metric", "").replace("_", " "),
         scores=dict(sorted(scores.items(), key=lambda kv: int(kv[0]))),
         dag_run=tags.get("clipft.dag_run", ""),
-        link=f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}",
+        link=tracking.version_link(version),
     )
 
 

@@ -3,13 +3,16 @@
 import csv
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..contracts.drift import Capture, Incident
 from ..core.errors import ClipftError
 from ..domains import get_domain
-from ..server.client import ServerClient, ServerRefusalError
+
+if TYPE_CHECKING:
+    from ..contracts.drift import Capture, Incident
+    from ..server.client import ServerClient
 
 COLUMNS = ("label", "image", "predicted", "confidence", "novelty", "why", "id")
 
@@ -25,7 +28,7 @@ def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
     from ..drift import incident_store, incidents
 
-    seen = ServerClient().drift(domain)
+    seen = _server().drift(domain)
     click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} answers with feedback")
     for name, ratio in sorted(seen.drift.items(), key=lambda kv: -kv[1]):
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
@@ -39,7 +42,7 @@ def drift(domain: str) -> None:
         click.echo(f"  {_hours(now - past.closed)} ago: {', '.join(past.signals)}: {past.outcome} {past.note}")
 
 
-def _handled(found: Incident, now: float) -> str:
+def _handled(found: "Incident", now: float) -> str:
     signals = ", ".join(found.signals)
     if found.probation and found.on_probation:
         since = _hours(now - found.probation.since)
@@ -74,7 +77,7 @@ def label(domain: str, folder: Path, everything: bool) -> None:
     table = folder / "labels.csv"
     if table.exists():
         _send(domain, table)
-    found = [c for c in ServerClient().captures(domain) if everything or not c.label]
+    found = [c for c in _server().captures(domain) if everything or not c.label]
     # New images first, then those that the model was least sure of.
     found.sort(key=lambda c: (c.why != "new", c.confidence))
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,8 @@ def label(domain: str, folder: Path, everything: bool) -> None:
 
 
 def _send(domain: str, table: Path) -> None:
+    from ..server.client import ServerRefusalError
+
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -110,7 +115,7 @@ def _send(domain: str, table: Path) -> None:
     for row in rows:
         if row["label"] and row["label"].strip():
             try:
-                ServerClient().label_capture(domain, row["id"].strip(), row["label"].strip())
+                _server().label_capture(domain, row["id"].strip(), row["label"].strip())
                 told += 1
             except ServerRefusalError as error:
                 if error.status != 404:
@@ -119,14 +124,20 @@ def _send(domain: str, table: Path) -> None:
     click.echo(f"{told} labels sent" + (f", {gone} images are no longer kept" if gone else "") + ".")
 
 
-def _fetch(domain: str, capture: Capture, folder: Path) -> str:
-    data = ServerClient().captured_image(domain, capture.id)
+def _fetch(domain: str, capture: "Capture", folder: Path) -> str:
+    data = _server().captured_image(domain, capture.id)
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     kind = next((k for start, k in kinds.items() if data.startswith(start)), "tif")
     path = folder / f"{capture.id}.{kind}"
     if not path.exists():
         path.write_bytes(data)
     return path.name
+
+
+def _server() -> "ServerClient":
+    from ..server.client import ServerClient  # its HTTP library takes longer to import than the list of commands
+
+    return ServerClient()
 
 
 def _hours(seconds: float) -> str:

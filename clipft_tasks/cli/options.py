@@ -9,7 +9,7 @@ import click
 import yaml
 
 from ..core.errors import ClipftError
-from ..spec import SECTIONS, RunSpec, fields, form
+from ..spec import SECTIONS, fields, form
 from ..spec.form import JsonSchema
 from .values import as_list, as_object, read_yaml
 
@@ -22,6 +22,17 @@ class SpecCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*spec_options(), *super().get_params(ctx)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then the fields under the headings of the form."""
+        section_of = {f"--{name}": field["section"] for name, field in form().items()}
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                rows.setdefault(section_of.get(parameter.opts[0], "Options"), []).append(record)
+        for heading in ("Options", *SECTIONS.values()):
+            with formatter.section(heading):
+                formatter.write_dl(rows.get(heading, []))
 
 
 @cache
@@ -50,10 +61,10 @@ def _option(name: str, field: JsonSchema) -> click.Option:
     )
 
 
-def read_spec(file: Path | None, options: Mapping[str, Given]) -> RunSpec:
-    """The spec of a YAML file (nested or dotted names) and options by keyword; options win.
+def read_fields(file: Path | None, options: Mapping[str, Given]) -> dict[str, object]:
+    """The fields, by dotted name, of a YAML file (nested or dotted names) and of options by keyword; options win.
 
-    Raises: ClipftError for a file that cannot be read, or a field that is wrong.
+    Raises: ClipftError for a file that cannot be read, or a value that is none of its kind.
     """
     flat: dict[str, object] = {}
     if file:
@@ -77,4 +88,4 @@ def read_spec(file: Path | None, options: Mapping[str, Given]) -> RunSpec:
             flat[name] = as_list(flat[name], field.get("separator", ""), field["items"]["type"] == "integer")
         elif name in flat and "object" in field["type"]:
             flat[name] = as_object(name, flat[name])
-    return RunSpec.from_flat(flat)
+    return flat

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +13,12 @@ from ..core.errors import ClipftError
 from ..spec import RunSpec
 from ..stages import chain
 from ..stages.call import StageOutput, call_stage
-from .options import Given, SpecCommand, read_spec
-from .results import MEASURED, StageResults
+from .home import find_domain, open_spec
+from .options import Given, SpecCommand, read_fields
 from .values import write_yaml
+
+if TYPE_CHECKING:
+    from .results import StageResults
 
 DVC_HEAD = """\
 # The same stages without Airflow: `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the results.
@@ -33,8 +37,8 @@ plots:
 def _stage_command(name: str) -> click.Command:
     @click.command(name, cls=SpecCommand, help=chain.CHAIN[name].summary)
     def command(file: Path | None, results: Path | None, **options: Given) -> None:
-        spec = read_spec(file, options)
-        kept = StageResults(spec, results)
+        spec = open_spec(read_fields(file, options))
+        kept = _results(spec, results)
         result = chain.run_stage(name, spec, kept)
         kept.keep(name, result)
         _show(result, sort_keys=True)
@@ -45,8 +49,8 @@ def _stage_command(name: str) -> click.Command:
 @click.command("run", cls=SpecCommand)
 def run(file: Path | None, results: Path | None, **options: Given) -> None:
     """All stages, one after the other, from source (or dataset version) to the verified server."""
-    spec = read_spec(file, options)
-    kept = StageResults(spec, results)
+    spec = open_spec(read_fields(file, options))
+    kept = _results(spec, results)
     if spec.approval.required and not sys.stdin.isatty():
         raise ClipftError(
             "approval", "the spec asks for one and nobody is at this terminal", "Run it in Airflow.", code="cli.needs_approval"
@@ -63,11 +67,11 @@ def run(file: Path | None, results: Path | None, **options: Given) -> None:
 
 
 @click.command("rollback")
-@click.option("--domain", default=RunSpec.model_fields["domain"].default, show_default=True)
+@click.option("--domain", default="", help="whose champion [default: the only domain with data]")
 @click.option("--version", default="", help="version number [default: the one kept as previous]")
 def rollback(domain: str, version: str) -> None:
     """Make the previous champion (or a named version) champion again, live and verified."""
-    spec = RunSpec.from_flat({"domain": domain})
+    spec = open_spec({"domain": domain})
     done = {"rollback": call_stage("rollback", spec, {"version": version})}
     for name in list(chain.ROLLBACK)[1:]:
         done[name] = chain.run_stage(name, spec, done.__getitem__, chain.ROLLBACK)
@@ -105,7 +109,9 @@ def show_spec(schema: bool, file: Path | None, results: Path | None, **options: 
     if schema:
         click.echo(json.dumps(RunSpec.model_json_schema(), indent=1))
     else:
-        click.echo(write_yaml(read_spec(file, options).model_dump(mode="json")), nl=False)
+        given = read_fields(file, options)
+        spec = RunSpec.from_flat({**given, "domain": find_domain(given)[0]})
+        click.echo(write_yaml(spec.model_dump(mode="json")), nl=False)
 
 
 @click.command("stages")
@@ -136,12 +142,18 @@ def _dvc_stages() -> Iterator[str]:
         if stage.params:
             yield f"    params: [{', '.join(stage.params)}]\n"
         yield f"    outs:\n      - results/{name}.json\n"
-        if name == MEASURED:
+        if stage.each:
             yield "    metrics:\n      - results/metrics.json:\n          cache: false\n"
+
+
+def _results(spec: RunSpec, folder: Path | None) -> "StageResults":
+    from .results import StageResults  # what it reads is of no use to the list of commands
+
+    return StageResults(spec, folder)
 
 
 def _show(result: StageOutput, sort_keys: bool = False) -> None:
     click.echo(json.dumps(result, indent=1, sort_keys=sort_keys))
 
 
-COMMANDS = [*(_stage_command(name) for name in chain.CHAIN), run, rollback, compare, show_spec, stages]
+CHAIN = tuple(_stage_command(name) for name in chain.CHAIN)

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, get_args
 
 import click
-import httpx
 
-from ..contracts.worker_gateway import Invitation, WorkerList
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from ..spec import DeviceName
@@ -184,6 +182,8 @@ def leave() -> None:
 @click.option("--hours", default=24.0, show_default=True, help="how long the invitation holds")
 def invite(name: str, hours: float) -> None:
     """On the control plane: let a machine join once, under NAME, and print the command for it."""
+    from ..contracts.worker_gateway import Invitation
+
     made = Invitation.model_validate(_gateway("POST", "/admin/invitations", {"name": name, "hours": hours}))
     click.echo(f"On the worker, within {made.hours:g} hours:\n\n  clipft worker join {made.url} --code {made.code}\n")
 
@@ -191,6 +191,8 @@ def invite(name: str, hours: float) -> None:
 @worker.command("list")
 def show() -> None:
     """On the control plane: who has joined, who is invited, who was revoked."""
+    from ..contracts.worker_gateway import WorkerList
+
     known = WorkerList.model_validate(_gateway("GET", "/admin/workers"))
     for w in known.workers:
         seen = f"seen {_ago(known.time - w.seen)} ago" if w.seen else "never seen"
@@ -224,6 +226,8 @@ def _report(lines: "Iterable[CheckResult]", otherwise: str) -> None:
 
 def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> object:
     """One request of the operator's. Raises ClipftError or Transient."""
+    import httpx  # takes longer to import than the list of commands
+
     token = settings().gateway_token
     if token is None:
         raise ClipftError(

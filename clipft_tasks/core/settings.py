@@ -13,7 +13,11 @@ from typing import Any
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .errors import ClipftError
+
 log = logging.getLogger("clipft")
+HOME = ".clipft"
+CHECKOUT = Path(__file__).resolve().parents[2]  # clipft's own folder, where it runs from a clone
 RENAMED = {  # names of earlier releases, which are still read
     "CLIPFT_DOOR_URL": "CLIPFT_GATEWAY_URL",
     "CLIPFT_DOOR_TOKEN": "CLIPFT_GATEWAY_TOKEN",
@@ -38,7 +42,10 @@ class Settings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix="CLIPFT_", extra="ignore")
 
-    home: Path = Field(Path(".clipft"), description="folder of everything that is kept on this machine")
+    home: Path = Field(
+        Path(HOME),
+        description="folder of everything that is kept on this machine; default: .clipft here, or above, if there is one",
+    )
     mlflow_uri: str | None = Field(None, description="MLflow tracking and registry; default: SQLite under home")
     mlflow_ui: str = Field("http://127.0.0.1:5050", description="address of MLflow's pages, for links")
     data_repo: str | None = Field(None, description="git repository of data sets, path or URL; default: home/datasets")
@@ -82,7 +89,20 @@ class Settings(EnvironmentSettings):
 
     @property
     def root(self) -> Path:
-        return self.home.expanduser().resolve()
+        """The home: as given, else this folder's or that of the nearest folder above which has one, as git looks for its own."""
+        own = self.home.expanduser().resolve()
+        if self._home_is_given or own.exists() or own.parent == CHECKOUT:
+            return own
+        return next((home for folder in own.parents[1:] if (home := folder / HOME).is_dir()), own)
+
+    @property
+    def _home_is_given(self) -> bool:
+        return "home" in self.model_fields_set
+
+    @property
+    def mlflow_pages(self) -> str:
+        """The address of MLflow's pages; "" where runs are kept in a file, which has none."""
+        return self.mlflow_ui if "mlflow_ui" in self.model_fields_set or not self.tracking_uri.startswith("sqlite:") else ""
 
     @property
     def tracking_uri(self) -> str:
@@ -131,8 +151,18 @@ class Settings(EnvironmentSettings):
         return self.root / "worker" / "run.lock"
 
     def folder(self, *parts: str) -> Path:
-        """A folder under home, created when missing."""
+        """A folder under home, created when missing.
+
+        Raises: ClipftError where that would put a home into some folder that nobody named.
+        """
         path = self.root.joinpath(*parts)
+        if not self._home_is_given and not self.root.exists() and self.root.parent != CHECKOUT:
+            raise ClipftError(
+                f"the home of clipft in {self.root.parent}",
+                "there is none, neither here nor in a folder above",
+                f"Name one: `export CLIPFT_HOME=~/{HOME}` (it is made); or go where `make up` ran.",
+                code="home.not_found",
+            )
         path.mkdir(parents=True, exist_ok=True)
         return path
 

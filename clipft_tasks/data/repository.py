@@ -143,7 +143,7 @@ def unbundle(source: Path) -> None:
             git(building, "update-server-info")
         _take_place(restored, path)
         with dvc(path, "remote modify") as repo, repo.config.edit("local") as config:
-            config["remote"]["store"] = {"url": settings().remote}  # as here, whatever the versions say
+            config["remote"]["store"] = {"url": _remote_url()}  # as here, whatever the versions say
 
 
 def git(cwd: Path, *args: str, transient: bool = False) -> str:
@@ -213,7 +213,7 @@ def _init(path: Path, url: str | None) -> None:
     with dvc(path, "init", new=True) as repo, repo.config.edit() as config:
         config["core"] |= {"analytics": "false", "remote": "store"}
         config["cache"]["type"] = "reflink,hardlink,copy"
-        config["remote"]["store"] = {"url": settings().remote}
+        config["remote"]["store"] = {"url": _remote_url()}
     if "://" not in settings().remote:
         Path(settings().remote).mkdir(parents=True, exist_ok=True)
     (path / "README.md").write_text("Dataset versions. One folder a domain, one tag a version; written by clipft.\n")
@@ -221,6 +221,14 @@ def _init(path: Path, url: str | None) -> None:
     git(path, "commit", "--quiet", "--message", "An empty repository of data sets")
     if url:
         git(path, "push", "--quiet", "origin", "HEAD:main", transient=True)
+
+
+def _remote_url() -> str:
+    """The DVC remote as DVC's config takes it: that is written in ASCII, and a folder may be called anything but from here."""
+    from dvc.config_schema import RelPath
+
+    remote = settings().remote
+    return remote if remote.isascii() else RelPath(remote)
 
 
 def _take_place(built: Path, path: Path) -> None:

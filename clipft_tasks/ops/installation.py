@@ -1,10 +1,12 @@
 """The installation that these commands look after: where it is, what is installed, and one of them at a time."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +28,17 @@ def use_stack_settings() -> None:
         if name.startswith("CLIPFT_"):
             os.environ.setdefault(name, value)
     settings.cache_clear()
+
+
+def stack_answers() -> bool:
+    """Does the embedded stack of this home run? Its MLflow takes connections."""
+    try:
+        noted = dict(line.partition("=")[::2] for line in (settings().root / STACK).read_text().splitlines())
+        port = urlsplit(noted.get("CLIPFT_MLFLOW_URI", "")).port
+        with socket.create_connection(("127.0.0.1", port or 0), timeout=0.3):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def save_stack_settings(env: dict[str, str]) -> None:

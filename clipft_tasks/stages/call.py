@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..contracts import VersionedRecord
+from ..core.console import say
 from ..core.errors import ClipftError
 from ..spec import RunSpec
 
@@ -44,7 +45,11 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
                 code="stage.invalid_input",
             ) from None
     result = stage(spec, **read)
-    return result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+    output: StageOutput = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+    for page, address in (output.get("links") or {}).items():
+        if address:
+            say(f"{page}: {address}")  # a line of its own, so that a log makes a link of it
+    return output
 
 
 def _upgraded(hint: Any, value: object) -> object:  # an annotation

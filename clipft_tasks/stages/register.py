@@ -5,7 +5,6 @@ import json
 from ..contracts.gate import GateVerdict
 from ..contracts.stages import RegisterResult
 from ..core.console import say
-from ..core.settings import settings
 from ..spec import RunSpec
 
 
@@ -40,5 +39,5 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
     with tracking.retryable():
         version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
-    link = f"{settings().mlflow_ui}/#/models/{version.name}/versions/{version.version}"
+    link = tracking.version_link(version)
     return RegisterResult(model=version.name, version=str(version.version), new=new, links={"Model version": link})

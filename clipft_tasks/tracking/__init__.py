@@ -16,6 +16,7 @@ from .registry import (
     resolve_version,
     restore,
     version_by_alias,
+    version_link,
     version_number,
 )
 from .runs import (
@@ -60,5 +61,6 @@ __all__ = [
     "run_link",
     "save_checkpoint",
     "version_by_alias",
+    "version_link",
     "version_number",
 ]

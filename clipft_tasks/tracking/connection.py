@@ -17,7 +17,9 @@ from ..core.settings import settings
 def client() -> MlflowClient:
     """A client of the tracking server and registry that settings name."""
     uri = settings().tracking_uri
-    if uri.startswith("sqlite:///"):
+    if not settings().mlflow_uri:
+        settings().folder("mlflow")
+    elif uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     # A server that is away must be noticed in seconds: the task is retried by Airflow, not by an HTTP library for hours.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")

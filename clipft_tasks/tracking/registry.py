@@ -46,6 +46,12 @@ def champions() -> dict[str, str]:
     return found
 
 
+def version_link(version: ModelVersion) -> str:
+    """The address of a version's page for a person; "" where MLflow has no pages."""
+    pages = settings().mlflow_pages
+    return f"{pages}/#/models/{version.name}/versions/{version.version}" if pages else ""
+
+
 def resolve_version(uri: str) -> ModelVersion:
     """The version that `models:/name/3` or `models:/name@alias` names. Raises ClipftError when there is none."""
     body = uri.removeprefix("models:/")

@@ -96,7 +96,9 @@ def load_json_artifact(run_id: str, name: str) -> JsonObject:
 
 
 def run_link(run: Run, page: str = "") -> str:
-    """The address of a run's page for a person."""
-    return f"{settings().mlflow_ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (
+    """The address of a run's page for a person; where MLflow has no pages, that of its files."""
+    if not settings().mlflow_pages:
+        return f"{str(run.info.artifact_uri).removesuffix('/artifacts')}/{page or 'artifacts'}"
+    return f"{settings().mlflow_pages}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" + (
         f"/{page}" if page else ""
     )

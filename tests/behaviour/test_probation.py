@@ -395,8 +395,7 @@ def test_the_suggestion_asks_every_model_and_other_words_and_shows_old_images_be
         assert said in suggested.table, suggested.table
     assert "by image statistics alone" not in suggested.table
     assert sum(suggested.labels.values()) == 70 and suggested.action in ("readapt", "rollback", "recalibrate")
-    run = suggested.links["Drift report"].split("/runs/")[1].split("/")[0]
-    page = Path(tracking.client().download_artifacts(run, "drift.html")).read_text()
+    page = Path(suggested.links["Drift report"].removeprefix("file://")).read_text()  # no MLflow answers here: the file itself
     assert (
         "each with the nearest image of the reference" in page and page.count('alt="the nearest image of the reference"') == 8
     )

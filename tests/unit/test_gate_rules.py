@@ -161,12 +161,12 @@ def test_the_spec_refuses_a_rule_about_a_size_that_is_not_evaluated():
 
 
 def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):
-    from clipft_tasks.cli.options import read_spec
+    from clipft_tasks.cli.options import read_fields
 
     file = tmp_path / "spec.yaml"
     file.write_text("gate:\n  rules:\n    - gain(score) >= 0\n    - accuracy at every size >= 0.5\n")
-    by_hand = read_spec(None, {"gate__rules": "gain(score) >= 0; accuracy at every size >= 0.5"})
-    assert by_hand.gate == read_spec(file, {}).gate
+    by_hand = RunSpec.from_flat(read_fields(None, {"gate__rules": "gain(score) >= 0; accuracy at every size >= 0.5"}))
+    assert by_hand.gate == RunSpec.from_flat(read_fields(file, {})).gate
     assert [str(rule) for rule in by_hand.gate.rules] == ["gain(score) >= 0", "accuracy at every size >= 0.5"]
 
 

@@ -34,7 +34,7 @@ def said(what):
     print("RESULT" + json.dumps([what, sorted(set(json.loads(sys.argv[1])) & set(sys.modules))]))
 
 from clipft_tasks.cli import main
-for command in (["--help"], ["finetune", "--help"], ["spec"]):
+for command in (["--help"], ["finetune", "--help"], ["spec", "--domain", "general"]):
     assert CliRunner().invoke(main, command).exit_code == 0
 said("the command line")
 from clipft_tasks.spec import RunSpec

@@ -15,13 +15,17 @@ from pydantic import BaseModel
 
 from clipft_tasks import domains
 from clipft_tasks.cli.main import main
-from clipft_tasks.cli.options import read_spec
+from clipft_tasks.cli.options import read_fields
 from clipft_tasks.cli.values import write_yaml
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.spec import SECTIONS, RunSpec, fields, form
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOMAINS = ["industrial", "medical", "scientific", "general"]
+
+
+def read_spec(file: Path | None, options: dict[str, object]) -> RunSpec:
+    return RunSpec.from_flat(read_fields(file, options))
 
 
 def leaves() -> list[str]:
