@@ -2,12 +2,15 @@
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.pretrained import get_pretrained_cfg
 
+from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..data.images import RESIZE_MODES
@@ -18,6 +21,8 @@ from .clip import Clip, OpenClipConfig
 from .fastpath import quicken
 from .package import (
     CARD,
+    CONFIG,
+    TOKENIZER_FILES,
     WEIGHTS,
     open_folder,
     open_similarity,
@@ -31,6 +36,9 @@ from .resolution import set_context, set_patch, set_side
 
 __all__ = ["from_folder", "load"]
 
+HUB = "hf-hub:"
+FILES = ["open_clip_config.json", "open_clip_model.safetensors", *TOKENIZER_FILES]
+
 RESIZE_MODE = {aspect: mode for mode, aspect in RESIZE_MODES.items()}
 
 
@@ -38,7 +46,8 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
     """The model that `model.start` names.
 
     Args:
-        start: `starter`, `champion`, `models:/name/version`, a package folder, or `<open_clip name>:<tag or file>`.
+        start: `starter`, `champion`, `models:/name/version`, a package folder or another one with open_clip's configuration and
+            weights, `hf-hub:<owner>/<name>` for such a repository, or `<open_clip name>:<tag or file>`.
         domain: what the model is asked about, and whose champion for `champion`. A package of that domain reads images and
             words classes as it says itself; any other model as the domain says.
         device: where to put it.
@@ -96,8 +105,28 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
                 code="model.no_champion",
             )
         return tracking.fetch_package(version), f"models:/{version.name}/{version.version}"
+    if start.startswith(HUB):
+        return _from_hub(start), start
     folder = Path(start).expanduser()
     return (folder.resolve(), start) if (folder / WEIGHTS).exists() else (None, start)
+
+
+def _from_hub(start: str) -> Path:
+    """The folder of a repository on the Hugging Face hub, fetched when needed. Raises ClipftError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                start.removeprefix(HUB), allow_patterns=FILES, cache_dir=str(settings().folder("cache", "open_clip"))
+            )
+        )
+    except Exception as error:  # the hub's client wraps network, name and permission errors in many types
+        raise _absent(start, error) from error
+    if not ((folder / WEIGHTS).exists() and (folder / CONFIG).exists()):
+        why = f"the repository has no {CONFIG} with {WEIGHTS}"
+        raise ClipftError(f"start model {start!r}", why, "Use one that is marked open_clip.", code="model.not_open_clip")
+    return folder
 
 
 def from_folder(folder: Path, *, source: str) -> Clip:
@@ -109,8 +138,20 @@ def from_folder(folder: Path, *, source: str) -> Clip:
     quicken(model)
     clip = Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
     clip.similarity = open_similarity(folder, clip.embed_dim)
-    clip.preprocessing = read_preprocessing(folder) if (folder / CARD).exists() else None
+    if (folder / CARD).exists():
+        clip.preprocessing = read_preprocessing(folder)
+        if clip.tower.keeps_grid:
+            clip.made_for = read_card(folder).resolutions.serve
     return clip
+
+
+def _absent(start: str, error: Exception) -> ClipftError:
+    return ClipftError(
+        f"start model {start!r}",
+        f"its weights or tokenizer cannot be had: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        "Is this machine offline? Fetch them once where it is not, or give the path of a checkpoint after the colon.",
+        code="model.not_available",
+    )
 
 
 def _unknown(start: str) -> ClipftError:
@@ -134,22 +175,43 @@ def _from_open_clip(start: str) -> Clip:
             f"Known: {', '.join(tags)}.",
             code="model.unknown_tag",
         )
+    config: dict[str, Any] = open_clip.get_model_config(name) or {}
+    named_for = bool(config.get("quick_gelu"))  # then the name says it, and a tag may leave it out
+    if tag in tags:
+        config |= _as_trained(name, tag)
+    elif tag:
+        say(
+            f"{tag} does not say which activation it was trained with: it is taken to be that of {name} (others: {name}-quickgelu)."
+        )
+    else:
+        say(f"Warning: {start} names no weights, so they are random. Pretrained ones: {', '.join(tags) or 'none'}.")
     try:
-        model = open_clip.create_model(name, pretrained=tag or None, cache_dir=str(settings().folder("cache", "open_clip")))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=UserWarning, module="open_clip")  # it warns where results would be wrong
+            if named_for:
+                warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            model = open_clip.create_model(
+                name,
+                pretrained=tag or None,
+                force_quick_gelu=config.get("quick_gelu", False),
+                cache_dir=str(settings().folder("cache", "open_clip")),
+            )
         tokenizer = open_clip.get_tokenizer(name)
+    except UserWarning as warning:
+        fix = "Choose another tag or name; with these two the model would compute something else than it was trained for."
+        raise ClipftError(f"start model {start!r}", str(warning), fix, code="model.mismatch") from warning
     except Exception as error:  # open_clip wraps hub, network and file errors in many types
-        raise ClipftError(
-            f"start model {start!r}",
-            f"its weights or tokenizer cannot be had: {str(error).splitlines()[0]}",
-            "Is this machine offline? Fetch them once where it is not, or give the path of a checkpoint after the colon.",
-            code="model.not_available",
-        ) from error
+        raise _absent(start, error) from error
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    config: OpenClipConfig = {
-        "model_cfg": open_clip.get_model_config(name) or {},
-        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
-    }
-    return Clip(quicken(model).eval(), tokenizer, config, start, digest.hexdigest())
+    # What a model computes goes with its weights: the same ones behind another activation are another start model.
+    digest.update(b"quick_gelu" if config.get("quick_gelu") else b"")
+    kept: OpenClipConfig = {"model_cfg": config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    return Clip(quicken(model).eval(), tokenizer, kept, start, digest.hexdigest())
+
+
+def _as_trained(name: str, tag: str) -> dict[str, Any]:
+    """What a pretrained tag says of the architecture that the configuration of its name does not."""
+    return {"quick_gelu": True} if get_pretrained_cfg(name, tag).get("quick_gelu") else {}

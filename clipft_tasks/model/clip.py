@@ -1,7 +1,8 @@
 """One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +15,7 @@ from ..core.errors import ClipftError
 from ..data.images import RESIZE_MODES, Aspect, DecodedImage, Limits, open_image
 from ..devices import backend
 from ..devices.memory import is_out_of_memory
-from . import positions
+from .image_tower import ImageTower, image_tower
 from .similarity import Cosine, Similarity
 
 __all__ = ["Clip"]
@@ -33,19 +34,52 @@ class OpenClipConfig(TypedDict):
     preprocess_cfg: dict[str, Any]
 
 
-def lengths(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens of each row (n, length) up to its last one that is not padding: (n,)."""
+class _Method(torch.nn.Module):
+    """A model's method as a module, so that other tensors may stand in for its weights while it runs."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = getattr(self.model, self.name)(inputs, normalize=False)
+        return features
+
+    def with_tensors(self, standing_in: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Run it with tensors in place of weights or buffers of the model, by name. Gradients flow through them."""
+        if not standing_in:
+            return self.forward(inputs)
+        named = {f"model.{name}": tensor for name, tensor in standing_in.items()}
+        features: torch.Tensor = torch.func.functional_call(self, named, (inputs,))
+        return features
+
+
+def padding(tokenizer: Any) -> int:
+    """The token id that fills a tokenizer's rows: that of a transformers tokenizer, 0 for open_clip's own."""
+    found = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None)
+    return 0 if found is None else int(found)
+
+
+def lengths(tokens: torch.Tensor, pad: int) -> torch.Tensor:
+    """Tokens of each row (n, length) up to its last one that is not padding: (n,).
+
+    Args:
+        pad: the token id of padding.
+    """
     positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    return ((tokens != 0) * positions).amax(dim=1)
+    return ((tokens != pad) * positions).amax(dim=1)
 
 
-def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, pad: int) -> torch.Tensor:
     """What `encode` gives for token ids (n, length), rows of about one length at a time, each cut to it: (n, width).
 
     A CPU's time goes with the tokens, and one long text would make all others of its batch as long.
+
+    Args:
+        pad: the token id of padding.
     """
     edges = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]], device=tokens.device)
-    bucket = torch.searchsorted(edges, lengths(tokens))
+    bucket = torch.searchsorted(edges, lengths(tokens, pad))
     if len(tokens) < 2 or bool((bucket == bucket[0]).all()):
         return encode(tokens[:, : int(edges[bucket[0]])] if len(tokens) else tokens)
     order = torch.argsort(bucket, stable=True)
@@ -63,9 +97,9 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     counts = torch.zeros(len(texts), dtype=torch.long)
     waiting = torch.arange(len(texts))
     for context in COUNTED_AT:
-        padding = tokenizer([""], context_length=context)  # whichever number a tokenizer pads with, and wherever
+        empty = tokenizer([""], context_length=context)  # whichever number a tokenizer pads with, and wherever
         for some in waiting.split(TOKENS_AT_ONCE // context) if len(waiting) else ():
-            counts[some] = lengths(tokenizer([texts[i] for i in some.tolist()], context_length=context) - padding)
+            counts[some] = lengths(tokenizer([texts[i] for i in some.tolist()], context_length=context) - empty, 0)
         waiting = waiting[counts[waiting] >= context - 1]
     return counts.tolist()
 
@@ -84,6 +118,7 @@ class Clip:
         similarity: how its embeddings are compared.
         preprocessing: how images are read and classes are worded: its package's, or those of the domain that it was prepared
             for; None where it is of no domain yet.
+        made_for: side of the images that it is for, where its configuration says another: that of a grid that it keeps.
     """
 
     model: Any  # open_clip's classes share their methods by convention only
@@ -94,6 +129,7 @@ class Clip:
     folder: Path | None = None
     similarity: Similarity = None  # type: ignore[assignment]  # cosine, when nothing is given
     preprocessing: Preprocessing | None = None
+    made_for: int | None = None
 
     def __post_init__(self) -> None:
         self.similarity = self.similarity or Cosine(self.embed_dim)
@@ -112,9 +148,29 @@ class Clip:
 
     @property
     def side(self) -> int:
-        """Image side that the stored weights are for."""
+        """Image side that it is for."""
+        if self.made_for:
+            return self.made_for
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
         return int(size[0] if isinstance(size, list | tuple) else size)
+
+    @cached_property
+    def tower(self) -> ImageTower:
+        """What kind of image tower it has."""
+        return image_tower(self.model)
+
+    @cached_property
+    def _image(self) -> _Method:
+        return _Method(self.model, "encode_image")
+
+    @cached_property
+    def _text(self) -> _Method:
+        return _Method(self.model, "encode_text")
+
+    @cached_property
+    def pad(self) -> int:
+        """The token id of padding."""
+        return padding(self.tokenizer)
 
     @property
     def aspect(self) -> Aspect:
@@ -183,7 +239,7 @@ class Clip:
         if not self._may_cut:
             return tokens.int(), torch.full((len(tokens),), tokens.shape[1])
         buckets = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]])
-        return tokens.int(), buckets[torch.searchsorted(buckets, lengths(tokens))]
+        return tokens.int(), buckets[torch.searchsorted(buckets, lengths(tokens, self.pad))]
 
     @property
     def _may_cut(self) -> bool:
@@ -195,36 +251,32 @@ class Clip:
         return not text.get("no_causal_mask") and text.get("pool_type", "argmax") == "argmax" and not text.get("embed_cls")
 
     def pays_by_length(self, tokens: torch.Tensor) -> bool:
-        """Whether texts (n, length) should be encoded `by_length`: not where each new shape costs more than it saves.
-
-        Nor where open_clip's own towers see their full context, which leaves features as they are when cut ones are normalized.
-        """
-        whole = tokens.shape[1] == self.context_length and "hf_model_name" not in self.config["model_cfg"]["text_cfg"]
-        return not backend(tokens.device).fixed_shapes and self._may_cut and not whole
+        """Whether texts (n, length) should be encoded `by_length`: not where each new shape costs more than it saves."""
+        return not backend(tokens.device).fixed_shapes and self._may_cut
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalized unless the cut asked for it.
+        """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalized.
 
         open_clip's own text towers hold positions and a mask of the full context, so a cut batch is given cut ones;
         gradients flow into the full weights as they should.
         """
-        model, length = self.model, tokens.shape[1]
-        features: torch.Tensor
+        length = tokens.shape[1]
         if "hf_model_name" in self.config["model_cfg"]["text_cfg"] or length == self.context_length:
-            features = model.encode_text(tokens)
-            return features
-        prefix = "" if type(model) is open_clip.CLIP else "text."
-        tower = model if type(model) is open_clip.CLIP else model.text
+            return self._text.with_tensors({}, tokens)
+        prefix = "" if type(self.model) is open_clip.CLIP else "text."
+        tower = self.model if type(self.model) is open_clip.CLIP else self.model.text
         cut = {prefix + "positional_embedding": tower.positional_embedding[:length]}
         if tower.attn_mask is not None:
             cut[prefix + "attn_mask"] = tower.attn_mask[:length, :length]
-        out = torch.func.functional_call(model, cut, kwargs={"text": tokens})
-        features = out["text_features"] if isinstance(out, dict) else out[1]
-        return features
+        return self._text.with_tensors(cut, tokens)
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalized images (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalized."""
-        return positions.encode_image(self.model, self.side, images)
+        """Normalized images (n, 3, s, s), of any side that the tower can take -> image embeddings, not normalized.
+
+        Raises: ClipftError for a side that it cannot take.
+        """
+        standing_in = {f"visual.{name}": tensor for name, tensor in self.tower.at(images.shape[-1]).items()}
+        return self._image.with_tensors(standing_in, images)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (n, 3, s, s) -> embeddings (n, embed_dim), fp32, as the similarity compares them.
@@ -242,7 +294,7 @@ class Clip:
 
         def encode(some: torch.Tensor) -> torch.Tensor:
             some = some.to(self.device)
-            features = by_length(self.text_features, some) if self.pays_by_length(some) else self.text_features(some)
+            features = by_length(self.text_features, some, self.pad) if self.pays_by_length(some) else self.text_features(some)
             return self.similarity.embed_text(features.float())
 
         return self._halving(encode, self.tokenize(texts), "texts")

@@ -17,6 +17,7 @@ Plain open_clip opens it: `open_clip.create_model_and_transforms("local-dir:" + 
 looked up at the relative name ".", so for those models the working directory must be the package.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import open_clip
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -50,7 +52,11 @@ CARD = "card.json"
 PREPROCESSING = "preprocessing.json"
 RECORDED_ANSWERS = "recorded_answers.json"
 RECORDED_ANSWERS_BEFORE = "probe.json"  # its name before formats were numbered
-TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+# Of a transformers text tower, and of transformers' tokenizers, which write their vocabulary in files of several names.
+TOKENIZER_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
 
 R = TypeVar("R", bound=VersionedRecord)
 
@@ -178,19 +184,41 @@ def write_package(
     """
     preprocessing = clip.prepared()
     with atomic_folder(folder) as building:
-        state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
-        save_file(state, building / WEIGHTS, metadata={"format": "pt"})
+        write_model(building, clip)
         if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
             save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
-        (building / CONFIG).write_text(json.dumps(clip.config, indent=1, sort_keys=True, ensure_ascii=False))
         for name, record in ((CARD, card), (PREPROCESSING, preprocessing), (RECORDED_ANSWERS, recorded)):
             (building / name).write_text(json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False))
         if reference:
             reference(building, weights_digest(building / WEIGHTS))
-        for name in TOKENIZER_FILES:
-            if clip.folder and (clip.folder / name).exists():
-                shutil.copyfile(clip.folder / name, building / name)
     return folder
+
+
+def write_model(folder: Path, clip: Clip) -> None:
+    """What open_clip needs of a package, into a folder: weights, configuration, and the tokenizer where it is not open_clip's own."""
+    state = {k: v.detach().cpu().contiguous() for k, v in clip.model.state_dict().items()}
+    save_file(_untied(state), folder / WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(clip.config)
+    text = config["model_cfg"]["text_cfg"]
+    if (inner := getattr(clip.tokenizer, "tokenizer", None)) is not None:  # of transformers
+        inner.save_pretrained(folder)
+    if "hf_model_name" in text:
+        clip.model.text.config.save_pretrained(folder)
+        text |= {"hf_model_name": ".", "hf_tokenizer_name": ".", "hf_model_pretrained": False}
+    for name in TOKENIZER_FILES:  # as they came, where they came as files
+        if clip.folder and (clip.folder / name).exists():
+            shutil.copyfile(clip.folder / name, folder / name)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of which no two share memory, which safetensors would refuse: a tower may use one under two names."""
+    seen: set[int] = set()
+    out = {}
+    for name, value in state.items():
+        out[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return out
 
 
 def _read(folder: Path, name: str, kind: type[R]) -> R:

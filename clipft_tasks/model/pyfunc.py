@@ -30,9 +30,12 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         card = json.loads((folder / "card.json").read_text())
         text = config["model_cfg"]["text_cfg"]
         local = {"text_cfg": text | {"hf_model_name": str(folder)}} if text.get("hf_model_name") == "." else {}
-        self.model = open_clip.create_model(f"local-dir:{folder}", **local).eval()
+        side, stored = card["resolutions"]["serve"], config["model_cfg"]["vision_cfg"].get("image_size")
+        # Some towers keep the grid that they were built with: open_clip maps it to another side when it is told one.
+        resized = {"force_image_size": side} if stored not in (side, [side, side]) else {}
+        self.model = open_clip.create_model(f"local-dir:{folder}", **resized, **local).eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": card["resolutions"]["serve"]})
+        preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": side})
         self.transform = image_transform_v2(preprocess, is_train=False)
         self.decode = decoder(folder)
         self.similarity = None
@@ -48,13 +51,13 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         with torch.inference_mode():
             if "image" in model_input:
                 images = torch.stack([self.transform(self.decode(as_bytes(x))) for x in model_input["image"]])
-                features = self.model.encode_image(images)
+                features = self.model.encode_image(images, normalize=False)
                 out["image_embedding"] = (
                     self.similarity.embed_image(features) if self.similarity else normalize(features, dim=-1)
                 )
             if "text" in model_input:
                 tokens = self.tokenizer(model_input["text"].tolist())
-                features = self.model.encode_text(tokens)
+                features = self.model.encode_text(tokens, normalize=False)
                 out["text_embedding"] = self.similarity.embed_text(features) if self.similarity else normalize(features, dim=-1)
             if len(out) == 2:
                 pairs = out["image_embedding"], out["text_embedding"]

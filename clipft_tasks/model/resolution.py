@@ -1,11 +1,10 @@
 """Image size, patch size and text length, changed for good: once, outside autograd, before an optimizer is made.
 
-For images of another side now and then, nothing needs to change: see `positions`.
+For images of another side now and then, nothing needs to change: see `image_tower`.
 """
 
 import open_clip
 import torch
-from open_clip.model import resize_pos_embed
 from torch import nn
 from torch.nn import functional
 
@@ -16,68 +15,31 @@ from .clip import Clip
 def set_side(clip: Clip, side: int) -> Clip:
     """Let `clip` be a model for images of `side` pixels; its configuration says so from then on.
 
-    Raises:
-        ClipftError: the side is no multiple of the patch, or the tower's positions cannot be resized.
+    A tower that keeps its grid keeps its configuration too: what is written down must open again.
+
+    Raises: ClipftError for a side that the tower cannot take.
     """
-    visual = clip.model.visual
-    trunk = getattr(visual, "trunk", None)
-    if trunk is not None:
-        if hasattr(trunk, "set_input_size"):
-            try:
-                trunk.set_input_size(img_size=(side, side))
-            except (AssertionError, ValueError, RuntimeError) as error:
-                raise _impossible(clip, side, str(error)) from error
-        elif getattr(trunk, "pos_embed", None) is not None:
-            raise _impossible(clip, side, "its positions cannot be resized")
-    elif isinstance(getattr(visual, "positional_embedding", None), nn.Parameter) and hasattr(visual, "patch_size"):
-        patch = visual.patch_size[0]
-        if side % patch:
-            raise _impossible(clip, side, f"it is no multiple of the patch of {patch}", (side // patch or 1) * patch)
-        visual.grid_size = (side // patch, side // patch)
-        state = {"visual.positional_embedding": visual.positional_embedding.detach()}
-        with torch.no_grad():
-            resize_pos_embed(state, clip.model, interpolation="bicubic", antialias=True)
-        visual.positional_embedding = nn.Parameter(
-            state["visual.positional_embedding"].contiguous(), requires_grad=visual.positional_embedding.requires_grad
-        )
-    elif hasattr(visual, "attnpool") and side != clip.side:
-        raise _impossible(clip, side, "its attention pool has positions of one size")
-    visual.image_size = (side, side)
-    clip.config["model_cfg"]["vision_cfg"]["image_size"] = side
+    clip.tower.resize(side)
+    if clip.tower.keeps_grid:
+        clip.made_for = side
+    else:
+        clip.config["model_cfg"]["vision_cfg"]["image_size"] = side
     return clip
 
 
 def set_patch(clip: Clip, patch: int) -> Clip:
     """Cut images into patches of another size, at the same side: fewer, larger ones are cheaper.
 
-    The patch weights are resampled so that they give what they gave on the resampled patch (the pseudo-inverse of FlexiViT,
-    Beyer et al. 2023, https://arxiv.org/abs/2212.08013), the positions to the new grid.
-
-    Raises:
-        ClipftError: the image tower has no patches, or the side is no multiple of the new one.
+    Raises: ClipftError when the image tower has no patches that can be changed, or the side is no multiple of the new one.
     """
-    from timm.layers import resample_patch_embed
-
-    visual, side = clip.model.visual, clip.side
-    trunk = getattr(visual, "trunk", None)
-    if trunk is not None and hasattr(trunk, "set_input_size") and hasattr(getattr(trunk, "patch_embed", None), "proj"):
-        if side % patch:
-            raise _impossible(clip, side, f"it is no multiple of the patch of {patch}", side // patch * patch)
-        trunk.set_input_size(img_size=(side, side), patch_size=(patch, patch))
-        return clip
-    if not (hasattr(visual, "conv1") and hasattr(visual, "patch_size")):
+    if clip.side % patch:
+        fix = f"Use a patch that divides {clip.side}."
         raise ClipftError(
-            f"patch {patch} for {clip.source}",
-            "its image tower has no patches",
-            "Leave model.patch empty.",
-            code="model.no_patches",
+            f"a patch of {patch}", f"the side {clip.side} is no multiple of it", fix, code="model.impossible_side"
         )
-    weight = resample_patch_embed(visual.conv1.weight.detach(), [patch, patch])
-    visual.conv1.weight = nn.Parameter(weight.contiguous(), requires_grad=visual.conv1.weight.requires_grad)
-    visual.conv1.kernel_size = visual.conv1.stride = (patch, patch)
-    visual.patch_size = (patch, patch)
+    clip.tower.set_patch(patch, clip.side)
     clip.config["model_cfg"]["vision_cfg"]["patch_size"] = patch
-    return set_side(clip, side)
+    return clip
 
 
 def set_context(clip: Clip, length: int) -> Clip:
@@ -118,7 +80,3 @@ def set_context(clip: Clip, length: int) -> Clip:
     clip.tokenizer.context_length = length
     text["context_length"] = length
     return clip
-
-
-def _impossible(clip: Clip, side: int, why: str, instead: int | None = None) -> ClipftError:
-    return ClipftError(f"side {side} for {clip.source}", why, f"Use {instead or clip.side}.", code="model.impossible_side")

@@ -53,8 +53,8 @@ class ModelSpec(Section):
         title="Start model",
         description=(
             "`starter`, `champion`, an open_clip name and pretrained tag (`ViT-B-32:openai`), a registered version "
-            "(`models:/clipft-industrial/3`), or a folder with a model package; a data set is checked with its tokenizer, so that no "
-            "caption is too long for it"
+            "(`models:/clipft-industrial/3`), `hf-hub:<owner>/<name>`, or a folder with a model package (docs/models.md); a data set is "
+            "checked with its tokenizer, so that no caption is too long for it"
         ),
         examples=["starter", "champion", "ViT-B-32:openai", "ViT-B-16:laion2b_s34b_b88k"],
         json_schema_extra={"pattern": r"^\S(.*\S)?$"},

@@ -10,13 +10,14 @@ from ..spec import RunSpec
 def run(spec: RunSpec) -> PlanResult:
     """Pin down what the run works on, and measure the hardware with the start model.
 
-    Raises: ClipftError when the data set or start model cannot be had, or no batch fits.
+    Raises: ClipftError when the data set or start model cannot be had, the model cannot be opened again once it is written or
+        takes no images of a size that is asked for, or no batch fits.
     """
     from .. import objectives
     from ..data import versioning
     from ..domains import get_domain
-    from ..model import build
-    from ..train import plan, validation
+    from ..model import build, reopening
+    from ..train import plan, schedule, validation
 
     if spec.blend.points or spec.train.max_forgetting < 1:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
@@ -26,6 +27,7 @@ def run(spec: RunSpec) -> PlanResult:
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
     digest, start = clip.digest, clip.source
     build.prepare(clip, spec)
+    reopening.check_reopens(clip, sorted({*schedule.sides(spec.resolution, clip.tower.multiple), *spec.resolution.evaluate}))
     made = plan.make(spec, clip, rows=dataset.card.counts["train"])
     say(f"{dataset.tag} from {start}")
     for line in made.lines():

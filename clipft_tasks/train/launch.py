@@ -32,7 +32,6 @@ from ..spec import RunSpec
 from . import distributed, loop, validation
 from .checkpoint_sync import BufferedLogger, CheckpointUploader
 from .checkpoints import Checkpoints
-from .plan import multiple
 from .schedule import sides
 from .step_log import Log, Row
 
@@ -189,7 +188,7 @@ def _work(
     dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
 
     data = TrainingData.open(
-        dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, multiple(clip))), batch=spec.train.batch,
+        dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, clip.tower.multiple)), batch=spec.train.batch,
         seed=spec.train.seed, sampling=spec.train.sampling, aspect=spec.resolution.aspect, workers=job.plan.workers.value,
         gray_bits=clip.prepared().gray_bits, prompts=clip.prepared().prompts,
     )  # fmt: skip

@@ -36,7 +36,7 @@ from .checkpoints import Checkpoints
 from .distributed import ALONE, World
 from .micro_batches import MicroBatches
 from .param_groups import ParamGroup, groups
-from .plan import EVERY, attention_policy, multiple
+from .plan import EVERY, attention_policy
 from .schedule import Schedule
 from .state import PullToStart, TrainingState, WeightAverage
 from .step import Towers
@@ -111,7 +111,7 @@ def train(work: Work) -> dict[str, float]:
     # What trains it, and how far it got.
     per_epoch = work.data.sampler.steps_per_epoch
     last = per_epoch * spec.epochs
-    schedule = Schedule(spec, work.resolution, work.data.how, last, multiple(clip))
+    schedule = Schedule(spec, work.resolution, work.data.how, last, clip.tower.multiple)
     own = groups(model, spec)
     pull = PullToStart(own, spec.l2_start) if spec.l2_start else None
     state = _beginning(work, own)

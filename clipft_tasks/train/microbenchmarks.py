@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,8 +18,45 @@ from ..devices.memory import is_out_of_memory
 from ..devices.precision import DTYPES, MEMORY_FORMATS, precision_context
 from ..model import attention
 from ..model.clip import Clip
+from .step import freeze_statistics
 
 CAPTION = "an average caption of about a dozen words or so"
+
+
+@contextmanager
+def same_random_numbers(device: str) -> Iterator[None]:
+    """Random numbers that are drawn in here are drawn again afterwards."""
+    own = backend(device)
+    host, state = torch.get_rng_state(), own.rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        own.set_rng_state(state)
+
+
+@contextmanager
+def undisturbed(clip: Clip) -> Iterator[None]:
+    """A measurement in the mode of training, after which the model and all random numbers are as they were.
+
+    It is made with the very model that is trained next, so nothing may stay of it: no statistics of batch norm, no gradient.
+    """
+    model = clip.model
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with same_random_numbers(clip.device.type):
+            model.train()
+            freeze_statistics(model)
+            yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
 
 
 def remembered(what: str, measure: Callable[[], float]) -> float:
@@ -37,7 +75,8 @@ def remembered(what: str, measure: Callable[[], float]) -> float:
 def product_flops(device: str, precision: Precision, atleast: float = 0.0) -> float:
     """Arithmetic of a square matrix product per second. Stops early once it is clearly below `atleast`."""
     size = backend(device).matmul_size
-    a = torch.randn(size, size, device=device).to(DTYPES[precision])
+    with same_random_numbers(device):
+        a = torch.randn(size, size, device=device).to(DTYPES[precision])
     best = math.inf
     for attempt in range(6):
         began = time.perf_counter()
@@ -54,11 +93,12 @@ def image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Preci
 
     Raises: ClipftError when a single image does not fit.
     """
+    clip.to(device).model.to(memory_format=MEMORY_FORMATS[layout])
     while True:
         try:
-            return _image_step_seconds(clip, device, layout, precision, side, images)
+            with undisturbed(clip):
+                return _image_step_seconds(clip, device, layout, precision, side, images)
         except Exception as error:
-            clip.model.zero_grad(set_to_none=True)
             if not is_out_of_memory(error):
                 raise
             if images == 1:
@@ -73,10 +113,8 @@ def image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Preci
 
 
 def _image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Precision, side: int, images: int) -> float:
-    clip.to(device).model.train().to(memory_format=MEMORY_FORMATS[layout])
     batch = clip.normalize(torch.zeros(images, 3, side, side)).contiguous(memory_format=MEMORY_FORMATS[layout])
     best = float("inf")
-    state = {k: v.clone() for k, v in clip.model.named_buffers()}  # batch norm's statistics must not move by a measurement
     for attempt in range(3):
         began = time.perf_counter()
         with precision_context(device, precision):
@@ -85,10 +123,6 @@ def _image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Prec
         float(out.detach())
         if attempt:
             best = min(best, time.perf_counter() - began)
-    clip.model.zero_grad(set_to_none=True)
-    for name, buffer in clip.model.named_buffers():
-        buffer.copy_(state[name])
-    clip.model.eval()
     return best / images
 
 
@@ -115,16 +149,15 @@ def kept_bytes(clip: Clip, side: int, precision: Precision, policy: attention.Po
         del held
         return total
 
-    clip.model.train()
-    one, two = kept(1), kept(3)
-    clip.model.eval()
+    with undisturbed(clip):
+        one, two = kept(1), kept(3)
     each = max((two - one) / 2, 1.0)
     return max(one - each, 0.0), each
 
 
 def pair_flops(clip: Clip, side: int) -> float:
     """Arithmetic of one pair's forward and backward pass: three times the forward's, as is usual."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with undisturbed(clip), torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip.encode_images(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=clip.device))
         clip.encode_texts([CAPTION])
     return 3.0 * int(counter.get_total_flops())

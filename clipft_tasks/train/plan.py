@@ -69,15 +69,6 @@ def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
     return _Planner(spec, clip, machine, backend(machine.device)).plan(rows)
 
 
-def multiple(clip: Clip) -> int:
-    """What every image side must be a multiple of: the patch, or 16 for convolutional towers."""
-    visual = clip.model.visual
-    patch = getattr(visual, "patch_size", None) or getattr(
-        getattr(getattr(visual, "trunk", None), "patch_embed", None), "patch_size", None
-    )
-    return int(patch[0]) if patch else 16
-
-
 @dataclass(frozen=True)
 class _Kept:
     """What towers keep for the backward pass, with blocks checkpointed in one way.
@@ -107,7 +98,7 @@ class _Planner:
         precision = self.precision(layout.value)
         batch = min(spec.train.batch, rows)
         steps = max(1, rows // batch) * spec.train.epochs
-        sides = schedule.sides(spec.resolution, multiple(clip))
+        sides = schedule.sides(spec.resolution, clip.tower.multiple)
         processes = self.processes(batch)
         share = -(-batch // processes.value)
         limit, limit_gb = self.memory_limit(processes.value)
@@ -130,7 +121,8 @@ class _Planner:
             workers=self.workers(processes.value),
             memory_gb=limit_gb,
             phases=Decision(
-                tuple(schedule.phases(spec.resolution, steps, multiple(clip))), f"{spec.resolution.schedule}, {steps} steps"
+                tuple(schedule.phases(spec.resolution, steps, clip.tower.multiple)),
+                f"{spec.resolution.schedule}, {steps} steps",
             ),
             attention=attention,
             checkpointing=self.checkpointing(kept),
@@ -214,10 +206,7 @@ class _Planner:
             return Decision(asked, "asked for")
         if self.device.fused_attention:
             return Decision("fused", f"{self.device.name} has a fused kernel for both passes")
-        visual = self.clip.model.visual
-        convolutional = not (hasattr(visual, "patch_size") or hasattr(getattr(visual, "trunk", None), "patch_embed"))
-        tokens = (side // multiple(self.clip)) ** 2 + 1
-        longest = max(0 if convolutional else tokens, self.clip.context_length)
+        longest = max(self.clip.tower.tokens(side), self.clip.context_length)
         if longest > attention.pays_from(HEAD):
             return Decision(
                 "chunked", f"no fused backward here, and scores of {longest} tokens would outweigh all else that is kept"

@@ -69,7 +69,7 @@ class Towers:
     def text_features(self, tokens: Tensor, seed: int) -> Tensor:
         """Features of texts (p, d), fp32."""
         tokens = tokens.to(self.clip.device, non_blocking=True)
-        encode = partial(by_length, self.text) if self.clip.pays_by_length(tokens) else self.text
+        encode = partial(by_length, self.text, pad=self.clip.pad) if self.clip.pays_by_length(tokens) else self.text
         return self._run(encode, tokens, seed)
 
     def _run(self, encode: Encoder, inputs: Tensor, seed: int) -> Tensor:
