@@ -41,7 +41,7 @@ def test_the_same_side_changes_nothing_and_another_is_taken(home, tiny):
 
 
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_one_that_is(home, tiny):
-    with refuses("model.impossible_side", "side 44", "patch of 8", "Use 40"):
+    with refuses("model.impossible_side", "images of 44 pixels", "patch of 8", "Use 40"):
         set_side(build.load(str(tiny)), 44)
 
 
