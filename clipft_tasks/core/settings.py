@@ -70,6 +70,9 @@ class Settings(EnvironmentSettings):
         None, description="MLflow's own database (SQLAlchemy URL), for backup, gc and upgrade; default: SQLite under home"
     )
     alert_token: SecretStr | None = Field(None, description="what Alertmanager must show to call back")
+    notify: SecretStr | None = Field(
+        None, description="whom to tell, by mail, Slack or webhook: addresses separated by spaces (clipft_tasks/ops/notify.py)"
+    )
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
