@@ -11,7 +11,7 @@ Expectations) and links the **data report**; `version` adds, pushes, commits and
 """
 
 from airflow.sdk import AssetAlias, dag, get_current_context, task
-from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, dataset_asset, options_of, params
+from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, dataset_asset, options_of, params
 
 
 @dag(
@@ -21,6 +21,7 @@ from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, dataset_asset, o
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
+    deadline=LATE,
     params=params("run", "data", only=("model.start",), without=("dataset",), folded=("model.start",)),
     tags=["clipft", "data"],
     doc_md=__doc__,
@@ -35,10 +36,10 @@ def clipft_dataset() -> None:
         doc_md="DVC add, push; git commit, tag; asset event.", outlets=[AssetAlias("clipft-dataset")], **options_of("version")
     )
     def version(results: StageOutput, params: Form | None = None) -> StageOutput:
-        made = tasks.run("version", params, results)
-        if made["new"]:
+        made, context = tasks.run("version", params, results), get_current_context()
+        if made["new"] or context["ti"].try_number > 1:  # the try before may have been killed between tag and event
             told = {k: made[k] for k in ("domain", "dataset", "revision", "rows", "counts")}
-            get_current_context()["outlet_events"][AssetAlias("clipft-dataset")].add(dataset_asset(made["domain"]), extra=told)
+            context["outlet_events"][AssetAlias("clipft-dataset")].add(dataset_asset(made["domain"]), extra=told)
         return made
 
     version(tasks.needed("version"))

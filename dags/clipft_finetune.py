@@ -11,11 +11,25 @@ so → `promote` makes it champion → `deploy` has the server load it → `veri
 * Every task may be killed at any moment: its retry resumes or finds its own work. One run never makes two model versions.
 * The same form again finds the finished work and says so.
 * A version that the server refuses, or that answers otherwise than recorded, puts the old champion back.
+* From `promote` to `verify` the run holds the domain's lease: another run of the domain waits before it promotes. When the
+  champion became another since the gate, `promote` asks the gate again. `reconcile` gives the lease back, whatever happened.
 """
 
 from airflow.sdk import TaskGroup, XComArg, dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
-from clipft_dag import DEFAULTS, Approval, ChainTasks, Form, StageOutput, options_of, params, spec_of, stage
+from airflow.sdk.exceptions import AirflowSkipException
+from clipft_dag import (
+    DEFAULTS,
+    LATE,
+    Approval,
+    ChainTasks,
+    Form,
+    StageOutput,
+    options_of,
+    params,
+    promote_to_verify,
+    spec_of,
+    stage,
+)
 
 
 @dag(
@@ -25,6 +39,7 @@ from clipft_dag import DEFAULTS, Approval, ChainTasks, Form, StageOutput, option
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
+    deadline=LATE,
     params=params(
         "run",
         "model",
@@ -51,10 +66,13 @@ def clipft_finetune() -> None:
         return spec_of(params or {}).resolution.evaluate
 
     tasks = ChainTasks()
-    tasks.outputs["tune"] = tune(tasks.add("plan"))
+    planned = tasks.add("plan")
+    tasks.outputs["tune"] = tune(planned)
     tasks.add("finetune")
     tasks.add("blend")
-    tasks.add_each("evaluate", resolutions(), "{} px")
+    sizes = resolutions()
+    planned >> sizes
+    tasks.add_each("evaluate", sizes, "{} px")
     tasks.add("gate")
     registered = tasks.add("register")
     approve = Approval(
@@ -67,8 +85,7 @@ def clipft_finetune() -> None:
         retries=0,
     )
     registered >> approve >> tasks.add("rollout")
-    for name in ("promote", "deploy", "verify"):
-        tasks.add(name)
+    promote_to_verify(tasks)
 
 
 def tune(planned: XComArg) -> XComArg:
@@ -93,7 +110,7 @@ def tune(planned: XComArg) -> XComArg:
     @task(trigger_rule="all_done", doc_md="The best trial's values, or the template's, with the reason.")
     def decide(results: StageOutput, params: Form | None = None) -> StageOutput:
         if not results["begun"]:
-            raise AirflowFailException("There is nothing to decide: the study was not begun.")
+            raise AirflowSkipException("There is nothing to decide: the study was not begun.")
         return stage("tune.decide", params, **results)
 
     with TaskGroup("tune", tooltip="Short trainings with other values than the template's; skipped when tune.trials is 0."):

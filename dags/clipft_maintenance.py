@@ -2,13 +2,16 @@
 ### Backup, then what may go
 
 Every Sunday at 04:00 UTC: a backup into a new folder below *folder*, looked at byte by byte, and only then `clipft gc --yes`. What is kept, and for
-how long, is on the page *Operating*; old backups are never removed. Needs the databases and the data sets: it runs on the control plane.
+how long, is on the page *Operating*; old backups are never removed. Needs the databases and the data sets: it runs on the control plane. Beside that `reconcile`
+looks at every domain's champion: whether it was verified, and whether it is what the server answers with.
 
 Paused when first seen: choose a folder on another disk (the form's *folder*, or the default `backups` under home), then switch it on.
 """
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
 from clipft_dag import DEFAULTS, Form, StageOutput, stage
+
+from clipft_tasks.domains import domain_names
 
 
 @dag(
@@ -38,6 +41,11 @@ def clipft_maintenance() -> None:
     def gc(params: Form | None = None) -> StageOutput:
         return stage("maintenance.collect_garbage", {}) if (params or {}).get("clear", True) else {}
 
+    @task(doc_md="Registry and server in line, in every domain, whatever a run that was cut left behind.")
+    def reconcile() -> list[StageOutput]:
+        return [stage("reconcile", {"domain": domain}) for domain in domain_names()]
+
+    reconcile()
     backup() >> gc()
 
 

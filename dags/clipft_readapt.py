@@ -82,7 +82,7 @@ def clipft_readapt() -> None:
     def back(suggested: StageOutput | XComArg, params: Form | None = None) -> dict[str, str]:
         return {"domain": (params or {})["domain"], "version": SuggestResult.model_validate(suggested).version}
 
-    @task(trigger_rule="all_done", doc_md="Record the outcome; open or close the breaker.")
+    @task(trigger_rule="all_done", on_failure_callback=[], doc_md="Record the outcome; open or close the breaker.")
     def close(params: Form | None = None, run_id: str | None = None, ti: Any = None) -> StageOutput:
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
         request, _ = ReadaptRequest.split(params or {})

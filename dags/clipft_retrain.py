@@ -3,7 +3,7 @@
 
 Runs every Monday at 03:00 UTC, and whenever a new dataset version appears (asset `clipft-dataset-<domain>`). It starts
 `clipft_finetune` for each domain concerned, with the domain's own defaults. A domain whose data did not change costs
-seconds, since the finished work is found again.
+seconds, since the finished work is found again. A version that a re-adaptation made of captures is left to that re-adaptation.
 
 Paused when first seen: switch it on to let models follow their data without anyone asking.
 """
@@ -51,10 +51,13 @@ def clipft_retrain() -> None:
         given = dict(params or {})
         asked = given.pop("domains", None)
         events = [e for found in get_current_context()["triggering_asset_events"].values() for e in found]
-        fresh = sorted({e.extra["domain"] for e in events if "domain" in e.extra})
+        fresh = {e.extra.get("dataset", ""): e.extra["domain"] for e in events if "domain" in e.extra}
+        known = {d: found for d in asked or sorted({*fresh.values()}) or domain_names() if (found := versioning.versions(d))}
+        if events and not asked:  # what a re-adaptation made of captures it trains on itself
+            own = {version.tag for found in known.values() for version in found if version.card.captured}
+            known = {d: found for d, found in known.items() if any(fresh[tag] == d for tag in fresh.keys() - own)}
         # Always the newest version: events may be many, old, and in any order.
-        newest = {d: found[-1].tag for d in asked or fresh or domain_names() if (found := versioning.versions(d))}
-        return [{"conf": {**given, "domain": d, "dataset": v}} for d, v in newest.items()]
+        return [{"conf": {**given, "domain": d, "dataset": found[-1].tag}} for d, found in known.items()]
 
     TriggerDagRunOperator.partial(
         task_id="finetune", trigger_dag_id="clipft_finetune", wait_for_completion=False

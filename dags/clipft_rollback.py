@@ -2,11 +2,12 @@
 ### One click back
 
 Makes the previous champion of a domain, or a version that you name, champion again, has the server load it, and verifies
-its answers. The one that stepped down is kept as `previous`, so a second rollback undoes the first.
+its answers. The one that stepped down is kept as `previous`, so a second rollback undoes the first. A version that failed when
+it was last live is passed over, unless you name it. While another run changes the domain's champion, this one waits for it.
 """
 
 from airflow.sdk import Param, dag, task
-from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, options_of, params, stage
+from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, options_of, params, promote_to_verify, stage
 
 from clipft_tasks.stages import chain
 
@@ -39,8 +40,7 @@ def clipft_rollback() -> None:
         return stage("rollback", {"domain": given["domain"]}, version=given["version"] or "")
 
     tasks = ChainTasks(chain.ROLLBACK, fields=("domain",), rollback=rollback())
-    for name in ("promote", "deploy", "verify"):
-        tasks.add(name)
+    promote_to_verify(tasks)
 
 
 clipft_rollback()

@@ -4,35 +4,42 @@
 parameters) and `StageOutput`s (results of other tasks), and calls `stage`.
 """
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, TypeAlias
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Context, Param, XComArg, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+from clipft_notices import FAILED, ApprovalWanted, run_is_late, task_failed
 
-from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.errors import Busy, ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
+from clipft_tasks.ops.reminders import UNANSWERED
 from clipft_tasks.spec import RunSpec, form
 from clipft_tasks.spec.form import JsonSchema
 from clipft_tasks.stages import chain
 from clipft_tasks.stages.call import StageOutput, call_stage
 
 __all__ = [
-    "DATASET_ASSETS", "DEFAULTS", "Approval", "ChainTasks", "Form", "StageOutput", "dataset_asset", "options_of",
-    "params", "spec_of", "stage",
+    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "dataset_asset", "options_of",
+    "params", "promote_to_verify", "spec_of", "stage",
 ]  # fmt: skip
 
 Form: TypeAlias = dict[str, Any]  # a run's `params`: fields of the spec by dotted name, and the DAG's own; JSON of any kind
 Options: TypeAlias = dict[str, Any]  # keyword arguments of an operator
 POOL = "accelerator"
+BUSY = timedelta(seconds=10)  # until a task looks again whether what it waits for is free
+log = logging.getLogger("clipft")
 
 # A task that is lost (killed, machine gone) is tried again at once: every stage resumes or finds its own work.
 DEFAULTS = {
@@ -42,7 +49,16 @@ DEFAULTS = {
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=5),
     "execution_timeout": timedelta(hours=1),
+    "on_failure_callback": task_failed,
 }
+
+# A run that has not ended half an hour after the time that the last ones took on average: somebody is told.
+LATE = DeadlineAlert(
+    reference=DeadlineReference.AVERAGE_RUNTIME(max_runs=10, min_runs=3),
+    interval=timedelta(minutes=30),
+    callback=AsyncCallback(run_is_late),
+    name="later than usual",
+)
 
 # Tasks that need the accelerator: one at a time, on the queue and executor that settings name.
 ACCELERATOR: Options = {
@@ -109,21 +125,43 @@ def spec_of(given: Form) -> RunSpec:
     try:
         return RunSpec.from_flat(given)
     except ClipftError as error:
-        raise AirflowFailException(error.line) from error
+        raise _failed(error) from None
+
+
+def _failed(error: ClipftError) -> AirflowFailException:
+    """What ends the task: three lines in its log, above the traceback that Airflow adds."""
+    for name, said in (
+        ("What", error.what),
+        ("Why", error.why),
+        ("Way out", error.fix or "docs/errors.md lists what it means."),
+    ):
+        log.error("%s: %s", name, said)
+    try:
+        get_current_context()["ti"].xcom_push(key=FAILED, value=error.line)  # for the run's note
+    except RuntimeError:  # outside of a run
+        pass
+    return AirflowFailException(error.line)
 
 
 def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
     """Run a stage in this task's process: `NAME` for its `run`, `NAME.PART` for a part of one that takes several tasks.
 
-    What a person must mend fails the task without retries; everything else is tried again.
+    What a person must mend fails the task without retries; what another run holds is waited for, without a slot and without
+    using a try up; everything else is tried again.
     """
     _end_with_parent()
+    _log_by_level("mlflow")
     spec = spec_of(given or {})
     began = time.monotonic()
     try:
-        result = call_stage(name, spec, inputs, dag_run=_dag_run())
+        result = call_stage(name, spec, inputs, dag_run=_dag_run(), last_try=_is_last_try())
+    except Busy as busy:
+        log.info("Waiting: %s", busy)
+        raise AirflowRescheduleException(datetime.now(UTC) + BUSY) from None
     except ClipftError as error:
-        raise AirflowFailException(error.line) from error
+        raise _failed(error) from None
+    for page, address in (result.get("links") or {}).items():
+        print(f"{page}: {address}", flush=True)  # a line of its own, which Airflow's log makes a link
     return result | {"seconds": round(time.monotonic() - began, 2)}
 
 
@@ -134,6 +172,21 @@ def _dag_run() -> str:
     except RuntimeError:
         return ""
     return f"{run.dag_id}/{run.run_id}"
+
+
+def _is_last_try() -> bool:
+    """Whether Airflow does not try this task again when this try fails."""
+    try:
+        ti = get_current_context()["ti"]
+    except RuntimeError:
+        return True
+    return ti.try_number > ti.max_tries
+
+
+def _log_by_level(name: str) -> None:
+    """Let a library's log lines come through Airflow's log: by itself it writes them to stderr, which Airflow shows as errors."""
+    library = logging.getLogger(name)
+    library.handlers, library.propagate = [], True
 
 
 def options_of(name: str) -> Options:
@@ -199,6 +252,18 @@ class ChainTasks:
         return {each.collected: list(result)} if each else result
 
 
+def promote_to_verify(tasks: ChainTasks) -> None:
+    """The tasks that change the champion, and one that ends them whatever became of them: it gives the domain's lease back, and brings
+    registry and server into line."""
+
+    @task(doc_md=chain.STAGES["reconcile"].summary)
+    def reconcile(params: Form | None = None) -> StageOutput:
+        return stage("reconcile", {"domain": (params or {})["domain"]})
+
+    promoted, _, verified = [tasks.add(name) for name in ("promote", "deploy", "verify")]
+    verified >> reconcile().as_teardown(setups=promoted)  # type: ignore[arg-type]  # it takes an XComArg too
+
+
 def _each(declared: chain.Stage) -> chain.Each:
     if declared.each is None:
         raise ValueError("it runs once, and not for each of several values")
@@ -234,7 +299,8 @@ class Approval(ApprovalOperator):
     template_fields = (*ApprovalOperator.template_fields, "required")
 
     def __init__(self, *, required: str, **kwargs: Any) -> None:  # those of Airflow's own
-        super().__init__(**kwargs)
+        # A person who says no is no failure to tell people of.
+        super().__init__(notifiers=[ApprovalWanted()], on_failure_callback=[], execution_timeout=None, **kwargs)
         self.required = required
 
     def execute(self, context: Context) -> Any:  # what Airflow's own returns
@@ -243,5 +309,5 @@ class Approval(ApprovalOperator):
             return None
         hours = float(context["params"]["approval.hours"] or form()["approval.hours"]["default"])
         self.response_timeout = timedelta(hours=hours)
-        self.body = f"{self.body or ''}\n\nUnanswered after {hours:g} h means {', '.join(self.defaults or [])}."
+        self.body = f"{self.body or ''}\n\n{UNANSWERED.format(hours)} {', '.join(self.defaults or [])}."
         return super().execute(context)

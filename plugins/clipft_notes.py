@@ -15,6 +15,7 @@ from clipft_tasks.contracts.gate import GateVerdict
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
+    from sqlalchemy.orm import Session
 
 MOST = 900  # characters; Airflow takes 1,000
 log = logging.getLogger("clipft")
@@ -34,24 +35,22 @@ def on_dag_run_failed(dag_run: "DagRun", msg: str) -> None:
 def _note(dag_run: "DagRun") -> None:
     """Write the note, unless a person wrote one. A note that cannot be made is none: the scheduler goes on."""
     try:
-        if dag_run.dag_id in NOTES and not dag_run.note:
-            returned, errors = _said(dag_run)
+        session = object_session(dag_run)
+        if session is not None and dag_run.dag_id in NOTES and not dag_run.note:
+            returned, errors = _said(dag_run, session)
             if text := sentence(dag_run.dag_id, returned, errors):
                 dag_run.note = text[:MOST]
     except Exception as error:
         log.warning("No note for %s %s: %r", dag_run.dag_id, dag_run.run_id, error)
 
 
-def _said(dag_run: "DagRun") -> tuple[dict[str, Any], dict[str, str]]:
+def _said(dag_run: "DagRun", session: "Session") -> tuple[dict[str, Any], dict[str, str]]:
     """What each task returned, and what ended those that failed."""
     from airflow.models.xcom import XComModel
 
-    session = object_session(dag_run)
-    if session is None:
-        return {}, {}
-    rows = list(session.execute(XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id)).scalars())
+    rows: list[Any] = list(session.execute(XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id)).scalars())
     read = {(row.key, row.task_id): XComModel.deserialize_value(row) for row in rows if row.map_index < 0}
-    errors = {(row.task_id): str(XComModel.deserialize_value(row)) for row in rows if row.key == FAILED}
+    errors = {row.task_id: str(XComModel.deserialize_value(row)) for row in rows if row.key == FAILED}
     return {task: value for (key, task), value in read.items() if key == "return_value"}, errors
 
 

@@ -1,7 +1,8 @@
-"""Airflow plugin: the alert callback, the page of models, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
+"""Airflow plugin: the alert callback, the page of models, notes of runs, and links from a task to what it made. A stage returns `{"links": {name: url}}`; here they become buttons."""
 
 from typing import TYPE_CHECKING
 
+import clipft_notes
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
 from clipft_alerts import app as web
@@ -54,3 +55,4 @@ class ClipftPlugin(AirflowPlugin):
     fastapi_apps = [{"app": web, "url_prefix": "/clipft", "name": "clipft"}]
     external_views = [{"name": "Models", "href": "/clipft/models", "destination": "nav", "url_route": "clipft-models"}]
     global_operator_extra_links = LINKS
+    listeners = [clipft_notes]

@@ -1,4 +1,4 @@
-"""`clipft STAGE`, `run`, `rollback`, `compare`, `spec`, `stages`: what Airflow runs, by hand."""
+"""`clipft STAGE`, `run`, `rollback`, `reconcile`, `compare`, `spec`, `stages`: what Airflow runs, by hand."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import ClipftError
+from ..domains import domain_names
 from ..spec import RunSpec
 from ..stages import chain
 from ..stages.call import StageOutput, call_stage
@@ -76,6 +77,14 @@ def rollback(domain: str, version: str) -> None:
     for name in list(chain.ROLLBACK)[1:]:
         done[name] = chain.run_stage(name, spec, done.__getitem__, chain.ROLLBACK)
     _show(done["verify"])
+
+
+@click.command("reconcile")
+@click.option("--domain", default="", help="one domain [default: all]")
+def reconcile(domain: str) -> None:
+    """Bring registry and server into line where a run was cut: verify the champion, or go back; the server gets the champion."""
+    for name in [domain] if domain else domain_names():
+        _show(call_stage("reconcile", open_spec({"domain": name}), {}))
 
 
 @click.command("compare")

@@ -163,6 +163,14 @@ class RollbackResult(StageResult):
     version: str
 
 
+class ReconcileResult(StageResult):
+    """What was brought into line: champion: the version's number now, "" for nobody. done: in a sentence; "" for nothing."""
+
+    domain: str
+    champion: str
+    done: str
+
+
 class CompareResult(StageResult):
     """Where a comparison is kept, and what to read first.
 

@@ -1,6 +1,8 @@
 """The one exception that a person is meant to read."""
 
-__all__ = ["ClipftError", "Transient"]
+from datetime import UTC, datetime
+
+__all__ = ["Busy", "ClipftError", "Transient"]
 
 
 class ClipftError(Exception):
@@ -29,3 +31,16 @@ class ClipftError(Exception):
 
 class Transient(Exception):
     """A neighbor is away (server, registry, remote): worth trying again."""
+
+
+class Busy(Transient):
+    """Another changes the same thing just now.
+
+    Args:
+        what: the thing. holder: who changes it. until: when that ends at the latest (seconds since 1970).
+    """
+
+    def __init__(self, what: str, holder: str, until: float) -> None:
+        self.what, self.holder, self.until = what, holder, until
+        at = datetime.fromtimestamp(until, UTC)
+        super().__init__(f"{what} is being changed by {holder}, until {at:%H:%M:%S} UTC at the latest.")

@@ -4,12 +4,10 @@ import json
 import time
 from collections.abc import Callable
 
-from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from ..contracts.drift import IncidentState
-from ..core.settings import settings
-from ..tracking import client, model_name, retryable
+from ..tracking import client, exclusively, model_name, retryable
 from ..tracking.connection import is_unreachable
 from .incidents import expire_probation
 
@@ -31,8 +29,8 @@ def load(domain: str) -> IncidentState:
 
 
 def update(domain: str, change: Callable[[IncidentState], IncidentState]) -> IncidentState:
-    """Read, change and write back, alone on this machine; nothing is written where nothing changed. Returns the new state."""
-    with FileLock(str(settings().folder("cache") / f"incidents-{domain}.lock")):
+    """Read, change and write back, alone among all machines; nothing is written where nothing changed. Returns the new state."""
+    with exclusively(f"incidents.{domain}"):
         before = load(domain)
         after = change(before)
         if after != before:

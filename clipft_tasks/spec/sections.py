@@ -329,7 +329,8 @@ class GateSpec(Section):
     metric: str = Field(
         "balanced_accuracy",
         title="Deciding metric",
-        description="metric compared with the champion (or the start model) on the same test rows",
+        description="metric compared with the champion (or the start model) on the same test rows; the first that these allow where "
+        "they do not allow the domain's usual one; one that you choose and they do not allow fails",
         json_schema_extra={"enum": list(HEADLINES)},
     )
     rules: list[GateRule] = Field(

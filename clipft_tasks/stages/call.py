@@ -15,13 +15,14 @@ from ..spec import RunSpec
 StageOutput: TypeAlias = dict[str, Any]  # the JSON of a stage's record, as XCom and files hold it: it has no narrower type
 
 
-def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: str = "") -> StageOutput:
+def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: str = "", last_try: bool = True) -> StageOutput:
     """Run a stage on results of other stages as they come out of XCom or a file.
 
     Args:
         name: `module` or `module.function` of `clipft_tasks.stages`; without a function it is `run`.
         inputs: JSON by parameter name; each becomes what the stage's annotation says.
         dag_run: the Airflow run that asks, for stages that note it.
+        last_try: whether nobody tries again when it raises Transient, for stages that then undo what they began.
     Returns: JSON.
     Raises: what the stage raises; ClipftError where an input is not what the stage takes.
     """
@@ -30,7 +31,8 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
     hints = get_type_hints(stage)
     known = inspect.signature(stage).parameters
     read = {}
-    noted = {"dag_run": dag_run} if dag_run and "dag_run" in known else {}
+    about = {"last_try": last_try} | ({"dag_run": dag_run} if dag_run else {})
+    noted = {key: value for key, value in about.items() if key in known}
     for key, value in (noted | dict(inputs)).items():
         try:
             hint = hints.get(key)

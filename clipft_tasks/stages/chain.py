@@ -150,7 +150,11 @@ CHAIN: dict[str, Stage] = {
         {"version": "register.version"},
         hours=6,
     ),
-    "promote": Stage("Make it champion; the one before is kept as previous.", {"version": "rollout.version"}),
+    "promote": Stage(
+        "Make it champion, under the domain's lease; the one before is kept as previous.",
+        {"version": "rollout.version", "opponent": "gate.opponent"},
+        hours=24,  # where the champion changed since the gate, the models are evaluated here
+    ),
     "deploy": Stage(
         "Make the server load it and check it against its recorded answers.",
         {"version": "promote.version", "previous": "promote.previous"},
@@ -177,6 +181,7 @@ OTHERS: dict[str, Stage] = {
     "triage": Stage("Decide whether an alert is acted on."),
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),
+    "reconcile": Stage("Bring registry and server into line, after a run that was cut."),
     "maintenance": Stage("Back the installation up, and remove what may go."),
 }
 

@@ -3,10 +3,13 @@
 import time
 from collections.abc import Mapping
 
-from ..contracts.drift import IncidentState, LiveAccuracy, Outcome, Probation
+from ..contracts.drift import Breaker, IncidentState, LiveAccuracy, Outcome, Probation
+from ..contracts.notice import Notice
 from ..contracts.stages import CloseResult
 from ..core.console import say
 from ..drift import incidents
+from ..drift.thresholds import BREAKER_SECONDS
+from ..ops import notify
 from ..spec import RunSpec
 
 
@@ -28,8 +31,11 @@ def run(spec: RunSpec, states: Mapping[str, str | None], incident: str = "", liv
     outcome: Outcome = "failed" if failed else "recovered" if done & {"finetune", "rollback"} else "declined"
     begun = False
 
+    breaker_was: Breaker = "closed"
+
     def ended(state: IncidentState) -> IncidentState:
-        nonlocal outcome, begun
+        nonlocal outcome, begun, breaker_was
+        breaker_was = incidents.breaker(state, now)
         found = state.incident
         if found is None or found.id != incident:
             return state
@@ -48,6 +54,10 @@ def run(spec: RunSpec, states: Mapping[str, str | None], incident: str = "", liv
 
     state = incident_store.update(spec.domain, ended)
     breaker = incidents.breaker(state, now)
+    if breaker == "open" and breaker_was != "open":
+        hours = BREAKER_SECONDS / 3600
+        text = f"{state.failures} re-adaptations failed in a row. Drift of {spec.domain} is not acted on for {hours:g} h, unless you reset it."
+        notify.tell(Notice(event="breaker_open", title=f"{spec.domain}: the breaker is open", text=text, domain=spec.domain))
     result = CloseResult(outcome="probation" if begun else outcome, failed=failed, breaker=breaker, failures=state.failures)
     say(f"{spec.domain}: {result.outcome}; the breaker is {breaker} ({state.failures} failures in a row).")
     return result

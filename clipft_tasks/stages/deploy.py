@@ -2,31 +2,35 @@
 
 from ..contracts.stages import DeployResult
 from ..core.console import say
+from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
+from .champion import changing, go_back, require_champion
 
 
-def run(spec: RunSpec, version: str, previous: str = "") -> DeployResult:
+def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "", last_try: bool = False) -> DeployResult:
     """Tell the server and wait until this version is live.
 
-    Raises: Transient when the server is away, or a replica does not follow; ClipftError when it refuses the version, after the old champion is back.
+    Raises: Transient when the server is away, or a replica does not follow; ClipftError when it refuses the version, or on the last
+        try, after the old champion is back; likewise when another version was promoted since.
     """
-    from .. import tracking
-
-    server = ServerClient()
-    try:
-        loaded = server.load(spec.domain, version)
-    except ServerRefusalError as error:
-        # 409 is about this version; anything else (a wrong token, say) is not its fault.
-        tracking.restore(spec.domain, previous or None, failed=version if error.status == 409 else "")
-        say(
-            f"The server refused version {version}; "
-            + (f"version {previous} is champion again." if previous else "nobody is champion.")
-        )
-        raise
+    with changing(spec.domain, dag_run):
+        require_champion(spec.domain, version, previous)
+        server = ServerClient()
+        try:
+            loaded = server.load(spec.domain, version)
+            replicas = server.wait_for_version(spec.domain, version)
+        except ServerRefusalError as error:
+            # 409 is about this version; anything else (a wrong token, say) is not its fault.
+            back = go_back(spec.domain, version, previous, failed=error.status == 409)
+            raise ClipftError(f"version {version} of {spec.domain}", error.why, back, code=error.code) from None
+        except Transient as error:
+            if not last_try:
+                raise
+            back = go_back(spec.domain, version, previous, failed=False)
+            raise ClipftError(f"version {version} of {spec.domain}", str(error).rstrip("."), back, code="deploy.away") from None
     say(f"Version {loaded.version} of {spec.domain} is live after {loaded.load_seconds:.1f} s.")
-    replicas = server.wait_for_version(spec.domain, version)
     links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
     return DeployResult(
         version=version, replaced=loaded.replaced or "", load_seconds=loaded.load_seconds, replicas=replicas, links=links

@@ -3,6 +3,7 @@
 from ..contracts.evaluation import EvaluationResult, Role
 from ..core.console import say
 from ..spec import RunSpec
+from .gate import deciding_metric
 
 RECIPE = 4  # raise when the same models and rows give another result, so that an old one is not taken for it
 
@@ -47,9 +48,7 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
         prepare_for_inference(clip, spec.memory.device)
     task = zero_shot.Task(dataset, size, spec.evaluate.batch)
     names = zero_shot.headlines(dataset)
-    metric = spec.gate.metric if spec.gate.metric in names else names[0]
-    if metric != spec.gate.metric:
-        say(f"The test rows of {dataset.version.tag} do not allow {spec.gate.metric}: the gate looks at {metric}.")
+    metric = deciding_metric(spec, names, dataset.version.tag)
     found = evaluator.evaluate(
         models, task, spec, domain=domain, metric=metric, names=names, opponent=tracking.version_number(champion), key=key
     )

@@ -7,6 +7,7 @@ from ..contracts.gate import GateVerdict
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..spec import RunSpec
+from ..spec.metric_catalog import METRICS
 
 REPORT = "evaluation/report.html"
 
@@ -59,3 +60,26 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
             code="gate.not_passed",
         )
     return verdict
+
+
+def deciding_metric(spec: RunSpec, allowed: Sequence[str], dataset: str) -> str:
+    """The metric that the gate looks at: `gate.metric`, or, where that is only what the domain's profile says, the first that the test
+    rows allow.
+
+    Args:
+        allowed: headline metrics that the test rows allow.
+    Raises: ClipftError when somebody chose one that cannot be computed: another one would be another question.
+    """
+    metric = spec.gate.metric
+    if metric in allowed:
+        return metric
+    if metric != RunSpec.from_flat({"domain": spec.domain}).gate.metric:
+        raise ClipftError(
+            f"gate.metric {metric}",
+            f"the test rows of {dataset} do not allow it: "
+            + ("they have no labels" if METRICS[metric].needs_labels else "they have one caption"),
+            f"They allow {', '.join(allowed)}.",
+            code="gate.metric_not_computable",
+        )
+    say(f"The test rows of {dataset} do not allow {metric}, the usual metric of {spec.domain}: the gate looks at {allowed[0]}.")
+    return allowed[0]

@@ -5,6 +5,8 @@ import math
 from ..contracts.stages import PlanResult
 from ..core.console import say
 from ..spec import RunSpec
+from ..spec.metric_catalog import HEADLINES, METRICS
+from .gate import deciding_metric
 
 
 def run(spec: RunSpec) -> PlanResult:
@@ -22,6 +24,8 @@ def run(spec: RunSpec) -> PlanResult:
     if spec.blend.points or spec.train.max_forgetting < 1:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
+    if len(dataset.card.classes) < 2:  # without labels; whether captions differ shows when the rows are read
+        deciding_metric(spec, [name for name in HEADLINES if not METRICS[name].needs_labels], dataset.tag)
     objectives.make(spec.objective, sorted(dataset.card.classes))  # a wrong option shows here, not after the data was read
     clip = build.load(spec.model.start, domain=spec.domain)
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)

@@ -27,10 +27,15 @@ def run(spec: RunSpec, version: str = "") -> RollbackResult:
                 "Name one; MLflow's models page lists them.",
                 code="rollback.no_previous",
             )
-        target = tracking.version_number(before)
-        if target == tracking.version_number(
-            tracking.champion(spec.domain)
-        ):  # cut between its two writes: finish what was begun
+        target, champion = tracking.version_number(before), tracking.version_number(tracking.champion(spec.domain))
+        if target == champion:  # cut between its two writes: finish what was begun
             target = tracking.client().get_registered_model(before.name).tags["clipft.promoting"]
+        elif not (target := tracking.not_failed(spec.domain, target, champion)):
+            raise ClipftError(
+                f"rollback of {spec.domain}",
+                f"version {before.version}, kept as previous, failed when it was last live, and so did those before it",
+                "Name a version; it is verified before it stays.",
+                code="rollback.all_failed",
+            )
     say(f"{spec.domain} goes back to version {target}.")
     return RollbackResult(version=target)

@@ -9,14 +9,16 @@ from ..core.errors import ClipftError, Transient
 from ..server.client import ServerClient
 from ..server.trial import objection
 from ..spec import RunSpec
+from .champion import changing
 
 POLL = 2.0  # seconds between two looks
 
 
-def run(spec: RunSpec, version: str) -> RolloutResult:
+def run(spec: RunSpec, version: str, dag_run: str = "") -> RolloutResult:
     """Try a version; nothing happens when the spec asks for no trial, or nothing is live to compare it with.
 
-    Raises: ClipftError when it disagrees, is slow, fails, or too little traffic came; the champion answers everything again.
+    Raises: ClipftError when it disagrees, is slow, fails, or too little traffic came; the champion answers everything again. Busy
+        while another version of the domain is tried.
     """
     asked = spec.rollout
     if not asked.requests:
@@ -27,16 +29,18 @@ def run(spec: RunSpec, version: str) -> RolloutResult:
     if live.get(spec.domain, version) == version:
         say("No trial: no other version is live to compare with.")
         return RolloutResult(version=version, tried=False)
-    try:
-        shadow = _half(spec, version, "shadow", False)
-        canary = _half(spec, version, "canary", True, champion_p95=shadow.seconds_p95.champion)
-    except BaseException as error:
+    with changing(spec.domain, dag_run, "trial") as lease:
         try:
-            server.end_trial(spec.domain)
-        except (ClipftError, Transient) as also:  # what ended the trial matters more
-            error.add_note(str(also))
-        raise
-    server.end_trial(spec.domain)
+            shadow = _half(spec, version, "shadow", False)
+            canary = _half(spec, version, "canary", True, champion_p95=shadow.seconds_p95.champion)
+        except BaseException as error:
+            try:
+                server.end_trial(spec.domain)
+            except (ClipftError, Transient) as also:  # what ended the trial matters more
+                error.add_note(str(also))
+            raise
+        server.end_trial(spec.domain)
+        lease.release()
     return RolloutResult(version=version, tried=True, shadow=shadow, canary=canary)
 
 

@@ -4,12 +4,16 @@ import time
 from collections.abc import Sequence
 
 from ..contracts.drift import ERRORS, DriftAlert, Incident, IncidentState, Probation
+from ..contracts.notice import Notice
 from ..contracts.stages import TriageResult
 from ..core.console import say
 from ..drift import incidents
 from ..drift.thresholds import COOL_DOWN, MIN_JUDGED
+from ..ops import notify
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
+
+AGAIN = "this run took it up before"
 
 
 def run(spec: RunSpec, alerts: Sequence[DriftAlert], cool_down: float = COOL_DOWN, dag_run: str = "") -> TriageResult:
@@ -32,7 +36,7 @@ def run(spec: RunSpec, alerts: Sequence[DriftAlert], cool_down: float = COOL_DOW
     def decide(state: IncidentState) -> IncidentState:
         nonlocal admitted, reason
         if dag_run and state.incident and state.incident.run == dag_run and not state.incident.on_probation:
-            admitted, reason = True, "this run took it up before"
+            admitted, reason = True, AGAIN
         elif regression and state.incident == found:
             admitted, reason, state = True, regression, incidents.reopen(state, regression, dag_run)
         elif drifting:
@@ -46,6 +50,10 @@ def run(spec: RunSpec, alerts: Sequence[DriftAlert], cool_down: float = COOL_DOW
     state = incident_store.update(spec.domain, decide)
     say(f"{spec.domain} ({', '.join(signals)}): {'admitted' if admitted else 'not admitted'}, {reason}.")
     taken = state.incident if admitted else None
+    if taken and reason != AGAIN:
+        notify.tell(
+            Notice(event="drift", title=f"{spec.domain} drifts", text=f"{', '.join(signals)}: {reason}.", domain=spec.domain)
+        )
     probation = taken.probation if taken else None
     return TriageResult(
         admitted=admitted,

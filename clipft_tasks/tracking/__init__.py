@@ -2,6 +2,7 @@
 
 from .checkpoints import delete_checkpoint, fetch_checkpoint, save_checkpoint
 from .connection import client, retryable
+from .leases import acquire, current, exclusively, held, whoever
 from .packages import fetch_candidate, fetch_package, log_model
 from .registry import (
     CHALLENGER,
@@ -9,8 +10,11 @@ from .registry import (
     PREVIOUS,
     champion,
     champions,
+    confirm,
+    deploy_state,
     lineage,
     model_name,
+    not_failed,
     promote,
     register,
     resolve_version,
@@ -35,10 +39,15 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "PREVIOUS",
+    "acquire",
     "champion",
     "champions",
     "client",
+    "confirm",
+    "current",
     "delete_checkpoint",
+    "deploy_state",
+    "exclusively",
     "fetch_candidate",
     "fetch_checkpoint",
     "fetch_package",
@@ -46,6 +55,7 @@ __all__ = [
     "finish_run",
     "get_or_create_experiment",
     "get_or_create_run",
+    "held",
     "lineage",
     "load_json_artifact",
     "log_model",
@@ -53,6 +63,7 @@ __all__ = [
     "log_params",
     "log_steps",
     "model_name",
+    "not_failed",
     "promote",
     "register",
     "resolve_version",
@@ -63,4 +74,5 @@ __all__ = [
     "version_by_alias",
     "version_link",
     "version_number",
+    "whoever",
 ]

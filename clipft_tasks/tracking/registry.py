@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 
-from filelock import FileLock
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from .connection import client, is_unreachable, retryable
+from .leases import exclusively
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+DEPLOY = "clipft.deploy"  # tag of a version: what became of it since it was promoted
+PENDING, VERIFIED, FAILED = "pending", "verified", "failed"
 
 
 def model_name(domain: str) -> str:
@@ -39,11 +41,16 @@ def champion(domain: str) -> ModelVersion | None:
 
 def champions() -> dict[str, str]:
     """The champion's number by domain, for every model that clipft registered."""
-    found = {}
-    for model in client().search_registered_models("name LIKE 'clipft-%'"):
-        if CHAMPION in model.aliases:
-            found[model.name.removeprefix("clipft-")] = str(model.aliases[CHAMPION])
-    return found
+    found: dict[str, str] = {}
+    token: str | None = None
+    while True:
+        page = client().search_registered_models("name LIKE 'clipft-%'", page_token=token)
+        for model in page:
+            if CHAMPION in model.aliases:
+                found[model.name.removeprefix("clipft-")] = str(model.aliases[CHAMPION])
+        token = page.token
+        if not token:
+            return found
 
 
 def version_link(version: ModelVersion) -> str:
@@ -73,7 +80,10 @@ def resolve_version(uri: str) -> ModelVersion:
 
 
 def register(domain: str, run_id: str, tags: Mapping[str, str], description: str) -> tuple[ModelVersion, bool]:
-    """The model version of a run: the one that there is, or a new one. Returns it and whether it is new."""
+    """The model version of a run: the one that there is, or a new one. Returns it and whether it is new.
+
+    It becomes challenger unless it was champion before, or is: a form that is sent again makes no challenger of an old version.
+    """
     name = model_name(domain)
     store = client()
     try:
@@ -81,8 +91,7 @@ def register(domain: str, run_id: str, tags: Mapping[str, str], description: str
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # One writer a model: two retries of one task must not both find nothing.
-    with FileLock(str(settings().folder("cache") / f"register-{name}.lock")):
+    with exclusively(f"register.{domain}"):  # two tries of one task, on two machines, must not both find nothing
         found = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         if found:
             version, new = min(found, key=lambda v: int(v.version)), False
@@ -92,47 +101,98 @@ def register(domain: str, run_id: str, tags: Mapping[str, str], description: str
                 name, source, run_id, description=description, model_id=source.removeprefix("models:/")
             )
             new = True
+        newest = store.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])[0]
     for key, value in tags.items():  # again after a kill: cheap, and whole at the end
         store.set_model_version_tag(name, version.version, key, str(value)[:4900])
-    store.set_registered_model_alias(name, CHALLENGER, version.version)
+    were = {version_number(version_by_alias(domain, alias)) for alias in (CHAMPION, PREVIOUS)}
+    if newest.version == version.version and not deploy_state(version) and version_number(version) not in were:
+        store.set_registered_model_alias(name, CHALLENGER, version.version)
     return version, new
 
 
 def promote(domain: str, version: str) -> str | None:
     """Make a version champion and keep the one before as `previous`; returns the number of that one, if any.
 
-    Safe to repeat at any point: `previous` is written before `champion`, and a version that already is champion is left.
+    Its tag `clipft.deploy` is `pending` until `confirm` or `restore`. Safe to repeat at any point: `previous` is written before
+    `champion`, and a version that already is champion is left.
     """
-    name = model_name(domain)
+    name, store = model_name(domain), client()
     now = version_by_alias(domain, CHAMPION)
     if version_number(now) == version:
         return version_number(version_by_alias(domain, PREVIOUS)) or None
     if now:
         # What a retry of a rollback or `restore` needs, should this be cut between its writes or undone.
-        client().set_registered_model_tag(name, "clipft.promoting", version)
+        store.set_registered_model_tag(name, "clipft.promoting", version)
         if (before := version_number(version_by_alias(domain, PREVIOUS))) != version_number(now):
-            client().set_model_version_tag(name, version, "clipft.previous_was", before)
-        client().set_registered_model_alias(name, PREVIOUS, version_number(now))
-    client().set_registered_model_alias(name, CHAMPION, version)
+            store.set_model_version_tag(name, version, "clipft.previous_was", before)
+        store.set_registered_model_alias(name, PREVIOUS, version_number(now))
+    store.set_model_version_tag(name, version, "clipft.replaced", version_number(now))
+    store.set_model_version_tag(name, version, DEPLOY, PENDING)
+    store.set_registered_model_alias(name, CHAMPION, version)
     return version_number(now) or None
 
 
-def restore(domain: str, version: str | None, failed: str) -> None:
-    """Undo a promotion: `version` is champion again (or nobody is); `failed`, when given, says so in its tags."""
-    name = model_name(domain)
-    undone = version_by_alias(domain, CHAMPION)
-    if version is None:
-        client().delete_registered_model_alias(name, CHAMPION)
-    else:
-        client().set_registered_model_alias(name, CHAMPION, version)
-        if version_number(version_by_alias(domain, PREVIOUS)) == version:
-            older = undone.tags.get("clipft.previous_was") if undone else None
-            if older:
-                client().set_registered_model_alias(name, PREVIOUS, older)
-            else:
-                client().delete_registered_model_alias(name, PREVIOUS)
+def confirm(domain: str, version: str) -> None:
+    """The version is live and answers as recorded; it is challenger no longer."""
+    _decide(domain, version, VERIFIED)
+
+
+def restore(domain: str, undone: str, previous: str, failed: bool) -> str:
+    """Undo the promotion of `undone`: `previous` is champion again, or the nearest before it that did not fail, or nobody.
+
+    Where another version was promoted since, or this was done before, the champion is left.
+    Args:
+        failed: whether it is the version's fault, which its tags then say.
+    Returns: the champion's number now; "" for nobody.
+    """
+    name, store = model_name(domain), client()
     if failed:
-        client().set_model_version_tag(name, failed, "clipft.deploy", "failed")
+        _decide(domain, undone, FAILED)
+    now = version_by_alias(domain, CHAMPION)
+    if now is None or version_number(now) != undone:
+        return version_number(now)
+    if not failed:
+        store.delete_model_version_tag(name, undone, DEPLOY)
+    target = not_failed(domain, previous or now.tags.get("clipft.replaced", ""), undone)
+    if version_number(version_by_alias(domain, PREVIOUS)) in (target or previous, previous):
+        older = not_failed(domain, now.tags.get("clipft.previous_was", ""), target) if target else ""
+        if older:
+            store.set_registered_model_alias(name, PREVIOUS, older)
+        elif version_by_alias(domain, PREVIOUS):
+            store.delete_registered_model_alias(name, PREVIOUS)
+    if target:
+        store.set_registered_model_alias(name, CHAMPION, target)
+    else:
+        store.delete_registered_model_alias(name, CHAMPION)
+    return target
+
+
+def _decide(domain: str, version: str, state: str) -> None:
+    client().set_model_version_tag(model_name(domain), version, DEPLOY, state)
+    if version_number(version_by_alias(domain, CHALLENGER)) == version:
+        client().delete_registered_model_alias(model_name(domain), CHALLENGER)
+
+
+def deploy_state(version: ModelVersion) -> str:
+    """What became of a version since it was promoted: pending, verified, failed; "" where it never was, or by an earlier release."""
+    return str(version.tags.get(DEPLOY, ""))
+
+
+def not_failed(domain: str, version: str, *passed_over: str) -> str:
+    """The version, or the first that it replaced in turn, that did not fail; "" for none."""
+    seen = {*passed_over, ""}
+    while version not in seen:
+        seen.add(version)
+        try:
+            found = client().get_model_version(model_name(domain), version)
+        except MlflowException as error:
+            if is_unreachable(error):
+                raise
+            return ""  # deleted
+        if deploy_state(found) != FAILED:
+            return version
+        version = str(found.tags.get("clipft.replaced", ""))
+    return ""
 
 
 def lineage(version: ModelVersion) -> dict[str, str]:

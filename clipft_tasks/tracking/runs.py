@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from ..core.settings import settings
 from .connection import client
+from .leases import exclusively
 
 JsonObject: TypeAlias = dict[str, Any]  # of any record: it has no narrower type
 
@@ -42,11 +43,12 @@ def find_run(key: str, experiment_id: str) -> Run | None:
 def get_or_create_run(domain: str, key: str, name: str, tags: Mapping[str, str]) -> Run:
     """The run of a key: the one that there is, reopened, or a new one."""
     experiment_id = get_or_create_experiment(f"clipft-{domain}")
-    found = find_run(key, experiment_id)
-    if found:
-        client().update_run(found.info.run_id, status="RUNNING")
-        return found
-    return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+    with exclusively(f"runs.{domain}"):  # two tries of one task, on two machines, must not both find nothing
+        found = find_run(key, experiment_id)
+        if found is None:
+            return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+    client().update_run(found.info.run_id, status="RUNNING")
+    return found
 
 
 def finish_run(run_id: str, status: str = "FINISHED") -> None:

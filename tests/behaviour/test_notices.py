@@ -68,7 +68,7 @@ class MailHandler(socketserver.StreamRequestHandler):
                 while (part := self.rfile.readline()) != b".\r\n":
                     body += part
                 self.server.got.append(body.decode())
-            self.wfile.write(b"250 ok\r\n")
+            self.wfile.write(b"221 bye\r\n" if line.upper().startswith(b"QUIT") else b"250 ok\r\n")
 
 
 @pytest.fixture

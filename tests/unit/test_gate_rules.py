@@ -319,3 +319,16 @@ def test_the_table_says_rule_measured_limit_and_verdict():
         "| gain(score) >= 0 | -0.2 at 128 px | >= 0 | **NO** |",
         "| gain(score) at every size >= -0.05 | -0.2 at 128 px | >= -0.05 | **NO** |",
     ]
+
+
+def test_a_chosen_metric_that_cannot_be_computed_fails_by_name_and_the_domains_usual_one_gives_way(capsys):
+    from clipft_tasks.stages.gate import deciding_metric
+
+    captions_only = ["image_to_text_r1", "text_to_image_r1"]
+    assert deciding_metric(RunSpec.from_flat({"domain": "industrial"}), captions_only, "industrial/v1") == captions_only[0]
+    assert "the gate looks at image_to_text_r1" in "".join(capsys.readouterr())
+    chosen = RunSpec.from_flat({"domain": "industrial", "gate.metric": "accuracy"})
+    assert deciding_metric(chosen, ["accuracy"], "industrial/v1") == "accuracy"
+    with pytest.raises(ClipftError, match=r"accuracy.*no labels.*They allow image_to_text_r1") as caught:
+        deciding_metric(chosen, captions_only, "industrial/v1")
+    assert caught.value.code == "gate.metric_not_computable"

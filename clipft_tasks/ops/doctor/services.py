@@ -209,7 +209,7 @@ def models() -> Outcome:
     if wrong:
         domain, wanted = next(iter(sorted(wrong.items())))
         said = f"champion of {domain} is version {wanted}, live is {live.get(domain, 'none')}"
-        return WRONG, said, f"clipft deploy with the same spec, or a look at why it was refused: {log_command('server')}"
+        return WRONG, said, f"clipft reconcile, or a look at why it was refused: {log_command('server')}"
     metrics = get(settings().server_url, "/metrics").text
     ratios = re.findall(r"^clipft_drift_ratio\{([^}]*)\} (\S+)", metrics, re.M)
     over = sorted({m[1] for labels, value in ratios if float(value) > 1 and (m := re.search(r'domain="([^"]*)"', labels))})
