@@ -27,9 +27,12 @@ def _known(context: click.Context, parameter: click.Parameter, name: str) -> str
 def drift(domain: str) -> None:
     """Say how far what the live version of DOMAIN sees is from its reference, and what is being done about it."""
     from ..drift import incident_store, incidents
+    from ..drift.thresholds import WINDOW_MIN_ROWS
 
     seen = _server().drift(domain)
     click.echo(f"Version {seen.version}: {seen.images} images, {seen.texts} texts, {seen.feedback} answers with feedback")
+    if seen.images < WINDOW_MIN_ROWS:
+        click.echo(f"Too little traffic: {seen.images} of {WINDOW_MIN_ROWS} images. Below that chance would speak.")
     for name, ratio in sorted(seen.drift.items(), key=lambda kv: -kv[1]):
         click.echo(click.style(f"  {name:12} {ratio:6.2f} times its limit", bold=ratio > 1))
     for name, value in sorted(seen.values.items()):

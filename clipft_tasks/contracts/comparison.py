@@ -12,6 +12,7 @@ class Measurement(Record):
     value: Number
     low: Number | None = None
     high: Number | None = None
+    groups: int = 0
 
 
 class CorrectedGain(PairedGain):

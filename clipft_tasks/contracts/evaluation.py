@@ -49,15 +49,25 @@ class MetricInfo(Record):
 
 
 class Interval(Record):
-    """A value with its 95% bootstrap interval."""
+    """A value with its 95% interval, and how many groups of rows stand behind it (0: a release before did not say)."""
 
     value: Number
     low: Number
     high: Number
+    groups: int = 0
+
+    def ends(self, form: str = ".3f") -> str:
+        """The interval for a person: `[0.546, 0.941] of 5 groups`."""
+        return f"[{self.low:{form}}, {self.high:{form}}] {of_groups(self.groups)}".rstrip()
+
+
+def of_groups(count: int) -> str:
+    """How many groups stand behind an interval, in words; "" where that is not known."""
+    return f"of {count:,} group{'s' if count != 1 else ''}" if count else ""
 
 
 class PairedGain(Interval):
-    """The candidate's metric minus another model's, on the same rows and the same resamples; p is two-sided."""
+    """The candidate's metric minus another model's, on the same rows and the same resamples; p is two-sided, by group."""
 
     p: Number
 
@@ -99,11 +109,26 @@ class Robustness(Record):
     kept: float | None
 
 
+class AnswerShares(Record):
+    """How a model's answers to the rows with a label fall: onto one class, or as the classes do.
+
+    Attributes:
+        commonest: the class that it names most often; "" where it has no answer. share: of the rows that it calls so.
+        expected: share of the rows that are of that class. chance: balanced accuracy of naming one class for all.
+    """
+
+    commonest: str
+    share: float
+    expected: float
+    chance: float
+
+
 class ModelScores(Record):
     """What was measured of one model.
 
     Attributes:
         intervals: of the headline metrics.
+        answers: None without labels, and in results of before.
         metrics: the value of every metric.
         absent: why a metric is missing; `classification` stands for all that need labels.
         general_score, robustness: at the size nearest to the training size, where the spec and the installation allow.
@@ -114,6 +139,7 @@ class ModelScores(Record):
     absent: dict[str, str] = {}
     general_score: GeneralScore | None = None
     robustness: Robustness | None = None
+    answers: AnswerShares | None = None
 
 
 class SliceScores(Record):

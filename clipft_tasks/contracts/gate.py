@@ -33,6 +33,7 @@ class GateVerdict(StageResult, VersionedRecord):
         opponent: version number of the champion; "" for the start model.
         table: Markdown: the rules, then the metrics.
         scores: the deciding metric of each model, by image size.
+        advice: what the numbers say and what would help, a sentence or two each.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -44,6 +45,7 @@ class GateVerdict(StageResult, VersionedRecord):
     rules: list[RuleResult]
     table: str
     scores: dict[int, dict[Role, Interval]]
+    advice: list[str] = []
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:

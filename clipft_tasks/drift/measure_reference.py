@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..contracts.drift import BaselineAccuracy
+from ..core.proportions import wilson
 from .reference import ExpectedRange, ImageRows, Reference, ReferenceFacts, Sample
 from .signals import SampleComparison, Signal, measure, signals
-from .statistics import Array, calibrated_temperature, median_distance, one_thread, wilson
+from .statistics import Array, calibrated_temperature, median_distance, one_thread
 
 ROWS = 512  # of images, at most
 WINDOW = 64  # rows of the windows that limits are measured with; larger ones vary less

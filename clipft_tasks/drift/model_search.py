@@ -14,13 +14,14 @@ from PIL import Image
 
 from ..core.console import say
 from ..core.errors import ClipftError, Transient
+from ..core.proportions import wilson
 from .case import Calibration, Candidate, Comparison, Fit
 from .diagnosis import LABELS_NEEDED
 from .image_statistics import appearance
 from .measure_reference import WINDOW
 from .reference import ImageRows, Reference, Sample
 from .signals import SampleComparison, ratios
-from .statistics import Array, calibrated_temperature, confidence, unit, wilson
+from .statistics import Array, calibrated_temperature, confidence, unit
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -92,7 +92,10 @@ class ImageRows:
         return len(self.image)
 
     def take(self, rows: NDArray[np.intp]) -> "ImageRows":
-        return ImageRows(self.image[rows], self.appearance[rows], self.similarity[rows])
+        some = ImageRows(self.image[rows], self.appearance[rows], self.similarity[rows])
+        if "ranked" in self.__dict__:  # with many classes most of the work; a part needs no second look at them
+            some.__dict__["ranked"] = tuple(column[rows] for column in self.ranked)
+        return some
 
     @cached_property
     def ranked(self) -> tuple[Array, Array, Array]:
@@ -100,7 +103,7 @@ class ImageRows:
         if self.similarity.shape[1] < 2:
             none = np.zeros(0)
             return none, none, none.astype(int)
-        best = np.sort(self.similarity, axis=1)
+        best = np.partition(self.similarity, -2, axis=1)[:, -2:]
         return best[:, -1], best[:, -1] - best[:, -2], self.similarity.argmax(axis=1)
 
     @cached_property

@@ -10,10 +10,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.proportions import wilson
+
 Array = NDArray[np.floating]
 
 SAME = 1e-5  # squared distance of points that differ by rounding alone
 BINS = 5  # quantile bins of a PSI
+CLASS_BINS = 20  # of predicted classes, likewise
 ENOUGH = 10  # permutations at least as far apart as what was found, after which a permutation test stops
 AT_ONCE = 25  # permutations between two looks at whether that is so
 
@@ -216,6 +219,26 @@ def shares(values: Array, edges: Array) -> Array:
     return counts / max(1, len(values))
 
 
+def class_bins(counts: NDArray[np.integer]) -> NDArray[np.intp]:
+    """The bin of each class, of at most CLASS_BINS, for classes that were seen `counts` (k,) times.
+
+    Up to that many classes have a bin each. Of more, the frequent ones do, and the others share bins in turn, about as likely as
+    those. Who shares with whom does not depend on what was seen: with more classes than rows, those that were not seen are no
+    news, and a bin for them would be full by chance.
+    """
+    if len(counts) <= CLASS_BINS:
+        return np.arange(len(counts))
+    share = counts / max(1, counts.sum())
+    own = np.argsort(-share, kind="stable")[: CLASS_BINS - 1]
+    own = own[share[own] >= 1 / CLASS_BINS]
+    shared = int(np.clip(round((1 - share[own].sum()) * CLASS_BINS), 1, CLASS_BINS - len(own)))
+    bins = np.full(len(counts), -1)
+    bins[own] = np.arange(len(own))
+    others = np.flatnonzero(bins < 0)
+    bins[others] = len(own) + np.arange(len(others)) % shared
+    return bins
+
+
 def psi(expected: Array, found: Array, n: int, m: int) -> float:
     """Population stability index between two sets of shares, less what chance adds on average at these sample sizes.
 
@@ -230,16 +253,6 @@ def psi(expected: Array, found: Array, n: int, m: int) -> float:
     b = (found * m + 0.5) / (m + 0.5 * len(found))
     raw = float(((b - a) * np.log(b / a)).sum())
     return max(0.0, raw - (len(expected) - 1) * (1 / max(1, n) + 1 / max(1, m)))
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
-    if not count:
-        return 0.0, 1.0
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * np.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 def difference(right: int, count: int, right_before: int, count_before: int) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """From when on drift counts, and how long things wait: each number once. Prometheus' rules are checked against these."""
 
-# The window of one version's traffic
+# The window of one version's traffic: the last so many rows, however slowly they come
 WINDOW_ROWS = 256  # images, and texts, that a window holds
 WINDOW_MIN_ROWS = 64  # below this nothing is said: chance would speak
-WINDOW_SECONDS = 3600.0  # what is older has left the window
+WINDOW_SECONDS = 14 * 24 * 3600.0  # what is older has left the window: of another time, whatever it shows
 
 # Alerts
 RATIO = 1.0  # of a signal to its limit, above which it is drift

@@ -23,7 +23,7 @@ from ..contracts.comparison import (
     StartGain,
     TrainingCost,
 )
-from ..contracts.evaluation import Confusion, EvaluationResult
+from ..contracts.evaluation import Confusion, EvaluationResult, of_groups
 from ..devices import backends
 from . import bootstrap, predictions
 from . import metrics as m
@@ -215,12 +215,15 @@ def confusion(of: Predictions, classes: Sequence[str]) -> ConfusionTable:
     """What is taken for what, of rows whose class is known."""
     known = of.truth >= 0
     every = m.confusion(of.truth[known], of.predicted[known], len(classes))
-    counts, unanswered = every[:, :-1], int(every[:, -1].sum())
+    counts, unanswered = every[:, :-1], int(every[:, -1:].sum())
     if len(classes) <= SHOWN_CLASSES:
-        return ConfusionTable(classes=list(classes), unanswered=unanswered, counts=counts.tolist())
-    wrong = counts - np.diag(np.diag(counts))
-    cells = [divmod(int(i), len(classes)) for i in np.argsort(-wrong, axis=None)[:SHOWN_CLASSES] if wrong.flat[i]]
-    largest = [Confusion(truth=classes[t], answer=classes[p], rows=int(wrong[t, p])) for t, p in cells]
+        return ConfusionTable(classes=list(classes), unanswered=unanswered, counts=counts.toarray().tolist())
+    cells = counts.tocoo()
+    wrong = np.flatnonzero(cells.row != cells.col)
+    wrong = wrong[np.argsort(-cells.data[wrong], kind="stable")][:SHOWN_CLASSES]
+    largest = [
+        Confusion(truth=classes[cells.row[i]], answer=classes[cells.col[i]], rows=int(cells.data[i])) for i in wrong.tolist()
+    ]
     return ConfusionTable(classes=list(classes), unanswered=unanswered, largest=largest)
 
 
@@ -328,7 +331,8 @@ def _summary(group: DomainComparison) -> list[str]:
             out.append(f"{names}: {metric} cannot be computed on these rows.")
             continue
         value, low, high = (f"{100 * x:+.1f}" for x in (gain.value, gain.low, gain.high))
-        points = f"{value} points of {metric} at {group.size} px [{low}, {high}]"
+        behind = of_groups(gain.groups)
+        points = f"{value} points of {metric} at {group.size} px [{low}, {high}]{' ' * bool(behind)}{behind}"
         if gain.p_holm <= SURE:
             better, worse = (pair.new, pair.old) if gain.value > 0 else (pair.old, pair.new)
             out.append(f"{better} is better than {worse}: {points}, p = {gain.p_holm:.3f}.")
@@ -337,5 +341,7 @@ def _summary(group: DomainComparison) -> list[str]:
     if not group.pairs:
         name, by_size = next(iter(group.metrics.items()))
         found = by_size[group.size][group.metric]
-        out.append(f"{name}: {metric} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] at {group.size} px.")
+        out.append(
+            f"{name}: {metric} {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] {of_groups(found.groups)} at {group.size} px."
+        )
     return out

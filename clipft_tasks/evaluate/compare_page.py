@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from ..contracts.comparison import ChangedRow, DomainComparison, ModelComparison
+from ..contracts.evaluation import of_groups
 from ..spec.metric_catalog import METRICS
 from .compare import SURE
 
@@ -56,7 +57,12 @@ def page(comparison: ModelComparison, images: Mapping[Change, Sequence[ChangedIm
     """The report as HTML with everything inside: no request leaves the page."""
     template = Path(__file__).with_name("compare.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"cell": _cell, "duration": _duration, "words": lambda text: str(text).replace("_", " ")}
+    environment.filters |= {
+        "cell": _cell,
+        "duration": _duration,
+        "of_groups": of_groups,
+        "words": lambda text: str(text).replace("_", " "),
+    }
     names = [model.name for model in comparison.models]
     style = {name: {"color": COLORS[i % len(COLORS)], "dash": DASHES[i % len(DASHES)]} for i, name in enumerate(names)}
     return environment.from_string(template).render(

@@ -45,21 +45,22 @@ def _errors(predictions: Predictions, classes: Sequence[str]) -> ModelErrors:
     if predictions.scores.shape[1] < 2 or not known.any():
         return ModelErrors()
     truth, predicted = predictions.truth[known], predictions.predicted[known]
-    counts = m.confusion(truth, predicted, len(classes))
+    counts = m.confusion(truth, predicted, len(classes)).tocoo()
+    most = np.argsort(-counts.data, kind="stable")[:CONFUSIONS]
     confusion = [
-        Confusion(truth=classes[i], answer=classes[j] if j < len(classes) else "", rows=int(counts[i, j]))
-        for i, j in zip(*np.nonzero(counts), strict=True)
+        Confusion(truth=classes[i], answer=classes[j] if j < len(classes) else "", rows=rows)
+        for i, j, rows in zip(*(x[most].tolist() for x in (counts.row, counts.col, counts.data)), strict=True)
     ]
     return ModelErrors(
         classes=m.by_class(truth, predicted, classes),
-        confusion=sorted(confusion, key=lambda c: -c.rows)[:CONFUSIONS],
+        confusion=confusion,
         reliability=m.reliability(truth, predicted, m.log_softmax(predictions.scale * predictions.scores[known])),
     )
 
 
 def _mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
     """Rows that the model is surest about and wrong; without classes, those whose own caption ranks last."""
-    test = dataset.split("test")
+    test, classes = dataset.split("test"), dataset.classes
     wrong = (predictions.truth >= 0) & (predictions.truth != predictions.predicted)
     if predictions.scores.shape[1] > 1 and (predictions.truth >= 0).any():
         own = predictions.scores[np.arange(len(test)), np.maximum(predictions.truth, 0)]
@@ -70,7 +71,7 @@ def _mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
     def answer(i: int) -> str:
         if not wrong[i]:
             return f"own caption at rank {predictions.image_rank[i] + 1:.0f}"
-        return f"taken for {dataset.classes[predictions.predicted[i]]}" if predictions.predicted[i] >= 0 else "no answer"
+        return f"taken for {classes[predictions.predicted[i]]}" if predictions.predicted[i] >= 0 else "no answer"
 
     out = []
     for i in (int(i) for i in np.argsort(-badness, kind="stable")[:MISTAKES] if badness[i] >= 0):

@@ -88,6 +88,7 @@ def evaluate(
             metrics=values | more,
             absent=absent | why_not,
             general_score=general.get(role),
+            answers=predictions.answer_shares(mine, task.dataset.classes),
             robustness=robustness.score(clip, task, metric, names=domain.corruptions, severities=severities)
             if severities
             else None,
@@ -102,7 +103,11 @@ def evaluate(
         metric=metric,
         opponent=opponent,
         models={role: scores(role) for role in models},
-        gains={c.against: PairedGain(value=c.value, low=c.low, high=c.high, p=c.p) for c in compared if c.metric == metric},
+        gains={
+            c.against: PairedGain(**{field: getattr(c, field) for field in PairedGain.model_fields})
+            for c in compared
+            if c.metric == metric
+        },
         comparisons=compared,
         slices=dict(_by_slice(slices(task.dataset, domain), found, next(iter(others)), metric, resamples)),
         described={name: each.info for name, each in own.items()},

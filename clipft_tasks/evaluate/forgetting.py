@@ -31,8 +31,8 @@ from ..data.images import Aspect, open_image, square
 from ..domains import get_domain
 from ..model.clip import Clip
 from . import metrics as m
-from .bootstrap import Sums, interval, resampled
-from .zero_shot import similarities
+from .bootstrap import Groups, Sums, interval, resampled
+from .zero_shot import ranked, similarities
 
 EVERYDAY = "everyday"
 WAYS = 10
@@ -150,11 +150,13 @@ def score(
         return None
     hits = pairs_known(clip, now, things.texts)
     metric = Sums.ratio(hits, np.ones(len(hits)))
-    low, high = interval(resampled([metric], np.arange(len(hits)), RESAMPLES)[0])
+    groups = np.unique(things.texts, return_inverse=True)[1]
+    low, high = interval(metric.value, resampled([metric], groups, RESAMPLES)[0], Groups.of(groups, metric))
     return GeneralScore(
         value=metric.value,
         low=low,
         high=high,
+        groups=len(set(things.texts)),
         rows=len(hits),
         set=things.name,
         license=things.license,
@@ -164,14 +166,14 @@ def score(
 
 def pairs_known(clip: Clip, now: Embeddings, texts: Sequence[str]) -> np.ndarray:
     """Per row (n,): the ten-way accuracy of an image and its text, the mean of both directions, in 0..1."""
-    similarity = similarities(clip, now.image, now.text)
-    ids = np.unique(texts, return_inverse=True)[1]
-    same = ids[:, None] == ids
     # Equal texts are one item: the copies are as relevant as the row's own, and stand in nobody's way twice.
-    first = np.unique(ids, return_index=True)[1]
-    of_images = _beats(m.ranks(similarity[:, first], same[:, first]), len(first))
-    others = len(ids) - same[first].sum(axis=1)  # images of other things
-    of_texts = _beats(m.ranks(similarity.T[first], same[first]), others + 1)[ids]
+    _, first, ids = np.unique(texts, return_index=True, return_inverse=True)
+    rows, words = np.arange(len(ids)), now.text[torch.from_numpy(first)]
+    image_rank = ranked(rows, ids, (len(rows), len(first)), lambda some: similarities(clip, now.image[some], words))
+    text_rank = ranked(ids, rows, (len(first), len(rows)), lambda some: similarities(clip, now.image, words[some]).T)
+    of_images = _beats(image_rank, len(first))
+    others = len(ids) - np.bincount(ids)  # images of other things
+    of_texts = _beats(text_rank, others + 1)[ids]
     both: np.ndarray = (of_images + of_texts) / 2
     return both
 

@@ -126,7 +126,7 @@ def scores_table(results: Sequence[EvaluationResult]) -> str:
     lines = [f"| {results[0].metric} at | " + " | ".join(roles) + " | gain |", "|---|" + "---|" * (len(roles) + 1)]
     for result in results:
         scores = [result.models[role].intervals[result.metric] for role in roles]
-        cells = [f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scores]
-        gain = f"{result.gain.value:+.3f} [{result.gain.low:+.3f}, {result.gain.high:+.3f}]"
+        cells = [f"{s.value:.3f} {s.ends()}" for s in scores]
+        gain = f"{result.gain.value:+.3f} {result.gain.ends('+.3f')}"
         lines.append(f"| {result.size} px | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines)

@@ -4,12 +4,14 @@ A metric that cannot be computed on the rows at hand is NaN; `predictions.all_me
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 from ..contracts.evaluation import ClassErrors, ReliabilityBin
 
+BLOCK = 4_000_000  # numbers at a time
 BINS = 15  # of calibration, as in Guo et al. 2017
 
 
@@ -20,9 +22,19 @@ def ranks(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
         similarity: (queries, items).
         relevant: bool alike.
     """
-    best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
-    ahead = (~(similarity < best) & ~relevant).sum(axis=1)  # written so that NaN counts as ahead
-    return np.where(np.isfinite(best[:, 0]), ahead, np.inf)
+    return ranks_of_pairs(similarity, *np.nonzero(relevant))
+
+
+def ranks_of_pairs(similarity: np.ndarray, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The same, where `item[i]` is relevant to `query[i]` (pairs,), each pair once: nothing as large as the similarities is made
+    but one comparison of them."""
+    best = np.full(len(similarity), -np.inf, dtype=np.result_type(similarity, np.float16))
+    own = similarity[query, item]
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(best, query, own)
+    ahead = np.count_nonzero(~(similarity < best[:, None]), axis=1)  # written so that NaN counts as ahead
+    ahead -= np.bincount(query, ~(own < best[query]), minlength=len(best)).astype(int)
+    return np.where(np.isfinite(best), ahead, np.inf)
 
 
 def recall_at(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
@@ -43,7 +55,8 @@ def margins(scores: np.ndarray) -> np.ndarray:
 
 def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Mean recall over the classes that occur in `truth`."""
-    return float(np.mean([np.mean(predicted[truth == c] == c) for c in np.unique(truth)]))
+    _, inverse, rows = np.unique(truth, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, predicted == truth, minlength=len(rows)) / rows))
 
 
 def classification(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -63,50 +76,48 @@ def classification(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray)
         warnings.simplefilter("ignore")  # of answers that occur nowhere in the truth: they count as wrong
         found["macro_f1"] = float(metrics.f1_score(truth, predicted, labels=occurring, average="macro"))
     ranked = len(occurring) > 1 and not np.isnan(scores).any()
-    one_hot = truth[:, None] == occurring
-    for name, function in (
-        ("macro_auroc", metrics.roc_auc_score),
-        ("macro_average_precision", metrics.average_precision_score),
-    ):
-        found[name] = float(function(one_hot, scores[:, occurring], average="macro")) if ranked else float("nan")
-    ahead = ranks(scores, np.arange(scores.shape[1]) == truth[:, None])
+    auroc, precision = one_against_rest(truth, scores) if ranked else (float("nan"), float("nan"))
+    found |= {"macro_auroc": auroc, "macro_average_precision": precision}
+    ahead = ranks_of_pairs(scores, np.arange(len(truth)), truth)
     return found | {f"top{k}_accuracy": float(np.mean(ahead < k)) for k in (3, 5) if scores.shape[1] > k}
 
 
-def bootstrap(metric: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of any function of rows, resampling whole groups; `predictions.intervals` is faster for those of sums.
+def one_against_rest(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and average precision of each class against the rest, both means over the classes that occur.
+
+    Of a class only the rows of it are looked up among all sorted ones, ties counted half in the area and as one threshold in
+    the precision, so a thousand classes cost little more than sorting.
 
     Args:
-        metric: takes row numbers (with repeats), returns the metric on them.
-        groups: group of each row; rows with one of their own each are resampled one by one.
+        truth: class ids (rows,), of at least two classes. scores: (rows, classes), all finite.
     """
-    rng = np.random.default_rng(seed)
-    _, inverse = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    values = []
-    for _ in range(resamples):
-        drawn = rng.integers(0, len(members), len(members))
-        values.append(metric(np.concatenate([members[i] for i in drawn])))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    occurring, counts = np.unique(truth, return_counts=True)
+    members = np.split(np.argsort(truth, kind="stable"), np.cumsum(counts)[:-1])
+    rows, areas, precisions = len(truth), [], []
+    for number, of_it in zip(occurring, members, strict=True):
+        every, own = np.sort(scores[:, number]), np.sort(scores[of_it, number])
+        below, up_to = np.searchsorted(every, own, "left"), np.searchsorted(every, own, "right")
+        n = len(own)
+        areas.append((((below + up_to) / 2).sum() - n * n / 2) / (n * (rows - n)))  # a pair of its own rows is half won
+        precisions.append(np.mean((n - np.searchsorted(own, own, "left")) / (rows - below)))
+    return float(np.mean(areas)), float(np.mean(precisions))
 
 
 def by_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[ClassErrors]:
     """Recall, precision and rows of each class; None where nothing was of it, or nothing was called it."""
-    out = []
-    for number, name in enumerate(classes):
-        of_it, called = truth == number, predicted == number
-        hits = int((of_it & called).sum())
-        n, answered = int(of_it.sum()), int(called.sum())
-        precision = hits / answered if answered else None
-        out.append(ClassErrors(name=name, rows=n, recall=hits / n if n else None, precision=precision))
-    return out
+    each = [truth[truth == predicted], truth, predicted[predicted >= 0]]
+    counted = np.stack([np.bincount(ids, minlength=len(classes)) for ids in each], axis=1).tolist()
+    return [
+        ClassErrors(name=name, rows=n, recall=hits / n if n else None, precision=hits / called if called else None)
+        for name, (hits, n, called) in zip(classes, counted, strict=True)
+    ]
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes + 1) counts: row is the truth, column the answer, the last column no answer."""
-    counts = np.zeros((classes, classes + 1), int)
-    np.add.at(counts, (truth, np.where(predicted < 0, classes, predicted)), 1)
+def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> sparse.csr_array:
+    """(classes, classes + 1) counts, sparse: row is the truth, column the answer, the last column no answer."""
+    answer = np.where(predicted < 0, classes, predicted)
+    counts = sparse.csr_array((np.ones(len(truth), int), (truth, answer)), shape=(classes, classes + 1))
+    counts.sum_duplicates()
     return counts
 
 
@@ -115,9 +126,10 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
     """Log-probabilities (rows, classes), in float64: a softmax in fp32 would make ties of what is nearly sure."""
-    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, keepdims=True)
-    out: np.ndarray = shifted - np.log(total)
+    out: np.ndarray = scores.astype(np.float64)
+    for some in np.array_split(out, max(1, out.size // BLOCK)):  # views; in parts, so that no further copy is as large
+        some -= some.max(axis=1, keepdims=True)
+        some -= np.log(np.exp(some).sum(axis=1, keepdims=True))
     return out
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy import sparse
 
-from ..contracts.evaluation import Comparison, Interval, Opponent, PairedGain
+from ..contracts.evaluation import AnswerShares, Comparison, Interval, MetricInfo, Opponent, PairedGain
 from ..core.errors import ClipftError
-from ..spec.metric_catalog import INTERVALS, is_custom
+from ..spec.metric_catalog import INTERVALS, METRICS, is_custom
 from . import custom_metric
 from . import metrics as m
-from .bootstrap import Sums, holm, interval, p_value, resampled
+from .bootstrap import Groups, Sums, gain_interval, holm, interval, p_value, resampled
 
 __all__ = ["Predictions"]
 
@@ -116,6 +116,21 @@ def all_metrics(predictions: Predictions) -> tuple[dict[str, float], dict[str, s
     return {name: value for name, value in found.items() if np.isfinite(value)}, absent
 
 
+def answer_shares(predictions: Predictions, classes: Sequence[str]) -> AnswerShares | None:
+    """Which class a model names most often, and how often that is right; None without labels."""
+    known = predictions.truth >= 0
+    if predictions.scores.shape[1] < 2 or not known.any():
+        return None
+    truth, predicted = predictions.truth[known], predictions.predicted[known]
+    commonest = int(np.argmax(np.bincount(predicted + 1))) - 1  # -1 where there is no answer
+    return AnswerShares(
+        commonest=classes[commonest] if commonest >= 0 else "",
+        share=float(np.mean(predicted == commonest)),
+        expected=float(np.mean(truth == commonest)),
+        chance=1 / len(np.unique(truth)),
+    )
+
+
 def _median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
@@ -140,11 +155,11 @@ def intervals(predictions: Predictions, names: Sequence[str], resamples: int) ->
     """Each metric's value and 95% interval."""
     sums = [predictions.sums(name) for name in names]
     values = resampled(sums, predictions.groups, resamples)
-    return {name: _interval(s.value, v) for name, s, v in zip(names, sums, values, strict=True)}
+    return {name: _interval(name, s, v, predictions.groups) for name, s, v in zip(names, sums, values, strict=True)}
 
 
 def paired_gain(new: Predictions, old: Predictions, metric: str, resamples: int) -> PairedGain:
-    """new minus old on the same rows, with the 95% interval and the two-sided p of a paired bootstrap.
+    """new minus old on the same rows, with the 95% interval and the two-sided p of a paired test by group.
 
     Raises: ClipftError when the two were scored on different rows.
     """
@@ -185,13 +200,20 @@ def _paired_gains(
     values = resampled([s for each in sums for s in each], new.groups, resamples).reshape(len(everyone), len(names), -1)
 
     def gain(other: int, name: int) -> PairedGain:
-        differences = values[0, name] - values[other, name]
-        value = sums[0][name].value - sums[other][name].value
-        return PairedGain(**dict(_interval(value, differences)), p=p_value(differences))
+        value, differences = sums[0][name].value - sums[other][name].value, values[0, name] - values[other, name]
+        info, groups = _info(names[name]), Groups.of(new.groups, sums[0][name])
+        span = None if info.low is None or info.high is None else info.high - info.low
+        low, high = gain_interval(value, differences, groups, span)
+        return PairedGain(value=value, low=low, high=high, groups=groups.count, p=p_value(value, differences, groups))
 
     return [[gain(other, name) for name in range(len(names))] for other in range(1, len(everyone))]
 
 
-def _interval(value: float, values: np.ndarray) -> Interval:
-    low, high = interval(values)
-    return Interval(value=value, low=low, high=high)
+def _interval(name: str, metric: Sums, values: np.ndarray, of_rows: np.ndarray) -> Interval:
+    info, groups = _info(name), Groups.of(of_rows, metric)
+    low, high = interval(metric.value, values, groups, info.low, info.high)
+    return Interval(value=metric.value, low=low, high=high, groups=groups.count)
+
+
+def _info(name: str) -> MetricInfo:
+    return custom_metric.REGISTRY.load(name).info if is_custom(name) else METRICS[name]

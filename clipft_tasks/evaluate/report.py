@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
 from .. import tracking
-from ..contracts.evaluation import ROLES, ErrorAnalysis, EvaluationResult, ModelErrors, Robustness, Role
+from ..contracts.evaluation import ROLES, ErrorAnalysis, EvaluationResult, ModelErrors, Robustness, Role, of_groups
 from ..contracts.gate import GateVerdict
 from ..spec.metric_catalog import METRICS
 from . import artifacts
@@ -82,7 +82,12 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": lambda x: "–" if x is None else f"{x:+.3f}", "p": _p}
+    environment.filters |= {
+        "of_groups": of_groups,
+        "number": _number,
+        "signed": lambda x: "–" if x is None else f"{x:+.3f}",
+        "p": _p,
+    }
     return environment.get_template("report.html.j2").render(
         title=report.title,
         facts=report.facts,

@@ -17,7 +17,7 @@ from ..spec.metric_catalog import HEADLINES, METRICS
 from . import metrics as m
 from .predictions import Predictions
 
-BLOCK = 1024  # queries ranked at a time
+BLOCK = 16_000_000  # similarities at a time
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ def predictions_of(
     seconds: float = float("nan"),
 ) -> Predictions:
     """What a model says of images whose embeddings `image` (rows, d) are known."""
-    codes, different = pd.factorize(frame["sha256"])
+    codes, _ = pd.factorize(frame["sha256"])
     first = np.flatnonzero(~frame["sha256"].duplicated().to_numpy())
-    belongs = np.zeros((len(different), len(texts.captions)), dtype=bool)
-    belongs[codes, texts.own] = True
-    image_rank = _ranked(belongs, lambda some: similarities(clip, image[first[some]], texts.captions))
-    text_rank = _ranked(belongs.T, lambda some: similarities(clip, image[first], texts.captions[some]).T)
+    images, captions = image[first], texts.captions
+    image_rank = ranked(codes, texts.own, (len(images), len(captions)), lambda some: similarities(clip, images[some], captions))
+    text_rank = ranked(
+        texts.own, codes, (len(captions), len(images)), lambda some: similarities(clip, images, captions[some]).T
+    )
 
     number = {name: i for i, name in enumerate(classes)}
     truth = np.array([number.get(name, -1) for name in frame["label"]])
@@ -175,7 +176,20 @@ def similarities(clip: Clip, image: torch.Tensor, text: torch.Tensor) -> np.ndar
         return clip.similarity(image.to(clip.device), text.to(clip.device)).cpu().numpy()
 
 
-def _ranked(relevant: np.ndarray, similarity: Callable[[slice], np.ndarray]) -> np.ndarray:
-    """Ranks of many queries without the whole matrix of similarities at once."""
-    parts = [slice(i, i + BLOCK) for i in range(0, len(relevant), BLOCK)]
-    return np.concatenate([m.ranks(similarity(part), relevant[part]) for part in parts])
+def ranked(
+    query: np.ndarray, item: np.ndarray, shape: tuple[int, int], similarity: Callable[[slice], np.ndarray]
+) -> np.ndarray:
+    """Ranks of many queries (metrics.ranks) without the whole matrix of similarities at once, nor one of what belongs together.
+
+    Args:
+        query, item: what belongs together, pair by pair.
+        shape: how many queries and items there are.
+        similarity: some of the queries -> (some, items).
+    """
+    query, item = np.divmod(np.unique(query.astype(np.int64) * shape[1] + item), shape[1])
+    block, found = max(1, BLOCK // max(1, shape[1])), [np.zeros(0)]
+    for start in range(0, shape[0], block):
+        some = slice(start, start + block)
+        own = slice(*np.searchsorted(query, (start, start + block)))
+        found.append(m.ranks_of_pairs(similarity(some), query[own] - start, item[own]))
+    return np.concatenate(found)

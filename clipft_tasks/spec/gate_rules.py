@@ -1,7 +1,7 @@
 """Gate rules: how a person writes one. What a rule says of an evaluation is in `clipft_tasks.evaluate.gate`.
 
     gain(score) >= 0                       over the opponent (the champion, else the start model), on the same rows
-    gain_lower_bound(score) > 0            lower end of its 95% interval, by a paired bootstrap: a paired test
+    gain_lower_bound(score) > 0            lower end of its 95% interval: a paired test by group
     gain(score) at every size >= -0.05     the worst of the evaluated image sizes counts
     gain(score) on every slice >= -0.1     the worst of the slices counts; or one slice, by its name
     balanced_accuracy at 96 >= 0.5         the candidate's own metric (metric_catalog.METRICS has all of them)

@@ -5,7 +5,7 @@ from ..core.console import say
 from ..spec import RunSpec
 from .gate import deciding_metric
 
-RECIPE = 4  # raise when the same models and rows give another result, so that an old one is not taken for it
+RECIPE = 5  # raise when the same models and rows give another result, so that an old one is not taken for it
 
 
 def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
@@ -54,6 +54,6 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
     )
     artifacts.save(run_id, found)
     start, now = (found.result.models[role].intervals[metric] for role in ("start", "candidate"))
-    values = f"{start.value:.3f} start model, {now.value:.3f} candidate [{now.low:.3f}, {now.high:.3f}]"
+    values = f"{start.value:.3f} start model, {now.value:.3f} candidate {now.ends()}"
     say(f"{size} px, {found.result.rows} rows, {metric}: {values}")
     return found.result

@@ -21,6 +21,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
     """
     from .. import tracking
     from ..evaluate import gate, report
+    from ..evaluate.advice import advice
 
     results = sorted(evaluations, key=lambda r: r.size)
     metric, opponent = results[0].metric, results[0].opponent
@@ -33,7 +34,9 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         )
     rules = gate.judge(spec.gate.rules, results, spec.resolution.train)
     gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
-    table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results)])
+    main = min(results, key=lambda r: abs(r.size - spec.resolution.train))
+    said = advice(main, rules, spec)
+    table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results), *said])
     say(table)
     client = tracking.client()
     link = tracking.run_link(client.get_run(run_id), f"artifacts/{REPORT}")
@@ -44,6 +47,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         rules=rules,
         table=table,
         scores={r.size: {role: m.intervals[metric] for role, m in r.models.items()} for r in results},
+        advice=said,
         links={"Evaluation": link},
     )
     with tracking.retryable():
@@ -56,7 +60,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         raise ClipftError(
             f"the candidate of run {run_id}",
             f"it did not pass the gate: {reasons}",
-            f"Nothing was registered. See {link}",
+            " ".join([*said, f"Nothing was registered. See {link}"]),
             code="gate.not_passed",
         )
     return verdict

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..core.decision import Decision
 from ..core.errors import ClipftError
-from ..evaluate.metrics import bootstrap
+from ..evaluate.bootstrap import interval_of_rows
 from ..spec import TuneSpec
 from ..spec.ranges import Value
 from ..train.validation import ValidationRows, unpack
@@ -63,7 +63,7 @@ def decide(trials: Sequence[Trial], rows: ValidationRows, min_gain: float) -> De
     """Whether the best trial's values are taken.
 
     They are when better than the template's on the same rows by more than `min_gain`, and surely so: the 95% interval of
-    a paired bootstrap over groups lies above zero. It has to, since the best of many trials is flattered by having been
+    a paired test by group lies above zero. It has to, since the best of many trials is flattered by having been
     chosen on these very rows.
 
     Returns: the values to take ({} for the template's), the reason, and what was measured.
@@ -94,7 +94,7 @@ def decide(trials: Sequence[Trial], rows: ValidationRows, min_gain: float) -> De
         why = f"none of {others} other trials scored more than" if others else "no other trial was run to compare with"
         return Decision({}, f"{why} the template's {template.score:.4f}; its values stay", measured)
     new, old = (unpack(t.right, len(rows.truth)) for t in (best, template))
-    low, high = bootstrap(lambda drawn: rows.score(new, drawn) - rows.score(old, drawn), rows.groups, RESAMPLES)
+    low, high = interval_of_rows(lambda drawn: rows.score(new, drawn) - rows.score(old, drawn), rows.groups, RESAMPLES)
     measured |= {"gain_low": low, "gain_high": high}
     gained = f"trial {best.number} of {others} gains {measured['gain']:+.4f} [{low:+.4f}, {high:+.4f}] in {rows.metric}"
     if measured["gain"] <= min_gain:

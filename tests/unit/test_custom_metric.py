@@ -48,8 +48,9 @@ def test_it_stands_in_the_result_the_report_and_the_rules(home, tmp_path):
     interval = result.candidate.intervals[f"{OWN}Sure"]
     assert interval.value == sure and interval.low <= sure <= interval.high
     assert f"{OWN}Sure" in {c.metric for c in result.comparisons}
+    low = next(c.low for c in result.comparisons if c.metric == f"{OWN}Sure")
     assert judged(result, *rules, f"gain_lower_bound({OWN}Sure) >= 0") == [
-        (top_two, "32 px"), (0.0, "32 px"), (0.0, "32 px")
+        (top_two, "32 px"), (0.0, "32 px"), (low, "32 px")
     ]  # fmt: skip
     verdict = GateVerdict(passed=True, metric=result.metric, opponent="", rules=[], table="", scores={})
     page = report.page(report.Report("Evaluation", [result], {32: found.errors}, verdict, 32, {}))

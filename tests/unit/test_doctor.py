@@ -213,6 +213,13 @@ def test_a_champion_that_is_not_live_and_targets_that_are_down(airflow, monkeypa
     more.answers["/v1/models"] = (200, [{"domain": "general", "version": "3"}])
     found = seen()
     assert found["Models"].state == "look" and "clipft drift general" in found["Models"].fix
+    more.answers["/metrics"] = (200, 'clipft_window_items{domain="general",version="3",kind="images"} 12.0\n')
+    found = seen()
+    assert (
+        found["Models"].state == "ok" and "too little traffic to measure drift: general 12 of 64 images" in found["Models"].said
+    )
+    more.answers["/metrics"] = (200, 'clipft_drift_ratio{domain="general",version="3",signal="mmd"} 0.2\n')
+    assert "drift is measured" in seen()["Models"].said
     more.shutdown()
     more.server_close()
 

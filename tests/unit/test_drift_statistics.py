@@ -7,20 +7,24 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
+from clipft_tasks.core.proportions import wilson
 from clipft_tasks.drift import statistics
 from clipft_tasks.drift.image_statistics import CROP, STATISTICS, appearance
+from clipft_tasks.drift.reference import ImageRows, Sample
+from clipft_tasks.drift.signals import SampleComparison
+from clipft_tasks.drift.signals.images import PredictedClasses
 from clipft_tasks.drift.statistics import (
     BINS,
     Bins,
     Projection,
     area_under_curve,
+    class_bins,
     classifier_auc,
     difference,
     median_distance,
     mmd,
     psi,
     shares,
-    wilson,
 )
 
 
@@ -206,6 +210,43 @@ def test_a_value_that_many_share_has_a_bin_of_its_own():
     assert held.max() == pytest.approx(0.3, abs=0.01) and held.sum() == pytest.approx(1)
     assert index(base, base) == 0
     assert index(base, np.r_[np.full(60, 8.001), base[60:]].astype(np.float32)) > 0.5
+
+
+# Predicted classes ----------------------------------------------------------------------------------------------------
+
+
+def predicting(classes: np.ndarray, count: int) -> ImageRows:
+    """Rows of which a model predicts these classes."""
+    n = len(classes)
+    similarity = np.zeros((n, count), np.float32)
+    similarity[np.arange(n), classes] = 0.3
+    return ImageRows(np.ones((n, 1), np.float32), np.zeros((n, 5), np.float32), similarity)
+
+
+@pytest.mark.parametrize("count", [2, 10, 50, 200, 1_000, 10_000])
+@pytest.mark.parametrize("rows", [64, 256])
+def test_a_model_that_names_one_class_for_all_is_seen_with_any_number_of_classes(count, rows):
+    rng = np.random.default_rng(count)
+    share = 1 / np.arange(1, count + 1) ** rng.choice([0, 1])  # all alike, or few frequent ones and a long tail
+    base = predicting(rng.choice(count, 512, p=share / share.sum()), count)
+
+    def moved(classes: np.ndarray) -> float:
+        none = np.zeros((0, 1), np.float32)
+        samples = (Sample(part, none, none[:, 0]) for part in (base, predicting(classes, count)))
+        return PredictedClasses().measure(SampleComparison(None, *samples)).value
+
+    by_chance = max(moved(rng.choice(count, rows, p=share / share.sum())) for _ in range(30))
+    for one in (0, count // 2, count - 1):  # the most frequent one, and two that may never have been predicted
+        assert moved(np.full(rows, one)) > 3 * max(by_chance, 0.02)
+
+
+def test_up_to_twenty_classes_are_bins_of_their_own_and_more_share_them_about_equally():
+    assert class_bins(np.arange(20)).tolist() == list(range(20))
+    counts = np.r_[300, 100, np.ones(400, int)]
+    bins = class_bins(counts)
+    assert bins[0] == 0 and bins[1] == 1 and (bins[2:] > 1).all() and bins.max() < 20
+    assert np.ptp(np.bincount(bins[2:], counts[2:])[2:]) <= 1
+    assert set(class_bins(np.zeros(1000, int))) == set(range(20))
 
 
 # Intervals ------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from fixtures import references
 from fixtures.references import IMAGES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked
 
 from clipft_tasks.contracts.drift import BaselineAccuracy
+from clipft_tasks.core.proportions import wilson
 from clipft_tasks.drift import window as module
 from clipft_tasks.drift.reference import ImageRows, Reference
-from clipft_tasks.drift.statistics import wilson
 from clipft_tasks.drift.thresholds import (
     ACCURACY_DROP,
     MIN_JUDGED,

@@ -61,7 +61,7 @@ def test_what_is_read_is_written_in_todays_form(old):
 
 def test_what_cannot_be_computed_is_null_in_json():
     written = Interval(value=math.nan, low=0.1, high=math.nan).to_json()
-    assert written == {"value": None, "low": 0.1, "high": None}
+    assert written == {"value": None, "low": 0.1, "high": None, "groups": 0}
     assert math.isnan(Interval.model_validate(written).value)
 
 

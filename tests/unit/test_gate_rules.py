@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipft_tasks.contracts.evaluation import (
+    AnswerShares,
     Comparison,
     EvaluationResult,
     GeneralScore,
@@ -20,6 +21,7 @@ from clipft_tasks.contracts.evaluation import (
 from clipft_tasks.contracts.gate import RuleResult
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import gate
+from clipft_tasks.evaluate.advice import advice
 from clipft_tasks.spec import GateSpec, RunSpec
 from clipft_tasks.spec.gate_rules import GAINS, SIGNS, GateRule
 from clipft_tasks.spec.metric_catalog import METRICS
@@ -332,3 +334,57 @@ def test_a_chosen_metric_that_cannot_be_computed_fails_by_name_and_the_domains_u
     with pytest.raises(ClipftError, match=r"accuracy.*no labels.*They allow image_to_text_r1") as caught:
         deciding_metric(chosen, captions_only, "industrial/v1")
     assert caught.value.code == "gate.metric_not_computable"
+
+
+# What the numbers say -------------------------------------------------------------------------------------------------
+
+
+def said(result: EvaluationResult, rule: str = "gain(score) >= 0", **flat: object) -> str:
+    spec = RunSpec.from_flat({"domain": "general", "train.epochs": 1, **flat})
+    return " ".join(advice(result, gate.judge([GateRule.parse(rule)], [result], result.size), spec))
+
+
+def naming(share: float, auroc: float, start_auroc: float = 0.575) -> EvaluationResult:
+    """A candidate that calls `share` of the images a cat, a third of which are."""
+    answers = AnswerShares(commonest="cat", share=share, expected=1 / 3, chance=1 / 3)
+    models = {
+        "start": scores(0.4, metrics={"macro_auroc": start_auroc}),
+        "candidate": scores(1 / 3, metrics={"macro_auroc": auroc}, answers=answers),
+    }
+    return evaluation(128, 0.4, 1 / 3, models=models)
+
+
+def test_a_candidate_that_names_one_class_for_all_but_ranks_well_is_told_to_train_longer():
+    found = said(naming(1.0, 0.95))
+    assert (
+        "calls 100% of the images 'cat' (33% are), though it ranks them well (macro AUROC 0.95, the start model's was 0.57"
+        in found
+    )
+    assert "Train longer (`train.epochs` is 1)" in found
+    assert "no better than chance" in said(naming(0.97, 0.5)) and "a little better than chance" in said(naming(1.0, 0.6))
+    assert "calls" not in said(naming(0.5, 0.95)) and "calls" in said(naming(1.0, 0.95), "gain(score) >= -1")
+
+
+def test_a_gain_of_too_few_groups_is_said_to_be_too_few_to_tell():
+    few, many = ({"start": PairedGain(value=-0.02, low=-0.3, high=0.26, groups=n, p=0.8)} for n in (5, 60))
+    found = said(evaluation(128, 0.5, 0.48, gains=few))
+    assert "-0.020 [-0.300, +0.260] of 5 groups, cannot be told from none" in found and "too few to tell" in found
+    assert "of 60 groups." in said(evaluation(128, 0.5, 0.48, gains=many))
+    assert said(evaluation(128, 0.5, 0.48, gains=few), "gain(score) >= -1") == ""  # of a gate that passes nothing is said
+    assert said(evaluation(128, 0.5, 0.4)) == ""  # beyond chance, or by a release that did not count groups
+
+
+def test_an_opponent_without_fault_and_too_much_forgetting_are_said():
+    assert "leave hardly anything to gain" in said(evaluation(128, 0.995, 0.97))
+    general = {"rows": 9, "set": "everyday", "license": ""}
+    models = {
+        role: scores(0.5, general_score=GeneralScore(value=value, low=0, high=1, **general))
+        for role, value in (("start", 0.3), ("candidate", 0.1))
+    }
+    assert "forgot too much" in said(evaluation(128, 0.5, 0.5, models=models), "forgetting <= 0.05")
+
+
+def test_the_tables_say_how_many_groups_stand_behind_an_interval():
+    result = evaluation(128, 0.4, 0.6, gains={"start": PairedGain(value=0.2, low=0.1, high=0.3, groups=1234, p=0.1)})
+    assert "+0.200 [+0.100, +0.300] of 1,234 groups |" in gate.scores_table([result])
+    assert "| 0.400 [0.350, 0.450] |" in gate.scores_table([result])  # a release before did not say

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from ...core.proportions import wilson
 from ..reference import Reference
-from ..statistics import wilson
 from ..thresholds import ACCURACY_DROP, MIN_JUDGED
 from .base import CONCEPT, SampleComparison, Signal, Statistic, WindowMetric
 

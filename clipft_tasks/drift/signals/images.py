@@ -6,7 +6,7 @@ import numpy as np
 
 from ..image_statistics import IMAGE_STATISTICS, STATISTICS
 from ..reference import Reference
-from ..statistics import Array, Projection, classifier_auc, confidence, mmd, psi
+from ..statistics import Array, Projection, class_bins, classifier_auc, confidence, mmd, psi
 from .base import (
     CAMERA,
     CERTAINTY,
@@ -72,9 +72,10 @@ class PredictedClasses(_OfClasses):
 
     def measure(self, samples: SampleComparison) -> Statistic:
         base, window = samples.base.images, samples.window.images
-        count = base.similarity.shape[1]
-        before, now = (np.bincount(rows.ranked[2], minlength=count) / len(rows) for rows in (base, window))
-        return Statistic(psi(before, now, len(base), len(window)))
+        before, now = (np.bincount(rows.ranked[2], minlength=base.similarity.shape[1]) for rows in (base, window))
+        bins = class_bins(before)
+        expected, found = (np.bincount(bins, counts) / counts.sum() for counts in (before, now))
+        return Statistic(psi(expected, found, len(base), len(window)))
 
 
 class BestSimilarity(_OfClasses):

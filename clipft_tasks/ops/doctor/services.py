@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...core.errors import ClipftError
 from ...core.settings import settings
+from ...drift.thresholds import WINDOW_MIN_ROWS
 from .. import databases
 from ..airflow_client import Airflow
 from ..installation import log_command, start_command
@@ -211,13 +212,22 @@ def models() -> Outcome:
         said = f"champion of {domain} is version {wanted}, live is {live.get(domain, 'none')}"
         return WRONG, said, f"clipft reconcile, or a look at why it was refused: {log_command('server')}"
     metrics = get(settings().server_url, "/metrics").text
-    ratios = re.findall(r"^clipft_drift_ratio\{([^}]*)\} (\S+)", metrics, re.M)
-    over = sorted({m[1] for labels, value in ratios if float(value) > 1 and (m := re.search(r'domain="([^"]*)"', labels))})
-    if over:
+    ratios = [(labels.get("domain", ""), value) for labels, value in _samples(metrics, "clipft_drift_ratio")]
+    if over := sorted({domain for domain, ratio in ratios if ratio > 1}):
         return LOOK, f"{', '.join(over)} drifts beyond its limit", f"clipft drift {over[0]}"
     if not champions:
         return NONE, "no champion yet"
-    return OK, "every champion is live" + ("; drift is measured" if ratios else "; too little traffic to measure drift")
+    if unmeasured := sorted(champions.keys() - {domain for domain, _ in ratios}):
+        rows = {x.get("domain", ""): n for x, n in _samples(metrics, "clipft_window_items") if x.get("kind") == "images"}
+        few = ", ".join(f"{domain} {rows.get(domain, 0):.0f}" for domain in unmeasured)
+        return OK, f"every champion is live; too little traffic to measure drift: {few} of {WINDOW_MIN_ROWS} images"
+    return OK, "every champion is live; drift is measured"
+
+
+def _samples(metrics: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and value of each sample of a metric, of Prometheus' text."""
+    found = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)", metrics, re.M)
+    return [(dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for labels, value in found]
 
 
 def prometheus() -> Outcome:
