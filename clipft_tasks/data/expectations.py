@@ -25,7 +25,7 @@ class Check:
 
 def describe(frame: pd.DataFrame, domain: Domain, tokens: pd.Series, context: int) -> pd.DataFrame:
     """The manifest plus the columns that the suite looks at: tokens, truncated, leaks."""
-    pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits)
+    pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits, domain.augment)
     component = splits.components(len(frame), pairs, frame["group"].tolist())
     across = frame.groupby(component)["split"].transform("nunique") > 1
     return frame.assign(tokens=tokens, truncated=tokens > context, leaks=across, side=frame[["width", "height"]].min(axis=1))

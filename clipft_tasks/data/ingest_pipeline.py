@@ -203,7 +203,7 @@ def assign_splits(rows: list[TakenRow], options: DataSpec, domain: Domain, ledge
     if not rows:
         return []
     fixed = [ledger.get(row.sha256, row.split) for row in rows]
-    duplicates = splits.near_duplicates([row.phash for row in rows], domain.near_duplicate_bits)
+    duplicates = splits.near_duplicates([row.phash for row in rows], domain.near_duplicate_bits, domain.augment)
     component = splits.components(len(rows), duplicates, [row.group for row in rows])
     shares = {"val": options.val_share, "test": options.test_share}
     shares["train"] = 1 - sum(shares.values())

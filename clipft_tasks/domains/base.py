@@ -76,7 +76,7 @@ class Domain(Profile):
     gray_bits: Annotated[
         int, "gray deeper than 8 bits: white is 2**this - 1; 0: each image spans its own 0.1% to 99.9% percentile"
     ] = 16
-    near_duplicate_bits: Annotated[int, "images whose 256-bit perceptual hashes differ by at most this share a split"] = 6
+    near_duplicate_bits: Annotated[int, "images whose 256-bit perceptual hashes differ by at most this share a split"] = 12
     group_unit: Annotated[str, "what a group of rows is (patient, part); a data set without groups is then warned of"] = ""
     drift_tolerance: Annotated[float, "factor on every drift limit; more where batches of traffic differ by nature"] = 1.0
     capture_share: Annotated[float, "share of requests that the server keeps for labeling; 0 keeps none"] = 0.0
