@@ -79,7 +79,7 @@ def no_torch(monkeypatch):
     monkeypatch.setattr(health, "LIMIT", 120.0)  # a machine that is busy with other tests is not what is tested
 
 
-def seen() -> dict[str, health.Found]:
+def seen() -> dict[str, health.Finding]:
     return {f.thing: f for f in health.run_checks()}
 
 
@@ -176,7 +176,7 @@ def test_workers_of_the_queue_that_training_waits_for(airflow, monkeypatch):
     monkeypatch.setenv("CLIPFT_ACCELERATOR_EXECUTOR", "EdgeExecutor")
     monkeypatch.setenv("CLIPFT_ACCELERATOR_QUEUE", "mps")
     settings.cache_clear()
-    assert seen()["Workers"] == health.Found("Workers", "queue mps", "ok", "studio online")
+    assert seen()["Workers"] == health.Finding("Workers", "queue mps", "ok", "studio online")
     airflow.answers["/edge_worker/ui/worker"] = (
         200,
         {"workers": [{"worker_name": "studio", "queues": ["mps"], "state": "offline"}]},
