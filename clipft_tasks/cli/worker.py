@@ -228,6 +228,8 @@ def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> o
     """One request of the operator's. Raises ClipftError or Transient."""
     import httpx  # takes longer to import than the list of commands
 
+    from ..contracts.worker_gateway import Refusal
+
     token = settings().gateway_token
     if token is None:
         raise ClipftError(
@@ -244,8 +246,8 @@ def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> o
     except httpx.TransportError as error:
         raise Transient(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
     if answer.is_error:
-        said = answer.json().get("detail") if "json" in answer.headers.get("content-type", "") else answer.text
-        raise ClipftError(f"the worker gateway at {where}", str(said).rstrip("."), code="worker.gateway_refused")
+        refusal = Refusal.read(answer.content) or Refusal(detail=answer.text)
+        raise ClipftError(f"the worker gateway at {where}", refusal.detail.rstrip("."), code=refusal.code)
     return answer.json()
 
 

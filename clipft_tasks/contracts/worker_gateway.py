@@ -1,6 +1,8 @@
 """What the worker gateway answers workers and the operator, as JSON over HTTP."""
 
-from pydantic import ConfigDict
+from typing import Self
+
+from pydantic import ConfigDict, ValidationError
 
 from ..core.versions import Software
 from .base import Record
@@ -12,6 +14,21 @@ class Answer(Record):
     """A worker of an older release ignores fields that a newer gateway added."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Refusal(Answer):
+    """Why a request was refused, with the way out and the code of docs/errors.md."""
+
+    detail: str
+    code: str = "worker.gateway_refused"  # of a gateway of the release before, which says none
+
+    @classmethod
+    def read(cls, body: bytes) -> Self | None:
+        """What a body says; None where it is no refusal of the gateway's."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError:
+            return None
 
 
 class Addresses(Answer):

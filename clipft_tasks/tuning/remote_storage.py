@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from optuna.storages._grpc.auto_generated import api_pb2
 from optuna.storages._grpc.client import GrpcClientCache
 
+from ..contracts.worker_gateway import Refusal
 from ..core.errors import ClipftError, Transient
 
 CODE = "X-Optuna-Code"
@@ -55,12 +56,9 @@ class _Stub:
             if answer.status_code >= 500:
                 raise Transient(f"The tuning studies at {self._client.base_url} answered {answer.status_code}: {answer.text}")
             if answer.is_error:
-                raise ClipftError(
-                    f"tuning studies at {self._client.base_url}",
-                    f"{call} was refused: {answer.text}",
-                    "See `clipft worker check`.",
-                    code="tune.study_refused",
-                )
+                refusal = Refusal.read(answer.content) or Refusal(detail=answer.text)
+                what, why = f"tuning studies at {self._client.base_url}", f"{call} was refused: {refusal.detail.rstrip('.')}"
+                raise ClipftError(what, why, "See `clipft worker check`.", code=refusal.code)
             return getattr(api_pb2, f"{call}Reply").FromString(answer.content)
 
         return ask

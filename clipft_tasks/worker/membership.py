@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 from pydantic import ValidationError
 
-from ..contracts.worker_gateway import Answer, Enrollment, Greeting
+from ..contracts.worker_gateway import Answer, Enrollment, Greeting, Refusal
 from ..core.errors import ClipftError, Transient
 from ..core.files import atomic_write
 from ..core.settings import settings
@@ -183,12 +183,9 @@ def _send(
     if answer.status_code >= 500:
         raise Transient(f"The control plane at {url} answered {answer.status_code}.")
     if answer.is_error:
-        if answer.status_code != 404 and (detail := _detail(answer)):
-            raise ClipftError(
-                f"the control plane at {url}",
-                f"it turned this machine away: {detail.rstrip('.')}",
-                code="worker.gateway_refused",
-            )
+        if answer.status_code != 404 and (refusal := Refusal.read(answer.content)):
+            why = f"it turned this machine away: {refusal.detail.rstrip('.')}"
+            raise ClipftError(f"the control plane at {url}", why, code=refusal.code)
         raise _not_a_control_plane(answer)
     return _Exchange(answer, (before + after) / 2)
 
@@ -203,16 +200,6 @@ def _read(what: type[T], answer: httpx.Response) -> T:
 def _read_about(exchange: _Exchange) -> ControlPlane:
     about = _read(Greeting, exchange.response)
     return ControlPlane(about, about.time - exchange.middle)
-
-
-def _detail(answer: httpx.Response) -> str:
-    """The reason that an answer gives; "" for none."""
-    try:
-        said = answer.json()
-    except ValueError:
-        return ""
-    detail = said.get("detail") if isinstance(said, dict) else None
-    return detail if isinstance(detail, str) else ""
 
 
 def _not_a_control_plane(answer: httpx.Response) -> ClipftError:

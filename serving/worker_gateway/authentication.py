@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import jwt
-from fastapi import Depends, Header, HTTPException, Request
+from fastapi import Depends, Header, Request
 
 from clipft_tasks.contracts.worker_gateway import CLOCK_LEEWAY
 
 from . import policy
+from .errors import RefusedError
 from .object_signing import ObjectSigner
 from .settings import GatewaySettings
 from .store import NAME, Worker, WorkerStore
@@ -23,7 +24,7 @@ AGAIN = "Have an operator run `clipft worker invite {name}` on the control plane
 
 @dataclass(frozen=True)
 class Gateway:
-    """The parts of one worker gateway. Its methods raise HTTPException with what is wrong and the way out."""
+    """The parts of one worker gateway. Its methods raise RefusedError with what is wrong and the way out."""
 
     settings: GatewaySettings
     tokens: TokenIssuer
@@ -42,9 +43,11 @@ class Gateway:
         """The worker of a name, if it has joined and was not revoked."""
         worker = self.store.worker(name) if NAME.fullmatch(name) else None
         if worker is None:
-            raise HTTPException(401, f"No worker {name!r} has joined. {AGAIN.format(name='NAME')}", CHALLENGE)
+            raise RefusedError(
+                401, f"No worker {name!r} has joined. {AGAIN.format(name='NAME')}", CHALLENGE, code="gateway.unknown_worker"
+            )
         if worker.revoked:
-            raise HTTPException(403, f"Worker {name} was revoked. {AGAIN.format(name=name)}")
+            raise RefusedError(403, f"Worker {name} was revoked. {AGAIN.format(name=name)}", code="gateway.revoked")
         self.store.record_seen(name)
         return worker
 
@@ -53,7 +56,7 @@ class Gateway:
         worker = self.known_worker(name)
         if not hmac.compare_digest(secret.encode(), self.tokens.worker_secret(worker.name, worker.nonce).encode()):
             why = f"The secret of worker {name} is wrong; it joined again since, or was copied badly."
-            raise HTTPException(401, f"{why} {AGAIN.format(name=name)}", CHALLENGE)
+            raise RefusedError(401, f"{why} {AGAIN.format(name=name)}", CHALLENGE, code="gateway.wrong_secret")
         return worker
 
     def worker_by_token(self, token: str, call: str) -> Worker:
@@ -62,7 +65,7 @@ class Gateway:
             name = str(jwt.get_unverified_header(token).get("kid", ""))
         except jwt.InvalidTokenError:
             why = "This call needs a worker's token. Start the worker with `clipft worker run`."
-            raise HTTPException(401, why) from None
+            raise RefusedError(401, why, code="gateway.no_token") from None
         worker = self.known_worker(name)
         secret = self.tokens.worker_secret(worker.name, worker.nonce)
         try:
@@ -73,14 +76,17 @@ class Gateway:
         except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError):
             claims = jwt.decode(token, options={"verify_signature": False})
             late = time.time() - float(claims["iat"])
-            raise HTTPException(
+            raise RefusedError(
                 403, f"The clock of worker {name} is {abs(late):.0f} s {'behind' if late > 0 else 'ahead'}; {CLOCK_LEEWAY} are allowed. "
                 "Set it by the network: `sudo sntp -sS time.apple.com` (macOS), `sudo timedatectl set-ntp true` (Linux).",
+                code="gateway.clock_differs",
             ) from None  # fmt: skip
         except jwt.InvalidTokenError:
-            raise HTTPException(403, f"The secret of worker {name} is wrong. {AGAIN.format(name=name)}") from None
+            raise RefusedError(
+                403, f"The secret of worker {name} is wrong. {AGAIN.format(name=name)}", code="gateway.wrong_secret"
+            ) from None
         if policy.normalized_path(str(claims.get("method", ""))) != call:
-            raise HTTPException(403, f"This token is for {claims.get('method')!r}, not for {call!r}.")
+            raise RefusedError(403, f"This token is for {claims.get('method')!r}, not for {call!r}.", code="gateway.other_call")
         return worker
 
     def is_person(self, user: str, password: str) -> bool:
@@ -91,7 +97,7 @@ class Gateway:
 
 
 def credentials(authorization: str) -> tuple[str, str]:
-    """User and password of a Basic header. Raises HTTPException when there is none."""
+    """User and password of a Basic header. Raises RefusedError when there is none."""
     kind, _, value = authorization.partition(" ")
     try:
         if kind.lower() != "basic":
@@ -100,7 +106,7 @@ def credentials(authorization: str) -> tuple[str, str]:
     except ValueError:
         colon = ""
     if not colon:
-        raise HTTPException(401, "Say who you are: a name and a password.", CHALLENGE)
+        raise RefusedError(401, "Say who you are: a name and a password.", CHALLENGE, code="gateway.no_credentials")
     return user, password
 
 
@@ -123,7 +129,9 @@ def require_operator(gateway: GatewayDep, authorization: Authorization = "") -> 
     """Only who shows the operator's token."""
     token = authorization.removeprefix("Bearer ")
     if not hmac.compare_digest(token.encode(), gateway.settings.gateway_token.get_secret_value().encode()):
-        raise HTTPException(403, "That is not CLIPFT_GATEWAY_TOKEN. It stands in the control plane's .env.")
+        raise RefusedError(
+            403, "That is not CLIPFT_GATEWAY_TOKEN. It stands in the control plane's .env.", code="gateway.wrong_operator_token"
+        )
 
 
 WorkerDep = Annotated[Worker, Depends(calling_worker)]

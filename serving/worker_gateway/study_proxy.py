@@ -10,6 +10,8 @@ from optuna.storages._grpc.auto_generated import api_pb2
 
 from clipft_tasks.tuning.remote_storage import CALLS, CODE
 
+from .errors import RefusedError
+
 STATUS = {grpc.StatusCode.NOT_FOUND: 404, grpc.StatusCode.ALREADY_EXISTS: 409}
 
 
@@ -40,9 +42,9 @@ class StudyProxy:
         self._servicer: servicer.OptunaStorageProxyService | None = None
 
     async def answer(self, call: str, body: bytes) -> Response:
-        """One storage call. Raises HTTPException: 404 for a call that workers may not make, 503 when the database is away."""
+        """One storage call. Raises RefusedError for a call that workers may not make, HTTPException (503) when the database is away."""
         if call not in CALLS:
-            raise HTTPException(404, f"A worker may not {call} studies.")
+            raise RefusedError(404, f"A worker may not {call} studies.", code="gateway.not_allowed")
         return await run_in_threadpool(self._answer, call, body)
 
     def _answer(self, call: str, body: bytes) -> Response:
@@ -51,7 +53,7 @@ class StudyProxy:
             request = getattr(api_pb2, f"{call}Request").FromString(body)
             reply = getattr(self._service(), call)(request, context)
         except DecodeError:
-            raise HTTPException(400, "That is no request of optuna's.") from None
+            raise RefusedError(400, "That is no request of optuna's.", code="gateway.invalid_request") from None
         except _AbortError:
             status = STATUS.get(context.code, 422)
             return Response(context.details, status, headers={CODE: context.code.name})

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from fixtures.errors import refuses
 from safetensors.torch import load_file
 
 from clipft_tasks import tracking
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import interpolation
 from clipft_tasks.model import build, recorded_answers
 from clipft_tasks.model.interpolation import between, starting_point
@@ -199,5 +199,5 @@ def test_a_spec_that_needs_the_general_set_is_refused_before_training(shared_hom
 
     monkeypatch.setattr(forgetting, "general_set", lambda name: None)
     for more in ({"blend__points": 10}, {"train__max_forgetting": 0.1}):
-        with pytest.raises(ClipftError, match=r"general set .* not installed"):
+        with refuses("domain.no_general_set", "blend.points"):
             go(changed(small_spec, **more), {}, "plan")

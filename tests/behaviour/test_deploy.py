@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.errors import refuses
 from fixtures.live_server import (
     EMBED_IMAGES,
     EMBED_TEXTS,
@@ -152,7 +153,7 @@ def test_a_refused_version_does_not_cost_the_version_before_last(server):
 def test_a_version_that_answers_otherwise_than_recorded_steps_down_and_the_old_one_is_live(server):
     promoted = made_live("2")
     change_answers(package("2"))
-    with pytest.raises(ClipftError, match="differ"):
+    with refuses("deploy.not_verified", "version 2"):
         verify.run(SPEC, promoted.version, promoted.previous)
     assert state(server) == ("1", "", "1")
     assert tracking.resolve_version(f"models:/{NAME}/2").tags["clipft.deploy"] == "failed"
@@ -243,9 +244,9 @@ def test_a_rollback_may_name_its_version(server):
 
 
 def test_a_rollback_with_nothing_to_go_back_to_says_so(server):
-    with pytest.raises(ClipftError, match="no version is kept as previous"):
+    with refuses("rollback.no_previous", "general"):
         rollback.run(SPEC)
-    with pytest.raises(ClipftError, match="registry does not know"):
+    with refuses("model.not_registered", "99"):
         rollback.run(SPEC, "99")
     assert state(server) == ("1", "", "1")
 

@@ -6,11 +6,11 @@ import re
 import mlflow
 import pandas as pd
 import pytest
+from fixtures.errors import refuses
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.evaluation import EvaluationResult
 from clipft_tasks.contracts.stages import EvaluateResult
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.evaluate import artifacts, robustness
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import chain, evaluate, gate
@@ -123,6 +123,6 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
 
 def test_a_candidate_that_does_not_pass_has_its_page_too(results):
     spec = RunSpec.from_flat(results["spec"].flat() | {"gate.rules": ["gain(score) >= 0.99"]})
-    with pytest.raises(ClipftError, match=r"did not pass.*report\.html"):
+    with refuses("gate.not_passed", "report.html"):
         gate.run(spec, results["finetune"]["run_id"], evaluations(results))
     assert "Did not pass the gate" in artifact(results, "report.html")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.errors import refuses
 from fixtures.live_server import CLASSES, EMBED_TEXTS, IMAGES, TOKEN, Server, change_answers, copied, package, trained, use
 
 from clipft_tasks import tracking
@@ -305,7 +306,7 @@ def test_a_new_model_that_does_not_verify_leaves_the_old_champion_and_counts_as_
     promoted = promote.run(SPEC, "2")
     deploy.run(SPEC, promoted.version, promoted.previous)
     change_answers(package("2"))
-    with pytest.raises(ClipftError, match="did not verify"):
+    with refuses("deploy.not_verified"):
         verify.run(SPEC, promoted.version, promoted.previous)
     said = close.run(SPEC, {"suggest": "success", "dataset": "success", "finetune": "failed"}, taken.incident)
     assert (said.outcome, said.failed, said.failures) == ("failed", ["finetune"], 1)
@@ -319,7 +320,7 @@ def test_a_champion_deleted_from_the_registry_is_named_and_goes_on_serving(serve
         settings.cache_clear()
         taken = drifting()
         tracking.client().delete_model_version(NAME, "1")
-        with pytest.raises(ClipftError, match="registry does not know"):
+        with refuses("model.not_registered"):
             suggest.run(SPEC, taken.signals, taken.incident)
         said = close.run(SPEC, {"suggest": "failed", "finetune": "upstream_failed"}, taken.incident)
         assert (said.outcome, said.failures) == ("failed", 1)
@@ -337,7 +338,7 @@ def test_a_version_to_go_back_to_that_was_deleted_is_a_failure_and_the_new_one_g
         judge(server, 0, 30)
         taken = fire(alert("2", "performance"), run="worse")
         tracking.client().delete_model_version(NAME, "1")
-        with pytest.raises(ClipftError, match="registry does not know"):
+        with refuses("model.not_registered"):
             answer(taken)
         said = close.run(SPEC, {"suggest": "success", "rollback": "failed"}, taken.incident)
         assert said.outcome == "failed" and champion() == "2"
@@ -349,7 +350,7 @@ def test_a_reference_of_another_embedding_space_is_refused_and_nothing_is_sugges
     """The package's reference was swapped for one that other weights made: the version answers, its drift is not measured."""
     for name in ("reference.safetensors", "reference.json"):
         shutil.copy(package("2") / name, package("1") / name)
-    with pytest.raises(ClipftError, match="embedding space of other weights"):
+    with refuses("reference.other_weights"):
         suggest.run(SPEC, ["image"])
     assert server.put("2").status_code == 200 and server.put("1").status_code == 200
     assert serving(server) == "1" and server.metrics()["clipft_drift_measured", "general", "1"] == 0

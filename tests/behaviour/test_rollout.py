@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.errors import refuses
 from fixtures.live_server import CLASSES, IMAGES, TOKEN, Server, changed_card, package
 from fixtures.trials import answering, disputed, server, shared, too_small, tried  # noqa: F401  (fixtures)
 
@@ -101,7 +102,7 @@ def test_a_version_that_proves_itself_passes_and_no_caller_was_let_down(staged, 
 
 def test_a_version_that_disagrees_is_refused_before_it_answers_anybody(staged, disputed):
     alike, unlike = disputed
-    with traffic(staged, [alike[0], unlike[0]]) as seen, pytest.raises(ClipftError, match="version 2 as shadow.*50%.*60%"):
+    with traffic(staged, [alike[0], unlike[0]]) as seen, refuses("rollout.refused", "version 2 as shadow", "50%", "60%"):
         rollout.run(spec(min_agreement=0.6), "2")
     assert set(seen) == {(200, "1")}
 
@@ -117,14 +118,14 @@ def test_a_version_that_fails_is_refused_and_no_caller_was_let_down(staged):
     with (
         changed_card(package("2"), too_small),
         traffic(staged, IMAGES[:1]) as seen,
-        pytest.raises(ClipftError, match="version 2 as shadow.*failed"),
+        refuses("rollout.refused", "version 2 as shadow", "failed"),
     ):
         rollout.run(spec(), "2")
     assert set(seen) == {(200, "1")}
 
 
 def test_too_little_traffic_within_the_time_is_no_promotion(staged):
-    with pytest.raises(ClipftError, match="version 2 as shadow: it saw 0 of 4 requests"):
+    with refuses("rollout.refused", "version 2 as shadow", "0 of 4 requests"):
         rollout.run(spec(minutes=0.005), "2")
 
 
@@ -139,7 +140,7 @@ def test_traffic_that_ends_before_the_canary_has_seen_enough_is_no_promotion(sta
             return half(spec(min_agreement=0), version, name, answers)
 
     monkeypatch.setattr(rollout, "_half", halves)
-    with pytest.raises(ClipftError, match="version 2 as canary: it saw 0 of 4 requests"):
+    with refuses("rollout.refused", "version 2 as canary", "0 of 4 requests"):
         rollout.run(spec(minutes=0.005, min_agreement=0), "2")
 
 

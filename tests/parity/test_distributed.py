@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 from conftest import a_plan
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model import build
 from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import launch as jobs
@@ -189,5 +189,5 @@ def test_a_problem_in_a_process_reaches_the_person(job, tmp_path):
     spec = broken.spec.model_copy(
         update={"train": broken.spec.train.model_copy(update={"rules": ["nothing.like.this=freeze"]})}
     )
-    with pytest.raises(ClipftError, match="nothing.like.this"):
+    with refuses("train.unmatched_rule", "nothing.like.this"):
         jobs.train(broken.model_copy(update={"spec": spec}), build.load(broken.start), lambda rows: None)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import a_plan, a_work
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import Transient
 from clipft_tasks.data import versioning
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
@@ -78,7 +79,7 @@ def test_a_pair_that_never_fits_says_what_would(dataset, small_spec, tmp_path):
 
         work.clip.model.visual.forward = forward
 
-    with pytest.raises(ClipftError, match=r"a single pair does not fit.*MPS backend.*resolution.train"):
+    with refuses("memory.single_too_large", "MPS backend", "resolution.train"):
         trained(small_spec, dataset, tmp_path, before=never)
 
 
@@ -127,7 +128,7 @@ def test_fp16_that_always_overflows_stops_with_the_way_out(dataset, small_spec, 
     def poison(work):
         work.clip.model.visual.proj.register_hook(lambda g: g * float("inf"))
 
-    with pytest.raises(ClipftError, match=r"overflowed fp16 in 4 steps in a row.*bf16 or fp32"):
+    with refuses("train.always_overflows", "4 steps", "bf16 or fp32"):
         trained(small_spec, dataset, tmp_path, plan=a_plan(precision="fp16"), before=poison)
 
 

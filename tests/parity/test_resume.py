@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import a_plan, a_work
+from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
@@ -109,7 +110,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(ClipftError, match="No space left"):
+    with refuses("train.checkpoint_not_writable", "No space left"):
         keeper.save(2, {"x": torch.ones(1)})
     assert keeper.latest()["step"] == 1
     assert not list(tmp_path.glob("*.part"))

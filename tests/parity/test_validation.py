@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import a_plan, a_work
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import versioning
 from clipft_tasks.domains import get_domain
 from clipft_tasks.model import build
@@ -251,5 +251,5 @@ def test_a_budget_without_a_general_set_says_what_to_do(dataset, small_spec, mon
     from clipft_tasks.evaluate import forgetting
 
     monkeypatch.setattr(forgetting, "general_set", lambda name: None)
-    with pytest.raises(ClipftError, match=r"not installed.*max_forgetting"):
+    with refuses("domain.no_general_set", "train.max_forgetting"):
         validation.general_score(build.load(small_spec.model.start), get_domain("general"), 32)

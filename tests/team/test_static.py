@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import Settings
 from deploy.compose import secrets
 from serving.inference.settings import ServingSettings
@@ -197,7 +197,7 @@ def test_an_older_env_gets_the_secrets_that_have_come_since_and_keeps_its_own(tm
     made = compose.dotenv(path.read_text())
     assert path.read_text().startswith("\n".join(older)) and made.keys() == ENV.keys()
     assert "CLIPFT_STORE_READER_KEY, CLIPFT_STORE_READER_SECRET" in said and made["CLIPFT_STORE_READER_SECRET"]
-    with pytest.raises(ClipftError, match="there already"):
+    with refuses("stack.secrets_exist", path):
         secrets.write(path, "localhost", tls=False)
 
 
@@ -209,7 +209,7 @@ def test_an_older_env_gets_the_names_of_today_and_keeps_their_values(tmp_path):
     said = secrets.write(path, "localhost", tls=False)
     assert path.read_text() == today and path.stat().st_mode & 0o777 == 0o600
     assert "CLIPFT_DOOR_SECRET to CLIPFT_GATEWAY_SECRET" in said and "Added" not in said
-    with pytest.raises(ClipftError, match="there already"):
+    with refuses("stack.secrets_exist", path):
         secrets.write(path, "localhost", tls=False)
 
 

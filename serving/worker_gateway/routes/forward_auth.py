@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, HTTPException, Response
+from fastapi import APIRouter, Header, Response
 
 from .. import policy
 from ..authentication import Authorization, GatewayDep, credentials
+from ..errors import RefusedError
 from ..object_signing import object_key
 
 Method = Annotated[str, Header(alias="x-forwarded-method")]
@@ -18,7 +19,7 @@ def edge(gateway: GatewayDep, authorization: Authorization = "", uri: Uri = "/")
     """Airflow: a worker's call of the edge API passes with a token that Airflow trusts."""
     path = policy.normalized_path(uri)
     if path is None:
-        raise HTTPException(400, "That path is not written plainly.")
+        raise RefusedError(400, "That path is not written plainly.", code="gateway.invalid_path")
     call = policy.edge_call(path)
     if call is None:  # pages of Airflow's plugin: Airflow asks for its own token
         return Response(headers={"Authorization": authorization} if authorization else {})
@@ -26,7 +27,7 @@ def edge(gateway: GatewayDep, authorization: Authorization = "", uri: Uri = "/")
         return Response()
     worker = gateway.worker_by_token(authorization, call)
     if (name := policy.worker_named_in(call)) and name != worker.name:
-        raise HTTPException(403, f"Worker {worker.name} asked in the name of {name}.")
+        raise RefusedError(403, f"Worker {worker.name} asked in the name of {name}.", code="gateway.other_name")
     return Response(headers={"Authorization": gateway.tokens.issue_token(worker.name)})
 
 
@@ -39,9 +40,10 @@ def mlflow(gateway: GatewayDep, authorization: Authorization = "", method: Metho
     worker = gateway.worker_by_secret(user, password)
     if not policy.is_allowed(method, uri):
         what = f"{method} {uri.partition('?')[0]}"
-        raise HTTPException(
+        raise RefusedError(
             403, f"Worker {worker.name} may not {what}: it may write runs and read models. Registering, promoting and deleting "
             "are done on the control plane.",
+            code="gateway.not_allowed",
         )  # fmt: skip
     return Response()
 
@@ -53,10 +55,14 @@ def data(gateway: GatewayDep, authorization: Authorization = "", method: Method 
     if not gateway.is_person(user, password):
         gateway.worker_by_secret(user, password)
     if method not in ("GET", "HEAD"):
-        raise HTTPException(403, "Data may be read here and not written: versions are made on the control plane.")
+        raise RefusedError(
+            403, "Data may be read here and not written: versions are made on the control plane.", code="gateway.not_allowed"
+        )
     if not uri.startswith("/objects/"):
         return Response()
     key = object_key(uri)
     if key is None:
-        raise HTTPException(404, "Below /objects there are objects of data sets, by their digest, and nothing else.")
+        raise RefusedError(
+            404, "Below /objects there are objects of data sets, by their digest, and nothing else.", code="gateway.no_object"
+        )
     return Response(headers=gateway.signer.sign(method, key))

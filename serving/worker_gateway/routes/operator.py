@@ -3,11 +3,12 @@
 import time
 from dataclasses import asdict
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, Depends
 
 from clipft_tasks.contracts.worker_gateway import Invitation, WorkerInfo, WorkerList
 
 from ..authentication import GatewayDep, require_operator
+from ..errors import RefusedError
 from ..schemas import InvitationRequest
 from ..store import NAME
 
@@ -18,7 +19,9 @@ router = APIRouter(prefix="/admin", dependencies=[Depends(require_operator)])
 def invite(body: InvitationRequest, gateway: GatewayDep) -> Invitation:
     """A code that lets a machine join once, under this name."""
     if not NAME.fullmatch(body.name):
-        raise HTTPException(422, "A worker's name has small letters, digits and hyphens, at most 40.")
+        raise RefusedError(
+            422, "A worker's name has small letters, digits and hyphens, at most 40.", code="gateway.invalid_name"
+        )
     code = gateway.store.invite(body.name, body.hours)
     return Invitation(code=code, url=gateway.settings.airflow_address.rstrip("/"), hours=body.hours)
 
@@ -34,5 +37,5 @@ def workers(gateway: GatewayDep) -> WorkerList:
 def revoke(name: str, gateway: GatewayDep) -> dict[str, bool]:
     """Turn a worker away from now on."""
     if not gateway.store.revoke(name):
-        raise HTTPException(404, f"No worker {name!r} has joined or is invited.")
+        raise RefusedError(404, f"No worker {name!r} has joined or is invited.", code="gateway.unknown_worker")
     return {"revoked": True}

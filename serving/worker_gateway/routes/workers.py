@@ -3,12 +3,13 @@
 import time
 from dataclasses import asdict
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter
 
 from clipft_tasks.contracts.worker_gateway import Addresses, Enrollment, Greeting, Installation
 from clipft_tasks.core import versions
 
 from ..authentication import AGAIN, Gateway, GatewayDep, WorkerDep
+from ..errors import RefusedError
 from ..schemas import CodeRequest
 
 router = APIRouter(prefix="/v1")
@@ -26,8 +27,10 @@ def _installation(gateway: Gateway) -> Installation:
     return Installation(**asdict(versions.here()), time=time.time(), addresses=addresses)
 
 
-def _bad_code() -> HTTPException:
-    return HTTPException(403, f"That code is unknown, was used, or is too old. {AGAIN.format(name='NAME')}")
+def _bad_code() -> RefusedError:
+    return RefusedError(
+        403, f"That code is unknown, was used, or is too old. {AGAIN.format(name='NAME')}", code="gateway.invalid_invitation"
+    )
 
 
 @router.get("/time")
