@@ -188,6 +188,10 @@ def refused(row: Row, error: Exception) -> RejectedRow:
 def caption_of(row: Row, template: str) -> str:
     """A row's caption on one line, made of its label where it has none. Raises BadImage with the reason where it cannot be."""
     caption = " ".join(row.caption.split())
+    try:
+        "".join((row.key, caption, row.label, row.group)).encode()
+    except UnicodeEncodeError as error:
+        raise BadImage("a name or text of it holds half a character", "text of unknown encoding") from error
     if not caption and row.label:
         caption = template.replace("{}", row.label)
     if not caption:

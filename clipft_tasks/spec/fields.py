@@ -14,7 +14,13 @@ V = TypeVar("V")
 # Fields by the name of an earlier release. They are still read, with a warning where a person wrote them.
 RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.linear_probe"}
 # Fields that earlier releases did not have, with the value at which they change nothing.
-ADDED: Mapping[str, object] = {"evaluate.metrics": [], "data.license": "", "data.origin": "", "data.consent": ""}
+ADDED: Mapping[str, object] = {
+    "evaluate.metrics": [],
+    "data.frames": "auto",
+    **dict.fromkeys(("data.levels", "data.images_root", "data.separator", "data.names_file"), ""),
+    **dict.fromkeys(("data.license", "data.origin", "data.consent"), ""),
+    **dict.fromkeys(("data.min_side", "data.min_class_share")),
+}
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 
 

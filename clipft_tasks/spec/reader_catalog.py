@@ -30,15 +30,15 @@ class Entry:
 READERS: Mapping[str, Entry] = {
     "table": Entry(
         "table:Table",
-        "a table (CSV, JSONL, Parquet)",
-        "a column of image paths, relative to the table, and captions or labels; columns for group and split are optional",
-        suffixes=(".csv", ".jsonl", ".parquet"),
+        "a table (CSV, TSV, JSONL, JSON, Parquet)",
+        "a column of image paths, relative to the table, or of bytes, and captions or labels; columns for group and split are optional",
+        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet"),
         examples=("/data/images.csv",),
     ),
     "folder": Entry(
         "folder:Folder",
         "a folder of images",
-        "the caption of `x.png` is in `x.txt`, the subfolder is the label",
+        "the caption of `x.png` is in `x.txt`; subfolders are split, class and group; or the table in it says so (`metadata.csv`)",
         examples=("/data/images",),
     ),
     "webdataset": Entry(

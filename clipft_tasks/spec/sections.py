@@ -31,6 +31,42 @@ class DataSpec(Section):
     )
     test_share: float = Field(0.25, ge=0.02, le=0.5, description="share of groups never seen before the final report")
     split_seed: int = Field(0, ge=0, description="seed of the split; rows of an older version never change their split")
+    levels: str = Field(
+        "",
+        pattern=r"^((split|class|group|-)(/(split|class|group|-))*)?$",
+        description=(
+            "what each level of folders is, from the top: `class/group`, `split/class/group`, `-` for nothing; empty: as plain from "
+            "the names, and for DICOM nothing but the split"
+        ),
+        examples=["class/group", "split/class/group", "group/class"],
+    )
+    frames: Literal["auto", "first", "middle", "all"] = Field(
+        "auto",
+        description=(
+            "which images of a file with several (DICOM, NIfTI, TIFF) are taken; `all` makes each a row, in one group; `auto`: the "
+            "first page of a TIFF, the middle frame or slice of the others"
+        ),
+    )
+    images_root: str = Field("", description="folder that the paths of a table are relative to; empty: the table's own")
+    separator: str = Field(
+        "", max_length=1, description="what separates the columns of a text table; empty: as its first line has it"
+    )
+    min_side: int | None = Field(
+        None,
+        ge=8,
+        le=20_000,
+        description="least pixels of the shorter side; empty: the domain's, or the one size that all images have",
+    )
+    min_class_share: float | None = Field(
+        None,
+        ge=0,
+        le=0.5,
+        description="least share of the rarest class; empty: the domain's, less where there are many classes",
+    )
+    names_file: str = Field(
+        "",
+        description="a text file with a name a line that no caption may hold; for domains that check captions for identifiers",
+    )
     license: str = Field("", max_length=500, description="license of the images and texts; empty: what the source states")
     origin: str = Field("", max_length=500, description="where they come from: an archive, a device, an address")
     consent: str = Field(

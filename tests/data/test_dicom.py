@@ -29,7 +29,12 @@ def png(name: str) -> Image.Image:
 def changed(name: str, **fields: object) -> bytes:
     header = pydicom.dcmread(FILES / name)
     for field, value in fields.items():
-        setattr(header, field, value)
+        if field != "PixelPaddingValue":
+            setattr(header, field, value)
+            continue
+        header.pop(field, None)
+        if isinstance(value, int):
+            header.add_new(field, "SS" if value < 0 else "US", value)
     out = io.BytesIO()
     header.save_as(out)
     return out.getvalue()
@@ -76,6 +81,88 @@ def test_what_the_file_asks_to_be_shown_is_what_is_taken():
     assert (turned == 65535 - np.asarray(png("CT_small.dcm"))).all()
 
 
+def shown(data: bytes, frame: int | None = None) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(dicom.as_png(data, frame=frame))))
+
+
+def gray(values: np.ndarray, **fields: object) -> bytes:
+    """A CT slice with these pixels."""
+    plain = {"Rows": values.shape[0], "Columns": values.shape[1], "PixelData": values.tobytes(), "RescaleIntercept": 0}
+    plain |= {"PixelRepresentation": int(values.dtype.kind == "i"), "PixelPaddingValue": None, "BitsStored": 16, "HighBit": 15}
+    return (
+        changed("CT_small.dcm", **plain, **fields)
+        if not fields.keys() & plain.keys()
+        else changed("CT_small.dcm", **(plain | fields))
+    )
+
+
+RAMP = np.tile(np.linspace(0, 300, 100).astype(np.uint16), (100, 1))
+
+
+def test_a_window_is_one_scale_for_all_images():
+    """No image is stretched to its own range where the file has a window."""
+    dark, light = (np.full((64, 64), value, np.uint16) for value in (105, 205))
+    dark[0], light[0] = 100, 200
+    one, two = (shown(gray(values, WindowCenter=128, WindowWidth=256)) for values in (dark, light))
+    assert two.mean() - one.mean() == pytest.approx(100 / 255 * 65535, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"WindowCenter": 0, "WindowWidth": 0},
+        {"RescaleSlope": None, "WindowCenter": 150, "WindowWidth": 301},
+        {"VOILUTFunction": "", "WindowCenter": 150, "WindowWidth": 301},
+        {"WindowCenter": "", "WindowWidth": 20},
+        {"RescaleSlope": 0},
+    ],
+    ids=["width 0", "no slope", "no function", "no center", "slope 0"],
+)
+def test_display_attributes_that_cannot_be_applied_refuse_no_pixels(fields):
+    found = shown(gray(RAMP, **fields))
+    assert found.min() < 300 and found.max() > 65_000 and (np.diff(found[0].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(("padding", "type"), [(65535, np.uint16), (-32768, np.int16)])
+def test_padding_is_black_and_takes_no_part_in_the_range(kind, padding, type):
+    values = RAMP.astype(type)
+    values[:, :40] = padding
+    found = shown(gray(values, PixelPaddingValue=padding, PhotometricInterpretation=kind))
+    assert (found[:, :40] == 0).all() and np.ptp(found[:, 40:].astype(int)) == 65535
+
+
+def enhanced() -> bytes:
+    """Three frames of one range, each with its own window in the functional groups."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    own = []
+    for center in (50, 150, 250):
+        window, group = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = center, 101
+        group.FrameVOILUTSequence = Sequence([window])
+        own.append(group)
+    data = np.stack([RAMP] * 3)
+    fields = {"NumberOfFrames": 3, "PixelData": data.tobytes(), "PerFrameFunctionalGroupsSequence": Sequence(own)}
+    return gray(RAMP, **fields)
+
+
+def test_each_frame_is_shown_by_its_own_window():
+    for frame, (black, white) in enumerate(((0, 100), (100, 200), (200, 300))):
+        found = shown(enhanced(), frame)
+        assert (found[black > RAMP] == 0).all() and (found[white < RAMP] == 65535).all() and np.ptp(found.astype(int)) > 64_000
+
+
+@pytest.mark.parametrize(("how", "rows", "left"), [("auto", 1, 2), ("first", 1, 2), ("all", 3, 0)])
+def test_frames_that_are_left_out_are_counted(home, tmp_path, how, rows, left):
+    (tmp_path / "x.dcm").write_bytes(enhanced())
+    source = open_source(f"dicom:{tmp_path}", DataSpec(frames=how))
+    found = list(source.rows())
+    assert len(found) == rows and source.account.passed_over["frames of files with several"] == left
+    assert len({row.group for row in found}) == 1 and len({row.image_bytes() for row in found}) == rows
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -114,10 +201,15 @@ def studies(home, tmp_path) -> Path:
 
 def test_a_tree_of_studies_becomes_rows(studies):
     result = ingest.run(spec_of(f"dicom:{studies}", domain="medical"))
-    frame = taken(result).set_index("name")
-    assert set(frame.index) == {"head/CT_small", "head/JPEG2000", "body/MR_small", "body/examples_overlay"}
-    assert frame.loc["body/MR_small", "caption"] == "A brain." and frame.loc["head/CT_small", "label"] == "head"
-    assert list(rejected(result)) == ["body/reportsi"] and "SR" in rejected(result)["body/reportsi"]["reason"]
+    frame = taken(result)
+    assert set(frame["label"]) == {""} and set(frame["format"]) == {"PNG"} and len(frame) == 4
+    assert sorted(frame["caption"])[0] == "A brain." and frame["name"].str.fullmatch("dicom/[0-9a-f]{16}").all()
+    assert [row["reason"] for row in rejected(result).values()] == ["there is no image in it (modality SR)"]
+
+
+def test_folders_are_classes_where_that_is_asked_for(studies):
+    frame = taken(ingest.run(spec_of(f"dicom:{studies}", domain="medical", **{"data.levels": "class"})))
+    assert sorted(frame["label"]) == ["body", "body", "head", "head"]
 
 
 def test_no_name_leaves_the_hospital(studies):
@@ -133,6 +225,67 @@ def test_no_name_leaves_the_hospital(studies):
     for row in frame.itertuples():
         data = shards.read(Path(result.staging, "shards"), shards.Place(row.shard, row.offset, row.length))
         assert data.startswith(b"\x89PNG")
+
+
+def export(root: Path, **fields: object) -> Path:
+    """A tree as archives export one: a folder a patient, a folder a study, files without ending, one without a preamble."""
+    for number, patient in enumerate(("DOE_JOHN_19700102", "ROE_JANE_19610304", "POE_ANNE_19551231")):
+        folder = root / patient / "20240101_CT_THORAX"
+        folder.mkdir(parents=True)
+        for image in range(3):
+            pixels = np.random.default_rng(10 * number + image).integers(0, 2000, (128, 128)).astype(np.int16)
+            said = {
+                "PatientID": f"MRN{number}",
+                "PatientName": patient.replace("_", "^"),
+                "PixelData": pixels.tobytes(),
+                **fields,
+            }
+            data = changed("CT_small.dcm", StudyInstanceUID=f"1.2.{number}", SeriesInstanceUID=f"1.2.{number}.1", **said)
+            (folder / f"IM{image}.dcm").write_bytes(data[132:] if image == 2 else data)
+    return root
+
+
+def test_folders_of_an_archive_name_nobody_anywhere(home, tmp_path, capsys):
+    root = export(tmp_path / "export")
+    (root / "DOE_JOHN_19700102" / "20240101_CT_THORAX" / "IM9.dcm").write_bytes(b"no DICOM")
+    result = ingest.run(spec_of(f"dicom:{root}", domain="medical"))
+    assert (result.rows, result.rejected) == (9, 1)
+    everything = (
+        b"".join(p.read_bytes() for p in Path(result.staging).rglob("*") if p.is_file()) + capsys.readouterr().out.encode()
+    )
+    for told in (b"DOE", b"JANE", b"19700102", b"MRN1", b"THORAX"):
+        assert told not in everything
+    assert taken(result)["group"].nunique() == 3 and set(taken(result)["caption"]) == {"a CT image."}
+
+
+def test_a_class_that_is_the_patient_is_refused(home, tmp_path):
+    root = export(tmp_path / "export")
+    with refuses("source.no_usable_rows"):
+        ingest.run(spec_of(f"dicom:{root}", domain="medical", **{"data.levels": "class"}))
+    rows = list(open_source(f"dicom:{root}", DataSpec(levels="class")).rows())
+    with pytest.raises(BadImage, match="patient's name or number"):
+        rows[0].image_bytes()
+    rows = list(open_source(f"dicom:{root}", DataSpec(levels="group/class")).rows())
+    assert {row.label for row in rows} == {"20240101_CT_THORAX"} and len({row.group for row in rows}) == 3
+
+
+@pytest.mark.parametrize(
+    ("gone", "groups"),
+    [(("PatientID",), 3), (("PatientID", "StudyInstanceUID"), 3), (("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), 1)],
+    ids=["study", "series", "frame of reference"],
+)
+@pytest.mark.parametrize("left", ["", "ANONYMOUS"])
+def test_files_without_a_patient_are_grouped_by_what_they_still_share(home, tmp_path, gone, groups, left):
+    root = export(tmp_path / "export", PatientID=left)
+    for path in root.rglob("*.dcm"):
+        header = pydicom.dcmread(path, force=True)
+        for field in gone[1:]:
+            setattr(header, field, "")
+        header.save_as(path)
+    source = open_source(f"dicom:{root}", DataSpec())
+    rows = list(source.rows())
+    assert len({row.group for row in rows}) == groups and all(row.group for row in rows)
+    assert any(sentence.startswith("Groups: 9 rows by") for sentence in source.account.understood)
 
 
 def test_one_patient_is_one_group_here_and_another_elsewhere(studies, monkeypatch, tmp_path):

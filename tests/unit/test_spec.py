@@ -301,6 +301,8 @@ VALUES = {
     "domain": st.sampled_from(DOMAINS),
     "dataset": st.builds("{}/v{}".format, st.sampled_from(DOMAINS), st.integers(1, 99)),
     "data.caption_template": st.builds("{} {{}} {}".format, WORD, WORD),
+    "data.levels": st.lists(st.sampled_from(["split", "class", "group", "-"]), max_size=4).map("/".join),
+    "data.separator": st.sampled_from([";", "|"]),
     "data.val_share": st.floats(0.02, 0.3),
     "data.test_share": st.floats(0.02, 0.3),
     "resolution.train": st.integers(16, 512).map(lambda half: 2 * half),

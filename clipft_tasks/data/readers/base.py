@@ -65,29 +65,47 @@ class Reader(ABC):
         """
 
 
-def read_inside(root: Path, name: str, as_it_is: bool = False) -> bytes:
+def refuse(reason: str, kind: str = "other reasons") -> bytes:
+    """The bytes of a row that is refused before it is read. Raises BadImage, always."""
+    raise BadImage(reason, kind)
+
+
+def as_image(data: bytes, limits: Limits = Limits()) -> bytes:
+    """The bytes of a file as those of an image: of DICOM the PNG of its pixels, so that no header, and no name, goes further."""
+    if len(data) > limits.bytes:
+        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
+    return dicom.as_png(data) if dicom.is_dicom(data) else data
+
+
+def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limits().bytes) -> bytes:
     """The bytes of `name` below `root`; anything that would leave `root` is refused, links included.
 
-    A DICOM file comes as the PNG of its pixels, so that no header, and nobody's name, goes any further.
+    A DICOM file comes as the PNG of its pixels, see `as_image`.
 
     Args:
+        name: relative to `root`, or absolute and below it.
         as_it_is: a DICOM file comes as it is.
+        limit: of bytes.
     Raises:
         BadImage: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
-    if Path(name).is_absolute():
-        raise BadImage(f"path {name!r} is absolute; paths are relative to the table's folder")
     try:
-        path = (root / name).resolve()
         name.encode()
+        absolute = Path(name).is_absolute()
+        path = (root / name).resolve()
+        if not path.exists() and "\\" in name:  # as Windows writes paths
+            path = (root / name.replace("\\", "/")).resolve()
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
-        raise BadImage(f"path {name!r} cannot be followed: {error}") from error
+        raise BadImage(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
     if not path.is_relative_to(root.resolve()):
-        raise BadImage(f"path {name!r} leads outside {root}")
+        outside = f"path {name!r} is absolute and not below {root}; see data.images_root"
+        raise BadImage(outside if absolute else f"path {name!r} leads outside {root}", "outside the source")
     if not path.is_file():
-        raise BadImage(f"no such file: {name}" if not path.exists() else f"{name} is not a plain file")
-    if path.stat().st_size > Limits().bytes:
-        raise BadImage(f"{name} has {path.stat().st_size:,} bytes, more than the limit of {Limits().bytes:,}")
+        if not path.exists():
+            raise BadImage(f"no such file: {name}", "no such file")
+        raise BadImage(f"{name} is not a plain file", "not a plain file")
+    if (size := path.stat().st_size) > limit:
+        raise BadImage(f"{name} has {size:,} bytes, more than the limit of {limit:,}", "too large")
     data = path.read_bytes()
-    return data if as_it_is or not dicom.is_dicom(data) else dicom.as_png(data)
+    return data if as_it_is else as_image(data)

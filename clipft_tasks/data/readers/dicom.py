@@ -1,20 +1,32 @@
 """DICOM trees: each file with pixels is a row, whatever it is called. Patients become pseudonyms that hold splits together.
 
-A first level called train, val or test is the split, the other folders are the label, a text of the same name (`x.dcm`, `x.txt`)
-is the caption: as in a folder of images. Where neither says anything, the caption is what the header says without naming anyone.
+Archives name folders and files after patients, so no name of a path goes any further: rows are known by a pseudonym of their path,
+folders give no class unless `data.levels` asks for one, and then none that is a patient's name or number. A folder called train,
+val or test is the split; a text of the same name (`x.dcm`, `x.txt`) is the caption. Where neither says anything, the caption is
+what the header says without naming anyone.
 """
 
-import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from .. import dicom
+from .. import dicom, pseudonyms
+from ..account import Account, ending
 from ..images import BadImage
-from .base import Reader, Row, Source, read_inside
-from .folder import beside, labeled
+from .base import Reader, Row, Source, read_inside, refuse
+from .folder import beside
+from .tree import files, levels_of
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MOST_BYTES = 2**29  # of a file: many frames in it, of which one is decoded at a time
+SURE = (".dcm", ".dicom", ".ima")  # endings of files that are DICOM with or without a preamble
 
 
 class Dicom(Reader):
@@ -31,47 +43,100 @@ class Dicom(Reader):
                 "Check the path; it is read on the worker.",
                 code="source.not_found",
             )
-        found = sorted(path for path in _files(root) if _begins_like_dicom(root / path))
+        account = Account()
+        every = [path for path in files(root, account) if path.name != "DICOMDIR"]
+        account.seen = len(every)
+        found = [path for path in every if _is_dicom(root / path)]
         if not found:
             raise ClipftError(
                 f"source dicom:{root}",
                 "there is no DICOM file in it",
-                "Files need the preamble of PS3.10.",
+                "Files need the preamble of PS3.10, or the ending .dcm.",
                 code="source.no_images",
             )
+        stems = {path.with_suffix("") for path in found}
+        for path in set(every) - set(found):
+            if not (path.suffix.lower() == ".txt" and path.with_suffix("") in stems):
+                account.pass_over(ending(path))
+        levels = levels_of(found, options.levels, captioned=False, account=account if options.levels else Account())
+        if not options.levels:
+            account.understand("Folders give no class, for they may be named after patients (data.levels asks for one).")
+        groups: Counter[str] = Counter()
 
         def rows() -> Iterator[Row]:
-            for path in found:
-                split, label = labeled(path)
-                caption = beside(root, path)
-                group = ""
-                try:
-                    header = dicom.read_header(read_inside(root, str(path), as_it_is=True))
-                    group = dicom.pseudonym(header)
-                    caption = caption or ("" if label else dicom.caption_of(header))
-                except (BadImage, OSError):
-                    pass  # reading its image fails the same way, and is where the reason is kept
+            for number, path in enumerate(found, 1):
+                yield from _rows(root, path, f"DICOM file {number} of {len(found)}, by path", groups)
+            said = [f"{count} rows by {what}" for what, count in groups.items() if what]
+            account.understand(f"Groups: {', '.join(said) or 'none'}.")
+            if groups["patient"] and (others := groups.total() - groups["patient"]):
+                account.warn(f"{others} rows name no patient; two studies of one may lie in train and test.")
+
+        def _rows(root: Path, path: Path, where: str, groups: Counter[str]) -> Iterator[Row]:
+            key = f"dicom/{pseudonyms.pseudonym(str(path))}"
+            meaning = levels.of(path)
+            label = meaning.label if options.levels else ""
+            try:
+                header = dicom.read_header(_read(root, path))
+                dicom.check(header)
+                if label and _names_patient(label, header):
+                    raise BadImage("its class would be the patient's name or number; see data.levels", "class names a patient")
+                caption = beside(root, path) or ("" if label else dicom.caption_of(header))
+            except (BadImage, OSError) as error:
+                reason = _unnamed(str(error), root, path)
+                yield Row(where, partial(refuse, reason, getattr(error, "kind", "cannot be read")), key, caption=where)
+                return
+            group, what = dicom.group_of(header)
+            if meaning.group and options.levels:
+                group, what = pseudonyms.pseudonym(meaning.group), "folder"
+            groups[what] += 1
+            count = dicom.frames_of(header)
+            chosen = dicom.chosen(count, options.frames)
+            if len(chosen) < count:
+                account.pass_over("frames of files with several", count - len(chosen))
+            for frame in chosen:
                 yield Row(
-                    where=f"{root.name}/{path}",
-                    image_bytes=partial(read_inside, root, str(path)),
-                    key=str(path),
+                    where=where if count == 1 else f"{where}, frame {frame + 1}",
+                    image_bytes=partial(_png, root, path, frame),
+                    key=key if count == 1 else f"{key}#{frame + 1}",
                     caption=caption,
                     label=label,
-                    group=group,
-                    split=split,
+                    group=group or (key if len(chosen) > 1 else ""),
+                    split=meaning.split,
                 )
 
-        return Source(rows, name=root.name, total=len(found))
+        return Source(rows, name="dicom", total=len(found), account=account)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(root):
-        yield from (Path(parent, name).relative_to(root) for name in names if name != "DICOMDIR")
+def _png(root: Path, path: Path, frame: int) -> bytes:
+    try:
+        return dicom.as_png(_read(root, path), frame=frame)
+    except BadImage as error:
+        raise BadImage(_unnamed(str(error), root, path), error.kind) from None
 
 
-def _begins_like_dicom(path: Path) -> bool:
+def _read(root: Path, path: Path) -> bytes:
+    return read_inside(root, str(path), as_it_is=True, limit=MOST_BYTES)
+
+
+def _unnamed(reason: str, root: Path, path: Path) -> str:
+    """A reason without the names of its path."""
+    for name in (str(root / path), str(path), repr(str(path)), str(root)):
+        reason = reason.replace(name, "the file")
+    return reason
+
+
+def _names_patient(label: str, header: "Dataset") -> bool:
+    def letters(text: object) -> str:
+        return re.sub(r"[\W_]+", " ", str(text or "")).strip().lower()
+
+    names = {letters(header.get(field)) for field in ("PatientID", "PatientName", "OtherPatientIDs", "AccessionNumber")} - {""}
+    parts = {letters(part) for part in (label, *label.split("/"))}
+    return any(name == part or (len(name) > 3 and name in part) for name in names for part in parts)
+
+
+def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return dicom.is_dicom(file.read(132))
+            return dicom.is_dicom(file.read(132)) or path.suffix.lower() in SURE
     except OSError:
         return True  # it stays a row, and is refused with the reason

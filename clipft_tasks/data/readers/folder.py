@@ -1,19 +1,30 @@
-"""Folders: images, each with its caption beside it (`x.jpg`, `x.txt`), and the subfolder as its label.
+"""Folders: images, each with its caption beside it (`x.jpg`, `x.txt`); folders are the split, the class and the group.
 
-A first level called train, val or test is read as the split.
+A folder with a table of its images (`metadata.csv`, `.jsonl` or `.parquet` as Hugging Face has it, `captions.txt` as flickr8k)
+is read by that table.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..splits import SPLITS
-from .base import Reader, Row, Source, read_inside
+from ..account import Account, ending
+from ..images import ENDINGS, BadImage
+from .base import Reader, Row, Source, read_inside, refuse
+from .text import decoded
+from .tree import files, levels_of
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Images of a kind that other readers or programs read: passing them over is worth a look.
+OTHER_IMAGES = {
+    ".dcm": "dicom:<folder>", ".tar": "webdataset:<folder>", ".parquet": "the table itself", ".npz": "the file itself",
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF",
+    **dict.fromkeys((".jp2", ".j2k", ".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".nd2", ".lif", ".dng", ".cr2", ".nef", ".arw",
+                     ".psd", ".jxl", ".svg", ".pdf", ".mp4", ".avi", ".mov", ".mkv", ".zip", ".h5", ".hdf5", ".zarr", ".mha",
+                     ".nrrd", ".exr", ".hdr", ".ppm", ".pgm", ".tga"), "conversion to PNG or TIFF first"),
+}  # fmt: skip
 
 
 class Folder(Reader):
@@ -22,45 +33,81 @@ class Folder(Reader):
     @classmethod
     def open(cls, argument: str, options: DataSpec) -> Source:
         """Open the folder at a path. Raises ClipftError when it holds no image."""
+        from .table import Table
+
         root = Path(argument).expanduser()
-        found = sorted(
-            Path(parent, name).relative_to(root)
-            for parent, _, names in os.walk(root)
-            for name in names
-            if Path(name).suffix.lower() in IMAGES
-        )
+        if table := next((root / name for name in TABLES if (root / name).is_file()), None):
+            return Table.of_files([table], options, root.name, root)
+        if _is_table(captions := root / "captions.txt"):
+            inside = next((root / name for name in ("Images", "images") if (root / name).is_dir()), root)
+            return Table.of_files([captions], options, root.name, inside)
+        account = Account()
+        every = files(root, account)
+        account.seen = len(every)
+        found = [path for path in every if path.suffix.lower() in ENDINGS]
+        if not found and (tables := [root / path for path in every if path.suffix.lower() == ".parquet"]):
+            return Table.of_files(tables, options, root.name)
         if not found:
             raise ClipftError(
                 f"folder {root}",
                 "there are no images in it",
-                f"Known: {', '.join(sorted(IMAGES))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
+                f"Known: {', '.join(sorted(ENDINGS))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
                 code="source.no_images",
             )
+        stems = {path.with_suffix("") for path in found}
+        texts = {path.with_suffix("") for path in every if path.suffix.lower() == ".txt"} & stems
+        pass_over(set(every) - set(found), stems, account)
+        levels = levels_of(found, options.levels, texts >= stems, account)
+        account.understand(f"Captions: {len(texts)} texts beside {len(found)} images.")
 
         def rows() -> Iterator[Row]:
             for path in found:
-                split, label = labeled(path)
+                meaning = levels.of(path)
+                where, key = f"{root.name}/{path}", str(path)
+                try:
+                    caption = beside(root, path)
+                except (BadImage, OSError) as error:
+                    yield Row(where, partial(refuse, str(error), getattr(error, "kind", "cannot be read")), key, caption=key)
+                    continue
                 yield Row(
-                    where=f"{root.name}/{path}",
+                    where=where,
                     image_bytes=partial(read_inside, root, str(path)),
-                    key=str(path),
-                    caption=beside(root, path),
-                    label=label,
-                    split=split,
+                    key=key,
+                    caption=caption,
+                    label=meaning.label,
+                    group=meaning.group,
+                    split=meaning.split,
                 )
 
-        return Source(rows, name=root.name, total=len(found))
+        return Source(rows, name=root.name, total=len(found), account=account)
 
 
-def labeled(path: Path) -> tuple[str, str]:
-    """(split, label) that the folders of a path, relative to its root, give it."""
-    parents = list(path.parent.parts)
-    split = parents.pop(0).lower() if parents and parents[0].lower() in SPLITS else ""
-    return split, "/".join(parents)
+def pass_over(others: set[Path], stems: set[Path], account: Account) -> None:
+    """Count files that are no rows; those that may be images are worth a look."""
+    ways: dict[str, str] = {}
+    for path in others:
+        suffix = path.suffix.lower()
+        if suffix in (".txt", ".json") and path.with_suffix("") in stems:
+            if suffix == ".json":
+                account.pass_over(".json files beside images")
+            continue
+        account.pass_over(ending(path))
+        if suffix in OTHER_IMAGES:
+            ways[suffix] = OTHER_IMAGES[suffix]
+    for suffix, way in sorted(ways.items()):
+        account.warn(f"{account.passed_over[f'{suffix} files']} {suffix} files were passed over; they need {way}.")
 
 
 def beside(root: Path, path: Path) -> str:
-    """The text of the same name; "" where there is none, or where it leads out of `root`."""
+    """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImage."""
     caption = root / path.with_suffix(".txt")
     inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
-    return caption.read_text("utf-8", errors="replace").strip() if inside else ""
+    return decoded(caption.read_bytes()) if inside else ""
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a text begins as flickr8k's list of captions does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(100).strip().lower() == b"image,caption"

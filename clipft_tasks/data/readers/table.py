@@ -1,18 +1,24 @@
-"""Tables: one row an image, the image's path relative to the table's folder."""
+"""Tables: one row an image, by its path relative to the table's folder (or `data.images_root`), or by its bytes."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from .base import Reader, Row, Source, read_inside
+from ..account import Account
+from ..images import BadImage
+from .base import Reader, Row, Source, as_image, read_inside, refuse
+from .table_files import Record, TableFile, open_table
+from .text import captions_of, cell, split_of
+
+# Columns as others call them, taken where the spec's own is the default and not there.
+ALSO_IMAGE = ("file_name", "filepath")
+ALSO_CAPTION = ("text", "title", "captions", "sentences")
 
 
 class Table(Reader):
-    """A CSV, JSONL or Parquet table."""
+    """A CSV, TSV, JSONL, JSON (a list, or captions as COCO has them) or Parquet table."""
 
     @classmethod
     def open(cls, argument: str, options: DataSpec) -> Source:
@@ -25,54 +31,106 @@ class Table(Reader):
                 "Check the path; it is read on the worker.",
                 code="source.not_found",
             )
-        frame = _frame(path, options)
-        return Source(lambda: _rows(path, frame, options), name=path.name, total=len(frame))
+        return cls.of_files([path], options, path.name)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], options: DataSpec, name: str, root: Path | None = None) -> Source:
+        """Tables that are one source. Raises ClipftError, see `open`.
+
+        Args:
+            root: of their images; None for each table's own folder.
+        """
+        account = Account()
+        parts = [_Part.open(path, options, root, account) for path in paths]
+        counts = [part.file.total for part in parts]
+        total = None if None in counts else sum(count or 0 for count in counts)
+
+        def rows() -> Iterator[Row]:
+            for part in parts:
+                yield from part.rows(account)
+
+        return Source(rows, name=name, total=total, account=account)
 
 
-def _frame(path: Path, options: DataSpec) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        elif path.suffix.lower() == ".jsonl":
-            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        else:
-            frame = pd.read_parquet(path)
-    except Exception as error:  # pandas raises its own, pyarrow's and Unicode errors
-        raise ClipftError(
-            f"table {path}", f"it cannot be read: {error}", "Is the file whole and UTF-8?", code="source.unreadable_file"
-        ) from error
-    if options.image_column not in frame.columns:
-        raise ClipftError(
-            f"table {path}",
-            f"it has no column {options.image_column!r} (it has: {', '.join(map(str, frame.columns))})",
-            "Set data.image_column.",
-            code="source.missing_columns",
-        )
-    if options.caption_column not in frame.columns and options.label_column not in frame.columns:
-        raise ClipftError(
-            f"table {path}",
-            f"it has neither captions ({options.caption_column!r}) nor labels ({options.label_column!r})",
-            "Set data.caption_column or data.label_column.",
-            code="source.missing_columns",
-        )
-    return frame
+class _Part:
+    """One file of a table, with the columns that it has."""
+
+    def __init__(self, file: TableFile, options: DataSpec, root: Path, image: str, caption: str, label: str) -> None:
+        self.file, self.options, self.root = file, options, root
+        self.image, self.caption, self.label = image, caption, label
+
+    @classmethod
+    def open(cls, path: Path, options: DataSpec, root: Path | None, account: Account) -> "_Part":
+        file = open_table(path, options.image_column, options.separator)
+        image = _column(file, options, "image_column", ALSO_IMAGE)
+        caption = _column(file, options, "caption_column", ALSO_CAPTION)
+        label = options.label_column if options.label_column in file.columns else ""
+        if not image:
+            raise ClipftError(
+                f"table {path}",
+                f"it has no column {options.image_column!r} (it has: {', '.join(map(str, file.columns))})",
+                "Set data.image_column, or data.separator where these are not the columns.",
+                code="source.missing_columns",
+            )
+        if not caption and not label:
+            raise ClipftError(
+                f"table {path}",
+                f"it has neither captions ({options.caption_column!r}) nor labels ({options.label_column!r})",
+                "Set data.caption_column or data.label_column.",
+                code="source.missing_columns",
+            )
+        used = {"images": image, "captions": caption, "labels": label}
+        used |= {"groups": options.group_column, "splits": options.split_column}
+        there = [f"{what} from {name!r}" for what, name in used.items() if name in file.columns]
+        account.understand(f"Columns: {', '.join(there)}.")
+        folder = Path(options.images_root).expanduser() if options.images_root else root or file.folder
+        return cls(file, options, folder, image, caption, label)
+
+    def rows(self, account: Account) -> Iterator[Row]:
+        for number, record in enumerate(self.file.records(), 1):
+            account.seen += 1
+            where = f"{self.file.path.name} row {number}"
+            try:
+                if isinstance(record, BadImage):
+                    raise record
+                found = list(self._rows(where, number, record))
+            except Exception as error:  # an odd cell is its row's matter
+                key = str(record.get(self.image, ""))[:200] if isinstance(record, dict) else where
+                kind = getattr(error, "kind", "cannot be read")
+                found = [Row(where, partial(refuse, str(error), kind), key if isinstance(key, str) else where, caption=where)]
+            yield from found
+
+    def _rows(self, where: str, number: int, record: Record) -> Iterator[Row]:
+        key, read = self._image(number, record.get(self.image))
+        label = cell(self._named(self.label, record.get(self.label)), "label") if self.label else ""
+        group = cell(record.get(self.options.group_column), "group")
+        split = split_of(cell(record.get(self.options.split_column), "split")) or self.file.split
+        captions = captions_of(record.get(self.caption)) if self.caption else [""]
+        for caption in captions or [""]:
+            yield Row(where, read, key, cell(caption, "caption"), label, group, split)
+
+    def _image(self, number: int, value: object) -> "tuple[str, partial[bytes]]":
+        """What the row is called, and how its bytes are read."""
+        path = value.get("path") if isinstance(value, dict) else None
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(data, bytes):
+            name = path if isinstance(path, str) and path else f"{self.file.path.stem} row {number}"
+            return name, partial(as_image, data)
+        name = cell(path if isinstance(value, dict) else value, "image")
+        if "://" in name:
+            return name, partial(refuse, f"{name} is an address; images are not fetched: download them first", "addresses")
+        return name, partial(read_inside, self.root, name)
+
+    def _named(self, column: str, value: object) -> object:
+        names = self.file.class_names.get(column)
+        if names and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+            return names[value]
+        return value
 
 
-def _rows(path: Path, frame: pd.DataFrame, options: DataSpec) -> Iterator[Row]:
-    def text(record: Mapping[Hashable, object], column: str) -> str:
-        value = record.get(column, "")
-        if value is None or value is pd.NA or value != value:
-            return ""
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-
-    for number, record in enumerate(frame.to_dict("records")):
-        name = text(record, options.image_column)
-        yield Row(
-            where=f"{path.name} row {number + 1}",
-            image_bytes=partial(read_inside, path.parent, name),
-            key=name,
-            caption=text(record, options.caption_column),
-            label=text(record, options.label_column),
-            group=text(record, options.group_column),
-            split=text(record, options.split_column).lower(),
-        )
+def _column(file: TableFile, options: DataSpec, field: str, others: Sequence[str]) -> str:
+    asked = str(getattr(options, field))
+    if asked in file.columns:
+        return asked
+    default = type(options).model_fields[field].default
+    return next((name for name in others if name in file.columns), "") if asked == default else ""

@@ -1,22 +1,28 @@
 """WebDataset shards: tar files in which members of one name and different endings are one row.
 
 `x.jpg` (or another image) is the image, `x.txt` the caption, `x.cls` the label, and `x.json` an object with the columns that
-the spec names (caption, label, group, split). Images are read by their offset, so nothing is unpacked.
+the spec names (caption, label, group, split). A shard or a folder called `train…`, `val…`, `test…` says the split. Members of one
+name need not lie together. Images are read by their offset, so nothing is unpacked.
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..images import BadImage, Limits
-from .base import Reader, Row, Source
-from .folder import IMAGES
+from ..account import Account
+from ..images import ENDINGS, BadImage, Limits
+from ..splits import SPLITS
+from .base import Reader, Row, Source, as_image, refuse
+from .text import captions_of, cell, decoded, split_of
+from .tree import system_file
 
+ENDING = re.compile(r"[A-Za-z0-9_.-]*")
+Members = dict[str, tuple[int, int]]  # ending → offset and size
 MAX_TEXT = 1 << 20  # bytes of a text or JSON member
 
 
@@ -27,7 +33,7 @@ class WebDataset(Reader):
     def open(cls, argument: str, options: DataSpec) -> Source:
         """Open the shards at a path. Raises ClipftError when there is none, or one is no uncompressed tar file."""
         path = Path(argument).expanduser()
-        shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        shards = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
         if not shards or not all(shard.is_file() for shard in shards):
             raise ClipftError(
                 f"source webdataset:{path}",
@@ -46,60 +52,75 @@ class WebDataset(Reader):
                     code="source.unreadable_file",
                 ) from error
 
+        account = Account()
+
         def rows() -> Iterator[Row]:
             for shard in shards:
-                yield from _rows_of(shard, options)
+                folder = shard.parent.name if path.is_dir() and shard.parent != path else ""
+                named = {split_of(word) for word in (re.split(r"[-_.]", shard.stem)[0], folder)} & set(SPLITS)
+                yield from _rows_of(shard, options, min(named, default=""), account)
 
-        return Source(rows, name=path.name)
+        return Source(rows, name=path.name, account=account)
 
 
-def _rows_of(shard: Path, options: DataSpec) -> Iterator[Row]:
-    """A row once its last member is seen: WebDataset keeps the members of one name together."""
-    name, members = "", dict[str, tuple[int, int]]()
+def _rows_of(shard: Path, options: DataSpec, split: str, account: Account) -> Iterator[Row]:
+    every: dict[str, Members] = {}
+    last = ""
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
-                folder, _, file = member.name.rpartition("/")
-                stem, _, ending = file.partition(".")
-                own = f"{folder}/{stem}" if folder else stem
-                if own != name and members:
-                    yield _row(shard, name, members, options)
-                    members = {}
-                name = own
-                members["." + ending.lower()] = (member.offset_data, member.size)
+                account.seen += 1
+                if kind := system_file(member.name):
+                    account.pass_over(kind)
+                    continue
+                last, ending = _split_name(member.name)
+                every.setdefault(last, {})[ending] = (member.offset_data, member.size)
             whole = _zeros_at(shard, tar.offset)
     except tarfile.TarError:
         whole = False
-    if members:
-        yield _row(shard, name, members, options)
+    for name, members in every.items():
+        yield from _rows(shard, name, members, options, split)
     if not whole:  # tarfile takes a missing end for the end
-        where = f"{shard.name} after {name or 'its start'}"
-        yield Row(where, partial(_refuse, "the shard is cut short here"), f"{shard.name} (rest)", caption=where)
+        where = f"{shard.name} after {last or 'its start'}"
+        reason = partial(refuse, "the shard is cut short here", "cut short or broken")
+        yield Row(where, reason, f"{shard.name} (rest)", caption=where)
 
 
-def _row(shard: Path, name: str, members: dict[str, tuple[int, int]], options: DataSpec) -> Row:
+def _split_name(name: str) -> tuple[str, str]:
+    """(key, ending) of a member: the ending begins at the first period, unless what follows is no ending but part of a name."""
+    folder, _, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    if not ENDING.fullmatch(ending):
+        stem, _, ending = file.rpartition(".")
+    return f"{folder}/{stem}" if folder else stem, "." + ending.lower()
+
+
+def _rows(shard: Path, name: str, members: Members, options: DataSpec, split: str) -> Iterator[Row]:
     where, key = f"{shard.name}/{name}", f"{shard.stem}/{name}"
-    kind = next((kind for kind in members if kind in IMAGES), None)
+    kind = next((kind for kind in members if kind in ENDINGS), None)
     if kind is None:  # the name stands for a caption, or the reason would be that there is none
-        return Row(where, partial(_refuse, f"there is no image beside {', '.join(sorted(members))}"), key, caption=name)
+        reason = f"there is no image beside {', '.join(sorted(members))}"
+        if any("." + ending.rpartition(".")[2] in ENDINGS for ending in members):
+            reason += ": what follows the first period of a name is its ending, so names can hold no period"
+        yield Row(where, partial(refuse, reason, "no image"), key, caption=name)
+        return
     try:
-        told = json.loads(_read(shard, *members[".json"], MAX_TEXT)) if ".json" in members else {}
+        told = json.loads(decoded(_read(shard, *members[".json"], MAX_TEXT))) if ".json" in members else {}
         told = told if isinstance(told, dict) else {}
-        caption = _text(shard, members, ".txt") or _one_line(told.get(options.caption_column))
-        label = _text(shard, members, ".cls") or _one_line(told.get(options.label_column))
-    except (ValueError, OSError) as error:
-        return Row(where, partial(_refuse, f"its texts cannot be read: {error}"), key, caption=name)
-    return Row(
-        where=where,
-        image_bytes=partial(_read, shard, *members[kind], Limits().bytes),
-        key=key,
-        caption=caption,
-        label=label,
-        group=_one_line(told.get(options.group_column)),
-        split=_one_line(told.get(options.split_column)).lower(),
-    )
+        caption = _text(shard, members, ".txt")
+        captions = [caption] if caption else captions_of(told.get(options.caption_column))
+        label = _text(shard, members, ".cls") or cell(told.get(options.label_column), "label")
+        group = cell(told.get(options.group_column), "group")
+        split = split_of(cell(told.get(options.split_column), "split")) or split
+        texts = [cell(caption, "caption") for caption in captions or [""]]
+    except (ValueError, OSError, RecursionError) as error:
+        kind_of = getattr(error, "kind", "texts that cannot be read")
+        yield Row(where, partial(refuse, f"its texts cannot be read: {error}", kind_of), key, caption=name)
+        return
+    read = partial(_image, shard, *members[kind])
+    yield from (Row(where, read, key, text, label, group, split) for text in texts)
 
 
 def _zeros_at(shard: Path, offset: int) -> bool:
@@ -109,24 +130,20 @@ def _zeros_at(shard: Path, offset: int) -> bool:
         return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
-def _text(shard: Path, members: dict[str, tuple[int, int]], ending: str) -> str:
-    return _read(shard, *members[ending], MAX_TEXT).decode("utf-8", errors="replace").strip() if ending in members else ""
+def _text(shard: Path, members: Members, ending: str) -> str:
+    return decoded(_read(shard, *members[ending], MAX_TEXT)) if ending in members else ""
 
 
-def _one_line(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _image(shard: Path, offset: int, size: int) -> bytes:
+    return as_image(_read(shard, offset, size, Limits().bytes))
 
 
 def _read(shard: Path, offset: int, size: int, limit: int) -> bytes:
     if size > limit:
-        raise BadImage(f"{size:,} bytes, more than the limit of {limit:,}")
+        raise BadImage(f"{size:,} bytes, more than the limit of {limit:,}", "too large")
     with shard.open("rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise BadImage(f"the shard is cut short: {len(data):,} of {size:,} bytes are there")
+        raise BadImage(f"the shard is cut short: {len(data):,} of {size:,} bytes are there", "cut short or broken")
     return data
-
-
-def _refuse(reason: str) -> bytes:
-    raise BadImage(reason)

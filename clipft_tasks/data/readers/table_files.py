@@ -1,0 +1,181 @@
+"""Files of tables as records: CSV and the like, JSON lines, JSON, COCO, Parquet. A cell keeps its type; nothing is guessed."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ...core.errors import ClipftError
+from ..images import BadImage
+from ..splits import SPLITS
+from .text import decoded, split_of
+
+Record = Mapping[str, object]
+SEPARATORS = (",", ";", "\t", "|")
+MAX_CELL = 1 << 24  # letters
+BATCH = 64  # rows of Parquet at once: they may hold images
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table opened.
+
+    Attributes:
+        records: gives each row, or the reason why it is none.
+        total: rows, where that is known. split: of all rows, from the file's name.
+        class_names: of columns that hold numbers, as Hugging Face keeps them.
+        folder: that its paths are relative to.
+    """
+
+    path: Path
+    folder: Path
+    columns: Sequence[str]
+    records: Callable[[], Iterator[Record | BadImage]]
+    total: int | None = None
+    split: str = ""
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
+    """Open a file by its ending. Raises ClipftError where it cannot be read."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv", ".txt"):
+            return _separated(path, image_column, separator)
+        if suffix == ".jsonl":
+            return _lines(path)
+        return _parquet(path) if suffix == ".parquet" else _json(path)
+    except ClipftError:
+        raise
+    except Exception as error:  # csv, json, pyarrow and Unicode each raise their own
+        raise ClipftError(
+            f"table {path}",
+            f"it cannot be read: {str(error)[:200]}",
+            "Is the file whole and UTF-8?",
+            code="source.unreadable_file",
+        ) from error
+
+
+def _separated(path: Path, image_column: str, separator: str) -> TableFile:
+    csv.field_size_limit(MAX_CELL)
+    text = decoded(path.read_bytes())
+    first = text.partition("\n")[0]
+    heads = {sep: [name.strip() for name in next(csv.reader([first], delimiter=sep), [])] for sep in SEPARATORS}
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    found = [sep for sep, head in heads.items() if image_column in head]
+    sep = separator or (usual if usual in found or not found else max(found, key=lambda s: len(heads[s])))
+    if not text:
+        raise ValueError("it is empty")
+    columns = heads.get(sep) or next(csv.reader([first], delimiter=sep))
+
+    def records() -> Iterator[Record | BadImage]:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep)
+        next(reader)
+        for cells in reader:
+            if not cells:
+                continue
+            extra = cells[len(columns) :]
+            if any(cell.strip() for cell in extra):
+                yield BadImage(
+                    f"line {reader.line_num} has {len(cells)} fields, the head {len(columns)}: is a {_named(sep)} not in quotes?",
+                    "more fields than columns",
+                )
+            else:
+                yield dict(zip(columns, cells, strict=False))
+
+    return TableFile(path, path.parent, columns, records)
+
+
+def _named(separator: str) -> str:
+    return {",": "comma", ";": "semicolon", "\t": "tab"}.get(separator, f"separator {separator!r}")
+
+
+def _lines(path: Path) -> TableFile:
+    lines = [line for line in decoded(path.read_bytes()).split("\n") if line.strip()]
+
+    def record(line: str) -> Record | BadImage:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            return BadImage(f"its line is no JSON: {error}", "no JSON")
+        return found if isinstance(found, dict) else BadImage("its line is no JSON object", "no JSON")
+
+    columns: dict[str, None] = {}
+    for found in map(record, lines):
+        columns |= dict.fromkeys(found) if not isinstance(found, BadImage) else {}
+    if not columns:
+        raise ValueError("not one line is a JSON object")
+    return TableFile(path, path.parent, list(columns), lambda: map(record, lines), len(lines))
+
+
+def _json(path: Path) -> TableFile:
+    found = json.loads(decoded(path.read_bytes()))
+    if isinstance(found, dict) and isinstance(found.get("images"), list) and isinstance(found.get("annotations"), list):
+        return _coco(path, found["images"], found["annotations"])
+    rows = found if isinstance(found, list) else next((v for v in found.values() if isinstance(v, list)), None)
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it is neither a list of objects nor captions as COCO has them")
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    return TableFile(path, path.parent, list(columns), partial(iter, rows), len(rows))
+
+
+def _coco(path: Path, images: list[dict[str, object]], annotations: list[dict[str, object]]) -> TableFile:
+    """Captions as COCO has them: a record an image, with all its captions."""
+    captions: dict[object, list[object]] = {}
+    for note in annotations:
+        if note.get("caption"):
+            captions.setdefault(note.get("image_id"), []).append(note["caption"])
+    if not captions:
+        raise ValueError(
+            "its annotations hold no caption; of boxes and masks, make a table with a column of captions or labels"
+        )
+    rows = [{"image": image.get("file_name", ""), "caption": captions.get(image.get("id"), [])} for image in images]
+    part = path.stem.rpartition("_")[2]  # captions_train2017.json, images in train2017 beside its folder
+    folders = [
+        path.parent,
+        path.parent / "images",
+        path.parent / part,
+        path.parent.parent / part,
+        path.parent.parent / "images",
+    ]
+    first = str(rows[0]["image"]) if rows else ""
+    folder = next((f for f in folders if (f / first).is_file()), path.parent)
+    split = split_of(part)
+    return TableFile(path, folder, ["image", "caption"], partial(iter, rows), len(rows), split if split in SPLITS else "")
+
+
+def _parquet(path: Path) -> TableFile:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        schema, total = file.schema_arrow, file.metadata.num_rows
+
+    def records() -> Iterator[Record | BadImage]:
+        with pq.ParquetFile(path) as opened:
+            for batch in opened.iter_batches(batch_size=BATCH):
+                yield from batch.to_pylist()
+
+    split = split_of(path.stem.partition("-")[0])  # train-00000-of-00002.parquet
+    kept = schema.metadata or {}
+    return TableFile(
+        path,
+        path.parent,
+        schema.names,
+        records,
+        total,
+        split if split in SPLITS else "",
+        _class_names(kept.get(b"huggingface")),
+    )
+
+
+def _class_names(told: bytes | None) -> dict[str, Sequence[str]]:
+    try:
+        features = json.loads(told or b"{}")["info"]["features"]
+        return {name: kind["names"] for name, kind in features.items() if isinstance(kind, dict) and kind.get("names")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
