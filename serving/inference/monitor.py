@@ -7,29 +7,20 @@ new came.
 import logging
 import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from clipft_tasks.contracts.drift import BaselineAccuracy, DriftSnapshot, WindowRows
 from clipft_tasks.drift.window import DriftMetrics, Window
 
+from .answer_memory import Answer, AnswerMemory
 from .drift_snapshots import snapshot
 from .errors import UnknownAnswerError
 from .loaded_model import LoadedModel
 from .metrics import Metrics
 
 log = logging.getLogger("uvicorn.error")
-REMEMBERED = 20_000  # answers that feedback can refer to
-
-
-@dataclass
-class _Answer:
-    domain: str
-    version: str
-    labels: list[str]
-    judged: set[int] = field(default_factory=set)  # images with feedback
 
 
 @dataclass(frozen=True)
@@ -79,16 +70,26 @@ class Monitor:
         rate: images a second that a window takes in, beyond a burst that fills it, so that watching costs the same however
             much there is to see.
         enabled: False keeps no windows at all.
+        answers: what feedback can refer to; None remembers them until the process ends.
     """
 
     def __init__(
-        self, metrics: Metrics, *, every: float, size: int, least: int, seconds: float, rate: float, enabled: bool = True
+        self,
+        metrics: Metrics,
+        *,
+        every: float,
+        size: int,
+        least: int,
+        seconds: float,
+        rate: float,
+        enabled: bool = True,
+        answers: AnswerMemory | None = None,
     ) -> None:
         self.metrics, self.every, self.rate, self.enabled = metrics, every, rate, enabled
         self.size, self.least, self.seconds = size, least, seconds
         self._live: dict[str, LoadedModel] = {}
         self._watched: dict[str, _Watched] = {}
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self.answers = answers or AnswerMemory()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
@@ -99,6 +100,7 @@ class Monitor:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self.answers.close()
 
     def watch(self, model: LoadedModel) -> None:
         """A version went live: its window starts empty, with its own reference. Metrics of the one before are taken away."""
@@ -155,30 +157,24 @@ class Monitor:
             if watched := self._watched_of(model):
                 watched.window.add_pairs(similarity.tolist())
 
-    def remember_answer(self, model: LoadedModel, request_id: str, labels: list[str]) -> None:
-        """Remember a prediction for each image, so that feedback may say whether it was right."""
-        with self._lock:
-            self._answers[request_id] = _Answer(model.domain, model.version, labels)
-            self._answers.move_to_end(request_id)
-            while len(self._answers) > REMEMBERED:
-                self._answers.popitem(last=False)
+    def remember_answer(self, model: LoadedModel, answer_id: str, labels: list[str]) -> None:
+        """Remember a prediction for each image, so that feedback may say whether it was right, also next week."""
+        self.answers.remember(answer_id, Answer(model.domain, model.version, labels))
 
-    def add_feedback(self, request_id: str, index: int, label: str) -> Judgment:
+    def add_feedback(self, answer_id: str, index: int, label: str) -> Judgment:
         """The true label of an image. Each image of a request counts once, and only for the version that answered.
 
         Raises: UnknownAnswerError when no such answer is remembered.
         """
-        with self._lock:
-            answer = self._answers.get(request_id)
-            if answer is None or not 0 <= index < len(answer.labels):
-                raise UnknownAnswerError
-            is_new = index not in answer.judged
-            answer.judged.add(index)
-            watched = self._watched.get(answer.domain)
-            if is_new and watched and watched.model.version == answer.version:
-                watched.window.add_feedback(answer.labels[index] == label)
-        predicted = answer.labels[index]
+        answer = self.answers.get(answer_id)
+        if answer is None or not 0 <= index < len(answer.labels):
+            raise UnknownAnswerError
+        is_new, predicted = self.answers.judge(answer_id, index), answer.labels[index]
         if is_new:
+            with self._lock:
+                watched = self._watched.get(answer.domain)
+                if watched and watched.model.version == answer.version:
+                    watched.window.add_feedback(predicted == label)
             verdict = "right" if predicted == label else "wrong"
             self.metrics.feedback.labels(answer.domain, answer.version, verdict).inc()
         return Judgment(answer.domain, answer.version, predicted, is_new)

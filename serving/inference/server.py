@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from clipft_tasks.core.settings import settings
 from clipft_tasks.devices import hardware
 
+from .answer_memory import AnswerMemory
 from .batching import Engine
 from .captures import Captures
 from .metrics import Metrics
@@ -51,6 +52,7 @@ class Server:
             seconds=options.window_minutes * 60,
             rate=options.window_rate,
             enabled=options.drift,
+            answers=AnswerMemory(settings().root / "answers.db"),
         )
         captures = Captures(
             settings().root / "captures",

@@ -36,6 +36,7 @@ def forget(request_id: str, server: ServerDep, relay: RelayDep) -> DeletedCaptur
 
     One that does not answer may still hold some: then this is answered 503, and asking again deletes the rest.
     """
+    server.monitor.answers.forget(request_id)
     deleted, replies = server.captures.delete(request_id), relay.broadcast()
     if silent := [reply.address for reply in replies if reply.response is None]:
         raise Transient(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")
