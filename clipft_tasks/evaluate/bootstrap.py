@@ -156,7 +156,7 @@ def interval(
     if rows <= 0:
         rows, quantile = groups.count, NORMAL
     below, above = wilson(share * rows, rows, quantile)
-    return low + below * (high - low), low + above * (high - low)
+    return min(value, low + below * (high - low)), max(value, low + above * (high - low))  # rounding puts nothing outside
 
 
 def gain_interval(value: float, differences: np.ndarray, groups: Groups, span: float | None = 1.0) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """A model looks at a split: every metric, what is missing and why, comparisons, slices, robustness, forgetting."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 from fixtures.errors import refuses
 from fixtures.evaluation import a_dataset
 from fixtures.parity import a_clip
+from torch.nn import functional
 
 from clipft_tasks.data import versioning
 from clipft_tasks.domains import Domain, get_domain
@@ -220,6 +222,29 @@ def test_many_comparisons_are_corrected_for_being_many(clip, dataset):
     assert gain.low > 0 and gain.p < 0.001 and [c.p_holm for c in found] == holm([c.p for c in found])
     alone = predictions.paired_gain(better, whole, names[0], 500)
     assert dict(alone) == {k: getattr(gain, k) for k in dict(alone)}
+
+
+def test_what_is_known_of_the_general_set_is_what_the_whole_matrix_says(clip, monkeypatch):
+    monkeypatch.setattr("clipft_tasks.evaluate.zero_shot.BLOCK", 100)
+    torch.manual_seed(0)
+    texts = [f"thing {i % 17}" for i in range(40)]  # words that repeat
+    words = torch.randn(17, clip.embed_dim)[[int(text.split()[1]) for text in texts]]
+    now = forgetting.Embeddings(*(functional.normalize(x, dim=1) for x in (torch.randn(40, clip.embed_dim) + words, words)))
+    similarity = (now.image @ now.text.T).numpy()
+
+    def chance(own: float, others: np.ndarray, drawn: int) -> float:
+        """That the best of one's own beats so many of the others, drawn at random."""
+        ahead, n = int((others >= own - 1e-7).sum()), len(others)
+        return math.comb(n - ahead, min(drawn, n)) / math.comb(n, min(drawn, n))
+
+    ids, expected = np.array(texts), []
+    drawn = min(9, min(sum(ids != text) for text in texts))
+    for i, text in enumerate(texts):
+        same, first = ids == text, np.unique(ids, return_index=True)[1]
+        of_image = chance(similarity[i, same].max(), similarity[i, [j for j in first if ids[j] != text]], 9)
+        of_text = chance(similarity[same, i].max(), similarity[~same, i], drawn)
+        expected.append((of_image + of_text) / 2)
+    assert forgetting.pairs_known(clip, now, texts) == pytest.approx(np.array(expected), abs=1e-6)
 
 
 # Calibration and linear probes -----------------------------------------------------------------------------------------------
