@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check test extras test-team docs lint lock
+.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check coverage test extras test-team docs lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -83,6 +83,10 @@ test: setup  ## every test, from unit to end to end (but test-team and the marke
 
 check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
 	@$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not team and not product and not extras" tests/unit tests/data
+
+coverage: setup  ## the lines that the tests of `make check` run, by file; apart from it, since counting makes them slower
+	@$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not team and not product and not extras" \
+	  --cov clipft_tasks --cov serving --cov-report term:skip-covered tests/unit tests/data
 
 extras: setup  ## each extra installed alone, from the package index
 	@$(PYTEST) -m extras tests/unit/test_extras.py

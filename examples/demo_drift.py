@@ -72,19 +72,19 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
     _metrics(server)
 
     console.rule("the shift: polycrystalline cells arrive")
-    breach = fired = None
-    breached_at = 0
+    drifted = fired = None
+    drifted_at = 0
     until = time.monotonic() + PATIENCE
     known = {r["dag_run_id"] for r in airflow.runs("clipft_readapt")}
     run = ""
     for count in server.play(stream):
-        if breach is None and count % 16 == 0:
+        if drifted is None and count % 16 == 0:
             worst = server.drift().worst
             console.print(f"[dim]{count} images: {worst.signal or 'nothing'} at {worst.ratio:.1f} times its limit[/]")
             if worst.ratio > 1:
-                breach, breached_at = time.monotonic(), count
-                console.print(f"[bold]Breach[/] after {count} images: {worst.signal}.")
-        if breach and not run and count % 8 == 0:
+                drifted, drifted_at = time.monotonic(), count
+                console.print(f"[bold]Drift[/] after {count} images: {worst.signal}.")
+        if drifted and not run and count % 8 == 0:
             run = _new_run(airflow, known)
             fired = fired or (time.monotonic() if run else None)
     scores["during"] = {"mono": None, "poly": sum(server.verdicts) / len(server.verdicts)}
@@ -97,7 +97,7 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
                 code="demo.no_alarm",
             )
         time.sleep(0.5)
-        breach = breach or time.monotonic()
+        drifted = drifted or time.monotonic()
         run = _new_run(airflow, known)
         fired = fired or (time.monotonic() if run else None)
     _metrics(server)
@@ -124,9 +124,9 @@ def _play(airflow: Airflow, server: "_Server", before: str) -> Summary:
     return {
         "scores": scores,
         "versions": {"before": before, "after": after},
-        "requests_until_breach": breached_at,
+        "requests_until_drift": drifted_at,
         "seconds": {
-            "breach_to_run": round((fired or 0) - (breach or 0), 1),
+            "drift_to_run": round((fired or 0) - (drifted or 0), 1),
             "promotion_to_first_answer": round(first - promoted, 1) if promoted and first else None,
         },
         "failed_requests": load.failed,
@@ -302,10 +302,10 @@ def _show(summary: Summary, path: Path) -> None:
         table.add_row(when, *("" if v is None else f"{v:.3f}" for v in (row["mono"], row["poly"])))
     seconds, versions = summary["seconds"], summary["versions"]
     told = [
-        f"[bold]Breach[/]      after {summary['requests_until_breach']} images of the new kind",
+        f"[bold]Drift[/]       after {summary['requests_until_drift']} images of the new kind",
         f"[bold]Answer[/]      {summary['suggestion']['action']}: {summary['suggestion']['why']}",
         f"[bold]Versions[/]    {versions['before']} → {versions['after']}; {summary['failed_requests']} of {summary['requests_under_load']} requests failed meanwhile",
-        f"[bold]Seconds[/]     breach to running DAG {seconds['breach_to_run']}, promotion to first answer {seconds['promotion_to_first_answer']}, in all {seconds['total']:.0f}",
+        f"[bold]Seconds[/]     drift to running DAG {seconds['drift_to_run']}, promotion to first answer {seconds['promotion_to_first_answer']}, in all {seconds['total']:.0f}",
         "",
         f"Drift report  {summary['links']['drift report']}",
         f"Airflow run   {summary['links']['Airflow run']}",

@@ -37,7 +37,7 @@ def test_no_request_failed_while_models_were_swapped(drifted):
 def test_the_suggestion_says_what_it_was_and_what_it_rests_on(drifted):
     suggestion = drifted["suggestion"]
     assert suggestion["action"] == "readapt" and sum(suggestion["labels"].values()) >= 40
-    assert drifted["requests_until_breach"] and drifted["seconds"]["breach_to_run"] is not None
+    assert drifted["requests_until_drift"] and drifted["seconds"]["drift_to_run"] is not None
 
 
 def test_the_new_versions_window_starts_on_its_own_reference(drifted):

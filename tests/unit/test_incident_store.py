@@ -82,7 +82,7 @@ FAILED = {"suggest": "success", "finetune": "failed"}
 RECOVERED = {"suggest": "success", "finetune": "success"}
 
 
-def test_an_admitted_breach_is_handed_on_with_its_causes_and_remembered(registry):
+def test_an_admitted_alert_is_handed_on_with_its_signals_and_remembered(registry):
     [found] = tell(alert("general", "image", "margin"), run="a")
     kept = incident_store.load("general").incident
     assert kept and (found["signals"], found["incident"]) == (["image", "margin"], kept.id)

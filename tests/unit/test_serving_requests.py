@@ -72,7 +72,10 @@ def test_where_chance_keeps_nothing_neither_scores_nor_images_are_touched(make, 
     monkeypatch.setattr(module.random, "random", lambda: 0.9)
     untouchable = SimpleNamespace(model=SimpleNamespace(domain="general"))
     for share in (0, 0.2):
-        make(share).sample("id", untouchable, [object(), object()])
+        captures = make(share)
+        captures.sample("id", untouchable, [object(), object()])  # touching one would raise
+        captures.flush()
+        assert captures.all("general") == []
 
 
 def test_what_the_model_is_unsure_of_is_kept_four_times_as_often(make, monkeypatch):
