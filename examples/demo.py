@@ -15,6 +15,7 @@ import httpx
 from rich.panel import Panel
 from rich.table import Table
 
+from clipft_tasks.contracts.evaluation import of_groups
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops.airflow_client import Airflow
@@ -96,7 +97,9 @@ def _ask(dataset: str) -> Summary:
 
 def _show(summary: Summary, path: Path) -> None:
     data, seconds = summary["data"], summary["seconds"]
-    scores = Table(title=f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out images [95% interval]")
+    behind = of_groups(max((f.get("groups", 0) for who in summary["scores"].values() for f in who.values()), default=0))
+    what = f"{summary['metric'].replace('_', ' ')} on {data['counts']['test']} held-out images {behind}".rstrip()
+    scores = Table(title=f"{what} [95% interval]")
     for name in ("image size", "start model", "fine-tuned", "gain in points"):
         scores.add_column(name, justify="right")
     for size, who in summary["scores"].items():
