@@ -33,8 +33,9 @@ def clipft_reminders() -> None:
         from clipft_tasks.ops.airflow_client import Airflow
         from clipft_tasks.ops.reminders import lapsing
 
-        now = get_current_context()["dag_run"].run_after or datetime.now(UTC)
-        notices = lapsing(Airflow.of_settings(), now - EVERY, now)
+        context = get_current_context()
+        now, pages = context["dag_run"].run_after or datetime.now(UTC), context["ti"].log_url.partition("/dags/")[0]
+        notices = lapsing(Airflow.of_settings(), now - EVERY, now, pages)
         for notice in notices:
             notify.tell(notice)
         return [notice.title for notice in notices]

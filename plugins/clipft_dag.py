@@ -150,7 +150,7 @@ def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
     using a try up; everything else is tried again.
     """
     _end_with_parent()
-    _log_by_level("mlflow")
+    _log_by_level()
     spec = spec_of(given or {})
     began = time.monotonic()
     try:
@@ -183,9 +183,10 @@ def _is_last_try() -> bool:
     return ti.try_number > ti.max_tries
 
 
-def _log_by_level(name: str) -> None:
-    """Let a library's log lines come through Airflow's log: by itself it writes them to stderr, which Airflow shows as errors."""
-    library = logging.getLogger(name)
+def _log_by_level() -> None:
+    """Let MLflow's log lines come through Airflow's log: by itself it writes them to stderr, which Airflow shows as errors."""
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # where it is imported later
+    library = logging.getLogger("mlflow")
     library.handlers, library.propagate = [], True
 
 

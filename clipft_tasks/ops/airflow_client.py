@@ -75,9 +75,9 @@ class Airflow:
         return self._read(self.raw(method, f"/api/v2{path}", json))
 
     def running(self) -> int:
-        """DAG runs of clipft that run or wait to, but for maintenance itself."""
+        """DAG runs of clipft that run or wait to, but for maintenance itself and reminders."""
         runs = self.call("GET", "/dags/~/dagRuns?state=running&state=queued&limit=100")["dag_runs"]
-        return sum(run["dag_id"] != "clipft_maintenance" for run in runs)
+        return sum(run["dag_id"] not in ("clipft_maintenance", "clipft_reminders") for run in runs)
 
     def pool(self, name: str, slots: int, description: str) -> None:
         """Make a pool where there is none of that name."""

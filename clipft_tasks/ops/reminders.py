@@ -13,13 +13,17 @@ HOURS = re.compile(r"Unanswered after ([\d.]+) h means")
 SHARE, MOST = 0.25, 2.0  # of its time an approval is told of once more, at most so many hours before its end
 
 
-def lapsing(airflow: Airflow, since: datetime, until: datetime) -> list[Notice]:
+def lapsing(airflow: Airflow, since: datetime, until: datetime, pages: str) -> list[Notice]:
     """Approvals whose last quarter (or last two hours) began in this time and that nobody answered.
 
-    Asked for one stretch of time after the other, each is told of once. Raises: Transient, ClipftError: Airflow cannot be asked.
+    Asked for one stretch of time after the other, each is told of once.
+
+    Args:
+        pages: address of Airflow's pages, for people.
+    Raises: Transient, ClipftError: Airflow cannot be asked.
     """
     waiting = airflow.call("GET", "/dags/~/dagRuns/~/hitlDetails?response_received=false&state=awaiting_input&limit=100")
-    return list(_due(waiting["hitl_details"], since, until, airflow.url))
+    return list(_due(waiting["hitl_details"], since, until, pages))
 
 
 def _due(waiting: Iterable[Mapping[str, Any]], since: datetime, until: datetime, url: str) -> Iterable[Notice]:

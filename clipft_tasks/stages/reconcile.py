@@ -22,6 +22,9 @@ def run(spec: RunSpec, dag_run: str = "") -> ReconcileResult:
     from .. import tracking
 
     domain, done = spec.domain, ""
+    if tracking.champion(domain) is None:
+        say(f"{domain}: nobody is champion.")
+        return ReconcileResult(domain=domain, champion="", done="")
     try:
         with changing(domain, dag_run, wait=False) as lease:
             champion = tracking.champion(domain)

@@ -15,6 +15,7 @@ from ..core.console import say
 from .connection import client, retryable
 
 CHECKPOINT = "clipft.checkpoint"  # the run's tag
+FOLDER = "checkpoints"  # among its artifacts
 
 
 class SavedCheckpoint(VersionedRecord):
@@ -29,26 +30,24 @@ class SavedCheckpoint(VersionedRecord):
 
 
 def save_checkpoint(run_id: str, path: Path) -> None:
-    """Keep a checkpoint with a run, so that another machine may go on from it; the ones before are removed.
+    """Keep a checkpoint with a run, so that another machine may go on from it; all others are removed.
 
-    The run's tag that names it comes last: what it names is whole.
+    The run's tag that names it comes last: what it names is whole. What a kill left beside it goes with the next one.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     store = client()
-    before = store.get_run(run_id).data.tags.get(CHECKPOINT)
-    name = f"checkpoints/{path.stem}-{digest[:12]}.pt"
+    name = f"{FOLDER}/{path.stem}-{digest[:12]}.pt"
     copy = path.with_name(name.rpartition("/")[2])
     copy.unlink(missing_ok=True)
     os.link(path, copy)
     try:
-        store.log_artifact(run_id, str(copy), "checkpoints")
+        store.log_artifact(run_id, str(copy), FOLDER)
     finally:
         copy.unlink()
     saved = SavedCheckpoint(name=name, sha256=digest, file=path.name)
     store.set_tag(run_id, CHECKPOINT, json.dumps(saved.to_json()))
-    if before and (old := _read(before).name) != name:
-        _delete_artifact(run_id, old)
+    _delete_artifacts(run_id, keep=name)
 
 
 def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
@@ -83,22 +82,25 @@ def fetch_checkpoint(run_id: str, folder: Path) -> Path | None:
 
 
 def delete_checkpoint(run_id: str) -> None:
-    """Remove a finished run's checkpoint."""
-    tag = client().get_run(run_id).data.tags.get(CHECKPOINT)
-    if tag:
+    """Remove a finished run's checkpoint, and what a kill left of others."""
+    if CHECKPOINT in client().get_run(run_id).data.tags:
         client().delete_tag(run_id, CHECKPOINT)
-        _delete_artifact(run_id, _read(tag).name)
+    _delete_artifacts(run_id)
 
 
 def _read(tag: str) -> SavedCheckpoint:
     return SavedCheckpoint.from_json(json.loads(tag))
 
 
-def _delete_artifact(run_id: str, name: str) -> None:
-    """Remove one artifact of a run, where the store can do that; what stays takes space and nothing else."""
+def _delete_artifacts(run_id: str, keep: str = "") -> None:
+    """Remove a run's checkpoints but one, where the store can do that; what stays takes space and nothing else."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        get_artifact_repository(client().get_run(run_id).info.artifact_uri).delete_artifacts(name)
+        store = get_artifact_repository(client().get_run(run_id).info.artifact_uri)
+        for found in store.list_artifacts(FOLDER):
+            if found.path != keep:
+                store.delete_artifacts(found.path)
     except Exception as error:  # stores raise what they like
-        say(f"{name} of run {run_id} stays in MLflow: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        say(f"Old checkpoints of run {run_id} stay in MLflow: {why}")

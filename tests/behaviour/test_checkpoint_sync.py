@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import small
+from mlflow.tracking import MlflowClient
 
 from behaviour.test_kill import killed
 from clipft_tasks import tracking
@@ -14,6 +15,7 @@ from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import finetune, ingest, plan, version
+from clipft_tasks.tracking import checkpoints
 from clipft_tasks.train.checkpoint_sync import BufferedLogger, CheckpointUploader
 
 
@@ -68,6 +70,32 @@ def test_a_checkpoint_that_is_not_what_its_digest_says_is_ignored(home, tmp_path
     stored[0].write_bytes(b"cut")
     assert tracking.fetch_checkpoint(run_id, tmp_path / "elsewhere") is None
     assert "cannot be used" in capsys.readouterr().out and not list((tmp_path / "elsewhere").glob("*.pt"))
+
+
+def test_cut_between_checkpoint_and_tag_the_one_before_counts_and_the_next_save_removes_what_was_left(
+    home, tmp_path, monkeypatch
+):
+    run_id = tracking.get_or_create_run("general", "k", "k", {}).info.run_id
+    first, second, third = (tmp_path / f"step-{n:08d}.pt" for n in (4, 8, 12))
+    for path in (first, second, third):
+        path.write_text(path.name)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tracking.save_checkpoint(run_id, first)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "set_tag", die)
+        tracking.save_checkpoint(run_id, second)
+    assert tracking.fetch_checkpoint(run_id, tmp_path / "there").name == first.name
+    assert len(tracking.client().list_artifacts(run_id, "checkpoints")) == 2
+    tracking.save_checkpoint(run_id, third)
+    assert len(tracking.client().list_artifacts(run_id, "checkpoints")) == 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # a run that is over, cut in the same way
+        patch.setattr(checkpoints, "_delete_artifacts", die)
+        tracking.delete_checkpoint(run_id)
+    tracking.delete_checkpoint(run_id)
+    assert tracking.client().list_artifacts(run_id, "checkpoints") == []
 
 
 def _files(folder: Path, count: int) -> list[Path]:

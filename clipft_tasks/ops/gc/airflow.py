@@ -17,7 +17,8 @@ from .report import DAY, Item, Report
 
 LOG_BYTES = 64 * 2**20  # of the programs' own log, beyond which its beginning goes
 LOG_KEPT = 4 * 2**20
-MAINTENANCE = ("clipft_maintenance", "clipft_care")  # the DAG that collects garbage, and its name in an earlier release
+# The DAG that collects garbage, its name in an earlier release, and one that touches nothing.
+MAINTENANCE = ("clipft_maintenance", "clipft_care", "clipft_reminders")
 
 
 class Activity:
