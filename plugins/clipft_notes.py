@@ -1,4 +1,4 @@
-"""What came out of a run, as its note in every list of runs: "medical/v2 · 120 images", "version 3 of medical live · 0.37 → 1.00".
+"""What came out of a run, as its note in every list of runs: "medical/v2 · 120 images", "medical: version 3 live · 0.37 → 1.00".
 
 A listener, called by the scheduler when a run has ended, before it writes that down.
 """
@@ -38,7 +38,7 @@ def _note(dag_run: "DagRun") -> None:
         session = object_session(dag_run)
         if session is not None and dag_run.dag_id in NOTES and not dag_run.note:
             returned, errors = _said(dag_run, session)
-            if text := sentence(dag_run.dag_id, returned, errors):
+            if text := sentence(dag_run.dag_id, returned, errors, str((dag_run.conf or {}).get("domain", ""))):
                 dag_run.note = text[:MOST]
     except Exception as error:
         log.warning("No note for %s %s: %r", dag_run.dag_id, dag_run.run_id, error)
@@ -54,11 +54,10 @@ def _said(dag_run: "DagRun", session: "Session") -> tuple[dict[str, Any], dict[s
     return {task: value for (key, task), value in read.items() if key == "return_value"}, errors
 
 
-def sentence(dag: str, results: Results, errors: Mapping[str, str]) -> str:
-    """What came out of a run, in one line; "" where there is nothing to say."""
-    if errors:
-        return "; ".join(f"{task}: {said}" for task, said in errors.items())
-    return NOTES[dag](results)
+def sentence(dag: str, results: Results, errors: Mapping[str, str], domain: str = "") -> str:
+    """What came out of a run, in one line that names its domain; "" where there is nothing to say."""
+    text = "; ".join(f"{task}: {said}" for task, said in errors.items()) or NOTES[dag](results)
+    return f"{domain}: {text}" if text and domain and domain not in text else text
 
 
 def _dataset(results: Results) -> str:

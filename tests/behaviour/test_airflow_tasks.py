@@ -116,7 +116,8 @@ def test_a_note_says_what_came_out(dag_tools, dag, results, said):
     import clipft_notes
 
     assert said in clipft_notes.sentence(dag, results, {})
-    assert clipft_notes.sentence(dag, results, {"gate": "it did not pass"}) == "gate: it did not pass"
+    assert clipft_notes.sentence(dag, results, {"gate": "it did not pass"}, "medical") == "medical: gate: it did not pass"
+    assert clipft_notes.sentence(dag, results, {}, "medical").count("medical") == 1
 
 
 def test_a_note_is_written_once_and_never_breaks_the_scheduler(dag_tools, monkeypatch):
@@ -124,9 +125,9 @@ def test_a_note_is_written_once_and_never_breaks_the_scheduler(dag_tools, monkey
 
     monkeypatch.setattr(clipft_notes, "object_session", lambda run: "a session")
     monkeypatch.setattr(clipft_notes, "_said", lambda run, session: ({"verify": {"version": "1"}}, {}))
-    run = SimpleNamespace(dag_id="clipft_rollback", run_id="r", note=None)
+    run = SimpleNamespace(dag_id="clipft_rollback", run_id="r", note=None, conf={"domain": "general"})
     clipft_notes.on_dag_run_success(run, "")
-    assert run.note == "version 1 live"
+    assert run.note == "general: version 1 live"
     run.note = "mine"
     clipft_notes.on_dag_run_failed(run, "")
     assert run.note == "mine"
@@ -135,7 +136,9 @@ def test_a_note_is_written_once_and_never_breaks_the_scheduler(dag_tools, monkey
         raise OSError
 
     monkeypatch.setattr(clipft_notes, "_said", broken)
-    clipft_notes.on_dag_run_success(SimpleNamespace(dag_id="clipft_rollback", run_id="r", note=None), "")
+    clipft_notes.on_dag_run_success(
+        SimpleNamespace(dag_id="clipft_rollback", run_id="r", note=None, conf={"domain": "general"}), ""
+    )
 
 
 # Events --------------------------------------------------------------------------------------------------------------
