@@ -36,7 +36,8 @@ class ModelCard(VersionedRecord):
     Args:
         dataset, revision: tag and git commit of the dataset version that it was trained on.
         classes: names in the order of their ids; empty where nothing is classified.
-        start: what training started from.
+        start: what training started from. augment: what was done to training images, by field of the domain; {} where it was
+            not noted.
         objective, spec: as they were written by the release that trained; nothing here looks inside.
         similarity: how embeddings are compared, by its name in the menu.
         dimensions: lengths that embeddings may be cut to.
@@ -51,6 +52,7 @@ class ModelCard(VersionedRecord):
     license: str = ""
     classes: list[str]
     start: str
+    augment: dict[str, float] = {}
     objective: dict[str, JsonValue] = {}
     spec: dict[str, JsonValue] = {}
     resolutions: Resolutions

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..devices import moved
 from ..domains import Augment
 
 PLAIN = Augment(crop_min=1.0, flip_horizontal=False)  # the whole image as it is
@@ -62,7 +63,7 @@ def apply(images: Tensor, geometry: Geometry, side: int) -> Tensor:
     out = images.float()
     if not n:
         return out.new_zeros(0, 3, side, side)
-    theta, gain, spread = (x.to(device, non_blocking=True) for x in geometry[:3])
+    theta, gain, spread = (moved(x, device) for x in geometry[:3])
     # Bilinear sampling looks at four pixels: a much larger image is halved first, or fine structure would alias.
     while out.shape[-1] * geometry.zoom >= 2 * side and out.shape[-1] % 2 == 0:
         out = functional.avg_pool2d(out, 2)

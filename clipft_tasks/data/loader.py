@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..devices import backend
+from ..devices import backend, moved
 from ..domains import Augment
 from . import augment
 from .augment import Geometry
@@ -62,11 +62,11 @@ class Batch:
 
     def augmented(self, part: slice, device: torch.device) -> Tensor:
         """Some of this process's images as the towers see them, before normalization: fp32 0-255 (p, 3, side, side)."""
-        return augment.apply(self.images[part].to(device, non_blocking=True), self.geometry.part(part), self.side)
+        return augment.apply(moved(self.images[part], device), self.geometry.part(part), self.side)
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its images on the device."""
-        return replace(self, images=self.images.to(device, non_blocking=True))
+        return replace(self, images=moved(self.images, device))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class Sampler:
         groups: group id by row.
         batch: rows per step.
         seed: fixes every epoch's order.
-        how: `shuffled`; `balanced`, drawing rare classes as often as common ones; `spread`, keeping rows of one group in
+        how: `shuffled`; `balanced`, drawing rare classes as often as common ones, rows of no known class once; `spread`, keeping rows of one group in
             different batches as far as possible, since they would be false negatives of each other.
     """
 
@@ -63,18 +63,26 @@ class Sampler:
         return drawn
 
     def _balanced(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        classes = np.unique(labels)
+        known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+        classes = np.unique(labels[known])
+        if not len(classes):
+            return rng.permutation(len(labels))
         # Each class is repeated whole, in fresh order each time, until it has filled its share.
-        share = -(-len(labels) // len(classes))
+        share = -(-len(known) // len(classes))
         columns = []
         for label in classes:
             members = np.flatnonzero(labels == label)
             repeats = -(-share // len(members))
             columns.append(np.concatenate([rng.permutation(members) for _ in range(repeats)])[:share])
-        drawn = np.stack(columns, axis=1).ravel()  # classes alternate, so each batch is balanced as well
+        passes = np.stack(columns, axis=1)  # over all classes in turn, so each batch is balanced as well
+        if len(classes) > self.batch:
+            passes = rng.permuted(passes, axis=1)  # in fresh order each time: sooner or later any two of them meet
+        drawn = passes.ravel()[: len(known)]
+        if len(unknown):
+            drawn = np.insert(drawn, rng.integers(0, len(drawn) + 1, len(unknown)), rng.permutation(unknown))
         for start in range(0, len(drawn), self.batch):
             rng.shuffle(drawn[start : start + self.batch])
-        return drawn[: len(labels)]
+        return drawn
 
 
 def _apart(groups: np.ndarray, batches: int, batch: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,6 @@ of device from another.
 """
 
 from .base import CopyStream, Device, Hardware
-from .registry import REGISTRY, backend, backends
+from .registry import REGISTRY, backend, backends, moved
 
-__all__ = ["REGISTRY", "CopyStream", "Device", "Hardware", "backend", "backends"]
+__all__ = ["REGISTRY", "CopyStream", "Device", "Hardware", "backend", "backends", "moved"]

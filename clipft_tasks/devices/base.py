@@ -52,11 +52,12 @@ class Device(ABC):
         name: its device type in PyTorch.
         is_host: it computes on the CPU's own cores and memory, which all processes of the machine share.
         half_precisions: 16-bit formats that may pay, the preferred one first.
-        fused_optimizer: AdamW's fused kernel is used; it clips gradients and skips steps that are not finite by itself, so
-            nobody waits for a step's metrics.
+        fused_optimizer: AdamW has a fused kernel for it, many times faster than a loop over parameters.
+        late_metrics: that kernel clips gradients and skips steps that are not finite by itself, so that nobody waits for a step's
+            metrics.
         fused_attention: scaled dot-product attention has a fused kernel for the backward pass too.
         fixed_shapes: every new tensor shape costs memory or a compilation, so sizes come from small sets.
-        pinned_memory: copies from page-locked memory need not be waited for.
+        pinned_memory: copies from page-locked memory need not be waited for, and what they read is not given away before.
         checkpoint_keeps_rng: `torch.utils.checkpoint` draws the same random numbers again by itself.
         forks: it works in a forked child process.
         contiguous_because: why convolutions are kept in the contiguous layout; "": channels last is faster.
@@ -72,6 +73,7 @@ class Device(ABC):
     is_host: ClassVar[bool] = False
     half_precisions: ClassVar[tuple[Precision, ...]] = ("bf16",)
     fused_optimizer: ClassVar[bool] = False
+    late_metrics: ClassVar[bool] = False
     fused_attention: ClassVar[bool] = True
     fixed_shapes: ClassVar[bool] = True
     pinned_memory: ClassVar[bool] = False
@@ -162,8 +164,13 @@ class Device(ABC):
         """What this process's tensors take right now, with what the allocator keeps; on the host, the whole process."""
 
     def memory_peak(self) -> int:
-        """The most that this process's tensors took so far, where the allocator counts it; otherwise what they take now."""
+        """The most that this process's tensors took since `reset_peak`, where the allocator counts it; otherwise what they take
+        now."""
         return self.memory_used()
+
+    def reset_peak(self) -> None:
+        """Count `memory_peak` anew from now on."""
+        return None
 
     def limit_memory(self, limit: int) -> None:
         """Let the allocator fail at `limit` bytes, so that too much is an error to recover from and not a machine that swaps.

@@ -13,6 +13,7 @@ from .host_allocator import give_back_freed_memory
 class Cpu(Device):
     name = "cpu"
     is_host = True
+    fused_optimizer = True
     fixed_shapes = False
     compile_seconds = 90
     matmul_size = 256

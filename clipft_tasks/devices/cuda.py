@@ -18,6 +18,7 @@ class Cuda(Device):
     name = "cuda"
     half_precisions = ("bf16", "fp16")
     fused_optimizer = True
+    late_metrics = True
     pinned_memory = True
     compile_seconds = 60
     matmul_size = 4096
@@ -69,6 +70,9 @@ class Cuda(Device):
 
     def memory_peak(self) -> int:
         return torch.cuda.max_memory_allocated()
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
 
     def limit_memory(self, limit: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / self.memory_total()))

@@ -12,6 +12,7 @@ from .base import Device, Hardware, usable_cores
 class Mps(Device):
     name = "mps"
     half_precisions = ("fp16", "bf16")
+    fused_optimizer = True
     fused_attention = False  # https://github.com/pytorch/pytorch/issues/179294
     checkpoint_keeps_rng = False
     forks = False  # https://github.com/pytorch/pytorch/issues/178037

@@ -20,7 +20,7 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     from ..evaluate import interpolation
     from ..model import build
     from ..model.layout import prepare_for_inference
-    from ..train import blend, validation
+    from ..train import blend, recipe, validation
 
     tags = tracking.client().get_run(run_id).data.tags
     trained = RunSpec.model_validate(tracking.load_json_artifact(run_id, "spec.json"))  # tuned values and all
@@ -29,7 +29,7 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     start = build.load(tags["clipft.start"], domain=spec.domain)
     key = spec.identity(
         "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=validation.ROWS,
-        metric=spec.gate.metric,
+        metric=spec.gate.metric, profile=recipe.profile_of(spec),
     )  # fmt: skip
     if done := blend.load_result(run_id, key):
         say(f"Blended before with the same models and rows: alpha {done.alpha:g}.")

@@ -1,6 +1,7 @@
 """A candidate: a model trained in its MLflow run, and the package that the run holds in the end."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
@@ -65,9 +66,12 @@ def write_candidate(
         license=dataset.version.card.license,
         classes=dataset.classes,
         start=clip.source,
+        augment=asdict(get_domain(spec.domain).augment),
         objective=spec.objective.model_dump(mode="json"),
         spec=spec.model_dump(mode="json"),
-        resolutions=Resolutions(train=list(sides(spec.resolution)), serve=side, evaluated=spec.resolution.evaluate),
+        resolutions=Resolutions(
+            train=list(sides(spec.resolution, clip.tower.multiple)), serve=side, evaluated=spec.resolution.evaluate
+        ),
         tokenizer=Tokenizer(name=type(clip.tokenizer).__name__, context_length=clip.context_length),
         embed_dim=clip.embed_dim,
         similarity=clip.similarity.name,

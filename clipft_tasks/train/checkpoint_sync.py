@@ -1,6 +1,7 @@
 """A run that another machine may go on with: its newest checkpoint goes to MLflow now and then, while it trains."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -56,7 +57,10 @@ class CheckpointUploader:
         with self._wake:
             self._drop()
             waiting.unlink(missing_ok=True)
-            os.link(path, waiting)
+            try:
+                os.link(path, waiting)
+            except OSError:  # exFAT and network shares have no second names
+                shutil.copyfile(path, waiting)
             self._waiting = waiting
             self._wake.notify()
 

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, the last few kept, the newest readable one found again."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..core.errors import ClipftError
 from .state import RunState
 
 FORMAT = 3
+SHARE = 0.05  # of a run's time that writing checkpoints may take, about
 
 
 class Checkpoint(RunState):
@@ -33,10 +35,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, key: str, keep: int = 2, saved: Callable[[Path], None] | None = None) -> None:
         self.folder, self.key, self.keep, self.saved = folder, key, keep, saved
+        self._cost = 0.0  # seconds that the last one took
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, state: Mapping[str, object]) -> Path:
         """Write the state at `step`. Raises ClipftError when the disk is full; earlier checkpoints stay."""
+        began = time.monotonic()
         path = self.folder / f"step-{step:08d}.pt"
         part = path.with_suffix(".part")
         try:
@@ -57,7 +61,12 @@ class Checkpoints:
             old.unlink()
         if self.saved:
             self.saved(path)
+        self._cost = time.monotonic() - began
         return path
+
+    def due_after(self, seconds: float) -> float:
+        """Seconds until the next one is due: those that are asked for, or more where the last one took long; 0 stays 0."""
+        return max(seconds, self._cost * (1 / SHARE - 1)) if seconds else 0.0
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read and belongs to this run, or None. One that is broken is said and skipped."""

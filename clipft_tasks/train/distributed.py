@@ -45,19 +45,35 @@ class World:
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag.item())
 
-    def gather(self, own: Tensor, total: int) -> Tensor:
-        """Everybody's rows, in the order of ranks: (total, d). Gradients reach this process's rows alone.
-
-        Args:
-            own: (k, d), this process's share of the rows.
-        """
+    def most(self, here: float) -> float:
+        """The largest of all processes' numbers; a meeting point as `any`."""
         if self.size == 1:
-            return own
+            return here
+        number = torch.tensor([here], dtype=torch.float64)
+        distributed.all_reduce(number, op=distributed.ReduceOp.MAX)
+        return float(number.item())
+
+    def room(self, own: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """This process's rows (k, d), padded to everybody's share, and an empty place for everybody's.
+
+        All that a gathering needs of memory before it: a process that fails in the midst of one would leave the others waiting.
+        """
         each = self.local_batch(total)
         padded = own.detach().contiguous()
         if len(own) < each:
             padded = torch.cat([padded, padded.new_zeros(each - len(own), own.shape[1])])
-        gathered = own.new_empty(self.size * each, own.shape[1])
+        return padded, own.new_empty(self.size * each, own.shape[1])
+
+    def gather(self, own: Tensor, total: int, room: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Everybody's rows, in the order of ranks: (total, d). Gradients reach this process's rows alone.
+
+        Args:
+            own: (k, d), this process's share of the rows.
+            room: what `room` gave for it.
+        """
+        if self.size == 1:
+            return own
+        padded, gathered = room or self.room(own, total)
         distributed.all_gather_into_tensor(gathered, padded)
         mine = self.local_rows(total)
         return torch.cat([gathered[: mine.start], own, gathered[mine.stop : total]])

@@ -116,7 +116,7 @@ def train(work: Work) -> dict[str, float]:
     pull = PullToStart(own, spec.l2_start) if spec.l2_start else None
     state = _beginning(work, own)
     half = plan.precision.value == "fp16"
-    log = StepLog(device.fused_optimizer and not half, partial(_not_finite, towers))
+    log = StepLog(device.late_metrics and not half, partial(_not_finite, towers))
     if checkpoint := work.checkpoints.latest():
         state.load(checkpoint["step"], checkpoint)
         say(f"Resumed at step {state.step} of {last}.")
@@ -153,8 +153,8 @@ def train(work: Work) -> dict[str, float]:
             data_seconds = time.monotonic() - waited
             rate = schedule.rate(number)
             _set_rates(state.optimizer, rate, schedule.heads_only(number))
-            if side and batch.side != side:
-                device.release()  # graphs and buffers of the old size
+            if number > first and schedule.phase(number) is not schedule.phase(number - 1):
+                device.release()  # graphs and buffers of sizes that do not come again
             side = batch.side
 
             # The gradient, and a step along it.
@@ -179,8 +179,9 @@ def train(work: Work) -> dict[str, float]:
                     raise _always_overflows(number, state.in_a_row)
                 if not overflow and not all(map(math.isfinite, metrics.values())):
                     raise _not_finite(towers, step, metrics)
-            state.scaler.step(state.optimizer)  # skipped by the scaler after an overflow, which also halves the scale
-            state.scaler.update()
+            if not overflow:  # not every fused kernel skips such a step by itself
+                state.scaler.step(state.optimizer)
+            state.scaler.update()  # halves the scale after an overflow
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(MAX_SCALE))
             if pull and not overflow:
@@ -193,6 +194,7 @@ def train(work: Work) -> dict[str, float]:
             pairs += rows
             seconds = time.monotonic() - waited
             in_use = device.memory_peak()
+            device.reset_peak()
             state.micro_batches.went_well(side, in_use)
             flops = plan.flops.value.get(side, 0.0) * rows / seconds
             step.known.update({
@@ -225,7 +227,7 @@ def train(work: Work) -> dict[str, float]:
                 raise Stopped(
                     f"Stopped by a signal at step {state.step} of {last}; the checkpoint is written and the next try resumes."
                 )
-            if state.step < last and time.monotonic() - saved >= spec.checkpoint_seconds:
+            if state.step < last and time.monotonic() - saved >= work.checkpoints.due_after(spec.checkpoint_seconds):
                 save()
                 saved = time.monotonic()
         if first < last:
@@ -282,7 +284,8 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
         average=WeightAverage(clip, spec.ema) if spec.ema else None,
         best=BestEpoch(spec.keep == "best", spec.patience, spec.max_forgetting),
         micro_batches=MicroBatches(
-            plan.micro_batch.value, work.world.local_batch(work.data.sampler.batch), plan.memory_limit
+            plan.micro_batch.value, work.world.local_batch(work.data.sampler.batch), plan.memory_limit,
+            fixed=round(plan.micro_batch.measured.get("fixed_gib", 0.0) * 2**30), largest=work.world.most,
         ),
         plan=plan,
     )  # fmt: skip
@@ -314,7 +317,7 @@ def _gradient(
     Returns: what `step.backward` reports.
     """
     device, side = backend(work.plan.device.value), batch.side
-    seed = (work.spec.seed * 1_000_003 + number) * 1009 % 2**62
+    seed = work.spec.seed * 1_000_003 + number
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:

@@ -1,6 +1,6 @@
 """How many pairs a forward pass takes: fewer after running out of memory, more again when there is room for long."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from ..core.console import say
@@ -25,11 +25,21 @@ class MicroBatches:
     Args:
         planned: side -> pairs, from the plan.
         local_batch: pairs of a step in this process.
-        limit: bytes that training may use.
+        limit: bytes that training may use. fixed: of them, for weights and optimizer: these stay when a pass takes more pairs.
+        largest: a number -> the largest of all processes, which must take passes of one size; asked at the same steps by all.
     """
 
-    def __init__(self, planned: Mapping[int, int], local_batch: int, limit: int) -> None:
+    def __init__(
+        self,
+        planned: Mapping[int, int],
+        local_batch: int,
+        limit: int,
+        *,
+        fixed: int = 0,
+        largest: Callable[[float], float] = float,
+    ) -> None:
         self.sizes, self.local_batch, self.limit = dict(planned), local_batch, limit
+        self._fixed, self._largest = fixed, largest
         self.failures = 0
         self._good = dict.fromkeys(planned, 0)
         self._grown: list[int] = []  # sides whose size was raised and has not run since
@@ -66,7 +76,8 @@ class MicroBatches:
         self._grown = [other for other in self._grown if other != side]
         if self.sizes[side] < self.local_batch and self._good[side] >= self._patience[side]:
             self._good[side] = 0
-            if in_use * 2 < self.limit:
+            in_use = int(self._largest(in_use))
+            if in_use + max(0, in_use - self._fixed) < self.limit:
                 self.sizes[side] = min(2 * self.sizes[side], self.local_batch)
                 self._grown.append(side)
                 used = f"{in_use / 2**30:.1f} of {self.limit / 2**30:.1f} GiB used"

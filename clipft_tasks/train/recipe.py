@@ -1,10 +1,14 @@
 """What makes two trainings the same work."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
+
 from .. import objectives
 from ..data.versioning import Version
+from ..domains import get_domain
 from ..spec import RunSpec
 
-RECIPE = 5  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 6  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def work_key(spec: RunSpec, version: Version, digest: str) -> str:
@@ -26,7 +30,19 @@ def work_key(spec: RunSpec, version: Version, digest: str) -> str:
         recipe=RECIPE,
         code=objectives.source_digests(spec.objective),
         metric=spec.gate.metric,
+        profile=profile_of(spec),
     )
+
+
+def profile_of(spec: RunSpec) -> Mapping[str, object]:
+    """What a run's domain says of how images and texts are treated: edited, it makes other work, though its name stays."""
+    domain = get_domain(spec.domain)
+    return {
+        "augment": asdict(domain.augment),
+        "prompts": domain.prompts,
+        "gray_bits": domain.gray_bits,
+        "general_set": domain.general_set,
+    }
 
 
 def code_versions(spec: RunSpec) -> dict[str, str | int]:

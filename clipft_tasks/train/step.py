@@ -12,12 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..contracts.plan import Plan
 from ..data.loader import Batch
+from ..devices import moved
 from ..devices.memory import OutOfMemory, is_out_of_memory
 from ..devices.precision import MEMORY_FORMATS, precision_context
 from ..model.clip import Clip, by_length
@@ -68,7 +70,7 @@ class Towers:
 
     def text_features(self, tokens: Tensor, seed: int) -> Tensor:
         """Features of texts (p, d), fp32."""
-        tokens = tokens.to(self.clip.device, non_blocking=True)
+        tokens = moved(tokens, self.clip.device)
         encode = partial(by_length, self.text, pad=self.clip.pad) if self.clip.pays_by_length(tokens) else self.text
         return self._run(encode, tokens, seed)
 
@@ -105,18 +107,21 @@ def backward(
     """
     own_texts = batch.tokens[world.local_rows(len(batch.tokens))]
     image_parts, text_parts = chunks_of(len(batch.images), micro_batch), chunks_of(len(own_texts), micro_batch)
-    base = seed * world.size + world.rank
     device = towers.clip.device
 
     def encode(number: int, towers: Towers = towers) -> Tensor:
         if number < len(image_parts):
-            return towers.image_features(batch, image_parts[number], base + number)
-        return towers.text_features(own_texts[text_parts[number - len(image_parts)]], base + number)
+            return towers.image_features(batch, image_parts[number], mixed(seed, world.rank, number))
+        return towers.text_features(own_texts[text_parts[number - len(image_parts)]], mixed(seed, world.rank, number))
 
     def gathered(features: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
         """Features of the parts, here and elsewhere, as those of all images and of all texts."""
-        own = _joined(features[: len(image_parts)], width, device), _joined(features[len(image_parts) :], width, device)
-        return world.gather(own[0], len(batch)), world.gather(own[1], len(batch.tokens))
+        totals = len(batch), len(batch.tokens)
+        with _agreeing(world):
+            own = _joined(features[: len(image_parts)], width, device), _joined(features[len(image_parts) :], width, device)
+            rooms = [world.room(part, total) if world.size > 1 else None for part, total in zip(own, totals, strict=True)]
+        with _agreeing(world):
+            return world.gather(own[0], totals[0], rooms[0]), world.gather(own[1], totals[1], rooms[1])
 
     everything = range(len(image_parts) + len(text_parts))
     largest = -(-max(len(batch), len(batch.tokens)) // world.size)
@@ -141,6 +146,11 @@ def backward(
                 if again.requires_grad and leaf.grad is not None:  # a tower may be frozen whole, or not be looked at
                     again.backward(leaf.grad)
     return report
+
+
+def mixed(seed: int, rank: int, part: int) -> int:
+    """A seed of its own for each part of a step in each process: rows elsewhere are not dropped out alike."""
+    return int(np.random.SeedSequence([seed, rank, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _agreeing:
@@ -172,7 +182,7 @@ def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs
     """What an objective sees of a batch: features of every image (n, d), and of its captions, each once (u, d)."""
     device = image.device
     # Copies that wait for the device would keep it idle until all that follows has been queued.
-    caption, label = batch.caption.to(device, non_blocking=True), batch.label.to(device, non_blocking=True)
+    caption, label = moved(batch.caption, device), moved(batch.label, device)
     return Pairs(
         image=clip.similarity.embed_image(image),
         text=clip.similarity.embed_text(text)[caption],  # a repeated caption was encoded once
@@ -180,7 +190,7 @@ def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs
         scale=clip.model.logit_scale.exp(),
         captions=caption,
         labels=label,
-        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else batch.new.to(device, non_blocking=True),
+        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else moved(batch.new, device),
         bias=getattr(clip.model, "logit_bias", None),
         start=start,
         progress=progress,

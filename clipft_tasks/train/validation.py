@@ -15,13 +15,13 @@ from ..core.errors import ClipftError
 from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import Domain
-from ..evaluate.metrics import balanced_accuracy, recall_at
+from ..evaluate import zero_shot
+from ..evaluate.metrics import balanced_accuracy
 from ..model.clip import Clip
 from ..spec.metric_catalog import METRICS
 
 SPLIT = "val"
 ROWS = 512  # of the split that are asked about, at most: standard error of 2 points, and seconds even on a CPU
-BLOCK = 1024  # rows of the similarity matrix at a time
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class ValidationRows:
         # Rows of one class cannot show that a model calls everything by its name.
         if not METRICS[metric].needs_labels or held.loc[held["label"] != "", "label"].nunique() < 2:
             classes = []
+        if not classes:  # an image is asked about once, however many captions it has
+            held = held[~held["sha256"].duplicated()]
         at = _spread(held, limit, bool(classes))
-        held = held.iloc[at]
+        held = held.loc[at]
         groups = np.array([g or k for g, k in zip(held["group"], held["key"], strict=True)])
         if not classes:
             return cls("image_to_text_r1", at, np.zeros(len(held), int), groups, [], held["caption"].nunique() > 1)
@@ -93,7 +95,7 @@ class ValidationResult:
 def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
     """At most `limit` rows of a split, by number: the first of each group before the second of any, the classes in turn."""
     if len(held) <= limit:
-        return np.arange(len(held))
+        return held.index.to_numpy()
     if classified:
         held = held[held["label"] != ""]
     held = held.assign(order=[hashlib.sha256(k.encode()).hexdigest() for k in held["key"]]).sort_values("order")
@@ -129,17 +131,22 @@ def evaluate_on_validation(
         images = torch.cat([clip.encode_images(cache.take(rows.at[i : i + batch])) for i in range(0, len(rows.at), batch)])
         if rows.classes:
             texts = clip.class_embeddings(rows.classes)
-            own = rows.truth
+            asked = np.flatnonzero(rows.truth >= 0)
+            own = rows.truth[asked]
         else:
-            own_captions = frame["caption"].iloc[rows.at]
-            captions = sorted(own_captions.unique())
+            asked, own, captions = _captions_of(frame, rows.at)
             texts = torch.cat([clip.encode_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)])
-            own = np.array([captions.index(c) for c in own_captions])
-        found = []
-        for i in range(0, len(images), BLOCK):
-            similarity = clip.similarity(images[i : i + BLOCK], texts).cpu().numpy()
-            found.append(recall_at(similarity, own[i : i + BLOCK, None] == np.arange(len(texts)), 1))
-    return ValidationResult(rows, np.concatenate(found) == 1)
+    shape = len(images), len(texts)
+    rank = zero_shot.ranked(asked, own, shape, lambda some: zero_shot.similarities(clip, images[some], texts))
+    return ValidationResult(rows, rank < 1)
+
+
+def _captions_of(frame: pd.DataFrame, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pairs of some rows' images, by their place in `at`, and captions that these images have; and every such caption."""
+    place = {image: i for i, image in enumerate(frame["sha256"].iloc[at])}
+    theirs = frame[frame["sha256"].isin(place)]
+    own, captions = pd.factorize(theirs["caption"], sort=True)
+    return theirs["sha256"].map(place).to_numpy(), own, list(captions)
 
 
 def require_general_set(domain: Domain) -> str:

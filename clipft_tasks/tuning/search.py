@@ -4,7 +4,7 @@ from ..contracts.stages import PlanResult, StudyResult, TuneResult
 from ..core.console import say
 from ..data import versioning
 from ..spec import RunSpec
-from ..train.recipe import code_versions
+from ..train.recipe import code_versions, profile_of
 from ..train.validation import ValidationRows
 from . import mlflow_runs, search_space, stopping
 from . import study as studies
@@ -24,6 +24,7 @@ def open_search(spec: RunSpec, planned: PlanResult, dag_run: str = "") -> StudyR
         "tune", "domain", "objective", "train", "memory", tune={"epochs": spec.tune.epochs, "seed": spec.tune.seed},
         resolution=spec.resolution.model_dump(exclude={"evaluate"}), model=spec.model.model_dump(exclude={"start"}),
         dataset=version.revision, start=planned.digest, metric=spec.gate.metric,
+        profile=profile_of(spec),
     )  # fmt: skip
     code = code_versions(spec)
     key = spec.identity("tune", subject=subject, space=space.to_dict(), code=code)

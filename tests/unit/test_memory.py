@@ -186,3 +186,16 @@ def test_freed_memory_is_used_again_without_new_pages_until_it_is_given_back():
     said = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, check=True).stdout
     plain, kept, given_back = map(int, said.split())
     assert kept * 20 < min(plain, given_back)
+
+
+def test_it_grows_by_what_all_processes_have_in_use_so_that_all_take_passes_of_one_size():
+    used = [int(0.4 * LIMIT), int(0.6 * LIMIT)]
+    ranks = [MicroBatches({96: 16}, 64, LIMIT, largest=lambda here: max(used)) for _ in used]
+    for batches, in_use in zip(ranks, used, strict=True):
+        go(batches, 2 * PATIENCE, in_use)
+    assert [batches.at(96) for batches in ranks] == [16, 16]
+
+
+def test_weights_do_not_double_when_a_pass_takes_more_pairs():
+    batches = MicroBatches({96: 16}, 64, LIMIT, fixed=int(0.5 * LIMIT))
+    assert go(batches, PATIENCE, int(0.7 * LIMIT)) == 32

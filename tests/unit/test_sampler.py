@@ -148,3 +148,28 @@ def test_spread_deals_groups_over_batches_even_when_rows_are_left_over(rows, bat
 def test_spread_without_groups_still_makes_other_batches_each_epoch():
     sampler = Sampler(np.zeros(64, int), 8, 0, "spread")
     assert set(sampler.rows(0)) != set(sampler.rows(8))
+
+
+@pytest.mark.parametrize(("classes", "batch"), [(1000, 64), (200, 64), (100, 32)])
+def test_with_more_classes_than_a_batch_holds_nearly_all_pairs_of_them_meet(classes, batch):
+    labels = np.repeat(np.arange(classes), 5)
+    drawn = Sampler(labels, batch, 0, "balanced")
+    seen = np.zeros((classes, classes), bool)
+    passes = [classes * classes * 3 // (batch * batch), drawn.steps_per_epoch]
+    for step in range(max(passes)):
+        own = labels[drawn.rows(step)]
+        seen[np.ix_(own, own)] = True
+        assert len(set(own)) >= 0.55 * batch  # of two passes over all classes at most
+    chance = 1 - np.exp(-3)
+    assert seen.mean() > chance - 0.05
+    first, second = (labels[drawn.rows(step)] for step in (0, drawn.steps_per_epoch))
+    assert len(set(first) & set(second)) < 0.75 * batch
+
+
+def test_a_row_of_no_known_class_is_drawn_once_and_takes_no_share_of_a_class():
+    labels = np.concatenate([np.full(60, -1), np.repeat([0, 1], [30, 10])])
+    drawn = epoch(Sampler(labels, 10, 0, "balanced"), 0)
+    assert sorted(drawn[labels[drawn] < 0]) == list(range(60))
+    assert np.bincount(labels[drawn][labels[drawn] >= 0]).tolist() == [20, 20]
+    nothing = epoch(Sampler(np.full(20, -1), 10, 0, "balanced"), 0)
+    assert sorted(nothing) == list(range(20))

@@ -8,7 +8,7 @@ from clipft_tasks.contracts.plan import Phase
 from clipft_tasks.data.augment import PLAIN
 from clipft_tasks.domains import Augment
 from clipft_tasks.spec import ResolutionSpec, TrainSpec
-from clipft_tasks.train.schedule import SETTLE, Schedule, phases, sides
+from clipft_tasks.train.schedule import SETTLE, TAIL_RATE, Schedule, phases, sides
 
 KINDS = ["plain", "progressive", "multi_scale", "fixres"]
 HOW = Augment()
@@ -31,7 +31,7 @@ def rates(made: Schedule) -> list[float]:
     ("kind", "expected"),
     [
         ("plain", [Phase(0, (128,))]),
-        ("progressive", [Phase(0, (64,)), Phase(250, (96,)), Phase(500, (112,)), Phase(750, (128,))]),
+        ("progressive", [Phase(0, (64,)), Phase(200, (96,)), Phase(400, (112,)), Phase(600, (128,))]),
         ("multi_scale", [Phase(0, (96, 128, 160))]),
         ("fixres", [Phase(0, (96,)), Phase(900, (128,), plain=True)]),
     ],
@@ -100,21 +100,34 @@ def test_without_warm_up_the_first_step_has_the_peak():
 
 
 def test_after_a_change_of_size_the_rate_dips_and_is_back_soon():
-    plain, grown = rates(schedule()), rates(schedule("progressive"))
-    settle = round(1000 * SETTLE)
-    for first in (250, 500, 750):
-        shares = [grown[step] / plain[step] for step in range(first - 1, first + settle + 1)]
-        assert shares[0] == shares[-1] == 1 and shares[1] == pytest.approx(1 / (settle + 1))
-        assert shares[1:] == sorted(shares[1:])
-    untouched = [s for s in range(1000) if not any(first <= s < first + settle for first in (250, 500, 750))]
-    assert all(grown[step] == plain[step] for step in untouched)
+    grown, settle = rates(schedule("progressive")), round(1000 * SETTLE)
+    for first in (200, 400, 600):
+        dip = grown[first : first + settle]
+        assert dip[0] == pytest.approx(grown[first - 1] / (settle + 1)) and dip == sorted(dip)
+        assert grown[first + settle] == pytest.approx(PEAK, rel=0.01)
 
 
-def test_the_tail_of_fixres_has_a_tenth_of_the_rate_after_its_dip():
-    plain, tailed = rates(schedule()), rates(schedule("fixres"))
-    assert tailed[:900] == plain[:900]
-    assert tailed[920:] == pytest.approx([rate / 10 for rate in plain[920:]])
-    assert all(0 < tailed[step] < plain[step] / 10 for step in range(900, 920))
+def learned(kind: str, side: int) -> float:
+    """The share of all that a run learns, as far as the rate tells, that it learns at a side."""
+    made = schedule(kind)
+    found = rates(made)
+    return sum(rate for step, rate in enumerate(found) if made.side(step) == side) / sum(found)
+
+
+def test_growing_sizes_train_at_the_full_rate_and_the_last_one_has_the_whole_fall():
+    found = rates(schedule("progressive"))
+    assert all(found[step] == PEAK for step in (150, 350, 599))
+    fall = found[620:]
+    assert fall == sorted(fall, reverse=True) and 0 < fall[-1] < 1e-4 * PEAK
+    assert learned("progressive", 128) > 0.25
+
+
+def test_the_tail_of_fixres_learns_at_full_size_along_a_fall_of_its_own():
+    found = rates(schedule("fixres"))
+    assert found[899] < 1e-4 * PEAK  # the small size has ended its own fall
+    assert max(found[900:]) == pytest.approx(TAIL_RATE * PEAK, rel=0.15)
+    assert found[920:] == sorted(found[920:], reverse=True) and 0 < found[-1] < 0.01 * PEAK
+    assert learned("fixres", 128) > 0.02
 
 
 # Heads, and very short runs -------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipft_tasks.train.validation import ValidationResult, ValidationRows
+from clipft_tasks.evaluate.zero_shot import ranked
+from clipft_tasks.train.validation import ValidationResult, ValidationRows, _captions_of
 
 
 def manifest(labels, groups=None, captions=None, split="val"):
@@ -15,6 +16,7 @@ def manifest(labels, groups=None, captions=None, split="val"):
             "split": split,
             "label": labels,
             "group": groups or [""] * n,
+            "sha256": [f"{split} image {i}" for i in range(n)],
             "caption": captions or [f"an image of {x or i}." for i, x in enumerate(labels)],
         }
     )
@@ -69,3 +71,17 @@ def test_a_domain_whose_gate_looks_at_retrieval_is_judged_by_it():
     assert ValidationRows.of(frame).metric == "balanced_accuracy"
     found = ValidationRows.of(frame, metric="image_to_text_r1")
     assert (found.metric, found.classes) == ("image_to_text_r1", []) and (found.truth == 0).all()
+
+
+def test_an_image_with_several_captions_is_asked_about_once_and_each_of_them_is_right():
+    """A perfect model of images with five captions scores 1, as the evaluation's own metric does."""
+    images, each = 40, 5
+    frame = manifest([""] * images * each, captions=[f"image {i} in words {j}" for i in range(images) for j in range(each)])
+    frame["sha256"] = np.repeat(np.arange(images), each).astype(str)
+    rows = ValidationRows.of(frame)
+    assert rows.at.tolist() == list(range(0, images * each, each))
+    place, own, captions = _captions_of(frame, rows.at)
+    assert (np.bincount(place) == each).all() and len(captions) == images * each
+    similarity = np.array([[caption.startswith(f"image {i} ") for caption in captions] for i in range(images)], float)
+    similarity -= [int(caption[-1]) / 10 for caption in captions]  # its own row's words are not the nearest of its captions
+    assert (ranked(place, own, similarity.shape, lambda some: similarity[some]) < 1).all()
