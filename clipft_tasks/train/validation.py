@@ -95,7 +95,8 @@ class ValidationResult:
 def _spread(held: pd.DataFrame, limit: int, classified: bool) -> np.ndarray:
     """At most `limit` rows of a split, by number: the first of each group before the second of any, the classes in turn."""
     if len(held) <= limit:
-        return held.index.to_numpy()
+        every: np.ndarray = held.index.to_numpy()
+        return every
     if classified:
         held = held[held["label"] != ""]
     held = held.assign(order=[hashlib.sha256(k.encode()).hexdigest() for k in held["key"]]).sort_values("order")
