@@ -30,7 +30,7 @@ def made(folder: Path, pairs: int) -> Any:
         blocks = np.random.default_rng(i).integers(0, 256, (6, 6, 3)).astype(np.uint8)
         Image.fromarray(blocks).resize((200, 200), Image.Resampling.BICUBIC).save(out, "PNG")
         key = f"{i:032x}"
-        entries.append(shards.Entry(key, "png", out.getvalue(), {}))
+        entries.append(shards.Entry(key, "png", out.getvalue()))
         rows.append(
             {"key": key, "name": key, "caption": f"a photo of thing {i % (pairs // 4)}", "label": f"kind {i % 20}",
              "group": f"group {i // 4}", "split": "test" if i < pairs else "val", "width": 200, "height": 200, "mode": "RGB",

@@ -40,7 +40,7 @@ def shard_set(folder: Path) -> Dataset:
         coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
         out = io.BytesIO()
         Image.fromarray(coarse).resize((int(wide), int(high)), Image.Resampling.BICUBIC).save(out, "JPEG", quality=88)
-        return shards.Entry(f"{number:032x}", "jpg", out.getvalue(), {"caption": f"image {number}"})
+        return shards.Entry(f"{number:032x}", "jpg", out.getvalue())
 
     places = dict(shards.pack((entry(i) for i in range(IMAGES)), folder))
     rows = [

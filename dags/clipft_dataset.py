@@ -7,11 +7,12 @@ Expectations) and links the **data report**; `version` adds, pushes, commits and
 
 * A failing check stops the run and names the rows. A few bad rows are left out and listed in the report.
 * Unchanged rows give the version that there already is.
-* A version emits the asset `clipft-dataset-<domain>` with domain, version, counts and revision; `clipft_retrain` listens.
+* A version emits the asset `clipft-dataset-<domain>` with domain, version, counts and revision, once; `clipft_retrain` listens.
+  A task that was killed after it made the version is tried again, and emits it then.
 """
 
 from airflow.sdk import AssetAlias, dag, get_current_context, task
-from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, dataset_asset, options_of, params
+from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, announced, dataset_asset, options_of, params
 
 
 @dag(
@@ -32,14 +33,14 @@ def clipft_dataset() -> None:
     tasks.add("ingest")
     tasks.add("validate")
 
-    @task(
-        doc_md="DVC add, push; git commit, tag; asset event.", outlets=[AssetAlias("clipft-dataset")], **options_of("version")
-    )
+    alias = AssetAlias("clipft-dataset")
+
+    @task(doc_md="DVC add, push; git commit, tag; asset event.", inlets=[alias], outlets=[alias], **options_of("version"))
     def version(results: StageOutput, params: Form | None = None) -> StageOutput:
         made, context = tasks.run("version", params, results), get_current_context()
-        if made["new"] or context["ti"].try_number > 1:  # the try before may have been killed between tag and event
+        if made["new"] or not announced(made["revision"], context["inlet_events"][alias]):
             told = {k: made[k] for k in ("domain", "dataset", "revision", "rows", "counts")}
-            context["outlet_events"][AssetAlias("clipft-dataset")].add(dataset_asset(made["domain"]), extra=told)
+            context["outlet_events"][alias].add(dataset_asset(made["domain"]), extra=told)
         return made
 
     version(tasks.needed("version"))

@@ -9,7 +9,7 @@ Paused when first seen: choose a folder on another disk (the form's *folder*, or
 """
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from clipft_dag import DEFAULTS, Form, StageOutput, stage
+from clipft_dag import DEFAULTS, Form, StageOutput, options_of, stage
 
 from clipft_tasks.domains import domain_names
 
@@ -33,11 +33,11 @@ from clipft_tasks.domains import domain_names
     max_active_runs=1,
 )
 def clipft_maintenance() -> None:
-    @task(doc_md="A backup, and a look at every byte of it.")
+    @task(doc_md="A backup, and a look at every byte of it.", **options_of("maintenance"))
     def backup(params: Form | None = None) -> StageOutput:
         return stage("maintenance.backup", {}, folder=(params or {}).get("folder") or "")
 
-    @task(doc_md="Remove what may go, and say how much space came back.")
+    @task(doc_md="Remove what may go, and say how much space came back.", **options_of("maintenance"))
     def gc(params: Form | None = None) -> StageOutput:
         return stage("maintenance.collect_garbage", {}) if (params or {}).get("clear", True) else {}
 

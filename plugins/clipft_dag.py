@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Context, Param, XComArg, get_current_context, task
@@ -30,8 +30,11 @@ from clipft_tasks.spec.form import JsonSchema
 from clipft_tasks.stages import chain
 from clipft_tasks.stages.call import StageOutput, call_stage
 
+if TYPE_CHECKING:
+    from airflow.sdk.execution_time.context import InletEventsAccessor
+
 __all__ = [
-    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "dataset_asset", "options_of",
+    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "announced", "dataset_asset", "options_of",
     "params", "promote_to_verify", "spec_of", "stage",
 ]  # fmt: skip
 
@@ -71,6 +74,18 @@ ACCELERATOR: Options = {
 def dataset_asset(domain: str) -> Asset:
     """The asset that stands for a domain's newest dataset version."""
     return Asset(name=f"clipft-dataset-{domain}", uri=f"clipft://datasets/{domain}", group="clipft")
+
+
+def announced(revision: str, events: "InletEventsAccessor") -> bool:
+    """Whether an event of before told of a dataset version: Airflow's own record, which a killed task has not reached.
+
+    Where Airflow cannot be asked the answer is no: to tell twice costs a run that finds its work done.
+    """
+    try:
+        return any((event.extra or {}).get("revision") == revision for event in events.ascending(False).limit(500))
+    except Exception as error:  # of Airflow's own kinds
+        log.warning("Whether the dataset version at %s was announced is not known: %s", revision, error)
+        return False
 
 
 DATASET_ASSETS = {domain: dataset_asset(domain) for domain in domain_names()}

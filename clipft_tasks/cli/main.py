@@ -56,6 +56,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "From images to a served model": (stages.run,),
     "The same, stage by stage": stages.CHAIN,
     "What there is to choose from": (stages.show_spec, stages.stages, domains.domains, domains.domain, objectives.objective),
+    "Versions of data": (stages.diff, stages.resplit),
     "Models that serve": (stages.compare, stages.rollback, stages.reconcile, drift.drift, drift.label, drift.breaker),
     "The installation": (*ops.COMMANDS, worker.worker),
 }

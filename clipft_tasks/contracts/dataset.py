@@ -49,8 +49,14 @@ class DatasetCard(VersionedRecord):
         parents: tags of the versions that it continues.
         version: its tag; "" while it is staged.
         account: what the reader found.
+        major: how often the domain was split anew, from 1. Rows keep their split in all versions of one major; between two,
+            a test row of one may be a training row of the other.
+        kept_splits: rows that keep the split of earlier versions, though the source names another now.
+        parted: rows left out, because they, or what resembles them, stood on two sides of a split before.
+        absent: classes that have no row in some split, and in which.
     """
 
+    FORMAT: ClassVar[int] = 2
     WHAT: ClassVar[str] = "the dataset card"
 
     domain: str
@@ -66,6 +72,10 @@ class DatasetCard(VersionedRecord):
     parents: list[str] = []
     version: str = ""
     account: SourceAccount = SourceAccount()
+    major: int = 1
+    kept_splits: int = 0
+    parted: int = 0
+    absent: dict[str, list[str]] = {}
 
     @property
     def captured(self) -> bool:
@@ -92,3 +102,45 @@ class RejectedRow(Record):
     name: Short
     reason: Short
     kind: str = "other reasons"
+
+
+class ChangedImages(Record):
+    """How many images changed in one way, and the names of some."""
+
+    count: int
+    examples: list[str]
+
+
+class Range(Record):
+    """Of a number over all rows."""
+
+    low: int
+    median: int
+    high: int
+
+
+class DatasetDiff(Record):
+    """What differs between two dataset versions. Pairs are of the old and the new one.
+
+    Attributes:
+        comparable: whether they are of one major, so that no test row of one is a training row of the other.
+        added, removed: images by their bytes. relabeled, recaptioned, regrouped, moved: of those that both hold; moved means to
+            another split, from where to where is in `moves`.
+        counts: rows by split. classes: rows by label, where they differ.
+    """
+
+    old: str
+    new: str
+    comparable: bool
+    images: tuple[int, int]
+    rows: tuple[int, int]
+    added: ChangedImages
+    removed: ChangedImages
+    relabeled: ChangedImages
+    recaptioned: ChangedImages
+    regrouped: ChangedImages
+    moved: ChangedImages
+    moves: dict[str, int]
+    counts: dict[str, tuple[int, int]]
+    classes: dict[str, tuple[int, int]]
+    shorter_side: tuple[Range, Range]

@@ -4,9 +4,12 @@ import glob
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def atomic_write(path: Path, content: bytes | str, mode: int | None = None, durable: bool = False) -> None:
@@ -65,6 +68,36 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(building, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def own_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder of one's own below `parent` to fill, for any number of writers at once; what is not moved away is removed.
+
+    Halves that killed processes left there are removed; those of processes at work are not, since they hold a lock.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob("*.building"):
+        with suppress(Timeout), FileLock(f"{left}.lock", blocking=False):
+            shutil.rmtree(left, ignore_errors=True)
+            Path(f"{left}.lock").unlink(missing_ok=True)
+    building = parent / f"{uuid.uuid4().hex[:12]}.building"
+    with FileLock(f"{building}.lock"):
+        building.mkdir()
+        try:
+            yield building
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+            Path(f"{building}.lock").unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is never written again a second name, on another disk a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with atomic_path(target) as part:
+            shutil.copyfile(source, part)
 
 
 def rename_suffix(folder: Path, old: str, new: str) -> int:

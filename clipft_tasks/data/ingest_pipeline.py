@@ -1,34 +1,44 @@
 """From a source's rows to a staged data set: decoded and described, packed into shards, split, with a card.
 
+taken.parquet                                     the rows that were read, with the source's own splits
 manifest.parquet, splits.parquet, datacard.json   as a version holds them
-shards/                                           those that the last version does not hold already
-rejected.jsonl                                    the rows that were not taken, each with its reason
+shards/                                           the images that the last version does not hold already
+refused.jsonl, account.json                       the rows that could not be read, each with its reason; what else was found
+rejected.jsonl                                    the same, and the rows that no split could take
+
+The second line follows from the first and from what the domain's versions hold; `rebase` makes it again, in another folder, when
+these have moved on.
 """
 
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import pandas as pd
 
-from ..contracts.dataset import DatasetCard, RejectedRow
+from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount
 from ..core.console import progress
 from ..core.errors import ClipftError, Transient
+from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
 from ..domains import Domain
 from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
-from .account import finish
-from .images import BadImage, open_image, perceptual_hash
+from .account import Account, finish
+from .describe import Described, Piece, describe_all, reason_of
+from .images import BadImage
+from .ledger import Ledger, Likeness, place
 from .metadata import stripped
 from .readers import Row, Source
 
 MAX_WORDS = 1000
 EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of other formats it is the name in small letters
-STRADDLES = "it resembles, or shares a group with, rows of two different splits"
 
 
 @dataclass(frozen=True)
@@ -36,21 +46,34 @@ class Earlier:
     """What the domain's versions hold already.
 
     Attributes:
-        tag: of the newest; "" before the first.
+        newest: the newest; None before the first.
         frame: its manifest.
-        ledger: the split of every image, by sha256, that any version ever held.
+        ledger: of all images that any version ever held.
+        major: how often the domain was split anew, from 1.
     """
 
-    tag: str
+    newest: versioning.Version | None
     frame: pd.DataFrame
-    ledger: dict[str, str]
+    ledger: Ledger
+    major: int = 1
 
     @classmethod
     def of(cls, domain: str) -> Self:
         known = versioning.versions(domain)
         if not known:
-            return cls("", pd.DataFrame(columns=list(manifest.COLUMNS)), {})
-        return cls(known[-1].tag, versioning.read_manifest(known[-1]), versioning.splits_ledger(domain))
+            return cls(None, pd.DataFrame(columns=list(manifest.COLUMNS)), Ledger.empty())
+        newest = known[-1]
+        return cls(newest, versioning.read_manifest(newest), versioning.read_ledger(newest), newest.card.major)
+
+    def parents(self, content: str) -> list[str]:
+        """Of a version of that content; of what is the newest version's, those that it has."""
+        if self.newest is None:
+            return []
+        return self.newest.card.parents if self.newest.card.content == content else [self.newest.tag]
+
+    def forgotten(self) -> Self:
+        """The same without ledger: the next version splits the domain anew."""
+        return replace(self, ledger=Ledger.empty(), major=self.major + 1)
 
 
 @dataclass(frozen=True)
@@ -86,40 +109,123 @@ def stage(
     Raises: OSError when the folder cannot be written.
     """
     template = options.caption_template or domain.caption
-    rows, rejected = take(progress(source.rows(), "images", source.total), template, domain.gray_bits, earlier.frame, folder)
-    splits_of = assign_splits(rows, options, domain, earlier.ledger)
-    kept = [replace(row, split=split) for row, split in zip(rows, splits_of, strict=True) if split]
-    rejected += [
-        RejectedRow(where=row.where, name=row.name, reason=STRADDLES, kind="between two splits")
-        for row, split in zip(rows, splits_of, strict=True)
-        if not split
-    ]
-    lines = [json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rejected]
-    (folder / "rejected.jsonl").write_text("".join(lines), "utf-8", errors="backslashreplace")
-    given = {row.key: row.split for row in rows}
-    account = finish(
-        source.account,
-        domain,
-        [row.label for row in kept],
-        [row.group for row in kept],
-        [given[row.key] for row in kept],
-        rejected,
+    rows, refused = take(progress(source.rows(), "images", source.total), template, domain.gray_bits, earlier.frame, folder)
+    _write_rejected(refused, folder / "refused.jsonl")
+    columns = list(TakenRow.__dataclass_fields__)
+    pd.DataFrame([vars(row) for row in rows], columns=columns).to_parquet(folder / "taken.parquet")
+    told = source.account
+    found = SourceAccount(
+        seen=told.seen, passed_over=dict(told.passed_over), understood=told.understood, warnings=told.warnings
     )
-    said = {"origin": options.origin, "consent": options.consent, "account": account}
-    license = options.license or source.license
-    card = card_of(name, license, domain.name, kept, len(rejected), earlier.tag).model_copy(update=said)
-    if kept:
-        manifest.write(pd.DataFrame([vars(row) for row in kept]), folder / "manifest.parquet")
-        ledger = earlier.ledger | {row.sha256: row.split for row in kept}
-        pd.DataFrame(sorted(ledger.items()), columns=["sha256", "split"]).to_parquet(folder / "splits.parquet")
-        (folder / "datacard.json").write_text(json.dumps(card.to_json(), indent=1, sort_keys=True))
+    atomic_write(folder / "account.json", found.model_dump_json())
+    about = {"source": name, "license": options.license or source.license, "origin": options.origin, "consent": options.consent}
+    return split_rows(about, options, domain, earlier, folder)
+
+
+def rows_of(version: versioning.Version) -> Source:
+    """A version's own rows as a source, without their splits."""
+
+    def rows() -> Iterator[Row]:
+        dataset = versioning.fetch(version)
+        for row in dataset.frame.itertuples():
+            yield Row(
+                where=f"{version.tag} {row.name}",
+                image_bytes=partial(dataset.image_bytes, row),
+                key=str(row.name),
+                caption=str(row.caption),
+                label=str(row.label),
+                group=str(row.group),
+            )
+
+    return Source(rows, license=version.card.license, name=version.card.source, total=version.card.rows)
+
+
+def split_rows(
+    about: dict[str, str], options: DataSpec, domain: Domain, earlier: Earlier, folder: Path
+) -> tuple[DatasetCard, list[RejectedRow]]:
+    """Split the rows that were taken, and write manifest, ledger, card and all rejected rows.
+
+    Args:
+        about: what the card says of the source as it is: source, license, origin, consent.
+    Returns: as `stage`.
+    """
+    rows, rejected = pd.read_parquet(folder / "taken.parquet"), read_rejected(folder, "refused.jsonl")
+    shares = {"val": options.val_share, "test": options.test_share}
+    shares["train"] = 1 - sum(shares.values())
+    alike = Likeness(domain.near_duplicate_bits, domain.augment)
+    placed = place(rows, earlier.ledger, alike, shares, options.split_seed, domain.name)
+    rejected += [
+        RejectedRow(where=rows["where"][i], name=rows["name"][i], reason=why, kind="between two splits")
+        for i, why in sorted(placed.reasons.items())
+    ]
+    _write_rejected(rejected, folder / "rejected.jsonl")
+    kept = rows.assign(said=rows["split"], split=placed.splits)
+    kept = kept[kept["split"] != ""]
+    account = finish(_read_account(folder), domain, kept["label"], kept["group"], kept["said"], rejected)
+    card = card_of(about, domain.name, kept, len(rejected), earlier).model_copy(
+        update={"kept_splits": placed.overruled, "parted": placed.parted, "account": account}
+    )
+    if len(kept):
+        with atomic_path(folder / "manifest.parquet") as path:
+            manifest.write(kept, path)
+        with atomic_path(folder / "splits.parquet") as path:
+            earlier.ledger.joined(kept).frame.to_parquet(path)
+        atomic_write(folder / "datacard.json", json.dumps(card.to_json(), indent=1, sort_keys=True))
     return card, rejected
+
+
+def settle(building: Path, name: str) -> Path:
+    """Move a staging folder to its place, which its content names: what is staged again unchanged lies where it lay.
+
+    Args:
+        name: of the kind of run, with which the folder's begins.
+    """
+    digest = hashlib.sha256((building / "rejected.jsonl").read_bytes())
+    if (building / "datacard.json").exists():
+        digest.update((building / "datacard.json").read_bytes())
+    place = building.with_name(f"{name}-{digest.hexdigest()[:12]}")
+    try:
+        for shard in (place / "shards").iterdir() if place.exists() else ():
+            shards.check(shard, shard.name)
+    except ClipftError:
+        shutil.rmtree(place)
+    try:
+        building.rename(place)
+    except OSError:  # another run was quicker, or a run of before staged the same
+        if not place.exists():
+            raise
+        os.utime(place)
+    return place
+
+
+def rebase(options: DataSpec, domain: Domain, folder: Path) -> Path:
+    """Split staged rows again, on the version that is the newest now: another run has made one since they were staged.
+
+    Returns: a staging folder of its own.
+    Raises: ClipftError where a release before staged them, or where no row is left.
+    """
+    if not (folder / "taken.parquet").exists():
+        why = "an earlier release staged them, on a version that is not the newest any more"
+        raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.staged_before")
+    before, earlier = read_card(folder), Earlier.of(domain.name)
+    if before.major > earlier.major:  # they were to be split anew
+        earlier = earlier.forgotten()
+    about = {name: getattr(before, name) for name in ("source", "license", "origin", "consent")}
+    with own_folder(folder.parent) as building:
+        (building / "shards").mkdir()
+        for path in [folder / name for name in ("taken.parquet", "refused.jsonl", "account.json")] + [*folder.glob("shards/*")]:
+            link_or_copy(path, building / path.relative_to(folder))
+        card, _ = split_rows(about, options, domain, earlier, building)
+        if not card.rows:
+            why = "each of them contradicts the splits of a version that was made since"
+            raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.nothing_left")
+        return settle(building, folder.name.rpartition("-")[0])
 
 
 def take(
     rows: Iterable[Row], template: str, gray_bits: int, earlier: pd.DataFrame, folder: Path
 ) -> tuple[list[TakenRow], list[RejectedRow]]:
-    """Every row is decoded and described; bytes that the last version already holds are not packed again.
+    """Every row is described; an image is packed once, whatever is said of it, and not at all if the last version holds it.
 
     Args:
         template: caption of a row that has a label alone.
@@ -127,31 +233,39 @@ def take(
         earlier: manifest of the last version. folder: for new shards.
     """
     taken: dict[str, TakenRow] = {}
-    rejected: list[RejectedRow] = []
-    places = {r.key: shards.Place(r.shard, int(r.offset), int(r.length)) for r in earlier.itertuples()}
+    rejected: dict[int, RejectedRow] = {}  # by position in the source
+    places = {r.sha256: shards.Place(r.shard, int(r.offset), int(r.length)) for r in earlier.itertuples()}
+    known = {r.sha256: Described(int(r.width), int(r.height), r.mode, r.format, r.phash) for r in earlier.itertuples()}
     names: dict[str, int] = {}
 
-    def entries() -> Iterator[shards.Entry]:
-        for row in rows:
+    def reject(number: int, row: Row, reason: str, kind: str) -> None:
+        rejected[number] = RejectedRow(where=row.where, name=row.key, reason=reason, kind=kind)
+
+    def pieces() -> Iterator[Piece[tuple[int, Row, str]]]:
+        for number, row in enumerate(rows):
             try:
                 caption = caption_of(row, template)
                 if row.split and row.split not in splits.SPLITS:
                     raise BadImage(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}", "unknown split")
                 data = stripped(row.image_bytes())
-                image = open_image(data, gray_bits=gray_bits)
             except (ClipftError, Transient):  # something is missing here, for every row
                 raise
             except Exception as error:  # whatever one row raises is that row's reason, and the others go on
-                rejected.append(refused(row, error))
+                reject(number, row, *reason_of(error))
+                continue
+            yield Piece((number, row, caption), data, hashlib.sha256(data).hexdigest())
+
+    def entries() -> Iterator[shards.Entry]:
+        for piece, said in describe_all(pieces(), gray_bits, known):
+            number, row, caption = piece.of
+            if said.refused:
+                reject(number, row, said.refused, said.kind)
                 continue
             meta = {"caption": caption, "label": row.label, "group": row.group}
-            digest = hashlib.sha256(data)
-            sha256 = digest.hexdigest()
-            digest.update(json.dumps(meta, sort_keys=True).encode())
-            key = digest.hexdigest()[:32]
+            key = hashlib.sha256(piece.data + json.dumps(meta, sort_keys=True).encode()).hexdigest()[:32]
             if key in taken:
                 reason = f"exact duplicate of {taken[key].name} (same image, caption and label)"
-                rejected.append(RejectedRow(where=row.where, name=row.key, reason=reason, kind="exact duplicates"))
+                reject(number, row, reason, "exact duplicates")
                 continue
             names[row.key] = names.get(row.key, 0) + 1
             taken[key] = TakenRow(
@@ -161,28 +275,23 @@ def take(
                 label=row.label,
                 group=row.group,
                 split=row.split,
-                width=image.width,
-                height=image.height,
-                mode=image.mode,
-                format=image.format,
-                sha256=sha256,
-                phash=perceptual_hash(image.rgb).hex(),
+                width=said.width,
+                height=said.height,
+                mode=said.mode,
+                format=said.format,
+                sha256=piece.sha256,
+                phash=said.phash,
                 where=row.where,
             )
-            if key not in places:
-                yield shards.Entry(key, EXTENSIONS.get(image.format, image.format.lower()), data, meta)
+            if piece.sha256 not in places:
+                places[piece.sha256] = shards.Place("", 0, 0)  # on its way
+                yield shards.Entry(piece.sha256, EXTENSIONS.get(said.format, said.format.lower()), piece.data)
 
-    for key, place in shards.pack(entries(), folder / "shards"):
-        places[key] = place
-    return [replace(row, **vars(places[row.key])) for row in taken.values()], rejected
-
-
-def refused(row: Row, error: Exception) -> RejectedRow:
-    """The row with the reason that its error is."""
-    if isinstance(error, BadImage):
-        return RejectedRow(where=row.where, name=row.key, reason=str(error), kind=error.kind)
-    reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return RejectedRow(where=row.where, name=row.key, reason=reason, kind="cannot be read")
+    for sha256, where in shards.pack(entries(), folder / "shards"):
+        places[sha256] = where
+    return [replace(row, **vars(places[row.sha256])) for row in taken.values()], [
+        rejected[number] for number in sorted(rejected)
+    ]
 
 
 def caption_of(row: Row, template: str) -> str:
@@ -202,41 +311,45 @@ def caption_of(row: Row, template: str) -> str:
     return caption
 
 
-def assign_splits(rows: list[TakenRow], options: DataSpec, domain: Domain, ledger: dict[str, str]) -> list[str]:
-    """The split of each row; "" for one that straddles two and can be put into neither."""
-    if not rows:
-        return []
-    fixed = [ledger.get(row.sha256, row.split) for row in rows]
-    duplicates = splits.near_duplicates([row.phash for row in rows], domain.near_duplicate_bits, domain.augment)
-    component = splits.components(len(rows), duplicates, [row.group for row in rows])
-    shares = {"val": options.val_share, "test": options.test_share}
-    shares["train"] = 1 - sum(shares.values())
-    assigned = splits.assign(component, [row.label for row in rows], fixed, shares, options.split_seed)
-    straddling = set(assigned.straddling)
-    return ["" if i in straddling else split for i, split in enumerate(assigned.splits)]
-
-
-def card_of(source: str, license: str, domain: str, rows: list[TakenRow], rejected: int, parent: str) -> DatasetCard:
+def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: int, earlier: Earlier) -> DatasetCard:
     """The card of staged rows."""
-    labels = Counter(row.label for row in rows if row.label)
-    identity = sorted((row.key, row.split) for row in rows)
+    labels = Counter(label for label in rows["label"] if label)
+    counts = Counter(rows["split"])
+    identity = sorted(zip(rows["key"], rows["split"], strict=True))
+    content = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return DatasetCard(
+        **about,
         domain=domain,
-        source=source,
-        license=license,
         rows=len(rows),
         rejected=rejected,
-        counts={split: sum(row.split == split for row in rows) for split in splits.SPLITS},
+        counts={split: counts[split] for split in splits.SPLITS},
         classes={label: labels[label] for label in sorted(labels)},
-        content=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-        parents=[parent] if parent else [],
+        content=content,
+        parents=earlier.parents(content),
+        major=earlier.major,
+        absent=splits.absent(rows["label"], rows["split"]),
     )
 
 
-def read_rejected(folder: Path) -> list[RejectedRow]:
+def _write_rejected(rows: list[RejectedRow], path: Path) -> None:
+    lines = [json.dumps({k: _writable(v) for k, v in row.to_json().items()}, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), "utf-8")
+
+
+def _writable(text: str) -> str:
+    """A name as a file may hold it: bytes that are no UTF-8 are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _read_account(folder: Path) -> Account:
+    said = SourceAccount.model_validate_json((folder / "account.json").read_bytes())
+    return Account(said.seen, Counter(said.passed_over), said.understood, said.warnings)
+
+
+def read_rejected(folder: Path, name: str = "rejected.jsonl") -> list[RejectedRow]:
     """The rows of a staging folder that were not taken."""
-    lines = (folder / "rejected.jsonl").read_text("utf-8").splitlines()
-    return [RejectedRow.model_validate_json(line) for line in lines]
+    lines = (folder / name).read_text("utf-8").split("\n")
+    return [RejectedRow.model_validate_json(line) for line in lines if line]
 
 
 def read_card(folder: Path) -> DatasetCard:

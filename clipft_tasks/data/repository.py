@@ -1,7 +1,10 @@
 """The repository of data sets: git with DVC, one working copy a machine, changed by one process at a time.
 
 Data is pushed before the commit, and the tag comes last: a tag never points at bytes that are not there. Whatever a
-killed process leaves behind is put back by the next one that opens it.
+killed process leaves behind is put back by the next one that changes it.
+
+Two locks: whoever makes a version holds the one of `opened` from begin to end, its pushes included; the other is held for the
+moments in which git's references change, so nobody who only reads waits for a push.
 """
 
 import base64
@@ -10,7 +13,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +21,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from ..core.errors import ClipftError, Transient
-from ..core.files import atomic_folder, atomic_path
+from ..core.files import atomic_folder
 from ..core.settings import is_url, settings
-from . import shards
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -30,17 +32,41 @@ REFUSED = re.compile(r"returned error: 40[13]|Authentication failed|could not re
 
 @contextmanager
 def opened() -> Iterator[Path]:
-    """The local working copy, alone: created or cloned on first use, put back if a killed process left it half-changed.
+    """The local working copy, to change it, alone; put back if a killed process left it half-changed.
 
     Raises:
         Transient: the repository's origin does not answer.
         ClipftError: there is none, and this machine may only read.
     """
+    path = settings().working_copy
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.writing.lock"):
+        with references() as path:
+            if is_url(settings().datasets):
+                git(path, "reset", "--quiet", "--hard", "origin/main")
+            elif git(path, "status", "--porcelain"):
+                git(path, "reset", "--quiet", "--hard")
+                git(path, "clean", "--quiet", "-fd")
+        yield path
+
+
+def latest() -> Path:
+    """The local working copy with the origin's newest tags, to read from. Raises as `opened`."""
+    path = settings().working_copy
+    if not is_url(settings().datasets) and _is_whole(path):
+        return path
+    with references() as path:
+        return path
+
+
+@contextmanager
+def references() -> Iterator[Path]:
+    """The local working copy while git's references change: created or cloned on first use, up to date with its origin."""
     source, path = settings().datasets, settings().working_copy
     remote = is_url(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
-        if not (path / ".dvc" / "config").exists() or not (path / ".git").exists():
+    with FileLock(f"{path}.lock"):
+        if not _is_whole(path):
             _create(path, source if remote else None)
         for stale in (path / ".git").rglob("*.lock"):  # ours alone, under the lock above
             stale.unlink()
@@ -48,10 +74,6 @@ def opened() -> Iterator[Path]:
             # Tags too are the origin's: one that never arrived there is made again, one that lost a race gives way.
             refs = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
             git(path, "fetch", "--prune", "origin", *refs, transient=True)
-            git(path, "reset", "--quiet", "--hard", "origin/main")
-        elif git(path, "status", "--porcelain"):
-            git(path, "reset", "--quiet", "--hard")
-            git(path, "clean", "--quiet", "-fd")
         yield path
 
 
@@ -62,36 +84,25 @@ def publish(repo: Path, tag: str) -> None:
         git(repo, "push", "--quiet", "--atomic", "origin", "HEAD:main", f"refs/tags/{tag}", transient=True)
 
 
-def fetch_file(repo: Path, tag: str, revision: str, name: str, target: Path | None = None) -> Path:
-    """A DVC-tracked file of a version, through the repository's cache or its remote; never through the working copy.
+def cat_files(repo: Path, names: Sequence[str]) -> list[bytes | None]:
+    """Files of git by `<revision>:<path>`, in one go; None for one that is not there."""
+    out = git_bytes(repo, "cat-file", "--batch", given="".join(f"{name}\n" for name in names).encode())
+    found: list[bytes | None] = []
+    at = 0
+    for _ in names:
+        head, at = out[at : (end := out.index(b"\n", at))].split(b" "), end + 1
+        if head[-1] == b"missing":
+            found.append(None)
+        else:
+            size = int(head[-1])
+            found.append(out[at : at + size])
+            at += size + 1
+    return found
 
-    Args:
-        tag, revision: of the version (`industrial/v3`, a git commit).
-        name: below the domain's folder. target: where to put it; default: this machine's cache.
-    Raises:
-        Transient: the remote does not answer.
-        ClipftError: it is nowhere, or a shard's bytes are not what its name says.
-    """
-    domain, _, number = tag.partition("/")
-    target = target or settings().folder("cache", "datasets", domain, number) / name
-    stamp = target.with_name(target.name + f".{revision[:12]}")
-    is_shard = name.startswith("shards/")
-    if is_shard or not (target.exists() and stamp.exists()):
-        from dvc.api import DVCFileSystem
 
-        with atomic_path(target, alone=True) as part:
-            try:
-                DVCFileSystem(repo=str(repo), rev=revision, config=_reading()).get_file(f"{domain}/{name}", str(part))
-            except FileNotFoundError as error:
-                why = f"{name} is neither in the cache nor in the remote"
-                raise ClipftError(f"dataset {tag}", why, "Push it again.", code="dataset.incomplete") from error
-            except OSError as error:
-                raise Transient(f"dataset {tag}: {name} cannot be fetched ({error}).") from error
-            if is_shard:
-                shards.check(part, target.name)  # before it has its name: what stands in the cache is whole
-        if not is_shard:
-            stamp.touch()
-    return target
+def cache(repo: Path) -> Path:
+    """The folder of DVC's own cache."""
+    return repo / ".dvc" / "cache" / "files" / "md5"
 
 
 def remote_bytes() -> int:
@@ -104,8 +115,7 @@ def bundle(target: Path) -> bool:
     """Write the whole repository, every version of every domain, to one file. Returns False when there is no repository yet."""
     if not is_url(settings().datasets) and not (settings().working_copy / ".git").exists():
         return False
-    with opened() as repo:
-        git(repo, "bundle", "create", str(target), "--all")
+    git(latest(), "bundle", "create", str(target), "--all")
     return True
 
 
@@ -153,6 +163,11 @@ def git(cwd: Path, *args: str, transient: bool = False) -> str:
         transient: whether its failure is worth another try: it talks to another machine.
     Raises: Transient or ClipftError when it fails, with its own words.
     """
+    return git_bytes(cwd, *args, transient=transient).decode(errors="replace").strip()
+
+
+def git_bytes(cwd: Path, *args: str, given: bytes = b"", transient: bool = False) -> bytes:
+    """The same as it is, of a command that reads `given`."""
     # A repository must behave the same under any user's git configuration.
     callers = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
     inherited = {k: v for k, v in os.environ.items() if k not in callers}  # set inside a git hook
@@ -161,18 +176,20 @@ def git(cwd: Path, *args: str, transient: bool = False) -> str:
         basic = base64.b64encode(":".join(who).encode()).decode()
         env |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"http.{settings().datasets}.extraHeader"}
         env |= {"GIT_CONFIG_VALUE_0": f"Authorization: Basic {basic}"}
-    done = subprocess.run(["git", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *args], cwd=cwd, env=env, capture_output=True, input=given, check=False)
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise _failed(f"git {' '.join(args)}", cwd, " ".join(reason[-3:]), transient)
-    return done.stdout.strip()
+        said = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
+        raise _failed(f"git {' '.join(args)}", cwd, " ".join(said.splitlines()[-3:]), transient)
+    return done.stdout
 
 
 @contextmanager
-def dvc(path: Path, command: str, *, new: bool = False, transient: bool = False) -> Iterator["Repo"]:
+def dvc(path: Path, command: str, *, new: bool = False, transient: bool = False, reading: bool = False) -> Iterator["Repo"]:
     """DVC's repository, for what `command` says, in this process: in its own, DVC takes longer to import than to do it.
 
-    Raises: as `git`.
+    Args:
+        reading: the remote is the one that a reader over HTTP reads from, where this machine is one.
+    Raises: as `git`; a ClipftError or Transient of the block as it is.
     """
     from dvc.logger import set_loggers_level
     from dvc.repo import Repo
@@ -181,12 +198,24 @@ def dvc(path: Path, command: str, *, new: bool = False, transient: bool = False)
     logger = logging.getLogger("dvc_data")
     logger.addHandler(reasons)
     try:
-        with set_loggers_level(logging.ERROR), Repo.init(str(path), force=True) if new else Repo(str(path)) as repo:
+        config = _reading() if reading else None
+        with (
+            set_loggers_level(logging.ERROR),
+            Repo.init(str(path), force=True) if new else Repo(str(path), config=config) as repo,
+        ):
             yield repo  # what it says when all is well is advice to a person at its own command line
+    except (ClipftError, Transient):
+        raise
     except Exception as error:  # a store's own library raises what it likes
         raise _failed(f"dvc {command}", path, " ".join([str(error), *reasons.found[-1:]]), transient) from error
     finally:
         logger.removeHandler(reasons)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a repository has its first commit, which comes after all that makes it one."""
+    committed = (path / ".git" / "refs" / "heads" / "main").exists() or (path / ".git" / "packed-refs").exists()
+    return committed and (path / ".dvc" / "config").exists()
 
 
 def _create(path: Path, url: str | None) -> None:
@@ -208,7 +237,7 @@ def _init(path: Path, url: str | None) -> None:
         git(path, "init", "--quiet", "--initial-branch", "main")
     git(path, "config", "user.name", "clipft")
     git(path, "config", "user.email", "clipft@localhost")
-    if (path / ".dvc" / "config").exists():
+    if _is_whole(path):
         return
     with dvc(path, "init", new=True) as repo, repo.config.edit() as config:
         config["core"] |= {"analytics": "false", "remote": "store"}

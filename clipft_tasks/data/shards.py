@@ -1,12 +1,12 @@
 """Shards: WebDataset tar files, known by the hash of their content, read by offset without unpacking.
 
-A shard holds, for each row, `<key>.<ext>` (the image's bytes as they came) and `<key>.json` (caption, label, group), so
-the webdataset library reads it too. The manifest says where each image lies.
+A shard holds each image once, as `<key>.<ext>`: its bytes as they came, so the webdataset library reads it too. What is said of an
+image (captions, label, group, split) stands in the manifest, with the place where it lies, and changes without touching a
+shard. Shards of earlier releases also hold `<key>.json` beside each image.
 """
 
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
@@ -24,10 +24,9 @@ TARGET_BYTES = 64 * 2**20
 class Entry:
     """An image to be packed, or packed."""
 
-    key: str  # hash of image and texts: the row's identity
+    key: str  # hash of its bytes
     extension: str
     data: bytes
-    meta: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,6 @@ def pack(entries: Iterable[Entry], folder: Path, target_bytes: int = TARGET_BYTE
         offset = tar.offset + tarfile.BLOCKSIZE
         tar.addfile(info, io.BytesIO(entry.data))
         places.append((entry.key, offset, len(entry.data)))
-        text = json.dumps(entry.meta, sort_keys=True, ensure_ascii=False).encode()
-        meta = tarfile.TarInfo(f"{entry.key}.json")
-        meta.size = len(text)
-        tar.addfile(meta, io.BytesIO(text))
         if tar.offset >= target_bytes:
             yield from finish()
     yield from finish()

@@ -1,6 +1,7 @@
 """Splits that hold: groups and near-duplicates stay together, and a row keeps its split in every later version."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,42 @@ def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = 
                 found = (others[near][which] % count).tolist()
                 pairs += [(min(first, other), max(first, other)) for other in found]
     return sorted(pairs)
+
+
+def nearest(hashes: Sequence[str], known: Sequence[str], bits: int, most: int = 256) -> list[tuple[int, int]]:
+    """For each hash the number of the nearest of `known` and how many bits they differ in; (-1, bits + 1) for none within `bits`.
+
+    Args:
+        most: of known ones that agree in a band of bits, as many are compared. Where more do, the images are all alike.
+    """
+    found = np.full((len(hashes), 2), (-1, bits + 1))
+    if not hashes or not known:
+        return [(-1, bits + 1)] * len(hashes)
+    ours, theirs = (np.frombuffer(bytes.fromhex("".join(each)), np.uint8).reshape(len(each), -1) for each in (hashes, known))
+    edges = np.linspace(0, ours.shape[1] * 8, max(bits, 7) + 2).astype(int)  # two within `bits` agree in one band at least
+    for start, stop in itertools.pairwise(edges.tolist()):
+        mine, others = _bits(ours, start, stop), _bits(theirs, start, stop)
+        order = np.argsort(others, kind="stable")
+        low, high = (np.searchsorted(others[order], mine, side) for side in ("left", "right"))
+        counts = np.minimum(high - low, most)
+        row = np.repeat(np.arange(len(mine)), counts)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low, counts)
+        other = order[place]
+        apart = np.bitwise_count(ours.view(np.uint64)[row] ^ theirs.view(np.uint64)[other]).sum(axis=1).astype(int)
+        best = np.lexsort((other, apart, row))
+        best = best[np.unique(row[best], return_index=True)[1]]  # the nearest of each row
+        closer = apart[best] < found[row[best], 1]
+        found[row[best][closer]] = np.stack([other[best], apart[best]], axis=1)[closer]
+    return [(int(a), int(b)) for a, b in found]
+
+
+def _bits(packed: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Bits from `start` to `stop`, at most 32 of them, as one number a row."""
+    last = -(-stop // 8)
+    number = np.zeros(len(packed), np.uint64)
+    for column in range(start // 8, last):
+        number = number << np.uint64(8) | packed[:, column].astype(np.uint64)
+    return number >> np.uint64(last * 8 - stop) & np.uint64((1 << (stop - start)) - 1)
 
 
 def _orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.ndarray]:
@@ -129,21 +166,19 @@ def assign(
     """
     splits = list(fixed)
     straddling: list[int] = []
-    classes = sorted(set(labels))
-    column = {name: i for i, name in enumerate(classes)}
     rows_of: dict[int, list[int]] = {}
     for row, comp in enumerate(component.tolist()):
         rows_of.setdefault(comp, []).append(row)
 
-    total = np.bincount([column[x] for x in labels], minlength=len(classes)).astype(float)
-    wanted = np.array([shares[s] for s in SPLITS])[:, None] * total
-    filled = np.zeros_like(wanted)
-    free: list[tuple[int, np.ndarray, list[int]]] = []
-    for comp, rows in rows_of.items():
+    # Counts by class are sparse: a component holds one class or a few, whatever number of classes there is.
+    total = Counter(labels)
+    wanted = [{label: shares[split] * count for label, count in total.items()} for split in SPLITS]
+    filled = [dict.fromkeys(total, 0.0) for _ in SPLITS]
+    free: list[tuple[Counter[str], list[int]]] = []
+    for rows in rows_of.values():
         there = {fixed[r] for r in rows} - {""}
-        counts = np.bincount([column[labels[r]] for r in rows], minlength=len(classes)).astype(float)
         if not there:
-            free.append((comp, counts, rows))
+            free.append((Counter(labels[r] for r in rows), rows))
             continue
         for r in rows:
             if splits[r] == "":
@@ -152,19 +187,66 @@ def assign(
                 else:
                     straddling.append(r)
             if splits[r]:
-                filled[SPLITS.index(splits[r]), column[labels[r]]] += 1
+                filled[SPLITS.index(splits[r])][labels[r]] += 1
+
+    def cost(s: int, counts: Counter[str]) -> float:
+        """How much the squared shortfall of a split grows with these rows."""
+        return sum(
+            ((filled[s][c] + n - wanted[s][c]) / total[c]) ** 2 - ((filled[s][c] - wanted[s][c]) / total[c]) ** 2
+            for c, n in counts.items()
+        )
 
     rng = np.random.default_rng(seed)
-    tie = rng.permutation(len(free))
+    tie = rng.permutation(len(free)).tolist()
     # Largest components first, since they are the hardest to place; each goes where it reduces the shortfall most.
-    for i in sorted(range(len(free)), key=lambda i: (-free[i][1].sum(), tie[i])):
-        _, counts, rows = free[i]
-        scale = np.maximum(total, 1)
-        cost = [
-            (((filled[s] + counts - wanted[s]) / scale) ** 2 - ((filled[s] - wanted[s]) / scale) ** 2).sum() for s in range(3)
-        ]
-        best = int(np.argmin(cost))
-        filled[best] += counts
+    for i in sorted(range(len(free)), key=lambda i: (-len(free[i][1]), tie[i])):
+        counts, rows = free[i]
+        best = min(range(len(SPLITS)), key=lambda s: cost(s, counts))
+        for label, count in counts.items():
+            filled[best][label] += count
         for r in rows:
             splits[r] = SPLITS[best]
+    _complete(splits, labels, [rows for _, rows in free])
     return Assignment(splits, straddling)
+
+
+def _complete(splits: list[str], labels: Sequence[str], free: Sequence[Sequence[int]]) -> None:
+    """Give a split that has no row of a class one, where a free component can be spared: the smallest, of the fullest split."""
+    missing = absent(labels, splits)
+    if not missing:
+        return
+    holding: dict[tuple[str, str], int] = Counter()  # components by class and split; a row that is not free counts as one
+    freed = set(itertools.chain.from_iterable(free))
+    for r, label in enumerate(labels):
+        holding[label, splits[r]] += r not in freed
+    of: dict[str, list[Sequence[int]]] = {}
+    for rows in sorted(free, key=len):
+        for label in {labels[r] for r in rows}:
+            holding[label, splits[rows[0]]] += 1
+            if label in missing:
+                of.setdefault(label, []).append(rows)
+    for label, names in missing.items():
+        for name in names:
+            spare = [
+                rows
+                for rows in of.get(label, [])
+                if all(holding[other, splits[rows[0]]] > 1 for other in {labels[r] for r in rows} - {""})
+            ]
+            if not spare:
+                continue
+            rows = max(spare, key=lambda rows: holding[label, splits[rows[0]]])
+            for other in {labels[r] for r in rows}:
+                holding[other, splits[rows[0]]] -= 1
+                holding[other, name] += 1
+            for r in rows:
+                splits[r] = name
+
+
+def absent(labels: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
+    """The classes that have rows, and none in some split: those splits by class."""
+    there: dict[str, set[str]] = {}
+    for label, split in zip(labels, splits, strict=True):
+        if label:
+            there.setdefault(label, set()).add(split)
+    missing = {label: [split for split in SPLITS if split not in there[label]] for label in sorted(there)}
+    return {label: names for label, names in missing.items() if names}

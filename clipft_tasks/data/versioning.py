@@ -2,7 +2,7 @@
 
 <domain>/shards/           DVC: only the shards that the manifest names
 <domain>/manifest.parquet  DVC
-<domain>/splits.parquet    DVC: the split of every image that any version of the domain ever held
+<domain>/splits.parquet    DVC: the split ledger, of every image that any version of the domain ever held
 <domain>/datacard.json     git: `DatasetCard`
 """
 
@@ -19,10 +19,13 @@ import pandas as pd
 
 from ..contracts.dataset import DatasetCard
 from ..core.errors import ClipftError
-from ..core.files import evict
+from ..core.files import evict, link_or_copy
 from ..core.settings import settings
-from . import manifest, repository, shards
+from . import manifest, objects, repository, shards
+from .ledger import COLUMNS as LEDGER_COLUMNS
+from .ledger import Ledger
 
+TABLES = ("manifest.parquet", "splits.parquet")
 TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
 
 
@@ -81,8 +84,7 @@ class Dataset:
 
 def versions(domain: str) -> list[Version]:
     """The domain's versions, oldest first; empty before the first."""
-    with repository.opened() as repo:
-        return _versions(repo, domain)
+    return _versions(repository.latest(), domain)
 
 
 def find(name: str, domain: str) -> Version:
@@ -113,20 +115,29 @@ def find(name: str, domain: str) -> Version:
     raise ClipftError(f"dataset {name}", "there is no such version", f"Known: {known}.", code="dataset.not_found")
 
 
-def splits_ledger(domain: str) -> dict[str, str]:
-    """sha256 of an image -> its split, for every image any version of the domain ever held."""
-    with repository.opened() as repo:
-        found = _versions(repo, domain)
-        if not found:
-            return {}
-        frame = pd.read_parquet(_file(repo, found[-1], "splits.parquet"))
-    return dict(zip(frame["sha256"], frame["split"], strict=True))
+def not_comparable(rows_of: str, trained_on: str) -> str:
+    """Why a model that was trained on one version cannot be judged on the test rows of another; "" where it can."""
+    if rows_of == trained_on or not trained_on:
+        return ""
+    rows, training = (find(tag, tag.partition("/")[0]) for tag in (rows_of, trained_on))
+    if rows.domain != training.domain or rows.card.major == training.card.major:
+        return ""
+    majors = f"{rows_of} is of major {rows.card.major}, {trained_on} of major {training.card.major}"
+    return f"{majors}: a model trained on the latter may have seen these test rows"
+
+
+def read_ledger(version: Version) -> Ledger:
+    """Every image that its domain's versions up to this one ever held. Raises as `fetch`."""
+    frame = pd.read_parquet(_table(version, "splits.parquet"))
+    if set(LEDGER_COLUMNS) <= set(frame.columns):
+        return Ledger(frame)
+    before = [v for v in versions(version.domain) if v.number <= version.number]
+    return Ledger.upgraded(frame, [read_manifest(v) for v in before])
 
 
 def read_manifest(version: Version) -> pd.DataFrame:
     """A version's rows, without their images. Raises as `fetch`."""
-    with repository.opened() as repo:
-        return manifest.read(_file(repo, version, "manifest.parquet"))
+    return manifest.read(_table(version, "manifest.parquet"))
 
 
 def fetch(version: Version) -> Dataset:
@@ -137,20 +148,31 @@ def fetch(version: Version) -> Dataset:
         ClipftError: bytes that are not what their name says.
     """
     folder = settings().folder("cache", "shards")
-    with repository.opened() as repo:
-        frame = manifest.read(_file(repo, version, "manifest.parquet"))
-        needed = set(frame["shard"])
-        for name in sorted(needed):
-            if not shards.NAME.match(name):
-                shards.path_of(folder, name)  # refuses it with the reason
-            if not (folder / name).is_file():
-                _file(repo, version, f"shards/{name}", folder / name)
-        if settings().shards_gb:
-            for name in needed:
-                os.utime(folder / name)
-            cached = [path for path in folder.iterdir() if shards.NAME.match(path.name)]
-            evict(cached, int(settings().shards_gb * 2**30), lambda path: path.name in needed)
+    frame = read_manifest(version)
+    needed = set(frame["shard"])
+    for name in needed:
+        if not shards.NAME.match(name):
+            shards.path_of(folder, name)  # refuses it with the reason
+    missing = sorted(name for name in needed if not (folder / name).is_file())
+    if missing:
+        repo = repository.latest()
+        stored = _shards(repo, version)
+        lost = [name for name in missing if name not in stored]
+        if lost:
+            raise ClipftError(
+                f"dataset {version.tag}", f"it holds no shard {lost[0]}", "Ingest it again.", code="dataset.incomplete"
+            )
+        objects.fetch(repo, [objects.Wanted(stored[n], folder / n, f"dataset {version.tag}: shard {n}") for n in missing])
+    if settings().shards_gb:
+        for name in needed:
+            os.utime(folder / name)
+        cached = [path for path in folder.iterdir() if shards.NAME.match(path.name)]
+        evict(cached, int(settings().shards_gb * 2**30), lambda path: path.name in needed)
     return Dataset(version, frame, folder)
+
+
+class ParentMovedError(Exception):
+    """Another run made a version since the rows were staged: they must be split again, on that one."""
 
 
 def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool]:
@@ -161,6 +183,7 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
     Returns:
         the version, and whether it is new.
     Raises:
+        ParentMovedError: the card's parent is not the newest version any more; nothing was tagged.
         Transient: the remote or the repository's origin does not answer; nothing was tagged.
         ClipftError: this machine may only read.
     """
@@ -173,55 +196,100 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         )
     with repository.opened() as repo:
         found = _versions(repo, domain)
+        newest = found[-1].tag if found else ""
         for version in reversed(found):
-            if version.card.content == card.content:
+            # An older version's content may become the newest again; a try again finds what the killed one made.
+            if version.card.content == card.content and (version.tag == newest or version.card.parents == card.parents):
                 return version, False
-        number = found[-1].number + 1 if found else 1
-        tag = f"{domain}/v{number}"
+        if card.parents != ([newest] if newest else []):
+            raise ParentMovedError(f"{domain}: staged on {card.parents or 'no version'}, the newest is {newest}")
+        tag = f"{domain}/v{found[-1].number + 1 if found else 1}"
 
         home = repo / domain
-        kept = home / "shards"
-        kept.mkdir(parents=True, exist_ok=True)
-        if found and (home / "shards.dvc").exists():
-            with repository.dvc(repo, "pull", transient=True) as dvc:
-                dvc.pull([str(home / "shards.dvc"), str(home / "splits.parquet.dvc")], force=True)
-        frame = manifest.read(staging / "manifest.parquet")
-        wanted = set(frame["shard"])
-        for path in kept.iterdir():
-            if path.name not in wanted:
-                path.unlink()
-        for name in sorted(wanted - {p.name for p in kept.iterdir()}):
-            shutil.copyfile(shards.path_of(staging / "shards", name), kept / name)
-        for name in ("manifest.parquet", "splits.parquet"):
-            (home / name).unlink(missing_ok=True)  # a hard link into DVC's cache is never written through
-            shutil.copyfile(staging / name, home / name)
-        named = card.model_copy(update={"version": tag})
-        (home / "datacard.json").write_text(json.dumps(named.to_json(), indent=1, sort_keys=True) + "\n")
-
-        tracked = [str(home / name) for name in ("shards", "manifest.parquet", "splits.parquet")]
+        wanted = sorted(set(manifest.read(staging / "manifest.parquet")["shard"]))
+        known = _known_shards(repo, found, {name for name in wanted if not (staging / "shards" / name).exists()})
+        new = {name: shards.path_of(staging / "shards", name) for name in wanted if name not in known}
+        for name, path in new.items():
+            shards.check(path, name)
         with repository.dvc(repo, "add") as dvc:
-            dvc.add(tracked)
+            stored = {name: objects.add(dvc, new[name]) if name in new else known[name] for name in wanted}
+            folder = objects.add_folder(dvc, stored)
+            tables = {name: objects.add(dvc, staging / name) for name in TABLES}
         with repository.dvc(repo, "push", transient=True) as dvc:
-            dvc.push([f"{t}.dvc" for t in tracked])
-        repository.git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
-        if repository.git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
-            repository.git(repo, "commit", "--quiet", "--message", f"{tag}: {card.rows} rows from {card.source}")
-        repository.git(repo, "tag", "--annotate", tag, "--message", json.dumps(card.counts))
-        repository.publish(repo, tag)
+            objects.push(dvc, [*stored.values(), folder, *tables.values()])
+
+        with repository.references():
+            home.mkdir(exist_ok=True)
+            _empty_working_copy(home)
+            (home / ".gitignore").write_text("".join(f"/{name}\n" for name in ("shards", *TABLES)))
+            objects.write_pointer(home / "shards", folder, len(stored))
+            for name, file in tables.items():
+                objects.write_pointer(home / name, file)
+            named = card.model_copy(update={"version": tag})
+            (home / "datacard.json").write_text(json.dumps(named.to_json(), indent=1, sort_keys=True) + "\n")
+            repository.git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
+            if repository.git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
+                repository.git(repo, "commit", "--quiet", "--message", f"{tag}: {card.rows} rows from {card.source}")
+            repository.git(repo, "tag", "--annotate", tag, "--message", json.dumps(card.counts))
+            repository.publish(repo, tag)
+        _keep_at_hand(new)
         return _versions(repo, domain)[-1], True
 
 
 def _versions(repo: Path, domain: str) -> list[Version]:
     listed = repository.git(repo, "for-each-ref", "--format=%(refname:strip=2) %(*objectname)", f"refs/tags/{domain}/")
+    tags = [line.split() for line in listed.splitlines() if TAG.match(line.split()[0])]
+    cards = repository.cat_files(repo, [f"{revision}:{domain}/datacard.json" for _, revision in tags])
     found = []
-    for line in listed.splitlines():
-        tag, revision = line.split()
-        match = TAG.match(tag)
-        if match:
-            card = json.loads(repository.git(repo, "show", f"{revision}:{domain}/datacard.json"))
-            found.append(Version(domain, int(match["number"]), revision, DatasetCard.from_json(card, f"of {tag}")))
+    for (tag, revision), card in zip(tags, cards, strict=True):
+        read = DatasetCard.from_json(json.loads(card or b"null"), f"of {tag}")
+        found.append(Version(domain, int(tag.rpartition("/v")[2]), revision, read))
     return sorted(found, key=lambda v: v.number)
 
 
-def _file(repo: Path, version: Version, name: str, target: Path | None = None) -> Path:
-    return repository.fetch_file(repo, version.tag, version.revision, name, target)
+def _shards(repo: Path, version: Version) -> dict[str, objects.StoredFile]:
+    """Where a version's shards are stored, by name."""
+    folder = objects.read_pointer(repo, version.revision, f"{version.domain}/shards")
+    return objects.read_folder(repo, folder) if folder else {}
+
+
+def _known_shards(repo: Path, found: list[Version], wanted: set[str]) -> dict[str, objects.StoredFile]:
+    """Where shards of earlier versions are stored; staged rows may lie in those of any, if others came in between."""
+    known: dict[str, objects.StoredFile] = {}
+    for version in reversed(found):
+        if wanted <= known.keys():
+            break
+        known |= {name: file for name, file in _shards(repo, version).items() if name in wanted}
+    return known
+
+
+def _keep_at_hand(new: dict[str, Path]) -> None:
+    """Put the shards that were just pushed where `fetch` looks first."""
+    folder = settings().folder("cache", "shards")
+    for name, path in new.items():
+        if not (folder / name).exists():
+            link_or_copy(path, folder / name)
+
+
+def _empty_working_copy(home: Path) -> None:
+    """Earlier releases kept the newest version's files in the working copy; its shards go where `fetch` looks first."""
+    folder = settings().folder("cache", "shards")
+    for path in (home / "shards").glob("*.tar"):
+        if not (folder / path.name).exists():
+            link_or_copy(path, folder / path.name)
+    shutil.rmtree(home / "shards", ignore_errors=True)
+    for name in TABLES:
+        (home / name).unlink(missing_ok=True)
+
+
+def _table(version: Version, name: str) -> Path:
+    """A version's table in this machine's cache."""
+    target = settings().folder("cache", "datasets", version.domain, f"v{version.number}") / name
+    stamp = target.with_name(f"{target.name}.{version.revision[:12]}")
+    if not (target.exists() and stamp.exists()):
+        repo = repository.latest()
+        if (stored := objects.read_pointer(repo, version.revision, f"{version.domain}/{name}")) is None:
+            raise ClipftError(f"dataset {version.tag}", f"it has no {name}", "Ingest it again.", code="dataset.incomplete")
+        objects.fetch(repo, [objects.Wanted(stored, target, f"dataset {version.tag}: {name}")])
+        stamp.touch()
+    return target

@@ -127,6 +127,8 @@ def members(named: Sequence[Named], dataset: str) -> list[Model]:
             tag = f"{origin.domain}/v{newest[origin.domain]}"
         elif dataset.startswith(f"{origin.domain}/"):
             tag = dataset
+        if doubt := versioning.not_comparable(tag, origin.dataset):
+            say(f"{model.name} cannot be compared on these rows: {doubt}.")
         opened = versioning.fetch(versioning.find(tag, origin.domain))
         digest = hashlib.sha256("\n".join([*opened.classes, *sorted(_row_keys(opened))]).encode()).hexdigest()[:16]
         out.append(Model(model.name, origin, model.package, tag, digest, opened.classes))

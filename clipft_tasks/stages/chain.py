@@ -72,6 +72,7 @@ def _from_source(spec: RunSpec) -> bool:
     return bool(spec.source)
 
 
+_DATA_HOURS = 24 * 14  # any size of data; a limit only for what hangs
 _TRAINING = ("train", "memory", "resolution.train", "resolution.schedule", "resolution.sizes", "resolution.aspect")
 
 # From a source, or a dataset version, to the verified server.
@@ -79,12 +80,14 @@ CHAIN: dict[str, Stage] = {
     "ingest": Stage(
         "Read the source into staged shards and a manifest.",
         taken=_from_source,
+        hours=_DATA_HOURS,
         params=("domain", "source", "data"),
     ),
     "validate": Stage(
         "Check the staged rows with Great Expectations and write the report.",
         {"staging": "ingest.staging"},
         taken=_from_source,
+        hours=_DATA_HOURS,
         params=("model",),
         links=("Data report",),
     ),
@@ -93,6 +96,7 @@ CHAIN: dict[str, Stage] = {
         {"staging": "ingest.staging"},
         after=("validate",),
         taken=_from_source,
+        hours=_DATA_HOURS,
         params=(),
     ),
     "plan": Stage(
@@ -182,7 +186,7 @@ OTHERS: dict[str, Stage] = {
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),
     "reconcile": Stage("Bring registry and server into line, after a run that was cut."),
-    "maintenance": Stage("Back the installation up, and remove what may go."),
+    "maintenance": Stage("Back the installation up, and remove what may go.", hours=_DATA_HOURS),
 }
 
 STAGES: dict[str, Stage] = ROLLBACK | OTHERS | CHAIN

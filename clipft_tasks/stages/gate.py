@@ -34,11 +34,13 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         )
     rules = gate.judge(spec.gate.rules, results, spec.resolution.train)
     gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
+    client = tracking.client()
+    if doubt := _doubt(spec.domain, client.get_run(run_id).data.tags.get("clipft.dataset", ""), opponent):
+        gains += f" **Not comparable**: {doubt}."
     main = min(results, key=lambda r: abs(r.size - spec.resolution.train))
     said = advice(main, rules, spec)
     table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results), *said])
     say(table)
-    client = tracking.client()
     link = tracking.run_link(client.get_run(run_id), f"artifacts/{REPORT}")
     verdict = GateVerdict(
         passed=all(rule.passed for rule in rules),
@@ -87,3 +89,17 @@ def deciding_metric(spec: RunSpec, allowed: Sequence[str], dataset: str) -> str:
         )
     say(f"The test rows of {dataset} do not allow {metric}, the usual metric of {spec.domain}: the gate looks at {allowed[0]}.")
     return allowed[0]
+
+
+def _doubt(domain: str, dataset: str, opponent: str) -> str:
+    """Why the champion cannot be judged on the candidate's test rows; "" where it can."""
+    from .. import tracking
+    from ..data import versioning
+
+    if not opponent or not dataset:
+        return ""
+    try:
+        champion = tracking.resolve_version(f"models:/{tracking.model_name(domain)}/{opponent}")
+        return versioning.not_comparable(dataset, tracking.lineage(champion).get("dataset", ""))
+    except ClipftError:  # the champion, or what it was trained on, is not here any more
+        return ""

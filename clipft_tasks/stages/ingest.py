@@ -1,37 +1,47 @@
 """ingest: a source becomes staged shards and a manifest; rows that cannot be taken are listed with their reason."""
 
-import shutil
-
+from ..contracts.dataset import DatasetCard
 from ..contracts.stages import IngestResult
 from ..core.console import say
 from ..core.errors import ClipftError
+from ..core.files import own_folder
 from ..core.settings import settings
-from ..data import ingest_pipeline
+from ..data import ingest_pipeline, splits, versioning
 from ..data.account import tell
 from ..data.readers import open_source
 from ..domains import get_domain
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec) -> IngestResult:
+def run(spec: RunSpec, resplit: bool = False) -> IngestResult:
     """Read the source into a staging folder.
 
+    Args:
+        resplit: forget which row was in which split: the version that comes of it begins a new major. Without a source, of the
+            rows of the newest version.
     Raises: ClipftError when the source cannot be opened or holds nothing usable, or the folder cannot be written.
     """
-    source = open_source(spec.source, spec.data)
     domain = get_domain(spec.domain)
+    name, source = spec.source, None
+    if resplit and not name:
+        newest = versioning.find("", domain.name)
+        name, source = newest.card.source, ingest_pipeline.rows_of(newest)
+    source = source or open_source(name, spec.data)
     if source.license:
         say(f"License of {source.name}: {source.license}")
     earlier = ingest_pipeline.Earlier.of(domain.name)
+    if resplit:
+        earlier = earlier.forgotten()
 
-    staging = settings().folder("staging") / spec.identity("ingest", "domain", "source", "data")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    run_of = spec.identity("ingest", "domain", "source", "data")
     try:
-        card, rejected = ingest_pipeline.stage(spec.source, source, spec.data, domain, earlier, staging)
+        # Each run has a folder of its own: two of the same form at once do not meet, whoever started them.
+        with own_folder(settings().folder("staging")) as building:
+            card, rejected = ingest_pipeline.stage(name, source, spec.data, domain, earlier, building)
+            staging = ingest_pipeline.settle(building, run_of)
     except OSError as error:  # reading a row's image is caught there; this is the writing
         raise ClipftError(
-            f"staging folder {staging}",
+            f"staging folder {settings().root / 'staging'}",
             f"it cannot be written: {error.strerror}",
             "Make space, then run again.",
             code="dataset.not_writable",
@@ -46,6 +56,7 @@ def run(spec: RunSpec) -> IngestResult:
         )
 
     say(f"Took {card.rows} rows ({', '.join(f'{s} {n}' for s, n in card.counts.items())}), rejected {len(rejected)}.")
+    _say_splits(card)
     for row in rejected[:10]:
         say(f"  rejected {row.where}: {row.reason}")
     if len(rejected) > 10:
@@ -59,3 +70,17 @@ def run(spec: RunSpec) -> IngestResult:
         content=card.content,
         license=card.license,
     )
+
+
+def _say_splits(card: DatasetCard) -> None:
+    """What a person would not expect of the splits."""
+    anew = f"`clipft resplit {card.domain}` splits the domain anew."
+    if card.kept_splits:
+        say(f"  {card.kept_splits} rows keep the split of earlier versions, though the source names another. {anew}")
+    if card.parted:
+        say(f"  {card.parted} rows left out: with what they resemble or share a group with, they stand on two sides. {anew}")
+    for split in splits.SPLITS:
+        without = [label for label, missing in card.absent.items() if split in missing]
+        if without:
+            more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+            say(f"  No row in {split} of {', '.join(without[:5])}{more}: too few groups, or splits that are fixed.")

@@ -46,7 +46,7 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
         raise ClipftError(
             f"the data set from {spec.source}",
             f"{len(failed)} of {len(checks)} checks failed: {what}",
-            f"Report: {link} ({path}).",
+            f"Report: {link} ({path})." + (f" `clipft resplit {spec.domain}` splits the domain anew." if card.parted else ""),
             code="dataset.checks_failed",
         )
     return ValidateResult(passed=len(checks), rows=len(frame), report=str(path), links={"Data report": link})

@@ -169,13 +169,11 @@ def test_webdataset_shards_give_the_same_rows(as_csv, images, tmp_path, texts):
     pd.testing.assert_frame_equal(same_rows(found), same_rows(as_csv))
 
 
-def test_our_own_shards_are_a_source_again(as_csv, images, home):
+def test_our_own_shards_hold_images_only(as_csv, images, home):
     result = ingest.run(spec_of(images))
     shutil.copytree(Path(result.staging, "shards"), home / "copied")
-    found = taken(ingest.run(spec_of(f"webdataset:{home / 'copied'}")))
-    pd.testing.assert_frame_equal(
-        same_rows(found).sort_values("key", ignore_index=True), same_rows(as_csv).sort_values("key", ignore_index=True)
-    )
+    with refuses("source.no_usable_rows", "neither a caption nor a label"):
+        ingest.run(spec_of(f"webdataset:{home / 'copied'}"))
 
 
 def test_a_shard_that_is_cut_short_gives_its_whole_rows_and_says_so(as_csv, images, tmp_path):

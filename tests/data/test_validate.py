@@ -151,19 +151,23 @@ def with_splits(table: Path) -> list[dict]:
     return [r | {"split": names[i % 20]} for i, r in enumerate(rows_of(table))]
 
 
-def test_near_duplicates_across_the_sources_own_splits_stop_and_are_named(home, source, tiny):
+def test_a_near_duplicate_across_the_sources_own_splits_costs_the_training_row_which_is_named(home, source, tiny):
     rows = with_splits(source)
     made_image("red", 0).resize((60, 60)).save(source.parent / "twin.png")
-    said, page = stopped(spec_of(write(source, [*rows, rows[0] | {"image": "twin.png", "split": "test"}]), tiny))
-    assert "No group and no near-duplicate in two splits: 2 rows" in said
-    assert "red-000.png" in said and "twin.png" in said and "twin.png" in page
+    spec = spec_of(write(source, [*rows, rows[0] | {"image": "twin.png", "split": "test"}]), tiny)
+    staging = ingest.run(spec).staging
+    assert validate.run(spec, staging).rows == 40
+    page = Path(staging, "report.html").read_text("utf-8")
+    assert "red-000.png" in page and "its split is train; what it resembles" in page
 
 
-def test_a_group_across_the_sources_own_splits_stops_and_is_named(home, source, tiny):
+def test_many_groups_across_the_sources_own_splits_stop_and_say_how_to_go_on(home, source, tiny):
     rows = with_splits(source)
-    rows[0]["group"] = rows[19]["group"] = "patient 7"
-    said, _ = stopped(spec_of(write(source, rows), tiny))
-    assert "near-duplicate in two splits: 2 rows" in said and "red-000.png" in said and "red-019.png" in said
+    for number in range(4):
+        rows[number]["group"] = rows[19 - number]["group"] = f"patient {number}"
+    said, page = stopped(spec_of(write(source, rows), tiny))
+    assert "Share of rows that were rejected: 0.1" in said and "clipft resplit general" in said
+    assert page.count("its split is train; what it resembles") == 4
 
 
 def test_a_source_that_splits_itself_cleanly_passes(home, source, tiny):

@@ -251,7 +251,7 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labeled: bool = Tr
             made_image(label, number).save(out, "PNG")
             for caption in range(texts):
                 key = f"{len(rows):064x}"
-                entries.append(shards.Entry(key, "png", out.getvalue(), {}))
+                entries.append(shards.Entry(key, "png", out.getvalue()))
                 rows.append({"key": key, "name": f"{label}-{number}", "caption": f"a {label} square, {number % 5}, told {caption}",
                              "label": label if labeled else "", "group": "", "split": ("train", "val")[number % 5 == 0],
                              "sha256": f"{label}-{number}"})  # fmt: skip

@@ -36,7 +36,7 @@ def packed(folder: Path, count: int = 22) -> Dataset:
         captions = [f"square {number // 3}"] + [f"a {label} square {LONG}"] * (number == 4)
         for caption in captions:
             key = f"{len(rows):064x}"
-            entries.append(shards.Entry(key, "png", out.getvalue(), {}))
+            entries.append(shards.Entry(key, "png", out.getvalue()))
             rows.append({"key": key, "name": f"{number}.png", "caption": caption, "label": label if number > 1 else "",
                          "group": "", "split": "train", "sha256": f"{number:x}"})  # fmt: skip
     places = [vars(place) for _, place in shards.pack(entries, folder)]

@@ -135,7 +135,7 @@ def test_an_edited_domain_changes_no_packaged_model(packed, tiny, tmp_path, own_
 
 
 def test_an_edited_domain_changes_no_evaluation_of_deep_gray(packed, tiny, tmp_path, own_domains):
-    entries = [shards.Entry(f"{n:064x}", "png", deep_gray(1 << (8 + n)), {}) for n in range(8)]
+    entries = [shards.Entry(f"{n:064x}", "png", deep_gray(1 << (8 + n))) for n in range(8)]
     places = shards.pack(entries, tmp_path / "shards")
     rows = [
         {"key": key, "caption": f"{n}", "label": "ab"[n % 2], "group": "", "split": "test", "sha256": key} | vars(place)

@@ -1,6 +1,5 @@
 """Shards: what goes in comes out, other tools read them, and a manifest cannot point anywhere else."""
 
-import json
 import os
 import tarfile
 
@@ -15,12 +14,7 @@ from clipft_tasks.data import shards
 
 def entries(count: int = 12, seed: int = 0, most: int = 5000) -> list[shards.Entry]:
     rng = np.random.default_rng(seed)
-    return [
-        shards.Entry(
-            f"{seed:04d}{i:028x}", "png", rng.bytes(int(rng.integers(1, most))), {"caption": f"Wärme № {i}", "label": "a"}
-        )
-        for i in range(count)
-    ]
+    return [shards.Entry(f"{seed:04d}{i:028x}", "png", rng.bytes(int(rng.integers(1, most)))) for i in range(count)]
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def test_every_image_comes_back_byte_for_byte(packed):
 
 @pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 10_240, 3 * 2**20 + 17])
 def test_offsets_are_right_for_content_of_any_length(tmp_path, length):
-    content = [shards.Entry(f"{i:032x}", "png", bytes([i]) * length, {"caption": "é" * 700 * i}) for i in range(1, 6)]
+    content = [shards.Entry(f"{i:032x}", "png", bytes([i]) * length) for i in range(1, 6)]
     places = dict(shards.pack(content, tmp_path, target_bytes=2**30))
     assert len({p.shard for p in places.values()}) == 1
     for entry in content:
@@ -60,7 +54,7 @@ def test_the_same_entries_make_the_same_shards_anywhere_and_anytime(tmp_path):
 def test_one_changed_byte_changes_the_name(tmp_path):
     content = entries(3)
     one = {p.shard for _, p in shards.pack(content, tmp_path)}
-    content[1] = shards.Entry(content[1].key, "png", content[1].data[:-1] + b"\0", content[1].meta)
+    content[1] = shards.Entry(content[1].key, "png", content[1].data[:-1] + b"\0")
     assert one.isdisjoint({p.shard for _, p in shards.pack(content, tmp_path)})
 
 
@@ -93,10 +87,9 @@ def test_plain_tar_reads_a_shard(packed):
     folder, places = packed
     (name,) = {p.shard for p in places.values()}
     with tarfile.open(folder / name) as tar:
-        assert [m.name for m in tar][:2] == [f"{entries()[0].key}.png", f"{entries()[0].key}.json"]
+        assert [m.name for m in tar] == [f"{entry.key}.png" for entry in entries()]
         for entry in entries():
             assert tar.extractfile(f"{entry.key}.png").read() == entry.data
-            assert json.loads(tar.extractfile(f"{entry.key}.json").read()) == entry.meta
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "")}
 
 
@@ -107,7 +100,7 @@ def test_the_webdataset_library_reads_a_shard(packed):
     rows = list(webdataset.WebDataset(str(folder / name), shardshuffle=False))
     assert [r["__key__"] for r in rows] == [e.key for e in entries()]
     for row, entry in zip(rows, entries(), strict=True):
-        assert row["png"] == entry.data and json.loads(row["json"]) == entry.meta
+        assert row["png"] == entry.data
 
 
 # Refused --------------------------------------------------------------------------------------------------------------
@@ -194,7 +187,6 @@ PACKED = st.builds(
     key=st.binary(min_size=16, max_size=16).map(bytes.hex),
     extension=st.sampled_from(["png", "jpg", "tiff", "dcm"]),
     data=st.binary(max_size=3000),
-    meta=st.dictionaries(st.sampled_from(["caption", "label", "group"]), st.text(max_size=300)),
 )
 
 
@@ -208,7 +200,4 @@ def test_what_is_packed_is_read_whatever_it_is_and_however_it_is_cut(tmp_path_fa
     for name in {place.shard for place in places.values()}:
         shards.check(folder / name, name)
         with tarfile.open(folder / name) as tar:
-            texts = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith(".json")}
-        for entry in content:
-            if places[entry.key].shard == name:
-                assert json.loads(texts[f"{entry.key}.json"]) == entry.meta
+            assert tar.getnames() == [f"{e.key}.{e.extension}" for e in content if places[e.key].shard == name]
