@@ -11,17 +11,20 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import Bench
 
+if TYPE_CHECKING:
+    from clipft_tasks.model.clip import Clip
+
 PLAIN = {"objective.auxiliary": [], "train.layer_decay": 1.0}
 
 
-def known(clip: Any, side: int) -> tuple[float, float]:
+def known(clip: "Clip", side: int) -> tuple[float, float]:
     """General score on the even and on the odd things of the general set, each asked about its own words alone."""
     from clipft_tasks.evaluate import forgetting
 

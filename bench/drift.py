@@ -17,13 +17,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from clipft_tasks.core.settings import settings
+
+if TYPE_CHECKING:
+    from clipft_tasks.data.versioning import Dataset
+    from clipft_tasks.drift.reference import ImageRows, Reference
+    from clipft_tasks.model.clip import Clip
+    from clipft_tasks.spec import RunSpec
 
 SIDE, EPOCHS = 128, 3
 WINDOWS = 200  # undrifted
@@ -48,11 +54,11 @@ SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 class Watched:
     """A model that was fine-tuned on a data set, its reference, and its eye."""
 
-    dataset: Any
-    spec: Any
-    clip: Any
-    reference: Any
-    rows: Callable[[list[Image.Image]], Any]
+    dataset: "Dataset"
+    spec: "RunSpec"
+    clip: "Clip"
+    reference: "Reference"
+    rows: "Callable[[list[Image.Image]], ImageRows]"
 
     @classmethod
     def trained(cls, domain_name: str, source: str, epochs: int) -> "Watched":
@@ -104,7 +110,7 @@ class Watched:
         return [self.clip.open_image(self.dataset.image_bytes(r)).rgb for r in self.dataset.split("test").itertuples()]
 
 
-def cells() -> tuple[Any, dict[str, Any], dict[str, np.ndarray]]:
+def cells() -> tuple["Reference", dict[str, "ImageRows"], dict[str, np.ndarray]]:
     """elpv: the reference, image rows by kind of traffic, and text embeddings by kind."""
     from sklearn.datasets import load_sample_images
 
@@ -156,7 +162,7 @@ def molecules() -> dict[str, Any]:
     return out
 
 
-def ours(reference: Any, rows: Any, text: np.ndarray | None = None) -> tuple[float, float]:
+def ours(reference: "Reference", rows: "ImageRows", text: np.ndarray | None = None) -> tuple[float, float]:
     """The worst signal of a window, and seconds to measure it."""
     from clipft_tasks.drift.window import Window
 
@@ -169,7 +175,7 @@ def ours(reference: Any, rows: Any, text: np.ndarray | None = None) -> tuple[flo
     return metrics.worst[1], time.perf_counter() - began
 
 
-def until_alert(reference: Any, before: Any, shifted: Any, seed: int) -> int | None:
+def until_alert(reference: "Reference", before: "ImageRows", shifted: "ImageRows", seed: int) -> int | None:
     """Requests of the new kind until a window that was full of the old kind alarms; None when it never does."""
     from clipft_tasks.drift.window import Window
 
@@ -212,7 +218,7 @@ print("RESULT" + json.dumps(out))
 """
 
 
-def peers(python: str, reference: Any, windows: dict[str, list[np.ndarray]]) -> dict[str, dict[str, list[list[float]]]]:
+def peers(python: str, reference: "Reference", windows: dict[str, list[np.ndarray]]) -> dict[str, dict[str, list[list[float]]]]:
     """What alibi-detect's MMD and Evidently's embedding drift say of the same windows: by traffic, by peer, (alarm, score, seconds)."""
     arrays = {f"w{i}": w for i, w in enumerate(w for found in windows.values() for w in found)}
     with tempfile.TemporaryDirectory() as folder:

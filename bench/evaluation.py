@@ -10,15 +10,22 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+if TYPE_CHECKING:
+    from clipft_tasks.data.versioning import Dataset
 
-def made(folder: Path, pairs: int) -> Any:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def made(folder: Path, pairs: int) -> "Dataset":
     """Images of colored blocks with captions, classes and groups, a fifth more of them for validation."""
     from clipft_tasks.contracts.dataset import DatasetCard
     from clipft_tasks.data import shards
@@ -62,11 +69,11 @@ def main() -> None:
     hardware.use_threads(hardware.detect("cpu").cores)
     in_models = 0.0
 
-    def timed(function: Any) -> Any:
-        def call(*args: Any) -> Any:
+    def timed(function: Callable[P, T]) -> Callable[P, T]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
             nonlocal in_models
             began = time.perf_counter()
-            out = function(*args)
+            out = function(*args, **kwargs)
             in_models += time.perf_counter() - began
             return out
 

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -82,7 +81,7 @@ def our_step(clip: Clip, batch: Batch, compiled: bool, micro: int, world: World 
     if compiled:
         image, text = torch.compile(image, dynamic=False), torch.compile(text, dynamic=False)
 
-    def context() -> AbstractContextManager[Any]:
+    def context() -> AbstractContextManager[object]:
         return precision_context("cuda", "bf16")
 
     towers, optimizer = step.Towers(clip, image, text, context), adamw(clip)
@@ -140,7 +139,7 @@ def open_clips_step(clip: Clip, count: int, compiled: bool, accumulate: int = 1)
     return run
 
 
-def seconds(run: Callable[[], Any], rounds: int = 3, each: int = 4, warm: int = 3) -> float:
+def seconds(run: Callable[[], object], rounds: int = 3, each: int = 4, warm: int = 3) -> float:
     """Seconds of one call: the median over rounds of several calls, after warming up."""
     for _ in range(warm):
         run()

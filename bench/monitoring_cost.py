@@ -197,11 +197,11 @@ def compare(rounds: int, seconds: float) -> None:
         servers = [both.enter_context(served(core)) for core in cores]
         players = both.enter_context(ProcessPoolExecutor(2, get_context("spawn"), _keep, (bodies,)))
 
-        def play(**until: Any) -> list[tuple[float, float]]:
+        def play(seconds: float = 1e9, count: int = 10**9) -> list[tuple[float, float]]:
             """Answers a second, and CPU seconds per answer, of either server."""
             before = [server.metric("process_cpu_seconds_total") for server in servers]
             began = time.perf_counter()
-            at_once = [players.submit(played, s.port, core, **until) for s, core in zip(servers, cores, strict=True)]
+            at_once = [players.submit(played, s.port, core, seconds, count) for s, core in zip(servers, cores, strict=True)]
             rates, wall = [f.result() for f in at_once], time.perf_counter() - began
             spent = [s.metric("process_cpu_seconds_total") - b for s, b in zip(servers, before, strict=True)]
             return [(rate, cpu / (rate * wall)) for rate, cpu in zip(rates, spent, strict=True)]

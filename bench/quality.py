@@ -15,13 +15,18 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.train_cpu import open_clip_train
+
+if TYPE_CHECKING:
+    from clipft_tasks.model.clip import Clip
+
+K = TypeVar("K")
 
 RATES = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 DATA = {
@@ -48,7 +53,7 @@ class Bench:
         self.dataset = versioning.fetch(versioning.find("", self.spec.domain))
         self.side = self.spec.resolution.train
 
-    def judge(self, clip: Any) -> Run:
+    def judge(self, clip: "Clip") -> Run:
         from clipft_tasks.evaluate import forgetting, zero_shot
 
         found = zero_shot.predict(clip, zero_shot.Task(self.dataset, self.side, 64))
@@ -57,7 +62,7 @@ class Bench:
             raise SystemExit("The general set is not installed: pip install clipft[demo]")
         return {"score": found.sums(self.spec.gate.metric).value, "general_score": general.value}
 
-    def start(self) -> Any:
+    def start(self) -> "Clip":
         from clipft_tasks.model import build
 
         return build.prepare(build.load("starter"), self.spec)
@@ -98,10 +103,10 @@ def one(ask: Run) -> Run:
 def measured(names: Sequence[str], seeds: int, run: Callable[[Sequence[Run]], list[Run]]) -> dict[str, Any]:
     """Every metric of every data set: the recipe and the peer's speed first, then what the peer makes of the same time."""
 
-    def each(asks: dict[Any, Run]) -> dict[Any, Run]:
+    def each(asks: Mapping[K, Run]) -> dict[K, Run]:
         return dict(zip(asks, run(list(asks.values())), strict=True))
 
-    def ask(name: str, who: str, **more: Any) -> Run:
+    def ask(name: str, who: str, **more: object) -> Run:
         return {"data": name, "who": who, **more}
 
     first = each(

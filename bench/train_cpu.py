@@ -13,15 +13,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from clipft_tasks.data.versioning import Dataset
+    from clipft_tasks.model.clip import Clip
 
 BATCH, SIDE, RATE = 64, 128, 2e-4
 STEP = re.compile(r"Batch \(t\): ([0-9.]+)")
 
 
-def prepare() -> Any:
+def prepare() -> "Dataset":
     """The data set, through the ordinary stages."""
     from clipft_tasks.data import versioning
     from clipft_tasks.spec import RunSpec
@@ -32,13 +36,13 @@ def prepare() -> Any:
     return versioning.fetch(versioning.find(made.dataset, "industrial"))
 
 
-def score(clip: Any, dataset: Any) -> float:
+def score(clip: "Clip", dataset: "Dataset") -> float:
     from clipft_tasks.evaluate import zero_shot
 
     return zero_shot.predict(clip, zero_shot.Task(dataset, SIDE, BATCH)).sums("balanced_accuracy").value
 
 
-def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
+def ours(dataset: "Dataset", epochs: int, folder: Path) -> dict[str, float]:
     """Plan, decode, train; the decoding counts."""
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
@@ -63,8 +67,8 @@ def ours(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
 
 
 def open_clip_train(
-    dataset: Any, folder: Path, epochs: int, side: int, seed: int, rate: float | None, extra: dict[str, Any] | None = None
-) -> tuple[Any, float, int]:
+    dataset: "Dataset", folder: Path, epochs: int, side: int, seed: int, rate: float | None, extra: dict[str, Any] | None = None
+) -> tuple["Clip", float, int]:
     """open_clip_train.main on the same images as files, from the same start model.
 
     Args:
@@ -105,7 +109,7 @@ def open_clip_train(
     return clip, BATCH * len(seconds) / sum(seconds), BATCH * len(seconds)
 
 
-def peers(dataset: Any, epochs: int, folder: Path) -> dict[str, float]:
+def peers(dataset: "Dataset", epochs: int, folder: Path) -> dict[str, float]:
     clip, speed, pairs = open_clip_train(dataset, folder, epochs, SIDE, 0, RATE, {"aug-cfg": "scale=(0.85,1.0)"})
     return {"pairs_per_second": speed, "pairs": pairs, "score": score(clip, dataset)}
 

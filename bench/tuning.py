@@ -12,13 +12,17 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import DATA, Bench
 
+if TYPE_CHECKING:
+    from clipft_tasks.evaluate.predictions import Predictions
+    from clipft_tasks.spec import RunSpec
 
-def scored(bench: Bench, spec: Any, folder: Path) -> Any:
+
+def scored(bench: Bench, spec: "RunSpec", folder: Path) -> "Predictions":
     """What the model that `spec` trains says of the test rows."""
     from clipft_tasks.evaluate import zero_shot
     from clipft_tasks.model import build

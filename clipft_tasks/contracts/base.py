@@ -1,5 +1,6 @@
 """What every record has in common."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +30,7 @@ class VersionedRecord(Record):
     format: int = 1
 
     @classmethod
-    def from_json(cls, data: Any, where: str = "") -> Self:
+    def from_json(cls, data: object, where: str = "") -> Self:
         """Read a record of this or an earlier format.
 
         Args:
@@ -39,8 +40,10 @@ class VersionedRecord(Record):
         """
         named = f"{cls.WHAT} {where}".strip()
         try:
+            if not isinstance(data, Mapping):
+                raise TypeError
             written = int(data.get("format", 0))
-        except (AttributeError, TypeError, ValueError):
+        except (TypeError, ValueError):
             raise ClipftError(
                 named, "it is not a record with a format number", "Make it again.", code="record.unreadable"
             ) from None

@@ -86,7 +86,7 @@ class Plan(VersionedRecord):
         return data
 
     @property
-    def decisions(self) -> dict[str, Decision[Any]]:  # their values have no type in common
+    def decisions(self) -> dict[str, Decision[object]]:
         """By name, in the order in which a person reads them."""
         return {name: value for name, value in self if isinstance(value, Decision)}
 

@@ -1,11 +1,11 @@
 """Which operators have an MPS kernel, known without a Mac: the kernel registry ships with torch (torchgen)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torchgen
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
@@ -48,7 +48,9 @@ class Recorder(TorchDispatchMode):
         self.names: set[str] = set()
 
     # torch passes whatever an operator takes and gives
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         name = func._schema.name.removeprefix("aten::") + (f".{func._overloadname}" if func._overloadname != "default" else "")
         self.names.add(name)
         return func(*args, **(kwargs or {}))

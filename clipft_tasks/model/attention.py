@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ def affordable(free: int) -> int:
     """Score elements that a block may hold with `free` bytes: three fp32 copies live at once, in half of what is free."""
     return min(max(FLOOR, free // (2 * 3 * 4)), MAX_ELEMENTS)
 
+
+Context: TypeAlias = Any  # of a function of autograd, which keeps on it what its backward needs
 
 _torchs_own = functional.scaled_dot_product_attention
 _active: list[Policy] = []
@@ -158,7 +160,7 @@ class _Blocks(torch.autograd.Function):
     """Forward keeps its inputs alone; backward computes each block's weights again."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, factor: float,
+    def forward(ctx: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, factor: float,
                 seed: int, policy: Policy) -> Tensor:  # fmt: skip
         out = q.new_empty(*q.shape[:3], v.shape[3])
         for number, (b, h, r) in enumerate(blocks((*q.shape[:3], k.shape[2]), policy)):
@@ -172,12 +174,12 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad.device.type, enabled=False):  # whoever calls backward may be inside one
             return _Blocks._backward(ctx, grad)
 
     @staticmethod
-    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
         dropout, causal, factor, seed, policy = ctx.settings
         several = blocks((*q.shape[:3], k.shape[2]), policy)

@@ -17,7 +17,7 @@ from ..data.images import RESIZE_MODES
 from ..domains import get_domain
 from ..spec import RunSpec
 from . import similarity, starter
-from .clip import Clip, OpenClipConfig
+from .clip import Clip, OpenClipConfig, Tokenizer
 from .fastpath import quicken
 from .package import (
     CARD,
@@ -80,7 +80,7 @@ def prepare(clip: Clip, spec: RunSpec) -> Clip:
     return set_side(clip, spec.resolution.train)
 
 
-def tokenizer(start: str, *, domain: str = "") -> tuple[Any, int]:
+def tokenizer(start: str, *, domain: str = "") -> tuple[Tokenizer, int]:
     """The tokenizer of the model that `start` names, without its weights, and its context length."""
     folder, _ = _folder(start, domain)
     if not folder and start.partition(":")[0] not in open_clip.list_models():

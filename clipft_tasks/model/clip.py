@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import open_clip
 import torch
@@ -15,10 +15,12 @@ from ..core.errors import ClipftError
 from ..data.images import RESIZE_MODES, Aspect, DecodedImage, Limits, open_image
 from ..devices import backend
 from ..devices.memory import is_out_of_memory
-from .image_tower import ImageTower, image_tower
+from .image_tower import ImageTower, OpenClipModule, image_tower
 from .similarity import Cosine, Similarity
 
 __all__ = ["Clip"]
+
+Tokenizer: TypeAlias = Any  # open_clip's own and those of transformers share no class
 
 SIMILARITY = "similarity."  # before the names of its weights
 # Text lengths come from a small set, since every new shape costs memory on MPS and a compilation on CUDA.
@@ -37,7 +39,7 @@ class OpenClipConfig(TypedDict):
 class _Method(torch.nn.Module):
     """A model's method as a module, so that other tensors may stand in for its weights while it runs."""
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: OpenClipModule, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
 
@@ -54,7 +56,7 @@ class _Method(torch.nn.Module):
         return features
 
 
-def padding(tokenizer: Any) -> int:
+def padding(tokenizer: Tokenizer) -> int:
     """The token id that fills a tokenizer's rows: that of a transformers tokenizer, 0 for open_clip's own."""
     found = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None)
     return 0 if found is None else int(found)
@@ -88,7 +90,7 @@ def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tens
     return torch.cat([encode(tokens[rows, :length]) for rows, length in parts])[torch.argsort(order)]
 
 
-def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Tokens that each text needs, uncut up to 4,096: a count above the context length shows what a model would not see.
 
     Tokenizers pad every text of a call to the length that is asked for, so texts are counted at a short one first, and only
@@ -121,8 +123,8 @@ class Clip:
         made_for: side of the images that it is for, where its configuration says another: that of a grid that it keeps.
     """
 
-    model: Any  # open_clip's classes share their methods by convention only
-    tokenizer: Any
+    model: OpenClipModule
+    tokenizer: Tokenizer
     config: OpenClipConfig
     source: str
     digest: str

@@ -11,7 +11,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from ..core.errors import ClipftError
 from .positions import Grid, resampled
 
+OpenClipModule: TypeAlias = Any  # open_clip's models and towers share their methods by convention only, and no class
+
 
 class ImageTower(ABC):
     """The image tower of one model.
@@ -37,7 +39,7 @@ class ImageTower(ABC):
     kind: ClassVar[str]
     keeps_grid: ClassVar[bool] = False
 
-    def __init__(self, visual: Any) -> None:  # open_clip's towers share no class
+    def __init__(self, visual: OpenClipModule) -> None:
         self.visual = visual
 
     @classmethod
@@ -151,7 +153,7 @@ class TimmTransformer(ImageTower):
     kind = "a vision transformer of timm, which is built with a patch and a grid of its own"
     keeps_grid = True
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: OpenClipModule) -> None:
         super().__init__(visual)
         self._patches = visual.trunk.patch_embed
         self._patches.strict_img_size = False  # timm checks then that a side is a multiple, as is done here
@@ -193,7 +195,7 @@ class TimmTransformer(ImageTower):
         key = (grid, next(rope.buffers()).device)
         if key not in self._rotary:
             with torch.inference_mode(False), torch.no_grad():
-                other: Any = copy.deepcopy(rope)
+                other: OpenClipModule = copy.deepcopy(rope)
                 other.update_feat_shape(grid)
                 self._rotary[key] = {name: buffer.clone() for name, buffer in other.named_buffers()}
         return self._rotary[key]
@@ -217,7 +219,7 @@ class OfOneSide(ImageTower):
 
     kind = "of a kind that takes images of one side"
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: OpenClipModule) -> None:
         super().__init__(visual)
         size = getattr(visual, "image_size", 224)
         self._side = int(size[0] if isinstance(size, list | tuple) else size)
@@ -237,7 +239,7 @@ class OfOneSide(ImageTower):
 KINDS: tuple[type[ImageTower], ...] = (OpenClipTransformer, OpenClipResNet, TimmTransformer, Convolutional, OfOneSide)
 
 
-def image_tower(model: Any) -> ImageTower:
+def image_tower(model: OpenClipModule) -> ImageTower:
     """The image tower of an open_clip model."""
     return next(kind for kind in KINDS if kind.fits(model.visual))(model.visual)
 

@@ -41,7 +41,8 @@ from ..core.errors import ClipftError
 from ..core.files import atomic_folder
 from ..data.images import open_image
 from ..domains import Domain, get_domain
-from .clip import Clip, OpenClipConfig
+from .clip import Clip, OpenClipConfig, Tokenizer
+from .image_tower import OpenClipModule
 from .similarity import Similarity
 from .similarity import make as make_similarity
 
@@ -61,7 +62,7 @@ TOKENIZER_FILES = (
 R = TypeVar("R", bound=VersionedRecord)
 
 
-def open_folder(folder: Path, *, weights: bool = True) -> tuple[Any, Any]:  # open_clip's model and tokenizer share no class
+def open_folder(folder: Path, *, weights: bool = True) -> tuple[OpenClipModule, Tokenizer]:
     """The model and tokenizer of a package (or of the starter), on the CPU in fp32 and in eval mode.
 
     Raises:

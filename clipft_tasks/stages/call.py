@@ -54,7 +54,7 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
     return output
 
 
-def _upgraded(hint: Any, value: object) -> object:  # an annotation
+def _upgraded(hint: object, value: object) -> object:
     """A record, or a list of records, as another release wrote it."""
     if isinstance(value, Mapping) and inspect.isclass(hint) and issubclass(hint, VersionedRecord):
         return hint.from_json(value)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..contracts.plan import Plan
 from ..core.console import progress, say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import Transient
 from ..data import loader
 from ..data.augment import PLAIN
 from ..data.loader import Batch, TrainingData
@@ -34,6 +34,7 @@ from . import step as steps
 from .best_epoch import BestEpoch
 from .checkpoints import Checkpoints
 from .distributed import ALONE, World
+from .divergence import always_overflows, not_finite
 from .micro_batches import MicroBatches
 from .param_groups import ParamGroup, groups
 from .plan import EVERY, attention_policy
@@ -116,7 +117,7 @@ def train(work: Work) -> dict[str, float]:
     pull = PullToStart(own, spec.l2_start) if spec.l2_start else None
     state = _beginning(work, own)
     half = plan.precision.value == "fp16"
-    log = StepLog(device.late_metrics and not half, partial(_not_finite, towers))
+    log = StepLog(device.late_metrics and not half, partial(not_finite, towers))
     if checkpoint := work.checkpoints.latest():
         state.load(checkpoint["step"], checkpoint)
         say(f"Resumed at step {state.step} of {last}.")
@@ -176,9 +177,9 @@ def train(work: Work) -> dict[str, float]:
                 state.in_a_row = state.in_a_row + 1 if overflow else 0
                 state.overflows += overflow
                 if state.in_a_row > MAX_OVERFLOWS:
-                    raise _always_overflows(number, state.in_a_row)
+                    raise always_overflows(number, state.in_a_row)
                 if not overflow and not all(map(math.isfinite, metrics.values())):
-                    raise _not_finite(towers, step, metrics)
+                    raise not_finite(towers, step, metrics)
             if not overflow:  # not every fused kernel skips such a step by itself
                 state.scaler.step(state.optimizer)
             state.scaler.update()  # halves the scale after an overflow
@@ -338,26 +339,6 @@ def _gradient(
         state.optimizer.zero_grad(set_to_none=True)
         device.release()
         state.micro_batches.failed(side, why)
-
-
-def _always_overflows(number: int, in_a_row: int) -> ClipftError:
-    why = f"the gradient overflowed fp16 in {in_a_row} steps in a row"
-    fix = "Set memory.precision to bf16 or fp32, or lower train.learning_rate."
-    return ClipftError(
-        f"training step {number}", why, f"{fix} The last good checkpoint is kept.", code="train.always_overflows"
-    )
-
-
-def _not_finite(towers: Towers, step: Step, metrics: dict[str, float]) -> ClipftError:
-    """What to say of a loss or gradient that is not finite: where, on which rows, and what to do."""
-    bad = next(name for name, value in metrics.items() if not math.isfinite(value))
-    for parameter in towers.clip.model.parameters():
-        parameter.grad = None
-    module = steps.first_bad_module(towers, step.batch, slice(0, min(8, len(step.batch.images))), 0)
-    where = f" first in {module}" if module else " outside the towers"
-    why = f"{bad} is {metrics[bad]},{where} (learning rate {step.rate:.2g}, temperature {metrics['temperature']:.3g})"
-    fix = f"Lower train.learning_rate, or look at this batch (rows {', '.join(k[:12] for k in step.batch.keys[:4])}, …)."
-    return ClipftError(f"training step {step.number}", why, f"{fix} The last good checkpoint is kept.", code="train.not_finite")
 
 
 # After an epoch -------------------------------------------------------------------------------------------------------
