@@ -195,7 +195,7 @@ class _Server:
         for count, (image, label) in enumerate(cells, 1):
             answer = self.classify(image)
             self.verdicts.append(answer.json()["predictions"][0]["label"] == label)
-            body = {"request_id": answer.headers["x-request-id"], "label": label}
+            body = {"answer_id": answer.headers["x-clipft-answer-id"], "label": label}
             self.own.post("/v1/feedback", json=body).raise_for_status()
             yield count
 

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,7 @@ from .metadata import without_text
 
 Aspect = Literal["crop", "pad", "squeeze"]
 RESIZE_MODES: dict[str, Aspect] = {"shortest": "crop", "longest": "pad", "squash": "squeeze"}  # open_clip's words
+ROWS_PIXELS = 2**20  # that are converted at a time where that takes more than the image itself
 # As Pillow names them, with the endings of their files. HEIF needs pillow-heif; planar and deep color TIFF needs tifffile.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -148,14 +151,22 @@ def deep_gray(values: np.ndarray, bits: int) -> np.ndarray:
             burnt-in marker would else take the range; an image that is nearly all one value spans least to most after all.
             They are values of the image, not between them: the result is the same on every machine.
     """
-    values = values.astype(np.float64)
     if bits:
-        return np.floor(values / 2.0 ** (bits - 8)).clip(0, 255).astype(np.uint8)
-    low, high = np.percentile(values, 0.1, method="lower"), np.percentile(values, 99.9, method="higher")
+        return _by_rows(values, lambda rows: np.floor(rows / 2.0 ** (bits - 8)).clip(0, 255))
+    low, high = float(np.percentile(values, 0.1, method="lower")), float(np.percentile(values, 99.9, method="higher"))
     if low == high:
-        low, high = values.min(), values.max()
-    scaled: np.ndarray = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    return scaled.round().clip(0, 255).astype(np.uint8)
+        low, high = float(values.min()), float(values.max())
+    span = max(high - low, float(np.finfo(np.float64).tiny))
+    return _by_rows(values, lambda rows: ((rows - low) / span * 255).round().clip(0, 255))
+
+
+def _by_rows(values: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `scale` makes of float64 values, as uint8; a few rows at a time, or a large image would take eight times its pixels."""
+    out = np.empty(values.shape, np.uint8)
+    rows = max(1, ROWS_PIXELS // max(1, math.prod(values.shape[1:])))
+    for start in range(0, len(values), rows):
+        out[start : start + rows] = scale(values[start : start + rows].astype(np.float64))
+    return out
 
 
 def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
@@ -175,9 +186,19 @@ def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(deep_gray(np.asarray(image), gray_bits)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-        flat = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(flat, image.convert("RGBA")).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent image over white; a few rows at a time, or a large one would be there four times."""
+    out = Image.new("RGB", image.size)
+    rows = max(1, ROWS_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(image.height, top + rows))).convert("RGBA")
+        white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+        out.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return out
 
 
 def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:

@@ -5,15 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from clipft_tasks.drift.statistics import one_thread
 
-from . import middleware
 from .error_handlers import add_error_handlers
+from .middleware import RequestGuard
 from .rollout import follow_registry
 from .routes import ROUTERS
 from .server import Server
 from .settings import ServingSettings
+
+EXPOSED = (
+    "X-Request-Id", "X-Clipft-Answer-Id", "X-Clipft-Domain", "X-Clipft-Model-Version", "X-Clipft-Run-Id", "X-Clipft-Dataset",
+    "X-Clipft-Dag-Run", "Retry-After",
+)  # fmt: skip
 
 
 def create_app(options: ServingSettings | None = None) -> FastAPI:
@@ -35,7 +41,11 @@ def create_app(options: ServingSettings | None = None) -> FastAPI:
         version="1",
         lifespan=lifespan,
     )
-    app.middleware("http")(middleware.observe)
+    app.add_middleware(RequestGuard)
+    if origins := options.cors.replace(",", " ").split():
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

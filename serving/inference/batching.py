@@ -5,12 +5,12 @@ several requests is cheaper than several passes that compete.
 """
 
 import asyncio
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -27,15 +27,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Items = np.ndarray | list[str]  # images, uint8 (n, 3, s, s), or texts
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+SHARED = 1.0  # seconds after a small job in which large ones are cut finer
 
 
 @dataclass
 class _Encoding:
-    """Items to embed. Those of one model and kind may share a forward pass."""
+    """Items to embed. Those of one model and kind may share a forward pass; a large one takes several, with others between."""
 
     model: "LoadedModel"
     items: Items
     result: "Future[np.ndarray]"
+    at: float = field(default_factory=time.monotonic)
+    parts: list[np.ndarray] = field(default_factory=list)
+    done: int = 0
 
     def may_join(self, other: "_Encoding") -> bool:
         return self.model is other.model and _kind(self.items) == _kind(other.items)
@@ -52,6 +56,78 @@ class _Call(Generic[T]):
 _Job = _Encoding | _Call[Any]  # only its caller knows what a function returns
 
 
+class _Queue:
+    """Jobs that wait, in two lines: small ones and calls in their order, and large ones, which take turns with them.
+
+    Args:
+        most: jobs.
+        large: items beyond which a job is large.
+    """
+
+    def __init__(self, most: int, large: int) -> None:
+        self._most, self._large = most, large
+        self._lines: tuple[deque[_Job], deque[_Job]] = (deque(), deque())
+        self._turn = 0
+        self._changed = threading.Condition()
+        self.is_closed = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines))
+
+    def put(self, job: _Job) -> None:
+        with self._changed:
+            if self.is_closed or len(self) >= self._most:
+                raise QueueFullError
+            self._line_of(job).append(job)
+            self._changed.notify()
+
+    def put_back(self, job: _Encoding) -> None:
+        """A large job that is not done yet: the others come first. Raises QueueFullError when the queue is closed."""
+        with self._changed:
+            if self.is_closed:
+                raise QueueFullError("The server ends")
+            self._line_of(job).append(job)
+
+    def get(self) -> _Job | None:
+        """The next job; waits for one. None when the queue is closed."""
+        with self._changed:
+            while not self.is_closed and not len(self):
+                self._changed.wait()
+            if self.is_closed:
+                return None
+            line = self._lines[self._turn] or self._lines[1 - self._turn]
+            self._turn = 1 if line is self._lines[0] else 0
+            return line.popleft()
+
+    def get_joining(self, first: _Encoding, room: int, until: float) -> _Encoding | None:
+        """A small job that may share a forward pass with `first` and has at most `room` items. Waits for one until then, unless
+        something else is to do."""
+        with self._changed:
+            while not self.is_closed and not len(self):
+                left = until - time.monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(left)
+            job = self._lines[0][0] if self._lines[0] and not self.is_closed else None
+            if not isinstance(job, _Encoding) or not job.may_join(first) or len(job.items) > room:
+                return None
+            self._lines[0].popleft()
+            return job
+
+    def close(self) -> list[_Job]:
+        """Nothing comes in or out any more; returns what waited."""
+        with self._changed:
+            self.is_closed = True
+            left = [job for line in self._lines for job in line]
+            for line in self._lines:
+                line.clear()
+            self._changed.notify_all()
+            return left
+
+    def _line_of(self, job: _Job) -> "deque[_Job]":
+        return self._lines[isinstance(job, _Encoding) and len(job.items) > self._large]
+
+
 class Engine:
     """Runs every model of this process.
 
@@ -61,15 +137,27 @@ class Engine:
         max_batch: most items per forward pass; a larger job is cut.
         max_wait: seconds that a job which is alone waits for others.
         max_queue: jobs that may wait.
+        most_seconds: that a job may wait; then it is not begun.
     """
 
-    def __init__(self, device: str, threads: int, metrics: Metrics, *, max_batch: int, max_wait: float, max_queue: int) -> None:
+    def __init__(
+        self,
+        device: str,
+        threads: int,
+        metrics: Metrics,
+        *,
+        max_batch: int,
+        max_wait: float,
+        max_queue: int,
+        most_seconds: float = 60.0,
+    ) -> None:
         self.device, self.metrics = torch.device(device), metrics
-        self.max_batch, self.max_wait = max_batch, max_wait
+        self.max_batch, self.max_wait, self.most_seconds = max_batch, max_wait, most_seconds
         self._threads = threads
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(max_queue)
-        self._carried: _Job | None = None
-        self._closed = self._ending = False  # no more comes in; the thread has seen that
+        self._large = max(1, max_batch // 2)  # items beyond which a job is large
+        self._jobs = _Queue(max_queue, self._large)
+        self._small_at = 0.0  # when a small job was last worked on
+        self.busy_since: float | None = None  # monotonic; None while idle
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -86,8 +174,9 @@ class Engine:
         return result
 
     def close(self) -> None:
-        self._closed = True
-        self._jobs.put(None)
+        for left in self._jobs.close():
+            if left.result.set_running_or_notify_cancel():
+                left.result.set_exception(QueueFullError("The server ends"))
         self._thread.join(timeout=30)
 
     @property
@@ -95,84 +184,91 @@ class Engine:
         return self._thread.is_alive()
 
     def _put(self, job: _Job) -> None:
-        if self._closed:
-            raise QueueFullError
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise QueueFullError from None
-        self.metrics.queue.set(self._jobs.qsize())
+        self._jobs.put(job)
+        self.metrics.queue.set(len(self._jobs))
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
-        while True:
-            job = self._carried or (None if self._ending else self._jobs.get())
-            self._carried = None
-            if job is None:
-                return self._drain()
+        while (job := self._jobs.get()) is not None:
+            self.busy_since = time.monotonic()
             self._work(job)
             del job  # an idle engine holds no model
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                left = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if left and left.result.set_running_or_notify_cancel():
-                left.result.set_exception(QueueFullError())
+            self.busy_since = None
 
     def _work(self, first: _Job) -> None:
-        jobs: list[_Job] = [first] if isinstance(first, _Call) else [*self._gather(first)]
-        self.metrics.queue.set(self._jobs.qsize())
+        if isinstance(first, _Call):
+            if first.result.set_running_or_notify_cancel():
+                _settle(first.result, first.function)
+        elif len(first.items) > self._large:
+            self._work_on_part(first)
+        else:
+            self._small_at = time.monotonic()
+            self._work_together(self._gather(first))
+        self.metrics.queue.set(len(self._jobs))
+
+    def _work_together(self, jobs: list[_Encoding]) -> None:
         # A client that went away is not worth a forward pass.
-        jobs = [j for j in jobs if j.result.set_running_or_notify_cancel()]
+        jobs = [job for job in jobs if not self._is_late(job) and job.result.set_running_or_notify_cancel()]
         if not jobs:
             return
         try:
-            if isinstance(first, _Call):
-                answers = [first.function()]
-            else:
-                answers = self._encode([j for j in jobs if isinstance(j, _Encoding)])
+            out = self._encode(jobs[0].model, _joined([job.items for job in jobs]))
         except Exception as error:  # whatever a model raises belongs to its requests, not to this thread
-            for j in jobs:
-                j.result.set_exception(error)
+            for job in jobs:
+                job.result.set_exception(error)
             return
-        for j, answer in zip(jobs, answers, strict=True):
-            j.result.set_result(answer)
+        for job, answer in zip(jobs, np.split(out, np.cumsum([len(job.items) for job in jobs])[:-1]), strict=True):
+            job.result.set_result(answer)
+
+    def _work_on_part(self, job: _Encoding) -> None:
+        """One forward pass of a large job, a short one where small jobs wait for their turn."""
+        if job.result.cancelled() or (not job.done and self._is_late(job)):
+            return
+        is_shared = time.monotonic() - self._small_at < SHARED
+        size = max(1, self.max_batch // 4) if is_shared else self.max_batch
+        try:
+            job.parts.append(self._encode(job.model, job.items[job.done : job.done + size]))
+            job.done += size
+            if job.done < len(job.items):
+                return self._jobs.put_back(job)
+        except Exception as error:
+            if job.result.set_running_or_notify_cancel():
+                job.result.set_exception(error)
+            return
+        if job.result.set_running_or_notify_cancel():
+            job.result.set_result(np.concatenate(job.parts))
+
+    def _is_late(self, job: _Encoding) -> bool:
+        """Whether a job waited for longer than any client is assumed to; then it is answered so."""
+        if time.monotonic() - job.at <= self.most_seconds:
+            return False
+        if job.result.set_running_or_notify_cancel():
+            job.result.set_exception(QueueFullError(f"This waited for the model for more than {self.most_seconds:g} s"))
+        return True
 
     def _gather(self, first: _Encoding) -> list[_Encoding]:
         """The jobs that share a forward pass with `first`: those that wait already, and those that come within max_wait."""
         jobs, size = [first], len(first.items)
         until = time.monotonic() + self.max_wait
-        while size < self.max_batch:
-            try:
-                left = until - time.monotonic()
-                job = self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:
-                self._ending = True
-                break
-            if isinstance(job, _Call) or not job.may_join(first) or size + len(job.items) > self.max_batch:
-                self._carried = job
-                break
+        while size < self.max_batch and (job := self._jobs.get_joining(first, self.max_batch - size, until)):
             jobs.append(job)
             size += len(job.items)
         return jobs
 
-    def _encode(self, jobs: list[_Encoding]) -> list[np.ndarray]:
-        model, items = jobs[0].model, _joined([j.items for j in jobs])
-        kind, parts = _kind(items), []
-        for start in range(0, len(items), self.max_batch):
-            part = items[start : start + self.max_batch]
-            began = time.perf_counter()
-            parts.append(encode(model, part))
-            self.metrics.inference.labels(kind).observe(time.perf_counter() - began)
-            self.metrics.batch.labels(kind).observe(len(part))
+    def _encode(self, model: "LoadedModel", items: Items) -> np.ndarray:
+        kind, began = _kind(items), time.perf_counter()
+        out = encode(model, items)
+        self.metrics.inference.labels(kind).observe(time.perf_counter() - began)
+        self.metrics.batch.labels(kind).observe(len(items))
         self.metrics.items.labels(model.domain, kind).inc(len(items))
-        out = np.concatenate(parts)
-        return np.split(out, np.cumsum([len(j.items) for j in jobs])[:-1])
+        return out
+
+
+def _settle(result: "Future[T]", function: Callable[[], T]) -> None:
+    try:
+        result.set_result(function())
+    except Exception as error:
+        result.set_exception(error)
 
 
 def encode(model: "LoadedModel", items: Items) -> np.ndarray:

@@ -8,6 +8,7 @@ encrypted disk. Deleting, by request or by age, deletes the bytes.
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from clipft_tasks.contracts.drift import Capture
+from clipft_tasks.core.errors import Transient
 from clipft_tasks.core.files import rename_suffix
 from clipft_tasks.domains import get_domain
 
@@ -29,13 +31,16 @@ from .loaded_model import Ranking
 from .metrics import Metrics
 
 log = logging.getLogger("uvicorn.error")
+FLUSH_SECONDS = 20.0  # that somebody waits for what was sampled to be written
+ORPHANED = 3600.0  # seconds after which a file without the other half was left behind
+LONGEST = 64  # characters of a domain or of a capture's name
 TIDY = 600.0  # seconds without anything new after which the old is looked at
 FAVORED = 4  # times the share, of images that look new or that the model was unsure of
 
 
-def hashed(request_id: str) -> str:
-    """A name that says nothing about the request and can be no path."""
-    return hashlib.sha256(request_id.encode()).hexdigest()[:24]
+def hashed(answer_id: str) -> str:
+    """A name that says nothing about the answer and can be no path."""
+    return hashlib.sha256(answer_id.encode()).hexdigest()[:24]
 
 
 class Captures:
@@ -58,11 +63,17 @@ class Captures:
         self._queue: queue.Queue[tuple[str, str, Callable[[], None]] | None] = queue.Queue(256)  # domain, outcome, work
         self._writing = threading.Lock()
         self._failing = False
+        self.busy_since: float | None = None  # monotonic; None while nothing is written
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def close(self) -> None:
-        self._queue.put(None)
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=5)
         self._thread.join(timeout=10)
 
     def set_share(self, domain: str, share: float | None) -> float | None:
@@ -72,7 +83,7 @@ class Captures:
             self._shares[domain] = share
         return before
 
-    def sample(self, request_id: str, ranking: Ranking, images: Sequence[bytes]) -> None:
+    def sample(self, answer_id: str, ranking: Ranking, images: Sequence[bytes]) -> None:
         """Keep some of a request's images, saying which look new and which the model was unsure of; never makes a request wait.
 
         Chance decides first: where it keeps nothing, nothing is computed and no image is touched.
@@ -88,7 +99,7 @@ class Captures:
         novelty = reference.novelty(ranking.image) if reference else np.zeros(len(images))
         ranked = np.sort(ranking.scores, axis=1)
         unsure = ranked[:, -1] - ranked[:, -2] < (reference.uncertainty_threshold if reference else 0.0)
-        request, now, labels = hashed(request_id), time.time(), ranking.labels
+        request, now, labels = hashed(answer_id), time.time(), ranking.labels
         for i, (image, draw) in enumerate(zip(images, draws, strict=True)):
             why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
             if draw >= (favored if why else share):
@@ -112,8 +123,14 @@ class Captures:
                 self.metrics.captures.labels(capture.domain, "skipped").inc()
 
     def flush(self) -> None:
-        """Wait until what was sampled is written."""
-        self._queue.join()
+        """Wait until what was sampled is written. Raises Transient when that takes too long: a disk that hangs, say."""
+        until = time.monotonic() + FLUSH_SECONDS
+        with self._queue.all_tasks_done:
+            while self._queue.unfinished_tasks:
+                left = until - time.monotonic()
+                if left <= 0 or not self.alive:
+                    raise Transient("Captures are not being written at the moment; the server's log says why. Ask again.")
+                self._queue.all_tasks_done.wait(min(left, 1.0))
 
     def all(self, domain: str) -> list[Capture]:
         """What is kept of a domain, oldest first. Whatever cannot be read is passed over."""
@@ -138,38 +155,40 @@ class Captures:
         with self._writing:
             self._label(domain, name, label)
 
-    def label_later(self, domain: str, request_id: str, index: int, label: str) -> None:
+    def label_later(self, domain: str, answer_id: str, index: int, label: str) -> None:
         """Say what an image shows that may still be in the queue; it need not have been kept."""
 
         def work() -> None:
             with suppress(KeyError):
-                self._label(domain, f"{hashed(request_id)}-{index}", label)
+                self._label(domain, f"{hashed(answer_id)}-{index}", label)
 
         try:
             self._queue.put((domain, "", work), timeout=5)
         except queue.Full:
             self.metrics.captures.labels(domain, "skipped").inc()
 
-    def delete(self, request_id: str) -> int:
+    def delete(self, answer_id: str) -> int:
         """Delete every image of a request, whatever its domain; returns how many."""
         self.flush()
-        wanted, count = hashed(request_id), 0
+        wanted, count = hashed(answer_id), 0
         with self._writing:
-            for path in self.root.glob(f"*/{wanted}-*.json"):
-                self._remove(path)
-                count += 1
+            for path in self.root.glob(f"*/{wanted}-*"):
+                if path.is_dir():
+                    continue  # not ours
+                count += path.suffix == ".json"
+                path.unlink(missing_ok=True)  # also what a process that was killed left of it
                 shelf = self._shelves.get(path.parent.name)
                 if shelf is not None:
                     self._shelves[path.parent.name] = deque(entry for entry in shelf if entry[1] != path)
         return count
 
     def _folder(self, domain: str) -> Path:
-        if not domain.isidentifier():
+        if not domain.isidentifier() or len(domain) > LONGEST:
             raise KeyError(domain)
         return self.root / domain
 
     def _place(self, domain: str, name: str) -> Path:
-        if not all(c in "0123456789abcdef-" for c in name):
+        if len(name) > LONGEST or not all(c in "0123456789abcdef-" for c in name):
             raise KeyError(name)
         return self._folder(domain) / name
 
@@ -178,33 +197,41 @@ class Captures:
             try:
                 item = self._queue.get(timeout=TIDY)
             except queue.Empty:
-                self._tidy()
+                self._do("", "", self._tidy)
                 continue
-            if item is None:
-                self._queue.task_done()
-                return
-            domain, outcome, work = item
-            try:
-                with self._writing:
-                    work()
-                self._failing = False
-            except Exception as error:  # a full disk costs captures, never answers, and never this thread
-                outcome = "failed"
-                if not self._failing:  # said once, not for every image
-                    log.error("captures of %s cannot be kept: %r; answers go on", domain, error)
-                self._failing = True
-            if outcome:
-                self.metrics.captures.labels(domain, outcome).inc()
+            if item is not None:
+                self._do(*item)
             self._queue.task_done()
+            if item is None:
+                return
+
+    def _do(self, domain: str, outcome: str, work: Callable[[], None]) -> None:
+        """Do something with the folder. A full disk, or whatever lies there, costs captures, never answers, and never this thread."""
+        self.busy_since = time.monotonic()
+        try:
+            with self._writing:
+                work()
+            self._failing = False
+        except Exception as error:
+            outcome = outcome and "failed"
+            if not self._failing:  # said once, not for every image
+                log.error("captures of %s cannot be kept: %r; answers go on", domain or "a domain", error)
+            self._failing = True
+        self.busy_since = None
+        if outcome:
+            self.metrics.captures.labels(domain, outcome).inc()
 
     def _tidy(self) -> None:
-        """What is too old goes even when nothing new comes."""
-        try:
-            for folder in [f for f in self.root.glob("*") if f.is_dir()]:
-                with self._writing:
-                    self._bound(folder.name)
-        except OSError:
-            pass
+        """What is too old goes even when nothing new comes, and so does what a process that was killed left half-written."""
+        before = time.time() - ORPHANED
+        for folder in self.root.glob("*"):
+            if not folder.name.isidentifier() or not folder.is_dir():
+                continue  # not ours: lost+found, a trash
+            self._bound(folder.name)
+            for path in folder.iterdir():
+                is_left = path.suffix == ".part" or (path.suffix == ".image" and not path.with_suffix(".json").exists())
+                if is_left and path.is_file() and path.stat().st_mtime < before:
+                    path.unlink(missing_ok=True)
 
     def _label(self, domain: str, name: str, label: str) -> None:
         path = self._place(domain, name).with_suffix(".json")
@@ -236,9 +263,11 @@ class Captures:
             found = []
             for path in self._folder(domain).glob("*.json"):
                 try:
-                    found.append((float(json.loads(path.read_text())["time"]), path, _size(path.with_suffix(".image"))))
-                except (OSError, ValueError, KeyError):
+                    kept = float(json.loads(path.read_bytes())["time"])
+                except Exception:  # whatever lies there: what is no capture is passed over
                     continue
+                if math.isfinite(kept):
+                    found.append((kept, path, _size(path.with_suffix(".image"))))
             self._shelves[domain] = deque(sorted(found))
         return self._shelves[domain]
 

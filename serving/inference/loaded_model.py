@@ -12,6 +12,8 @@ from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.similarity import Similarity
 
+REMEMBERED_CLASSES = 4096  # of callers' own, with their embeddings
+
 
 @dataclass
 class LoadedModel:
@@ -26,6 +28,7 @@ class LoadedModel:
         since: when it was loaded, seconds since 1970.
         reference: what drift is measured against; None where the package has no usable one.
         class_embeddings: (c, d) of its own classes over the prompts; None without classes.
+        known_classes: (d,) of classes that callers named before.
     """
 
     domain: str
@@ -37,6 +40,7 @@ class LoadedModel:
     lineage: dict[str, str]
     reference: Reference | None = None
     class_embeddings: np.ndarray | None = None
+    known_classes: dict[str, np.ndarray] = field(default_factory=dict)
     since: float = field(default_factory=time.time)
 
     @cached_property
@@ -53,6 +57,22 @@ class LoadedModel:
         """Class embeddings (c, d) over the package's prompt templates; only in the inference thread."""
         with torch.inference_mode():
             return self.clip.class_embeddings(classes).cpu().numpy()
+
+    def prompts_of(self, classes: list[str]) -> list[str]:
+        """What the package's prompt templates make of classes: those of the first, then those of the second, …"""
+        return [template.format(name) for name in classes for template in self.clip.prepared().prompts]
+
+    def mean_over_prompts(self, embedded: np.ndarray, classes: int) -> np.ndarray:
+        """Embeddings (classes x prompts, d) of `prompts_of` -> one a class, (classes, d)."""
+        by_class = torch.from_numpy(embedded).view(classes, -1, embedded.shape[1])
+        with torch.inference_mode():
+            return self._similarity.mean(by_class, 1).numpy()
+
+    def remember_classes(self, embedded: dict[str, np.ndarray]) -> None:
+        """Keep embeddings of callers' classes; the oldest go first."""
+        self.known_classes |= embedded
+        while len(self.known_classes) > REMEMBERED_CLASSES:
+            self.known_classes.pop(next(iter(self.known_classes)))
 
     def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
         """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""

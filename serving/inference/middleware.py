@@ -1,40 +1,149 @@
-"""What happens around every request: an id, a limit on its size, and the service's own metrics."""
+"""What happens around every request: ids, the caller, limits before the body is read, the client's patience, and metrics."""
 
+import asyncio
 import logging
+import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import security
+from .admission import SETTING_BODY, SMALL_BODY, Admission
+from .error_handlers import answer
+from .errors import ClientGoneError, QueueFullError, RequestRejectedError
 from .replicas import REPLICA_ID
-from .server import server_of
+from .security import Rule
+from .server import Server, server_of
 
 log = logging.getLogger("uvicorn.error")
-MAX_ID = 64
+ANSWER_ID = "X-Clipft-Answer-Id"
+CLIENT_ID = re.compile(r"[ -~]{1,128}")  # what a client may call its request
+SLOWEST = 50_000  # bytes a second that a body must come at, beyond the first seconds
+GONE = 499  # how a request is counted whose client hung up
+SEND_SECONDS = 30.0  # that a client may take to read a piece of an answer
+SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 
 
-async def observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Answer a request, with its id in `X-Request-Id`, and count it by route, domain and status."""
-    server = server_of(request)
-    began = time.perf_counter()
-    request.state.domain = ""  # routes say whose model a request was about, see `count_for`
-    request.state.id = request.headers.get("x-request-id", "")[:MAX_ID] or uuid.uuid4().hex
-    response = _too_large(request, server.options.max_body_mb)
-    if response is None:
+@dataclass
+class Exchange:
+    """One request and how far its answer is."""
+
+    request: Request
+    server: Server
+    rule: Rule
+    replaced: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    status: int = 0
+    is_over: bool = False  # the last byte of the answer went out
+    is_gone: bool = False  # the client hung up before
+
+
+class RequestGuard:
+    """The ASGI middleware around all routes.
+
+    Answers are named by an id that the server makes, `X-Clipft-Answer-Id`: feedback and deletion go by it alone. The id that a
+    client gives its request is said back in `X-Request-Id` and logged; two requests may share it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = Request(scope)
+        server, state = server_of(request), request.state
+        state.id = state.client_id = uuid.uuid4().hex
+        state.domain, state.caller = "", security.ANYBODY  # routes say whose model a request was about, see `count_for`
+        exchange = Exchange(request, server, _rule(request))
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[ANSWER_ID], headers["X-Request-Id"] = state.id, state.client_id
+                for name, value in SAFE.items():
+                    headers.setdefault(name, value)
+                if server.replicas.names:
+                    headers[REPLICA_ID] = server.replicas.id
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+            exchange.is_over |= message["type"] == "http.response.body" and not message.get("more_body", False)
+
         try:
-            response = await call_next(request)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
-            response = JSONResponse({"detail": "The server failed at this; its log says why."}, 500)
-    route = getattr(request.scope.get("route"), "path", "unknown")
-    response.headers["X-Request-Id"] = request.state.id
-    if server.replicas.names:
-        response.headers[REPLICA_ID] = server.replicas.id
-    server.metrics.requests.labels(route, request.state.domain, str(response.status_code)).inc()
-    server.metrics.latency.labels(route).observe(time.perf_counter() - began)
-    return response
+            await self._answer(exchange, receive, send_on)
+        except ClientGoneError:
+            exchange.is_gone = True
+        except Exception as error:
+            if exchange.status:  # the answer had begun; all that is left is to end it short
+                log.error("an answer broke off (answer %s)", state.id, exc_info=error)
+                raise
+            await answer(request, error)(scope, receive, send_on)
+        finally:
+            self._count(exchange)
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        _check_head(exchange)
+        request, rule, admission = exchange.request, exchange.rule, exchange.server.admission
+        if rule.streams or request.method not in ("POST", "PUT", "PATCH"):
+            return await self._run(exchange, receive, receive, send)
+        length = int(request.headers["content-length"])
+        counted = length if length > SMALL_BODY else 0
+        taken = 0
+        try:
+            chunks: list[bytes] = []
+            async for chunk in _chunks(receive, length, admission):
+                if counted:  # as it comes: what is only announced keeps nobody out
+                    admission.bodies.take(len(chunk), is_small=False)
+                    taken += len(chunk)
+                chunks.append(chunk)
+            body = b"".join(chunks)
+            del chunks
+            await self._run(exchange, _replay(body), receive, send)
+        finally:
+            admission.bodies.give_back(taken)
+
+    async def _run(self, exchange: Exchange, body: Receive, receive: Receive, send: Send) -> None:
+        """The route. Where its work may be taken back, it ends when the client hangs up and when its time is over."""
+        if not exchange.rule.is_inference:
+            return await self.app(exchange.request.scope, body, send)
+        this = asyncio.current_task()
+        assert this is not None
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not exchange.is_over:
+                exchange.is_gone = True
+                this.cancel()
+
+        watching = None if exchange.rule.streams else asyncio.create_task(watch())
+        try:
+            async with asyncio.timeout(None if exchange.rule.streams else exchange.server.options.deadline_seconds):
+                await self.app(exchange.request.scope, body, send)
+        except asyncio.CancelledError:
+            if not exchange.is_gone:
+                raise  # the server ends
+            this.uncancel()
+        except TimeoutError:
+            raise QueueFullError("This takes longer than a request may") from None
+        finally:
+            if watching:
+                watching.cancel()
+
+    @staticmethod
+    def _count(exchange: Exchange) -> None:
+        request, metrics = exchange.request, exchange.server.metrics
+        route = getattr(request.scope.get("route"), "path", "unknown")
+        status = GONE if exchange.is_gone else exchange.status or 500
+        metrics.requests.labels(route, request.state.domain, str(status)).inc()
+        if not exchange.is_gone:
+            metrics.latency.labels(route).observe(time.perf_counter() - exchange.began)
 
 
 def count_for(request: Request, domain: str) -> None:
@@ -42,14 +151,62 @@ def count_for(request: Request, domain: str) -> None:
     request.state.domain = domain
 
 
-def _too_large(request: Request, limit: float) -> Response | None:
-    """The refusal of a body that is larger than `limit` MiB, or does not say how large it is; None for any other."""
-    if request.method not in ("POST", "PUT"):
-        return None
-    length = request.headers.get("content-length")
-    if length is None:
-        return JSONResponse({"detail": "The request is refused: send a Content-Length."}, 411)
-    if int(length) > limit * 2**20:
-        why = f"{int(length):,} bytes, more than {limit:g} MiB"
-        return JSONResponse({"detail": f"The request is refused: {why}."}, 413)
-    return None
+def _rule(request: Request) -> Rule:
+    """The rule of the route that will answer."""
+    for route in request.app.router.routes:
+        if route.matches(request.scope)[0] is Match.FULL:
+            return security.rule_of(route, request.method)
+    return Rule(None)  # not found, or not with this method
+
+
+def _check_head(exchange: Exchange) -> None:
+    """All that a request's head tells. Raises RequestRejectedError."""
+    request, rule, server = exchange.request, exchange.rule, exchange.server
+    said = request.headers.get("x-request-id", "")
+    if said and not CLIENT_ID.fullmatch(said):
+        raise RequestRejectedError(
+            400, "X-Request-Id may have 1 to 128 printable ASCII characters; this one is refused, not cut."
+        )
+    request.state.client_id = said or request.state.id
+    caller = request.state.caller = security.identify(request.headers.get("authorization", ""))
+    security.check(caller, rule.scope)
+    if rule.streams or request.method not in ("POST", "PUT", "PATCH"):
+        return
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        raise RequestRejectedError(411, "The request is refused: send a Content-Length.")
+    most = int(server.options.max_body_mb * 2**20) if rule.whole_body else SETTING_BODY
+    if int(length) > most:
+        allowed = f"{most / 2**20:g} MiB" if most >= 2**20 else f"{most / 2**10:g} KiB"
+        raise RequestRejectedError(413, f"The request is refused: {int(length):,} bytes, more than {allowed}.")
+
+
+async def _chunks(receive: Receive, length: int, admission: Admission):  # type: ignore[no-untyped-def]
+    """A body as it comes. Raises RequestRejectedError where it comes too slowly, ClientGoneError where it breaks off."""
+    pause = admission.options.body_seconds
+    clock = asyncio.get_running_loop().time
+    last = clock() + pause + length / SLOWEST
+    while True:
+        try:
+            async with asyncio.timeout_at(min(last, clock() + pause)):
+                message = await receive()
+        except TimeoutError:
+            raise RequestRejectedError(408, "The rest of the body did not come.", headers={"Connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return
+
+
+def _replay(body: bytes) -> Receive:
+    """A body that was read, as a route receives it; then nothing more comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()  # the end of the request is watched elsewhere
+        raise AssertionError
+
+    return receive

@@ -96,6 +96,11 @@ class Monitor:
         if every and enabled:
             self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, where there is to be one."""
+        return self._thread.is_alive() or not (self.every and self.enabled)
+
     def close(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
@@ -203,8 +208,10 @@ class Monitor:
     def _run(self) -> None:
         while not self._stop.wait(self.every):
             with self._lock:
-                due = [w for w in self._watched.values() if w.window.changes != w.measured or time.time() - w.at > 30]
-            for watched in due:
+                watched_now = list(self._watched.values())
+            for watched in watched_now:
+                if watched.window.changes == watched.measured and time.time() - watched.at <= 30:
+                    continue
                 try:
                     self._measure(watched)
                 except Exception:  # a window that cannot be measured must not end the watching of the others

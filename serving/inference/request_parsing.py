@@ -5,40 +5,73 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
+from .admission import Admission
+from .errors import RequestRejectedError
+from .forms import is_form, read_form
 from .schemas import InferenceBody
+from .server import server_of
 
 B = TypeVar("B", bound=InferenceBody)
-FORM_LISTS = {"text": "texts", "class": "classes"}
+BOM = b"\xef\xbb\xbf"
+FORM_LISTS = {"image": "images", "text": "texts", "class": "classes"}
 FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean"}
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 async def parse(request: Request, body: type[B]) -> B:
     """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`.
 
-    Raises: RequestValidationError, which FastAPI answers with 422.
+    Raises: RequestRejectedError; RequestValidationError.
     """
+    raw, kind, admission = await request.body(), request.headers.get("content-type", ""), server_of(request).admission
+    return await admission.off_loop(len(raw), lambda: read(raw, kind, body, admission))
+
+
+def read(raw: bytes, content_type: str, body: type[B], admission: Admission) -> B:
+    """Likewise, of the bytes of a body."""
     try:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return body.model_validate(await _form(request))
-        return body.model_validate_json(await request.body())
+        if is_form(content_type):
+            most = 2 * admission.options.max_items + admission.options.max_classes + len(FORM_VALUES)
+            return body.model_validate(_values(raw, content_type, most), context=admission)
+        raw = raw.removeprefix(BOM)
+        admission.check_json(raw)
+        return body.model_validate_json(raw, context=admission)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-async def _form(request: Request) -> dict[str, object]:
-    form = await request.form(max_files=1000)
+def _values(raw: bytes, content_type: str, most: int) -> dict[str, object]:
     values: dict[str, object] = {}
     lists: dict[str, list[object]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            lists.setdefault("images", []).append({"base64": await value.read()})
-        elif name in FORM_VALUES:
-            values[name] = value
+    for part in read_form(raw, content_type, most):
+        if part.is_file and part.name != "image":
+            raise RequestRejectedError(
+                422, f"The form's field {part.name[:64]!r} is a file; files are named `image`.", "malformed"
+            )
+        if part.name in FORM_LISTS:
+            item: object = {"base64": bytes(part.content)} if part.name == "image" else _text(part.name, part.content)
+            lists.setdefault(FORM_LISTS[part.name], []).append(item)
+        elif part.name in values:
+            raise RequestRejectedError(422, f"The form's field {part.name[:64]!r} is there twice.", "malformed")
         else:
-            lists.setdefault(FORM_LISTS.get(name, name), []).append(value)
+            values[part.name] = _value(part.name, _text(part.name, part.content))
     return values | lists
+
+
+def _value(name: str, text: str) -> object:
+    if FORM_VALUES.get(name) == "integer" and text.lstrip("-").isdecimal() and len(text) < 10:
+        return int(text)
+    if FORM_VALUES.get(name) == "boolean":
+        return BOOLEANS.get(text.lower(), text)
+    return text
+
+
+def _text(name: str, content: bytearray) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise RequestRejectedError(422, f"The form's field {name[:64]!r} is not UTF-8.", "malformed") from None
 
 
 def documented(body: type[InferenceBody]) -> dict[str, Any]:  # what FastAPI's `openapi_extra` is typed as
@@ -50,14 +83,26 @@ def documented(body: type[InferenceBody]) -> dict[str, Any]:  # what FastAPI's `
         if "$ref" in many["items"]:
             many["items"] = definitions["ImageFile"]
         schema["properties"][name] = {"anyOf": [many["items"], many], "description": many["description"]}
-    fields = {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "text": {"type": "array", "items": {"type": "string"}},
-        "class": {"type": "array", "items": {"type": "string"}},
-    }
-    values = {name: {"type": kind} for name, kind in FORM_VALUES.items() if name in schema["properties"]}
     content = {
         "application/json": {"schema": schema} | ({"example": example} if example else {}),
-        "multipart/form-data": {"schema": {"type": "object", "properties": fields | values}},
+        "multipart/form-data": {"schema": _form_schema(schema)},
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _form_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form of the same fields: one a list's item, by the name of one."""
+    properties, required = schema["properties"], schema.get("required", [])
+    items = {
+        "image": {"type": "string", "format": "binary", "description": "a file"},
+        "text": {"type": "string", "minLength": 1},
+        "class": {"type": "string", "minLength": 1},
+    }
+    lists = {
+        one: {"type": "array", "items": items[one], "minItems": 2 if one == "class" else 1}
+        for one, many in FORM_LISTS.items()
+        if many in properties
+    }
+    values = {name: properties[name] for name in FORM_VALUES if name in properties}
+    needed = [one for one, many in FORM_LISTS.items() if many in required]
+    return {"type": "object", "additionalProperties": False, "required": needed, "properties": lists | values}

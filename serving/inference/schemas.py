@@ -7,23 +7,54 @@ import base64
 import binascii
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from clipft_tasks.contracts.base import Record
 
+from .admission import Admission
+
+SPELLINGS = str.maketrans("-_", "+/", " \t\r\n")  # of base64
 EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run as they are
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
 )
 
 
 def _decoded(value: object) -> object:
-    """Base64 as the bytes that it stands for; bytes, which a form has, as they are."""
+    """Base64 as the bytes that it stands for, in any spelling: a data: URI, wrapped lines, the URL-safe alphabet, no padding.
+    Bytes, which a form has, as they are."""
     if not isinstance(value, str):
         return value
+    if value[:5].lower() == "data:":
+        head, comma, value = value.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("not base64: a data: URI must say `;base64,` before its bytes")
+    if not value.isascii():
+        raise ValueError("not base64: it has letters beyond ASCII")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("not base64; send the file's bytes, encoded, without a data: prefix") from None
+        text = value.translate(SPELLINGS).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not base64: other characters than its 64, or cut short") from None
+
+
+def _counted(value: object, info: ValidationInfo) -> object:
+    """The same. Raises RequestRejectedError for a list of more than one request may hold, before any of it is looked at."""
+    if isinstance(value, list) and isinstance(info.context, Admission):
+        info.context.check_items(info.field_name or "items", len(value))
+    return value
 
 
 def _listed(value: object) -> object:
@@ -39,10 +70,10 @@ class ImageFile(Record):
     content: Annotated[bytes, BeforeValidator(_decoded), Base64] = Field(alias="base64")
 
 
-Images = Annotated[list[ImageFile], BeforeValidator(_listed), Field(min_length=1, description="one image or a list")]
-Texts = Annotated[
-    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(min_length=1, description="one text or a list")
-]
+Listed, Counted = BeforeValidator(_listed), BeforeValidator(_counted)
+Text = Annotated[str, Field(min_length=1)]
+Images = Annotated[list[ImageFile], FailFast(), Listed, Counted, Field(min_length=1, description="one image or a list")]
+Texts = Annotated[list[Text], FailFast(), Listed, Counted, Field(min_length=1, description="one text or a list")]
 
 
 def _example(**body: object) -> ConfigDict:
@@ -53,13 +84,16 @@ def _example(**body: object) -> ConfigDict:
 
 
 class InferenceBody(Record):
-    domain: str = Field("", description="whose model answers; may be left out while only one domain is live")
+    domain: str | None = Field(
+        None, max_length=64, description="whose model answers; may be left out while only one domain is live"
+    )
 
 
 class Embed(InferenceBody):
     dimensions: int | None = Field(
         None,
         gt=0,
+        strict=True,
         description="first so many numbers of each embedding; only those that the model was trained for (`/v1/models`)",
     )
 
@@ -82,7 +116,7 @@ class Similarity(InferenceBody):
     images: Images
     texts: Texts
     paired: bool = Field(
-        False, description="the n-th text belongs to the n-th image; how well they agree is watched as `alignment`"
+        False, strict=True, description="the n-th text belongs to the n-th image; how well they agree is watched as `alignment`"
     )
 
     @model_validator(mode="after")
@@ -96,7 +130,7 @@ class Classify(InferenceBody):
     model_config = _example(images=[{"base64": EXAMPLE_PNG}])
 
     images: Images
-    classes: list[Annotated[str, Field(min_length=1)]] | None = Field(
+    classes: Annotated[list[Text] | None, Counted] = Field(
         None, min_length=2, description="different class names; left out: those the model was trained on"
     )
 
@@ -121,7 +155,12 @@ class TrialRequest(LoadRequest):
 
 
 class FeedbackRequest(Record):
-    request_id: str = Field(min_length=1, max_length=64, description="`X-Request-Id` of the answer")
+    answer_id: str = Field(
+        min_length=1,
+        max_length=128,
+        validation_alias=AliasChoices("answer_id", "request_id"),
+        description="`X-Clipft-Answer-Id` of the answer",
+    )
     index: int = Field(0, ge=0, description="which image of the request")
     label: str = Field(min_length=1, max_length=500, description="what it really shows")
 

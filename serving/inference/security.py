@@ -1,12 +1,72 @@
-"""Who may change the server's state, or see what others sent it."""
+"""Who may do what: rules of routes, and callers by what they show. Both are looked at before a body is read (`middleware`)."""
 
 import hmac
+from dataclasses import dataclass
+from enum import StrEnum
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 
 from clipft_tasks.core.settings import settings
 
+from .errors import RequestRejectedError
+
 INTERNAL = "x-clipft-internal"
+
+
+class Scope(StrEnum):
+    """What a key may open."""
+
+    INFER = "infer"
+    FEEDBACK = "feedback"
+    OPERATE = "operate"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a route asks of its caller. A route carries it among its dependencies, where it does nothing.
+
+    Attributes:
+        scope: that the caller needs; None: the route is for everybody.
+        whole_body: bodies may be as large as the server takes any; otherwise as large as a few settings.
+        streams: the route reads its body itself, piece by piece; a length need not be said.
+        is_inference: the work may be taken back: it ends when its client hangs up, and has a deadline.
+    """
+
+    scope: Scope | None
+    whole_body: bool = False
+    streams: bool = False
+    is_inference: bool = False
+
+    async def __call__(self) -> None:
+        """Nothing: the rule was kept before."""
+
+
+PUBLIC = [Depends(Rule(None))]
+INFER = [Depends(Rule(Scope.INFER, whole_body=True, is_inference=True))]
+FEEDBACK = [Depends(Rule(Scope.FEEDBACK))]
+OPERATE = [Depends(Rule(Scope.OPERATE))]
+STRICTEST = Rule(Scope.OPERATE)
+
+
+def rule_of(route: object, method: str) -> Rule:
+    """The rule of a route that was matched. One that names none is for everybody to read, and closed for the rest."""
+    named = (depends.dependency for depends in getattr(route, "dependencies", ()))
+    reads = Rule(None) if method in ("GET", "HEAD", "OPTIONS") else STRICTEST
+    return next((found for found in named if isinstance(found, Rule)), reads)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: nobody in particular, or who showed a key."""
+
+    name: str = ""
+    scopes: frozenset[Scope] = frozenset({Scope.INFER})
+
+    def may(self, scope: Scope | None) -> bool:
+        return scope is None or scope in self.scopes
+
+
+ANYBODY = Caller()
 
 
 def _token() -> bytes:
@@ -14,21 +74,33 @@ def _token() -> bytes:
     return token.get_secret_value().encode() if token else b""
 
 
-def shows_token(request: Request) -> bool:
-    """Whether a request shows the server's token; none does where the server has none."""
-    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-    return bool(_token()) and scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), _token())
+def identify(authorization: str) -> Caller:
+    """Who shows this header. A key that is not known is none: clients of other services send theirs."""
+    scheme, _, shown = authorization.partition(" ")
+    if bool(_token()) and scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), _token()):
+        return Caller("operator", frozenset(Scope))
+    return ANYBODY
 
 
-async def require_token(request: Request) -> None:
-    """Only who shows the server's token. Raises HTTPException: 403 where the server has none, 401 for any other."""
+def check(caller: Caller, scope: Scope | None) -> None:
+    """Raises RequestRejectedError: 403 where no key opens this or the caller's does not, 401 where none was shown."""
+    if caller.may(scope):
+        return
     if not _token():
-        raise HTTPException(403, "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed.")
-    if not shows_token(request):
-        raise HTTPException(401, "Show the server's token as `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"})
+        raise RequestRejectedError(
+            403, "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed."
+        )
+    if caller.name:
+        raise RequestRejectedError(403, f"The key {caller.name!r} is not for this: it needs the scope {scope}.")
+    raise RequestRejectedError(
+        401, "Show the server's token as `Authorization: Bearer …`.", headers={"WWW-Authenticate": "Bearer"}
+    )
 
 
-TOKEN_REQUIRED = [Depends(require_token)]
+def caller_of(request: Request) -> Caller:
+    """Who asks this."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 def is_internal(request: Request) -> bool:
@@ -36,4 +108,4 @@ def is_internal(request: Request) -> bool:
 
     The header alone says nothing: otherwise any caller could stay out of the windows.
     """
-    return INTERNAL in request.headers and shows_token(request)
+    return INTERNAL in request.headers and caller_of(request).may(Scope.OPERATE)

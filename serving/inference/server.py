@@ -1,5 +1,6 @@
 """What the routes work with: made once when the server starts, closed when it ends."""
 
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,15 +9,19 @@ from fastapi import Depends, Request
 from clipft_tasks.core.settings import settings
 from clipft_tasks.devices import hardware
 
+from .admission import Admission
 from .answer_memory import AnswerMemory
 from .batching import Engine
 from .captures import Captures
+from .decoding import Decoder
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
 from .replicas import Relay, Replicas
 from .service import InferenceService
 from .settings import ServingSettings
+
+STUCK = 300.0  # seconds of one piece of work after which a thread hangs; loading a version may take four minutes
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Server:
 
     options: ServingSettings
     metrics: Metrics
+    admission: Admission
+    decoder: Decoder
     engine: Engine
     monitor: Monitor
     captures: Captures
@@ -43,7 +50,9 @@ class Server:
             max_batch=options.max_batch,
             max_wait=options.max_wait_ms / 1000,
             max_queue=options.max_queue,
+            most_seconds=options.queue_seconds,
         )
+        admission, decoder = Admission(options), Decoder(options, machine.cores)
         monitor = Monitor(
             metrics,
             every=options.drift_seconds,
@@ -62,10 +71,22 @@ class Server:
             share=options.capture,
         )
         store = ModelStore(engine, metrics, on_live=monitor.watch)
-        inference = InferenceService(options, engine, store, monitor, captures, metrics)
-        return cls(options, metrics, engine, monitor, captures, store, Replicas(options.peers), inference)
+        inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics)
+        return cls(options, metrics, admission, decoder, engine, monitor, captures, store, Replicas(options.peers), inference)
+
+    def thread_problem(self) -> str:
+        """What is wrong with the server's threads; "" for nothing."""
+        alive = {"inference": self.engine.alive, "captures": self.captures.alive, "drift": self.monitor.alive}
+        dead = [name for name, is_alive in alive.items() if not is_alive]
+        if dead:
+            return f"The {dead[0]} thread has ended"
+        busy = {"inference": self.engine.busy_since, "captures": self.captures.busy_since}
+        stuck = [name for name, since in busy.items() if since is not None and time.monotonic() - since > STUCK]
+        return f"The {stuck[0]} thread hangs" if stuck else ""
 
     def close(self) -> None:
+        self.admission.close()
+        self.decoder.close()
         self.engine.close()
         self.monitor.close()
         self.captures.close()

@@ -11,20 +11,22 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from clipft_tasks.data.images import BadImage, Limits, square
+from clipft_tasks.data.images import square
 from clipft_tasks.drift.image_statistics import appearance
 
+from .admission import Admission
 from .batching import Engine
 from .captures import Captures
-from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError
+from .decoding import Decoder
+from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError, shortened
 from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
-from .settings import ServingSettings
 from .trial import Trial
 
 log = logging.getLogger("uvicorn.error")
+CLASSES_AT_ONCE = 32  # of a caller's own, embedded over the prompts
 
 
 class InferenceService:
@@ -36,16 +38,17 @@ class InferenceService:
 
     def __init__(
         self,
-        options: ServingSettings,
+        admission: Admission,
+        decoder: Decoder,
         engine: Engine,
         store: ModelStore,
         monitor: Monitor,
         captures: Captures,
         metrics: Metrics,
     ) -> None:
-        self.options, self.engine, self.store = options, engine, store
+        self.admission, self.decoder = admission, decoder
+        self.engine, self.store = engine, store
         self.monitor, self.captures, self.metrics = monitor, captures, metrics
-        self.limits = Limits(bytes=int(options.max_image_mb * 2**20), pixels=options.max_pixels)
         self._comparing: set[asyncio.Task[None]] = set()
 
     def find_model(self, domain: str) -> LoadedModel:
@@ -56,7 +59,7 @@ class InferenceService:
             if not domain and self.store.live:
                 raise RequestRejectedError(400, f"Several domains are live ({live}): say which one in `domain`.")
             status = 404 if self.store.live else 503
-            raise RequestRejectedError(status, f"No model of {domain or 'any domain'} is live (live: {live}).")
+            raise RequestRejectedError(status, f"No model of {shortened(domain, 64) or 'any domain'} is live (live: {live}).")
         return model
 
     async def embed_images(
@@ -89,10 +92,14 @@ class InferenceService:
         Args:
             paired: the n-th text belongs to the n-th image.
         """
-        self._check(texts)
-        (image, statistics), text = await asyncio.gather(
-            self._embed_images(model, images, is_traffic), self._embed_texts(model, texts)
-        )
+        self.admission.check_texts(texts)
+        images_task = asyncio.create_task(self._embed_images(model, images, is_traffic))
+        texts_task = asyncio.create_task(self._embed_texts(model, texts))
+        try:
+            (image, statistics), text = await asyncio.gather(images_task, texts_task)
+        finally:  # where one fails, the other is taken back
+            images_task.cancel()
+            texts_task.cancel()
         scores = _finite(model, model.similarity(image, text), "similarity")
         if is_traffic:
             with self._side_effect(model, "window"):
@@ -104,10 +111,12 @@ class InferenceService:
         return scores
 
     async def classify(
-        self, model: LoadedModel, images: Sequence[bytes], request_id: str, is_traffic: bool, classes: list[str] | None = None
+        self, model: LoadedModel, images: Sequence[bytes], answer_id: str, is_traffic: bool, classes: list[str] | None = None
     ) -> Ranking:
         """Classes of images, the caller's or the model's own. While a canary is tried, it may answer instead of `model`."""
-        wanted = self._check(classes) if classes else model.classes
+        wanted = classes or model.classes
+        if classes:
+            self.admission.check_texts(classes, "classes")
         if len(wanted) < 2:
             raise RequestRejectedError(422, "This model was trained without classes: send at least two in `classes`.")
         trial = self.store.trials.get(model.domain) if is_traffic and classes is None else None
@@ -123,12 +132,12 @@ class InferenceService:
                 self.metrics.observe_scores(model.domain, model.version, ranking.scores)
         if classes is None:
             with self._side_effect(model, "feedback"):
-                self.monitor.remember_answer(model, request_id, ranking.labels)
+                self.monitor.remember_answer(model, answer_id, ranking.labels)
             if is_traffic:
                 for label in ranking.labels:
                     self.metrics.predictions.labels(model.domain, model.version, label).inc()
                 with self._side_effect(model, "captures"):
-                    self.captures.sample(request_id, ranking, images)
+                    self.captures.sample(answer_id, ranking, images)
         return ranking
 
     async def _rank_in_trial(self, trial: Trial, champion: LoadedModel, images: Sequence[bytes], classes: list[str]) -> Ranking:
@@ -170,7 +179,7 @@ class InferenceService:
     async def _rank(self, model: LoadedModel, images: Sequence[bytes], classes: list[str], is_traffic: bool) -> Ranking:
         texts = model.class_embeddings if classes == model.classes else None
         if texts is None:  # classes of the caller's own
-            texts = await asyncio.wrap_future(self.engine.call(lambda: model.embed_classes(classes)))
+            texts = await self._embed_classes(model, classes)
         image, statistics = await self._embed_images(model, images, is_traffic)
         scores = _finite(model, model.similarity(image, texts), "similarity")
         return Ranking(model, classes, image, statistics, scores)
@@ -179,25 +188,37 @@ class InferenceService:
         self, model: LoadedModel, images: Sequence[bytes], is_traffic: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Embeddings (n, d) of images, and their image statistics (n, 5) where the window samples this request."""
-        if len(images) > self.options.max_items:
-            reason = f"{len(images)} images in one request, more than {self.options.max_items}."
-            raise RequestRejectedError(413, reason, "too_many")
+        self.admission.check_items("images", len(images))
         sampled = is_traffic and self.monitor.should_sample(model, len(images))
 
-        def decode(number: int, image: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-            try:
-                rgb = model.clip.open_image(image, self.limits).rgb
-                return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
-            except BadImage as error:
-                raise RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image") from error
+        def decode(image: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+            rgb = model.clip.open_image(image, self.decoder.limits).rgb
+            return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
 
-        decoded = await asyncio.gather(*(asyncio.to_thread(decode, i, image) for i, image in enumerate(images)))
-        squares, statistics = zip(*decoded, strict=True)
-        embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
+        with self.admission.working(len(images)):
+            decoded = await self.decoder.decode(images, decode)
+            squares, statistics = zip(*decoded, strict=True)
+            embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
         return embeddings, np.stack(statistics) if sampled else None
 
     async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
-        return _finite(model, await self.engine.encode(model, self._check(texts)), "embedding")
+        self.admission.check_texts(texts)
+        with self.admission.working(len(texts)):
+            return _finite(model, await self.engine.encode(model, texts), "embedding")
+
+    async def _embed_classes(self, model: LoadedModel, classes: list[str]) -> np.ndarray:
+        """Embeddings (c, d) of classes of the caller's own over the package's prompts; those asked before are remembered."""
+        found = {name: model.known_classes[name] for name in classes if name in model.known_classes}
+        missing = [name for name in classes if name not in found]
+        for start in range(0, len(missing), CLASSES_AT_ONCE):  # whoever asks again after a deadline goes on from there
+            some = missing[start : start + CLASSES_AT_ONCE]
+            prompts = model.prompts_of(some)
+            with self.admission.working(len(prompts)):
+                embedded = await self.engine.encode(model, prompts)
+            new = dict(zip(some, model.mean_over_prompts(embedded, len(some)), strict=True))
+            model.remember_classes(new)
+            found |= new
+        return np.stack([found[name] for name in classes])
 
     def _cut(self, model: LoadedModel, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
         """What shortens embeddings as asked; rejected when the model was not trained for that length."""
@@ -208,16 +229,6 @@ class InferenceService:
             why = f"Version {model.version} of {model.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."
             raise RequestRejectedError(422, f"{why} Leave `dimensions` out for all {model.clip.embed_dim}.", "dimensions")
         return lambda embeddings: _finite(model, model.cut(embeddings, dimensions), "embedding")
-
-    def _check(self, texts: list[str]) -> list[str]:
-        if len(texts) > self.options.max_items:
-            reason = f"{len(texts)} texts in one request, more than {self.options.max_items}."
-            raise RequestRejectedError(413, reason, "too_many")
-        for number, text in enumerate(texts):
-            if len(text) > self.options.max_text:
-                why = f"Text {number + 1}: {len(text):,} characters, more than {self.options.max_text:,}."
-                raise RequestRejectedError(422, why, "long_text")
-        return texts
 
     @contextmanager
     def _side_effect(self, model: LoadedModel, what: str) -> Iterator[None]:

@@ -19,12 +19,23 @@ class ServingSettings(EnvironmentSettings):
     max_batch: int = Field(32, ge=1, description="images or texts per forward pass")
     max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
     max_queue: int = Field(256, ge=1, description="jobs waiting before requests are answered 503")
+    max_queue_items: int = Field(1024, ge=1, description="images and texts of all requests before more are answered 503")
+    queue_seconds: float = Field(10, gt=0, description="longest wait for the model before a request is answered 503")
+    deadline_seconds: float = Field(30, gt=0, description="longest time for a request's answer before it is 503")
     max_items: int = Field(64, ge=1, description="images or texts in one request")
+    max_classes: int = Field(1000, ge=2, description="classes of the caller's own in one request")
     max_body_mb: float = Field(48, gt=0, description="size of one request")
+    max_bodies_mb: float = Field(160, gt=0, description="size of all large requests that are being read and answered")
+    body_seconds: float = Field(10, gt=0, description="longest pause within a body; 50 kB a second are asked beyond it")
     max_image_mb: float = Field(16, gt=0, description="size of one image file")
     max_pixels: int = Field(25_000_000, gt=0, description="pixels of one image")
+    max_request_pixels: int = Field(200_000_000, gt=0, description="pixels of the large images of one request")
+    max_queue_pixels: int = Field(
+        400_000_000, gt=0, description="pixels of large images that wait before more are answered 503"
+    )
     max_text: int = Field(4000, ge=1, description="characters of one text")
     poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")
+    cors: str = Field("", description="origins whose pages may ask from a browser, separated by commas; * for all; empty: none")
     peers: str = Field(
         "", description="host:port of all replicas (a name with an address for each); empty: this is the only one"
     )

@@ -68,7 +68,7 @@ def test_feedback_about_what_was_never_answered_is_not_found(server):
     assert judge(server, request_id, 2, labels[0]).status_code == 404
     assert judge(server, request_id, -1, labels[0]).status_code == 422
     assert judge(server, request_id, 0, "").status_code == 422
-    embedded = server.post(EMBED_IMAGES, {"images": IMAGES}).headers["x-request-id"]
+    embedded = server.post(EMBED_IMAGES, {"images": IMAGES}).headers["x-clipft-answer-id"]
     assert judge(server, embedded, 0, labels[0]).status_code == 404
     assert verdicts(server) == before and drift(server)["feedback"] == 0
 

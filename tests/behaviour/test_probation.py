@@ -58,7 +58,7 @@ def judge(server: Server, right: int, wrong: int) -> None:
     for number in range(right + wrong):
         answer = server.client.post(CLASSES, json={"images": [IMAGES[number % len(IMAGES)]]})
         said = answer.json()["predictions"][0]["label"]
-        body = {"request_id": answer.headers["x-request-id"], "label": said if number < right else "something else"}
+        body = {"answer_id": answer.headers["x-clipft-answer-id"], "label": said if number < right else "something else"}
         assert server.client.post("/v1/feedback", json=body, headers=SHOWN).json()["counted"] is True
 
 

@@ -90,20 +90,19 @@ def test_a_trial_runs_on_all_and_its_report_counts_them_together(pair):
 
 def test_feedback_finds_the_replica_that_gave_the_answer(pair):
     first, second = pair
-    classify(second, "told-to-the-other")
-    body = {"request_id": "told-to-the-other", "index": 0, "label": "red square"}
+    answer_id = classify(second, "told-to-the-other")["x-clipft-answer-id"]
+    body = {"answer_id": answer_id, "index": 0, "label": "red square"}
     assert first.client.post("/v1/feedback", json=body).status_code == 401
     said = first.client.post("/v1/feedback", json=body, headers=SHOWN)
     assert said.status_code == 200 and said.json()["counted"] is True
     assert first.client.post("/v1/feedback", json=body, headers=SHOWN).json()["counted"] is False
-    nobody = first.client.post("/v1/feedback", json=body | {"request_id": "nobody's"}, headers=SHOWN)
+    nobody = first.client.post("/v1/feedback", json=body | {"answer_id": "nobody's"}, headers=SHOWN)
     assert nobody.status_code == 404 and "nobody's" in nobody.json()["detail"]
 
 
 def test_captures_are_listed_shown_labeled_and_deleted_wherever_they_lie(pair):
     first, second = pair
-    name = "a name/with a slash"
-    classify(second, name)
+    name = classify(second, "a name/with a slash")["x-clipft-answer-id"]
     kept = first.client.get("/v1/captures/general", headers=SHOWN).json()
     there = next(c for c in kept if c["request"] == hashed(name))
     assert not list((first.home / "captures" / "general").glob(f"{there['id']}*"))
@@ -115,7 +114,7 @@ def test_captures_are_listed_shown_labeled_and_deleted_wherever_they_lie(pair):
     listed = second.client.get("/v1/captures/general", headers=SHOWN).json()
     assert {c["label"] for c in listed if c["id"] == there["id"]} == {"blue square"}
     # One replica is away, so nobody can promise that all of it is gone; what answers has deleted it.
-    gone = first.client.delete("/v1/requests/a%20name%2Fwith%20a%20slash", headers=SHOWN)
+    gone = first.client.delete(f"/v1/answers/{name}", headers=SHOWN)
     assert gone.status_code == 503 and "do not answer" in gone.json()["detail"]
     left = {c["request"] for c in second.client.get("/v1/captures/general", headers=SHOWN).json()}
     assert there["request"] not in left

@@ -127,7 +127,7 @@ def test_a_canary_answers_counts_to_itself_and_not_to_the_champion(server):
 def test_feedback_on_a_canarys_answer_is_no_feedback_on_the_champion(server):
     begin(server, answers=True)
     before = server.get("/v1/drift/general").json()["feedback"]
-    body = {"request_id": classify(server).headers["x-request-id"], "index": 0, "label": "blue square"}
+    body = {"answer_id": classify(server).headers["x-clipft-answer-id"], "index": 0, "label": "blue square"}
     judged = server.client.post("/v1/feedback", json=body, headers=SHOWN).json()
     assert judged["version"] == "2" and judged["counted"] is True
     assert server.get("/v1/drift/general").json()["feedback"] == before

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from clipft_tasks.core.errors import Transient
 from serving.inference import captures as module
-from serving.inference.captures import Captures
+from serving.inference.captures import Captures, hashed
 from serving.inference.loaded_model import Ranking
 from serving.inference.metrics import Metrics
 from serving.inference.request_parsing import documented
@@ -28,7 +32,24 @@ def test_an_image_is_bytes_whether_it_came_as_json_or_as_a_form():
         assert [image.content for image in body.images] == [IMAGE]
 
 
-@pytest.mark.parametrize("wrong", ["data:image/png;base64,AAAA", "AAA", "ä", "AA AA"])
+SPELLED = {
+    "data URI": lambda data: "data:image/png;base64," + base64.b64encode(data).decode(),
+    "wrapped lines": lambda data: base64.encodebytes(data).decode(),
+    "one newline": lambda data: base64.b64encode(data).decode() + "\n",
+    "URL-safe": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "no padding": lambda data: base64.b64encode(data).decode().rstrip("="),
+    "URL-safe without padding": lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_base64_is_read_in_every_spelling_that_people_send(spelled):
+    text = SPELLED[spelled](IMAGE)
+    [image] = EmbedImages.model_validate_json(json.dumps({"images": {"base64": text}})).images
+    assert image.content == IMAGE
+
+
+@pytest.mark.parametrize("wrong", ["data:image/png,AAAA", "AAAAA", "ä", "AA!A", "data:"])
 def test_what_is_not_base64_is_refused_by_its_place(wrong):
     with pytest.raises(ValidationError) as error:
         EmbedImages.model_validate({"images": [{"base64": wrong}]})
@@ -52,7 +73,7 @@ def test_a_body_without_an_example_is_documented_all_the_same():
 def make(tmp_path: Path):
     made = []
 
-    def captures(share: float) -> Captures:
+    def captures(share: float = 1) -> Captures:
         made.append(Captures(tmp_path, Metrics(), most_bytes=2**20, most_seconds=60, share=share))
         return made[-1]
 
@@ -97,3 +118,61 @@ def test_a_share_set_while_running_counts_until_it_is_taken_back(make):
     captures.sample("other", ranking([[0.9, 0.1]]), [b"image"])
     captures.flush()
     assert len(captures.all("general")) == 1
+
+
+FULL = Path("/dev/full")  # every write to it fails as on a full disk
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("what", ["image", "json"])
+def test_a_full_disk_costs_captures_and_is_said_once(make, tmp_path, caplog, what):
+    captures, folder = make(), tmp_path / "general"
+    folder.mkdir()
+    for n in range(2):
+        (folder / f"{hashed('full')}-{n}.{what}.part").symlink_to(FULL)
+    captures.sample("full", ranking([[0.9, 0.1]] * 3), [b"first", b"second", b"third"])
+    captures.flush()
+    [kept] = captures.all("general")
+    assert captures.image_bytes("general", kept.id) == b"third"
+    assert len(list(folder.iterdir())) == 2  # no half of the others lies about
+    assert captures.delete("full") == 1 and list(folder.iterdir()) == []
+    assert caplog.text.count("cannot be kept") == 1 and "No space left" in caplog.text
+
+
+def test_captures_survive_whatever_lies_in_their_folder(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIDY", 0.05)
+    folder = tmp_path / "general"
+    for name in ("lost+found", ".Trash-0/files", "general/folder.json"):
+        (tmp_path / name).mkdir(parents=True)
+    strays = {
+        "null.json": '{"time": null}',
+        "list.json": "[]",
+        "deep.json": "[" * 100_000,
+        "nan.json": '{"time": NaN}',
+        "no.json": "",
+    }
+    for name, text in strays.items():
+        (folder / name).write_text(text)
+    left = [folder / "0-0.image", folder / "0-1.json.part"]
+    for path in left:
+        path.write_bytes(b"half of a capture")
+        os.utime(path, (0, 0))
+    captures = make()
+    time.sleep(0.4)  # several rounds
+    assert captures.alive
+    captures.sample("id", ranking([[0.9, 0.1]]), [b"image"])
+    captures.flush()
+    assert [captures.image_bytes("general", c.id) for c in captures.all("general")] == [b"image"]
+    assert captures.delete("id") == 1
+    assert not any(path.exists() for path in left)
+
+
+def test_whoever_waits_for_captures_on_a_disk_that_hangs_is_told_so(make, monkeypatch):
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.1)
+    captures, hanging = make(), threading.Event()
+    monkeypatch.setattr(captures, "_keep", lambda *_: hanging.wait(10))
+    captures.sample("id", ranking([[0.9, 0.1]]), [b"image"])
+    with pytest.raises(Transient, match="Ask again"):
+        captures.delete("id")
+    assert captures.busy_since is not None
+    hanging.set()

@@ -4,12 +4,14 @@ from fastapi import APIRouter, HTTPException, Response
 
 from clipft_tasks.contracts.drift import Capture
 from clipft_tasks.contracts.serving import CaptureLabel, CaptureShare
+from clipft_tasks.domains import domain_names
 
+from ..errors import shortened
 from ..schemas import CaptureLabelRequest, CaptureShareRequest
-from ..security import TOKEN_REQUIRED
+from ..security import OPERATE
 from ..server import RelayDep, ServerDep
 
-router = APIRouter(dependencies=TOKEN_REQUIRED)
+router = APIRouter(dependencies=OPERATE)
 
 
 @router.get("/v1/captures/{domain}")
@@ -20,7 +22,7 @@ def captures(domain: str, server: ServerDep, relay: RelayDep) -> list[Capture]:
     try:
         own = server.captures.all(domain)
     except KeyError:
-        raise HTTPException(404, f"{domain!r} is no domain.") from None
+        raise HTTPException(404, f"{shortened(domain, 64)!r} is no domain.") from None
     kept = {c.id: c for c in [c for other in others for c in other] + own}  # the same twice where replicas share a folder
     return sorted(kept.values(), key=lambda c: (c.time, c.id))
 
@@ -28,6 +30,8 @@ def captures(domain: str, server: ServerDep, relay: RelayDep) -> list[Capture]:
 @router.put("/v1/captures/{domain}")
 def set_share(domain: str, body: CaptureShareRequest, server: ServerDep, relay: RelayDep) -> CaptureShare:
     """Turn keeping on or off until the server restarts. CLIPFT_SERVING_CAPTURE and the domain's profile do so for good."""
+    if domain not in server.store.live and domain not in domain_names():
+        raise HTTPException(404, f"{shortened(domain, 64)!r} is no domain.")
     before = server.captures.set_share(domain, body.share)
     relay.collect(CaptureShare, body)
     return CaptureShare(domain=domain, share=body.share, before=before)
@@ -41,7 +45,7 @@ def captured_image(domain: str, name: str, server: ServerDep, relay: RelayDep) -
     except KeyError:
         found = relay.fetch_first_bytes()
         if found is None:
-            raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
+            raise HTTPException(404, f"No image {shortened(name, 64)!r} of {shortened(domain, 64)} is kept.") from None
         content = found
     return Response(content, media_type="application/octet-stream")
 
@@ -54,7 +58,7 @@ def label(domain: str, name: str, body: CaptureLabelRequest, server: ServerDep, 
     except KeyError:
         if found := relay.fetch_first(CaptureLabel, body):
             return found
-        raise HTTPException(404, f"No image {name!r} of {domain} is kept.") from None
+        raise HTTPException(404, f"No image {shortened(name, 64)!r} of {shortened(domain, 64)} is kept.") from None
     except OSError as error:
         raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
     return CaptureLabel(id=name, label=body.label)

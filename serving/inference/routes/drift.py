@@ -6,7 +6,7 @@ from clipft_tasks.contracts.drift import DriftSnapshot, WindowRows
 
 from ..drift_snapshots import merge_rows, merge_snapshots
 from ..middleware import count_for
-from ..security import TOKEN_REQUIRED
+from ..security import OPERATE
 from ..server import RelayDep, ServerDep
 
 router = APIRouter()
@@ -22,7 +22,7 @@ def drift(domain: str, request: Request, server: ServerDep, relay: RelayDep) -> 
     return merge_snapshots(own, relay.fetch_all(DriftSnapshot))
 
 
-@router.get("/v1/windows/{domain}", dependencies=TOKEN_REQUIRED)
+@router.get("/v1/windows/{domain}", dependencies=OPERATE)
 def window(domain: str, request: Request, server: ServerDep, relay: RelayDep) -> WindowRows:
     """The rows of every replica's window: image statistics, similarity with the classes. For the suggestion."""
     own = server.monitor.window_rows(domain)

@@ -5,39 +5,46 @@ from fastapi import APIRouter, HTTPException, Request
 from clipft_tasks.contracts.serving import DeletedCaptures, FeedbackResult
 from clipft_tasks.core.errors import Transient
 
-from ..errors import UnknownAnswerError
-from ..middleware import count_for
+from ..errors import UnknownAnswerError, shortened
+from ..middleware import ANSWER_ID, count_for
 from ..replicas import read_agreed
 from ..schemas import FeedbackRequest
-from ..security import TOKEN_REQUIRED
+from ..security import FEEDBACK, OPERATE
 from ..server import RelayDep, ServerDep
 
 router = APIRouter()
 
 
-@router.post("/v1/feedback", dependencies=TOKEN_REQUIRED)
+@router.post("/v1/feedback", dependencies=FEEDBACK)
 def feedback(body: FeedbackRequest, request: Request, server: ServerDep, relay: RelayDep) -> FeedbackResult:
-    """What a classified image really shows. Named by the `X-Request-Id` of the answer; each image counts once."""
+    """What a classified image really shows. Named by the `X-Clipft-Answer-Id` of the answer; each image counts once.
+
+    A caller's own request id names no answer: two requests may share it.
+    """
     try:
-        judgment = server.monitor.add_feedback(body.request_id, body.index, body.label)
+        judgment = server.monitor.add_feedback(body.answer_id, body.index, body.label)
     except UnknownAnswerError:
         if found := relay.fetch_first(FeedbackResult, body):
             return found
-        why = f"No answer of request {body.request_id!r} with an image {body.index} is remembered."
+        why = f"No answer {shortened(body.answer_id)!r} with an image {body.index} is remembered. Answers are named by {ANSWER_ID}."
         raise HTTPException(404, why) from None
     count_for(request, judgment.domain)
-    server.captures.label_later(judgment.domain, body.request_id, body.index, body.label)
+    server.captures.label_later(judgment.domain, body.answer_id, body.index, body.label)
     return FeedbackResult(predicted=judgment.predicted, version=judgment.version, counted=judgment.is_new)
 
 
-@router.delete("/v1/requests/{request_id:path}", dependencies=TOKEN_REQUIRED)
-def forget(request_id: str, server: ServerDep, relay: RelayDep) -> DeletedCaptures:
-    """Delete whatever was captured of a request, on every replica.
+@router.delete("/v1/requests/{answer_id:path}", dependencies=OPERATE, include_in_schema=False)  # as earlier releases called it
+@router.delete("/v1/answers/{answer_id}", dependencies=OPERATE)
+def forget(answer_id: str, server: ServerDep, relay: RelayDep) -> DeletedCaptures:
+    """Delete whatever was captured of a request, on every replica. 404 where no replica knows the answer.
 
     One that does not answer may still hold some: then this is answered 503, and asking again deletes the rest.
     """
-    server.monitor.answers.forget(request_id)
-    deleted, replies = server.captures.delete(request_id), relay.broadcast()
+    is_known = server.monitor.answers.forget(answer_id)
+    deleted, replies = server.captures.delete(answer_id), relay.broadcast()
     if silent := [reply.address for reply in replies if reply.response is None]:
         raise Transient(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")
-    return DeletedCaptures(deleted=deleted + sum(other.deleted for other in read_agreed(replies, DeletedCaptures)))
+    knowing = [reply for reply in replies if reply.response is not None and reply.response.status_code != 404]
+    if not (is_known or deleted or knowing):
+        raise HTTPException(404, f"Nothing is known of an answer {shortened(answer_id)!r}. Answers are named by {ANSWER_ID}.")
+    return DeletedCaptures(deleted=deleted + sum(other.deleted for other in read_agreed(knowing, DeletedCaptures)))

@@ -16,9 +16,9 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz(server: ServerDep) -> Liveness:
-    """Is the process alive, and its inference thread with it?"""
-    if not server.engine.alive:
-        raise HTTPException(500, "The inference thread has ended; restart the server.")
+    """Is the process alive, and each of its threads? 500 says which one has ended or hangs."""
+    if problem := server.thread_problem():
+        raise HTTPException(500, f"{problem}; restart the server.")
     return Liveness(status="alive")
 
 

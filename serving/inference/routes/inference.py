@@ -13,7 +13,7 @@ from ..loaded_model import LoadedModel
 from ..middleware import count_for
 from ..request_parsing import documented, parse
 from ..schemas import Classify, EmbedImages, EmbedTexts, InferenceBody, Similarity
-from ..security import is_internal
+from ..security import INFER, is_internal
 from ..server import ServerDep
 
 B = TypeVar("B", bound=InferenceBody)
@@ -26,12 +26,13 @@ class InferenceRequest(Generic[B]):
 
     Attributes:
         model: the live version that it is for; the answer's headers name it.
+        answer_id: by which feedback and deletion name the answer.
         is_traffic: whether it is to be watched and sampled, or is the pipeline's own.
     """
 
     body: B
     model: LoadedModel
-    request_id: str
+    answer_id: str
     is_traffic: bool
 
 
@@ -44,7 +45,7 @@ def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest
         except RequestValidationError:
             server.metrics.refused.labels("malformed").inc()
             raise
-        model = server.inference.find_model(found.domain)
+        model = server.inference.find_model(found.domain or "")
         count_for(request, model.domain)
         response.headers.update(model.headers)
         return InferenceRequest(found, model, request.state.id, is_traffic=not is_internal(request))
@@ -52,7 +53,7 @@ def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest
     return read
 
 
-@router.post("/v1/embed/images", openapi_extra=documented(EmbedImages))
+@router.post("/v1/embed/images", dependencies=INFER, openapi_extra=documented(EmbedImages))
 async def embed_images(
     request: Annotated[InferenceRequest[EmbedImages], Depends(inference_request(EmbedImages))], server: ServerDep
 ) -> Embeddings:
@@ -62,7 +63,7 @@ async def embed_images(
     return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
 
 
-@router.post("/v1/embed/texts", openapi_extra=documented(EmbedTexts))
+@router.post("/v1/embed/texts", dependencies=INFER, openapi_extra=documented(EmbedTexts))
 async def embed_texts(
     request: Annotated[InferenceRequest[EmbedTexts], Depends(inference_request(EmbedTexts))], server: ServerDep
 ) -> Embeddings:
@@ -72,7 +73,7 @@ async def embed_texts(
     return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
 
 
-@router.post("/v1/similarity", openapi_extra=documented(Similarity))
+@router.post("/v1/similarity", dependencies=INFER, openapi_extra=documented(Similarity))
 async def similarity(
     request: Annotated[InferenceRequest[Similarity], Depends(inference_request(Similarity))], server: ServerDep
 ) -> Similarities:
@@ -83,7 +84,7 @@ async def similarity(
     return Similarities(similarity=scores.tolist())
 
 
-@router.post("/v1/classify", openapi_extra=documented(Classify))
+@router.post("/v1/classify", dependencies=INFER, openapi_extra=documented(Classify))
 async def classify(
     request: Annotated[InferenceRequest[Classify], Depends(inference_request(Classify))],
     server: ServerDep,
@@ -92,7 +93,7 @@ async def classify(
     """Zero-shot classes of images, over the domain's prompt templates."""
     images = [image.content for image in request.body.images]
     ranking = await server.inference.classify(
-        request.model, images, request.request_id, request.is_traffic, request.body.classes
+        request.model, images, request.answer_id, request.is_traffic, request.body.classes
     )
     response.headers.update(ranking.model.headers)  # of the canary, where it answered
     rows = zip(ranking.labels, ranking.probabilities, ranking.scores.tolist(), strict=True)

@@ -7,7 +7,7 @@ from clipft_tasks.contracts.serving import LoadResult, ModelInfo, ReplicaState
 from ..middleware import count_for
 from ..rollout import load_on_all, replica_states
 from ..schemas import LoadRequest
-from ..security import TOKEN_REQUIRED
+from ..security import OPERATE
 from ..server import RelayDep, ServerDep
 
 router = APIRouter()
@@ -19,14 +19,14 @@ def models(server: ServerDep) -> list[ModelInfo]:
     return server.store.describe()
 
 
-@router.put("/v1/models/{domain}", dependencies=TOKEN_REQUIRED)
+@router.put("/v1/models/{domain}", dependencies=OPERATE)
 def load(domain: str, body: LoadRequest, request: Request, server: ServerDep, relay: RelayDep) -> LoadResult:
     """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
     count_for(request, domain)
     return load_on_all(server.store, relay, domain, body.version)
 
 
-@router.get("/v1/replicas", dependencies=TOKEN_REQUIRED)
+@router.get("/v1/replicas", dependencies=OPERATE)
 def replicas(server: ServerDep, relay: RelayDep) -> list[ReplicaState]:
     """What is live where: this replica, then the others."""
     return replica_states(server.store, relay)

@@ -7,13 +7,13 @@ from clipft_tasks.contracts.serving import TrialEnd, TrialReport
 from ..middleware import count_for
 from ..rollout import merge_reports
 from ..schemas import TrialRequest
-from ..security import TOKEN_REQUIRED
+from ..security import OPERATE
 from ..server import RelayDep, ServerDep
 
 router = APIRouter()
 
 
-@router.put("/v1/shadows/{domain}", dependencies=TOKEN_REQUIRED)
+@router.put("/v1/shadows/{domain}", dependencies=OPERATE)
 def start(domain: str, body: TrialRequest, request: Request, server: ServerDep, relay: RelayDep) -> TrialReport:
     """Let a registered version see a share of the domain's traffic: in the shadow of the champion, or as a canary."""
     count_for(request, domain)
@@ -31,7 +31,7 @@ def report(domain: str, server: ServerDep, relay: RelayDep) -> TrialReport:
     return merge_reports(reports)
 
 
-@router.delete("/v1/shadows/{domain}", dependencies=TOKEN_REQUIRED)
+@router.delete("/v1/shadows/{domain}", dependencies=OPERATE)
 def end(domain: str, server: ServerDep, relay: RelayDep) -> TrialEnd:
     """End the trial; the champion answers everything again."""
     ended = server.store.end_trial(domain)
