@@ -172,7 +172,7 @@ class _Server:
         return cast("float | None", answer.json()["before"])
 
     def drift(self) -> DriftSnapshot:
-        return DriftSnapshot.from_json(self.http.get(f"/v1/drift/{DOMAIN}").json())
+        return DriftSnapshot.from_json(self.own.get(f"/v1/drift/{DOMAIN}").json())
 
     def classify(self, image: bytes, internal: bool = False) -> httpx.Response:
         """The answer to an image; an internal one does not count in the window."""

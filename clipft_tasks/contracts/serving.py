@@ -124,5 +124,6 @@ class Liveness(Answer):
 class Readiness(Answer):
     ready: bool
     live: dict[str, str] = Field(description="the live version of each domain")
+    held: dict[str, str] = Field({}, description="versions that somebody holds live, whatever the registry's champion is")
     device: str
     problem: str = Field(description="why the registry could not be followed; empty for nothing")

@@ -131,7 +131,9 @@ class ServerClient:
         token = settings().server_token
         headers = {"X-Clipft-Internal": "1"} | ({"Authorization": f"Bearer {token.get_secret_value()}"} if token else {})
         try:
-            response = httpx.request(method, self.url + path, json=body, headers=headers, timeout=timeout or self.timeout)
+            response = httpx.request(
+                method, self.url + path, json=body, headers=headers, timeout=timeout or self.timeout, trust_env=False
+            )
         except httpx.TransportError as error:
             raise Transient(f"The server at {self.url} does not answer: {error!r}.") from error
         if response.status_code >= 500:

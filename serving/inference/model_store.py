@@ -37,6 +37,7 @@ class ModelStore:
     def __init__(self, engine: Engine, metrics: Metrics, on_live: Callable[[LoadedModel], None] = lambda model: None) -> None:
         self.engine, self.metrics, self.on_live = engine, metrics, on_live
         self.live: dict[str, LoadedModel] = {}
+        self.held: dict[str, str] = {}  # versions that stay live whatever the registry says, by domain
         self.trials: dict[str, Trial] = {}
         self.problem = ""  # why the registry could not be read, for /readyz
         self._changing = threading.RLock()
@@ -68,15 +69,18 @@ class ModelStore:
             for model in self.live.values()
         ]
 
-    def load(self, domain: str, version: str) -> LoadResult:
+    def load(self, domain: str, version: str, hold: bool = False) -> LoadResult:
         """Make a registered version live.
 
+        Args:
+            hold: until another is loaded by a request it stays live, whatever the registry says.
         Raises:
             ClipftError: it is not registered, cannot be loaded, or does not give its recorded answers. The old one stays.
         """
         with self._changing:
             now = self.live.get(domain)
             if now and now.version == version:
+                self._hold(domain, version if hold else "")
                 return LoadResult(version=version, replaced=None, load_seconds=0.0, disagreement=0.0)
             began = time.monotonic()
             try:
@@ -84,6 +88,7 @@ class ModelStore:
             except Exception:
                 self.metrics.deployments.labels(domain, "refused").inc()
                 raise
+            self._hold(domain, version if hold else "")
             self.live = {**self.live, domain: model}  # one assignment: no request sees anything in between
             self.trials.pop(domain, None)  # whatever was tried was compared with another champion
             self._announce(model, now)
@@ -93,6 +98,10 @@ class ModelStore:
                 load_seconds=time.monotonic() - began,
                 disagreement=difference,
             )
+
+    def _hold(self, domain: str, version: str) -> None:
+        held = {other: number for other, number in self.held.items() if other != domain}
+        self.held = held | ({domain: version} if version else {})
 
     def start_trial(self, domain: str, version: str, share: float, answers: bool) -> Trial:
         """Compare a version with the live one; the same again goes on counting, another share or mode begins anew.
@@ -138,6 +147,8 @@ class ModelStore:
             self.problem = ""
             for domain, version in champions.items():
                 model = self.live.get(domain)
+                if domain in self.held:
+                    continue
                 if model is None or model.version != version:
                     try:
                         self.load(domain, version)
@@ -202,6 +213,9 @@ class ModelStore:
         ).set(1)
         self.metrics.loaded.labels(model.domain).set(model.since)
         self.metrics.deployments.labels(model.domain, "live").inc()
+        log.warning(
+            "version %s of %s is live%s", model.version, model.domain, f", after version {before.version}" if before else ""
+        )
         self.on_live(model)
 
 

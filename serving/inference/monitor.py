@@ -59,6 +59,7 @@ class _Watched:
     limit: RateLimit
     measured: int = -1  # the window's changes at the last measurement
     at: float = 0.0
+    last: DriftMetrics | None = None
 
 
 class Monitor:
@@ -184,13 +185,18 @@ class Monitor:
             self.metrics.feedback.labels(answer.domain, answer.version, verdict).inc()
         return Judgment(answer.domain, answer.version, predicted, is_new)
 
-    def measure(self, domain: str) -> DriftSnapshot | None:
-        """What the window of a domain's live version says now; None when nothing is watched."""
+    def measure(self, domain: str, oldest: float = 0.0) -> DriftSnapshot | None:
+        """What the window of a domain's live version says; None when nothing is watched.
+
+        Args:
+            oldest: seconds since the measurement that is good enough; 0 measures now.
+        """
         with self._lock:
             watched = self._watched.get(domain)
+            last = watched.last if watched and time.time() - watched.at < oldest else None
         if watched is None:
             return None
-        return snapshot(domain, watched.model.version, self._measure(watched), watched.baseline)
+        return snapshot(domain, watched.model.version, last or self._measure(watched), watched.baseline)
 
     def window_rows(self, domain: str) -> WindowRows | None:
         """The images of a window, as the suggestion needs them; None when nothing is watched."""
@@ -224,7 +230,7 @@ class Monitor:
         measured = window.measure()
         self.metrics.measuring.observe(time.perf_counter() - began)
         with self._lock:
-            watched.measured, watched.at = changes, time.time()
+            watched.measured, watched.at, watched.last = changes, time.time(), measured
             if self._watched.get(watched.model.domain) is watched:  # or it was replaced meanwhile
                 self.metrics.publish(watched.model.domain, watched.model.version, measured)
         return measured

@@ -84,7 +84,7 @@ class Replicas:
         def send(address: str) -> Reply:
             limits = httpx.Timeout(10 if method == "GET" else 300, connect=2)  # a version that is loaded takes its time
             try:
-                response = httpx.request(method, address + path, json=json, headers=headers, timeout=limits)
+                response = httpx.request(method, address + path, json=json, headers=headers, timeout=limits, trust_env=False)
             except httpx.HTTPError as error:
                 return Reply(address, "", None, repr(error))
             return Reply(address, response.headers.get(REPLICA_ID, ""), response)
@@ -106,13 +106,18 @@ class Relay:
     replicas: Replicas
     request: Request
 
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another replica sent it."""
+        return RELAYED in self.request.headers
+
     def broadcast(self, body: Record | None = None, path: str = "") -> list[Reply]:
         """Send it on with `body`; what each other replica that answers says.
 
         Args:
             path: another one than the request's own.
         """
-        if RELAYED in self.request.headers:
+        if self.is_relayed:
             return []
         own = (self.request.scope.get("raw_path") or self.request.url.path.encode()).decode()
         return self.replicas.send_all(self.request.method, path or own, self.request.headers.get("authorization", ""), body)

@@ -3,31 +3,50 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 
+from clipft_tasks import tracking
 from clipft_tasks.contracts.serving import LoadResult, ReplicaState, TrialLatency, TrialReport
-from clipft_tasks.core.errors import ClipftError
+from clipft_tasks.core.errors import ClipftError, Transient
 
 from .model_store import ModelStore
 from .replicas import Relay, require_agreement
 from .schemas import LoadRequest
 
 
-def load_on_all(store: ModelStore, relay: Relay, domain: str, version: str) -> LoadResult:
+def load_on_all(store: ModelStore, relay: Relay, domain: str, version: str, hold: bool = False) -> LoadResult:
     """Make a version live here, then on the other replicas; where one of them refuses it, on none.
 
-    Raises: ClipftError when a replica refuses it, Transient when one could not say.
+    Args:
+        hold: it stays live whatever the registry's champion is, until the champion is made live by a request.
+    Raises: ClipftError when it is not the champion and not to be held, or a replica refuses it; Transient when one could not say.
     """
-    before = store.live.get(domain)
-    loaded = store.load(domain, version)
-    replies = relay.broadcast(LoadRequest(version=version))
+    if not hold and not relay.is_relayed:
+        _require_champion(domain, version)
+    before, held = store.live.get(domain), store.held.get(domain)
+    loaded = store.load(domain, version, hold)
+    replies = relay.broadcast(LoadRequest(version=version, hold=hold))
     try:
         require_agreement(replies)
     except ClipftError:
         if before and before.version != version:
-            store.load(domain, before.version)
-            relay.broadcast(LoadRequest(version=before.version))
+            store.load(domain, before.version, held is not None)
+            relay.broadcast(LoadRequest(version=before.version, hold=held is not None))
         raise
     others = {reply.address: "away" if reply.response is None else version for reply in replies}
     return loaded.model_copy(update={"replicas": others})
+
+
+def _require_champion(domain: str, version: str) -> None:
+    try:
+        champion = tracking.champions().get(domain)
+    except Exception as error:
+        raise Transient("The registry cannot be read, so which version is champion is not known.") from error
+    if champion != version:
+        raise ClipftError(
+            f"version {version} of {domain}",
+            f"it is not the champion ({f'version {champion} is' if champion else 'none is'}), which would take its place within seconds",
+            "Promote it, or say `hold: true` to keep it live whatever the registry says.",
+            code="server.not_champion",
+        )
 
 
 def replica_states(store: ModelStore, relay: Relay) -> list[ReplicaState]:

@@ -145,13 +145,24 @@ class Classify(InferenceBody):
 # Changes ----------------------------------------------------------------------------------------------------------
 
 
+Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", description="number of a registered model version")]
+
+
 class LoadRequest(Record):
-    version: str = Field(pattern=r"^[1-9][0-9]{0,8}$", description="number of a registered model version")
+    version: Version
+    hold: bool = Field(
+        False,
+        strict=True,
+        description="keep it live whatever the registry says, until the champion is asked for; shown by /readyz",
+    )
 
 
-class TrialRequest(LoadRequest):
-    share: float = Field(0.5, gt=0, le=1, description="of the classify requests that it sees")
-    answers: bool = Field(False, description="false: the champion answers and this one is asked afterwards; true: a canary")
+class TrialRequest(Record):
+    version: Version
+    share: float = Field(0.5, gt=0, le=1, strict=True, description="of the classify requests that it sees")
+    answers: bool = Field(
+        False, strict=True, description="false: the champion answers and this one is asked afterwards; true: a canary"
+    )
 
 
 class FeedbackRequest(Record):
@@ -161,12 +172,14 @@ class FeedbackRequest(Record):
         validation_alias=AliasChoices("answer_id", "request_id"),
         description="`X-Clipft-Answer-Id` of the answer",
     )
-    index: int = Field(0, ge=0, description="which image of the request")
+    index: int = Field(0, ge=0, strict=True, description="which image of the request")
     label: str = Field(min_length=1, max_length=500, description="what it really shows")
 
 
 class CaptureShareRequest(Record):
-    share: float | None = Field(ge=0, le=1, description="of requests that are kept; null: what the domain's profile says")
+    share: float | None = Field(
+        ge=0, le=1, strict=True, description="of requests that are kept; null: what the domain's profile says"
+    )
 
 
 class CaptureLabelRequest(Record):

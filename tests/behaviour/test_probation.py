@@ -167,7 +167,7 @@ def test_a_version_that_drops_below_its_baseline_but_is_no_worse_than_the_one_be
     """Half as many right as at training, and as many as before: going back would help nobody."""
     readapted(server, right=14, wrong=16)
     judge(server, 14, 16)
-    assert server.get("/v1/drift/general").json()["drift"]["performance"] > 1
+    assert server.get_with_token("/v1/drift/general").json()["drift"]["performance"] > 1
     within = fire(alert("2", "performance"), run="worse", cool_down=3600)
     assert within.admitted is False and "on probation" in within.reason
     assert now().incident.on_probation

@@ -81,7 +81,7 @@ def test_a_trial_runs_on_all_and_its_report_counts_them_together(pair):
     for server, many in zip(pair, asked.values(), strict=True):
         for number in range(many):
             assert classify(server, f"trial-{many}-{number}")["x-clipft-model-version"] == "2"
-    reports = [s.client.get("/v1/shadows/general").json() for s in pair]
+    reports = [s.client.get("/v1/shadows/general", headers=SHOWN).json() for s in pair]
     reports.append(second.client.put("/v1/shadows/general", json=body, headers=SHOWN).json())
     assert [r["requests"] for r in reports] == [5, 5, 5]
     assert second.client.delete("/v1/shadows/general", headers=SHOWN).json() == {"ended": True}
@@ -143,8 +143,8 @@ def test_drift_is_that_of_all(pair):
         for number in range(8):  # 16 rows each, so that every signal of images speaks
             classify(server, f"drift-{number}-{server.url}")
     relayed = SHOWN | {"X-Clipft-Relayed": "1"}
-    one, other = (s.client.get("/v1/drift/general", headers=relayed).json() for s in pair)
-    both = [s.client.get("/v1/drift/general").json() for s in pair]
+    one, other = (s.client.get("/v1/drift/general", headers=relayed | SHOWN).json() for s in pair)
+    both = [s.client.get("/v1/drift/general", headers=SHOWN).json() for s in pair]
     assert [b["images"] for b in both] == [one["images"] + other["images"]] * 2
     rows = [w["rows"]["brightness"] for w in (one, other)]
     assert both[0]["rows"]["brightness"] == sum(rows)

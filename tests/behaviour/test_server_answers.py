@@ -71,10 +71,10 @@ def test_an_embedding_may_be_cut_to_a_length_that_the_model_was_trained_for(elas
 
 
 def test_what_is_cut_for_the_caller_is_whole_in_the_window(elastic):
-    before = elastic.get("/v1/drift/general").json()
+    before = elastic.get_with_token("/v1/drift/general").json()
     elastic.post("/v1/embed/images", {"images": IMAGES * 10, "dimensions": 8})
     elastic.post("/v1/embed/images", {"images": IMAGES * 10})
-    after = elastic.get("/v1/drift/general").json()
+    after = elastic.get_with_token("/v1/drift/general").json()
     assert after["images"] == before["images"] + 20 * len(IMAGES) and "image" in after["drift"]
 
 

@@ -144,7 +144,25 @@ def test_similarities_with_the_own_classes_are_computed_once_for_answer_and_wind
 
     monkeypatch.setattr(LoadedModel, "similarity", counted)
     assert client.post(CLASSES, json={"images": IMAGES}).status_code == 200
-    assert calls == [len(IMAGES)] and client.get("/v1/drift/general").json()["images"] == len(IMAGES)
+    assert calls == [len(IMAGES)] and client.get("/v1/drift/general", headers=SHOWN).json()["images"] == len(IMAGES)
+
+
+def test_who_shows_no_token_sees_the_last_measurement_of_this_replica_and_has_nothing_measured(inside, monkeypatch):
+    from clipft_tasks.drift.window import Window
+
+    client, whole, calls = inside(drift_seconds=0, peers="127.0.0.1:1"), Window.measure, []
+
+    def counted(self: Any) -> Any:
+        calls.append(1)
+        return whole(self)
+
+    monkeypatch.setattr(Window, "measure", counted)
+    for _ in range(5):
+        assert client.get("/v1/drift/general").json()["images"] == 0
+    assert client.post(CLASSES, json={"images": IMAGES}).status_code == 200
+    assert client.get("/v1/drift/general").json()["images"] == 0 and len(calls) == 1
+    assert client.get("/v1/drift/general", headers=SHOWN).json()["images"] == len(IMAGES) and len(calls) == 2
+    assert client.get("/v1/drift/general").json()["images"] == len(IMAGES) and len(calls) == 2
 
 
 def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_drifts(inside):
@@ -166,7 +184,7 @@ def test_a_replica_of_another_release_does_not_keep_this_one_from_saying_what_dr
         client = inside(window=16, window_least=16, peers=f"127.0.0.1:{older.server_port}")
         for _ in range(4):
             assert client.post(CLASSES, json={"images": IMAGES}).status_code == 200
-        said = client.get("/v1/drift/general")
+        said = client.get("/v1/drift/general", headers=SHOWN)
         older.shutdown()
     assert asked == ["/v1/drift/general"]
     assert said.status_code == 200 and said.json()["images"] == 16 and said.json()["drift"]["image"] < 9
@@ -212,7 +230,7 @@ def test_an_embedding_that_is_no_number_is_said_and_reaches_neither_window_nor_c
     assert answer.status_code == 500
     assert "Version 1 of general gave NaN or infinity" in answer.json()["detail"] and "item 2" in answer.json()["detail"]
     assert metric(client, "clipft_refused_items_total", reason="non_finite") == 1
-    seen = client.get("/v1/drift/general").json()
+    seen = client.get("/v1/drift/general", headers=SHOWN).json()
     assert (seen["images"], seen["texts"], seen["values"]) == (0, 0, {})
     assert client.get("/v1/captures/general", headers=SHOWN).json() == kept
     assert metric(client, "clipft_predictions_total") == 0 and client.get("/healthz").status_code == 200

@@ -51,7 +51,8 @@ def test_before_any_model_the_server_is_alive_but_not_ready_and_without_a_token_
 def test_with_a_live_model_the_server_is_ready(server):
     ready = server.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"ready": True, "live": {"general": "1"}, "device": "cpu", "problem": ""}
+    expected = {"ready": True, "live": {"general": "1"}, "held": {"general": "1"}, "device": "cpu", "problem": ""}
+    assert ready.json() == expected
 
 
 def test_prometheus_accepts_the_metrics(server):
@@ -260,6 +261,23 @@ def test_a_champion_that_another_process_made_is_followed_and_a_lost_registry_is
         database.write_bytes(whole)
         server.until(lambda: server.get("/readyz").json()["problem"] == "", 15)
         assert server.put("1").status_code == 200
+
+
+def test_a_version_that_is_not_the_champion_is_refused_or_held_and_said_to_be(elsewhere):
+    with Server(elsewhere, poll=0.2) as server:
+        server.ready()
+        refused = server.put("2", hold=False)
+        assert (
+            refused.status_code == 409
+            and refused.json()["code"] == "server.not_champion"
+            and "hold" in refused.json()["detail"]
+        )
+        assert server.live() == {"general": "1"} and server.get("/readyz").json()["held"] == {}
+        assert server.put("2", hold=True).status_code == 200
+        time.sleep(1)  # several looks at the registry
+        assert server.live() == {"general": "2"} and server.get("/readyz").json()["held"] == {"general": "2"}
+        assert server.put("1", hold=False).status_code == 200
+        assert server.live() == {"general": "1"} and server.get("/readyz").json()["held"] == {}
 
 
 def test_a_champion_that_cannot_be_made_live_is_told_and_the_old_one_goes_on(elsewhere):

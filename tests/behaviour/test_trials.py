@@ -58,11 +58,11 @@ def test_the_agreement_is_that_of_the_two_models(server, disputed):
 
 def test_what_the_challenger_says_in_shadow_is_counted_as_nobodys_answer(server):
     begin(server)
-    window, before = server.get("/v1/drift/general").json()["images"], server.metrics()
+    window, before = server.get_with_token("/v1/drift/general").json()["images"], server.metrics()
     classify(server)
     reported(server, 1)
     after = server.metrics()
-    assert server.get("/v1/drift/general").json()["images"] == window + len(IMAGES)
+    assert server.get_with_token("/v1/drift/general").json()["images"] == window + len(IMAGES)
     assert answered(after, "1") == answered(before, "1") + len(IMAGES)
     assert answered(after, "2") == answered(before, "2")
     assert margins(after, "2") == margins(before, "2")
@@ -112,10 +112,10 @@ def test_a_canary_of_everything_answers_everything_under_its_own_name(server, pl
 def test_a_canary_answers_counts_to_itself_and_not_to_the_champion(server):
     classify(server)
     begin(server, answers=True)
-    window, before = server.get("/v1/drift/general").json(), server.metrics()
+    window, before = server.get_with_token("/v1/drift/general").json(), server.metrics()
     for _ in range(3):
         classify(server)
-    now, after = server.get("/v1/drift/general").json(), server.metrics()
+    now, after = server.get_with_token("/v1/drift/general").json(), server.metrics()
     assert (now["version"], now["images"]) == ("1", window["images"])
     items = ("clipft_window_items", "general", "images", "1")
     assert after[items] == before[items] > 0
@@ -126,11 +126,11 @@ def test_a_canary_answers_counts_to_itself_and_not_to_the_champion(server):
 
 def test_feedback_on_a_canarys_answer_is_no_feedback_on_the_champion(server):
     begin(server, answers=True)
-    before = server.get("/v1/drift/general").json()["feedback"]
+    before = server.get_with_token("/v1/drift/general").json()["feedback"]
     body = {"answer_id": classify(server).headers["x-clipft-answer-id"], "index": 0, "label": "blue square"}
     judged = server.client.post("/v1/feedback", json=body, headers=SHOWN).json()
     assert judged["version"] == "2" and judged["counted"] is True
-    assert server.get("/v1/drift/general").json()["feedback"] == before
+    assert server.get_with_token("/v1/drift/general").json()["feedback"] == before
 
 
 def test_a_canary_of_a_part_leaves_the_rest_to_the_champion(server):

@@ -28,7 +28,8 @@ async def readyz(server: ServerDep, response: Response) -> Readiness:
     live = server.store.versions
     if not live:
         response.status_code = 503
-    return Readiness(ready=bool(live), live=live, device=str(server.engine.device), problem=server.store.problem)
+    store, device = server.store, str(server.engine.device)
+    return Readiness(ready=bool(live), live=live, held=store.held, device=device, problem=store.problem)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

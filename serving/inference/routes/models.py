@@ -21,9 +21,12 @@ def models(server: ServerDep) -> list[ModelInfo]:
 
 @router.put("/v1/models/{domain}", dependencies=OPERATE)
 def load(domain: str, body: LoadRequest, request: Request, server: ServerDep, relay: RelayDep) -> LoadResult:
-    """Make a registered version live. It answers when the version is live; the old one goes on answering until then."""
+    """Make a registered version live. It answers when the version is live; the old one goes on answering until then.
+
+    409 for a version that is not its domain's champion, unless it is to be held.
+    """
     count_for(request, domain)
-    return load_on_all(server.store, relay, domain, body.version)
+    return load_on_all(server.store, relay, domain, body.version, body.hold)
 
 
 @router.get("/v1/replicas", dependencies=OPERATE)

@@ -4,10 +4,11 @@ from fastapi import APIRouter, HTTPException, Request
 
 from clipft_tasks.contracts.serving import TrialEnd, TrialReport
 
+from ..errors import shortened
 from ..middleware import count_for
 from ..rollout import merge_reports
 from ..schemas import TrialRequest
-from ..security import OPERATE
+from ..security import OPERATE, Scope, caller_of
 from ..server import RelayDep, ServerDep
 
 router = APIRouter()
@@ -22,12 +23,13 @@ def start(domain: str, body: TrialRequest, request: Request, server: ServerDep, 
 
 
 @router.get("/v1/shadows/{domain}")
-def report(domain: str, server: ServerDep, relay: RelayDep) -> TrialReport:
-    """How the challenger fares, compared with the champion."""
+def report(domain: str, request: Request, server: ServerDep, relay: RelayDep) -> TrialReport:
+    """How the challenger fares, compared with the champion: on all replicas with the token, on this one without."""
     trial = server.store.trials.get(domain)
-    reports = ([trial.report()] if trial else []) + relay.fetch_all(TrialReport)
+    others = relay.fetch_all(TrialReport) if caller_of(request).may(Scope.OPERATE) else []
+    reports = ([trial.report()] if trial else []) + others
     if not reports:
-        raise HTTPException(404, f"No version of {domain!r} is tried at the moment.")
+        raise HTTPException(404, f"No version of {shortened(domain, 64)!r} is tried at the moment.")
     return merge_reports(reports)
 
 
