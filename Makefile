@@ -56,7 +56,7 @@ worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a 
 	@echo "  $(BIN)/clipft worker join https://HOST:8080 --code …"
 
 team-env: setup  ## a team's deployment: make .env with generated secrets (NAME=host.example.org TLS=1 for one that others reach)
-	@$(BIN)/python -m deploy.compose.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls)
+	@$(BIN)/python -m deploy.compose.secrets --host $(or $(NAME),localhost) $(if $(TLS),--tls) $(if $(PLAIN),--plain)
 
 team-up:  ## build and start the team's deployment with Docker Compose
 	@test -f .env || { echo "Error: there is no .env with this installation's secrets. Make one: make team-env"; exit 1; }

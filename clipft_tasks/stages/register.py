@@ -14,7 +14,8 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
     from ..model.package import read_card
 
     client = tracking.client()
-    card = read_card(tracking.fetch_candidate(run_id))
+    package = tracking.fetch_candidate(run_id)
+    card = read_card(package)
     run_tags = client.get_run(run_id).data.tags
     scores = {f"clipft.score.{size}": f"{models['candidate'].value:.4f}" for size, models in gate.scores.items()}
     tags = {
@@ -37,7 +38,9 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
         f"Classes: {', '.join(card.classes) or 'none'}. Data license: {card.license or 'not stated'}."
     )
     with tracking.retryable():
-        version, new = tracking.register(spec.domain, run_id, tags, description[:5000])  # what the registry holds
+        version, new = tracking.register(
+            spec.domain, run_id, tags, description[:5000], tracking.digests(package)
+        )  # what the registry holds
     say(f"{version.name} version {version.version}" + (" registered as challenger." if new else " was registered before."))
     link = tracking.version_link(version)
     return RegisterResult(model=version.name, version=str(version.version), new=new, links={"Model version": link})

@@ -3,7 +3,7 @@
 from .checkpoints import delete_checkpoint, fetch_checkpoint, save_checkpoint
 from .connection import client, retryable
 from .leases import acquire, current, exclusively, held, whoever
-from .packages import fetch_candidate, fetch_package, log_model
+from .packages import DIGESTS, digests, fetch_candidate, fetch_package, log_model
 from .registry import (
     CHALLENGER,
     CHAMPION,
@@ -38,6 +38,7 @@ from .runs import (
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "DIGESTS",
     "PREVIOUS",
     "acquire",
     "champion",
@@ -47,6 +48,7 @@ __all__ = [
     "current",
     "delete_checkpoint",
     "deploy_state",
+    "digests",
     "exclusively",
     "fetch_candidate",
     "fetch_checkpoint",

@@ -1,6 +1,7 @@
 """Model packages: logged with a run, and fetched into this machine's cache."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from mlflow.exceptions import MlflowException
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from .connection import client, retryable
+
+DIGESTS = "clipft.digests"  # tag of a version: sha256 of each file of its package, as JSON
 
 
 def log_model(package: Path) -> str:
@@ -34,8 +37,33 @@ def log_model(package: Path) -> str:
 
 
 def fetch_package(version: ModelVersion) -> Path:
-    """The package of a registered version, in this machine's cache."""
-    return _fetch(f"models:/{version.name}/{version.version}", str(version.source), f"model {version.name}/{version.version}")
+    """The package of a registered version, in this machine's cache, as it was registered.
+
+    Raises: ClipftError where a file of it is another one than was registered: replaced in the store since, or damaged here.
+    """
+    what = f"model {version.name}/{version.version}"
+    folder = _fetch(f"models:/{version.name}/{version.version}", str(version.source), what)
+    registered = version.tags.get(DIGESTS)
+    if registered is None:  # by a release that kept none
+        return folder
+    expected, found = json.loads(registered), digests(folder)
+    if changed := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ClipftError(
+            what,
+            f"{', '.join(changed[:3])} of its package {'is' if len(changed) == 1 else 'are'} not what was registered",
+            f"If only this machine's copy is damaged, removing {folder} fetches it anew. Otherwise somebody replaced it in the store.",
+            code="package.changed",
+        )
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a package, by its path in there."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def fetch_candidate(run_id: str) -> Path:

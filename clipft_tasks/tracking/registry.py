@@ -1,5 +1,6 @@
 """The registry: versions of each domain's model, and the aliases champion, challenger and previous."""
 
+import json
 from collections.abc import Mapping
 
 from mlflow.entities.model_registry import ModelVersion
@@ -9,6 +10,7 @@ from ..core.errors import ClipftError, Transient
 from ..core.settings import settings
 from .connection import client, is_unreachable, retryable
 from .leases import exclusively
+from .packages import DIGESTS
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 DEPLOY = "clipft.deploy"  # tag of a version: what became of it since it was promoted
@@ -79,8 +81,13 @@ def resolve_version(uri: str) -> ModelVersion:
         ) from None
 
 
-def register(domain: str, run_id: str, tags: Mapping[str, str], description: str) -> tuple[ModelVersion, bool]:
+def register(
+    domain: str, run_id: str, tags: Mapping[str, str], description: str, digests: Mapping[str, str] | None = None
+) -> tuple[ModelVersion, bool]:
     """The model version of a run: the one that there is, or a new one. Returns it and whether it is new.
+
+    Args:
+        digests: sha256 of each file of its package; those of its first registration stay.
 
     It becomes challenger unless it was champion before, or is: a form that is sent again makes no challenger of an old version.
     """
@@ -102,6 +109,8 @@ def register(domain: str, run_id: str, tags: Mapping[str, str], description: str
             )
             new = True
         newest = store.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])[0]
+    if digests and DIGESTS not in version.tags:
+        store.set_model_version_tag(name, version.version, DIGESTS, json.dumps(digests))
     for key, value in tags.items():  # again after a kill: cheap, and whole at the end
         store.set_model_version_tag(name, version.version, key, str(value)[:4900])
     were = {version_number(version_by_alias(domain, alias)) for alias in (CHAMPION, PREVIOUS)}

@@ -20,16 +20,20 @@ SECRETS = (
 )  # fmt: skip
 KEYS = ("STORE_ADMIN_KEY", "STORE_MLFLOW_KEY", "STORE_DATA_KEY", "STORE_READER_KEY")
 PARTS = ("STORE_PARTS_KEY", "STORE_PARTS_CERTIFICATE")  # with which the store's inner parts know one another
+LOCAL = ("localhost", "127.0.0.1", "::1")
 YEARS = 30  # nobody sees this certificate, and nobody would see it run out
 
 
-def content(host: str = "localhost", tls: bool = False) -> str:
-    """The text of a new `.env` for a team whose people and workers reach the gateway by the name `host`."""
+def content(host: str = "localhost", tls: bool = False, plain: bool = False) -> str:
+    """The text of a new `.env` for a team whose people and workers reach the gateway by the name `host`.
+
+    Ports are published to this host alone, unless they speak TLS or it is asked for in so many words (`plain`).
+    """
     scheme = "https" if tls else "http"
     lines = [
         "# Made by `make team-env`. Secrets of this installation: keep this file, back it up, show it to nobody.",
         f"CLIPFT_SITE={host if tls else 'http://'}",
-        f"CLIPFT_PUBLISH={'127.0.0.1' if host == 'localhost' else '0.0.0.0'}",
+        f"CLIPFT_PUBLISH={'0.0.0.0' if tls or plain else '127.0.0.1'}",
         *(f"CLIPFT_{name}_ADDRESS={scheme}://{host}:{port}" for name, port in FRONT.items()),
         "CLIPFT_TEAM_USER=admin",
         f"CLIPFT_TEAM_PASSWORD={secrets.token_urlsafe(15)}",
@@ -62,16 +66,21 @@ def key_and_certificate() -> tuple[bytes, bytes]:
     return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), made.public_bytes(Encoding.DER)
 
 
-def write(path: Path, host: str, tls: bool) -> str:
+def write(path: Path, host: str, tls: bool, plain: bool = False) -> str:
     """Make `.env`, or bring that of an older release up to date: names of today, and the secrets that have come since; says what
     was done.
 
     Raises ClipftError when there is one that lacks nothing: its secrets are in the databases already.
     """
-    new = content(host, tls)
+    new = content(host, tls, plain)
     try:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
         done = f"Made {path}. `make team-up` starts the team's deployment; its user and password stand there."
+        if host not in LOCAL and not tls and not plain:
+            done += (
+                " Without TLS it is published to this host alone. For others make it anew with TLS=1, or with PLAIN=1 where "
+                "something else encrypts what goes over the network."
+            )
     except FileExistsError:
         renamed = _rename(path)
         have = {line.partition("=")[0] for line in path.read_text().splitlines()}
@@ -113,10 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="localhost", help="the name by which people and workers reach this host")
     parser.add_argument("--tls", action="store_true", help="TLS with a certificate for that name")
+    parser.add_argument(
+        "--plain", action="store_true", help="publish plain HTTP: passwords and tokens cross the network in clear"
+    )
     parser.add_argument("--file", type=Path, default=Path(".env"))
     asked = parser.parse_args()
     try:
-        print(write(asked.file, asked.host, asked.tls))
+        print(write(asked.file, asked.host, asked.tls, asked.plain))
     except ClipftError as error:
         sys.exit(f"Error: {error.line}")
 

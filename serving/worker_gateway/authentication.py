@@ -17,6 +17,7 @@ from .object_signing import ObjectSigner
 from .settings import GatewaySettings
 from .store import NAME, Worker, WorkerStore
 from .tokens import AUDIENCE, TokenIssuer
+from .written_once import WrittenOnce
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="clipft", charset="UTF-8"'}
 AGAIN = "Have an operator run `clipft worker invite {name}` on the control plane, then join again with the new code."
@@ -30,14 +31,17 @@ class Gateway:
     tokens: TokenIssuer
     store: WorkerStore
     signer: ObjectSigner
+    models: WrittenOnce
 
     @classmethod
     def of(cls, settings: GatewaySettings | None = None) -> "Gateway":
         """With the given settings, or those of the environment. Raises ValueError when a secret is too short."""
         settings = settings or GatewaySettings()
+        if len(settings.gateway_token.get_secret_value()) < 32:
+            raise ValueError("CLIPFT_GATEWAY_TOKEN has fewer than 32 characters: make one with `openssl rand -hex 32`")
         signer = ObjectSigner(settings.store_bucket, settings.store_reader_key, settings.store_reader_secret.get_secret_value())
         tokens = TokenIssuer(settings.gateway_secret.get_secret_value())
-        return cls(settings, tokens, WorkerStore(settings.gateway_home), signer)
+        return cls(settings, tokens, WorkerStore(settings.gateway_home), signer, WrittenOnce(settings.mlflow_uri))
 
     def known_worker(self, name: str) -> Worker:
         """The worker of a name, if it has joined and was not revoked."""
@@ -48,7 +52,6 @@ class Gateway:
             )
         if worker.revoked:
             raise RefusedError(403, f"Worker {name} was revoked. {AGAIN.format(name=name)}", code="gateway.revoked")
-        self.store.record_seen(name)
         return worker
 
     def worker_by_secret(self, name: str, secret: str) -> Worker:
@@ -57,6 +60,7 @@ class Gateway:
         if not hmac.compare_digest(secret.encode(), self.tokens.worker_secret(worker.name, worker.nonce).encode()):
             why = f"The secret of worker {name} is wrong; it joined again since, or was copied badly."
             raise RefusedError(401, f"{why} {AGAIN.format(name=name)}", CHALLENGE, code="gateway.wrong_secret")
+        self.store.record_seen(name)
         return worker
 
     def worker_by_token(self, token: str, call: str) -> Worker:
@@ -87,6 +91,7 @@ class Gateway:
             ) from None
         if policy.normalized_path(str(claims.get("method", ""))) != call:
             raise RefusedError(403, f"This token is for {claims.get('method')!r}, not for {call!r}.", code="gateway.other_call")
+        self.store.record_seen(name)
         return worker
 
     def is_person(self, user: str, password: str) -> bool:

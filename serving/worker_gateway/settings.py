@@ -21,6 +21,7 @@ class GatewaySettings(EnvironmentSettings):
     team_password: SecretStr | None = Field(None, description="their password; none: people are turned away there")
     airflow_address: str = Field("http://127.0.0.1:8080", description="Airflow, and below it /gateway")
     mlflow_address: str = Field("http://127.0.0.1:5050", description="MLflow")
+    mlflow_uri: str = Field("", description="MLflow as the gateway reaches it, to see that a model's files are written once")
     data_address: str = Field("http://127.0.0.1:8090", description="datasets.git and objects")
     store_bucket: str = Field("http://store:8333/data", description="the bucket of data sets, as the reverse proxy calls it")
     store_reader_key: str = Field(

@@ -91,6 +91,36 @@ def made_live(version: str) -> PromoteResult:
     return promoted
 
 
+def test_a_package_that_was_replaced_since_it_was_registered_is_refused(server):
+    """By another one that is whole in itself: its own recorded answers say nothing of that."""
+    folder, client = package("2"), tracking.client()
+    whole = json.dumps(tracking.digests(folder))
+    client.set_model_version_tag(NAME, "2", tracking.DIGESTS, whole)
+    try:
+        assert package("2") == folder
+        for path in package("1").iterdir():
+            if path.is_file():
+                shutil.copy(path, folder)
+        answer = server.put("2")
+        assert answer.status_code == 409 and answer.json()["code"] == "package.changed"
+        assert "open_clip_model.safetensors" in answer.json()["detail"] and server.live() == {"general": "1"}
+    finally:
+        client.delete_model_version_tag(NAME, "2", tracking.DIGESTS)
+
+
+def test_a_registered_version_keeps_the_digests_of_its_package(server):
+    run_id = str(tracking.resolve_version(f"models:/{NAME}/1").run_id)
+    tags = tracking.digests(tracking.fetch_candidate(run_id))
+    try:
+        for digests in (tags, {"another": "one"}):  # as a second try of the stage, after somebody replaced a file
+            version, new = tracking.register("general", run_id, {}, "", digests)
+            assert not new
+        assert json.loads(tracking.resolve_version(f"models:/{NAME}/1").tags[tracking.DIGESTS]) == tags
+        assert {"open_clip_model.safetensors", "card.json", "recorded_answers.json"} <= tags.keys()
+    finally:
+        tracking.client().delete_model_version_tag(NAME, "1", tracking.DIGESTS)
+
+
 def test_a_promoted_version_is_deployed_and_verified(server):
     promoted = promote.run(SPEC, "2")
     assert promoted == PromoteResult(version="2", previous="1")

@@ -224,6 +224,14 @@ def test_with_a_name_and_tls_everything_is_https():
     assert env["CLIPFT_SITE"] == "clipft.example.org" and env["CLIPFT_PUBLISH"] == "0.0.0.0"
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "clipft.example.org"])
+def test_plain_http_is_published_to_this_host_alone_unless_it_is_asked_for(host, tmp_path):
+    assert compose.dotenv(secrets.content(host))["CLIPFT_PUBLISH"] == "127.0.0.1"
+    assert compose.dotenv(secrets.content(host, plain=True))["CLIPFT_PUBLISH"] == "0.0.0.0"
+    said = secrets.write(tmp_path / ".env", host, tls=False)
+    assert ("this host alone" in said) == (host == "clipft.example.org")
+
+
 def test_the_commands_of_the_page_do_what_it_says(tmp_path):
     """With a `docker` that only writes down what it is asked, in a copy of what make needs."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):

@@ -1,7 +1,10 @@
 """The worker gateway: one-time codes, secrets that can be revoked, and what each worker may ask of whom."""
 
 import asyncio
+import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
 import jwt
@@ -310,3 +313,53 @@ def test_trials_of_several_workers_share_one_study_over_http(tmp_path):
             optuna.delete_study(storage=here, study_name="s")
         with refuses("gateway.wrong_secret", "desk-a"):
             HttpStorage(where, "desk-a", "wrong").get_all_studies()
+
+
+def test_a_worker_with_a_wrong_secret_does_not_look_alive(plane):
+    name, _ = plane.join("quiet")
+    assert plane.asked("mlflow", uri="/health", auth=(name, "wrong")).status_code == 401
+    [worker] = [w for w in plane.operator.get("/admin/workers").json()["workers"] if w["name"] == name]
+    assert worker["seen"] is None
+
+
+def test_a_short_token_of_the_operator_is_refused_at_the_start(tmp_path):
+    for token in ("", "1"):
+        with pytest.raises(ValueError, match="GATEWAY_TOKEN"):
+            create_app(GatewaySettings(gateway_home=tmp_path, gateway_secret=MASTER, gateway_token=token))
+
+
+PACKAGE = "/api/2.0/mlflow-artifacts/artifacts/1/models/m-1/artifacts/package"
+
+
+def test_a_models_files_are_written_once(tmp_path):
+    class MLflow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            there = [{"path": "open_clip_model.safetensors"}] if "models%2Fm-1%2Fartifacts%2Fpackage" in self.path else []
+            body = json.dumps({"files": there}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), MLflow) as mlflow:
+        threading.Thread(target=mlflow.serve_forever, daemon=True).start()
+        with control_plane(tmp_path, mlflow_uri=f"http://127.0.0.1:{mlflow.server_port}") as plane:
+            who = plane.join("desk")
+
+            def put(uri: str, method: str = "PUT") -> int:
+                return plane.asked("mlflow", method, uri, auth=who).status_code
+
+            assert put(f"{PACKAGE}/open_clip_model.safetensors") == 403
+            assert put(f"{PACKAGE}/open_clip_model.safetensors".replace("/artifacts/1", "/artifacts/%31")) == 403
+            assert (
+                put("/api/2.0/mlflow-artifacts/mpu/create/1/models/m-1/artifacts/package/open_clip_model.safetensors", "POST")
+                == 403
+            )
+            assert put(f"{PACKAGE}/card.json") == 200
+            assert put("/api/2.0/mlflow-artifacts/artifacts/1/runs/r/artifacts/checkpoints/open_clip_model.safetensors") == 200
+            assert put(f"{PACKAGE}/open_clip_model.safetensors", "GET") == 200
+            mlflow.shutdown()
+            mlflow.server_close()
+            assert put(f"{PACKAGE}/card.json") == 503  # what cannot be known is not let through

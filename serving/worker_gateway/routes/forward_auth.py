@@ -45,6 +45,7 @@ def mlflow(gateway: GatewayDep, authorization: Authorization = "", method: Metho
             "are done on the control plane.",
             code="gateway.not_allowed",
         )  # fmt: skip
+    gateway.models.check(method, uri)
     return Response()
 
 
