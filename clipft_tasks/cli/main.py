@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..core.errors import ClipftError, Transient
-from . import domains, drift, objectives, ops, stages, worker
+from . import domains, drift, keys, objectives, ops, stages, worker
 
 
 class _Group(click.Group):
@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "What there is to choose from": (stages.show_spec, stages.stages, domains.domains, domains.domain, objectives.objective),
     "Versions of data": (stages.diff, stages.resplit),
     "Models that serve": (stages.compare, stages.rollback, stages.reconcile, drift.drift, drift.label, drift.breaker),
-    "The installation": (*ops.COMMANDS, worker.worker),
+    "The installation": (*ops.COMMANDS, worker.worker, keys.key),
 }
 for _command in (command for commands in GROUPS.values() for command in commands):
     main.add_command(_command)

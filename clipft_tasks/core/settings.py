@@ -74,6 +74,7 @@ class Settings(EnvironmentSettings):
         None, description="whom to tell, by mail, Slack or webhook: addresses separated by spaces (clipft_tasks/ops/notify.py)"
     )
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
+    server_keys: str = Field("", description="file of the keys of the server's clients; default: server-keys.json under home")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
     accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
@@ -110,6 +111,11 @@ class Settings(EnvironmentSettings):
     @property
     def tracking_uri(self) -> str:
         return self.mlflow_uri or f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def server_keys_file(self) -> Path:
+        """Where the keys of the server's clients are listed (`clipft key`)."""
+        return Path(self.server_keys).expanduser() if self.server_keys else self.root / "server-keys.json"
 
     @property
     def studies(self) -> str:

@@ -89,7 +89,7 @@ class Domain(Profile):
     why: Annotated[Mapping[str, str], "the reason for each choice, by field"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name != self.name.lower():
+        if not (self.name.isascii() and self.name.isidentifier()) or self.name != self.name.lower():
             raise ValueError(f"domain name {self.name!r}: use lower-case letters, digits and _")
         for prompt in (*self.prompts, self.caption):
             if prompt.count("{}") != 1:

@@ -1,6 +1,7 @@
 """The application: wiring only. `uvicorn serving.inference.app:create_app --factory` starts it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from clipft_tasks.drift.statistics import one_thread
 
 from .error_handlers import add_error_handlers
 from .middleware import RequestGuard
+from .openapi import describe
 from .rollout import follow_registry
 from .routes import ROUTERS
 from .server import Server
@@ -18,13 +20,14 @@ from .settings import ServingSettings
 
 EXPOSED = (
     "X-Request-Id", "X-Clipft-Answer-Id", "X-Clipft-Domain", "X-Clipft-Model-Version", "X-Clipft-Run-Id", "X-Clipft-Dataset",
-    "X-Clipft-Dag-Run", "Retry-After",
+    "X-Clipft-Dag-Run", "X-Clipft-Truncated", "Retry-After",
 )  # fmt: skip
 
 
 def create_app(options: ServingSettings | None = None) -> FastAPI:
     """An application with its own engine, store and metrics."""
     options = options or ServingSettings()
+    _show_audit_log()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,4 +52,15 @@ def create_app(options: ServingSettings | None = None) -> FastAPI:
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    describe(app, options.open)
     return app
+
+
+def _show_audit_log() -> None:
+    """One line of JSON on standard error for whatever changes something, whatever uvicorn's level of logging is."""
+    audit = logging.getLogger("clipft.audit")
+    audit.setLevel(logging.INFO)
+    if not audit.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter('{"time": "%(asctime)s", "audit": %(message)s}', "%Y-%m-%dT%H:%M:%S%z"))
+        audit.addHandler(handler)

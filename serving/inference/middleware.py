@@ -1,6 +1,7 @@
 """What happens around every request: ids, the caller, limits before the body is read, the client's patience, and metrics."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -15,12 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import security
 from .admission import SETTING_BODY, SMALL_BODY, Admission
 from .error_handlers import answer
-from .errors import ClientGoneError, QueueFullError, RequestRejectedError
+from .errors import ClientGoneError, QueueFullError, RequestRejectedError, shortened
 from .replicas import REPLICA_ID
 from .security import Rule
 from .server import Server, server_of
 
-log = logging.getLogger("uvicorn.error")
+log, audit = logging.getLogger("uvicorn.error"), logging.getLogger("clipft.audit")
 ANSWER_ID = "X-Clipft-Answer-Id"
 CLIENT_ID = re.compile(r"[ -~]{1,128}")  # what a client may call its request
 SLOWEST = 50_000  # bytes a second that a body must come at, beyond the first seconds
@@ -59,7 +60,7 @@ class RequestGuard:
         request = Request(scope)
         server, state = server_of(request), request.state
         state.id = state.client_id = uuid.uuid4().hex
-        state.domain, state.caller = "", security.ANYBODY  # routes say whose model a request was about, see `count_for`
+        state.domain, state.caller = "", server.keys.anybody  # routes say whose model a request was about, see `count_for`
         exchange = Exchange(request, server, _rule(request))
 
         async def send_on(message: Message) -> None:
@@ -69,6 +70,8 @@ class RequestGuard:
                 headers[ANSWER_ID], headers["X-Request-Id"] = state.id, state.client_id
                 for name, value in SAFE.items():
                     headers.setdefault(name, value)
+                if exchange.status == 405:  # Starlette names the methods of one route alone
+                    headers["Allow"] = ", ".join(sorted(_methods(request)))
                 if server.replicas.names:
                     headers[REPLICA_ID] = server.replicas.id
             async with asyncio.timeout(SEND_SECONDS):
@@ -138,10 +141,17 @@ class RequestGuard:
 
     @staticmethod
     def _count(exchange: Exchange) -> None:
+        """Metrics, and a line of the audit log for whatever changes something."""
         request, metrics = exchange.request, exchange.server.metrics
         route = getattr(request.scope.get("route"), "path", "unknown")
         status = GONE if exchange.is_gone else exchange.status or 500
         metrics.requests.labels(route, request.state.domain, str(status)).inc()
+        if exchange.rule.scope in (security.Scope.FEEDBACK, security.Scope.OPERATE) and request.method not in ("GET", "HEAD"):
+            record = {
+                "caller": request.state.caller.name, "from": request.client.host if request.client else "", "method": request.method,
+                "path": shortened(request.url.path), "status": status, "answer": request.state.id, "request": request.state.client_id,
+            }  # fmt: skip
+            audit.info(json.dumps(record))
         if not exchange.is_gone:
             metrics.latency.labels(route).observe(time.perf_counter() - exchange.began)
 
@@ -159,6 +169,12 @@ def _rule(request: Request) -> Rule:
     return Rule(None)  # not found, or not with this method
 
 
+def _methods(request: Request) -> set[str]:
+    """All methods of a path, whichever route answers each."""
+    there = [route for route in request.app.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in there for method in getattr(route, "methods", None) or ()}
+
+
 def _check_head(exchange: Exchange) -> None:
     """All that a request's head tells. Raises RequestRejectedError."""
     request, rule, server = exchange.request, exchange.rule, exchange.server
@@ -168,8 +184,8 @@ def _check_head(exchange: Exchange) -> None:
             400, "X-Request-Id may have 1 to 128 printable ASCII characters; this one is refused, not cut."
         )
     request.state.client_id = said or request.state.id
-    caller = request.state.caller = security.identify(request.headers.get("authorization", ""))
-    security.check(caller, rule.scope)
+    caller = request.state.caller = server.keys.identify(request.headers.get("authorization", ""))
+    server.keys.check(caller, rule.scope)
     if rule.streams or request.method not in ("POST", "PUT", "PATCH"):
         return
     length = request.headers.get("content-length", "")

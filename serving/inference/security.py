@@ -1,14 +1,9 @@
-"""Who may do what: rules of routes, and callers by what they show. Both are looked at before a body is read (`middleware`)."""
+"""Who may do what: rules of routes, and callers (`keys` knows them). Both are looked at before a body is read (`middleware`)."""
 
-import hmac
 from dataclasses import dataclass
 from enum import StrEnum
 
 from fastapi import Depends, Request
-
-from clipft_tasks.core.settings import settings
-
-from .errors import RequestRejectedError
 
 INTERNAL = "x-clipft-internal"
 
@@ -19,6 +14,9 @@ class Scope(StrEnum):
     INFER = "infer"
     FEEDBACK = "feedback"
     OPERATE = "operate"
+
+
+ALL = frozenset(Scope)
 
 
 @dataclass(frozen=True)
@@ -60,41 +58,10 @@ class Caller:
     """Who asks: nobody in particular, or who showed a key."""
 
     name: str = ""
-    scopes: frozenset[Scope] = frozenset({Scope.INFER})
+    scopes: frozenset[Scope] = frozenset()
 
     def may(self, scope: Scope | None) -> bool:
         return scope is None or scope in self.scopes
-
-
-ANYBODY = Caller()
-
-
-def _token() -> bytes:
-    token = settings().server_token
-    return token.get_secret_value().encode() if token else b""
-
-
-def identify(authorization: str) -> Caller:
-    """Who shows this header. A key that is not known is none: clients of other services send theirs."""
-    scheme, _, shown = authorization.partition(" ")
-    if bool(_token()) and scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), _token()):
-        return Caller("operator", frozenset(Scope))
-    return ANYBODY
-
-
-def check(caller: Caller, scope: Scope | None) -> None:
-    """Raises RequestRejectedError: 403 where no key opens this or the caller's does not, 401 where none was shown."""
-    if caller.may(scope):
-        return
-    if not _token():
-        raise RequestRejectedError(
-            403, "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed."
-        )
-    if caller.name:
-        raise RequestRejectedError(403, f"The key {caller.name!r} is not for this: it needs the scope {scope}.")
-    raise RequestRejectedError(
-        401, "Show the server's token as `Authorization: Bearer …`.", headers={"WWW-Authenticate": "Bearer"}
-    )
 
 
 def caller_of(request: Request) -> Caller:

@@ -14,6 +14,7 @@ from .answer_memory import AnswerMemory
 from .batching import Engine
 from .captures import Captures
 from .decoding import Decoder
+from .keys import Keys
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
@@ -30,6 +31,7 @@ class Server:
 
     options: ServingSettings
     metrics: Metrics
+    keys: Keys
     admission: Admission
     decoder: Decoder
     engine: Engine
@@ -72,7 +74,19 @@ class Server:
         )
         store = ModelStore(engine, metrics, on_live=monitor.watch)
         inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics)
-        return cls(options, metrics, admission, decoder, engine, monitor, captures, store, Replicas(options.peers), inference)
+        return cls(
+            options,
+            metrics,
+            Keys(options.open),
+            admission,
+            decoder,
+            engine,
+            monitor,
+            captures,
+            store,
+            Replicas(options.peers),
+            inference,
+        )
 
     def thread_problem(self) -> str:
         """What is wrong with the server's threads; "" for nothing."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from clipft_tasks.data.images import square
 from clipft_tasks.drift.image_statistics import appearance
+from clipft_tasks.model.clip import token_counts
 
 from .admission import Admission
 from .batching import Engine
@@ -83,6 +84,16 @@ class InferenceService:
             with self._side_effect(model, "window"):
                 self.monitor.add_texts(model, text)
         return cut(text)
+
+    async def cut_texts(self, model: LoadedModel, texts: list[str]) -> list[int]:
+        """The numbers, from 1, of texts that are longer than the model's context: only their beginning was seen."""
+        room = model.clip.context_length - 2  # a token is at least one byte
+        long = [n for n, text in enumerate(texts, 1) if len(text) > room or len(text.encode()) > room]
+        if not long:
+            return []
+        count = self.engine.call(lambda: token_counts(model.clip.tokenizer, [texts[n - 1] for n in long]))
+        tokens = await asyncio.wrap_future(count)
+        return [n for n, length in zip(long, tokens, strict=True) if length > model.clip.context_length]
 
     async def similarity(
         self, model: LoadedModel, images: Sequence[bytes], texts: list[str], is_traffic: bool, paired: bool = False

@@ -35,6 +35,7 @@ class ServingSettings(EnvironmentSettings):
     )
     max_text: int = Field(4000, ge=1, description="characters of one text")
     poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")
+    open: bool = Field(True, description="whether anybody may infer; false: only who shows a key (`clipft key`) or the token")
     cors: str = Field("", description="origins whose pages may ask from a browser, separated by commas; * for all; empty: none")
     peers: str = Field(
         "", description="host:port of all replicas (a name with an address for each); empty: this is the only one"

@@ -116,6 +116,13 @@ def test_forms_and_json_come_as_clients_write_them(server):
     assert form.status_code == bom.status_code == 200 and form.json() == bom.json()
 
 
+def test_texts_of_which_only_the_beginning_was_seen_are_numbered(server):
+    answer = server.post(EMBED_TEXTS, {"texts": ["short", "word " * 500, "x" * 40, "word " * 499 + "end"]})
+    assert answer.headers["x-clipft-truncated"] == "2,4"
+    assert "x-clipft-truncated" not in server.post(EMBED_TEXTS, {"texts": ["short", "x" * 40]}).headers
+    assert server.post(PAIRS, {"images": GOOD, "texts": ["short", "word " * 500]}).headers["x-clipft-truncated"] == "2"
+
+
 # Work that is taken back --------------------------------------------------------------------------------------------
 
 
@@ -165,10 +172,14 @@ def test_own_classes_are_embedded_once(server):
     assert again.json() == first.json() and server.metrics()["clipft_items_total", "general", "texts"] == before
 
 
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever(own):
-    with Server(own, body_seconds=0.3) as server:
+def test_a_body_that_does_not_come_is_not_waited_for_and_keeps_no_server_from_ending(own):
+    with Server(own, body_seconds=1) as server:
         host, port = "127.0.0.1", int(server.url.rsplit(":", 1)[1])
         with socket.create_connection((host, port), timeout=10) as line:
             line.sendall(f"POST {EMBED_TEXTS} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000\r\n\r\n{{".encode())
             assert line.recv(100).startswith(b"HTTP/1.1 408")
         assert server.ready().post(EMBED_IMAGES, {"images": b64(FILES[0])}).status_code == 200
+        with socket.create_connection((host, port), timeout=10) as line:
+            line.sendall(f"POST {EMBED_TEXTS} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000\r\n\r\n{{".encode())
+            time.sleep(0.2)
+            assert server.stop() < 10

@@ -14,6 +14,7 @@ PLAYGROUND = Path(__file__).parents[1] / "playground.html"
 router = APIRouter()
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz(server: ServerDep) -> Liveness:
     """Is the process alive, and each of its threads? 500 says which one has ended or hangs."""
@@ -22,6 +23,7 @@ async def healthz(server: ServerDep) -> Liveness:
     return Liveness(status="alive")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(server: ServerDep, response: Response) -> Readiness:
     """Can it answer? Not before a model is live."""

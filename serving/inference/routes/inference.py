@@ -53,6 +53,11 @@ def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest
     return read
 
 
+def truncated(numbers: list[int]) -> dict[str, str]:
+    """The header that says which texts were cut."""
+    return {"X-Clipft-Truncated": ",".join(map(str, numbers))} if numbers else {}
+
+
 @router.post("/v1/embed/images", dependencies=INFER, openapi_extra=documented(EmbedImages))
 async def embed_images(
     request: Annotated[InferenceRequest[EmbedImages], Depends(inference_request(EmbedImages))], server: ServerDep
@@ -65,20 +70,27 @@ async def embed_images(
 
 @router.post("/v1/embed/texts", dependencies=INFER, openapi_extra=documented(EmbedTexts))
 async def embed_texts(
-    request: Annotated[InferenceRequest[EmbedTexts], Depends(inference_request(EmbedTexts))], server: ServerDep
+    request: Annotated[InferenceRequest[EmbedTexts], Depends(inference_request(EmbedTexts))],
+    server: ServerDep,
+    response: Response,
 ) -> Embeddings:
-    """Embeddings of texts, unit vectors where the model's similarity is the cosine."""
+    """Embeddings of texts, unit vectors where the model's similarity is the cosine. `X-Clipft-Truncated` numbers the texts, from 1,
+    of which the model's context holds only the beginning."""
     body = request.body
+    response.headers.update(truncated(await server.inference.cut_texts(request.model, body.texts)))
     out = await server.inference.embed_texts(request.model, body.texts, request.is_traffic, body.dimensions)
     return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
 
 
 @router.post("/v1/similarity", dependencies=INFER, openapi_extra=documented(Similarity))
 async def similarity(
-    request: Annotated[InferenceRequest[Similarity], Depends(inference_request(Similarity))], server: ServerDep
+    request: Annotated[InferenceRequest[Similarity], Depends(inference_request(Similarity))],
+    server: ServerDep,
+    response: Response,
 ) -> Similarities:
-    """How similar every image is to every text, by the model's own similarity."""
+    """How similar every image is to every text, by the model's own similarity. `X-Clipft-Truncated` as for embeddings."""
     body = request.body
+    response.headers.update(truncated(await server.inference.cut_texts(request.model, body.texts)))
     images = [image.content for image in body.images]
     scores = await server.inference.similarity(request.model, images, body.texts, request.is_traffic, body.paired)
     return Similarities(similarity=scores.tolist())

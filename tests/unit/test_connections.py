@@ -1,0 +1,103 @@
+"""Connections that cost too much are ended, and others go on: uvicorn with our protocol, in this process."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+from fixtures.ports import free_port
+
+from serving.inference import connections
+from serving.inference.connections import GuardedProtocol
+
+
+async def app(scope, receive, send) -> None:
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "HEAD_SECONDS", 0.5)
+        patch.setattr(connections, "CONNECTIONS", 20)
+        port = free_port()
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=port, http=GuardedProtocol, log_level="critical", lifespan="off")
+        )
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield port
+        server.should_exit = True
+        thread.join(10)
+
+
+def opened(port: int, text: bytes = b"") -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", port), timeout=5)
+    line.sendall(text)
+    return line
+
+
+def said(line: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    with line:
+        parts = []
+        try:
+            while part := line.recv(65536):
+                parts.append(part)
+        except ConnectionResetError:
+            pass
+        return b"".join(parts)
+
+
+@pytest.mark.parametrize("text", [b"", b"GET / HTTP/1.1\r\nX-A: "], ids=["nothing", "half a head"])
+def test_a_head_that_does_not_come_is_not_waited_for(port, text):
+    began = time.monotonic()
+    assert said(opened(port, text)) == b"" and time.monotonic() - began < 3
+
+
+def test_a_head_that_drips_does_not_live_longer(port):
+    line, began = opened(port, b"GET / HTTP/1.1\r\nX-A: "), time.monotonic()
+    with pytest.raises(OSError):
+        for _ in range(100):
+            line.sendall(b"a")
+            time.sleep(0.05)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"X-A: " + b"a" * 200_000 + b"\r\n", b"".join(b"X-%d: a\r\n" % n for n in range(500)), b"X-A: " + b"a" * 5_000_000],
+    ids=["a long header", "many headers", "a header without end"],
+)
+def test_a_head_that_is_too_large_is_refused(port, head):
+    line = opened(port)
+    try:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+    except OSError:  # it was refused before all was sent
+        return line.close()
+    answer = said(line)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431")
+
+
+def test_a_connection_serves_one_request_after_the_other(port):
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for _ in range(5):
+            assert client.get("/", headers={"X-A": "a" * 5000}).text == "ok"
+        time.sleep(0.8)  # it was closed meanwhile, which a client handles
+        assert client.post("/", content=b"x" * 300_000).text == "ok"
+
+
+def test_of_too_many_connections_the_one_that_waited_longest_goes(port):
+    lines = [opened(port, b"GET / HTTP/1.1\r\nX-A: ") for _ in range(40)]
+    assert httpx.get(f"http://127.0.0.1:{port}/").text == "ok"
+    assert said(lines[0]) == b""
+    for line in lines[1:]:
+        line.close()
