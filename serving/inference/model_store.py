@@ -39,6 +39,7 @@ class ModelStore:
         self.live: dict[str, LoadedModel] = {}
         self.held: dict[str, str] = {}  # versions that stay live whatever the registry says, by domain
         self.trials: dict[str, Trial] = {}
+        self.is_starting = True  # until the registry was looked at for the first time
         self.problem = ""  # why the registry could not be read, for /readyz
         self._changing = threading.RLock()
 
@@ -138,6 +139,12 @@ class ModelStore:
 
     def follow_registry(self) -> None:
         """Make the registry's champions live. What cannot be loaded is left as it is, and `problem` says why."""
+        try:
+            self._follow_registry()
+        finally:
+            self.is_starting = False
+
+    def _follow_registry(self) -> None:
         with self._changing:  # or a version that is loaded meanwhile would be undone by what was read before
             try:
                 champions = tracking.champions()

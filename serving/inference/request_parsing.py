@@ -1,5 +1,6 @@
 """Bodies of inference requests: JSON or a multipart form, and how OpenAPI describes both. Here an image becomes bytes, once."""
 
+import re
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -16,7 +17,8 @@ B = TypeVar("B", bound=InferenceBody)
 BOM = b"\xef\xbb\xbf"
 FORM_LISTS = {"image": "images", "text": "texts", "class": "classes"}
 FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean"}
-BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+BOOLEANS = {"true": True, "false": False}
+INTEGER = re.compile(r"(-?\d{1,18})(\.0+)?")
 
 
 async def parse(request: Request, body: type[B]) -> B:
@@ -60,8 +62,8 @@ def _values(raw: bytes, content_type: str, most: int) -> dict[str, object]:
 
 
 def _value(name: str, text: str) -> object:
-    if FORM_VALUES.get(name) == "integer" and text.lstrip("-").isdecimal() and len(text) < 10:
-        return int(text)
+    if FORM_VALUES.get(name) == "integer" and (number := INTEGER.fullmatch(text)):
+        return int(number[1])
     if FORM_VALUES.get(name) == "boolean":
         return BOOLEANS.get(text.lower(), text)
     return text
@@ -99,7 +101,8 @@ def _form_schema(schema: dict[str, Any]) -> dict[str, Any]:
         "class": {"type": "string", "minLength": 1},
     }
     lists = {
-        one: {"type": "array", "items": items[one], "minItems": 2 if one == "class" else 1}
+        one: {"type": "array", "items": items[one], "minItems": 1}
+        | ({"minItems": 2, "uniqueItems": True} if one == "class" else {})
         for one, many in FORM_LISTS.items()
         if many in properties
     }

@@ -61,7 +61,13 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-Base64 = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 2.0 is the integer 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+Base64 = WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1})
 
 
 class ImageFile(Record):
@@ -90,7 +96,7 @@ class InferenceBody(Record):
 
 
 class Embed(InferenceBody):
-    dimensions: int | None = Field(
+    dimensions: Annotated[int | None, Whole] = Field(
         None,
         gt=0,
         strict=True,
@@ -131,7 +137,10 @@ class Classify(InferenceBody):
 
     images: Images
     classes: Annotated[list[Text] | None, Counted] = Field(
-        None, min_length=2, description="different class names; left out: those the model was trained on"
+        None,
+        min_length=2,
+        json_schema_extra={"uniqueItems": True},
+        description="different class names; left out: those the model was trained on",
     )
 
     @field_validator("classes")
@@ -172,7 +181,7 @@ class FeedbackRequest(Record):
         validation_alias=AliasChoices("answer_id", "request_id"),
         description="`X-Clipft-Answer-Id` of the answer",
     )
-    index: int = Field(0, ge=0, strict=True, description="which image of the request")
+    index: Annotated[int, Whole] = Field(0, ge=0, strict=True, description="which image of the request")
     label: str = Field(min_length=1, max_length=500, description="what it really shows")
 
 

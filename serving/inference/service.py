@@ -59,7 +59,7 @@ class InferenceService:
             live = ", ".join(sorted(self.store.live)) or "none"
             if not domain and self.store.live:
                 raise RequestRejectedError(400, f"Several domains are live ({live}): say which one in `domain`.")
-            status = 404 if self.store.live else 503
+            status = 404 if self.store.live and not self.store.is_starting else 503
             raise RequestRejectedError(status, f"No model of {shortened(domain, 64) or 'any domain'} is live (live: {live}).")
         return model
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from clipft_tasks.contracts.serving import Liveness, Readiness
 
+from ..security import Scope, caller_of
 from ..server import ServerDep
 
 PLAYGROUND = Path(__file__).parents[1] / "playground.html"
@@ -25,13 +26,20 @@ async def healthz(server: ServerDep) -> Liveness:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
-async def readyz(server: ServerDep, response: Response) -> Readiness:
-    """Can it answer? Not before a model is live."""
-    live = server.store.versions
-    if not live:
+async def readyz(request: Request, server: ServerDep, response: Response) -> Readiness:
+    """Can it answer? Not before the registry's champions are live. Why they are not is told in full with the token."""
+    store = server.store
+    is_ready = bool(store.versions) and not store.is_starting
+    if not is_ready:
         response.status_code = 503
-    store, device = server.store, str(server.engine.device)
-    return Readiness(ready=bool(live), live=live, held=store.held, device=device, problem=store.problem)
+    in_full = caller_of(request).may(Scope.OPERATE)
+    return Readiness(
+        ready=is_ready,
+        live=store.versions,
+        held=store.held,
+        device=str(server.engine.device),
+        problem=store.problem if in_full else store.problem.partition(":")[0],
+    )
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
