@@ -4,8 +4,8 @@ import re
 from urllib.parse import unquote
 
 import httpx
-from fastapi import HTTPException
 
+from .errors import RefusedError
 from .policy import normalized_path
 
 MODEL_FILE = re.compile(
@@ -24,7 +24,7 @@ class WrittenOnce:
         self._mlflow = mlflow.rstrip("/")
 
     def check(self, method: str, uri: str) -> None:
-        """Raises HTTPException: 403 where a request would replace a file of a model, 503 where MLflow cannot say."""
+        """Raises RefusedError: 403 where a request would replace a file of a model, 503 where MLflow cannot say."""
         found = MODEL_FILE.fullmatch(normalized_path(uri) or "") if method in ("PUT", "POST") else None
         if found is None or not self._mlflow:
             return
@@ -36,6 +36,8 @@ class WrittenOnce:
             answer.raise_for_status()
             there = {str(file["path"]) for file in answer.json().get("files", [])}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise HTTPException(503, f"MLflow does not say whether {name} is there already ({type(error).__name__}).") from None
+            why = f"MLflow does not say whether {name} is there already ({type(error).__name__})."
+            raise RefusedError(503, why, code="gateway.mlflow_away") from None
         if name in there or f"{folder}/{name}" in there:
-            raise HTTPException(403, f"{name} of this model is there already, and a model's files are written once.")
+            why = f"{name} of this model is there already, and a model's files are written once."
+            raise RefusedError(403, why, code="gateway.written_once")
