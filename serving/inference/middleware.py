@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -74,8 +75,11 @@ class RequestGuard:
                     headers["Allow"] = ", ".join(sorted(_methods(request)))
                 if server.replicas.names:
                     headers[REPLICA_ID] = server.replicas.id
-            async with asyncio.timeout(SEND_SECONDS):
-                await send(message)
+            try:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGoneError from None  # it does not read its answer
             exchange.is_over |= message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
@@ -197,7 +201,7 @@ def _check_head(exchange: Exchange) -> None:
         raise RequestRejectedError(413, f"The request is refused: {int(length):,} bytes, more than {allowed}.")
 
 
-async def _chunks(receive: Receive, length: int, admission: Admission):  # type: ignore[no-untyped-def]
+async def _chunks(receive: Receive, length: int, admission: Admission) -> AsyncIterator[bytes]:
     """A body as it comes. Raises RequestRejectedError where it comes too slowly, ClientGoneError where it breaks off."""
     pause = admission.options.body_seconds
     clock = asyncio.get_running_loop().time
