@@ -73,7 +73,9 @@ def go_back(domain: str, undone: str, previous: str, failed: bool) -> str:
             ServerClient().load(domain, target)
             return f"Version {target} is champion and live again."
         except ServerRefusalError as error:
-            if error.status != 409:  # about this version; anything else (a wrong token, say) is not its fault
+            if (
+                error.status != 409 or error.code == "server.not_champion"
+            ):  # about this version; anything else (a wrong token, say) is not its fault
                 return f"Version {target} is champion again."
             say(f"The server refused version {target} too: {error.why}.")
             undone, previous, failed = target, "", True

@@ -22,8 +22,9 @@ def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "", last
             loaded = server.load(spec.domain, version)
             replicas = server.wait_for_version(spec.domain, version)
         except ServerRefusalError as error:
-            # 409 is about this version; anything else (a wrong token, say) is not its fault.
-            back = go_back(spec.domain, version, previous, failed=error.status == 409)
+            # 409 is about this version; anything else (a wrong token, another registry) is not its fault.
+            failed = error.status == 409 and error.code != "server.not_champion"
+            back = go_back(spec.domain, version, previous, failed)
             raise ClipftError(f"version {version} of {spec.domain}", error.why, back, code=error.code) from None
         except Transient as error:
             if not last_try:

@@ -331,6 +331,7 @@ def test_a_champion_deleted_from_the_registry_is_named_and_goes_on_serving(serve
 
 def test_a_version_to_go_back_to_that_was_deleted_is_a_failure_and_the_new_one_goes_on(server, tmp_path, monkeypatch):
     home = copied(server.home, tmp_path / "elsewhere")
+    tracking.client().set_registered_model_alias(NAME, tracking.CHAMPION, "2")  # where the server reads it
     with monkeypatch.context() as patch:
         patch.setenv("CLIPFT_HOME", str(home))
         settings.cache_clear()
