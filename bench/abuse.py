@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,18 @@ from PIL import Image
 SECONDS = 12.0
 SLOWER, LARGER = 3.0, 1.5
 TOKEN = "bench-abuse-token-0123456789abcdef0123"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack: the good client's seconds, how many times its quiet p99, its failures, and the server's peak over its quiet memory."""
+
+    attack: str
+    p50: float
+    p99: float
+    slower: float
+    lost: int
+    memory: float
 
 
 def png(mode: str, side: int, format: str = "PNG") -> str:
@@ -175,26 +188,22 @@ def main() -> None:
         line = "{:36} {:>7.3f} {:>7.3f} {:>6.1f}x {:>5} {:>7.0f} {:>5.2f}x"
         print(f"{'attack':36} {'p50':>7} {'p99':>7} {'':7} {'lost':>5} {'MiB':>7}")
         print(line.format("none", float(np.median(quiet)), p99, 1, failed, memory, 1))
-        rows = []
+        rows: list[Row] = []
         for name, attack in attacks().items():
             if asked.only not in name:
                 continue
             server.forget_peak()
             with under(attack, server):
                 took, lost = good_client(server, asked.seconds)
-            row = (float(np.median(took)), float(np.quantile(took, 0.99)), lost, server.memory("VmHWM"))
-            print(line.format(name, row[0], row[1], row[1] / p99, lost, row[3], row[3] / memory), flush=True)
-            rows.append(
-                {"attack": name, "p50": row[0], "p99": row[1], "slower": row[1] / p99, "lost": lost, "memory": row[3] / memory}
-            )
+            slow = float(np.quantile(took, 0.99))
+            row = Row(name, float(np.median(took)), slow, slow / p99, lost, server.memory("VmHWM") / memory)
+            print(line.format(name, row.p50, row.p99, row.slower, lost, row.memory * memory, row.memory), flush=True)
+            rows.append(row)
             good_client(server, 2)
-        worst = {
-            "slower": max(r["slower"] for r in rows),
-            "memory": max(r["memory"] for r in rows),
-            "lost": sum(r["lost"] for r in rows),
-        }
-        ok = worst["slower"] <= SLOWER and worst["memory"] <= LARGER and not worst["lost"]
-        print(json.dumps({"quiet": {"p99": p99, "MiB": memory}, "attacks": rows, **worst, "ok": ok}))
+        slower, larger, lost = max(r.slower for r in rows), max(r.memory for r in rows), sum(r.lost for r in rows)
+        ok = slower <= SLOWER and larger <= LARGER and not lost
+        told = {"slower": slower, "memory": larger, "lost": lost, "ok": ok}
+        print(json.dumps({"quiet": {"p99": p99, "MiB": memory}, "attacks": [asdict(row) for row in rows], **told}))
     finally:
         server.process.terminate()
         server.process.wait(30)
