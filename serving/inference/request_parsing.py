@@ -92,6 +92,12 @@ def documented(body: type[InferenceBody]) -> dict[str, Any]:  # what FastAPI's `
     return {"requestBody": {"required": True, "content": content}}
 
 
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value that a form has or has not: a form knows no null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
+    return {**{k: v for k, v in schema.items() if k not in ("anyOf", "default")}, **kinds[0]} if kinds else schema
+
+
 def _form_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """A form of the same fields: one a list's item, by the name of one."""
     properties, required = schema["properties"], schema.get("required", [])
@@ -106,6 +112,6 @@ def _form_schema(schema: dict[str, Any]) -> dict[str, Any]:
         for one, many in FORM_LISTS.items()
         if many in properties
     }
-    values = {name: properties[name] for name in FORM_VALUES if name in properties}
+    values = {name: _not_null(properties[name]) for name in FORM_VALUES if name in properties}
     needed = [one for one, many in FORM_LISTS.items() if many in required]
     return {"type": "object", "additionalProperties": False, "required": needed, "properties": lists | values}

@@ -110,13 +110,13 @@ def test_a_server_without_windows_answers_the_same_and_says_nothing_of_drift(ins
 
 
 def test_a_window_takes_in_what_fills_it_and_then_so_many_a_second_and_the_others_are_answered_alike(inside, monkeypatch):
-    from serving.inference import monitor
+    from serving.inference import rate_limit
 
     expected = inside().post(CLASSES, json={"images": IMAGES}).json()
     client = inside(window=16, window_least=16, window_rate=0.5)
     now = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, perf_counter=time.perf_counter)
-    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(rate_limit, "time", clock)
     client.app.state.server.monitor._watched["general"].limit._at = now[0]
 
     def held(requests: int) -> int:
