@@ -10,6 +10,7 @@ import numpy as np
 from ..domains import Augment
 
 SPLITS = ("train", "val", "test")
+BLOCK = 4096  # rows that are compared at a time
 
 
 def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = None) -> list[tuple[int, int]]:
@@ -71,15 +72,16 @@ def nearest(hashes: Sequence[str], known: Sequence[str], bits: int, most: int = 
         mine, others = _bits(ours, start, stop), _bits(theirs, start, stop)
         order = np.argsort(others, kind="stable")
         low, high = (np.searchsorted(others[order], mine, side) for side in ("left", "right"))
-        counts = np.minimum(high - low, most)
-        row = np.repeat(np.arange(len(mine)), counts)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low, counts)
-        other = order[place]
-        apart = np.bitwise_count(ours.view(np.uint64)[row] ^ theirs.view(np.uint64)[other]).sum(axis=1).astype(int)
-        best = np.lexsort((other, apart, row))
-        best = best[np.unique(row[best], return_index=True)[1]]  # the nearest of each row
-        closer = apart[best] < found[row[best], 1]
-        found[row[best][closer]] = np.stack([other[best], apart[best]], axis=1)[closer]
+        for block in np.split(np.arange(len(mine)), range(BLOCK, len(mine), BLOCK)):
+            counts = np.minimum(high[block] - low[block], most)
+            row = np.repeat(block, counts)
+            place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low[block], counts)
+            other = order[place]
+            apart = np.bitwise_count(ours.view(np.uint64)[row] ^ theirs.view(np.uint64)[other]).sum(axis=1).astype(int)
+            best = np.lexsort((other, apart, row))
+            best = best[np.unique(row[best], return_index=True)[1]]  # the nearest of each row
+            closer = apart[best] < found[row[best], 1]
+            found[row[best][closer]] = np.stack([other[best], apart[best]], axis=1)[closer]
     return [(int(a), int(b)) for a, b in found]
 
 
