@@ -1,6 +1,7 @@
 """The page "Models" in Airflow: what each domain serves, how it fares, and buttons that ask Airflow as the person at the page."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from clipft_tasks.contracts.drift import BaselineAccuracy, Breaker, DriftAlert, DriftSnapshot, Outcome
 from clipft_tasks.core.errors import ClipftError, Transient
-from clipft_tasks.core.settings import settings
+from clipft_tasks.core.settings import is_url, settings
 from clipft_tasks.domains import domain_names, get_domain
 from clipft_tasks.server.client import ServerClient, ServerRefusalError
 
@@ -26,12 +27,14 @@ router = APIRouter()
 
 
 class VersionCard(BaseModel):
-    """A version with an alias. scores: by image size."""
+    """A version with an alias. created: seconds since 1970. scores, start_scores: by image size; the latter are the start model's."""
 
     number: str
+    created: float
     dataset: str
     metric: str
     scores: dict[str, float]
+    start_scores: dict[str, float]
     dag_run: str
     link: str
 
@@ -74,18 +77,30 @@ class RegistryCard(BaseModel):
     history: list[PastIncident] = []
 
 
+class NewestDataset(BaseModel):
+    """The newest dataset version of a domain. created: seconds since 1970."""
+
+    tag: str
+    created: float
+
+
 class DomainCard(RegistryCard):
     """Everything that the page shows of a domain. sparkline: the worst ratio over the last hour."""
 
     name: str
     title: str
+    dataset: NewestDataset | None
     alerts: list[FiringAlert]
     sparkline: list[float]
     drift: LiveDrift | None
 
 
 class ModelsPage(BaseModel):
+    """playground: the server's own page. datasets_known: whether this host has the repository of data sets."""
+
     domains: list[DomainCard]
+    playground: str
+    datasets_known: bool
     problems: list[str]
 
 
@@ -102,18 +117,45 @@ def models(user: GetUserDep) -> ModelsPage:
     alerts, lines = _prometheus(problems)
     registered = _registered(problems)
     unknown = RegistryCard(versions=None, breaker="unknown")
+    datasets = _datasets(problems)
     domains = [
         DomainCard(
             **dict(unknown if registered is None else registered.get(name, RegistryCard())),
             name=name,
             title=get_domain(name).title,
+            dataset=(datasets or {}).get(name),
             alerts=[FiringAlert(signals=a.signals, ratio=a.ratio) for a in alerts if a.domain == name],
             sparkline=lines.get(name, []),
             drift=_drift(name, problems) if registered is None or name in registered else None,
         )
         for name in domain_names()
     ]
-    return ModelsPage(domains=domains, problems=sorted(set(problems)))
+    return ModelsPage(
+        domains=domains,
+        playground=settings().server_ui or settings().server_url,
+        datasets_known=datasets is not None,
+        problems=sorted(set(problems)),
+    )
+
+
+def _datasets(problems: list[str]) -> dict[str, NewestDataset] | None:
+    """The newest dataset version of each domain, as this host's copy of the repository has it; None where there is no copy.
+
+    It is neither made nor brought up to date: a page changes nothing.
+    """
+    from clipft_tasks.data import repository
+
+    if not (settings().working_copy / ".git").exists():
+        return None if is_url(settings().datasets) else {}
+    try:
+        tags = repository.git(settings().working_copy, "tag", "--list", "--format", "%(refname:strip=2) %(creatordate:unix)")
+    except (ClipftError, Transient) as error:
+        problems.append(f"Data sets: {error}"[:300])
+        return None
+    found: dict[str, NewestDataset] = {}
+    for tag, created in sorted((line.rsplit(" ", 1) for line in tags.splitlines()), key=lambda row: float(row[1])):
+        found[tag.partition("/")[0]] = NewestDataset(tag=tag, created=float(created))
+    return found
 
 
 def _registered(problems: list[str]) -> dict[str, RegistryCard] | None:
@@ -160,15 +202,21 @@ def _version(version: "ModelVersion") -> VersionCard:
     from clipft_tasks import tracking
 
     tags = version.tags
-    scores = {k.removeprefix("clipft.score."): float(v) for k, v in tags.items() if k.startswith("clipft.score.")}
     return VersionCard(
         number=str(version.version),
+        created=version.creation_timestamp / 1000,
         dataset=tags.get("clipft.dataset", ""),
         metric=tags.get("clipft.metric", "").replace("_", " "),
-        scores=dict(sorted(scores.items(), key=lambda kv: int(kv[0]))),
+        scores=_by_size(tags, "clipft.score."),
+        start_scores=_by_size(tags, "clipft.start_score."),
         dag_run=tags.get("clipft.dag_run", ""),
         link=tracking.version_link(version),
     )
+
+
+def _by_size(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
+    found = {key.removeprefix(prefix): float(value) for key, value in tags.items() if key.startswith(prefix)}
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
 def _drift(domain: str, problems: list[str]) -> LiveDrift | None:

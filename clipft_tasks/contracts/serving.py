@@ -30,6 +30,7 @@ class Prediction(Answer):
     label: str
     probability: float = Field(description="softmax over the classes at the model's temperature; not calibrated")
     scores: dict[str, float] = Field(description="similarity by class")
+    probabilities: dict[str, float] = Field({}, description="the same softmax by class")
 
 
 class Predictions(Answer):

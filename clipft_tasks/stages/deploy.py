@@ -32,7 +32,7 @@ def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "", last
             back = go_back(spec.domain, version, previous, failed=False)
             raise ClipftError(f"version {version} of {spec.domain}", str(error).rstrip("."), back, code="deploy.away") from None
     say(f"Version {loaded.version} of {spec.domain} is live after {loaded.load_seconds:.1f} s.")
-    links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
+    links = {"Server": f"{settings().server_ui or settings().server_url}/"}
     return DeployResult(
         version=version, replaced=loaded.replaced or "", load_seconds=loaded.load_seconds, replicas=replicas, links=links
     )

@@ -18,6 +18,7 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
     card = read_card(package)
     run_tags = client.get_run(run_id).data.tags
     scores = {f"clipft.score.{size}": f"{models['candidate'].value:.4f}" for size, models in gate.scores.items()}
+    scores |= {f"clipft.start_score.{size}": f"{models['start'].value:.4f}" for size, models in gate.scores.items()}
     tags = {
         "clipft.key": card.key,
         "clipft.domain": card.domain,

@@ -43,7 +43,7 @@ def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "") -> V
             tracking.confirm(spec.domain, version)
         lease.release()
     say(f"Version {version} answers as recorded: {len(recorded.images)} images, largest difference {difference:.5f}.")
-    links = {"Server": f"{settings().server_ui or settings().server_url}/docs"}
+    links = {"Server": f"{settings().server_ui or settings().server_url}/"}
     return VerifyResult(version=version, disagreement=difference, pairs=len(recorded.images), links=links)
 
 

@@ -43,6 +43,8 @@ def create_app(options: ServingSettings | None = None) -> FastAPI:
         summary="Image-text similarity, embeddings and zero-shot classification with the champion of each domain.",
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own load their scripts from elsewhere; see routes/pages.py
+        redoc_url=None,
     )
     app.add_middleware(RequestGuard)
     if origins := options.cors.replace(",", " ").split():

@@ -1,9 +1,7 @@
-"""Whether the server is alive and ready, its metrics, and the page to try it on."""
-
-from pathlib import Path
+"""Whether the server is alive and ready, and its metrics."""
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from clipft_tasks.contracts.serving import Liveness, Readiness
@@ -11,7 +9,6 @@ from clipft_tasks.contracts.serving import Liveness, Readiness
 from ..security import Scope, caller_of
 from ..server import ServerDep
 
-PLAYGROUND = Path(__file__).parents[1] / "playground.html"
 router = APIRouter()
 
 
@@ -46,8 +43,3 @@ async def readyz(request: Request, server: ServerDep, response: Response) -> Rea
 async def metrics(server: ServerDep) -> Response:
     """Metrics for Prometheus."""
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def playground() -> str:
-    return PLAYGROUND.read_text("utf-8")

@@ -112,7 +112,10 @@ async def classify(
     return Predictions(
         predictions=[
             Prediction(
-                label=label, probability=float(probabilities.max()), scores=dict(zip(ranking.classes, scores, strict=True))
+                label=label,
+                probability=float(probabilities.max()),
+                scores=dict(zip(ranking.classes, scores, strict=True)),
+                probabilities=dict(zip(ranking.classes, probabilities.tolist(), strict=True)),
             )
             for label, probabilities, scores in rows
         ]
