@@ -28,9 +28,19 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
     clip = build.load(planned.start, domain=spec.domain)
     key = work_key(spec, version, clip.digest)
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
-            "clipft.start": clip.source, "clipft.dag_run": dag_run}  # fmt: skip
+            "clipft.start": clip.source, "clipft.dag_run": dag_run,
+            "mlflow.note.content": f"{clip.source}, fine-tuned on {version.tag} ({version.card.counts['train']} rows) with "
+                                   f"`{spec.objective.name}` for {spec.train.epochs} epochs at {spec.resolution.train} px."}  # fmt: skip
     with tracking.retryable():
         mlflow_run = tracking.get_or_create_run(spec.domain, key, f"{version.tag} from {clip.source}", tags)
+        tracking.log_dataset(
+            mlflow_run.info.run_id,
+            version.tag,
+            version.revision,
+            version.card.content,
+            version.card.counts,
+            settings().datasets,
+        )
     run_id = mlflow_run.info.run_id
     done = FinetuneResult(
         run_id=run_id, key=key, dataset=version.tag, done_before=True, steps=int(mlflow_run.data.metrics.get("steps", 0)),

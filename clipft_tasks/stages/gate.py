@@ -56,6 +56,8 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         client.log_text(run_id, report.of_run(run_id, results, verdict, spec.resolution.train), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
         client.log_dict(run_id, verdict.to_json(), "gate.json")
+        for role, interval in verdict.scores[main.size].items():  # the headline of the run: at the size that it was trained for
+            client.log_metric(run_id, "score" if role == "candidate" else f"score_{role}", interval.value)
         client.set_tag(run_id, "clipft.gate", "passed" if verdict.passed else "failed")
     if not verdict.passed:
         reasons = "; ".join(f"`{rule.rule}` measured {rule}" for rule in verdict.failed)

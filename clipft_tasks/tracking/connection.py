@@ -1,5 +1,6 @@
 """MLflow's client, and what its errors mean for a task."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from mlflow.tracking import MlflowClient
 
 from ..core.errors import Transient
 from ..core.settings import settings
+
+# MLflow writes what it has to say, news and warnings alike, to the error stream, where Airflow takes every line for an error. By
+# Python's logging, it is logged as what it is.
+_mlflow_log = logging.getLogger("mlflow")
+_mlflow_log.handlers.clear()
+_mlflow_log.propagate = True
 
 
 def client() -> MlflowClient:

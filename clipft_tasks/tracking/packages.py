@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import cast
 
@@ -23,16 +24,25 @@ def log_model(package: Path) -> str:
     """Log a model package to the active run as a pyfunc model (models from code, no pickles); returns its URI."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
 
     code = Path(__file__).parents[1] / "model" / "pyfunc.py"
     columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in ("image", "text")]
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(code),
-        artifacts={"package": str(package)},
-        signature=ModelSignature(inputs=Schema(columns)),
-        pip_requirements=["open_clip_torch", "transformers", "timm", "torch", "pillow", "pandas", "mlflow"],
-    )
+    embedding = Array(DataType.double)
+    answers: list[ColSpec | TensorSpec] = [
+        ColSpec(embedding, "image_embedding", required=False),
+        ColSpec(embedding, "text_embedding", required=False),
+        ColSpec(DataType.double, "similarity", required=False),
+    ]
+    with warnings.catch_warnings():  # the signature is declared, so no example has to show it
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(code),
+            artifacts={"package": str(package)},
+            signature=ModelSignature(inputs=Schema(columns), outputs=Schema(answers)),
+            pip_requirements=["open_clip_torch", "transformers", "timm", "torch", "pillow", "pandas", "mlflow"],
+        )
     return cast(str, info.model_uri)
 
 

@@ -1,5 +1,6 @@
 """Runs: found by their key (tag `clipft.key`), the hash of what they were asked to do; that is what makes stages idempotent."""
 
+import getpass
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -7,12 +8,21 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
 from ..core.settings import settings
+from ..domains import domain_names
 from .connection import client
 from .leases import exclusively
+
+CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+# What the experiments `clipft-<domain>` and `clipft-<domain>-<what>` hold, by what.
+ABOUT = {
+    "": "Fine-tunings of the domain {}: one run a training, with its evaluation and the package that is registered.",
+    "data": "Data reports of the domain {}: one run a source that was checked.",
+    "drift": "Drift reports of the domain {}: one run a suggestion.",
+}
 
 JsonObject: TypeAlias = dict[str, Any]  # of any record: it has no narrower type
 
@@ -26,7 +36,7 @@ def get_or_create_experiment(name: str) -> str:
     if settings().tracking_uri.startswith("sqlite:"):
         where = settings().folder("mlflow", "artifacts", name).as_uri()
     try:
-        return client().create_experiment(name, artifact_location=where)
+        return client().create_experiment(name, artifact_location=where, tags=_about(name))
     except MlflowException:  # another task was first
         found = client().get_experiment_by_name(name)
         if not found:
@@ -46,13 +56,51 @@ def get_or_create_run(domain: str, key: str, name: str, tags: Mapping[str, str])
     with exclusively(f"runs.{domain}"):  # two tries of one task, on two machines, must not both find nothing
         found = find_run(key, experiment_id)
         if found is None:
-            return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+            return client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **_origin(tags), **tags})
     client().update_run(found.info.run_id, status="RUNNING")
     return found
 
 
 def finish_run(run_id: str, status: str = "FINISHED") -> None:
     client().set_terminated(run_id, status)
+
+
+def log_dataset(run_id: str, tag: str, revision: str, content: str, counts: Mapping[str, int], source: str) -> None:
+    """Say which data a run works on: an input for each split, with its digest and where it comes from. Safe to repeat.
+
+    Args:
+        tag, revision: of the dataset version (`industrial/v3`, a git commit). content: the digest of its rows.
+        counts: rows by split.
+        source: the repository of data sets.
+    """
+    where = json.dumps({"repository": source, "tag": tag, "revision": revision})
+    inputs = [
+        DatasetInput(
+            Dataset(tag, f"{content[:24]}-{split}", "dvc", where, profile=json.dumps({"rows": rows})),
+            [InputTag("mlflow.data.context", CONTEXTS.get(split, split))],
+        )
+        for split, rows in counts.items()
+    ]
+    client().log_inputs(run_id, inputs)
+
+
+def _origin(tags: Mapping[str, str]) -> dict[str, str]:
+    """Who made a run, from where: what MLflow's tables show."""
+    asked = tags.get("clipft.dag_run", "")
+    return {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.type": "JOB" if asked else "LOCAL",
+        "mlflow.source.name": asked or "clipft",
+    }
+
+
+def _about(experiment: str) -> dict[str, str]:
+    """The description of an experiment, and that it is about models which are trained: MLflow shows those pages first."""
+    _, domain, what = [*experiment.split("-"), "", ""][:3]
+    said = ABOUT.get(what, "") if domain in domain_names() else ""
+    return {"mlflow.experimentKind": "custom_model_development"} | (
+        {"mlflow.note.content": said.format(domain)} if said else {}
+    )
 
 
 def log_params(run_id: str, params: Mapping[str, object]) -> None:
@@ -80,7 +128,7 @@ def log_page(experiment: str, key: str, name: str, tags: Mapping[str, str], metr
     experiment_id = get_or_create_experiment(experiment)
     run = find_run(key, experiment_id)
     if run is None:
-        run = client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **tags})
+        run = client().create_run(experiment_id, run_name=name, tags={"clipft.key": key, **_origin(tags), **tags})
     for metric, value in metrics.items():
         client().log_metric(run.info.run_id, metric, value)
     client().log_artifact(run.info.run_id, str(page))

@@ -22,6 +22,8 @@ from . import launch
 from .launch import Job
 from .schedule import sides
 
+COUNTS = ("resumed_at", "overflows", "out_of_memory")  # what happened on the way: of use in a run's tags, not among its charts
+
 
 def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | None = None) -> dict[str, float]:
     """Train `clip` in place and leave its package in the job's MLflow run. The job's folder is gone afterwards.
@@ -41,7 +43,8 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
         log = launch.run_logger(run_id)
         metrics = launch.train(job, clip, log)
         log.flush()
-        mlflow.log_metrics({k: v for k, v in metrics.items() if k != "pairs_per_second" or v})
+        mlflow.log_metrics({k: v for k, v in metrics.items() if k not in COUNTS and (k != "pairs_per_second" or v)})
+        mlflow.set_tags({f"clipft.{k}": f"{metrics[k]:g}" for k in COUNTS if k in metrics})
         package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key)
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
         tracking.delete_checkpoint(run_id)

@@ -121,6 +121,23 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
 
 
+def test_mlflow_shows_what_a_person_looks_for_in_a_run(results):
+    client, run_id = tracking.client(), results["finetune"]["run_id"]
+    run = client.get_run(run_id)
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert inputs.keys() == {"training", "validation", "testing"} and len({i.digest for i in inputs.values()}) == 3
+    assert all(i.name == "general/v1" and json.loads(i.source)["tag"] == i.name for i in inputs.values())
+    tags, metrics = run.data.tags, run.data.metrics
+    assert tags["mlflow.user"] and tags["mlflow.source.name"] == "clipft" and "general/v1" in tags["mlflow.note.content"]
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.note.content"]
+    at_trained_size = next(e for e in evaluations(results) if e.size == results["spec"].resolution.train)
+    assert metrics["score"] == pytest.approx(at_trained_size.candidate.intervals[at_trained_size.metric].value)
+    assert "score_start" in metrics and not {"resumed_at", "overflows", "out_of_memory"} & metrics.keys()
+    assert tags["clipft.overflows"] == "0"
+    signature = mlflow.models.get_model_info(tags["clipft.model_uri"]).signature
+    assert [column.name for column in signature.outputs] == ["image_embedding", "text_embedding", "similarity"]
+
+
 def test_a_candidate_that_does_not_pass_has_its_page_too(results):
     spec = RunSpec.from_flat(results["spec"].flat() | {"gate.rules": ["gain(score) >= 0.99"]})
     with refuses("gate.not_passed", "report.html"):
