@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up down status clean worker team-env team-up team-down team-status check coverage test extras test-team docs lint lock
+.PHONY: help setup demo demo-drift up monitoring down status clean worker team-env team-up team-down team-status check coverage test extras test-team docs lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ demo-drift: setup  ## after demo: another kind of image arrives, and the loop cl
 
 up: setup  ## start the embedded stack (Airflow, MLflow, server, Prometheus, Alertmanager)
 	@$(BIN)/python -m deploy.local.stack up
+
+monitoring: setup  ## install Prometheus and Alertmanager with the system's package manager (apt-get as root, or brew); optional
+	@$(BIN)/python -m deploy.local.monitoring
 
 down:  ## stop the stack; nothing is lost
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack down || echo "Nothing was running."

@@ -109,7 +109,7 @@ def addresses() -> None:
         ("MLflow", address("mlflow"), "runs, evaluations, model versions"),
         ("Server", address("server"), "playground; API under /docs, metrics under /metrics"),
         *(
-            (p.capitalize(), address(p), "" if _answers(p) else f"not running: install {p} to have it")
+            (p.capitalize(), address(p), monitoring.pages(p) if _answers(p) else f"not running: `make monitoring` installs {p}")
             for p in monitoring.BINARIES
         ),
     ]
