@@ -31,6 +31,20 @@ from clipft_dag import (
     stage,
 )
 
+# What a person reads before they decide: what it is about, where the reports are, the gate's table, what comes of either answer.
+QUESTION = """\
+{%- set gate, new = ti.xcom_pull(task_ids='gate'), ti.xcom_pull(task_ids='register') -%}
+{%- set pages = [('Evaluation', gate['links']), ('Model version', new['links']), ('MLflow run', ti.xcom_pull(task_ids='finetune')['links'])] -%}
+**{{ new['model'] }} version {{ new['version'] }}**, trained on {{ ti.xcom_pull(task_ids='plan')['dataset'] }}.
+{% for name, links in pages if links.get(name) %}[{{ name }}]({{ links[name] }}){{ '' if loop.last else ' · ' }}{% endfor %}
+
+{{ gate['table'] }}
+
+*Approve* makes it the champion of {{ params['domain'] }}: the server answers with it, after the trial on live traffic if the form asks for
+one, and {{ 'version ' ~ gate['opponent'] ~ ' is kept as previous' if gate['opponent'] else 'it is the first one' }}. *Reject* changes \
+nothing: what serves goes on serving.
+"""
+
 
 @dag(
     dag_id="clipft_finetune",
@@ -79,7 +93,7 @@ def clipft_finetune() -> None:
         task_id="approve",
         required="{{ params['approval.required'] }}",
         subject="Promote {{ ti.xcom_pull(task_ids='register')['model'] }} version {{ ti.xcom_pull(task_ids='register')['version'] }}?",
-        body="{{ ti.xcom_pull(task_ids='gate')['table'] }}",
+        body=QUESTION,
         defaults="Reject",
         fail_on_reject=True,
         retries=0,

@@ -199,7 +199,9 @@ def asked(task, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, An
         approve = task("clipft_readapt", "approve").prepare_for_execution()
         approve.required, approve.body = "True", "**Re-adapt the model**: …"
         with pytest.raises(TaskAwaitingInput) as waiting:
-            approve.execute({"params": {"approval.hours": hours}, "task_instance": SimpleNamespace(id="1")})
+            approve.execute(
+                {"params": {"approval.hours": hours}, "task": approve, "ti": None, "task_instance": SimpleNamespace(id="1")}
+            )
         return form | {"timeout": waiting.value.timeout}
 
     return ask

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import jsonschema
 import pytest
 
@@ -23,6 +25,7 @@ for file in sys.argv[3:]:
     print("RESULT" + json.dumps({
         "heavy": sorted({"torch", "mlflow", "open_clip", "great_expectations", "dvc", "pandas"} & set(sys.modules)),
         "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params), "form": {name: dag.params.get_param(name).dump() for name in dag.params},
+        "question": dag.task_dict["approve"].body if "approve" in dag.task_dict else "",
         "shown": [dag.dag_display_name, dag.description],
         "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
         "kinds": {t.task_id: t.task_type for t in dag.tasks},
@@ -104,6 +107,22 @@ def test_the_tasks_of_a_chain_are_wired_as_it_is_declared(parsed, name, declared
 def test_a_person_decides_before_anything_reaches_traffic(parsed):
     dag = parsed["clipft_finetune"]
     assert dag["upstream"]["approve"] == ["register"] and "approve" in dag["upstream"]["rollout"]
+
+
+def test_who_approves_sees_what_it_is_about_and_where_the_reports_are(parsed):
+    found = {
+        "gate": {"table": "| gain |", "opponent": "2", "links": {"Evaluation": "http://m/e"}},
+        "register": {"model": "clipft-general", "version": "3", "links": {"Model version": "http://m/v"}},
+        "finetune": {"links": {"MLflow run": ""}},
+        "plan": {"dataset": "general/v1"},
+    }
+    ti = SimpleNamespace(xcom_pull=lambda task_ids: found[task_ids])
+    body = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(parsed["clipft_finetune"]["question"])
+    shown = body.render(ti=ti, params={"domain": "general"})
+    assert shown.startswith(
+        "**clipft-general version 3**, trained on general/v1.\n[Evaluation](http://m/e) · [Model version](http://m/v)"
+    )
+    assert "\n\n| gain |\n\n" in shown and "version 2 is kept as previous. *Reject* changes nothing" in shown
 
 
 def test_a_form_is_made_of_the_specs_fields(dag):
