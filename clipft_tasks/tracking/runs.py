@@ -87,8 +87,12 @@ def log_dataset(run_id: str, tag: str, revision: str, content: str, counts: Mapp
 def _origin(tags: Mapping[str, str]) -> dict[str, str]:
     """Who made a run, from where: what MLflow's tables show."""
     asked = tags.get("clipft.dag_run", "")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
     return {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user,
         "mlflow.source.type": "JOB" if asked else "LOCAL",
         "mlflow.source.name": asked or "clipft",
     }
