@@ -123,6 +123,7 @@ def test_the_page_says_whether_to_approve_and_needs_nothing_else(results):
 
 def test_mlflow_shows_what_a_person_looks_for_in_a_run(results):
     client, run_id = tracking.client(), results["finetune"]["run_id"]
+    gate.run(results["spec"], run_id, evaluations(results))
     run = client.get_run(run_id)
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
     assert inputs.keys() == {"training", "validation", "testing"} and len({i.digest for i in inputs.values()}) == 3
