@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from ..domains import Domain
-from . import splits
+from ..domains import Checks, Domain
+from ..spec import DataSpec
+from . import identifiers, splits
 
+SMALLEST = 16  # pixels: a set whose images all have one size is made that way, down to here
+EVEN_SHARE = 0.1  # of an even share: what a class must have where there are too many for the domain's limit
 EXAMPLES = 20  # rows named per failed check
 
 
@@ -31,14 +34,32 @@ def describe(frame: pd.DataFrame, domain: Domain, tokens: pd.Series, context: in
     return frame.assign(tokens=tokens, truncated=tokens > context, leaks=across, side=frame[["width", "height"]].min(axis=1))
 
 
-def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: float) -> list[Check]:
+def limits_of(domain: Domain, options: DataSpec, frame: pd.DataFrame) -> Checks:
+    """The domain's limits as this data set meets them: those that the spec names, and none that shuts out a whole use.
+
+    Images of one small size (28 px) are made so on purpose; 200 classes cannot each have a hundredth of the rows.
+    """
+    limits = domain.checks
+    sides, classes = frame["side"].unique(), frame.loc[frame["label"] != "", "label"].nunique()
+    side = int(sides[0]) if len(sides) == 1 and sides[0] >= SMALLEST else limits.min_side
+    share = min(limits.min_class_share, EVEN_SHARE / classes if classes else 1.0)
+    return replace(
+        limits,
+        min_side=min(side, limits.min_side) if options.min_side is None else options.min_side,
+        min_class_share=share if options.min_class_share is None else options.min_class_share,
+    )
+
+
+def check(
+    frame: pd.DataFrame, domain: Domain, context: int, rejected_share: float, options: DataSpec = DataSpec()
+) -> list[Check]:
     """Run the domain's suite. `frame` comes from `describe`."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
     for noisy in ("great_expectations", "great_expectations.data_context"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    limits = domain.checks
+    limits = limits_of(domain, options, frame)
     context_gx = gx.get_context(mode="ephemeral")
     context_gx.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     batch = context_gx.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
@@ -46,6 +67,11 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
     labeled = frame["label"] != ""
     share = frame.loc[labeled, "label"].value_counts(normalize=True)
     summary = frame.assign(rejected_share=rejected_share, smallest_class=share.min() if len(share) else 1.0)
+    of_one_image = frame.loc[labeled].groupby("sha256")["label"].transform("nunique") > 1
+    summary["contradicts"] = of_one_image.reindex(frame.index, fill_value=False)
+    if limits.identifiers:
+        named = identifiers.found([*frame["caption"], *frame["label"]], options.names_file)
+        summary["names_somebody"] = frame["caption"].map(named) | frame["label"].map(named)
     summary["split_rows"] = frame.groupby("split")["split"].transform("size")
 
     expectations: list[tuple[str, str, Any]] = [
@@ -58,7 +84,7 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
         ),
         (
             "Shorter side of the images, pixels",
-            f"{limits.min_side} to {limits.max_side}",
+            f"{limits.min_side} to {limits.max_side} (data.min_side)",
             gxe.ExpectColumnValuesToBeBetween(column="side", min_value=limits.min_side, max_value=limits.max_side),
         ),
         (
@@ -66,11 +92,31 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
             ", ".join(limits.modes),
             gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=list(limits.modes)),
         ),
-        ("Captions are not empty", "at least one letter", gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\w")),
+        (
+            "Captions are not empty",
+            "at least one letter or emoji",
+            gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\w|[\u2600-\u27BF\U0001F000-\U0001FAFF]"),
+        ),
         (
             f"Captions inside the tokenizer's context of {context}",
             f"at least {1 - limits.max_truncated_share:.0%} of rows",
             gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=context, mostly=1 - limits.max_truncated_share),
+        ),
+        *(
+            [
+                (
+                    "Captions and labels name nobody",
+                    "no date, record number, address or name (data.names_file adds names)",
+                    gxe.ExpectColumnValuesToBeInSet(column="names_somebody", value_set=[False]),
+                )
+            ]
+            if limits.identifiers
+            else []
+        ),
+        (
+            "No image in two classes",
+            "0 rows (same bytes)",
+            gxe.ExpectColumnValuesToBeInSet(column="contradicts", value_set=[False]),
         ),
         (
             "No group and no near-duplicate in two splits",
@@ -84,7 +130,7 @@ def check(frame: pd.DataFrame, domain: Domain, context: int, rejected_share: flo
         ),
         (
             "Share of the rarest class",
-            f"at least {limits.min_class_share:.1%}",
+            f"at least {limits.min_class_share:.2%} (data.min_class_share)",
             gxe.ExpectColumnMinToBeBetween(column="smallest_class", min_value=limits.min_class_share),
         ),
     ]

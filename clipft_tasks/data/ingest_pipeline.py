@@ -27,7 +27,7 @@ from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount
 from ..core.console import progress
 from ..core.errors import ClipftError, Transient
 from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
-from ..domains import Domain
+from ..domains import Domain, spoken
 from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
 from .account import Account, finish
@@ -302,7 +302,7 @@ def caption_of(row: Row, template: str) -> str:
     except UnicodeEncodeError as error:
         raise BadImage("a name or text of it holds half a character", "text of unknown encoding") from error
     if not caption and row.label:
-        caption = template.replace("{}", row.label)
+        caption = template.replace("{}", spoken(row.label))
     if not caption:
         raise BadImage("it has neither a caption nor a label", "neither caption nor label")
     words = caption.count(" ") + 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..devices import backend, moved
-from ..domains import Augment
+from ..domains import Augment, spoken
 from . import augment
 from .augment import Geometry
 from .decoded_cache import Decoded, decoded
@@ -98,7 +98,7 @@ class TrainingData:
         """
         frame = dataset.split(split)
         margin = -(-int(largest / how.crop_min**0.5) // 16) * 16  # decoded large enough that crops are never enlarged
-        worded = [[p.format(c) for p in prompts] for c in dataset.classes] if how.prompt_share else []
+        worded = [[p.format(spoken(c)) for p in prompts] for c in dataset.classes] if how.prompt_share else []
         captions = sorted({*frame["caption"], *chain.from_iterable(worded)})
         ids = {c: i for i, c in enumerate(captions)}
         classes = {c: i for i, c in enumerate(dataset.classes)}

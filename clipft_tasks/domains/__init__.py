@@ -12,9 +12,9 @@ from ..core.errors import ClipftError
 from ..core.plugins import instances
 from ..core.settings import settings
 from . import general, industrial, medical, scientific
-from .base import Augment, Checks, Domain
+from .base import Augment, Checks, Domain, spoken
 
-__all__ = ["Augment", "Checks", "Domain", "domain_names", "get_domain"]
+__all__ = ["Augment", "Checks", "Domain", "domain_names", "get_domain", "spoken"]
 
 
 SHIPPED = {m.DOMAIN.name: m.DOMAIN for m in (industrial, medical, scientific, general)}

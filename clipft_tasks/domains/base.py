@@ -1,5 +1,6 @@
 """What a domain is: one frozen profile that the rest of a run derives from."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, Self
@@ -7,6 +8,11 @@ from typing import Annotated, ClassVar, Self
 from ..core.errors import ClipftError
 
 # Each field says what it is in its annotation: `clipft domain new` writes that above the value.
+
+
+def spoken(label: str) -> str:
+    """A class as a sentence words it: `pleural_effusion` and `PleuralEffusion` as two words. The label itself stays."""
+    return re.sub(r"(?<=[a-z]{3})(?=[A-Z][a-z]{2})", " ", label.replace("_", " "))
 
 
 class Profile:
@@ -54,6 +60,7 @@ class Checks(Profile):
     max_truncated_share: Annotated[float, "captions longer than the tokenizer's context"] = 0.05
     min_class_share: Annotated[float, "of the rarest class among the rows with a label"] = 0.01
     min_rows: Annotated[int, "rows after rejection"] = 20
+    identifiers: Annotated[bool, "search captions and labels for dates, record numbers, addresses and names"] = False
 
 
 # What test rows can be split by (evaluate/slices.py), and what may be wrong with an image (evaluate/corruptions.py).

@@ -17,7 +17,11 @@ DOMAIN = Domain(
     caption="a medical image showing {}.",
     augment=Augment(crop_min=0.85, flip_horizontal=False),
     checks=Checks(
-        min_side=64, modes=("RGB", "L", "RGBA", "P", "I;16", "I;16B"), max_rejected_share=0.02, min_class_share=0.005
+        min_side=64,
+        modes=("RGB", "L", "RGBA", "P", "I;16", "I;16B"),
+        max_rejected_share=0.02,
+        min_class_share=0.005,
+        identifiers=True,
     ),
     gray_bits=0,
     group_unit="patient",
@@ -46,6 +50,7 @@ DOMAIN = Domain(
         "checks.modes": "radiographs are 16-bit gray; CMYK, 1-bit and gray with transparency come from documents, not devices",
         "checks.max_rejected_share": "a missing study is more often a broken export than bad luck",
         "checks.min_class_share": "rare diagnoses are what the model is for: half a percent is enough to be taken",
+        "checks.identifiers": "reports hold dates, numbers and names of patients, and a version is for ever",
         "gray_bits": "detectors fill 10 to 14 of 16 bits and exposures differ, so each image spans its own range, as in MIMIC-CXR-JPG "
         "(Johnson et al. 2019, https://arxiv.org/abs/1901.07042); percentiles rather than least and most, since one burnt-in marker "
         "or dead pixel would else take the range",

@@ -15,7 +15,7 @@ DOMAIN = Domain(
     ),
     caption="a scientific image of {}.",
     augment=Augment(crop_min=0.9, flip_horizontal=False),
-    checks=Checks(modes=("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "I;16B", "F"), min_class_share=0.0),
+    checks=Checks(modes=("RGB", "L", "RGBA", "LA", "P", "1", "I;16", "I;16B", "I", "F"), min_class_share=0.0),
     gray_bits=0,
     drift_tolerance=1.5,
     defaults={
@@ -36,7 +36,7 @@ DOMAIN = Domain(
         "domain of your own",
         "augment.brightness": "gray values and color scales are data, stains are measurements",
         "augment.contrast": "as brightness",
-        "checks.modes": "microscopes write 16-bit and floating-point gray, figures are often 1-bit or have a palette; CMYK is print",
+        "checks.modes": "microscopes write gray of 16 and 32 bits and in floating point, figures are often 1-bit or have a palette; CMYK is print",
         "checks.min_class_share": "captions are often unique names, so a class may have one image",
         "gray_bits": "exposure and gain differ from image to image, so each spans its own range; percentiles, since one hot pixel "
         "would else take it",

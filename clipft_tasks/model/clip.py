@@ -15,6 +15,7 @@ from ..core.errors import ClipftError
 from ..data.images import RESIZE_MODES, Aspect, DecodedImage, Limits, open_image
 from ..devices import backend
 from ..devices.memory import is_out_of_memory
+from ..domains import spoken
 from .image_tower import ImageTower, OpenClipModule, image_tower
 from .similarity import Cosine, Similarity
 
@@ -324,6 +325,6 @@ class Clip:
             templates: in place of the model's own.
         """
         templates = templates or self.prepared().prompts
-        texts = [template.format(name) for name in classes for template in templates]
+        texts = [template.format(spoken(name)) for name in classes for template in templates]
         embedded = self.encode_texts(texts).view(len(classes), len(templates), -1)
         return self.similarity.mean(embedded, 1)

@@ -30,9 +30,9 @@ class Entry:
 READERS: Mapping[str, Entry] = {
     "table": Entry(
         "table:Table",
-        "a table (CSV, TSV, JSONL, JSON, Parquet)",
+        "a table (CSV, TSV, JSONL, JSON, Parquet, npz)",
         "a column of image paths, relative to the table, or of bytes, and captions or labels; columns for group and split are optional",
-        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet"),
+        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet", ".npz"),
         examples=("/data/images.csv",),
     ),
     "folder": Entry(

@@ -29,7 +29,7 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
     captions = frame["caption"].unique().tolist()
     counts = dict(zip(captions, token_counts(tokenizer, captions), strict=True))
     described = expectations.describe(frame, domain, frame["caption"].map(counts), context)
-    checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)))
+    checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)), spec.data)
     failed = [c for c in checks if not c.passed]
 
     path = folder / "report.html"

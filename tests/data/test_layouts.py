@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import made_image
 from fixtures.errors import refuses
+from PIL import Image
 
 from clipft_tasks.data.images import BadImage
 from clipft_tasks.data.readers import Row, Source, open_source
@@ -407,3 +408,53 @@ def test_all_of_it_becomes_rows_of_a_data_set(home, folder):
     result = ingest.run(spec_of(jsonl(folder / "t.jsonl", records)))
     assert (result.rows, result.rejected) == (10, 1) and taken(result)["name"].is_unique
     assert np.array_equal(taken(result).groupby("sha256")["split"].nunique(), [1] * 5)
+
+
+# Stacks and arrays ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "pages"), [("auto", [0]), ("first", [0]), ("middle", [2]), ("all", [0, 1, 2, 3])])
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_pages_of_a_stack_are_chosen_and_the_others_counted(tmp_path, how, pages, kind):
+    import tifffile
+
+    (tmp_path / "a").mkdir()
+    stack = np.stack([np.full((32, 40), 1000 * i, np.uint16) for i in range(4)])
+    tifffile.imwrite(tmp_path / "a" / "x.ome.tiff", stack, ome=True, metadata={"axes": "ZYX"})
+    (tmp_path / "t.csv").write_text("image,caption\na/x.ome.tiff,c\n")
+    rows, source = read(tmp_path if kind == "folder" else tmp_path / "t.csv", frames=how)
+    found = [int(np.asarray(Image.open(io.BytesIO(row.image_bytes()))).max()) for row in rows]
+    assert found == [1000 * page for page in pages] and len({row.group for row in rows}) == 1
+    assert source.account.passed_over["pages and slices of files with several"] == 4 - len(pages)
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_slices_of_a_volume_are_rows(tmp_path, name):
+    import nibabel
+
+    volume = np.zeros((20, 30, 5), np.int16)
+    volume[15:, :, :] = np.arange(1, 6) * 100  # the patient's left, brighter from feet to head
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / name)
+    (tmp_path / "x.txt").write_text("a head")
+    (middle,), source = read(tmp_path)
+    values = np.asarray(Image.open(io.BytesIO(middle.image_bytes())))
+    assert values.shape == (30, 20) and values.max() == round(65535 * 300 / 500) and middle.caption == "a head"
+    assert source.account.passed_over["pages and slices of files with several"] == 4
+    rows, _ = read(tmp_path, frames="all")
+    assert len(rows) == 5 and len({row.group for row in rows}) == 1 and len({row.image_bytes() for row in rows}) == 5
+    (tmp_path / name).write_bytes(b"no volume")
+    assert "cannot be read" in reason(read(tmp_path)[0][0])
+
+
+def test_arrays_as_medmnist_has_them(home, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 20), ("val", 4), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count).reshape(-1, 1) % 2
+    np.savez(tmp_path / "x.npz", **arrays)
+    result = ingest.run(spec_of(tmp_path / "x.npz"))
+    assert result.counts == {"train": 20, "val": 4, "test": 4} and set(taken(result)["label"]) == {"0", "1"}
+    np.savez(tmp_path / "y.npz", x=np.zeros(3))
+    with refuses("source.unreadable_file", "train_images"):
+        read(tmp_path / "y.npz")

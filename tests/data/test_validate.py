@@ -5,13 +5,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import made_image, write_images
 from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.spec import RunSpec
+from clipft_tasks.data import expectations
+from clipft_tasks.domains import get_domain
+from clipft_tasks.spec import DataSpec, RunSpec
 from clipft_tasks.stages import ingest, validate
 
 TITLES = [
@@ -22,6 +25,7 @@ TITLES = [
     "Color mode",
     "Captions are not empty",
     "Captions inside the tokenizer",
+    "No image in two classes",
     "near-duplicate in two splits",
     "Splits are named",
     "rarest class",
@@ -135,7 +139,7 @@ def test_too_many_rejected_rows_stop_and_each_is_on_the_page(home, source, tiny)
     for number in (1, 2, 3):
         (source.parent / f"red-00{number}.png").write_bytes(b"")
     said, page = stopped(spec_of(source, tiny))
-    assert "Share of rows that were rejected: 0.075" in said and "1 of 10 checks" in said
+    assert "Share of rows that were rejected: 0.075" in said and "1 of 11 checks" in said
     assert all(f"red-00{n}.png" in page for n in (1, 2, 3)) and "0 bytes" in page
 
 
@@ -242,7 +246,7 @@ def test_every_failed_check_is_named_at_once(home, source, tiny):
     rows[4]["caption"] = "?!"
     made_image("red", 5).resize((48, 20)).save(source.parent / "red-005.png")
     said, page = stopped(spec_of(write(source, rows), tiny))
-    assert "2 of 10 checks failed" in said and "Captions are not empty" in said and "Shorter side" in said
+    assert "2 of 11 checks failed" in said and "Captions are not empty" in said and "Shorter side" in said
     assert page.count(">FAIL<") == 2
 
 
@@ -251,3 +255,79 @@ def test_a_start_model_that_does_not_exist_is_named(home, source, tiny):
     staging = ingest.run(spec).staging
     with refuses("model.unknown_start", "ViT-Z-99"):
         validate.run(spec, staging)
+
+
+# Limits that follow from the data, and checks of what rows say --------------------------------------------------------
+
+
+def checked(rows: list[dict], domain: str = "general", **options: object) -> dict[str, expectations.Check]:
+    """The checks of rows that are plain but for what is given, by title."""
+    plain = {
+        "caption": "a thing", "label": "", "group": "", "split": "train", "width": 64, "height": 64, "mode": "RGB", "format": "PNG",
+    }  # fmt: skip
+    unlike = np.random.default_rng(0).integers(0, 256, (len(rows), 32), np.uint8)
+    frame = pd.DataFrame(
+        [
+            {**plain, "key": i, "name": f"row {i}", "sha256": str(i), "phash": unlike[i].tobytes().hex(), **row}
+            for i, row in enumerate(rows)
+        ]
+    )
+    described = expectations.describe(frame, get_domain(domain), pd.Series([3] * len(rows)), 77)
+    found = expectations.check(described, get_domain(domain), 77, 0.0, DataSpec(**options))
+    return {check.title.partition(",")[0]: check for check in found}
+
+
+def test_balanced_classes_may_be_many_and_a_rare_one_among_them_is_still_named():
+    many = [{"label": f"class {i % 120}"} for i in range(600)]
+    assert checked(many, "industrial")["Share of the rarest class"].passed
+    rare = checked([*many * 3, {"label": "rare"}], "industrial")["Share of the rarest class"]
+    assert not rare.passed and rare.rows == ["rare"] and "data.min_class_share" in rare.limit
+    assert checked([*many * 3, {"label": "rare"}], "industrial", min_class_share=0)["Share of the rarest class"].passed
+
+
+def test_small_images_of_one_size_are_taken_and_one_small_among_others_is_not():
+    small = {"width": 28, "height": 28}
+    title = "Shorter side of the images"
+    assert checked([small] * 30, "medical")[title].passed
+    assert not checked([small, *[{}] * 30], "medical")[title].passed
+    assert checked([small, *[{}] * 30], "medical", min_side=28)[title].passed
+    assert not checked([{"width": 8, "height": 8}] * 30)[title].passed
+
+
+@pytest.mark.parametrize(("caption", "passes"), [("🐱🐶", True), ("猫", True), ("☀", True), ("?!", False), ("…", False)])
+def test_captions_of_emoji_say_something(caption, passes):
+    assert checked([{"caption": caption}] * 30)["Captions are not empty"].passed == passes
+
+
+def test_one_image_in_two_classes_is_named():
+    rows = [{"label": "benign"}] * 28 + [{"label": "benign", "sha256": "x"}, {"label": "malignant", "sha256": "x"}]
+    found = checked(rows)["No image in two classes"]
+    assert not found.passed and found.rows == ["row 28", "row 29"]
+    assert checked([{"label": "benign", "sha256": "x"}] * 30)["No image in two classes"].passed
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "CT of the chest, 1970-01-02", "seen on 02.01.1970", "born 3 May 1970", "May 3, 1970: a fracture", "study 19700102",
+        "patient John Doe with effusion", "Dr. Smith saw an effusion", "MRN 12345, effusion", "accession no. A-4711",
+        "DOE^JOHN effusion", "call 555 123 4567", "write to j.doe@clinic.org", "id 123456789", "seen by okonkwo", "Anna Maria Okafor",
+    ],
+)  # fmt: skip
+def test_captions_that_name_somebody_stop_medical_data_and_only_their_rows_are_named(caption, tmp_path):
+    (tmp_path / "names.txt").write_text("Okonkwo\nanna maria okafor\n", "utf-8")
+    found = checked([{}] * 29 + [{"caption": caption}], "medical", names_file=str(tmp_path / "names.txt"))
+    check = found["Captions and labels name nobody"]
+    assert not check.passed and check.rows == ["row 29"] and caption not in str(check)
+    assert "Captions and labels name nobody" not in checked([{"caption": caption}] * 30)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a radiograph of the chest, PA view.", "T1 and T2 weighted MR image at L4/5", "a 65 year old man with a mass of 3.5 x 2 cm",
+        "Patient has effusion", "grade 3/4, 12 mm", "findings since 2019", "CT image 5 of 120", "5-10 nodules of 1.5-2.5 mm",
+    ],
+)  # fmt: skip
+def test_captions_that_name_nobody_pass(caption):
+    assert checked([{"caption": caption}] * 30, "medical")["Captions and labels name nobody"].passed

@@ -12,7 +12,8 @@ from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account, ending
 from ..images import ENDINGS, BadImage
-from .base import Reader, Row, Source, read_inside, refuse
+from .base import Reader, Row, Source, refuse
+from .stacks import images_of, is_volume
 from .text import decoded
 from .tree import files, levels_of
 
@@ -44,7 +45,7 @@ class Folder(Reader):
         account = Account()
         every = files(root, account)
         account.seen = len(every)
-        found = [path for path in every if path.suffix.lower() in ENDINGS]
+        found = [path for path in every if path.suffix.lower() in ENDINGS or is_volume(path)]
         if not found and (tables := [root / path for path in every if path.suffix.lower() == ".parquet"]):
             return Table.of_files(tables, options, root.name)
         if not found:
@@ -54,7 +55,7 @@ class Folder(Reader):
                 f"Known: {', '.join(sorted(ENDINGS))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
                 code="source.no_images",
             )
-        stems = {path.with_suffix("") for path in found}
+        stems = {stem(path) for path in found}
         texts = {path.with_suffix("") for path in every if path.suffix.lower() == ".txt"} & stems
         pass_over(set(every) - set(found), stems, account)
         levels = levels_of(found, options.levels, texts >= stems, account)
@@ -69,15 +70,10 @@ class Folder(Reader):
                 except (BadImage, OSError) as error:
                     yield Row(where, partial(refuse, str(error), getattr(error, "kind", "cannot be read")), key, caption=key)
                     continue
-                yield Row(
-                    where=where,
-                    image_bytes=partial(read_inside, root, str(path)),
-                    key=key,
-                    caption=caption,
-                    label=meaning.label,
-                    group=meaning.group,
-                    split=meaning.split,
-                )
+                images = images_of(root, str(path), options.frames, account)
+                for place, read in images:
+                    group = meaning.group or (key if len(images) > 1 else "")
+                    yield Row(where + place, read, key + place, caption, meaning.label, group, meaning.split)
 
         return Source(rows, name=root.name, total=len(found), account=account)
 
@@ -98,9 +94,15 @@ def pass_over(others: set[Path], stems: set[Path], account: Account) -> None:
         account.warn(f"{account.passed_over[f'{suffix} files']} {suffix} files were passed over; they need {way}.")
 
 
+def stem(path: Path) -> Path:
+    """A path without its ending; that of a packed volume is `.nii.gz`."""
+    plain = path.with_suffix("")
+    return plain.with_suffix("") if path.name.lower().endswith(".nii.gz") else plain
+
+
 def beside(root: Path, path: Path) -> str:
     """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImage."""
-    caption = root / path.with_suffix(".txt")
+    caption = (root / stem(path)).with_name(stem(path).name + ".txt")
     inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
     return decoded(caption.read_bytes()) if inside else ""
 

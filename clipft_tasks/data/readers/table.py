@@ -8,7 +8,8 @@ from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account
 from ..images import BadImage
-from .base import Reader, Row, Source, as_image, read_inside, refuse
+from .base import Reader, Row, Source, as_image, refuse
+from .stacks import images_of
 from .table_files import Record, TableFile, open_table
 from .text import captions_of, cell, split_of
 
@@ -93,33 +94,36 @@ class _Part:
             try:
                 if isinstance(record, BadImage):
                     raise record
-                found = list(self._rows(where, number, record))
+                found = list(self._rows(where, number, record, account))
             except Exception as error:  # an odd cell is its row's matter
                 key = str(record.get(self.image, ""))[:200] if isinstance(record, dict) else where
                 kind = getattr(error, "kind", "cannot be read")
                 found = [Row(where, partial(refuse, str(error), kind), key if isinstance(key, str) else where, caption=where)]
             yield from found
 
-    def _rows(self, where: str, number: int, record: Record) -> Iterator[Row]:
-        key, read = self._image(number, record.get(self.image))
+    def _rows(self, where: str, number: int, record: Record, account: Account) -> Iterator[Row]:
+        images = self._images(number, record.get(self.image), account)
         label = cell(self._named(self.label, record.get(self.label)), "label") if self.label else ""
         group = cell(record.get(self.options.group_column), "group")
         split = split_of(cell(record.get(self.options.split_column), "split")) or self.file.split
         captions = captions_of(record.get(self.caption)) if self.caption else [""]
-        for caption in captions or [""]:
-            yield Row(where, read, key, cell(caption, "caption"), label, group, split)
+        if len(images) > 1 and not group:
+            group = images[0][0].rpartition("#")[0]
+        for key, read in images:
+            for caption in captions or [""]:
+                yield Row(where, read, key, cell(caption, "caption"), label, group, split)
 
-    def _image(self, number: int, value: object) -> "tuple[str, partial[bytes]]":
-        """What the row is called, and how its bytes are read."""
+    def _images(self, number: int, value: object, account: Account) -> list[tuple[str, partial[bytes]]]:
+        """What the row's images are called, and how their bytes are read; several of a stack where all are asked for."""
         path = value.get("path") if isinstance(value, dict) else None
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
             name = path if isinstance(path, str) and path else f"{self.file.path.stem} row {number}"
-            return name, partial(as_image, data)
+            return [(name, partial(as_image, data))]
         name = cell(path if isinstance(value, dict) else value, "image")
         if "://" in name:
-            return name, partial(refuse, f"{name} is an address; images are not fetched: download them first", "addresses")
-        return name, partial(read_inside, self.root, name)
+            return [(name, partial(refuse, f"{name} is an address; images are not fetched: download them first", "addresses"))]
+        return [(name + place, read) for place, read in images_of(self.root, name, self.options.frames, account)]
 
     def _named(self, column: str, value: object) -> object:
         names = self.file.class_names.get(column)

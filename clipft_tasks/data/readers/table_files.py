@@ -47,6 +47,8 @@ def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
             return _separated(path, image_column, separator)
         if suffix == ".jsonl":
             return _lines(path)
+        if suffix == ".npz":
+            return _arrays(path)
         return _parquet(path) if suffix == ".parquet" else _json(path)
     except ClipftError:
         raise
@@ -147,6 +149,30 @@ def _coco(path: Path, images: list[dict[str, object]], annotations: list[dict[st
     folder = next((f for f in folders if (f / first).is_file()), path.parent)
     split = split_of(part)
     return TableFile(path, folder, ["image", "caption"], partial(iter, rows), len(rows), split if split in SPLITS else "")
+
+
+def _arrays(path: Path) -> TableFile:
+    """Arrays as MedMNIST has them: `train_images` (n, rows, columns[, 3]) and `train_labels` (n, 1), likewise val and test."""
+    import numpy as np
+    from PIL import Image
+
+    with np.load(path) as arrays:
+        names = [name.removesuffix("_images") for name in arrays.files if name.endswith("_images")]
+        there = [name for name in names if f"{name}_labels" in arrays.files]
+        total = sum(len(arrays[f"{name}_labels"]) for name in there)
+    if not there:
+        raise ValueError("it has no arrays called train_images and train_labels, as MedMNIST has them")
+
+    def records() -> Iterator[Record | BadImage]:
+        for name in there:
+            with np.load(path) as opened:
+                images, labels = opened[f"{name}_images"], opened[f"{name}_labels"]
+            for image, label in zip(images, labels, strict=True):
+                out = io.BytesIO()
+                Image.fromarray(image).save(out, "PNG")
+                yield {"image": out.getvalue(), "label": label.ravel().tolist(), "split": name}
+
+    return TableFile(path, path.parent, ["image", "label", "split"], records, total)
 
 
 def _parquet(path: Path) -> TableFile:

@@ -1,0 +1,95 @@
+"""Files that hold several images: pages of a TIFF, slices of a NIfTI volume. Which are taken, `data.frames` says."""
+
+import io
+from functools import partial
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image
+
+from .. import dicom, tiff
+from ..account import Account
+from ..images import BadImage, Limits, check_size
+from .base import read_inside
+
+NIFTI = (".nii", ".nii.gz")
+MOST_BYTES = 2**29
+MOST_VOXELS = 2**28
+
+
+def is_volume(path: PurePath) -> bool:
+    return path.name.lower().endswith(NIFTI)
+
+
+def images_of(root: Path, name: str, frames: str, account: Account) -> list[tuple[str, partial[bytes]]]:
+    """(what is added to the name, how the bytes are read) of each image of a file below `root` that is taken."""
+    read: partial[bytes] = partial(read_inside, root, name)
+    path = PurePath(name)
+    if is_volume(path):
+        page, count, auto = partial(_slice, root, name), _slices(root, name), "middle"
+    elif path.suffix.lower() in (".tif", ".tiff"):
+        page, count, auto = partial(_page, root, name), _pages(root, name), "first"
+        if count == 1:
+            return [("", read)]
+    else:
+        return [("", read)]
+    taken = dicom.chosen(count, auto if frames == "auto" else frames)
+    account.pass_over("pages and slices of files with several", count - len(taken))
+    return [(f"#{index + 1}" if count > 1 else "", partial(page, index)) for index in taken]
+
+
+def _pages(root: Path, name: str) -> int:
+    try:
+        return tiff.count(read_inside(root, name))
+    except (BadImage, OSError):
+        return 1  # reading it fails the same way, and is where the reason is kept
+
+
+def _page(root: Path, name: str, index: int) -> bytes:
+    return tiff.page_bytes(read_inside(root, name), index, check_size)
+
+
+def _volume(root: Path, name: str) -> np.ndarray:
+    """(columns, rows, slices) of a volume, the first of a series, with the patient's right, back and feet at 0. Raises BadImage."""
+    data = read_inside(root, name, as_it_is=True, limit=MOST_BYTES)
+    try:
+        import gzip
+
+        import nibabel
+
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadImage("it unpacks to more than the limit of bytes", "too large")
+        image = nibabel.Nifti1Image.from_bytes(data)
+        if np.prod(image.shape[:3]) > MOST_VOXELS or len(image.shape) < 2:
+            raise BadImage(f"a volume of {image.shape} voxels", "too many pixels")
+        image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]  # nibabel does not type it
+        values = np.asarray(image.dataobj[(..., *[0] * (len(image.shape) - 3))] if len(image.shape) > 3 else image.dataobj)
+    except BadImage:
+        raise
+    except Exception as error:  # nibabel raises its own, zlib's and numpy's errors for broken bytes
+        raise BadImage(f"its volume cannot be read: {error}", "cut short or broken") from error
+    return np.atleast_3d(values)
+
+
+def _slices(root: Path, name: str) -> int:
+    try:
+        return int(_volume(root, name).shape[2])
+    except (BadImage, OSError):
+        return 1
+
+
+def _slice(root: Path, name: str, index: int) -> bytes:
+    """A slice as 16-bit gray, black and white at the least and the greatest value of its volume."""
+    volume = _volume(root, name)
+    values = np.rot90(volume[:, :, index]).astype(np.float64)
+    low, high = float(np.min(volume)), float(np.max(volume))
+    if not np.isfinite([low, high]).all():
+        raise BadImage("it has voxels that are no numbers", "pixels that are no numbers")
+    check_size(values.shape[1], values.shape[0], Limits())
+    gray = ((values - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(gray)).save(out, "PNG")
+    return out.getvalue()
