@@ -22,7 +22,9 @@ from pydantic import (
 from clipft_tasks.contracts.base import Record
 
 from .admission import Admission
+from .errors import RequestRejectedError
 
+MAX_FIELDS = 50  # of a body; more are not even named in its refusal
 SPELLINGS = str.maketrans("-_", "+/", " \t\r\n")  # of base64
 EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run as they are
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
@@ -70,7 +72,19 @@ Whole = BeforeValidator(_whole)
 Base64 = WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1})
 
 
-class ImageFile(Record):
+class Body(Record):
+    """An object of a request's body."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: object) -> object:
+        """The same. Raises RequestRejectedError for more fields than any object has, before each becomes an error of its own."""
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise RequestRejectedError(422, f"{len(data):,} fields in one request; none has so many", "malformed")
+        return data
+
+
+class ImageFile(Body):
     """An image: the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file in base64. URLs are not fetched."""
 
     content: Annotated[bytes, BeforeValidator(_decoded), Base64] = Field(alias="base64")
@@ -89,7 +103,7 @@ def _example(**body: object) -> ConfigDict:
 # Inference --------------------------------------------------------------------------------------------------------
 
 
-class InferenceBody(Record):
+class InferenceBody(Body):
     domain: str | None = Field(
         None, max_length=64, description="whose model answers; may be left out while only one domain is live"
     )
@@ -157,7 +171,7 @@ class Classify(InferenceBody):
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", description="number of a registered model version")]
 
 
-class LoadRequest(Record):
+class LoadRequest(Body):
     version: Version
     hold: bool = Field(
         False,
@@ -166,7 +180,7 @@ class LoadRequest(Record):
     )
 
 
-class TrialRequest(Record):
+class TrialRequest(Body):
     version: Version
     share: float = Field(0.5, gt=0, le=1, strict=True, description="of the classify requests that it sees")
     answers: bool = Field(
@@ -174,7 +188,7 @@ class TrialRequest(Record):
     )
 
 
-class FeedbackRequest(Record):
+class FeedbackRequest(Body):
     answer_id: str = Field(
         min_length=1,
         max_length=128,
@@ -185,11 +199,11 @@ class FeedbackRequest(Record):
     label: str = Field(min_length=1, max_length=500, description="what it really shows")
 
 
-class CaptureShareRequest(Record):
+class CaptureShareRequest(Body):
     share: float | None = Field(
         ge=0, le=1, strict=True, description="of requests that are kept; null: what the domain's profile says"
     )
 
 
-class CaptureLabelRequest(Record):
+class CaptureLabelRequest(Body):
     label: str = Field(max_length=500, description="the true class; empty takes a label back")

@@ -45,6 +45,7 @@ WRONG = {
     "objects for images": (EMBED_IMAGES, b'{"images": [' + b",".join([b"{}"] * MANY) + b"]}"),
     "lists for classes": (CLASSES, b'{"images": [], "classes": [' + b",".join([b"[]"] * MANY) + b"]}"),
     "unknown keys": (PAIRS, b"{" + b",".join(b'"%d": 0' % n for n in range(90_000)) + b"}"),
+    "unknown keys of an image": (EMBED_IMAGES, b'{"images": [{' + b",".join(b'"%d": 0' % n for n in range(90_000)) + b"}]}"),
     "a long key": (PAIRS, b'{"' + b"k" * 900_000 + b'": 0}'),
     "a long domain": (EMBED_TEXTS, b'{"texts": "x", "domain": "' + b"d" * 900_000 + b'"}'),
 }

@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -113,8 +114,9 @@ def test_a_signal_writes_a_checkpoint_and_the_next_try_ends_as_if_undisturbed(da
     assert torch.equal(weights(undisturbed), weights(resumed))
 
 
-def test_an_overflow_in_fp16_skips_the_step_and_is_counted(dataset, small_spec, tmp_path):
+def test_an_overflow_in_fp16_skips_the_step_and_is_counted(dataset, small_spec, tmp_path, monkeypatch):
     """The loss scale starts far too high, so the first gradients overflow; then it recovers and training goes on."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
     plan = a_plan(precision="fp16")
     clip, metrics, rows = trained(changed(small_spec, train__epochs=8), dataset, tmp_path, plan=plan)
     scales = [f["loss_scale"] for _, f in rows]
