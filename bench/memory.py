@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from bench import gpu
-from clipft_tasks.devices.memory import OutOfMemory
+from clipft_tasks.devices.memory import OutOfMemoryError
 from clipft_tasks.model.activation_checkpointing import checkpoint_blocks
 
 CAP_GIB = 16
@@ -24,7 +24,7 @@ def largest(runs: Callable[[int], object]) -> int:
         gpu.fresh()
         try:
             runs(count)
-        except (torch.OutOfMemoryError, OutOfMemory):
+        except (torch.OutOfMemoryError, OutOfMemoryError):
             return False
         return True
 

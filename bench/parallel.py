@@ -29,7 +29,7 @@ from torch import Tensor
 from clipft_tasks.contracts.plan import Plan, Precision
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
-from clipft_tasks.devices.memory import OutOfMemory
+from clipft_tasks.devices.memory import OutOfMemoryError
 from clipft_tasks.devices.precision import precision_context
 from clipft_tasks.objectives import InfoNCE
 from clipft_tasks.spec import RunSpec
@@ -91,7 +91,7 @@ def _short(world: distributed.World, gradient: Callable[[Precision, int], Tensor
         try:
             found = gradient("fp32", micro)
             break
-        except OutOfMemory:
+        except OutOfMemoryError:
             micro, failures = micro // 2, failures + 1
             torch.cuda.empty_cache()
     difference = float((found - known).norm() / known.norm())
@@ -179,13 +179,13 @@ def starter(folder: Path) -> Path:
 START = """
 import sys
 from pathlib import Path
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.model import build
 from clipft_tasks.train import job as jobs
 job = jobs.Job.read(Path(sys.argv[1]))
 try:
     print(jobs.train(job, build.prepare(build.load(job.start), job.spec), lambda rows: None))
-except Transient as error:
+except TransientError as error:
     sys.exit(f"again: {error}")
 """
 

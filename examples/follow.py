@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from rich.console import Console
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.ops.airflow_client import Airflow, TaskInstance
 from deploy.local.environment import address
 
@@ -71,7 +71,7 @@ def _show_log(
     told = seen.setdefault(key, 0)
     try:
         lines = airflow.log(dag, run, task)
-    except Transient:
+    except TransientError:
         return
     for line in lines[told:]:
         console.print(f"  {line.rstrip()}", style="dim", markup=False)

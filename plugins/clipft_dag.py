@@ -21,7 +21,7 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
 from clipft_notices import FAILED, ApprovalWanted, run_is_late, task_failed
 
-from clipft_tasks.core.errors import Busy, ClipftError
+from clipft_tasks.core.errors import BusyError, ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 from clipft_tasks.ops.reminders import UNANSWERED
@@ -170,7 +170,7 @@ def stage(name: str, given: Form | None, **inputs: object) -> StageOutput:
     began = time.monotonic()
     try:
         result = call_stage(name, spec, inputs, dag_run=_dag_run(), last_try=_is_last_try())
-    except Busy as busy:
+    except BusyError as busy:
         log.info("Waiting: %s", busy)
         raise AirflowRescheduleException(datetime.now(UTC) + BUSY) from None
     except ClipftError as error:

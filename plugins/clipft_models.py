@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from clipft_tasks.contracts.drift import BaselineAccuracy, Breaker, DriftAlert, DriftSnapshot, Outcome
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import is_url, settings
 from clipft_tasks.domains import domain_names, get_domain
 from clipft_tasks.server.client import ServerClient, ServerRefusalError
@@ -149,7 +149,7 @@ def _datasets(problems: list[str]) -> dict[str, NewestDataset] | None:
         return None if is_url(settings().datasets) else {}
     try:
         tags = repository.git(settings().working_copy, "tag", "--list", "--format", "%(refname:strip=2) %(creatordate:unix)")
-    except (ClipftError, Transient) as error:
+    except (ClipftError, TransientError) as error:
         problems.append(f"Data sets: {error}"[:300])
         return None
     found: dict[str, NewestDataset] = {}
@@ -224,7 +224,7 @@ def _drift(domain: str, problems: list[str]) -> LiveDrift | None:
         snapshot = ServerClient(timeout=3).drift(domain)
     except ServerRefusalError:  # nothing of the domain is measured
         return None
-    except (Transient, ClipftError) as error:
+    except (TransientError, ClipftError) as error:
         problems.append(f"The server does not answer: {error}"[:300])
         return None
     return _live(snapshot)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from . import domains, drift, keys, objectives, ops, stages, worker
 
 
@@ -27,7 +27,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ClipftError as error:
             raise click.ClickException(error.line) from None
-        except Transient as error:
+        except TransientError as error:
             raise click.ClickException(f"{error} Try again when it is back.") from None
 
 

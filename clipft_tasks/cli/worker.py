@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
 from ..spec import DeviceName
 
@@ -140,7 +140,7 @@ def status() -> None:
         click.echo(
             f"  control plane: {'; '.join(line.said for line in wrong) or 'answers, and has the same versions and code'}"
         )
-    except (ClipftError, Transient) as error:
+    except (ClipftError, TransientError) as error:
         click.echo(f"  control plane: {error}")
     sys.exit(0 if there else 1)
 
@@ -171,7 +171,7 @@ def leave() -> None:
         said = "its secret is worthless now"
     except ClipftError:
         said = "the control plane did not know its secret any more"
-    except Transient as error:
+    except TransientError as error:
         said = f"the control plane could not be told ({error}); have an operator run `clipft worker revoke {member.name}`"
     membership.delete()
     click.echo(f"{member.name} has left: {said}. Caches stay under {settings().root / 'cache'}.")
@@ -225,7 +225,7 @@ def _report(lines: "Iterable[CheckResult]", otherwise: str) -> None:
 
 
 def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> object:
-    """One request of the operator's. Raises ClipftError or Transient."""
+    """One request of the operator's. Raises ClipftError or TransientError."""
     import httpx  # takes longer to import than the list of commands
 
     from ..contracts.worker_gateway import Refusal
@@ -244,7 +244,7 @@ def _gateway(method: str, path: str, body: dict[str, object] | None = None) -> o
             method, where + path, headers={"Authorization": f"Bearer {token.get_secret_value()}"}, timeout=20, json=body
         )
     except httpx.TransportError as error:
-        raise Transient(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
+        raise TransientError(f"The worker gateway at {where} does not answer ({error or type(error).__name__}).") from error
     if answer.is_error:
         refusal = Refusal.read(answer.content) or Refusal(detail=answer.text)
         raise ClipftError(f"the worker gateway at {where}", refusal.detail.rstrip("."), code=refusal.code)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-__all__ = ["Busy", "ClipftError", "Transient"]
+__all__ = ["BusyError", "ClipftError", "TransientError"]
 
 
 class ClipftError(Exception):
@@ -29,11 +29,11 @@ class ClipftError(Exception):
         return f"{self} [{self.code}]"
 
 
-class Transient(Exception):
+class TransientError(Exception):
     """A neighbor is away (server, registry, remote): worth trying again."""
 
 
-class Busy(Transient):
+class BusyError(TransientError):
     """Another changes the same thing just now.
 
     Args:

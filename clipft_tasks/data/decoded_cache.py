@@ -16,7 +16,7 @@ from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.files import atomic_path, evict
 from ..core.settings import settings
-from .images import Aspect, BadImage, open_image, square
+from .images import Aspect, BadImageError, open_image, square
 from .versioning import Dataset, Packed
 
 MIN_AGE = 600  # seconds; younger files may be in another process's hands
@@ -62,7 +62,7 @@ class Decoded:
         try:
             draft = 2 * self.side if self.draft else 0
             image = open_image(self.dataset.image_bytes(row), draft=draft, gray_bits=self.gray_bits)
-        except BadImage as error:  # it decoded when it was ingested
+        except BadImageError as error:  # it decoded when it was ingested
             name = getattr(row, "name", "?")
             raise ClipftError(
                 f"image {name} of {self.dataset.version.tag}",

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from multiprocessing import connection, current_process, get_context, parent_process
 from typing import Generic, TypeVar
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
-from .images import BadImage, open_image, perceptual_hash
+from .images import BadImageError, open_image, perceptual_hash
 
 RULES = 1  # raised when the same bytes are described otherwise
 INLINE = 48  # images before processes are started, which takes a second
@@ -57,7 +57,7 @@ def describe(data: bytes, gray_bits: int) -> Described:
     try:
         image = open_image(data, gray_bits=gray_bits)
         return Described(image.width, image.height, image.mode, image.format, perceptual_hash(image.rgb).hex())
-    except (ClipftError, Transient):  # something is missing here, for every image
+    except (ClipftError, TransientError):  # something is missing here, for every image
         raise
     except Exception as error:
         reason, kind = reason_of(error)
@@ -66,7 +66,7 @@ def describe(data: bytes, gray_bits: int) -> Described:
 
 def reason_of(error: Exception) -> tuple[str, str]:
     """The reason that a row's error is, fit for a person, and its kind."""
-    if isinstance(error, BadImage):
+    if isinstance(error, BadImageError):
         return str(error), error.kind
     return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}", "cannot be read"
 

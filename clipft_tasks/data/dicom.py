@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..core.errors import ClipftError
 from . import pseudonyms
-from .images import BadImage, Limits
+from .images import BadImageError, Limits
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -48,7 +48,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def read_header(data: bytes) -> "Dataset":
-    """Everything but the pixels. Raises BadImage when it is no DICOM file, or a broken one."""
+    """Everything but the pixels. Raises BadImageError when it is no DICOM file, or a broken one."""
     try:
         import pydicom
     except ImportError:
@@ -58,7 +58,7 @@ def read_header(data: bytes) -> "Dataset":
     try:
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=not is_dicom(data[:132]))
     except Exception as error:  # pydicom raises its own, struct's and Unicode errors for one thing: broken bytes
-        raise BadImage(f"its DICOM header cannot be read: {error}", "no DICOM header") from error
+        raise BadImageError(f"its DICOM header cannot be read: {error}", "no DICOM header") from error
 
 
 def frames_of(header: "Dataset") -> int:
@@ -75,19 +75,19 @@ def chosen(count: int, how: str) -> list[int]:
 
 
 def check(header: "Dataset", limits: Limits = Limits()) -> None:
-    """Raises BadImage for a file without an image that may be taken."""
+    """Raises BadImageError for a file without an image that may be taken."""
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
-        raise BadImage(
+        raise BadImageError(
             "the file says that patient data is burnt into its pixels (BurnedInAnnotation)", "names burnt into pixels"
         )
     rows, columns = header.get("Rows"), header.get("Columns")
     if not rows or not columns:
-        raise BadImage(f"there is no image in it (modality {header.get('Modality') or 'unknown'})", "no image")
+        raise BadImageError(f"there is no image in it (modality {header.get('Modality') or 'unknown'})", "no image")
     if rows * columns > limits.pixels:
-        raise BadImage(f"{columns}x{rows} pixels, more than the limit of {limits.pixels:,}", "too many pixels")
+        raise BadImageError(f"{columns}x{rows} pixels, more than the limit of {limits.pixels:,}", "too many pixels")
     if header.get("BitsAllocated") not in (8, 16):
         bits = header.get("BitsAllocated")
-        raise BadImage(f"{bits} bits a pixel: it is a mask or a map of doses, not an image", "mask or map of doses")
+        raise BadImageError(f"{bits} bits a pixel: it is a mask or a map of doses, not an image", "mask or map of doses")
 
 
 def as_png(data: bytes, limits: Limits = Limits(), frame: int | None = None) -> bytes:
@@ -96,7 +96,7 @@ def as_png(data: bytes, limits: Limits = Limits(), frame: int | None = None) -> 
     Args:
         frame: of several, from 0; None for the middle one.
     Raises:
-        BadImage: no pixels, too many, names burnt into them, a coding that nothing here reads, or broken bytes.
+        BadImageError: no pixels, too many, names burnt into them, a coding that nothing here reads, or broken bytes.
     """
     header = read_header(data)
     check(header, limits)
@@ -120,11 +120,11 @@ def _pixels(data: bytes, index: int) -> np.ndarray:
         if full.PhotometricInterpretation == "PALETTE COLOR":
             frame = apply_color_lut(frame, full)
     except (NotImplementedError, RuntimeError) as error:
-        raise BadImage(
+        raise BadImageError(
             f"its pixels are coded as {syntax}, which nothing installed reads ({error})", "unknown coding"
         ) from error
     except Exception as error:
-        raise BadImage(f"its pixels are cut short or broken: {error}", "cut short or broken") from error
+        raise BadImageError(f"its pixels are cut short or broken: {error}", "cut short or broken") from error
     if frame.ndim == 3:
         return np.ascontiguousarray(frame if frame.dtype == np.uint8 else frame // 257).astype(np.uint8)
     return _displayed(frame, _display(full, index))
@@ -174,7 +174,7 @@ def _display(full: "Dataset", index: int) -> "Dataset":
 
 
 def _displayed(stored: np.ndarray, display: "Dataset") -> np.ndarray:
-    """Gray as a viewer shows it, uint16. Raises BadImage for pixels that are no numbers."""
+    """Gray as a viewer shows it, uint16. Raises BadImageError for pixels that are no numbers."""
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     padding = _padding(stored, display)
@@ -185,7 +185,7 @@ def _displayed(stored: np.ndarray, display: "Dataset") -> np.ndarray:
         with suppress(Exception):
             values = apply_modality_lut(stored, display).astype(np.float64)
     if not np.isfinite(values).all():
-        raise BadImage("it has pixels that are no numbers", "pixels that are no numbers")
+        raise BadImageError("it has pixels that are no numbers", "pixels that are no numbers")
     shown = _windowed(values, display)
     if shown is None and display.get("VOILUTSequence"):
         with suppress(Exception):

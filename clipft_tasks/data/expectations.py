@@ -2,13 +2,16 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ..domains import Checks, Domain
 from ..spec import DataSpec
 from . import identifiers, splits
+
+if TYPE_CHECKING:
+    from great_expectations.core import ExpectationValidationResult
 
 SMALLEST = 16  # pixels: a set whose images all have one size is made that way, down to here
 EVEN_SHARE = 0.1  # of an even share: what a class must have where there are too many for the domain's limit
@@ -74,7 +77,7 @@ def check(
         summary["names_somebody"] = frame["caption"].map(named) | frame["label"].map(named)
     summary["split_rows"] = frame.groupby("split")["split"].transform("size")
 
-    expectations: list[tuple[str, str, Any]] = [
+    expectations: list[tuple[str, str, gxe.Expectation]] = [
         ("Enough rows", f"at least {limits.min_rows}", gxe.ExpectTableRowCountToBeBetween(min_value=limits.min_rows)),
         ("Every row has a key of its own", "unique", gxe.ExpectColumnValuesToBeUnique(column="key")),
         (
@@ -148,7 +151,7 @@ def check(
     return checks
 
 
-def _outcome(title: str, limit: str, result: Any, frame: pd.DataFrame) -> Check:
+def _outcome(title: str, limit: str, result: "ExpectationValidationResult", frame: pd.DataFrame) -> Check:
     if result.exception_info and result.exception_info.get("raised_exception"):
         return Check(title, False, f"could not be checked: {result.exception_info.get('exception_message')}", limit, [])
     found = result.result

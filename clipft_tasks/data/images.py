@@ -38,7 +38,7 @@ else:
 ENDINGS = {ending: name for name, endings in FORMATS.items() for ending in endings}
 
 
-class BadImage(ValueError):
+class BadImageError(ValueError):
     """The bytes are not an image that we take; the message is the reason, fit for a person.
 
     Args:
@@ -49,8 +49,8 @@ class BadImage(ValueError):
         super().__init__(reason)
         self.kind = kind
 
-    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
-        return BadImage, (str(self), self.kind)  # across processes
+    def __reduce__(self) -> tuple[type["BadImageError"], tuple[str, str]]:
+        return BadImageError, (str(self), self.kind)  # across processes
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
         gray_bits: how gray deeper than 8 bits is read, see `deep_gray`. A model's own rule where the image is for a model
             (`Clip.open_image`), the domain's where it is for a person or a new data set.
     Raises:
-        BadImage: empty, too large, not a known format, cut short, or broken inside.
+        BadImageError: empty, too large, not a known format, cut short, or broken inside.
     """
     if not data:
-        raise BadImage("the file is empty (0 bytes)", "empty")
+        raise BadImageError("the file is empty (0 bytes)", "empty")
     if len(data) > limits.bytes:
-        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
+        raise BadImageError(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
@@ -98,23 +98,23 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
             image.draft(None, (draft, draft))
         image.load()
         rgb = _rgb(_upright(image), gray_bits)
-    except BadImage:
+    except BadImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(f"more pixels than the limit of {limits.pixels:,}", "too many pixels") from error
+        raise BadImageError(f"more pixels than the limit of {limits.pixels:,}", "too many pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image in a known format (" + ", ".join(FORMATS) + ")", "unknown format") from error
+        raise BadImageError("not an image in a known format (" + ", ".join(FORMATS) + ")", "unknown format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... for one thing: broken bytes
-        raise BadImage(f"cut short or broken: {error}", "cut short or broken") from error
+        raise BadImageError(f"cut short or broken: {error}", "cut short or broken") from error
     return DecodedImage(rgb, width, height, *described)
 
 
 def check_size(width: int, height: int, limits: Limits = Limits()) -> None:
-    """Raises BadImage for more pixels than the limits allow, or a thread of an image."""
+    """Raises BadImageError for more pixels than the limits allow, or a thread of an image."""
     if width * height > limits.pixels:
-        raise BadImage(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}", "too many pixels")
+        raise BadImageError(f"{width}x{height} pixels, more than the limit of {limits.pixels:,}", "too many pixels")
     if max(width, height) > limits.aspect * min(width, height):
-        raise BadImage(f"{width}x{height} pixels, one side more than {limits.aspect} times the other", "too long and thin")
+        raise BadImageError(f"{width}x{height} pixels, one side more than {limits.aspect} times the other", "too long and thin")
 
 
 def _opened(data: bytes, limits: Limits) -> Image.Image:
@@ -171,9 +171,9 @@ def _by_rows(values: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]) -> n
 
 def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
     if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise BadImage("it has pixels that are no numbers", "pixels that are no numbers")
+        raise BadImageError("it has pixels that are no numbers", "pixels that are no numbers")
     if gray_bits and image.mode == "F":
-        raise BadImage(
+        raise BadImageError(
             "floating-point gray has no white of its own; write integers, or use a domain with gray_bits=0, where each image "
             "spans its own range",
             "floating-point gray",
@@ -182,7 +182,7 @@ def _rgb(image: Image.Image, gray_bits: int) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
             said = f"its gray values span {values.min()} to {values.max()}, beyond 16 bits; use a domain with gray_bits=0"
-            raise BadImage(said, "gray beyond 16 bits")
+            raise BadImageError(said, "gray beyond 16 bits")
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(deep_gray(np.asarray(image), gray_bits)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):

@@ -25,14 +25,14 @@ import pandas as pd
 
 from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount
 from ..core.console import progress
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
 from ..domains import Domain, spoken
 from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
 from .account import Account, finish
 from .describe import Described, Piece, describe_all, reason_of
-from .images import BadImage
+from .images import BadImageError
 from .ledger import Ledger, Likeness, place
 from .metadata import stripped
 from .readers import Row, Source
@@ -246,9 +246,9 @@ def take(
             try:
                 caption = caption_of(row, template)
                 if row.split and row.split not in splits.SPLITS:
-                    raise BadImage(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}", "unknown split")
+                    raise BadImageError(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}", "unknown split")
                 data = stripped(row.image_bytes())
-            except (ClipftError, Transient):  # something is missing here, for every row
+            except (ClipftError, TransientError):  # something is missing here, for every row
                 raise
             except Exception as error:  # whatever one row raises is that row's reason, and the others go on
                 reject(number, row, *reason_of(error))
@@ -295,19 +295,19 @@ def take(
 
 
 def caption_of(row: Row, template: str) -> str:
-    """A row's caption on one line, made of its label where it has none. Raises BadImage with the reason where it cannot be."""
+    """A row's caption on one line, made of its label where it has none. Raises BadImageError with the reason where it cannot be."""
     caption = " ".join(row.caption.split())
     try:
         "".join((row.key, caption, row.label, row.group)).encode()
     except UnicodeEncodeError as error:
-        raise BadImage("a name or text of it holds half a character", "text of unknown encoding") from error
+        raise BadImageError("a name or text of it holds half a character", "text of unknown encoding") from error
     if not caption and row.label:
         caption = template.replace("{}", spoken(row.label))
     if not caption:
-        raise BadImage("it has neither a caption nor a label", "neither caption nor label")
+        raise BadImageError("it has neither a caption nor a label", "neither caption nor label")
     words = caption.count(" ") + 1
     if words > MAX_WORDS:
-        raise BadImage(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}", "caption too long")
+        raise BadImageError(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}", "caption too long")
     return caption
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ..core.console import progress, say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path, atomic_write
 from . import repository, shards
 
@@ -78,7 +78,7 @@ def fetch(repo: Path, wanted: Iterable[Wanted]) -> None:
     """Bring files to their places, several at a time; each appears whole, and a shard only where its bytes are what its name says.
 
     Raises:
-        Transient: the remote does not answer.
+        TransientError: the remote does not answer.
         ClipftError: a file is nowhere, or a shard's bytes are not what its name says.
     """
     local, away = repository.cache(repo), []
@@ -111,7 +111,7 @@ def _bring(file: Wanted, get: Callable[[Path], object]) -> None:
             fix = "Push it again, or put it back from a backup."
             raise ClipftError("the store of data sets", why, fix, code="dataset.incomplete") from error
         except Exception as error:  # a store's own library raises what it likes
-            raise Transient(f"{file.name} cannot be fetched ({error}).") from error
+            raise TransientError(f"{file.name} cannot be fetched ({error}).") from error
         if shards.NAME.match(file.target.name):
             shards.check(part, file.target.name)  # before it has its name: what stands in the cache is whole
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_folder
 from ..core.settings import is_url, settings
 
@@ -35,7 +35,7 @@ def opened() -> Iterator[Path]:
     """The local working copy, to change it, alone; put back if a killed process left it half-changed.
 
     Raises:
-        Transient: the repository's origin does not answer.
+        TransientError: the repository's origin does not answer.
         ClipftError: there is none, and this machine may only read.
     """
     path = settings().working_copy
@@ -78,7 +78,7 @@ def references() -> Iterator[Path]:
 
 
 def publish(repo: Path, tag: str) -> None:
-    """Hand a new version on to the origin, where there is one. Raises Transient when it does not answer."""
+    """Hand a new version on to the origin, where there is one. Raises TransientError when it does not answer."""
     git(repo, "update-server-info")  # a plain file server may hand the repository on
     if git(repo, "remote"):
         git(repo, "push", "--quiet", "--atomic", "origin", "HEAD:main", f"refs/tags/{tag}", transient=True)
@@ -124,7 +124,7 @@ def unbundle(source: Path) -> None:
 
     Raises:
         ClipftError: there is a repository with versions already, or the bundle is none.
-        Transient: the repository's origin does not answer.
+        TransientError: the repository's origin does not answer.
     """
     path, origin = settings().working_copy, settings().datasets
     if path.exists() and any(path.iterdir()):
@@ -161,7 +161,7 @@ def git(cwd: Path, *args: str, transient: bool = False) -> str:
 
     Args:
         transient: whether its failure is worth another try: it talks to another machine.
-    Raises: Transient or ClipftError when it fails, with its own words.
+    Raises: TransientError or ClipftError when it fails, with its own words.
     """
     return git_bytes(cwd, *args, transient=transient).decode(errors="replace").strip()
 
@@ -189,7 +189,7 @@ def dvc(path: Path, command: str, *, new: bool = False, transient: bool = False,
 
     Args:
         reading: the remote is the one that a reader over HTTP reads from, where this machine is one.
-    Raises: as `git`; a ClipftError or Transient of the block as it is.
+    Raises: as `git`; a ClipftError or TransientError of the block as it is.
     """
     from dvc.logger import set_loggers_level
     from dvc.repo import Repo
@@ -204,7 +204,7 @@ def dvc(path: Path, command: str, *, new: bool = False, transient: bool = False,
             Repo.init(str(path), force=True) if new else Repo(str(path), config=config) as repo,
         ):
             yield repo  # what it says when all is well is advice to a person at its own command line
-    except (ClipftError, Transient):
+    except (ClipftError, TransientError):
         raise
     except Exception as error:  # a store's own library raises what it likes
         raise _failed(f"dvc {command}", path, " ".join([str(error), *reasons.found[-1:]]), transient) from error
@@ -292,10 +292,10 @@ class _Reasons(logging.Handler):
         self.found.append(f"{record.getMessage()}: {why}" if why else record.getMessage())
 
 
-def _failed(command: str, cwd: Path, reason: str, transient: bool) -> ClipftError | Transient:
+def _failed(command: str, cwd: Path, reason: str, transient: bool) -> ClipftError | TransientError:
     message = f"`{command}` in {cwd} failed: {reason}"
     if transient and not REFUSED.search(message):
-        return Transient(message)
+        return TransientError(message)
     return ClipftError(
         "the repository of data sets", message, "Mend the repository, then run again.", code="dataset.repository_failed"
     )

@@ -144,7 +144,7 @@ def fetch(version: Version) -> Dataset:
     """Bring a version's manifest and shards to this machine's cache, whatever is missing, and check them by their names.
 
     Raises:
-        Transient: the remote does not answer.
+        TransientError: the remote does not answer.
         ClipftError: bytes that are not what their name says.
     """
     folder = settings().folder("cache", "shards")
@@ -184,7 +184,7 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         the version, and whether it is new.
     Raises:
         ParentMovedError: the card's parent is not the newest version any more; nothing was tagged.
-        Transient: the remote or the repository's origin does not answer; nothing was tagged.
+        TransientError: the remote or the repository's origin does not answer; nothing was tagged.
         ClipftError: this machine may only read.
     """
     if settings().reads_only:

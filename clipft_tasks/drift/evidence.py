@@ -10,9 +10,9 @@ from PIL import Image
 from .. import tracking
 from ..contracts.drift import Capture, DriftSnapshot, WindowRows
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..data import versioning
-from ..data.images import BadImage, open_image
+from ..data.images import BadImageError, open_image
 from ..model.package import WEIGHTS, read_preprocessing, weights_digest
 from ..server.client import ServerClient, ServerRefusalError
 from .model_search import MAX_IMAGES
@@ -64,7 +64,7 @@ class Evidence:
 def gather(domain: str) -> Evidence:
     """Ask the server and MLflow.
 
-    Raises: Transient when one of them is away; ClipftError when nothing of the domain is live, its version is no longer
+    Raises: TransientError when one of them is away; ClipftError when nothing of the domain is live, its version is no longer
         registered, or its reference belongs to other weights.
     """
     server = ServerClient()
@@ -82,7 +82,7 @@ def _images(server: ServerClient, captures: Sequence[Capture], gray_bits: int) -
         try:
             data = server.captured_image(capture.domain, capture.id)
             found.append(CapturedImage(capture, data, open_image(data, gray_bits=gray_bits).rgb))
-        except (BadImage, ServerRefusalError):  # damaged, or deleted since it was listed
+        except (BadImageError, ServerRefusalError):  # damaged, or deleted since it was listed
             continue
     return found
 
@@ -96,6 +96,6 @@ def _images_of_dataset(champion: "ModelVersion", wanted: set[str]) -> dict[str, 
         data = versioning.fetch(versioning.find(tag, tag.partition("/")[0]))
         rows = data.frame[data.frame["sha256"].isin(wanted)].drop_duplicates("sha256")
         return {str(row.sha256): data.image_bytes(row) for row in rows.itertuples()}
-    except (ClipftError, Transient, OSError) as error:
+    except (ClipftError, TransientError, OSError) as error:
         say(f"The report shows no images of the data set: {error}")
         return {}

@@ -16,7 +16,7 @@ MOST = 4500  # characters of a record; a tag of MLflow's registry holds 5,000
 
 
 def load(domain: str) -> IncidentState:
-    """What is known of a domain's drift incidents. Raises: Transient when MLflow is away."""
+    """What is known of a domain's drift incidents. Raises: TransientError when MLflow is away."""
     with retryable():
         try:
             tags = client().get_registered_model(model_name(domain)).tags

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.proportions import wilson
 from .case import Calibration, Candidate, Comparison, Fit
 from .diagnosis import LABELS_NEEDED
@@ -42,7 +42,7 @@ def compare(
         champion: the version that is live.
         images: of today, at most MAX_IMAGES; labels: what each shows, "" where nobody said.
         window: image statistics (n, 5) of the window, for models that are not asked for want of images.
-    Raises: Transient when MLflow is away. A model that cannot be had is passed over.
+    Raises: TransientError when MLflow is away. A model that cannot be had is passed over.
     """
     labeled = [i for i, label in enumerate(labels) if label]
     right: dict[str, np.ndarray] = {}
@@ -69,7 +69,7 @@ def compare(
                 if first and enough:
                     prompts = {d: model.right(image, labels, labeled, p) for d, p in _other_prompts(domain).items()}
                     calibration = model.calibration(image, labels, labeled)
-        except Transient:
+        except TransientError:
             raise
         except ClipftError as error:
             say(f"Version {version.version} of {of} is not compared: {error}")

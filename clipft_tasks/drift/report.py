@@ -8,7 +8,7 @@ import numpy as np
 
 from ..contracts.drift import Capture, WindowRows
 from ..contracts.stages import Action
-from ..data.images import BadImage, open_image, thumbnail
+from ..data.images import BadImageError, open_image, thumbnail
 from .case import DriftCase
 from .image_statistics import STATISTICS
 from .reference import Reference
@@ -120,5 +120,5 @@ def _histogram(name: str, before: Array, now: Array, bins: int = 24) -> Histogra
 def _thumbnail(data: bytes, gray_bits: int) -> str:
     try:
         return thumbnail(open_image(data, gray_bits=gray_bits).rgb, SIDE)
-    except BadImage:
+    except BadImageError:
         return ""

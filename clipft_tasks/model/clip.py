@@ -192,7 +192,7 @@ class Clip:
     def open_image(self, data: bytes, limits: Limits = Limits()) -> DecodedImage:
         """An image file's bytes as this model wants them decoded: its package's rule, never the reading process's.
 
-        Raises: BadImage; ClipftError where the model is of no domain yet.
+        Raises: BadImageError; ClipftError where the model is of no domain yet.
         """
         return open_image(data, limits, gray_bits=self.prepared().gray_bits)
 

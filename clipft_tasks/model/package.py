@@ -158,7 +158,7 @@ def preprocessing_of(domain: Domain) -> Preprocessing:
 def image_decoder(folder: Path) -> Callable[[bytes], Image.Image]:
     """A function from an image file's bytes to RGB, as the package's model wants it; what `mlflow.pyfunc` calls.
 
-    The function raises BadImage. Scripts that were logged with models import this by name: it stays.
+    The function raises BadImageError. Scripts that were logged with models import this by name: it stays.
     """
     gray_bits = read_preprocessing(folder).gray_bits
     return lambda data: open_image(data, gray_bits=gray_bits).rgb

@@ -6,7 +6,7 @@ from typing import Any, Self, TypeAlias, TypedDict
 
 import httpx
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
 
 Json: TypeAlias = Any  # what Airflow answers: its shape is the path's
@@ -39,7 +39,7 @@ class Airflow:
 
     Args:
         password: "" asks as nobody.
-    Raises: Transient: no answer; ClipftError: it refuses the user. So does every call; a request that Airflow refuses is a
+    Raises: TransientError: no answer; ClipftError: it refuses the user. So does every call; a request that Airflow refuses is a
         ClipftError with Airflow's own words.
     """
 
@@ -145,7 +145,7 @@ class Airflow:
         try:
             return self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
-            raise Transient(f"Airflow at {self.url} does not answer: {error!r}") from None
+            raise TransientError(f"Airflow at {self.url} does not answer: {error!r}") from None
 
     def _read(self, answer: httpx.Response) -> Json:
         asked = f"{answer.request.method} {answer.request.url.path}"
@@ -154,8 +154,8 @@ class Airflow:
                 f"Airflow's {asked}", f"it was refused with {answer.status_code}: {answer.text[:500]}", code="airflow.refused"
             )
         if answer.is_error:
-            raise Transient(f"Airflow at {self.url} answered {answer.status_code} to {asked}")
+            raise TransientError(f"Airflow at {self.url} answered {answer.status_code} to {asked}")
         try:
             return answer.json() if answer.content else None
         except ValueError:
-            raise Transient(f"{self.url} answers, but not as Airflow does") from None
+            raise TransientError(f"{self.url} answers, but not as Airflow does") from None

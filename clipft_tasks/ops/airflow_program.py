@@ -38,7 +38,7 @@ def program(*arguments: str) -> str:
 
 
 def old_records(days: float) -> dict[str, int]:
-    """How many rows of each table `airflow db clean` would delete. Raises Transient while a run of that age is not over."""
+    """How many rows of each table `airflow db clean` would delete. Raises TransientError while a run of that age is not over."""
     listed = program("db", "clean", "--dry-run", "--yes", "--clean-before-timestamp", _before(days))
     found = re.findall(r"Checking table (\w+)\s+Found (\d+) rows", listed)
     return {table: int(rows) for table, rows in found if int(rows)}

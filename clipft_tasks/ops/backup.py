@@ -112,7 +112,7 @@ def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_d
         only_databases: what a migration changes, and nothing else.
     Raises:
         ClipftError: there is something at `folder`, the disk is full, something cannot be read; nothing is left behind.
-        Transient: a database does not answer.
+        TransientError: a database does not answer.
     """
     folder = folder.expanduser().resolve()
     with maintenance_lock("backup"):

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path
 from ..core.settings import settings
 
@@ -55,7 +55,7 @@ class Database:
         return str(self.file) if self.file else str(_parse_url(self.url).render_as_string(hide_password=True))
 
     def tables(self) -> set[str]:
-        """Names of its tables; empty when there is none yet. Raises Transient when it does not answer."""
+        """Names of its tables; empty when there is none yet. Raises TransientError when it does not answer."""
         if self.file:
             if not self.file.exists():
                 return set()
@@ -197,7 +197,9 @@ def _query(url: str, question: str) -> list[str]:
             return [str(row[0]) for row in there.execute(sqlalchemy.text(question))]
     except sqlalchemy.exc.OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise Transient(f"Database {_parse_url(url).render_as_string(hide_password=True)} does not answer: {reason}") from None
+        raise TransientError(
+            f"Database {_parse_url(url).render_as_string(hide_password=True)} does not answer: {reason}"
+        ) from None
 
 
 def _run_tool(program: str, url: str, *arguments: str) -> None:

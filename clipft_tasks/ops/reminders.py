@@ -20,7 +20,7 @@ def lapsing(airflow: Airflow, since: datetime, until: datetime, pages: str) -> l
 
     Args:
         pages: address of Airflow's pages, for people.
-    Raises: Transient, ClipftError: Airflow cannot be asked.
+    Raises: TransientError, ClipftError: Airflow cannot be asked.
     """
     waiting = airflow.call("GET", "/dags/~/dagRuns/~/hitlDetails?response_received=false&state=awaiting_input&limit=100")
     return list(_due(waiting["hitl_details"], since, until, pages))

@@ -31,7 +31,7 @@ def restore(folder: Path, *, secrets: bool = False) -> Manifest:
         secrets: put its secrets back too (they must have been taken along).
     Raises:
         ClipftError: the backup is damaged or of newer versions, or the installation holds something; nothing was changed.
-        Transient: a database does not answer.
+        TransientError: a database does not answer.
     """
     folder = folder.expanduser().absolute()
     with maintenance_lock("restore"):

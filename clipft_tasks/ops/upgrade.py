@@ -32,7 +32,7 @@ def due() -> list[Step]:
 
     Raises:
         ClipftError: one is of a newer release than is installed here, or a restore was cut short.
-        Transient: one does not answer.
+        TransientError: one does not answer.
     """
     restore.refuse_half_restored()
     steps = []

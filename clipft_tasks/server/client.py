@@ -19,7 +19,7 @@ from ..contracts.serving import (
     TrialReport,
 )
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class ServerRefusalError(ClipftError):
 class ServerClient:
     """Asks the server with the token that lets it change state, and marks what it asks as no traffic: no drift is measured on it.
 
-    Every method raises Transient where the server does not answer or is not ready (5xx), and ServerRefusalError where it refuses
+    Every method raises TransientError where the server does not answer or is not ready (5xx), and ServerRefusalError where it refuses
     (4xx).
 
     Args:
@@ -65,7 +65,7 @@ class ServerClient:
     def wait_for_version(self, domain: str, version: str, seconds: float = 60) -> int:
         """Wait until every replica that answers has this version live; returns how many there are.
 
-        Raises: Transient when one still answers with another version after `seconds`.
+        Raises: TransientError when one still answers with another version after `seconds`.
         """
         until = time.monotonic() + seconds
         while True:
@@ -76,7 +76,9 @@ class ServerClient:
                     say(f"All {len(serving)} replicas answer with version {version}.")
                 return len(serving)
             if time.monotonic() > until:
-                raise Transient(f"Not every replica answers with version {version} of {domain}: {others or 'none is ready'}.")
+                raise TransientError(
+                    f"Not every replica answers with version {version} of {domain}: {others or 'none is ready'}."
+                )
             time.sleep(0.5)
 
     def similarity(self, domain: str, images: Sequence[str], texts: Sequence[str]) -> tuple[list[list[float]], str]:
@@ -135,9 +137,9 @@ class ServerClient:
                 method, self.url + path, json=body, headers=headers, timeout=timeout or self.timeout, trust_env=False
             )
         except httpx.TransportError as error:
-            raise Transient(f"The server at {self.url} does not answer: {error!r}.") from error
+            raise TransientError(f"The server at {self.url} does not answer: {error!r}.") from error
         if response.status_code >= 500:
-            raise Transient(f"The server at {self.url} answered {response.status_code}: {response.text[:500]}")
+            raise TransientError(f"The server at {self.url} answered {response.status_code}: {response.text[:500]}")
         if response.status_code >= 400:
             is_json = "json" in response.headers.get("content-type", "")
             said = response.json() if is_json else {}

@@ -22,7 +22,7 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
         name: `module` or `module.function` of `clipft_tasks.stages`; without a function it is `run`.
         inputs: JSON by parameter name; each becomes what the stage's annotation says.
         dag_run: the Airflow run that asks, for stages that note it.
-        last_try: whether nobody tries again when it raises Transient, for stages that then undo what they began.
+        last_try: whether nobody tries again when it raises TransientError, for stages that then undo what they began.
     Returns: JSON.
     Raises: what the stage raises; ClipftError where an input is not what the stage takes.
     """

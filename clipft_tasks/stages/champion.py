@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..server.client import ServerClient, ServerRefusalError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def changing(domain: str, dag_run: str, what: str = "champion", wait: bool = Tru
     Args:
         dag_run: who holds it; "" for a person at a command line.
         wait: whether a person waits where others hold it. A run of Airflow does not: its task is tried again.
-    Raises: Busy while another run holds it.
+    Raises: BusyError while another run holds it.
     """
     from .. import tracking
     from ..tracking.leases import SECONDS
@@ -79,5 +79,5 @@ def go_back(domain: str, undone: str, previous: str, failed: bool) -> str:
                 return f"Version {target} is champion again."
             say(f"The server refused version {target} too: {error.why}.")
             undone, previous, failed = target, "", True
-        except Transient:  # it follows the registry when it is there again
+        except TransientError:  # it follows the registry when it is there again
             return f"Version {target} is champion again."

@@ -20,7 +20,7 @@ def run(spec: RunSpec, states: Mapping[str, str | None], incident: str = "", liv
         states: of the run's tasks, by name.
         incident: which one the run answered; "" for none (a person started it), or one that is closed since.
         live: of the version that saw the drift, from `suggest`.
-    Raises: Transient when MLflow is away.
+    Raises: TransientError when MLflow is away.
     """
     from .. import tracking
     from ..drift import incident_store

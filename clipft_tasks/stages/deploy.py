@@ -2,7 +2,7 @@
 
 from ..contracts.stages import DeployResult
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
 from ..server.client import ServerClient, ServerRefusalError
 from ..spec import RunSpec
@@ -12,7 +12,7 @@ from .champion import changing, go_back, require_champion
 def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "", last_try: bool = False) -> DeployResult:
     """Tell the server and wait until this version is live.
 
-    Raises: Transient when the server is away, or a replica does not follow; ClipftError when it refuses the version, or on the last
+    Raises: TransientError when the server is away, or a replica does not follow; ClipftError when it refuses the version, or on the last
         try, after the old champion is back; likewise when another version was promoted since.
     """
     with changing(spec.domain, dag_run):
@@ -26,7 +26,7 @@ def run(spec: RunSpec, version: str, previous: str = "", dag_run: str = "", last
             failed = error.status == 409 and error.code != "server.not_champion"
             back = go_back(spec.domain, version, previous, failed)
             raise ClipftError(f"version {version} of {spec.domain}", error.why, back, code=error.code) from None
-        except Transient as error:
+        except TransientError as error:
             if not last_try:
                 raise
             back = go_back(spec.domain, version, previous, failed=False)

@@ -12,7 +12,7 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
     Args:
         tuned: its values enter the spec, so that the run's spec.json says everything.
         dag_run: the Airflow run that asked, for lineage.
-    Raises: ClipftError (spec, data, NaN, full disk); Transient (MLflow or the data remote is away).
+    Raises: ClipftError (spec, data, NaN, full disk); TransientError (MLflow or the data remote is away).
     """
     from .. import tracking
     from ..data import versioning

@@ -14,7 +14,7 @@ def backup(spec: RunSpec, folder: str = "") -> BackupResult:
 
     Args:
         folder: below which each backup gets a folder; "": `backups` under home.
-    Raises: ClipftError when it cannot be made or is not whole; Transient when a database does not answer.
+    Raises: ClipftError when it cannot be made or is not whole; TransientError when a database does not answer.
     """
     from ..ops import backup as backups
 

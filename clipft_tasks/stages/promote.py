@@ -12,7 +12,7 @@ def run(spec: RunSpec, version: str, opponent: str | None = None, dag_run: str =
 
     Args:
         opponent: which version the gate compared it with; "" for the start model, None where no gate was asked (a rollback).
-    Raises: Busy while another run changes the champion; ClipftError when the champion is another by now, and the gate, asked
+    Raises: BusyError while another run changes the champion; ClipftError when the champion is another by now, and the gate, asked
         again, says no.
     """
     from .. import tracking

@@ -5,7 +5,7 @@ Level-triggered: it looks at what is, whoever made it so, and changes nothing wh
 
 from ..contracts.stages import ReconcileResult
 from ..core.console import say
-from ..core.errors import Busy, ClipftError, Transient
+from ..core.errors import BusyError, ClipftError, TransientError
 from ..server.client import ServerClient
 from ..spec import RunSpec
 from . import verify
@@ -17,7 +17,7 @@ def run(spec: RunSpec, dag_run: str = "") -> ReconcileResult:
 
     Args:
         dag_run: whose lease it may go on with; where another's is in force, nothing is done.
-    Raises: Transient when MLflow is away.
+    Raises: TransientError when MLflow is away.
     """
     from .. import tracking
 
@@ -31,7 +31,7 @@ def run(spec: RunSpec, dag_run: str = "") -> ReconcileResult:
             if champion is not None:
                 done = _in_line(spec, tracking.version_number(champion), tracking.deploy_state(champion), dag_run)
             lease.release()
-    except Busy as busy:
+    except BusyError as busy:
         done = f"left alone: {busy}"
     say(f"{domain}: {done or 'registry and server agree.'}")
     with tracking.retryable():
@@ -52,7 +52,7 @@ def _in_line(spec: RunSpec, version: str, state: str, dag_run: str) -> str:
             return f"Version {version} was promoted and never verified; it is live and verified now."
         except ClipftError as error:
             return str(error)
-        except Transient as error:
+        except TransientError as error:
             back = go_back(domain, version, before, failed=False)
             return f"Version {version} was promoted and never verified, and cannot be now ({error}). {back}"
     try:
@@ -60,7 +60,7 @@ def _in_line(spec: RunSpec, version: str, state: str, dag_run: str) -> str:
         if live == version:
             return ""
         ServerClient().load(domain, version)
-    except Transient:
+    except TransientError:
         return ""  # it follows the registry when it is there again
     except ClipftError as error:
         return f"Version {version} is champion and version {live or 'none'} live: {error}"

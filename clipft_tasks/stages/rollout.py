@@ -5,7 +5,7 @@ import time
 from ..contracts.serving import TrialReport
 from ..contracts.stages import RolloutResult
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..server.client import ServerClient
 from ..server.trial import objection
 from ..spec import RunSpec
@@ -36,7 +36,7 @@ def run(spec: RunSpec, version: str, dag_run: str = "") -> RolloutResult:
         except BaseException as error:
             try:
                 server.end_trial(spec.domain)
-            except (ClipftError, Transient) as also:  # what ended the trial matters more
+            except (ClipftError, TransientError) as also:  # what ended the trial matters more
                 error.add_note(str(also))
             raise
         server.end_trial(spec.domain)

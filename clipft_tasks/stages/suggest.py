@@ -17,7 +17,7 @@ def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "")
     Args:
         signals: of the alert, for the record.
         incident: which one is answered. When its version on probation is worse, the answer is to go back.
-    Raises: Transient when the server or MLflow is away; ClipftError when nothing of the domain is live, its version is no longer
+    Raises: TransientError when the server or MLflow is away; ClipftError when nothing of the domain is live, its version is no longer
         registered, or its reference belongs to other weights.
     """
     import numpy as np

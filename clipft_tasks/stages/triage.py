@@ -23,7 +23,7 @@ def run(spec: RunSpec, alerts: Sequence[DriftAlert], cool_down: float = COOL_DOW
         alerts: of the spec's domain. The first says what the incident is about.
         cool_down: seconds after an incident before the next.
         dag_run: who asks, for the record; the same again is admitted again, so that its retry finds what it had begun.
-    Raises: Transient when MLflow is away, or the server where it must be asked.
+    Raises: TransientError when MLflow is away, or the server where it must be asked.
     """
     from ..drift import incident_store
 

@@ -22,7 +22,7 @@ def begin(spec: RunSpec, planned: PlanResult, dag_run: str = "") -> StudyResult:
 
     Args:
         dag_run: the Airflow run that asked, for lineage.
-    Raises: ClipftError when the objective or its space is wrong; Transient (MLflow or the database is away).
+    Raises: ClipftError when the objective or its space is wrong; TransientError (MLflow or the database is away).
     """
     if not spec.tune.trials:
         return StudyResult(reason="tuning is off (tune.trials = 0)")
@@ -36,7 +36,7 @@ def trial(spec: RunSpec, planned: PlanResult, begun: StudyResult, number: int) -
 
     Args:
         number: of the trial; number 0 has the template's values.
-    Raises: Transient (MLflow or the database is away, or SIGTERM); what is wrong with the values fails the trial alone.
+    Raises: TransientError (MLflow or the database is away, or SIGTERM); what is wrong with the values fails the trial alone.
     """
     from ..tuning.trial_run import run_trial
 

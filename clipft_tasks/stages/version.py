@@ -12,7 +12,7 @@ from ..spec import RunSpec
 def run(spec: RunSpec, staging: str) -> VersionResult:
     """Add, push, commit and tag. Where another run made a version since the rows were staged, they are split again on that one.
 
-    Raises: Transient when the remote or the repository's origin is away.
+    Raises: TransientError when the remote or the repository's origin is away.
     """
     before, folder = repository.remote_bytes(), Path(staging)
     while True:

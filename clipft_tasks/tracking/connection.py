@@ -11,7 +11,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from ..core.errors import Transient
+from ..core.errors import TransientError
 from ..core.settings import settings
 
 # MLflow writes what it has to say, news and warnings alike, to the error stream, where Airflow takes every line for an error. By
@@ -48,10 +48,10 @@ def is_unreachable(error: Exception) -> bool:
 
 @contextmanager
 def retryable() -> Iterator[None]:
-    """Turn "MLflow cannot be reached" into Transient, so that the task is tried again."""
+    """Turn "MLflow cannot be reached" into TransientError, so that the task is tried again."""
     try:
         yield
     except MlflowException as error:
         if is_unreachable(error):
-            raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
+            raise TransientError(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
         raise

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from ..contracts.base import Record
 from ..core.console import say
-from ..core.errors import Busy, ClipftError, Transient
+from ..core.errors import BusyError, ClipftError, TransientError
 from ..core.settings import settings
 from .connection import client, is_unreachable, retryable
 
@@ -51,7 +51,7 @@ class Lease:
     seconds: float
 
     def renew(self) -> None:
-        """Hold it for another while. Raises: Transient when MLflow is away."""
+        """Hold it for another while. Raises: TransientError when MLflow is away."""
         with retryable():
             client().set_tag(self.run_id, str(self.number), str(time.time() + self.seconds))
 
@@ -61,10 +61,10 @@ class Lease:
             client().set_tag(self.run_id, str(self.number), "0")
 
     def check(self) -> None:
-        """Raises: Busy when somebody else took it over, because this process stood still for too long."""
+        """Raises: BusyError when somebody else took it over, because this process stood still for too long."""
         now = current(self.resource)
         if now and now.holder != self.holder:
-            raise Busy(self.resource, now.holder, now.until)
+            raise BusyError(self.resource, now.holder, now.until)
 
 
 def whoever() -> str:
@@ -73,7 +73,7 @@ def whoever() -> str:
 
 
 def current(resource: str) -> Claim | None:
-    """Who holds a lease now, if anybody does. Raises: Transient when MLflow is away."""
+    """Who holds a lease now, if anybody does. Raises: TransientError when MLflow is away."""
     with retryable():
         run = _run_of(resource)
         number = _last(run)
@@ -84,7 +84,7 @@ def current(resource: str) -> Claim | None:
 def acquire(resource: str, holder: str, seconds: float = SECONDS) -> Lease:
     """Take a lease, or go on with the one that this holder has.
 
-    Raises: Busy while another holds it; Transient when MLflow is away.
+    Raises: BusyError while another holds it; TransientError when MLflow is away.
     """
     with retryable():
         while True:
@@ -92,7 +92,7 @@ def acquire(resource: str, holder: str, seconds: float = SECONDS) -> Lease:
             number, run_id = _last(run), run.info.run_id
             if number and (claim := _claim(run, number)).until > time.time():
                 if claim.holder != holder:
-                    raise Busy(resource, claim.holder, claim.until)
+                    raise BusyError(resource, claim.holder, claim.until)
                 lease = Lease(resource, holder, run_id, number, seconds)
                 lease.renew()
                 return lease
@@ -113,13 +113,13 @@ def held(resource: str, holder: str, seconds: float = SECONDS, wait: float = 0.0
 
     Args:
         wait: seconds to wait for another holder. Nobody holds longer than its time, so twice that is enough.
-    Raises: Busy; Transient when MLflow is away.
+    Raises: BusyError; TransientError when MLflow is away.
     """
     until, told, lease = time.monotonic() + wait, False, None
     while lease is None:
         try:
             lease = acquire(resource, holder, seconds)
-        except Busy as busy:
+        except BusyError as busy:
             if time.monotonic() > until:
                 raise
             if not told and seconds > MOMENT:
@@ -130,7 +130,7 @@ def held(resource: str, holder: str, seconds: float = SECONDS, wait: float = 0.0
 
     def renew(lease: Lease) -> None:
         while not ended.wait(seconds / 4):
-            with suppress(MlflowException, Transient):  # it may be away for a while
+            with suppress(MlflowException, TransientError):  # it may be away for a while
                 lease.renew()
 
     thread = threading.Thread(target=renew, args=[lease], daemon=True, name=f"lease {resource}")
@@ -146,7 +146,7 @@ def held(resource: str, holder: str, seconds: float = SECONDS, wait: float = 0.0
 def exclusively(resource: str) -> Iterator[None]:
     """Do something in one go, alone among all machines; a process that is killed in it is waited for a minute.
 
-    Raises: Busy when others are at it for that long; Transient when MLflow is away.
+    Raises: BusyError when others are at it for that long; TransientError when MLflow is away.
     """
     with held(resource, f"{whoever()} {uuid.uuid4().hex[:8]}", MOMENT, wait=2 * MOMENT) as lease:
         try:

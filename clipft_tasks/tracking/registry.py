@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.settings import settings
 from .connection import client, is_unreachable, retryable
 from .leases import exclusively
@@ -72,7 +72,7 @@ def resolve_version(uri: str) -> ModelVersion:
         return client().get_model_version(name, number)
     except (MlflowException, ValueError) as error:
         if is_unreachable(error):
-            raise Transient(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
+            raise TransientError(f"MLflow at {settings().tracking_uri} does not answer: {error}") from error
         raise ClipftError(
             f"model {uri!r}",
             f"the registry does not know it ({error})",

@@ -31,7 +31,7 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
     Args:
         tuned: where the spec's values come from, to be kept with the run.
     Returns: the training's metrics.
-    Raises: what training raises; Transient where MLflow is away.
+    Raises: what training raises; TransientError where MLflow is away.
     """
     spec, plan, run_id = job.spec, job.plan.to_json(), job.run_id
     tracking.log_params(run_id, spec.flat() | {f"plan.{name}": plan[name]["value"] for name in job.plan.decisions})

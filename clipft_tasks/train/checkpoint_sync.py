@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..core.console import say
-from ..core.errors import Transient
+from ..core.errors import TransientError
 from .step_log import Log, Row
 
 
@@ -92,7 +92,7 @@ class BufferedLogger:
     """Logs metrics, and keeps those that cannot be sent for the next time: a network that is away for a minute ends no training.
 
     Args:
-        log: sends rows; raises Transient when nobody answers.
+        log: sends rows; raises TransientError when nobody answers.
     """
 
     def __init__(self, log: Log) -> None:
@@ -103,7 +103,7 @@ class BufferedLogger:
         self._kept += rows
         try:
             self.flush()
-        except Transient as error:
+        except TransientError as error:
             say(f"{len(self._kept)} steps' metrics wait for MLflow: {error}")
 
     def flush(self) -> None:

@@ -22,7 +22,7 @@ CLASSES = ("a", "b", "c")
 CAPTIONS = 5
 
 
-class Failed(Exception):
+class FailedCheckError(Exception):
     """A check that an objective did not pass, with the reason."""
 
 
@@ -85,7 +85,9 @@ def form(subject: Subject) -> None:
     """A dict of scalars whose names end in _loss, with a gradient (`Objective.__call__` looks at it each step)."""
     for name, value in subject.make()(pairs(subject, dtype=torch.float32)).items():
         if value.dtype != torch.float32:
-            raise Failed(f"{name} is {value.dtype} for fp32 features; keep the dtype of pairs.image (MPS has no fp64)")
+            raise FailedCheckError(
+                f"{name} is {value.dtype} for fp32 features; keep the dtype of pairs.image (MPS has no fp64)"
+            )
 
 
 def finite(subject: Subject) -> None:
@@ -109,9 +111,9 @@ def finite(subject: Subject) -> None:
         loss = total(objective, given)
         gradients = torch.autograd.grad(loss, leaves(objective, given), allow_unused=True)
         if not loss.isfinite():
-            raise Failed(f"the loss is {loss.item()} on {name}")
+            raise FailedCheckError(f"the loss is {loss.item()} on {name}")
         if not all(g.isfinite().all() for g in gradients if g is not None):
-            raise Failed(f"the gradient is no number on {name}")
+            raise FailedCheckError(f"the gradient is no number on {name}")
 
 
 def gradients(subject: Subject) -> None:
@@ -121,7 +123,7 @@ def gradients(subject: Subject) -> None:
         gradcheck(lambda *_: total(objective, given), leaves(objective, given), atol=1e-5, rtol=1e-3)
     except GradcheckError as error:
         why = "a .detach(), a cast to fp32 or something random in it would do that"
-        raise Failed(f"its gradient is not that of its value ({why}): {' '.join(str(error).split())[:160]}") from None
+        raise FailedCheckError(f"its gradient is not that of its value ({why}): {' '.join(str(error).split())[:160]}") from None
 
 
 def in_blocks(subject: Subject) -> None:
@@ -140,7 +142,7 @@ def in_blocks(subject: Subject) -> None:
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             if not torch.allclose(a, b, rtol=1e-6, atol=1e-9):
-                raise Failed(f"in blocks of rows it differs by {(a - b).abs().max():.2g}")
+                raise FailedCheckError(f"in blocks of rows it differs by {(a - b).abs().max():.2g}")
 
 
 def operators(subject: Subject) -> None:
@@ -151,4 +153,4 @@ def operators(subject: Subject) -> None:
         recorder.names.clear()  # of making the features
         total(objective, given).backward()
     if missing := fallbacks(recorder.names):
-        raise Failed(f"MPS has no kernel for {', '.join(sorted(missing))}")
+        raise FailedCheckError(f"MPS has no kernel for {', '.join(sorted(missing))}")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ..contracts import Record
 from ..contracts.plan import Plan
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from ..data import versioning
@@ -114,7 +114,7 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
         error = Problem.model_validate_json(problem.read_text()) if problem.exists() else None
         if error and error.kind == "ClipftError":
             raise ClipftError(error.what, error.why, error.fix, code=error.code)
-        raise Transient(error.what if error else f"A training process ended with {code}; the next try resumes.")
+        raise TransientError(error.what if error else f"A training process ended with {code}; the next try resumes.")
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "metrics.json").read_text()))
@@ -231,8 +231,8 @@ def take_part(folder: Path) -> None:
             state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")
             (folder / "metrics.json").write_text(json.dumps(metrics))
-    except (ClipftError, Transient) as error:
-        if isinstance(error, loop.Stopped) and not world.is_main_process:
+    except (ClipftError, TransientError) as error:
+        if isinstance(error, loop.StoppedError) and not world.is_main_process:
             return  # in peace: after a failure torchrun soon ends the others too, while the main process uploads its checkpoint
         problem = Problem(kind=type(error).__name__, what=str(error))
         if isinstance(error, ClipftError):

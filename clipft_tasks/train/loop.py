@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ..contracts.plan import Plan
 from ..core.console import progress, say
-from ..core.errors import Transient
+from ..core.errors import TransientError
 from ..data import loader
 from ..data.augment import PLAIN
 from ..data.loader import Batch, TrainingData
 from ..devices import backend
 from ..devices.hardware import use_threads
 from ..devices.host_allocator import keep_freed_memory
-from ..devices.memory import OutOfMemory
+from ..devices.memory import OutOfMemoryError
 from ..devices.precision import MEMORY_FORMATS
 from ..model import attention
 from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks
@@ -48,7 +48,7 @@ MAX_SCALE = 100.0  # of the logits, as in CLIP
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
 
 
-class Stopped(Transient):
+class StoppedError(TransientError):
     """SIGTERM came, and the checkpoint is written; on every process at the same step."""
 
 
@@ -87,7 +87,7 @@ def train(work: Work) -> dict[str, float]:
         step resumed from, and how often memory was short or fp16 overflowed.
     Raises:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
-        Stopped: SIGTERM came; a checkpoint was written first.
+        StoppedError: SIGTERM came; a checkpoint was written first.
     """
     # The model on its device, and what is computed from it.
     clip, plan, spec, world = work.clip, work.plan, work.spec, work.world
@@ -225,7 +225,7 @@ def train(work: Work) -> dict[str, float]:
                     break
             if world.any(stop.is_set()):
                 save()
-                raise Stopped(
+                raise StoppedError(
                     f"Stopped by a signal at step {state.step} of {last}; the checkpoint is written and the next try resumes."
                 )
             if state.step < last and time.monotonic() - saved >= work.checkpoints.due_after(spec.checkpoint_seconds):
@@ -334,7 +334,7 @@ def _gradient(
                     start=start,
                     progress=progress,
                 )
-        except OutOfMemory as error:
+        except OutOfMemoryError as error:
             why = str(error)
         state.optimizer.zero_grad(set_to_none=True)
         device.release()

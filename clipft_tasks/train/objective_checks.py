@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.errors import ClipftError
 from ..spec import ObjectiveSpec
 from ..spec.objective_catalog import SIMILARITIES
-from .feature_checks import Failed, Subject, finite, form, gradients, in_blocks, operators
+from .feature_checks import FailedCheckError, Subject, finite, form, gradients, in_blocks, operators
 from .step_checks import in_parts, in_processes, process_cases, two_processes
 
 __all__ = ["ALL", "CHECKS", "Finding", "Subject", "checked"]
@@ -59,7 +59,7 @@ def checked(
 def _problem(check: Callable[[], None]) -> str:
     try:
         check()
-    except (Failed, ClipftError) as failed:
+    except (FailedCheckError, ClipftError) as failed:
         return str(failed)
     except Exception as error:  # an objective of somebody else may raise anything
         at = error.__traceback__

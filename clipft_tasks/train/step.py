@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from ..contracts.plan import Plan
 from ..data.loader import Batch
 from ..devices import moved
-from ..devices.memory import OutOfMemory, is_out_of_memory
+from ..devices.memory import OutOfMemoryError, is_out_of_memory
 from ..devices.precision import MEMORY_FORMATS, precision_context
 from ..model.clip import Clip, by_length
 from ..objectives import Objective, Pairs
@@ -103,7 +103,7 @@ def backward(
         progress: share of the run that is done, for weights on schedule.
     Returns: the loss terms, their sum as `loss`, and mean cosines of matched and unmatched pairs, as scalars on the device.
     Raises:
-        OutOfMemory: on any of the processes, on all of them. The weights' gradients are then incomplete.
+        OutOfMemoryError: on any of the processes, on all of them. The weights' gradients are then incomplete.
     """
     own_texts = batch.tokens[world.local_rows(len(batch.tokens))]
     image_parts, text_parts = chunks_of(len(batch.images), micro_batch), chunks_of(len(own_texts), micro_batch)
@@ -167,7 +167,7 @@ class _agreeing:
         if error is not None and not short:
             return
         if self.world.any(short):
-            raise OutOfMemory(str(error) if error else "on another process") from error
+            raise OutOfMemoryError(str(error) if error else "on another process") from error
 
 
 def chunks_of(count: int, each: int) -> list[slice]:

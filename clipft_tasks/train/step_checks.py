@@ -27,7 +27,7 @@ from ..model.clip import Clip, OpenClipConfig
 from ..objectives.base import Objective, Pairs
 from ..spec import ObjectiveSpec
 from . import distributed, step
-from .feature_checks import CAPTIONS, CLASSES, Failed, Subject, seeded, total
+from .feature_checks import CAPTIONS, CLASSES, FailedCheckError, Subject, seeded, total
 
 MODULE = "clipft_tasks.train.step_checks"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -140,13 +140,13 @@ def plain(case: Case) -> dict[str, Tensor]:
 def agree(one: dict[str, Tensor], other: dict[str, Tensor], precision: Precision) -> None:
     """Raise Failed unless two gradients are the same, but for rounding."""
     if one.keys() != other.keys():
-        raise Failed(f"gradients reach other parameters: {', '.join(sorted(one.keys() ^ other.keys()))}")
+        raise FailedCheckError(f"gradients reach other parameters: {', '.join(sorted(one.keys() ^ other.keys()))}")
     first, second = (torch.cat([g.flatten() for g in found.values()]) for found in (one, other))
     if not (first.isfinite().all() and second.isfinite().all()):
-        raise Failed("a gradient is no number")
+        raise FailedCheckError("a gradient is no number")
     apart = (first - second).norm() / first.norm().clamp_min(1e-2)  # of a gradient that is nearly none, only rounding is left
     if apart > TOLERANCE[precision]:
-        raise Failed(f"gradients are {float(apart):.2g} apart, in proportion to their length")
+        raise FailedCheckError(f"gradients are {float(apart):.2g} apart, in proportion to their length")
 
 
 def in_parts(subject: Subject) -> None:
@@ -170,7 +170,7 @@ def in_processes(found: Sequence[tuple[Case, dict[str, Tensor] | str]]) -> None:
     for case, gradients in found:
         with labeled(f"{case.precision}, {case.rows} pairs in two processes"):
             if isinstance(gradients, str):
-                raise Failed(gradients)
+                raise FailedCheckError(gradients)
             agree(plain(case), gradients, case.precision)
 
 
@@ -178,8 +178,8 @@ def in_processes(found: Sequence[tuple[Case, dict[str, Tensor] | str]]) -> None:
 def labeled(where: str) -> Iterator[None]:
     try:
         yield
-    except Failed as failed:
-        raise Failed(f"{where}: {failed}") from None
+    except FailedCheckError as failed:
+        raise FailedCheckError(f"{where}: {failed}") from None
 
 
 def two_processes(cases: Iterable[Case], seconds: float = 300) -> list[tuple[Case, dict[str, Tensor] | str]]:

@@ -16,7 +16,7 @@ from optuna.storages._grpc.auto_generated import api_pb2
 from optuna.storages._grpc.client import GrpcClientCache
 
 from ..contracts.worker_gateway import Refusal
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 
 CODE = "X-Optuna-Code"
 # What a worker may do: everything but deleting a study.
@@ -50,11 +50,13 @@ class _Stub:
             try:
                 answer = self._client.post(f"/{call}", content=request.SerializeToString())
             except httpx.TransportError as error:
-                raise Transient(f"The tuning studies at {self._client.base_url} do not answer: {error!r}.") from error
+                raise TransientError(f"The tuning studies at {self._client.base_url} do not answer: {error!r}.") from error
             if name := answer.headers.get(CODE):
                 raise _RefusedError(grpc.StatusCode[name], answer.text)
             if answer.status_code >= 500:
-                raise Transient(f"The tuning studies at {self._client.base_url} answered {answer.status_code}: {answer.text}")
+                raise TransientError(
+                    f"The tuning studies at {self._client.base_url} answered {answer.status_code}: {answer.text}"
+                )
             if answer.is_error:
                 refusal = Refusal.read(answer.content) or Refusal(detail=answer.text)
                 what, why = f"tuning studies at {self._client.base_url}", f"{call} was refused: {refusal.detail.rstrip('.')}"
@@ -71,7 +73,7 @@ class HttpStorage(optuna.storages.GrpcStorageProxy):
         url: where the calls go, `https://host/gateway/v1/studies`.
         user, password: of the worker.
     Raises:
-        Transient: at a call, when nobody answers.
+        TransientError: at a call, when nobody answers.
         ClipftError: at a call, when this worker is turned away.
     """
 

@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from ..core.console import say
-from ..core.errors import Transient
+from ..core.errors import TransientError
 from ..core.settings import settings
 from ..spec.ranges import Value
 from .search_space import Dimension, SearchSpace
@@ -54,12 +54,12 @@ class Heartbeat:
 
 @contextmanager
 def database() -> Iterator[None]:
-    """Turn "the database cannot be reached" into Transient, so that the task is tried again."""
+    """Turn "the database cannot be reached" into TransientError, so that the task is tried again."""
     try:
         yield
     except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, optuna.exceptions.StorageInternalError) as error:
         where = sqlalchemy.make_url(settings().studies).render_as_string(hide_password=True)
-        raise Transient(f"The database of tuning studies at {where} does not answer: {error}") from error
+        raise TransientError(f"The database of tuning studies at {where} does not answer: {error}") from error
 
 
 @cache
@@ -136,7 +136,7 @@ class Study:
         host, process = socket.gethostname(), os.getpid()
 
         def beat() -> None:
-            with contextlib.suppress(Transient), database():
+            with contextlib.suppress(TransientError), database():
                 now = Heartbeat(host, process, round(before + time.monotonic() - began, 2))
                 self._storage.set_trial_user_attr(identity, "beat", asdict(now))
 

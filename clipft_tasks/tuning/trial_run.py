@@ -51,11 +51,11 @@ class _Outcome:
     reason: str = ""
 
 
-class _Pruned(Exception):
+class _PrunedError(Exception):
     """The trial is not worth going on with."""
 
 
-class _OutOfTime(Exception):
+class _OutOfTimeError(Exception):
     """The budget ended in the middle of a trial."""
 
 
@@ -79,9 +79,9 @@ def _train(spec: RunSpec, planned: PlanResult, begun: StudyResult, study: Study,
         say(f"Trial {number}, epoch {epoch} of {epochs}: {result.rows.metric} {result.score:.4f}")
         mlflow_runs.log_trial(spec, begun, study, number)
         if epoch < epochs and hopeless:
-            raise _Pruned(f"below the median of the other trials after {epoch} of {epochs} epochs")
+            raise _PrunedError(f"below the median of the other trials after {epoch} of {epochs} epochs")
         if epoch < epochs and stopping.minutes_spent(study.trials()) >= spec.tune.minutes:
-            raise _OutOfTime
+            raise _OutOfTimeError
 
     def attempt() -> _Outcome | None:
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
@@ -90,9 +90,9 @@ def _train(spec: RunSpec, planned: PlanResult, begun: StudyResult, study: Study,
             side, batch = spec.resolution.train, spec.evaluate.batch
             result = validation.evaluate_on_validation(clip, dataset, side, batch, metric=spec.gate.metric)
             return _Outcome(State.COMPLETE, score=result.score, right=validation.pack(result.right))
-        except _Pruned as why:
+        except _PrunedError as why:
             return _Outcome(State.PRUNED, reason=str(why))
-        except _OutOfTime:
+        except _OutOfTimeError:
             say(f"The {spec.tune.minutes:g} minutes ended in trial {number}; with more it goes on from its checkpoint.")
             return None
         except ClipftError as error:

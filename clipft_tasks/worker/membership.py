@@ -13,7 +13,7 @@ import httpx
 from pydantic import ValidationError
 
 from ..contracts.worker_gateway import Answer, Enrollment, Greeting, Refusal
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from ..core.versions import PROJECT
@@ -153,7 +153,7 @@ def delete() -> None:
 def look(url: str, code: str, ca: str = "") -> ControlPlane:
     """What the control plane at a URL says of itself to who was invited; the code can still be used afterwards.
 
-    Raises: Transient (nobody answers, or 5xx); ClipftError (it turns this machine away, and why; or it is no control plane).
+    Raises: TransientError (nobody answers, or 5xx); ClipftError (it turns this machine away, and why; or it is no control plane).
     """
     return _read_about(_send("POST", url, "look", ca=ca, json={"code": code}))
 
@@ -178,10 +178,10 @@ def _send(
     try:
         answer = httpx.request(method, where, timeout=20, verify=ca or True, json=json, auth=auth)
     except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise Transient(f"The control plane at {url} does not answer ({error or type(error).__name__}).") from error
+        raise TransientError(f"The control plane at {url} does not answer ({error or type(error).__name__}).") from error
     after = time.time()
     if answer.status_code >= 500:
-        raise Transient(f"The control plane at {url} answered {answer.status_code}.")
+        raise TransientError(f"The control plane at {url} answered {answer.status_code}.")
     if answer.is_error:
         if answer.status_code != 404 and (refusal := Refusal.read(answer.content)):
             why = f"it turned this machine away: {refusal.detail.rstrip('.')}"

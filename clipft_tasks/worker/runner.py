@@ -13,7 +13,7 @@ from types import FrameType
 import psutil
 
 from ..core.console import say
-from ..core.errors import ClipftError, Transient
+from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from . import checks
@@ -56,7 +56,7 @@ class Runner:
         while self._stop is None:
             try:
                 require_compatibility(self._member.ask())
-            except Transient as error:
+            except TransientError as error:
                 self._tell("waiting", f"{error} Trying again in {waited:.0f} s.")
                 self._sleep(waited)
                 waited = min(2 * waited, self._wait[1])
@@ -110,7 +110,7 @@ class Runner:
         """Ask whether this worker may go on; if not, it takes no new tasks."""
         try:
             require_compatibility(self._member.ask())
-        except Transient:
+        except TransientError:
             pass  # Airflow's worker waits for it as well
         except ClipftError as error:
             self._trouble = f"{error.why}. {error.fix}"

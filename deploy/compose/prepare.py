@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import ClientError
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.files import atomic_write
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops.upgrade import upgrade
@@ -48,7 +48,7 @@ def tables() -> None:
             print(note)
     except ClipftError as error:
         sys.exit(f"Error: {error.line}")
-    except Transient as error:
+    except TransientError as error:
         sys.exit(f"Error: {error}")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from clipft_tasks.contracts.drift import Capture
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.files import rename_suffix
 from clipft_tasks.domains import get_domain
 
@@ -123,13 +123,13 @@ class Captures:
                 self.metrics.captures.labels(capture.domain, "skipped").inc()
 
     def flush(self) -> None:
-        """Wait until what was sampled is written. Raises Transient when that takes too long: a disk that hangs, say."""
+        """Wait until what was sampled is written. Raises TransientError when that takes too long: a disk that hangs, say."""
         until = time.monotonic() + FLUSH_SECONDS
         with self._queue.all_tasks_done:
             while self._queue.unfinished_tasks:
                 left = until - time.monotonic()
                 if left <= 0 or not self.alive:
-                    raise Transient("Captures are not being written at the moment; the server's log says why. Ask again.")
+                    raise TransientError("Captures are not being written at the moment; the server's log says why. Ask again.")
                 self._queue.all_tasks_done.wait(min(left, 1.0))
 
     def all(self, domain: str) -> list[Capture]:

@@ -7,6 +7,7 @@ by `middleware`.
 import asyncio
 import time
 from asyncio import TimerHandle
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -95,8 +96,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _close_longest_waiting(connections: set[Any]) -> None:
+def _close_longest_waiting(connections: Iterable[object]) -> None:
     """Make room: of those that ask nothing, the one that has done so for the longest time goes."""
-    longest = min(connections, key=lambda connection: getattr(connection, "waits_since", float("inf")))
-    if getattr(longest, "waits_since", float("inf")) < float("inf"):
-        longest.transport.close()
+    waiting = [c for c in connections if isinstance(c, GuardedProtocol) and c.waits_since < float("inf")]
+    if waiting:
+        min(waiting, key=lambda c: c.waits_since).transport.close()

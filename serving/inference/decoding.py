@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from clipft_tasks.data.images import FORMATS, BadImage, Limits
+from clipft_tasks.data.images import FORMATS, BadImageError, Limits
 
 from .errors import QueueFullError, RequestRejectedError
 from .settings import ServingSettings
@@ -128,7 +128,7 @@ class _Batch(Generic[T]):
             raise self.failure
         try:
             yield
-        except BadImage as error:
+        except BadImageError as error:
             self.failure = RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image")
             self.is_wanted = False
             raise self.failure from error

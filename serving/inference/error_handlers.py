@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 
 from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError, shortened
 from .server import server_of
@@ -24,7 +24,7 @@ LISTED = 10  # errors of one answer
 def add_error_handlers(app: FastAPI) -> None:
     """Answer the exceptions of routes and server."""
     for kind in (
-        RequestRejectedError, QueueFullError, NonFiniteOutputError, RequestValidationError, HTTPException, Transient, ClipftError,
+        RequestRejectedError, QueueFullError, NonFiniteOutputError, RequestValidationError, HTTPException, TransientError, ClipftError,
     ):  # fmt: skip
         app.add_exception_handler(kind, _handle)
 
@@ -50,7 +50,7 @@ def answer(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": listed(error.errors())}, 422)
     if isinstance(error, HTTPException):
         return _detail(str(error.detail), error.status_code, error.headers or {})
-    if isinstance(error, Transient):
+    if isinstance(error, TransientError):
         return _detail(str(error), 503, {"Retry-After": "5"})
     if isinstance(error, ClipftError):
         return _detail(str(error), 409, code=error.code)

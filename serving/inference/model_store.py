@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.serving import LoadResult, ModelInfo
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model import build, package, recorded_answers
 from clipft_tasks.model.clip import Clip
@@ -166,7 +166,7 @@ class ModelStore:
         """Load a version and check it; whatever is wrong with its package is a ClipftError."""
         try:
             return self._load_and_check(domain, version)
-        except (ClipftError, Transient, QueueFullError, TimeoutError):
+        except (ClipftError, TransientError, QueueFullError, TimeoutError):
             raise
         except Exception as error:
             why = f"its package cannot be loaded ({error!r})"

@@ -16,7 +16,7 @@ from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
 from clipft_tasks.contracts.base import Record
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 
 T = TypeVar("T")
 RELAYED, REPLICA_ID = "x-clipft-relayed", "x-clipft-replica"
@@ -138,13 +138,13 @@ class Relay:
     def collect(self, what: type[T], body: Record | None = None) -> list[T]:
         """Send it on to replicas that must all do as they are asked; their answers.
 
-        Raises: ClipftError when one refused, Transient when one could not (5xx); an unreachable one has no say.
+        Raises: ClipftError when one refused, TransientError when one could not (5xx); an unreachable one has no say.
         """
         return read_agreed(self.broadcast(body), what)
 
 
 def require_agreement(replies: Sequence[Reply]) -> None:
-    """Raises: ClipftError when one refused, Transient when one could not (5xx); an unreachable one has no say."""
+    """Raises: ClipftError when one refused, TransientError when one could not (5xx); an unreachable one has no say."""
     for reply in replies:
         if reply.refusal:
             raise ClipftError(
@@ -154,7 +154,7 @@ def require_agreement(replies: Sequence[Reply]) -> None:
                 code="server.replica_refused",
             )
         if reply.response is not None and reply.response.status_code >= 500:
-            raise Transient(
+            raise TransientError(
                 f"The replica at {reply.address} answered {reply.response.status_code}: {reply.response.text[:300]}"
             )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.serving import LoadResult, ReplicaState, TrialLatency, TrialReport
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 
 from .model_store import ModelStore
 from .replicas import Relay, require_agreement
@@ -17,7 +17,7 @@ def load_on_all(store: ModelStore, relay: Relay, domain: str, version: str, hold
 
     Args:
         hold: it stays live whatever the registry's champion is, until the champion is made live by a request.
-    Raises: ClipftError when it is not the champion and not to be held, or a replica refuses it; Transient when one could not say.
+    Raises: ClipftError when it is not the champion and not to be held, or a replica refuses it; TransientError when one could not say.
     """
     if not hold and not relay.is_relayed:
         _require_champion(domain, version)
@@ -39,7 +39,7 @@ def _require_champion(domain: str, version: str) -> None:
     try:
         champion = tracking.champions().get(domain)
     except Exception as error:
-        raise Transient("The registry cannot be read, so which version is champion is not known.") from error
+        raise TransientError("The registry cannot be read, so which version is champion is not known.") from error
     if champion != version:
         raise ClipftError(
             f"version {version} of {domain}",

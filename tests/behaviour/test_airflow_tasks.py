@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clipft_tasks.contracts.dataset import DatasetCard
-from clipft_tasks.core.errors import Busy, ClipftError, Transient
+from clipft_tasks.core.errors import BusyError, ClipftError, TransientError
 
 ROOT = Path(__file__).parents[2]
 RUN = SimpleNamespace(dag_id="clipft_finetune", run_id="r")
@@ -37,7 +37,7 @@ def test_a_task_waits_for_another_run_without_a_slot_and_without_using_up_a_try(
     from airflow.sdk.exceptions import AirflowRescheduleException
 
     def busy(*_: object, **__: object) -> None:
-        raise Busy("champion.general", "clipft_finetune/other", 1_800_000_000.0)
+        raise BusyError("champion.general", "clipft_finetune/other", 1_800_000_000.0)
 
     in_a_task(monkeypatch, dag_tools, 1, busy)
     with caplog.at_level(logging.INFO), pytest.raises(AirflowRescheduleException):
@@ -65,11 +65,11 @@ def test_a_stage_knows_its_last_try(dag_tools, monkeypatch):
 
     def away(*_: object, last_try: bool, **__: object) -> None:
         seen.append(last_try)
-        raise Transient("away")
+        raise TransientError("away")
 
     for number in (1, 6, 7):
         in_a_task(monkeypatch, dag_tools, number, away)
-        with pytest.raises(Transient):
+        with pytest.raises(TransientError):
             dag_tools.stage("deploy", {"domain": "general"}, version="2")
     assert seen == [False, False, True]
 

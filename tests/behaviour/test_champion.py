@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.recorded_answers import RecordedAnswers
-from clipft_tasks.core.errors import Busy, ClipftError, Transient
+from clipft_tasks.core.errors import BusyError, ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import deploy, promote, reconcile, rollback, verify
@@ -135,7 +135,7 @@ def test_of_many_who_ask_at_once_one_gets_the_lease_and_the_others_learn_who(ser
     def ask(number: int) -> str:
         try:
             return tracking.acquire("champion.general", f"run {number}").holder
-        except Busy as busy:
+        except BusyError as busy:
             return busy.holder
 
     with ThreadPoolExecutor(8) as pool:
@@ -145,13 +145,13 @@ def test_of_many_who_ask_at_once_one_gets_the_lease_and_the_others_learn_who(ser
 def test_a_lease_is_renewed_given_back_and_taken_over_when_its_holder_is_gone(server, monkeypatch):
     lease = tracking.acquire("champion.general", A)
     assert tracking.acquire("champion.general", A).number == lease.number
-    with pytest.raises(Busy, match=A):
+    with pytest.raises(BusyError, match=A):
         tracking.acquire("champion.general", B)
     lease.release()
     taken = tracking.acquire("champion.general", B)
     time_is_over(monkeypatch)
     assert tracking.acquire("champion.general", A).number == taken.number + 1
-    with pytest.raises(Busy, match=A):
+    with pytest.raises(BusyError, match=A):
         taken.check()  # the one that stood still for too long learns it before it writes
 
 
@@ -171,7 +171,7 @@ def test_two_runs_of_a_domain_take_turns(server):
     previous = promote.run(SPEC, "2", dag_run=A).previous
     deploy.run(SPEC, "2", previous, A)
     for stage in (lambda: promote.run(SPEC, "3", dag_run=B), lambda: promote.run(SPEC, "1", dag_run="clipft_rollback/r")):
-        with pytest.raises(Busy, match=A):
+        with pytest.raises(BusyError, match=A):
             stage()
     verify.run(SPEC, "2", previous, A)
     go_live("3", B)
@@ -242,7 +242,7 @@ def test_a_failed_version_that_a_person_names_is_verified_before_it_counts(serve
 def test_a_server_that_stays_away_costs_the_new_version_its_title(server):
     previous = promote.run(SPEC, "2", dag_run=A).previous
     server.away = True
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         deploy.run(SPEC, "2", previous, A)
     assert aliased(tracking.CHAMPION) == "2"  # tried again
     with pytest.raises(ClipftError, match="Version 1 is champion again"):
@@ -337,5 +337,5 @@ def test_a_registry_that_is_away_is_tried_again(server, monkeypatch):
         raise MlflowException("API request to http://registry failed")
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", away)
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         promote.run(SPEC, "2", dag_run=A)

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from behaviour.test_kill import killed
 from clipft_tasks import tracking
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import finetune, ingest, plan, version
@@ -149,12 +149,12 @@ def test_metrics_wait_for_mlflow_and_arrive_once(capsys):
 
     def send(rows):
         if not there[0]:
-            raise Transient("MLflow does not answer")
+            raise TransientError("MLflow does not answer")
         got.extend(rows)
 
     log = BufferedLogger(send)
     log([(0, {"loss": 1.0})])
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         log.flush()
     there[0] = True
     log([(1, {"loss": 0.5})])

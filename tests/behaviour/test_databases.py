@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops import backup as backups
 from clipft_tasks.ops import databases, upgrade
@@ -192,7 +192,7 @@ def test_a_database_that_is_away_or_a_program_that_is_missing_is_said_without_th
         backups.backup(tmp_path / "b")
     assert not (tmp_path / "b.part").exists()
     away = f"postgresql+psycopg2://clipft:{PASSWORD}@127.0.0.1:1/mlflow"
-    with pytest.raises(Transient, match="does not answer") as said:
+    with pytest.raises(TransientError, match="does not answer") as said:
         Database("mlflow", away).tables()
     assert PASSWORD not in str(said.value)
 

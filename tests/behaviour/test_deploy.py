@@ -35,7 +35,7 @@ from mlflow.tracking import MlflowClient
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.stages import PromoteResult
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.model.package import read_recorded_answers
 from clipft_tasks.spec import RunSpec
@@ -200,7 +200,7 @@ def test_a_server_that_is_away_is_transient_and_changes_nothing(server, monkeypa
     monkeypatch.setenv("CLIPFT_SERVER_URL", "http://127.0.0.1:9")
     settings.cache_clear()
     for stage in (deploy, verify):
-        with pytest.raises(Transient, match="does not answer"):
+        with pytest.raises(TransientError, match="does not answer"):
             stage.run(SPEC, promoted.version, promoted.previous)
     monkeypatch.setenv("CLIPFT_SERVER_URL", server.url)
     settings.cache_clear()
@@ -233,7 +233,7 @@ def test_a_server_that_is_busy_is_transient_and_changes_nothing(server, answers_
     monkeypatch.setenv("CLIPFT_SERVER_URL", answers_503)
     settings.cache_clear()
     for stage in (deploy, verify):
-        with pytest.raises(Transient, match="503"):
+        with pytest.raises(TransientError, match="503"):
             stage.run(SPEC, promoted.version, promoted.previous)
     assert (aliased(tracking.CHAMPION), aliased(tracking.PREVIOUS)) == ("2", "1")
 
@@ -293,7 +293,7 @@ def test_a_rollback_that_was_cut_between_its_writes_is_finished_by_its_retry(ser
     cut.writes = 0  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", cut)
-        with pytest.raises((Transient, MlflowException)):
+        with pytest.raises((TransientError, MlflowException)):
             promote.run(SPEC, rollback.run(SPEC).version)
     assert promote.run(SPEC, rollback.run(SPEC).version).version == "1"
     assert aliased(tracking.CHAMPION) == "1"

@@ -12,7 +12,7 @@ from fixtures.live_server import CLASSES, EMBED_TEXTS, IMAGES, TOKEN, Server, ch
 from clipft_tasks import tracking
 from clipft_tasks.contracts.drift import DriftAlert, IncidentState
 from clipft_tasks.contracts.stages import CloseResult, TriageResult
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.drift import incident_store
@@ -229,7 +229,7 @@ def test_while_the_server_is_away_nothing_is_decided_and_the_retry_decides(serve
     with monkeypatch.context() as patch:
         patch.setenv("CLIPFT_SERVER_URL", NOBODY)
         settings.cache_clear()
-        with pytest.raises(Transient):
+        with pytest.raises(TransientError):
             fire(alert("2", "performance"), run="worse")
     settings.cache_clear()
     assert now() == before
@@ -273,7 +273,7 @@ def test_whoever_is_away_at_the_suggestion_it_is_worth_another_try_and_nothing_c
         patch.setenv(f"CLIPFT_{who}", NOBODY)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         settings.cache_clear()
-        with pytest.raises(Transient, match="does not answer"):
+        with pytest.raises(TransientError, match="does not answer"):
             suggest.run(SPEC, taken.signals, taken.incident)
     settings.cache_clear()
     assert now() == before and (champion(), serving(server)) == ("1", "1")
@@ -286,7 +286,7 @@ def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monk
         patch.setenv("CLIPFT_MLFLOW_URI", NOBODY)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         settings.cache_clear()
-        with pytest.raises(Transient, match="does not answer"):
+        with pytest.raises(TransientError, match="does not answer"):
             fire(alert("1", "image"), run="drifting")
     settings.cache_clear()
     assert now() == IncidentState()
@@ -294,7 +294,7 @@ def test_while_the_registry_is_away_no_alarm_is_lost_or_taken_twice(server, monk
     with monkeypatch.context() as patch:
         patch.setenv("CLIPFT_MLFLOW_URI", NOBODY)
         settings.cache_clear()
-        with pytest.raises(Transient, match="does not answer"):
+        with pytest.raises(TransientError, match="does not answer"):
             close.run(SPEC, {"finetune": "failed"}, taken.incident)
     settings.cache_clear()
     assert now().incident and now().failures == 0
@@ -419,14 +419,14 @@ def test_captures_become_one_version_once_everybody_is_there_again(server, captu
     with monkeypatch.context() as patch:
         patch.setenv("CLIPFT_SERVER_URL", NOBODY)
         settings.cache_clear()
-        with pytest.raises(Transient, match="does not answer"):
+        with pytest.raises(TransientError, match="does not answer"):
             ingest.run(spec)
     settings.cache_clear()
     staging = ingest.run(spec).staging
     away = captured.with_name("away")
     captured.rename(away)
     captured.write_text("no folder")
-    with pytest.raises(Transient, match="dvc push"):
+    with pytest.raises(TransientError, match="dvc push"):
         version.run(spec, staging)
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"] and champion() == "1"
     captured.unlink()

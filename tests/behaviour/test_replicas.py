@@ -9,7 +9,7 @@ from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copie
 from fixtures.ports import free_port
 
 from clipft_tasks.contracts.serving import TrialLatency, TrialReport
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.server.client import ServerClient
 from serving.inference.captures import hashed
@@ -162,7 +162,7 @@ def test_the_pipeline_waits_until_all_agree(pair, monkeypatch):
         assert ServerClient().wait_for_version("general", "1", 5) == 2
         only_here = {"version": "2"}, SHOWN | {"X-Clipft-Relayed": "1"}  # as a replica that missed the news
         assert second.client.put("/v1/models/general", json=only_here[0], headers=only_here[1]).status_code == 200
-        with pytest.raises(Transient, match="Not every replica answers with version 1"):
+        with pytest.raises(TransientError, match="Not every replica answers with version 1"):
             ServerClient().wait_for_version("general", "1", 1)
         assert first.put("2").status_code == 200 and ServerClient().wait_for_version("general", "2", 5) == 2
     settings.cache_clear()

@@ -14,7 +14,7 @@ from fixtures.live_server import CLASSES, IMAGES, TOKEN, Server, changed_card, p
 from fixtures.trials import answering, disputed, server, shared, too_small, tried  # noqa: F401  (fixtures)
 
 from clipft_tasks.contracts.stages import RolloutResult
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import rollout
@@ -76,7 +76,7 @@ def test_without_a_trial_asked_for_no_server_is_needed(no_server):
 
 
 def test_a_server_that_is_away_is_worth_another_attempt(no_server):
-    with pytest.raises(Transient, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         rollout.run(spec(), "2")
 
 

@@ -15,7 +15,7 @@ from fixtures.errors import refuses
 from behaviour.test_kill import killed
 from clipft_tasks import tracking
 from clipft_tasks.contracts.stages import PlanResult, StudyResult
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
@@ -63,12 +63,12 @@ def elsewhere(monkeypatch, path: Path) -> None:
     shutil.rmtree(settings().root / "work", ignore_errors=True)
 
 
-class Cut(BaseException):
+class CutError(BaseException):
     """A process that ends here."""
 
 
 def cut(*_args, **_options) -> None:
-    raise Cut
+    raise CutError
 
 
 def begun(flat: dict, **more) -> tuple[RunSpec, PlanResult, StudyResult]:
@@ -113,7 +113,7 @@ def test_a_killed_trial_is_repeated_under_its_number_and_nothing_is_doubled(flat
     study = Study(opened.study)
     assert killed(flat, "tune.trial", inputs, "clipft_tasks.train.step:backward", 5)
     assert [(t.number, t.state) for t in study.trials()] == [(0, "running"), (1, "waiting"), (2, "waiting")]
-    with monkeypatch.context() as patch, pytest.raises(Cut):
+    with monkeypatch.context() as patch, pytest.raises(CutError):
         patch.setattr(Study, "end", cut)  # trained, and not yet written down
         tune.trial(spec, planned, opened, 0)
     done = tune.trial(spec, planned, opened, 0).trial
@@ -140,10 +140,10 @@ def test_cut_while_it_begins_a_study_has_no_trial_too_many(flat, monkeypatch):
         real(study, params)
         calls.append(params)
         if len(calls) == 2:
-            raise Cut
+            raise CutError
 
     monkeypatch.setattr(optuna.study.Study, "enqueue_trial", cut_after_two)
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         begun(flat)
     _, _, opened = begun(flat)
     assert [t.number for t in Study(opened.study).trials()] == [*opened.trials] == [0, 1, 2]
@@ -159,11 +159,11 @@ def test_an_interrupted_study_goes_on_where_it_was(flat, monkeypatch):
     def stops(job, *args):
         trained.append(job.key.rpartition("-")[2])
         if trained == ["0", "1"]:
-            raise Transient("the machine goes to sleep")
+            raise TransientError("the machine goes to sleep")
         return real(job, *args)
 
     monkeypatch.setattr(launch, "train", stops)
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         tune.run(spec, planned)
     tuned = tune.run(spec, planned)
     assert trained == ["0", "1", "1", "2"]

@@ -11,7 +11,7 @@ from fixtures.errors import refuses
 from PIL import Image
 
 from clipft_tasks.data import dicom, shards
-from clipft_tasks.data.images import BadImage
+from clipft_tasks.data.images import BadImageError
 from clipft_tasks.data.readers import open_source
 from clipft_tasks.spec import DataSpec
 from clipft_tasks.stages import ingest
@@ -178,7 +178,7 @@ def test_frames_that_are_left_out_are_counted(home, tmp_path, how, rows, left):
     ids=["report", "dose", "cut", "unknown coding", "burnt in", "bomb", "cut header", "garbage"],
 )
 def test_what_is_no_image_is_refused_with_the_reason(data, reason):
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(BadImageError, match=reason):
         dicom.as_png(data())
 
 
@@ -263,7 +263,7 @@ def test_a_class_that_is_the_patient_is_refused(home, tmp_path):
     with refuses("source.no_usable_rows"):
         ingest.run(spec_of(f"dicom:{root}", domain="medical", **{"data.levels": "class"}))
     rows = list(open_source(f"dicom:{root}", DataSpec(levels="class")).rows())
-    with pytest.raises(BadImage, match="patient's name or number"):
+    with pytest.raises(BadImageError, match="patient's name or number"):
         rows[0].image_bytes()
     rows = list(open_source(f"dicom:{root}", DataSpec(levels="group/class")).rows())
     assert {row.label for row in rows} == {"20240101_CT_THORAX"} and len({row.group for row in rows}) == 3

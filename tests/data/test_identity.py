@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clipft_tasks.cli import main
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.data import ingest_pipeline, manifest, objects, repository, versioning
 from clipft_tasks.data.readers import Row
 from clipft_tasks.spec import RunSpec
@@ -225,7 +225,7 @@ def test_a_version_whose_parents_bytes_are_gone_is_not_made(home, tmp_path):
                 path.unlink()
     spec = write(tmp_path / "b", photos(*range(44)))
     result = ingest.run(spec)
-    with pytest.raises((ClipftError, Transient), match="neither in the cache nor in the remote|did not arrive"):
+    with pytest.raises((ClipftError, TransientError), match="neither in the cache nor in the remote|did not arrive"):
         version.run(spec, result.staging)
     assert [v.tag for v in versioning.versions("general")] == ["general/v1"]
 

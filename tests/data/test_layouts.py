@@ -13,7 +13,7 @@ from conftest import made_image
 from fixtures.errors import refuses
 from PIL import Image
 
-from clipft_tasks.data.images import BadImage
+from clipft_tasks.data.images import BadImageError
 from clipft_tasks.data.readers import Row, Source, open_source
 from clipft_tasks.data.readers.text import split_of
 from clipft_tasks.spec import DataSpec
@@ -46,7 +46,7 @@ def read(source: object, **options: object) -> tuple[list[Row], Source]:
 
 
 def reason(row: Row) -> str:
-    with pytest.raises(BadImage) as caught:
+    with pytest.raises(BadImageError) as caught:
         row.image_bytes()
     return str(caught.value)
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import write_images
 from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
@@ -110,7 +110,7 @@ def test_a_wrong_secret_is_not_tried_again_and_a_missing_gateway_is(address, tmp
     with refuses("dataset.repository_failed", "git clone"):
         versioning.find("", "general")
     become_worker(monkeypatch, tmp_path / "other", "http://127.0.0.1:1")
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         versioning.find("", "general")
 
 

@@ -15,7 +15,7 @@ from conftest import made_image, write_images
 from fixtures.errors import refuses
 from PIL import Image
 
-from clipft_tasks.core.errors import ClipftError, Transient
+from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import repository, shards, versioning
 from clipft_tasks.spec import RunSpec
@@ -229,7 +229,7 @@ def test_a_version_that_the_origin_refused_arrives_there_on_the_next_try(machine
     versioning.versions("general")
     staging = staged(table)
     hook = closed(origin)
-    with pytest.raises(Transient, match="declined"):
+    with pytest.raises(TransientError, match="declined"):
         version.run(spec_of(table), staging)
     assert git(origin, "tag", "--list") == ""
     hook.unlink()
@@ -245,7 +245,7 @@ def test_two_machines_that_make_a_version_at_once_make_two(machine, table, tmp_p
     late = write(table, [r | {"caption": "late: " + r["caption"]} for r in rows], "late.csv")
     staging = staged(late)
     hook = closed(origin)
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         version.run(spec_of(late), staging)
     hook.unlink()
     machine("a")
@@ -258,7 +258,7 @@ def test_two_machines_that_make_a_version_at_once_make_two(machine, table, tmp_p
 
 def test_an_origin_that_is_away_is_worth_another_try(machine, table, tmp_path):
     (tmp_path / "origin.git").rename(tmp_path / "away.git")
-    with pytest.raises(Transient, match=r"origin\.git"):
+    with pytest.raises(TransientError, match=r"origin\.git"):
         versioning.versions("general")
     (tmp_path / "away.git").rename(tmp_path / "origin.git")
     assert versioning.versions("general") == []
@@ -266,7 +266,7 @@ def test_an_origin_that_is_away_is_worth_another_try(machine, table, tmp_path):
 
 def test_a_first_push_that_failed_is_made_up_for(machine, tmp_path):
     hook = closed(tmp_path / "origin.git")
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         versioning.versions("general")
     hook.unlink()
     assert versioning.versions("general") == []
@@ -390,7 +390,7 @@ def test_bytes_that_the_remote_lost_are_named_and_nothing_half_stays(machine, ta
         if path.stat().st_size > 20_000 and path.read_bytes()[257:262] == b"ustar":
             path.unlink()
     home = machine("b")
-    with pytest.raises((ClipftError, Transient), match=r"general/v1.*[0-9a-f]{32}\.tar"):
+    with pytest.raises((ClipftError, TransientError), match=r"general/v1.*[0-9a-f]{32}\.tar"):
         versioning.fetch(versioning.find("general/v1", "general"))
     assert not list((home / "cache" / "shards").iterdir())
 
@@ -399,7 +399,7 @@ def test_a_remote_that_is_gone_is_named(machine, table, tmp_path):
     made(table)
     shutil.rmtree(tmp_path / "store")
     machine("b")
-    with pytest.raises((ClipftError, Transient), match="general/v1.*manifest"):
+    with pytest.raises((ClipftError, TransientError), match="general/v1.*manifest"):
         versioning.fetch(versioning.find("general/v1", "general"))
 
 

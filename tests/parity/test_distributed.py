@@ -88,7 +88,7 @@ seen = 0
 for micro in (99, 3, 2):
     try:
         step.backward(towers(clip), InfoNCE(), a_batch(clip, 12, world.rank, world.size), micro_batch=micro, seed=5, world=world)
-    except memory.OutOfMemory:
+    except memory.OutOfMemoryError:
         seen += 1
         clip.model.zero_grad()
 print(seen)
@@ -142,13 +142,13 @@ def test_a_job_in_two_processes_ends_where_one_ends(job):
 STARTER = """
 import sys
 from pathlib import Path
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.model import build
 from clipft_tasks.train import launch as jobs
 job = jobs.Job.read(Path(sys.argv[1]))
 try:
     jobs.train(job, build.prepare(build.load(job.start), job.spec), lambda rows: None)
-except Transient as error:
+except TransientError as error:
     sys.exit(f"again: {error}")
 """
 

@@ -10,7 +10,7 @@ import torch
 from conftest import a_plan, a_work
 from fixtures.errors import refuses
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.data import versioning
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
@@ -106,7 +106,7 @@ def test_a_signal_writes_a_checkpoint_and_the_next_try_ends_as_if_undisturbed(da
 
     undisturbed, _, _ = trained(small_spec, dataset, tmp_path / "a")
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Transient, match="checkpoint is written"):
+    with pytest.raises(TransientError, match="checkpoint is written"):
         trained(small_spec, dataset, tmp_path / "b", before=interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     resumed, metrics, _ = trained(small_spec, dataset, tmp_path / "b")

@@ -14,7 +14,7 @@ from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import checkpoints, loop
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -34,7 +34,7 @@ def run(spec, dataset, folder, kill_at=None, **changes):
 
         def dying(step, *args, **kwargs):
             if step == kill_at:
-                raise Killed
+                raise KilledError
             return whole(step, *args, **kwargs)
 
         object.__setattr__(work.data, "batch", dying)
@@ -44,7 +44,7 @@ def run(spec, dataset, folder, kill_at=None, **changes):
 
 def test_resumed_equals_unbroken(dataset, small_spec, tmp_path):
     unbroken, losses = run(small_spec, dataset, tmp_path / "a")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(small_spec, dataset, tmp_path / "b", kill_at=5)
     resumed, rest = run(small_spec, dataset, tmp_path / "b")
     assert rest[0][0] == 5
@@ -64,7 +64,7 @@ def test_what_was_learned_of_the_memory_is_known_after_a_kill(dataset, small_spe
 
         def dying(step, *args, **kwargs):
             if step == kill_at:
-                raise Killed
+                raise KilledError
             return whole(step, *args, **kwargs)
 
         def forward(images):
@@ -76,7 +76,7 @@ def test_what_was_learned_of_the_memory_is_known_after_a_kill(dataset, small_spe
         clip.model.visual.forward = forward
         return loop.train(work), rows
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train("here", plan, kill_at=5)
     shutil.copytree(tmp_path / "here", tmp_path / "elsewhere")
     metrics, rows = train("here", plan)
@@ -87,7 +87,7 @@ def test_what_was_learned_of_the_memory_is_known_after_a_kill(dataset, small_spe
 
 def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(dataset, small_spec, tmp_path, capsys):
     unbroken, _ = run(small_spec, dataset, tmp_path / "a")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(small_spec, dataset, tmp_path / "b", kill_at=6)
     newest = sorted((tmp_path / "b").glob("step-*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])

@@ -21,7 +21,7 @@ from clipft_tasks.train.best_epoch import BestEpoch
 PER_EPOCH = 3  # steps of the made data set
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -79,7 +79,7 @@ def trained(spec, dataset, folder, judge, kill_at=None, seen=0, **how):
 
         def dying(step, *args, **kwargs):
             if step == kill_at:
-                raise Killed
+                raise KilledError
             return whole(step, *args, **kwargs)
 
         object.__setattr__(work.data, "batch", dying)
@@ -160,7 +160,7 @@ def test_a_killed_run_keeps_what_the_unbroken_one_keeps(dataset, small_spec, tmp
     spec = changed(small_spec, train__checkpoint_seconds=0, train__ema=0.9)
     scores = [0.5, 0.8, 0.6, 0.7]
     unbroken, metrics, _ = trained(spec, dataset, tmp_path / "a", Judge(scores))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trained(spec, dataset, tmp_path / "b", Judge(scores), kill_at=kill_at)
     # Steps are prepared a few ahead, so the kill comes no later than the step that it names.
     state = torch.load(sorted((tmp_path / "b").glob("step-*.pt"))[-1], weights_only=True)
@@ -193,7 +193,7 @@ def test_an_epoch_over_the_forgetting_budget_is_not_the_best(dataset, small_spec
 def test_a_killed_run_remembers_what_the_start_model_knew(dataset, small_spec, tmp_path):
     spec, judge = changed(small_spec, train__max_forgetting=0.15, train__checkpoint_seconds=0), Judge([0.5, 0.7, 0.9, 0.6])
     known = iter([0.9, 0.85, math.nan])
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trained(spec, dataset, tmp_path, judge, kill_at=4, general_score=lambda: next(known))
     assert torch.load(sorted(tmp_path.glob("step-*.pt"))[-1], weights_only=True)["best"]["start"] == 0.9
     rest = iter([0.8, 0.4, 0.82])

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.ops.airflow_client import Airflow
 from team.engine import Team
 
@@ -30,7 +30,7 @@ class TeamAirflow(Airflow):
             time.sleep(1)
             try:
                 state = self.state(dag, run)
-            except Transient:
+            except TransientError:
                 continue
         failed = {t["task_id"]: self.log(dag, run, t)[-8:] for t in self.tasks(dag, run) if t["state"] == "failed"}
         assert state == "success", (state, failed)

@@ -11,7 +11,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?:(?P<how>:?[-?])(?P<text>[^}]*))?\}|(?P<bare>\w+))")
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A variable that compose insists on."""
 
 
@@ -31,7 +31,7 @@ def interpolate(value: Any, env: dict[str, str]) -> Any:
         found = env.get(name)
         lacking = found is None or (":" in how and not found)
         if lacking and how.endswith("?"):
-            raise Missing(f"{name}: {match['text']}")
+            raise MissingError(f"{name}: {match['text']}")
         return (match["text"] if how else "") if lacking else str(found)
 
     return VARIABLE.sub(fill, value)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from conftest import write_images, write_tiny
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.ops.airflow_client import Airflow
 from deploy.compose import secrets
 from team import compose, engine
@@ -171,7 +171,7 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
         try:
             if got := true():
                 return got
-        except (httpx.HTTPError, Transient):
+        except (httpx.HTTPError, TransientError):
             pass
         time.sleep(0.5)
     raise AssertionError(f"{what}: not within {seconds:g} s")

@@ -98,7 +98,7 @@ def test_no_secret_has_a_default_and_each_is_generated():
     secret = {n for n in asked if re.search(r"PASSWORD|SECRET|TOKEN|_KEY$|FERNET", n)}
     assert secret and all(asked[n] == {":?"} for n in secret), {n: asked[n] for n in secret if asked[n] != {":?"}}
     assert secret <= ENV.keys(), secret - ENV.keys()
-    with pytest.raises(compose.Missing, match="make team-env"):
+    with pytest.raises(compose.MissingError, match="make team-env"):
         compose.read({})
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import decoded_cache, versioning
 from clipft_tasks.data.decoded_cache import MIN_AGE, Decoded, decoded
-from clipft_tasks.data.images import RESIZE_MODES, BadImage, open_image, square
+from clipft_tasks.data.images import RESIZE_MODES, BadImageError, open_image, square
 from clipft_tasks.data.loader import TrainingData
 from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
@@ -169,7 +169,7 @@ def test_a_tiff_with_pixels_that_are_no_numbers_is_refused():
     pixels[3, 4] = np.nan
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "TIFF")
-    with pytest.raises(BadImage, match="no numbers"):
+    with pytest.raises(BadImageError, match="no numbers"):
         open_image(out.getvalue(), gray_bits=16)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipft_tasks.data.images import BadImage, deep_gray
+from clipft_tasks.data.images import BadImageError, deep_gray
 from serving.inference.decoding import Decoder
 from serving.inference.errors import QueueFullError, RequestRejectedError
 from serving.inference.settings import ServingSettings
@@ -41,7 +41,7 @@ class Decode:
     def __call__(self, image: bytes) -> int:
         self.seen.append(image)
         if image == b"bad":
-            raise BadImage("it is bad")
+            raise BadImageError("it is bad")
         if image == LARGE:
             self.at_once += 1
             self.most = max(self.most, self.at_once)

@@ -11,7 +11,7 @@ import pytest
 from conftest import made_image
 from PIL import Image
 
-from clipft_tasks.data.images import BadImage, Limits, deep_gray, open_image, perceptual_hash, square
+from clipft_tasks.data.images import BadImageError, Limits, deep_gray, open_image, perceptual_hash, square
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks about broken TIFF tags
 
@@ -38,7 +38,7 @@ def forged_png(width: int, height: int, data: bytes = b"") -> bytes:
 
 
 def test_an_empty_file_is_refused():
-    with pytest.raises(BadImage, match="0 bytes"):
+    with pytest.raises(BadImageError, match="0 bytes"):
         open_image(b"", gray_bits=16)
 
 
@@ -54,13 +54,13 @@ def test_an_empty_file_is_refused():
     ids=["text", "svg", "pdf", "eps", "zeros"],
 )
 def test_what_is_no_image_is_refused(data):
-    with pytest.raises(BadImage, match="known format"):
+    with pytest.raises(BadImageError, match="known format"):
         open_image(data, gray_bits=16)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "SGI", "PCX"])
 def test_a_format_outside_the_list_is_refused(kind):
-    with pytest.raises(BadImage, match="known format"):
+    with pytest.raises(BadImageError, match="known format"):
         open_image(encoded(made_image("red", 1), kind), gray_bits=16)
 
 
@@ -88,7 +88,7 @@ def test_a_file_cut_anywhere_is_refused_or_lacks_no_pixel(kind, options):
     for cut in cuts:
         try:
             opened = open_image(data[:cut], gray_bits=16)
-        except BadImage as error:
+        except BadImageError as error:
             assert str(error)
             refused += 1
         else:
@@ -107,7 +107,7 @@ def test_turned_bytes_never_raise_anything_but_a_reason(kind):
             broken[place] = rng.integers(256)
         try:
             opened = open_image(bytes(broken), gray_bits=16)
-        except BadImage as error:
+        except BadImageError as error:
             assert str(error)
             refused += 1
         else:
@@ -117,7 +117,7 @@ def test_turned_bytes_never_raise_anything_but_a_reason(kind):
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (10_000, 10_000), (2**31 - 1, 2**31 - 1), (50_000_001, 1)])
 def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(width, height):
-    with pytest.raises(BadImage, match="pixels.*limit"):
+    with pytest.raises(BadImageError, match="pixels.*limit"):
         open_image(forged_png(width, height), gray_bits=16)
 
 
@@ -125,19 +125,19 @@ def test_a_real_bomb_of_two_hundred_megapixels_is_refused():
     row = zlib.compressobj(9)
     data = b"".join([*(row.compress(b"\0" * 20_001) for _ in range(10_000)), row.flush()])
     assert len(data) < 300_000
-    with pytest.raises(BadImage, match="limit"):
+    with pytest.raises(BadImageError, match="limit"):
         open_image(forged_png(20_000, 10_000, data), gray_bits=16)
 
 
 def test_a_file_above_the_limit_of_bytes_is_refused():
-    with pytest.raises(BadImage, match="bytes, more than the limit"):
+    with pytest.raises(BadImageError, match="bytes, more than the limit"):
         open_image(b"x" * 1001, Limits(bytes=1000), gray_bits=16)
 
 
 def test_pixels_at_the_limit_are_taken():
     data = encoded(Image.new("L", (100, 50)))
     assert open_image(data, Limits(pixels=5000), gray_bits=16).width == 100
-    with pytest.raises(BadImage, match="100x50"):
+    with pytest.raises(BadImageError, match="100x50"):
         open_image(data, Limits(pixels=4999), gray_bits=16)
 
 
@@ -146,12 +146,12 @@ def test_a_thread_of_a_image_is_refused_or_squared_within_two_gigabytes():
     code = """
 import io, resource, sys
 from PIL import Image
-from clipft_tasks.data.images import BadImage, open_image, square
+from clipft_tasks.data.images import BadImageError, open_image, square
 out = io.BytesIO(); Image.new("L", (4_000_000, 1)).save(out, "PNG")
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 try:
     print(square(open_image(out.getvalue(), gray_bits=16).rgb, 224).shape)
-except BadImage as error:
+except BadImageError as error:
     print("refused", error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -224,7 +224,7 @@ def test_floating_point_gray_spans_its_own_range():
     opened = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
     assert len(np.unique(gray16(opened, 0, "TIFF"))) == 256
     opened[0, 0] = np.nan
-    with pytest.raises(BadImage, match="no numbers"):
+    with pytest.raises(BadImageError, match="no numbers"):
         gray16(opened, 0, "TIFF")
 
 
@@ -347,14 +347,14 @@ def test_color_tiff_of_any_layout_and_depth_is_read(layout, kind):
 
 def test_floating_point_gray_is_refused_where_all_images_have_one_scale():
     ramp = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (96, 1))
-    with pytest.raises(BadImage, match="gray_bits=0"):
+    with pytest.raises(BadImageError, match="gray_bits=0"):
         gray16(ramp, 16, "TIFF")
     assert np.ptp(gray16(ramp, 0, "TIFF")) == 255
 
 
 def test_gray_beyond_sixteen_bits_is_never_clipped():
     hounsfield = np.tile(np.linspace(-1000, 2000, 96).astype(np.int32), (96, 1))
-    with pytest.raises(BadImage, match="-1000 to 2000"):
+    with pytest.raises(BadImageError, match="-1000 to 2000"):
         gray16(hounsfield, 16, "TIFF")
     assert np.ptp(gray16(hounsfield, 0, "TIFF")) == 255
 

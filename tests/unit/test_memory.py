@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures.errors import refuses
 
-from clipft_tasks.devices.memory import OutOfMemory, is_out_of_memory
+from clipft_tasks.devices.memory import OutOfMemoryError, is_out_of_memory
 from clipft_tasks.train.micro_batches import PATIENCE, MicroBatches
 
 LIMIT = 10 * 2**30
@@ -51,7 +51,7 @@ def go(batches: MicroBatches, steps: int, in_use: int = ROOM, side: int = 96) ->
             "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to allocate 4000000 bytes."
         ),
         MemoryError("Unable to allocate 3.00 GiB for an array with shape (1024, 1024, 1024) and data type uint8"),
-        OutOfMemory("on another process"),
+        OutOfMemoryError("on another process"),
     ],
     ids=["cuda", "cuda runtime", "cublas", "mps", "mps buffer", "cpu", "cpu on windows", "numpy", "own"],
 )

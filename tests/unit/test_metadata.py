@@ -10,7 +10,7 @@ import pytest
 from conftest import made_image
 from PIL import Image, ImageCms, PngImagePlugin
 
-from clipft_tasks.data.images import BadImage, open_image
+from clipft_tasks.data.images import BadImageError, open_image
 from clipft_tasks.data.metadata import stripped
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks about broken Exif
@@ -84,7 +84,7 @@ def test_a_broken_file_is_refused_after_as_before(name):
         found = stripped(whole[:cut])
         try:
             open_image(found, gray_bits=16)
-        except BadImage as error:
+        except BadImageError as error:
             assert str(error)
     for _ in range(100):
         broken = bytearray(whole)

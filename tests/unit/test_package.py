@@ -17,7 +17,7 @@ from fixtures.packages import a_card, a_package, as_before
 from PIL import Image
 
 from clipft_tasks.data import shards
-from clipft_tasks.data.images import BadImage, open_image, square
+from clipft_tasks.data.images import BadImageError, open_image, square
 from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.evaluate import zero_shot
@@ -242,7 +242,7 @@ def test_pyfunc_with_clipft_reads_deep_gray_as_the_package_says(packed, home, ti
     for folder, bits in ((packed, 16), (medical, 0)):
         seen = np.asarray(pyfunc.decoder(folder)(deep_gray()))
         assert np.array_equal(seen, np.asarray(open_image(deep_gray(), gray_bits=bits).rgb))
-    with pytest.raises(BadImage, match="cut short"):
+    with pytest.raises(BadImageError, match="cut short"):
         pyfunc.decoder(packed)(deep_gray()[:60])
 
 

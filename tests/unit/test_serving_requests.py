@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 from serving.inference import captures as module
 from serving.inference.captures import Captures, hashed
 from serving.inference.loaded_model import Ranking
@@ -172,7 +172,7 @@ def test_whoever_waits_for_captures_on_a_disk_that_hangs_is_told_so(make, monkey
     captures, hanging = make(), threading.Event()
     monkeypatch.setattr(captures, "_keep", lambda *_: hanging.wait(10))
     captures.sample("id", ranking([[0.9, 0.1]]), [b"image"])
-    with pytest.raises(Transient, match="Ask again"):
+    with pytest.raises(TransientError, match="Ask again"):
         captures.delete("id")
     assert captures.busy_since is not None
     hanging.set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...spec import DataSpec
 from .. import dicom
 from ..account import Account
-from ..images import BadImage, Limits
+from ..images import BadImageError, Limits
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Row:
 
     Args:
         where: how a person finds the row again ("images.csv line 17").
-        image_bytes: reads the bytes; raises OSError or BadImage.
+        image_bytes: reads the bytes; raises OSError or BadImageError.
         key: the source's own name for the row; must be unique.
         caption, label, group, split: "" where the source says nothing.
     """
@@ -61,19 +61,19 @@ class Reader(ABC):
             argument: what stands after the reader's name and the colon, or the path where the source is a plain one.
             options: columns and the like, from the spec.
         Raises:
-            ClipftError: it is missing, or not of this kind. Transient: what it comes from is away.
+            ClipftError: it is missing, or not of this kind. TransientError: what it comes from is away.
         """
 
 
 def refuse(reason: str, kind: str = "other reasons") -> bytes:
-    """The bytes of a row that is refused before it is read. Raises BadImage, always."""
-    raise BadImage(reason, kind)
+    """The bytes of a row that is refused before it is read. Raises BadImageError, always."""
+    raise BadImageError(reason, kind)
 
 
 def as_image(data: bytes, limits: Limits = Limits()) -> bytes:
     """The bytes of a file as those of an image: of DICOM the PNG of its pixels, so that no header, and no name, goes further."""
     if len(data) > limits.bytes:
-        raise BadImage(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
+        raise BadImageError(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
     return dicom.as_png(data) if dicom.is_dicom(data) else data
 
 
@@ -87,7 +87,7 @@ def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limi
         as_it_is: a DICOM file comes as it is.
         limit: of bytes.
     Raises:
-        BadImage: when the path leaves the root or is no plain file.
+        BadImageError: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
     try:
@@ -97,15 +97,15 @@ def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limi
         if not path.exists() and "\\" in name:  # as Windows writes paths
             path = (root / name.replace("\\", "/")).resolve()
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
-        raise BadImage(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
+        raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
     if not path.is_relative_to(root.resolve()):
         outside = f"path {name!r} is absolute and not below {root}; see data.images_root"
-        raise BadImage(outside if absolute else f"path {name!r} leads outside {root}", "outside the source")
+        raise BadImageError(outside if absolute else f"path {name!r} leads outside {root}", "outside the source")
     if not path.is_file():
         if not path.exists():
-            raise BadImage(f"no such file: {name}", "no such file")
-        raise BadImage(f"{name} is not a plain file", "not a plain file")
+            raise BadImageError(f"no such file: {name}", "no such file")
+        raise BadImageError(f"{name} is not a plain file", "not a plain file")
     if (size := path.stat().st_size) > limit:
-        raise BadImage(f"{name} has {size:,} bytes, more than the limit of {limit:,}", "too large")
+        raise BadImageError(f"{name} has {size:,} bytes, more than the limit of {limit:,}", "too large")
     data = path.read_bytes()
     return data if as_it_is else as_image(data)

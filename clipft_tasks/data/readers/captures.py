@@ -10,7 +10,7 @@ from ...core.errors import ClipftError
 from ...server.client import ServerClient, ServerRefusalError
 from ...spec import DataSpec
 from .. import versioning
-from ..images import BadImage
+from ..images import BadImageError
 from .base import Reader, Row, Source
 
 
@@ -22,7 +22,7 @@ class Captures(Reader):
         """Open the captures of a domain.
 
         Raises:
-            ClipftError: there is no version, or no capture has a label. Transient: the server is away.
+            ClipftError: there is no version, or no capture has a label. TransientError: the server is away.
         """
         domain = argument
         known = versioning.versions(domain)
@@ -74,4 +74,4 @@ def _image(domain: str, name: str) -> bytes:
     try:
         return ServerClient().captured_image(domain, name)
     except ServerRefusalError as error:  # deleted since it was listed
-        raise BadImage(f"the server no longer keeps it ({error.status})") from error
+        raise BadImageError(f"the server no longer keeps it ({error.status})") from error

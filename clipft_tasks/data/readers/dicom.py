@@ -17,7 +17,7 @@ from ...core.errors import ClipftError
 from ...spec import DataSpec
 from .. import dicom, pseudonyms
 from ..account import Account, ending
-from ..images import BadImage
+from ..images import BadImageError
 from .base import Reader, Row, Source, read_inside, refuse
 from .folder import beside
 from .tree import files, levels_of
@@ -79,9 +79,11 @@ class Dicom(Reader):
                 header = dicom.read_header(_read(root, path))
                 dicom.check(header)
                 if label and _names_patient(label, header):
-                    raise BadImage("its class would be the patient's name or number; see data.levels", "class names a patient")
+                    raise BadImageError(
+                        "its class would be the patient's name or number; see data.levels", "class names a patient"
+                    )
                 caption = beside(root, path) or ("" if label else dicom.caption_of(header))
-            except (BadImage, OSError) as error:
+            except (BadImageError, OSError) as error:
                 reason = _unnamed(str(error), root, path)
                 yield Row(where, partial(refuse, reason, getattr(error, "kind", "cannot be read")), key, caption=where)
                 return
@@ -110,8 +112,8 @@ class Dicom(Reader):
 def _png(root: Path, path: Path, frame: int) -> bytes:
     try:
         return dicom.as_png(_read(root, path), frame=frame)
-    except BadImage as error:
-        raise BadImage(_unnamed(str(error), root, path), error.kind) from None
+    except BadImageError as error:
+        raise BadImageError(_unnamed(str(error), root, path), error.kind) from None
 
 
 def _read(root: Path, path: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account, ending
-from ..images import ENDINGS, BadImage
+from ..images import ENDINGS, BadImageError
 from .base import Reader, Row, Source, refuse
 from .stacks import images_of, is_volume
 from .text import decoded
@@ -67,7 +67,7 @@ class Folder(Reader):
                 where, key = f"{root.name}/{path}", str(path)
                 try:
                     caption = beside(root, path)
-                except (BadImage, OSError) as error:
+                except (BadImageError, OSError) as error:
                     yield Row(where, partial(refuse, str(error), getattr(error, "kind", "cannot be read")), key, caption=key)
                     continue
                 images = images_of(root, str(path), options.frames, account)
@@ -101,7 +101,7 @@ def stem(path: Path) -> Path:
 
 
 def beside(root: Path, path: Path) -> str:
-    """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImage."""
+    """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImageError."""
     caption = (root / stem(path)).with_name(stem(path).name + ".txt")
     inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
     return decoded(caption.read_bytes()) if inside else ""

@@ -15,11 +15,14 @@ import re
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from .base import Reader, Row, Source
+
+if TYPE_CHECKING:
+    from rdkit.Chem import Mol
 
 LICENSE = "MIT (chemicals, Caleb Bell; names and structures from PubChem, as its documentation states); drawn by RDKit"
 SIDE = 256  # pixels
@@ -99,7 +102,7 @@ def is_name(text: str) -> bool:
     return not re.search(r"\d{3}|^unii-", text.lower()) and any(re.search("[aeiouy]", word) for word in words)
 
 
-def _molecule(smiles: str) -> Any | None:
+def _molecule(smiles: str) -> "Mol | None":
     """The structure, or None where RDKit does not accept it or it is not what this source offers."""
     from rdkit import Chem, rdBase
 
@@ -111,13 +114,13 @@ def _molecule(smiles: str) -> Any | None:
 
 
 @cache
-def _patterns() -> dict[str, Any]:
+def _patterns() -> "dict[str, Mol]":
     from rdkit import Chem
 
     return {name: Chem.MolFromSmarts(smarts) for name, smarts in CLASSES.items()}
 
 
-def label_of(molecule: Any) -> str:
+def label_of(molecule: "Mol") -> str:
     """The first of `CLASSES` that the molecule has, else hydrocarbon, else ""."""
     for name, pattern in _patterns().items():
         if molecule.HasSubstructMatch(pattern):
@@ -125,7 +128,7 @@ def label_of(molecule: Any) -> str:
     return HYDROCARBON if all(a.GetAtomicNum() in (1, 6) for a in molecule.GetAtoms()) else ""
 
 
-def group_of(molecule: Any) -> str:
+def group_of(molecule: "Mol") -> str:
     """The scaffold as SMILES; of a molecule without rings, its skeleton."""
     from rdkit import Chem
     from rdkit.Chem.Scaffolds import MurckoScaffold

@@ -9,7 +9,7 @@ from PIL import Image
 
 from .. import dicom, tiff
 from ..account import Account
-from ..images import BadImage, Limits, check_size
+from ..images import BadImageError, Limits, check_size
 from .base import read_inside
 
 NIFTI = (".nii", ".nii.gz")
@@ -41,7 +41,7 @@ def images_of(root: Path, name: str, frames: str, account: Account) -> list[tupl
 def _pages(root: Path, name: str) -> int:
     try:
         return tiff.count(read_inside(root, name))
-    except (BadImage, OSError):
+    except (BadImageError, OSError):
         return 1  # reading it fails the same way, and is where the reason is kept
 
 
@@ -50,7 +50,7 @@ def _page(root: Path, name: str, index: int) -> bytes:
 
 
 def _volume(root: Path, name: str) -> np.ndarray:
-    """(columns, rows, slices) of a volume, the first of a series, with the patient's right, back and feet at 0. Raises BadImage."""
+    """(columns, rows, slices) of a volume, the first of a series, with the patient's right, back and feet at 0. Raises BadImageError."""
     data = read_inside(root, name, as_it_is=True, limit=MOST_BYTES)
     try:
         import gzip
@@ -61,23 +61,23 @@ def _volume(root: Path, name: str) -> np.ndarray:
             with gzip.open(io.BytesIO(data)) as packed:
                 data = packed.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise BadImage("it unpacks to more than the limit of bytes", "too large")
+            raise BadImageError("it unpacks to more than the limit of bytes", "too large")
         image = nibabel.Nifti1Image.from_bytes(data)
         if np.prod(image.shape[:3]) > MOST_VOXELS or len(image.shape) < 2:
-            raise BadImage(f"a volume of {image.shape} voxels", "too many pixels")
+            raise BadImageError(f"a volume of {image.shape} voxels", "too many pixels")
         image = nibabel.as_closest_canonical(image)  # type: ignore[no-untyped-call]  # nibabel does not type it
         values = np.asarray(image.dataobj[(..., *[0] * (len(image.shape) - 3))] if len(image.shape) > 3 else image.dataobj)
-    except BadImage:
+    except BadImageError:
         raise
     except Exception as error:  # nibabel raises its own, zlib's and numpy's errors for broken bytes
-        raise BadImage(f"its volume cannot be read: {error}", "cut short or broken") from error
+        raise BadImageError(f"its volume cannot be read: {error}", "cut short or broken") from error
     return np.atleast_3d(values)
 
 
 def _slices(root: Path, name: str) -> int:
     try:
         return int(_volume(root, name).shape[2])
-    except (BadImage, OSError):
+    except (BadImageError, OSError):
         return 1
 
 
@@ -87,7 +87,7 @@ def _slice(root: Path, name: str, index: int) -> bytes:
     values = np.rot90(volume[:, :, index]).astype(np.float64)
     low, high = float(np.min(volume)), float(np.max(volume))
     if not np.isfinite([low, high]).all():
-        raise BadImage("it has voxels that are no numbers", "pixels that are no numbers")
+        raise BadImageError("it has voxels that are no numbers", "pixels that are no numbers")
     check_size(values.shape[1], values.shape[0], Limits())
     gray = ((values - low) / max(high - low, 1e-9) * 65535).round().astype(np.uint16)
     out = io.BytesIO()

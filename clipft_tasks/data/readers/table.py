@@ -7,7 +7,7 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account
-from ..images import BadImage
+from ..images import BadImageError
 from .base import Reader, Row, Source, as_image, refuse
 from .stacks import images_of
 from .table_files import Record, TableFile, open_table
@@ -92,7 +92,7 @@ class _Part:
             account.seen += 1
             where = f"{self.file.path.name} row {number}"
             try:
-                if isinstance(record, BadImage):
+                if isinstance(record, BadImageError):
                     raise record
                 found = list(self._rows(where, number, record, account))
             except Exception as error:  # an odd cell is its row's matter

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
-from ..images import BadImage
+from ..images import BadImageError
 from ..splits import SPLITS
 from .text import decoded, split_of
 
@@ -33,7 +33,7 @@ class TableFile:
     path: Path
     folder: Path
     columns: Sequence[str]
-    records: Callable[[], Iterator[Record | BadImage]]
+    records: Callable[[], Iterator[Record | BadImageError]]
     total: int | None = None
     split: str = ""
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def _separated(path: Path, image_column: str, separator: str) -> TableFile:
         raise ValueError("it is empty")
     columns = heads.get(sep) or next(csv.reader([first], delimiter=sep))
 
-    def records() -> Iterator[Record | BadImage]:
+    def records() -> Iterator[Record | BadImageError]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep)
         next(reader)
         for cells in reader:
@@ -81,7 +81,7 @@ def _separated(path: Path, image_column: str, separator: str) -> TableFile:
                 continue
             extra = cells[len(columns) :]
             if any(cell.strip() for cell in extra):
-                yield BadImage(
+                yield BadImageError(
                     f"line {reader.line_num} has {len(cells)} fields, the head {len(columns)}: is a {_named(sep)} not in quotes?",
                     "more fields than columns",
                 )
@@ -98,16 +98,16 @@ def _named(separator: str) -> str:
 def _lines(path: Path) -> TableFile:
     lines = [line for line in decoded(path.read_bytes()).split("\n") if line.strip()]
 
-    def record(line: str) -> Record | BadImage:
+    def record(line: str) -> Record | BadImageError:
         try:
             found = json.loads(line)
         except ValueError as error:
-            return BadImage(f"its line is no JSON: {error}", "no JSON")
-        return found if isinstance(found, dict) else BadImage("its line is no JSON object", "no JSON")
+            return BadImageError(f"its line is no JSON: {error}", "no JSON")
+        return found if isinstance(found, dict) else BadImageError("its line is no JSON object", "no JSON")
 
     columns: dict[str, None] = {}
     for found in map(record, lines):
-        columns |= dict.fromkeys(found) if not isinstance(found, BadImage) else {}
+        columns |= dict.fromkeys(found) if not isinstance(found, BadImageError) else {}
     if not columns:
         raise ValueError("not one line is a JSON object")
     return TableFile(path, path.parent, list(columns), lambda: map(record, lines), len(lines))
@@ -163,7 +163,7 @@ def _arrays(path: Path) -> TableFile:
     if not there:
         raise ValueError("it has no arrays called train_images and train_labels, as MedMNIST has them")
 
-    def records() -> Iterator[Record | BadImage]:
+    def records() -> Iterator[Record | BadImageError]:
         for name in there:
             with np.load(path) as opened:
                 images, labels = opened[f"{name}_images"], opened[f"{name}_labels"]
@@ -181,7 +181,7 @@ def _parquet(path: Path) -> TableFile:
     with pq.ParquetFile(path) as file:
         schema, total = file.schema_arrow, file.metadata.num_rows
 
-    def records() -> Iterator[Record | BadImage]:
+    def records() -> Iterator[Record | BadImageError]:
         with pq.ParquetFile(path) as opened:
             for batch in opened.iter_batches(batch_size=BATCH):
                 yield from batch.to_pylist()

@@ -4,7 +4,7 @@ import ast
 import codecs
 import re
 
-from ..images import BadImage
+from ..images import BadImageError
 
 # Byte order marks, the longer first: that of UTF-32 begins like that of UTF-16.
 MARKS = (
@@ -28,16 +28,16 @@ SPLIT = re.compile(
 
 
 def decoded(data: bytes) -> str:
-    """A text file's text. Raises BadImage where its encoding is unknown: a wrong guess would be learned as if it were meant."""
+    """A text file's text. Raises BadImageError where its encoding is unknown: a wrong guess would be learned as if it were meant."""
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         why = f"its text is not {encoding.upper()} (byte {error.start}: {error.reason}); save it as UTF-8"
-        raise BadImage(why, "text of unknown encoding") from error
+        raise BadImageError(why, "text of unknown encoding") from error
     if "\0" in text:
-        raise BadImage(
+        raise BadImageError(
             "its text holds null characters: UTF-16 without a byte order mark? Save it as UTF-8", "text of unknown encoding"
         )
     return text.strip()
@@ -62,12 +62,12 @@ def captions_of(value: object) -> list[object]:
 
 
 def cell(value: object, what: str) -> str:
-    """A cell as text. Raises BadImage for what is none: lists, objects, bytes, numbers that lost digits."""
+    """A cell as text. Raises BadImageError for what is none: lists, objects, bytes, numbers that lost digits."""
     several = captions_of(value)
     if len(several) == 1:
         value = several[0]
     elif what == "label":
-        raise BadImage(
+        raise BadImageError(
             f"its label is a list of {len(several)}: a row has one class. Say the others in its caption, or give each a row",
             "several labels",
         )
@@ -76,8 +76,8 @@ def cell(value: object, what: str) -> str:
     if isinstance(value, float) and value.is_integer():
         if abs(value) >= EXACT:
             why = f"its {what} {value:.0f} went through floating point, which keeps no such number exactly; write it as text"
-            raise BadImage(why, "numbers that lost digits")
+            raise BadImageError(why, "numbers that lost digits")
         return str(int(value))
     if isinstance(value, (list, tuple, dict, bytes)):
-        raise BadImage(f"its {what} is no text but {type(value).__name__}", f"{what} that is no text")
+        raise BadImageError(f"its {what} is no text but {type(value).__name__}", f"{what} that is no text")
     return str(value).strip()

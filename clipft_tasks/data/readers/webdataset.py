@@ -15,7 +15,7 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account
-from ..images import ENDINGS, BadImage, Limits
+from ..images import ENDINGS, BadImageError, Limits
 from ..splits import SPLITS
 from .base import Reader, Row, Source, as_image, refuse
 from .text import captions_of, cell, decoded, split_of
@@ -140,10 +140,10 @@ def _image(shard: Path, offset: int, size: int) -> bytes:
 
 def _read(shard: Path, offset: int, size: int, limit: int) -> bytes:
     if size > limit:
-        raise BadImage(f"{size:,} bytes, more than the limit of {limit:,}", "too large")
+        raise BadImageError(f"{size:,} bytes, more than the limit of {limit:,}", "too large")
     with shard.open("rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise BadImage(f"the shard is cut short: {len(data):,} of {size:,} bytes are there", "cut short or broken")
+        raise BadImageError(f"the shard is cut short: {len(data):,} of {size:,} bytes are there", "cut short or broken")
     return data

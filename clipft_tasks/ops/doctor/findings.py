@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from ...core.errors import Transient
+from ...core.errors import TransientError
 from ..installation import log_command, start_command
 
 ANSWER = 4.0  # seconds in which a service answers
@@ -44,28 +44,28 @@ def depends_on(service: str) -> Iterator[None]:
     """What is asked of a service that does not answer is not known, and is no second fault."""
     try:
         yield
-    except Transient:
+    except TransientError:
         raise DependencyDownError(f"not known while {service} does not answer") from None
 
 
 def get(address: str, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
-    """What a service answers. Raises Transient when it does not answer well, or in time."""
+    """What a service answers. Raises TransientError when it does not answer well, or in time."""
     try:
         answer = httpx.get(address.rstrip("/") + path, timeout=ANSWER, headers=headers)
     except httpx.HTTPError as error:
         why = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or repr(error)
-        raise Transient(f"it does not answer ({why})") from None
+        raise TransientError(f"it does not answer ({why})") from None
     if answer.is_error:
-        raise Transient(f"it answered {answer.status_code} to {path}")
+        raise TransientError(f"it answered {answer.status_code} to {path}")
     return answer
 
 
 def json_of(answer: httpx.Response) -> Any:  # its shape is the service's
-    """What it says. Raises Transient when that is no JSON."""
+    """What it says. Raises TransientError when that is no JSON."""
     try:
         return answer.json()
     except ValueError:
-        raise Transient("something else answers at this address") from None
+        raise TransientError("something else answers at this address") from None
 
 
 def start_hint(thing: str) -> str:

@@ -1,6 +1,6 @@
 """Is the installation well? Every check at once, each within its time; what is wrong comes with the way out.
 
-A check returns what it found or raises: ClipftError (wrong, with its own way out), Transient (does not answer). Nothing here
+A check returns what it found or raises: ClipftError (wrong, with its own way out), TransientError (does not answer). Nothing here
 starts, changes or prints a secret; what is written for a test is removed again.
 """
 
@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import asdict
 
-from ...core.errors import ClipftError, Transient
+from ...core.errors import ClipftError, TransientError
 from ...core.settings import settings
 from .. import databases
 from . import machine, services
@@ -37,7 +37,7 @@ def run_checks(limit: float | None = None) -> list[Finding]:
             found[i] = Finding(thing, address, NONE, str(error))
         except ClipftError as error:
             found[i] = Finding(thing, address, WRONG, f"{error.what}: {error.why}", error.fix)
-        except Transient as error:
+        except TransientError as error:
             found[i] = Finding(thing, address, WRONG, str(error), start_hint(thing))
         except Exception as error:  # a check that breaks is a finding too
             found[i] = Finding(thing, address, WRONG, f"the check itself failed: {error!r}", "Look at it by hand.")

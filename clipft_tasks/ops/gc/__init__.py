@@ -10,7 +10,7 @@ Data-set versions, the DVC remote, tuning studies and backups are never touched.
 
 from dataclasses import dataclass, field
 
-from ...core.errors import ClipftError, Transient
+from ...core.errors import ClipftError, TransientError
 from .. import databases
 from ..installation import maintenance_lock
 from .airflow import Activity, Logs, Metadata, StackLog
@@ -45,7 +45,7 @@ def find(policy: Policy | None = None) -> Report:
     for collector in collectors(policy or Policy.of_environment()):
         try:
             report += collector.find()
-        except (Transient, OSError) as error:
+        except (TransientError, OSError) as error:
             report += Report(skipped=[f"{collector.title}: {error}"])
     return report
 
@@ -67,7 +67,7 @@ def clear(report: Report) -> Cleared:
             try:
                 done.freed[item.kind] = done.freed.get(item.kind, 0) + item.remove()
                 done.removed[item.kind] = done.removed.get(item.kind, 0) + 1
-            except (OSError, ClipftError, Transient) as error:
+            except (OSError, ClipftError, TransientError) as error:
                 done.failed.append(f"{item.what}: {error}")
         if done.removed.keys() & {"runs", "metadata"}:
             done.freed["databases"] = sum(database.shrink() for database in databases.all_databases())

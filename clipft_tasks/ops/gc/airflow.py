@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...core.errors import ClipftError, Transient
+from ...core.errors import ClipftError, TransientError
 from ...core.settings import settings
 from .. import airflow_program
 from .files import remove_all, written
@@ -36,7 +36,7 @@ class Activity:
             others = f"dag_id like 'clipft%' and dag_id not in {MAINTENANCE}"
             unfinished = database.count(f"dag_run where state in ('running', 'queued') and {others}")
             return "a task is running" if unfinished else ""
-        except (Transient, ClipftError) as error:
+        except (TransientError, ClipftError) as error:
             return f"whether a task is running is not known ({error})"
 
 

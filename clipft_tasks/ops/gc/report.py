@@ -49,7 +49,7 @@ class Report:
 
 
 class Collector(Protocol):
-    """Finds one kind of garbage, and changes nothing. Raises Transient or OSError when it cannot look."""
+    """Finds one kind of garbage, and changes nothing. Raises TransientError or OSError when it cannot look."""
 
     @property
     def title(self) -> str:

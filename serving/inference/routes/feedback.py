@@ -3,7 +3,7 @@
 from fastapi import APIRouter, HTTPException, Request
 
 from clipft_tasks.contracts.serving import DeletedCaptures, FeedbackResult
-from clipft_tasks.core.errors import Transient
+from clipft_tasks.core.errors import TransientError
 
 from ..errors import UnknownAnswerError, shortened
 from ..middleware import ANSWER_ID, count_for
@@ -43,7 +43,7 @@ def forget(answer_id: str, server: ServerDep, relay: RelayDep) -> DeletedCapture
     is_known = server.monitor.answers.forget(answer_id)
     deleted, replies = server.captures.delete(answer_id), relay.broadcast()
     if silent := [reply.address for reply in replies if reply.response is None]:
-        raise Transient(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")
+        raise TransientError(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")
     knowing = [reply for reply in replies if reply.response is not None and reply.response.status_code != 404]
     if not (is_known or deleted or knowing):
         raise HTTPException(404, f"Nothing is known of an answer {shortened(answer_id)!r}. Answers are named by {ANSWER_ID}.")
