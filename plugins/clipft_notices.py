@@ -1,6 +1,7 @@
 """Callbacks of Airflow that tell people: a run failed, an approval is wanted, a run takes much longer than usual."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from clipft_tasks.contracts.notice import Event, Notice
 from clipft_tasks.ops import notify
 
 FAILED = "clipft_error"  # XCom key of the sentence that ended a task
+log = logging.getLogger("clipft")
 QUIET = ("TriggerDagRunOperator",)  # the run that such a task waits for tells by itself
 
 
@@ -25,8 +27,12 @@ def task_failed(context: Context) -> None:
 class ApprovalWanted(BaseNotifier):
     """Says that a run waits for a person; for operators of Airflow that ask one."""
 
-    def __call__(self, *args: Any) -> None:  # Airflow's own renders templates, of which there are none
-        self.notify(args[0])
+    def __call__(self, *args: Any) -> None:
+        """As Airflow's own, without templates, of which there are none; nothing that goes wrong here ends the task."""
+        try:
+            self.notify(args[0])
+        except Exception as error:
+            log.warning("Nobody was told that an approval is wanted: %r", error)
 
     def notify(self, context: Context) -> None:
         asked: Any = context["task"]
