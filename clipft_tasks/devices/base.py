@@ -12,6 +12,7 @@ import torch
 
 from ..contracts.plan import Fingerprint, Precision
 from ..core.settings import settings
+from . import cgroup
 from .apple_silicon import Chip
 
 
@@ -199,7 +200,9 @@ class Device(ABC):
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, not those that the machine has."""
+    """Cores that this process may run on, not those that the machine has: by its affinity, and by the limit of its container."""
     if settings().threads:
         return int(settings().threads or 1)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    time = cgroup.cores()
+    return allowed if time is None else max(1, min(allowed, int(time)))

@@ -5,6 +5,7 @@ import platform
 import psutil
 import torch
 
+from . import cgroup
 from .apple_silicon import Chip
 from .base import Device, Hardware, usable_cores
 from .host_allocator import give_back_freed_memory
@@ -34,10 +35,14 @@ class Cpu(Device):
         return "on a CPU it gains a training step little (bench/layout.py); memory.compile turns it on"
 
     def memory_total(self) -> int:
-        return int(psutil.virtual_memory().total)
+        total = int(psutil.virtual_memory().total)
+        limit = cgroup.memory_limit()
+        return total if limit is None else min(total, limit)
 
     def memory_free(self) -> int:
-        return int(psutil.virtual_memory().available)
+        free = int(psutil.virtual_memory().available)
+        own = cgroup.memory_free()
+        return free if own is None else min(free, own)
 
     def memory_used(self) -> int:
         return int(psutil.Process().memory_info().rss)

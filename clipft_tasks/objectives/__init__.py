@@ -49,6 +49,13 @@ def make(spec: ObjectiveSpec, classes: Sequence[str] = ()) -> Objective:
     if objective_class(spec.name).auxiliary_only:
         fix = f'Set objective.name to another, and objective.auxiliary to ["{spec.name}=1"].'
         raise ClipftError(f"objective {spec.name}", "alone it teaches nothing", fix, code="objective.auxiliary_alone")
+    if spec.label_smoothing and "smoothing" not in inspect.signature(objective_class(spec.name)).parameters:
+        raise ClipftError(
+            f"objective.label_smoothing = {spec.label_smoothing:g}",
+            f"the objective {spec.name} does not take it",
+            "Set it to 0, or choose an objective that does, such as info_nce or multi_positive.",
+            code="objective.unknown_option",
+        )
     objective = make_single(spec, spec.name, spec.main_options)
     others = [(loss, make_single(spec, loss.name, loss.options)) for loss in spec.auxiliary_losses]
     if others or spec.dimensions:

@@ -18,7 +18,7 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
     from ..data import versioning
     from ..model import build
     from ..train import candidate, launch
-    from ..train.plan import reuse_or_make
+    from ..train.plan import longest, reuse_or_make
     from ..train.recipe import work_key
 
     # What is logged, hashed and packed is the whole truth: run again, it gives this run.
@@ -59,7 +59,8 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
             offered.insert(0, begun)  # another machine began this run
         if settings().upload_seconds and (got := tracking.fetch_checkpoint(run_id, work / "checkpoints")):
             say(f"Checkpoint {got.name} came from MLflow: another machine got that far.")
-    plan = reuse_or_make(spec, clip, rows, launch.plan_begun_with(work), offered)
+    texts = longest(versioning.read_manifest(version)["caption"])
+    plan = reuse_or_make(spec, clip, rows, launch.plan_begun_with(work), offered, texts)
     for line in plan.lines():
         say(line)
     if rows < spec.train.batch:

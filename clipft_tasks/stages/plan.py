@@ -19,7 +19,7 @@ def run(spec: RunSpec) -> PlanResult:
     from ..data import versioning
     from ..domains import get_domain
     from ..model import build, reopening
-    from ..train import plan, schedule, validation
+    from ..train import advice, plan, schedule, validation
 
     if spec.blend.points or spec.train.max_forgetting < 1:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
@@ -32,8 +32,12 @@ def run(spec: RunSpec) -> PlanResult:
     digest, start = clip.digest, clip.source
     build.prepare(clip, spec)
     reopening.check_reopens(clip, sorted({*schedule.sides(spec.resolution, clip.tower.multiple), *spec.resolution.evaluate}))
-    made = plan.make(spec, clip, rows=dataset.card.counts["train"])
+    texts = plan.longest(versioning.read_manifest(dataset)["caption"])
+    made = plan.make(spec, clip, dataset.card.counts["train"], texts)
     say(f"{dataset.tag} from {start}")
+    rows = dataset.card.counts["train"]
+    for warning in advice.advice(spec, clip, max(1, rows // min(rows, spec.train.batch)) * spec.train.epochs):
+        say(f"Warning: {warning}")
     for line in made.lines():
         say(line)
     return PlanResult(dataset=dataset.tag, start=start, digest=digest, temperature=temperature, plan=made)

@@ -32,6 +32,7 @@ from ..spec import RunSpec
 from . import distributed, loop, validation
 from .checkpoint_sync import BufferedLogger, CheckpointUploader
 from .checkpoints import Checkpoints
+from .memory_note import MemoryNote
 from .schedule import sides
 from .step_log import Log, Row
 
@@ -103,18 +104,27 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
     Args:
         after_epoch: called in this process after each epoch; only where the plan has a single one.
     """
+    note = MemoryNote(job.folder)
+    job = job.model_copy(update={"plan": note.smaller(job.plan)})
     job.write()
+    note.begin()
     if job.plan.processes.value == 1:
-        with _uploader(job) as uploader:
-            return loop.train(_work(job, clip, log, distributed.ALONE, after_epoch, uploader.saved))
+        try:
+            with _uploader(job) as uploader:
+                return loop.train(_work(job, clip, log, distributed.ALONE, after_epoch, uploader.saved))
+        finally:
+            note.end()
     assert after_epoch is None
     problem = job.folder / "problem.json"
     problem.unlink(missing_ok=True)  # of an earlier try
     if code := _in_processes(job):
         error = Problem.model_validate_json(problem.read_text()) if problem.exists() else None
+        if error:
+            note.end()
         if error and error.kind == "ClipftError":
             raise ClipftError(error.what, error.why, error.fix, code=error.code)
         raise TransientError(error.what if error else f"A training process ended with {code}; the next try resumes.")
+    note.end()
     clip.load_state(load_file(job.folder / "trained.safetensors"))
     clip.model.eval()
     return dict(json.loads((job.folder / "metrics.json").read_text()))
@@ -212,6 +222,7 @@ def _work(
         log=log,
         world=world,
         validate=validate if chooses or after_epoch else None,
+        saw=MemoryNote(job.folder).saw if world.is_main_process else None,
         general_score=(lambda: validation.general_score(clip, domain, spec.resolution.train)) if limited else None,
         after_epoch=after_epoch,
     )

@@ -44,7 +44,7 @@ from .step import Towers
 from .step_log import Log, Step, StepLog
 from .validation import ValidationResult
 
-MAX_SCALE = 100.0  # of the logits, as in CLIP
+MAX_SCALE = 100.0  # of the logits, as in CLIP; a start model that has more (SigLIP) keeps what it has
 MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
 
 
@@ -64,6 +64,7 @@ class Work:
             epoch. None: the last weights are kept.
         general_score: how much of the general set that model still knows, 0..1, likewise; None where nothing limits forgetting.
         after_epoch: receives (epochs done, the validation's result); may end the run by raising.
+        saw: receives the bytes in use after each step.
     """
 
     clip: Clip
@@ -78,6 +79,7 @@ class Work:
     validate: Callable[[int], ValidationResult] | None = None
     general_score: Callable[[], float] | None = None
     after_epoch: Callable[[int, ValidationResult], None] | None = None
+    saw: Callable[[int], None] | None = None
 
 
 def train(work: Work) -> dict[str, float]:
@@ -106,6 +108,7 @@ def train(work: Work) -> dict[str, float]:
         checkpoint_blocks(model, EVERY[plan.checkpointing.value])
     towers = Towers.of(clip, plan)
     _fit_similarity(towers, work)
+    ceiling = max(math.log(MAX_SCALE), float(model.logit_scale.detach().max()))
     if start:
         start.clip.similarity = copy.deepcopy(clip.similarity).requires_grad_(False)
 
@@ -184,7 +187,7 @@ def train(work: Work) -> dict[str, float]:
                 state.scaler.step(state.optimizer)
             state.scaler.update()  # halves the scale after an overflow
             with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+                model.logit_scale.clamp_(0, ceiling)
             if pull and not overflow:
                 pull(rate)
             if state.average and not overflow:
@@ -196,6 +199,8 @@ def train(work: Work) -> dict[str, float]:
             seconds = time.monotonic() - waited
             in_use = device.memory_peak()
             device.reset_peak()
+            if work.saw is not None:
+                work.saw(in_use)
             state.micro_batches.went_well(side, in_use)
             flops = plan.flops.value.get(side, 0.0) * rows / seconds
             step.known.update({

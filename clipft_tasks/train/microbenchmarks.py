@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -126,10 +126,16 @@ def _image_step_seconds(clip: Clip, device: str, layout: Layout, precision: Prec
     return best / images
 
 
-def kept_bytes(clip: Clip, side: int, precision: Precision, policy: attention.Policy) -> tuple[float, float]:
-    """Bytes that autograd keeps for the backward of n pairs, as (fixed, per pair): a line through two counted passes."""
+def kept_bytes(
+    clip: Clip, side: int, precision: Precision, policy: attention.Policy, texts: Sequence[str] = ()
+) -> tuple[float, float]:
+    """Bytes that autograd keeps for the backward of n pairs, as (fixed, per pair): a line through two counted passes.
+
+    Args:
+        texts: captions as long as any that will come; without them, one of a dozen words.
+    """
     weights = {p.untyped_storage().data_ptr() for p in clip.model.parameters()}
-    device = clip.device.type
+    device, texts = clip.device.type, texts or (CAPTION,)
 
     def kept(pairs: int) -> int:
         seen: dict[int, tuple[torch.Tensor, int]] = {}
@@ -144,7 +150,7 @@ def kept_bytes(clip: Clip, side: int, precision: Precision, policy: attention.Po
         images = torch.zeros(pairs, 3, side, side, dtype=torch.uint8, device=clip.device)
         modes = torch.autograd.graph.saved_tensors_hooks(count, lambda t: t)
         with modes, attention.use(policy), precision_context(device, precision):
-            held = (clip.encode_images(images), clip.encode_texts([f"{CAPTION} {i}" for i in range(pairs)]))
+            held = (clip.encode_images(images), clip.encode_texts([texts[i % len(texts)] for i in range(pairs)]))
         total = sum(size for _, size in seen.values())
         del held
         return total

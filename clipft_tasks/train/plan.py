@@ -1,6 +1,7 @@
 """Planning a training run: what this machine allows, each decision with its reason and what was measured for it."""
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..contracts.plan import AttentionName, Checkpointing, Layout, Plan, Precision
@@ -17,6 +18,7 @@ from ..model.clip import Clip
 from ..model.layout import layout_of
 from ..spec import RunSpec
 from . import microbenchmarks, schedule
+from .footprint import Footprint, as_it_trains, footprint
 
 GAIN = 1.2  # a lower precision must be this much faster: it costs casts and, in fp16, skipped steps
 SHARE = 0.7  # of the free memory that a plan fills; the rest is for what is not predicted
@@ -24,6 +26,7 @@ WORKSPACE = 1.5  # times what autograd keeps: gradients in flight and the kernel
 SMALL = 8  # pairs a pass below which blocks are rather run again than kept
 COMPILE_GAIN = 1.3  # bench/train_gpu.py
 PROBED = 32  # images of a timed step: with fewer, what a batch costs in memory traffic does not show
+LONGEST = 32  # captions that are tried for the memory of a pass
 HEAD = 64  # width of an attention head, in nearly every tower
 EVERY: dict[Checkpointing, int] = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
 
@@ -33,13 +36,16 @@ def attention_policy(name: AttentionName, device: Device) -> Policy:
     return Policy(name, attention.affordable(device.memory_free()), attention.pays_from(HEAD))
 
 
-def reuse_or_make(spec: RunSpec, clip: Clip, rows: int, own: Plan | None, offered: Sequence[Plan]) -> Plan:
+def reuse_or_make(
+    spec: RunSpec, clip: Clip, rows: int, own: Plan | None, offered: Sequence[Plan], texts: Sequence[str] = ()
+) -> Plan:
     """The plan of this piece of work. What is measured may differ next time, so a resumed run keeps its first plan.
 
     Args:
         rows: of the training split.
         own: the plan that this machine began the work with, if it did.
         offered: plans that were made elsewhere; one that is for hardware like this machine's holds here too.
+        texts: see `make`.
     Raises: as `make`.
     """
     machine = hardware.detect(spec.memory.device)
@@ -54,19 +60,24 @@ def reuse_or_make(spec: RunSpec, clip: Clip, rows: int, own: Plan | None, offere
         others = [f"the work was begun on a {own.device.value} device", *others]
     if others:
         say(f"Planned anew: {'; '.join(dict.fromkeys(others))}; this machine is {here}.")
-    return make(spec, clip, rows)
+    return make(spec, clip, rows, texts)
 
 
-def make(spec: RunSpec, clip: Clip, rows: int) -> Plan:
+def longest(texts: Iterable[str]) -> list[str]:
+    """The longest few of many texts: what the memory of a pass is measured with."""
+    return heapq.nlargest(LONGEST, set(texts), key=len)
+
+
+def make(spec: RunSpec, clip: Clip, rows: int, texts: Sequence[str] = ()) -> Plan:
     """Decide how to run `spec` on this machine.
 
     Args:
-        rows: of the training split.
+        rows: of the training split. texts: the longest of its captions (`longest`).
     Raises:
         ClipftError: a device that is not there, or a memory limit below a single pair.
     """
     machine = hardware.set_up(spec.memory.device)  # so that what is measured is what training will see
-    return _Planner(spec, clip, machine, backend(machine.device)).plan(rows)
+    return _Planner(spec, clip, machine, backend(machine.device), tuple(texts)).plan(rows)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class _Planner:
     clip: Clip
     machine: Hardware
     device: Device
+    texts: tuple[str, ...] = ()
 
     def plan(self, rows: int) -> Plan:
         spec, clip, machine = self.spec, self.clip, self.machine
@@ -104,8 +116,8 @@ class _Planner:
         limit, limit_gb = self.memory_limit(processes.value)
         clip.to(machine.device)
         attention = self.attention(max(sides))
-        fixed = 16 * sum(p.numel() for p in clip.model.parameters())  # fp32 weights, gradients, two moments of AdamW
-        kept = self.kept(attention.value, precision.value, sides, share, limit - fixed)
+        fixed = footprint(spec, clip.model)
+        kept = self.kept(attention.value, precision.value, sides, share, limit - fixed.total)
         micro_batch = self.micro_batch(kept, share, fixed, limit_gb)
         passes = {side: -(-share // pairs) for side, pairs in micro_batch.value.items()}
         once = max(passes.values()) == 1
@@ -231,7 +243,8 @@ class _Planner:
                 checkpoint_blocks(self.clip.model, EVERY[option])
             try:
                 policy = attention_policy(name, self.device)
-                lines = {side: _kept_bytes(self.clip, side, precision, policy) for side in sides}
+                with as_it_trains(self.clip.model, self.spec.train):
+                    lines = {side: _kept_bytes(self.clip, side, precision, policy, self.texts) for side in sides}
             finally:
                 plain_blocks(self.clip.model)
             fits = {side: int((left - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
@@ -247,12 +260,13 @@ class _Planner:
             return Decision("none", "blocks are kept: there is room, and running them again costs a third of a step")
         return Decision(kept.checkpointing, f"without it fewer than {SMALL} pairs fit")
 
-    def micro_batch(self, kept: _Kept, share: int, fixed: int, limit: Decision[float]) -> Decision[dict[int, int]]:
+    def micro_batch(self, kept: _Kept, share: int, needed: Footprint, limit: Decision[float]) -> Decision[dict[int, int]]:
         """Pairs a pass, by image size. Raises ClipftError where not even one fits.
 
         Args:
-            fixed: bytes that weights and optimizer take.
+            needed: what is there whatever the size of a pass.
         """
+        fixed = needed.total
         asked, largest = self.spec.memory.micro_batch, max(kept.lines)
         start, each = kept.lines[largest]
         each *= WORKSPACE
@@ -263,7 +277,7 @@ class _Planner:
             need = (fixed + start + each) / 2**30
             raise ClipftError(
                 f"a memory limit of {limit.value} GiB",
-                f"weights and optimizer need {fixed / 2**30:.2f} GiB and one pair at {largest} px {each / 2**20:.0f} MiB",
+                f"{needed} are there all the time, and one pair at {largest} px takes {each / 2**20:.0f} MiB",
                 f"Raise memory.memory_gb to {need + 0.01:.2f} or lower resolution.train.",
                 code="memory.limit_too_low",
             )
@@ -293,10 +307,10 @@ class _Planner:
         return Decision(False, f"would save about {saved:.0f} s of {seconds:.0f} and cost {cost:g}", measured)
 
 
-def _kept_bytes(clip: Clip, side: int, precision: Precision, policy: Policy) -> tuple[float, float]:
+def _kept_bytes(clip: Clip, side: int, precision: Precision, policy: Policy, texts: Sequence[str]) -> tuple[float, float]:
     """Bytes (fixed, per pair); a measurement that does not fit itself says that no pair does."""
     try:
-        return microbenchmarks.kept_bytes(clip, side, precision, policy)
+        return microbenchmarks.kept_bytes(clip, side, precision, policy, texts)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

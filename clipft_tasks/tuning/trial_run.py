@@ -111,7 +111,8 @@ def _job(spec: RunSpec, planned: PlanResult, folder: Path) -> tuple[Clip, Datase
     version = versioning.find(planned.dataset, spec.domain)
     clip = build.prepare(build.load(planned.start, domain=spec.domain), spec)
     rows = version.card.counts["train"]
-    made = plan.reuse_or_make(spec, clip, rows, launch.plan_begun_with(folder), [planned.plan])
+    texts = plan.longest(versioning.read_manifest(version)["caption"])
+    made = plan.reuse_or_make(spec, clip, rows, launch.plan_begun_with(folder), [planned.plan], texts)
     short = made.model_copy(update={
         "processes": Decision(1, "a trial runs in one process; the batch that the objective sees is the same"),
         "compile": Decision(False, "a trial is too short for it to pay"),

@@ -1,0 +1,89 @@
+"""Bytes that a run takes whatever the size of a pass: weights, and what its recipe keeps beside them."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from .. import objectives
+from ..model.adapters import add_low_rank
+from ..spec import RunSpec, TrainSpec
+from .microbenchmarks import same_random_numbers
+from .param_groups import groups
+
+FP32 = 4  # bytes of a number
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What is there for the whole of a run, in bytes.
+
+    Args:
+        weights: of the model. training: gradients and both moments of what trains.
+        average: the weights' running average. start: the frozen start model. pull: the start's weights of what trains.
+    """
+
+    weights: int
+    training: int
+    average: int = 0
+    start: int = 0
+    pull: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part.name) for part in fields(self))
+
+    def __str__(self) -> str:
+        named = {"weights": "weights", "training": "gradients and optimizer", "average": "their average", "start": "the start model",
+                 "pull": "the start's weights"}  # fmt: skip
+        return ", ".join(
+            f"{getattr(self, name) / 2**30:.2f} GiB {words}" for name, words in named.items() if getattr(self, name)
+        )
+
+
+def footprint(spec: RunSpec, model: nn.Module) -> Footprint:
+    """That of a run of `spec` with a start model."""
+    every = sum(p.numel() for p in model.parameters()) * FP32
+    sketch = _as_trained(model, spec.train)
+    trained = sum(p.numel() for p in sketch.parameters() if p.requires_grad) * FP32
+    named = (spec.objective.name, *(loss.name for loss in spec.objective.auxiliary_losses))
+    return Footprint(
+        weights=every,
+        training=3 * trained,
+        average=every if spec.train.ema else 0,
+        start=every if any(objectives.objective_class(name).needs_start for name in named) else 0,
+        pull=trained if spec.train.l2_start else 0,
+    )
+
+
+@contextmanager
+def as_it_trains(model: nn.Module, spec: TrainSpec) -> Iterator[None]:
+    """In here, what a run would freeze asks for no gradient, so that nothing is kept for it."""
+    sketch = _as_trained(model, spec)
+    learns = {
+        name.replace("parametrizations.", "").removesuffix(".original"): p.requires_grad or name.endswith(".original")
+        for name, p in sketch.named_parameters()
+    }
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learns[name])
+        yield
+    finally:
+        for parameter, was in before:
+            parameter.requires_grad_(was)
+
+
+def _as_trained(model: nn.Module, spec: TrainSpec) -> nn.Module:
+    """The model as training would set it up, without a single number in it."""
+    memo: dict[int, object] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    sketch = copy.deepcopy(model, memo)
+    with same_random_numbers("cpu"):
+        if spec.lora_rank:
+            add_low_rank(sketch, spec.lora_rank, spec.seed)
+    groups(sketch, spec)  # freezes what its rules freeze
+    return sketch
