@@ -2,7 +2,6 @@
 
 from fixtures.plans import lab, prepared, start  # noqa: F401
 
-from clipft_tasks.model import build
 from clipft_tasks.train.advice import advice
 
 
@@ -20,8 +19,3 @@ def test_the_starters_rate_is_too_high_for_a_transformer_unless_only_updates_tra
 def test_few_steps_and_few_patches_are_said(lab):
     assert "12 steps are few" in said(lab, 12)
     assert "sees 4 x 4 patches" in said(lab) and "patches" not in said(lab, **{"resolution.train": 64})
-
-
-def test_the_starter_is_told_nothing(lab):
-    clip = build.load("starter", domain="general")
-    assert advice(lab.spec(**{"resolution.train": 128}), clip, 100) == []
