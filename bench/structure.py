@@ -125,7 +125,7 @@ def main() -> None:
         packed = subprocess.run(["git", "archive", asked.base], cwd=PROJECT, capture_output=True, check=True).stdout
         with tempfile.TemporaryDirectory() as folder:
             with tarfile.open(fileobj=BytesIO(packed)) as archive:
-                archive.extractall(folder, filter="data")
+                archive.extractall(folder)  # of our own making: no member leads outside
             trees = {asked.base[:8]: measured(Path(folder)), **trees}
     print("| | " + " | ".join(trees) + " |\n|---|" + "---|" * len(trees))
     for name in trees["now"]:

@@ -2,6 +2,7 @@
 
 import json
 
+from ..contracts.evaluation import Role
 from ..contracts.gate import GateVerdict
 from ..contracts.stages import RegisterResult
 from ..core.console import say
@@ -17,8 +18,13 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
     package = tracking.fetch_candidate(run_id)
     card = read_card(package)
     run_tags = client.get_run(run_id).data.tags
-    scores = {f"clipft.score.{size}": f"{models['candidate'].value:.4f}" for size, models in gate.scores.items()}
-    scores |= {f"clipft.start_score.{size}": f"{models['start'].value:.4f}" for size, models in gate.scores.items()}
+    names: dict[str, Role] = {"score": "candidate", "start_score": "start"}  # a verdict of before may lack the start model's
+    scores = {
+        f"clipft.{name}.{size}": f"{models[role].value:.4f}"
+        for name, role in names.items()
+        for size, models in gate.scores.items()
+        if role in models
+    }
     tags = {
         "clipft.key": card.key,
         "clipft.domain": card.domain,

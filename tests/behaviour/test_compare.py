@@ -93,7 +93,9 @@ def test_two_versions_are_tested_on_the_same_rows_and_the_report_is_kept(registr
 
     html = page(result)
     assert html.count("data:image/jpeg") == min(8, len(change.fixed)) + min(8, len(change.broken))
-    assert "<script" not in html and not re.search(r'(src|href)="(?!data:|http://127\.0\.0\.1:\d+/#/experiments/)', html)
+    assert "<script" not in html and not re.search(
+        r'(src|href)="(?!data:|file:///|http://127\.0\.0\.1:\d+/#/experiments/)', html
+    )
     run = tracking.client().get_run(result.run_id)
     assert run.data.tags["clipft.compared"] == "general 1, general 2" and run.info.status == "FINISHED"
     assert tracking.client().get_experiment(run.info.experiment_id).name == "clipft-compare"

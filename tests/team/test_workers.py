@@ -113,7 +113,7 @@ def test_the_whole_chain_survives_a_cut_network_a_killed_machine_and_a_drained_o
     plane.finished("clipft_finetune", run, 1200)
 
     done = plane.training()
-    assert done["metrics"]["steps"] == 2700 and done["metrics"]["resumed_at"] > seen["step"]
+    assert done["metrics"]["steps"] == 2700 and int(done["tags"]["clipft.resumed_at"]) > seen["step"]
     history = plane.mlflow.get(
         "/metrics/get-history", params={"run_id": done["id"], "metric_key": "train.loss", "max_results": 20000}
     )
