@@ -28,7 +28,7 @@ def port() -> Iterator[int]:
         patch.setattr(connections, "CONNECTIONS", 20)
         port = free_port()
         server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=port, http=GuardedProtocol, log_level="critical", lifespan="off")
+            uvicorn.Config(app, host="127.0.0.1", port=port, http=GuardedProtocol, log_config=None, lifespan="off")
         )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -287,6 +287,7 @@ def test_rows_are_those_of_the_validation_split_and_classes_not_those_of_the_tes
             "label": ["b", "a", "", "b", "c"],
             "group": ["", "g", "", "g", ""],
             "key": list("12345"),
+            "sha256": list("12345"),
             "caption": ["b", "a", "x", "b", "c"],
         }
     )
