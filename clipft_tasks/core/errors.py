@@ -12,7 +12,7 @@ class ClipftError(Exception):
         what: the thing that is wrong, by name ("row 17 of images.csv").
         why: the reason, in one clause.
         fix: what to do about it.
-        code: which error it is, for programs and tests ("dataset.not_found"): a room and a name, never reworded. docs/errors.md
+        code: which error it is, for programs and tests ("dataset.not_found"): an area and a name, never reworded. docs/errors.md
             lists them.
 
     Trying again without changing anything will not help, so Airflow fails the task without retries
@@ -30,7 +30,7 @@ class ClipftError(Exception):
 
 
 class TransientError(Exception):
-    """A neighbor is away (server, registry, remote): worth trying again."""
+    """Another service is away (server, registry, remote): worth trying again."""
 
 
 class BusyError(TransientError):

@@ -119,7 +119,7 @@ def _pixels(data: bytes, index: int) -> np.ndarray:
             frame = pixel_array(full, index=index)
         if full.PhotometricInterpretation == "PALETTE COLOR":
             frame = apply_color_lut(frame, full)
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError) as error:  # what pydicom raises where no plugin decodes the syntax
         raise BadImageError(
             f"its pixels are coded as {syntax}, which nothing installed reads ({error})", "unknown coding"
         ) from error

@@ -78,7 +78,7 @@ class Body(Record):
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, data: object) -> object:
-        """The same. Raises RequestRejectedError for more fields than any object has, before each becomes an error of its own."""
+        """The object, unchanged. Raises RequestRejectedError for more fields than any has, before each is an error of its own."""
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise RequestRejectedError(422, f"{len(data):,} fields in one request; none has so many", "malformed")
         return data
