@@ -17,7 +17,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +35,7 @@ from .images import BadImageError
 from .ledger import Ledger, Likeness, place
 from .metadata import stripped
 from .readers import Row, Source
+from .readers.version_rows import rows_again
 
 MAX_WORDS = 1000
 EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of other formats it is the name in small letters
@@ -126,16 +126,7 @@ def rows_of(version: versioning.Version) -> Source:
     """A version's own rows as a source, without their splits."""
 
     def rows() -> Iterator[Row]:
-        dataset = versioning.fetch(version)
-        for row in dataset.frame.itertuples():
-            yield Row(
-                where=f"{version.tag} {row.name}",
-                image_bytes=partial(dataset.image_bytes, row),
-                key=str(row.name),
-                caption=str(row.caption),
-                label=str(row.label),
-                group=str(row.group),
-            )
+        yield from rows_again(versioning.fetch(version), splits=False)
 
     return Source(rows, license=version.card.license, name=version.card.source, total=version.card.rows)
 

@@ -12,6 +12,7 @@ from ...spec import DataSpec
 from .. import versioning
 from ..images import BadImageError
 from .base import Reader, Row, Source
+from .version_rows import rows_again
 
 
 class Captures(Reader):
@@ -49,16 +50,7 @@ class Captures(Reader):
             known_bytes = set(dataset.frame["sha256"])
             known_names = set(dataset.frame["name"])  # what was said beside the pixels was dropped, so bytes may differ
             once = {c.sha256: c for c in judged if c.sha256 not in known_bytes and f"captures/{c.id}" not in known_names}
-            for old in dataset.frame.itertuples():
-                yield Row(
-                    where=f"{newest.tag} {old.name}",
-                    image_bytes=partial(dataset.image_bytes, old),
-                    key=str(old.name),
-                    caption=str(old.caption),
-                    label=str(old.label),
-                    group=str(old.group),
-                    split=str(old.split),
-                )
+            yield from rows_again(dataset, splits=True)
             for capture in once.values():
                 yield Row(
                     where=f"capture {capture.id}",
