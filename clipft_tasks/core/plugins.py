@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         raise ClipftError(
             f"{self.kind} {name!r}",
             "there is none of that name",
-            f"Known: {', '.join(self.names())}, or module:Class.",
+            f"Known: {', '.join(self.names()) or 'none yet'}; or one of your own as module:Class.",
             code="plugin.not_found",
         )
 

