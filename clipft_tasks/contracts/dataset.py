@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator
 
 from .base import Record, VersionedRecord
+from .review import Review
 
 CAPTURES = "captures:"  # before the domain, in a source that holds what the server captured
 
@@ -54,6 +55,7 @@ class DatasetCard(VersionedRecord):
         kept_splits: rows that keep the split of earlier versions, though the source names another now.
         parted: rows left out, because they, or what resembles them, stood on two sides of a split before.
         absent: classes that have no row in some split, and in which.
+        reviews: what people decided of rows, counted; the decisions themselves are in `decisions.parquet`.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -76,6 +78,7 @@ class DatasetCard(VersionedRecord):
     kept_splits: int = 0
     parted: int = 0
     absent: dict[str, list[str]] = {}
+    reviews: list[Review] = []
 
     @property
     def captured(self) -> bool:

@@ -57,6 +57,21 @@ class VersionResult(StageResult):
     pushed_bytes: int
 
 
+class ReviewResult(StageResult):
+    """A page of rows whose labels look wrong.
+
+    Attributes:
+        dataset: whose rows. rows: with a label. wrong: about how many of these are wrong. shown: on the page.
+        page: its file.
+    """
+
+    dataset: str
+    rows: int
+    wrong: int
+    shown: int
+    page: str
+
+
 class TriageResult(StageResult):
     """Whether an alert is acted on.
 

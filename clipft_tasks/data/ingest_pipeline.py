@@ -1,7 +1,7 @@
 """From a source's rows to a staged data set: decoded and described, packed into shards, split, with a card.
 
 taken.parquet                                     the rows that were read, with the source's own splits
-manifest.parquet, splits.parquet, datacard.json   as a version holds them
+manifest.parquet, splits.parquet, datacard.json   as a version holds them; decisions.parquet where people reviewed rows
 shards/                                           the images that the last version does not hold already
 refused.jsonl, account.json                       the rows that could not be read, each with its reason; what else was found
 rejected.jsonl                                    the same, and the rows that no split could take
@@ -15,14 +15,15 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import pandas as pd
 
 from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount
+from ..contracts.review import DecisionsFile
 from ..core.console import progress
 from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
@@ -30,6 +31,7 @@ from ..domains import Domain, spoken
 from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
 from .account import Account, finish
+from .decisions import Decisions
 from .describe import Described, Piece, describe_all, reason_of
 from .images import BadImageError
 from .ledger import Ledger, Likeness, place
@@ -50,12 +52,14 @@ class Earlier:
         frame: its manifest.
         ledger: of all images that any version ever held.
         major: how often the domain was split anew, from 1.
+        decisions: what people decided of rows.
     """
 
     newest: versioning.Version | None
     frame: pd.DataFrame
     ledger: Ledger
     major: int = 1
+    decisions: Decisions = field(default_factory=Decisions.empty)
 
     @classmethod
     def of(cls, domain: str) -> Self:
@@ -63,13 +67,24 @@ class Earlier:
         if not known:
             return cls(None, pd.DataFrame(columns=list(manifest.COLUMNS)), Ledger.empty())
         newest = known[-1]
-        return cls(newest, versioning.read_manifest(newest), versioning.read_ledger(newest), newest.card.major)
+        tables = versioning.read_manifest(newest), versioning.read_ledger(newest)
+        return cls(newest, *tables, newest.card.major, versioning.read_decisions(newest))
 
     def parents(self, content: str) -> list[str]:
         """Of a version of that content; of what is the newest version's, those that it has."""
         if self.newest is None:
             return []
         return self.newest.card.parents if self.newest.card.content == content else [self.newest.tag]
+
+    def reviewed(self, files: Iterable[DecisionsFile], template: str, *, skip: bool = False) -> Self:
+        """The same with more decisions, each file's on the version that it names. Raises as `Decisions.of` and `joined`."""
+        known = self.decisions
+        for file in files:
+            version = versioning.find(file.version, "")
+            rows = versioning.read_manifest(version)
+            made, names = Decisions.of(file, rows, template), dict(zip(rows["sha256"], rows["name"], strict=True))
+            known = known.joined(made, known.since(versioning.read_decisions(version)), names, skip=skip)
+        return replace(self, decisions=known)
 
     def forgotten(self) -> Self:
         """The same without ledger: the next version splits the domain anew."""
@@ -118,7 +133,9 @@ def stage(
         seen=told.seen, passed_over=dict(told.passed_over), understood=told.understood, warnings=told.warnings
     )
     atomic_write(folder / "account.json", found.model_dump_json())
-    about = {"source": name, "license": options.license or source.license, "origin": options.origin, "consent": options.consent}
+    about = {"source": name} | {
+        field: getattr(options, field) or getattr(source, field) for field in ("license", "origin", "consent")
+    }
     return split_rows(about, options, domain, earlier, folder)
 
 
@@ -128,7 +145,8 @@ def rows_of(version: versioning.Version) -> Source:
     def rows() -> Iterator[Row]:
         yield from rows_again(versioning.fetch(version), splits=False)
 
-    return Source(rows, license=version.card.license, name=version.card.source, total=version.card.rows)
+    card = version.card
+    return Source(rows, license=card.license, origin=card.origin, consent=card.consent, name=card.source, total=card.rows)
 
 
 def split_rows(
@@ -140,7 +158,9 @@ def split_rows(
         about: what the card says of the source as it is: source, license, origin, consent.
     Returns: as `stage`.
     """
-    rows, rejected = pd.read_parquet(folder / "taken.parquet"), read_rejected(folder, "refused.jsonl")
+    taken, rejected = pd.read_parquet(folder / "taken.parquet"), read_rejected(folder, "refused.jsonl")
+    decided = earlier.decisions.applied(taken, _key_in(folder, earlier))
+    rows = decided.rows
     shares = {"val": options.val_share, "test": options.test_share}
     shares["train"] = 1 - sum(shares.values())
     alike = Likeness(domain.near_duplicate_bits, domain.augment)
@@ -152,7 +172,10 @@ def split_rows(
     _write_rejected(rejected, folder / "rejected.jsonl")
     kept = rows.assign(said=rows["split"], split=placed.splits)
     kept = kept[kept["split"] != ""]
-    account = finish(_read_account(folder), domain, kept["label"], kept["group"], kept["said"], rejected)
+    told = _read_account(folder)
+    if decided.sentence:
+        told.understand(decided.sentence)
+    account = finish(told, domain, kept["label"], kept["group"], kept["said"], rejected)
     card = card_of(about, domain.name, kept, len(rejected), earlier).model_copy(
         update={"kept_splits": placed.overruled, "parted": placed.parted, "account": account}
     )
@@ -161,6 +184,9 @@ def split_rows(
             manifest.write(kept, path)
         with atomic_path(folder / "splits.parquet") as path:
             earlier.ledger.joined(kept).frame.to_parquet(path)
+        if len(earlier.decisions.frame):
+            with atomic_path(folder / versioning.DECISIONS) as path:
+                earlier.decisions.frame.to_parquet(path)
         atomic_write(folder / "datacard.json", json.dumps(card.to_json(), indent=1, sort_keys=True))
     return card, rejected
 
@@ -252,8 +278,7 @@ def take(
             if said.refused:
                 reject(number, row, said.refused, said.kind)
                 continue
-            meta = {"caption": caption, "label": row.label, "group": row.group}
-            key = hashlib.sha256(piece.data + json.dumps(meta, sort_keys=True).encode()).hexdigest()[:32]
+            key = _key(piece.data, caption, row.label, row.group)
             if key in taken:
                 reason = f"exact duplicate of {taken[key].name} (same image, caption and label)"
                 reject(number, row, reason, "exact duplicates")
@@ -285,6 +310,24 @@ def take(
     ]
 
 
+def _key(data: bytes, caption: str, label: str, group: str) -> str:
+    """A row's identity, of its image and texts."""
+    meta = {"caption": caption, "label": label, "group": group}
+    return hashlib.sha256(data + json.dumps(meta, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _key_in(folder: Path, earlier: Earlier) -> Callable[[pd.Series], str]:
+    """The same for rows of a staging folder, whose images lie there or in the domain's versions."""
+
+    def key_of(row: pd.Series) -> str:
+        place, where = shards.Place(row["shard"], int(row["offset"]), int(row["length"])), folder / "shards"
+        if not (where / place.shard).exists() and earlier.newest:
+            where = versioning.fetch_shards(earlier.newest, {place.shard})
+        return _key(shards.read(where, place), row["caption"], row["label"], row["group"])
+
+    return key_of
+
+
 def caption_of(row: Row, template: str) -> str:
     """A row's caption on one line, made of its label where it has none. Raises BadImageError with the reason where it cannot be."""
     caption = " ".join(row.caption.split())
@@ -307,6 +350,8 @@ def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: in
     labels = Counter(label for label in rows["label"] if label)
     counts = Counter(rows["split"])
     identity = sorted(zip(rows["key"], rows["split"], strict=True))
+    if len(earlier.decisions.frame):  # what people confirmed is part of what a version is
+        identity += [("decisions", earlier.decisions.digest)]
     content = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return DatasetCard(
         **about,
@@ -319,6 +364,7 @@ def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: in
         parents=earlier.parents(content),
         major=earlier.major,
         absent=splits.absent(rows["label"], rows["split"]),
+        reviews=earlier.decisions.reviews(),
     )
 
 

@@ -3,6 +3,7 @@
 <domain>/shards/           DVC: only the shards that the manifest names
 <domain>/manifest.parquet  DVC
 <domain>/splits.parquet    DVC: the split ledger, of every image that any version of the domain ever held
+<domain>/decisions.parquet DVC: what people decided of rows, where they did
 <domain>/datacard.json     git: `DatasetCard`
 """
 
@@ -22,10 +23,12 @@ from ..core.errors import ClipftError
 from ..core.files import evict, link_or_copy
 from ..core.settings import settings
 from . import manifest, objects, repository, shards
+from .decisions import Decisions
 from .ledger import COLUMNS as LEDGER_COLUMNS
 from .ledger import Ledger
 
-TABLES = ("manifest.parquet", "splits.parquet")
+DECISIONS = "decisions.parquet"
+TABLES = ("manifest.parquet", "splits.parquet", DECISIONS)  # the last where there are any
 TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
 
 
@@ -135,6 +138,13 @@ def read_ledger(version: Version) -> Ledger:
     return Ledger.upgraded(frame, [read_manifest(v) for v in before])
 
 
+def read_decisions(version: Version) -> Decisions:
+    """What people decided of rows in this version and those before; none where nobody did. Raises as `fetch`."""
+    if not version.card.reviews:
+        return Decisions.empty()
+    return Decisions(pd.read_parquet(_table(version, DECISIONS)).astype("str"))
+
+
 def read_manifest(version: Version) -> pd.DataFrame:
     """A version's rows, without their images. Raises as `fetch`."""
     return manifest.read(_table(version, "manifest.parquet"))
@@ -147,16 +157,21 @@ def fetch(version: Version) -> Dataset:
         TransientError: the remote does not answer.
         ClipftError: bytes that are not what their name says.
     """
-    folder = settings().folder("cache", "shards")
     frame = read_manifest(version)
-    needed = set(frame["shard"])
+    return Dataset(version, frame, fetch_shards(version, set(frame["shard"])))
+
+
+def fetch_shards(version: Version, needed: set[str]) -> Path:
+    """Bring some shards to this machine's cache, of a version or of those before it. Returns the folder. Raises as `fetch`."""
+    folder = settings().folder("cache", "shards")
     for name in needed:
         if not shards.NAME.match(name):
             shards.path_of(folder, name)  # refuses it with the reason
     missing = sorted(name for name in needed if not (folder / name).is_file())
     if missing:
         repo = repository.latest()
-        stored = _shards(repo, version)
+        before = [other for other in _versions(repo, version.domain) if other.number <= version.number]
+        stored = _known_shards(repo, before, set(missing))
         lost = [name for name in missing if name not in stored]
         if lost:
             raise ClipftError(
@@ -168,7 +183,7 @@ def fetch(version: Version) -> Dataset:
             os.utime(folder / name)
         cached = [path for path in folder.iterdir() if shards.NAME.match(path.name)]
         evict(cached, int(settings().shards_gb * 2**30), lambda path: path.name in needed)
-    return Dataset(version, frame, folder)
+    return folder
 
 
 class ParentMovedError(Exception):
@@ -179,7 +194,8 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
     """Make a version of a staged manifest and its new shards, or find the one that holds the same content.
 
     Args:
-        staging: folder with `manifest.parquet`, `splits.parquet` and `shards/` (only those that are new).
+        staging: folder with `manifest.parquet`, `splits.parquet`, `decisions.parquet` where there are any, and `shards/` (only those
+            that are new).
     Returns:
         the version, and whether it is new.
     Raises:
@@ -214,7 +230,7 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         with repository.dvc(repo, "add") as dvc:
             stored = {name: objects.add(dvc, new[name]) if name in new else known[name] for name in wanted}
             folder = objects.add_folder(dvc, stored)
-            tables = {name: objects.add(dvc, staging / name) for name in TABLES}
+            tables = {name: objects.add(dvc, staging / name) for name in TABLES if (staging / name).exists()}
         with repository.dvc(repo, "push", transient=True) as dvc:
             objects.push(dvc, [*stored.values(), folder, *tables.values()])
 

@@ -182,6 +182,7 @@ ROLLBACK: dict[str, Stage] = {
 # Those that are no part of a chain.
 OTHERS: dict[str, Stage] = {
     "compare": Stage("Put models alongside one another, in one page.", accelerator=True, hours=24, links=("Comparison",)),
+    "review": Stage("Show the rows whose labels look wrong.", accelerator=True, hours=24, links=("Label review",)),
     "triage": Stage("Decide whether an alert is acted on."),
     "suggest": Stage("Say what drifted and what should be done about it.", links=("Drift report",)),
     "close": Stage("Record what came of an incident."),

@@ -37,6 +37,8 @@ class Source:
 
     rows: Callable[[], Iterator[Row]]
     license: str = ""
+    origin: str = ""
+    consent: str = ""
     name: str = ""
     total: int | None = None  # rows, where the source knows
     account: Account = field(default_factory=Account)

@@ -59,7 +59,8 @@ class Captures(Reader):
                     label=capture.label,
                 )
 
-        return Source(rows, license=newest.card.license, name=f"captures:{domain}")
+        card = newest.card
+        return Source(rows, license=card.license, origin=card.origin, consent=card.consent, name=f"captures:{domain}")
 
 
 def _image(domain: str, name: str) -> bytes:
