@@ -5,6 +5,7 @@
 <domain>/splits.parquet    DVC: the split ledger, of every image that any version of the domain ever held
 <domain>/decisions.parquet DVC: what people decided of rows, where they did
 <domain>/datacard.json     git: `DatasetCard`
+<domain>/croissant.json    git: the same for other tools
 """
 
 import json
@@ -22,7 +23,7 @@ from ..contracts.dataset import DatasetCard
 from ..core.errors import ClipftError
 from ..core.files import evict, link_or_copy
 from ..core.settings import settings
-from . import manifest, objects, repository, shards
+from . import croissant, manifest, objects, repository, shards
 from .decisions import Decisions
 from .ledger import COLUMNS as LEDGER_COLUMNS
 from .ledger import Ledger
@@ -242,6 +243,8 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
             for name, file in tables.items():
                 objects.write_pointer(home / name, file)
             named = card.model_copy(update={"version": tag})
+            number = int(tag.rpartition("/v")[2])
+            (home / croissant.FILE).write_text(croissant.describe(named, number, tables["manifest.parquet"], stored), "utf-8")
             (home / "datacard.json").write_text(json.dumps(named.to_json(), indent=1, sort_keys=True) + "\n")
             repository.git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
             if repository.git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already

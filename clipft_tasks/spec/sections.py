@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from . import gate_rules
 from .auxiliary import AuxiliaryLoss, Option, canonical, resolve
 from .gate_rules import GateRule
+from .licenses import canonical_license
 from .metric_catalog import HEADLINES
 from .objective_catalog import AUXILIARY, MAIN, SIMILARITIES, named
 
@@ -67,11 +68,21 @@ class DataSpec(Section):
         "",
         description="a text file with a name a line that no caption may hold; for domains that check captions for identifiers",
     )
-    license: str = Field("", max_length=500, description="license of the images and texts; empty: what the source states")
+    license: str = Field(
+        "",
+        max_length=500,
+        description="license of the images and texts: an SPDX identifier (CC-BY-4.0) or a sentence; empty: what the source states",
+        examples=["CC-BY-4.0", "CC0-1.0", "LicenseRef-hospital"],
+    )
     origin: str = Field("", max_length=500, description="where they come from: an archive, a device, an address")
     consent: str = Field(
         "", max_length=500, description="what allows their use: a consent, a contract, a vote of an ethics board"
     )
+
+    @field_validator("license")
+    @classmethod
+    def _license(cls, text: str) -> str:
+        return canonical_license(text)
 
     @field_validator("caption_template")
     @classmethod

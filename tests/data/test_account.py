@@ -60,12 +60,14 @@ def test_medical_rows_without_groups_are_a_visible_warning(home, tmp_path, tiny)
     for path in table.parent.glob("*.png"):
         label, number = path.stem.split("-")
         made_image(label, int(number), 64).save(path)
-    spec = spec_of(table, domain="medical", **{"model.start": str(tiny), "data.license": "CC0", "data.origin": "our clinic"})
+    spec = spec_of(
+        table, domain="medical", **{"model.start": str(tiny), "data.license": "cc0-1.0", "data.origin": "our clinic"}
+    )
     result = ingest.run(spec)
     assert "images of one patient may lie in train and test" in card(result).account.warnings[0]
     page = Path(validate.run(spec, result.staging).report).read_text("utf-8")
     assert "Look at this" in page and "images of one patient" in page and "2 classes, 0 groups in 40 rows." in page
-    assert (result.license, card(result).origin) == ("CC0", "our clinic") and "our clinic" in page
+    assert (result.license, card(result).origin) == ("CC0-1.0", "our clinic") and "our clinic" in page
 
 
 def test_what_a_camera_says_of_places_and_persons_is_not_packed(home, tmp_path):
