@@ -70,6 +70,7 @@ class Watched:
         from clipft_tasks.drift.image_statistics import appearance
         from clipft_tasks.drift.reference import ImageRows
         from clipft_tasks.model import build
+        from clipft_tasks.model.held_out import HeldOut
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
         from clipft_tasks.train import launch, plan
@@ -103,7 +104,9 @@ class Watched:
                 image = torch.cat([clip.encode_images(squares[i : i + 64]) for i in range(0, len(squares), 64)]).numpy()
             return ImageRows(image, np.stack([appearance(p) for p in images]), clip.similarity.compare(image, of_classes))
 
-        return cls(dataset, spec, clip, build_reference(clip, dataset, domain, SIDE, "bench"), rows)
+        return cls(
+            dataset, spec, clip, build_reference(clip, dataset, domain, SIDE, "bench", HeldOut.of(clip, dataset, SIDE)), rows
+        )
 
     def plain(self) -> list[Image.Image]:
         """The images of the test split, which no training saw."""

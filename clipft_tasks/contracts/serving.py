@@ -28,13 +28,31 @@ class Similarities(Answer):
 
 class Prediction(Answer):
     label: str
-    probability: float = Field(description="softmax over the classes at the model's temperature; not calibrated")
+    probability: float = Field(description="of the label; whether it is calibrated, `calibrated` of the answer says")
     scores: dict[str, float] = Field(description="similarity by class")
-    probabilities: dict[str, float] = Field({}, description="the same softmax by class")
+    probabilities: dict[str, float] = Field({}, description="softmax of the similarities: probability by class")
+    prediction_set: list[str] | None = Field(
+        None,
+        description="classes, the likeliest first, of which the true one is one at the answer's `coverage`; null: no such claim",
+    )
+    none_of_these: bool | None = Field(
+        None, description="whether the image is of another kind than those that the model was made for; null: it cannot tell"
+    )
+    novelty: float | None = Field(None, description="how far it is from those, over the limit: above 1 it is none of these")
 
 
 class Predictions(Answer):
     predictions: list[Prediction]
+    calibrated: bool = Field(
+        False, description="whether a probability is how often such answers are right, as measured on held-out images"
+    )
+    coverage: float | None = Field(
+        None, description="share of images, also of new groups, whose true class is in `prediction_set`; null: no sets"
+    )
+    false_alarms: float | None = Field(
+        None, description="share of the model's own kind of images that are taken for none of these; null: it cannot tell"
+    )
+    reasons: list[str] = Field([], description="why something of this is missing, in words; empty when nothing is")
 
 
 # Models -----------------------------------------------------------------------------------------------------------

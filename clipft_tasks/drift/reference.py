@@ -40,6 +40,23 @@ class ExpectedRange(Record):
     high: list[FiniteFloat]
 
 
+class NoveltyLimit(Record):
+    """From how far off an image is none of the model's, measured on validation rows against the images of other groups.
+
+    Attributes:
+        distance: to the nearest image of the sample.
+        false_alarms: share of the rows of new groups that are farther off; None where there are too few groups to tell.
+        most_of_group: the largest share of one held-out group of ten rows or more that is; 0 where there is none.
+        rows: of the validation split. groups: of equal size, that would tell as much as theirs.
+    """
+
+    distance: FiniteFloat
+    false_alarms: float | None
+    most_of_group: float
+    rows: int
+    groups: float
+
+
 class ReferenceFacts(VersionedRecord):
     """What a reference knows beside its tensors.
 
@@ -48,11 +65,12 @@ class ReferenceFacts(VersionedRecord):
         rows, groups: how many it was measured on. images: sha256 of each; [] in packages of before.
         kernel_width, text_kernel_width: of Gaussian kernels on embeddings of images and of texts.
         novelty_scale: distance to the nearest other image that 99% of the sample show.
+        novelty_limit: from held-out rows; None in packages of before, and without validation rows.
         temperature: of similarities, under which confidence is calibrated.
         limits: by signal.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
     WHAT: ClassVar[str] = "the reference"
 
     weights: str
@@ -63,6 +81,7 @@ class ReferenceFacts(VersionedRecord):
     kernel_width: FiniteFloat
     text_kernel_width: FiniteFloat
     novelty_scale: FiniteFloat
+    novelty_limit: NoveltyLimit | None = None
     expected_range: ExpectedRange
     baseline: BaselineAccuracy
     temperature: FiniteFloat
@@ -178,9 +197,10 @@ class Reference:
         return gaussian(self.text, self.text, self.facts.text_kernel_width)
 
     def novelty(self, image: Array) -> Array:
-        """How far embeddings (n, d) lie from the nearest image of the sample, over what 99% of the sample itself shows: (n,)."""
-        distance: Array = 1 - (unit(image) @ self.rows.image.T).max(axis=1)
-        return distance / self.facts.novelty_scale
+        """How far embeddings (n, d) lie from the nearest image of the sample, over the limit (`NoveltyLimit`; in packages of before,
+        what 99% of the sample itself shows): (n,). Above 1 they are of another kind."""
+        limit, distance = self.facts.novelty_limit, 1 - (unit(image) @ self.rows.image.T).max(axis=1)
+        return np.asarray(distance / (limit.distance if limit else self.facts.novelty_scale))
 
     @cached_property
     def uncertainty_threshold(self) -> float:

@@ -11,6 +11,7 @@ SEVERE_RATIO = 3.0  # above which the alert is critical
 SIGNIFICANCE = 0.005  # p-value above which no distance between embeddings counts
 MIN_JUDGED = 20  # answers with feedback below which nothing is said about accuracy
 ACCURACY_DROP = 0.05  # below the baseline that accuracy may lose before it counts as drift
+MOST_NONE_OF_THESE = 0.1  # share of images of another kind that is no drift: twice what is expected of the model's own kind
 ERROR_RATIO = 0.05  # share of failing requests, likewise
 
 # Incidents

@@ -138,9 +138,9 @@ def _median(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def calibration(test: Predictions, val: Predictions) -> dict[str, float]:
-    """The temperature that fits the validation rows best, and what is left of the calibration error with it; {} without labels."""
+    """The temperature that the validation rows ask for, and what is left of the calibration error with it; {} without labels."""
     labeled, known = val.truth >= 0, test.truth >= 0
-    scale = m.fitted_scale(val.truth[labeled], val.scores[labeled])
+    scale = m.calibrated_scale(val.truth[labeled], val.scores[labeled], val.groups[labeled], test.scale)
     if not np.isfinite(scale) or not known.any() or np.isnan(test.scores).any():
         return {}
     log_probabilities = m.log_softmax(scale * test.scores[known])

@@ -6,6 +6,7 @@
     similarity.safetensors     what the similarity learned, when it learns something; the card names it
     preprocessing.json         the rest of preprocessing: how deep gray is read, how classes are worded
     card.json                  format, domain, data version, resolutions, objective, scores, lineage
+    calibration.json           how sure its answers may be; none where no validation row has a label
     reference.safetensors, .json  what the model was made for: what drift is measured against
     recorded_answers.json      images, texts and the answers this model gave: what a deployment must reproduce
 
@@ -33,6 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ..contracts.base import VersionedRecord
+from ..contracts.calibration import Calibration
 from ..contracts.model_card import ModelCard
 from ..contracts.preprocessing import Preprocessing
 from ..contracts.recorded_answers import RecordedAnswers
@@ -51,6 +53,7 @@ SIMILARITY = "similarity.safetensors"
 CONFIG = "open_clip_config.json"
 CARD = "card.json"
 PREPROCESSING = "preprocessing.json"
+CALIBRATION = "calibration.json"
 RECORDED_ANSWERS = "recorded_answers.json"
 RECORDED_ANSWERS_BEFORE = "probe.json"  # its name before formats were numbered
 # Of a transformers text tower, and of transformers' tokenizers, which write their vocabulary in files of several names.
@@ -133,6 +136,11 @@ def read_recorded_answers(folder: Path) -> RecordedAnswers:
     return _read(folder, RECORDED_ANSWERS_BEFORE if before else RECORDED_ANSWERS, RecordedAnswers)
 
 
+def read_calibration(folder: Path) -> Calibration | None:
+    """How sure a package's answers may be; None where it has none. Raises ClipftError as `read_card`."""
+    return _read(folder, CALIBRATION, Calibration) if (folder / CALIBRATION).exists() else None
+
+
 def read_preprocessing(folder: Path) -> Preprocessing:
     """How a package's model wants its images read and its classes worded.
 
@@ -176,6 +184,7 @@ def write_package(
     card: ModelCard,
     recorded: RecordedAnswers,
     reference: Callable[[Path, str], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write a package whole or not at all.
 
@@ -188,8 +197,10 @@ def write_package(
         write_model(building, clip)
         if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
             save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
-        for name, record in ((CARD, card), (PREPROCESSING, preprocessing), (RECORDED_ANSWERS, recorded)):
-            (building / name).write_text(json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False))
+        records = {CARD: card, PREPROCESSING: preprocessing, RECORDED_ANSWERS: recorded, CALIBRATION: calibration}
+        for name, record in records.items():
+            if record:
+                (building / name).write_text(json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False))
         if reference:
             reference(building, weights_digest(building / WEIGHTS))
     return folder

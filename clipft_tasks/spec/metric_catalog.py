@@ -44,7 +44,7 @@ METRICS: Mapping[str, MetricInfo] = {
     "text_to_image_median_rank": _unbounded("median place of a caption's own image", False, low=1.0),
     "calibration_error": _labeled("mean distance of confidence from accuracy (ECE, 15 bins)", better=False),
     "temperature": _unbounded("of the model's softmax", None),
-    "fitted_temperature": _unbounded("that fits the validation rows best", None),
+    "fitted_temperature": _unbounded("that the validation rows ask for, as the package has it", None),
     "fitted_calibration_error": _labeled("what is left of the error with it", better=False),
     "linear_probe_accuracy": _labeled("logistic regression on frozen image features"),
     "linear_probe_balanced_accuracy": _labeled("… mean recall over the classes"),

@@ -14,8 +14,10 @@ from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import get_domain
 from ..drift.build_reference import build_reference
+from ..evaluate.calibration import calibrate
 from ..model import recorded_answers
 from ..model.clip import Clip
+from ..model.held_out import HeldOut
 from ..model.package import write_package
 from ..spec import RunSpec
 from . import launch
@@ -58,10 +60,11 @@ def write_candidate(
     """Write a candidate's package."""
     clip.to("cpu")
     side = spec.resolution.train
-    held_out = dataset.split("val")
-    images = decoded(dataset, held_out, side, "val", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
-    spread = np.linspace(0, len(held_out) - 1, min(4, len(held_out))).astype(int)
-    texts = sorted(held_out["caption"].unique())[:4]
+    rows = dataset.split("val")
+    images = decoded(dataset, rows, side, "val", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
+    spread = np.linspace(0, len(rows) - 1, min(4, len(rows))).astype(int)
+    texts = sorted(rows["caption"].unique())[:4]
+    held_out = HeldOut.of(clip, dataset, side)
     card = ModelCard(
         domain=spec.domain,
         dataset=dataset.version.tag,
@@ -88,5 +91,6 @@ def write_candidate(
         clip,
         card,
         recorded_answers.record(clip, images.take(spread).numpy(), texts),
-        lambda place, weights: build_reference(clip, dataset, get_domain(spec.domain), side, weights).save(place),
+        lambda place, weights: build_reference(clip, dataset, get_domain(spec.domain), side, weights, held_out).save(place),
+        calibrate(held_out, dataset.classes, list(clip.prepared().prompts), float(clip.model.logit_scale.detach().exp())),
     )

@@ -66,7 +66,9 @@ MODEL: list[Panel] = [
         for s in IMAGE_STATISTICS if s.prometheus and not s.log2  # pixels would hide the others
     ]),
     ("Rows in the window", "short", [("clipft:window_items", "{{domain}} {{kind}}")]),
-    ("Images outside the reference's range", "percentunit", [(pooled("out_of_range"), "{{domain}}")]),
+    ("Images of another kind, and outside the reference's range", "percentunit", [
+        (pooled("none_of_these"), "{{domain}} none of these"), (pooled("out_of_range"), "{{domain}} out of range"),
+    ]),
     ("Live versions", "short", [("sum by (domain, version, dataset) (clipft_model_info)", "{{domain}} v{{version}} on {{dataset}}")]),
     ("Feedback and captures", "short", [("sum by (domain, verdict) (clipft_feedback_total)", "{{domain}} {{verdict}}"),
                                         ("sum by (domain, outcome) (clipft_captures_total)", "{{domain}} kept {{outcome}}"),

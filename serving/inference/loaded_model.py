@@ -8,8 +8,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from clipft_tasks.contracts.calibration import Calibration
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model.clip import Clip
+from clipft_tasks.model.group_quantile import can_cover, group_quantile
 from clipft_tasks.model.similarity import Similarity
 
 REMEMBERED_CLASSES = 4096  # of callers' own, with their embeddings
@@ -27,6 +29,7 @@ class LoadedModel:
         lineage: run, data set and DAG run that it comes from.
         since: when it was loaded, seconds since 1970.
         reference: what drift is measured against; None where the package has no usable one.
+        calibration: how sure its answers may be; None where the package has no usable one, and `uncalibrated` says why.
         class_embeddings: (c, d) of its own classes over the prompts; None without classes.
         known_classes: (d,) of classes that callers named before.
     """
@@ -39,9 +42,12 @@ class LoadedModel:
     dimensions: list[int]
     lineage: dict[str, str]
     reference: Reference | None = None
+    calibration: Calibration | None = None
+    uncalibrated: str = ""
     class_embeddings: np.ndarray | None = None
     known_classes: dict[str, np.ndarray] = field(default_factory=dict)
     since: float = field(default_factory=time.time)
+    _set_limits: dict[int, float | None] = field(default_factory=dict)
 
     @cached_property
     def temperature_scale(self) -> float:
@@ -73,6 +79,14 @@ class LoadedModel:
         self.known_classes |= embedded
         while len(self.known_classes) > REMEMBERED_CLASSES:
             self.known_classes.pop(next(iter(self.known_classes)))
+
+    def set_limit(self, percent: int) -> float | None:
+        """The nonconformity up to which classes belong to a set of that coverage; None where none can be claimed."""
+        if percent not in self._set_limits:
+            found, coverage = self.calibration, percent / 100
+            claimed = found is not None and can_cover(found.groups, coverage)
+            self._set_limits[percent] = group_quantile(found.scores, found.groups, coverage) if found and claimed else None
+        return self._set_limits[percent]
 
     def cut(self, embeddings: np.ndarray, dimensions: int) -> np.ndarray:
         """The first `dimensions` numbers of embeddings (n, d), as embeddings of their own."""
@@ -126,9 +140,19 @@ class Ranking:
     def labels(self) -> list[str]:
         return [self.classes[i] for i in self.best]
 
+    @property
+    def has_own_classes(self) -> bool:
+        """Whether the classes are those that the model was trained to tell apart, in whatever order."""
+        return set(self.classes) == set(self.model.classes)
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self.model.calibration is not None and self.has_own_classes
+
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Softmax over the classes at the model's temperature, (n, c)."""
-        logits = self.scores * self.model.temperature_scale
+        """Softmax over the classes, (n, c): at the calibrated temperature, else at the model's own."""
+        calibration = self.model.calibration if self.has_own_classes else None
+        logits = self.scores / calibration.temperature if calibration else self.scores * self.model.temperature_scale
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipft_tasks import tracking
+from clipft_tasks.contracts.calibration import Calibration
 from clipft_tasks.contracts.serving import LoadResult, ModelInfo
 from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.drift.reference import Reference
@@ -190,6 +191,7 @@ class ModelStore:
             lineage=tracking.lineage(registered),
             reference=_reference(folder, clip),
         )
+        model.calibration, model.uncalibrated = _calibration(folder, card.classes)
         images = recorded_answers.images_of(recorded)
 
         def warm_and_ask() -> list[list[float]]:
@@ -224,6 +226,16 @@ class ModelStore:
             "version %s of %s is live%s", model.version, model.domain, f", after version {before.version}" if before else ""
         )
         self.on_live(model)
+
+
+def _calibration(folder: Path, classes: list[str]) -> tuple[Calibration | None, str]:
+    """A package's calibration, or why there is none. Without one the version still serves, and its answers say so."""
+    found = package.read_calibration(folder)
+    if found is None:
+        return None, "The model package has no calibration: no validation row had a label, or an earlier release made it."
+    if found.classes != classes or found.prompts != list(package.read_preprocessing(folder).prompts):
+        return None, "The model package's calibration was measured with other classes or prompts."
+    return found, ""
 
 
 def _reference(folder: Path, clip: Clip) -> Reference | None:

@@ -16,13 +16,15 @@ from .server import server_of
 B = TypeVar("B", bound=InferenceBody)
 BOM = b"\xef\xbb\xbf"
 FORM_LISTS = {"image": "images", "text": "texts", "class": "classes"}
-FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean"}
+FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean", "coverage": "number"}
 BOOLEANS = {"true": True, "false": False}
 INTEGER = re.compile(r"(-?\d{1,18})(\.0+)?")
+NUMBER = re.compile(r"\d{0,3}\.?\d{1,17}")
 
 
 async def parse(request: Request, body: type[B]) -> B:
-    """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`.
+    """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`,
+    `coverage`.
 
     Raises: RequestRejectedError; RequestValidationError.
     """
@@ -64,6 +66,8 @@ def _values(raw: bytes, content_type: str, most: int) -> dict[str, object]:
 def _value(name: str, text: str) -> object:
     if FORM_VALUES.get(name) == "integer" and (number := INTEGER.fullmatch(text)):
         return int(number[1])
+    if FORM_VALUES.get(name) == "number" and NUMBER.fullmatch(text):
+        return float(text)
     if FORM_VALUES.get(name) == "boolean":
         return BOOLEANS.get(text.lower(), text)
     return text

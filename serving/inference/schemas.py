@@ -157,6 +157,14 @@ class Classify(InferenceBody):
         description="different class names; left out: those the model was trained on",
     )
 
+    coverage: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.99,
+        strict=True,
+        description="how often the true class is to be in `prediction_set`; left out: the model's own default",
+    )
+
     @field_validator("classes")
     @classmethod
     def _different(cls, value: list[str] | None) -> list[str] | None:

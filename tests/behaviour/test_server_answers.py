@@ -17,7 +17,7 @@ from clipft_tasks import tracking
 from clipft_tasks.data.images import square
 from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
-from clipft_tasks.model.package import RECORDED_ANSWERS
+from clipft_tasks.model.package import RECORDED_ANSWERS, read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,8 @@ def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, clas
     given = server.post("/v1/classify", body).json()["predictions"]
     names = classes or ["blue square", "red square"]
     cosines = plain["1"].images() @ plain["1"].classes(names).T
-    scale = float(plain["1"].clip.model.logit_scale.detach().exp())
+    calibration = read_calibration(package("1"))
+    scale = float(plain["1"].clip.model.logit_scale.detach().exp()) if classes else 1 / calibration.temperature
     odds = np.exp(cosines * scale) / np.exp(cosines * scale).sum(1, keepdims=True)
     assert close([[p["scores"][n] for n in names] for p in given], cosines)
     assert [p["label"] for p in given] == [names[i] for i in cosines.argmax(1)]

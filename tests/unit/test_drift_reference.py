@@ -12,6 +12,7 @@ from fixtures.datasets import a_version
 from fixtures.packages import a_card
 from fixtures.references import (
     IMAGES,
+    MEASURED,
     PREDICTIONS,
     SEEN,
     a_reference,
@@ -34,6 +35,7 @@ from clipft_tasks.drift.reference import FACTS, TENSORS, ImageRows, Reference
 from clipft_tasks.drift.signals import Statistic, signals, two_sample_auc
 from clipft_tasks.drift.statistics import calibrated_temperature
 from clipft_tasks.model import recorded_answers
+from clipft_tasks.model.held_out import HeldOut
 
 
 def of_texts(reference: Reference, text: np.ndarray, permutations: int = 0) -> Statistic:
@@ -46,7 +48,7 @@ def of_texts(reference: Reference, text: np.ndarray, permutations: int = 0) -> S
 def test_windows_of_the_same_kind_rarely_exceed_a_limit():
     references = [a_reference(), *(measured(looked(SEEN, seed)) for seed in range(1, 4))]
     found = [ratios(references[s % 4], looked(64, 1000 + s)) for s in range(200)]
-    assert set(found[0]) == IMAGES | PREDICTIONS
+    assert set(found[0]) == MEASURED | PREDICTIONS
     over = {name: sum(f[name] > 1 for f in found) for name in found[0]}
     assert max(over.values()) <= 3, over
     assert sum(max(f.values()) > 1 for f in found) <= 6
@@ -167,7 +169,7 @@ def test_a_handful_of_images_still_has_limits(count):
 def test_a_model_without_classes_has_no_signals_of_predictions():
     reference = a_reference(classes=0)
     assert set(reference.limits) == IMAGES | {"text"} and reference.classes == []
-    assert set(ratios(reference, looked(64, 5, classes=0))) == IMAGES
+    assert set(ratios(reference, looked(64, 5, classes=0))) == MEASURED
     assert reference.facts.baseline == BaselineAccuracy(value=0.0, low=0.0, high=1.0, rows=0)
     assert reference.facts.temperature == pytest.approx(1 / 20)
     assert reference.uncertainty_threshold == 0.0
@@ -188,7 +190,8 @@ def test_best_class_margin_and_cosine_are_those_of_each_row():
 def test_the_baseline_is_an_accuracy_with_its_interval_from_held_out_rows_alone():
     truth = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     cosines = np.eye(3)[np.where(np.arange(10) < 8, truth, (truth + 1) % 3)]
-    baseline = measured(looked(60, 0), held_out=(cosines, truth)).facts.baseline
+    rows = HeldOut(np.ones((10, 48)), cosines, truth, groups=np.arange(10).astype(str))
+    baseline = measured(looked(60, 0), held_out=rows).facts.baseline
     assert baseline.value == 0.8 and baseline.rows == 10
     assert (baseline.low, baseline.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
@@ -257,13 +260,13 @@ def packed(folder: Path, per_class: int = 40, texts: int = 1, labeled: bool = Tr
                              "sha256": f"{label}-{number}"})  # fmt: skip
     places = [vars(place) for _, place in shards.pack(entries, folder)]
     frame = pd.DataFrame([row | place for row, place in zip(rows, places, strict=True)])
-    return Dataset(a_version(), frame, folder)
+    return Dataset(a_version(number=texts), frame, folder)
 
 
 def taken(dataset: Dataset, clip: Any, weights: str = "w" * 64) -> Reference:
     from clipft_tasks.drift.build_reference import build_reference
 
-    return build_reference(clip, dataset, get_domain("general"), 32, weights)
+    return build_reference(clip, dataset, get_domain("general"), 32, weights, HeldOut.of(clip, dataset, 32))
 
 
 @pytest.fixture

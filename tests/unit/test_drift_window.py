@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fixtures import references
-from fixtures.references import IMAGES, PREDICTIONS, SEEN, a_reference, brighter, captions, looked
+from fixtures.references import MEASURED, PREDICTIONS, SEEN, a_reference, brighter, captions, looked
 
 from clipft_tasks.contracts.drift import BaselineAccuracy
 from clipft_tasks.core.proportions import wilson
@@ -66,7 +66,7 @@ def test_images_and_texts_like_the_references_are_no_drift():
     window = add(Window(a_reference()), looked(200, 5))
     window.add_texts(captions(200, 6))
     measured = window.measure()
-    assert set(measured.drift) == IMAGES | PREDICTIONS | {"text"}
+    assert set(measured.drift) == MEASURED | PREDICTIONS | {"text"}
     assert all(0 <= ratio <= 1 for ratio in measured.drift.values())
     assert (measured.images, measured.texts, measured.feedback) == (200, 200, 0)
     assert measured.values["image_p"] > SIGNIFICANCE and measured.values["text_p"] > SIGNIFICANCE
@@ -101,7 +101,7 @@ def test_strange_texts_drift_alone():
 
 def test_a_model_without_classes_has_every_other_signal():
     measured = seen(looked(100, 5, classes=0), a_reference(classes=0))
-    assert set(measured.drift) == IMAGES and max(measured.drift.values()) <= 1
+    assert set(measured.drift) == MEASURED and max(measured.drift.values()) <= 1
     assert "accuracy_estimate" not in measured.values
 
 
@@ -192,7 +192,7 @@ def test_below_the_least_number_of_images_nothing_is_said_of_them():
     window = add(Window(a_reference()), looked(LEAST - 1, 5, strange=1.0))
     silent = window.measure()
     assert silent.drift == {} and silent.values == {} and silent.images == LEAST - 1
-    assert set(add(window, looked(1, 6)).measure().drift) == IMAGES | PREDICTIONS
+    assert set(add(window, looked(1, 6)).measure().drift) == MEASURED | PREDICTIONS
 
 
 def test_below_the_least_number_of_texts_nothing_is_said_of_them():

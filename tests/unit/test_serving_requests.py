@@ -86,6 +86,7 @@ def ranking(scores: list[list[float]]) -> Ranking:
     """Of a model that is unsure below a margin of .1 and finds nothing new."""
     reference = SimpleNamespace(novelty=lambda image: np.zeros(len(image)), uncertainty_threshold=0.1)
     model = SimpleNamespace(domain="general", version="1", reference=reference, temperature_scale=1.0)
+    model.classes, model.calibration = ["a", "b"], None
     return Ranking(model, ["a", "b"], np.zeros((len(scores), 2)), None, np.array(scores))
 
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from ..reference import Reference, Sample
@@ -80,6 +81,11 @@ class SampleComparison:
     def enough(self, kind: RowKind) -> bool:
         """Whether the window holds rows enough of a kind to say anything of it."""
         return self.window.count(kind) >= self.min_rows
+
+    @cached_property
+    def none_of_these(self) -> int:
+        """How many of the window's images are of another kind than the reference's."""
+        return int((self.reference.novelty(self.window.images.image) > 1).sum())
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...core.proportions import wilson
 from ..image_statistics import IMAGE_STATISTICS, STATISTICS
 from ..reference import Reference
 from ..statistics import Array, Projection, class_bins, classifier_auc, confidence, mmd, psi
+from ..thresholds import MOST_NONE_OF_THESE
 from .base import (
     CAMERA,
     CERTAINTY,
@@ -57,6 +59,35 @@ class ImageEmbeddings(Signal):
             return {}
         auc = two_sample_auc(samples.base.images.image, samples.window.images.image)
         return {"image_mmd": found.value, "image_p": found.p_value, "image_auc": auc}
+
+
+class NoneOfThese(Signal):
+    """Images that lie farther from the reference's than held-out groups do among themselves."""
+
+    name, rows, cause, fixed_limit = "none_of_these", "images", NEW_IMAGES, MOST_NONE_OF_THESE
+    description = "the share of images of another kind: even the lower end of its interval is above what held-out groups show"
+    metrics = (
+        WindowMetric(
+            "none_of_these",
+            "none_of_these_ratio",
+            "Share of images of another kind than those that the model was made for.",
+            "images",
+        ),
+    )
+
+    def applies(self, reference: Reference) -> bool:
+        return reference.facts.novelty_limit is not None and super().applies(reference)
+
+    def limit(self, reference: Reference) -> float | None:
+        found, usual = super().limit(reference), reference.facts.novelty_limit
+        return None if found is None or usual is None else max(found, usual.most_of_group)
+
+    def measure(self, samples: SampleComparison) -> Statistic:
+        low, _ = wilson(samples.none_of_these, len(samples.window.images))
+        return Statistic(low)  # only what even the lower end exceeds is a change
+
+    def values(self, samples: SampleComparison, found: Statistic | None) -> Mapping[str, float]:
+        return {} if found is None else {"none_of_these": samples.none_of_these / len(samples.window.images)}
 
 
 class _OfClasses(Signal):
@@ -144,6 +175,7 @@ class EstimatedAccuracy(MetricSource):
 
 OF_IMAGES: tuple[Signal, ...] = (
     ImageEmbeddings(),
+    NoneOfThese(),
     PredictedClasses(),
     BestSimilarity(),
     Margin(),

@@ -7,8 +7,9 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from clipft_tasks.contracts.serving import Embeddings, Prediction, Predictions, Similarities
+from clipft_tasks.contracts.serving import Embeddings, Predictions, Similarities
 
+from ..certainty import answer
 from ..loaded_model import LoadedModel
 from ..middleware import count_for
 from ..request_parsing import documented, parse
@@ -102,21 +103,11 @@ async def classify(
     server: ServerDep,
     response: Response,
 ) -> Predictions:
-    """Zero-shot classes of images, over the domain's prompt templates."""
+    """Zero-shot classes of images, over the domain's prompt templates; for the model's own classes with calibrated probabilities,
+    sets that hold the true class at the `coverage` asked for, and a word on images of another kind. `reasons` says what is missing."""
     images = [image.content for image in request.body.images]
     ranking = await server.inference.classify(
         request.model, images, request.answer_id, request.is_traffic, request.body.classes
     )
     response.headers.update(ranking.model.headers)  # of the canary, where it answered
-    rows = zip(ranking.labels, ranking.probabilities, ranking.scores.tolist(), strict=True)
-    return Predictions(
-        predictions=[
-            Prediction(
-                label=label,
-                probability=float(probabilities.max()),
-                scores=dict(zip(ranking.classes, scores, strict=True)),
-                probabilities=dict(zip(ranking.classes, probabilities.tolist(), strict=True)),
-            )
-            for label, probabilities, scores in rows
-        ]
-    )
+    return answer(ranking, request.body.coverage)
