@@ -78,6 +78,20 @@ class Settings(EnvironmentSettings):
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")
     accelerator_executor: str | None = Field(None, description="Airflow executor of those tasks, e.g. EdgeExecutor")
     accelerator_slots: int = Field(16, ge=1, description="tasks for accelerators at a time; every worker of a team runs one")
+    staging: str = Field(
+        "",
+        description="store by which tasks on several machines hand staged rows over (`s3://bucket/staging`); empty: a folder under home",
+    )
+    ingest_parts: int = Field(
+        1, ge=1, le=1000, description="tasks among which the images of one ingest are decoded, on any machines"
+    )
+    pseudonyms_key: str = Field(
+        "", description="file of the key of pseudonyms, where several machines share it; default: pseudonyms.key under home"
+    )
+    sources_allowed: str = Field(
+        "",
+        description="places that sources may be brought from: `s3://bucket/folder`, `https://host/folder`, separated by spaces",
+    )
     domains_path: str = Field("", description="files or folders with domains of your own, separated like PATH")
     drift_signals: str = Field("", description="drift signals of your own, module:Class, separated by commas")
     cache_gb: float = Field(50, ge=0, description="most space that decoded images may take under home, GiB")

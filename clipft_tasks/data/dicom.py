@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ClipftError
-from . import pseudonyms
+from . import deep_jpeg, pseudonyms
 from .images import BadImageError, Limits
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ DISPLAY = (
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     "BitsStored",
 )  # fmt: skip
+EXTENDED = "1.2.840.10008.1.2.4.51"  # JPEG of 8 or 12 bits
 # What programs that remove names leave where the number was.
 NOBODY = re.compile(r"[\W_0x]*|(de-?identified|anon\w*|unknown|none|removed|redacted|n/?a|patient|no_?name|test)[\W_]*", re.I)
 UNITS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "frame of reference": "FrameOfReferenceUID"}
@@ -120,6 +121,8 @@ def _pixels(data: bytes, index: int) -> np.ndarray:
         if full.PhotometricInterpretation == "PALETTE COLOR":
             frame = apply_color_lut(frame, full)
     except (NotImplementedError, RuntimeError) as error:  # what pydicom raises where no plugin decodes the syntax
+        if full.file_meta.TransferSyntaxUID == EXTENDED:
+            return _displayed(_deep_jpeg(full, index), _display(full, index))
         raise BadImageError(
             f"its pixels are coded as {syntax}, which nothing installed reads ({error})", "unknown coding"
         ) from error
@@ -128,6 +131,22 @@ def _pixels(data: bytes, index: int) -> np.ndarray:
     if frame.ndim == 3:
         return np.ascontiguousarray(frame if frame.dtype == np.uint8 else frame // 257).astype(np.uint8)
     return _displayed(frame, _display(full, index))
+
+
+def _deep_jpeg(full: "Dataset", index: int) -> np.ndarray:
+    """(height, width) of a frame in 12-bit JPEG, which pydicom's own packages read under the GPL only. Raises BadImageError."""
+    from pydicom.encaps import get_frame
+
+    try:
+        data = get_frame(full.PixelData, index, number_of_frames=frames_of(full))
+    except Exception as error:
+        raise BadImageError(f"its pixels are cut short or broken: {error}", "cut short or broken") from error
+    values = deep_jpeg.decode(data)
+    if values.shape != (full.Rows, full.Columns):
+        raise BadImageError(
+            f"it promises {full.Columns}x{full.Rows} gray pixels and holds {values.shape}", "cut short or broken"
+        )
+    return values
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from . import tiff
+from . import jpeg2000, tiff
 from .metadata import without_text
 
 Aspect = Literal["crop", "pad", "squeeze"]
@@ -26,6 +26,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
 }
+if features.check("jpg_2000"):
+    FORMATS["JPEG2000"] = (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc")
 if features.check("avif"):
     FORMATS["AVIF"] = (".avif",)
 try:
@@ -97,7 +99,7 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
         if draft:
             image.draft(None, (draft, draft))
         image.load()
-        rgb = _rgb(_upright(image), gray_bits)
+        rgb = _rgb(_upright(jpeg2000.as_stored(image, data)), gray_bits)
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from . import jpeg2000
+
 ORIENTATION = 0x0112
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
@@ -48,6 +50,8 @@ def stripped(data: bytes) -> bytes:
             return _Tiff(data).stripped()
         if data[:6] in (b"GIF87a", b"GIF89a"):
             return _gif(data)
+        if jpeg2000.is_one(data):
+            return _joined(data, jpeg2000.without_notes(data))
         if data[4:8] == b"ftyp":
             return _heif(data)
     except (struct.error, IndexError):

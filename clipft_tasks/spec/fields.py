@@ -17,7 +17,8 @@ RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.
 ADDED: Mapping[str, object] = {
     "evaluate.metrics": [],
     "data.frames": "auto",
-    **dict.fromkeys(("data.levels", "data.images_root", "data.separator", "data.names_file"), ""),
+    **dict.fromkeys(("data.levels", "data.images_root", "data.separator", "data.names_file", "data.links_root"), ""),
+    **{"data.tile_pixels": 256, "data.tile_microns": 0.5, "data.tile_tissue": 0.1},
     **dict.fromkeys(("data.license", "data.origin", "data.consent"), ""),
     **dict.fromkeys(("data.min_side", "data.min_class_share")),
 }

@@ -18,6 +18,7 @@ class Entry:
         reads: what it takes from there, Markdown.
         suffixes: of plain paths that are sources of this reader.
         examples: for forms.
+        files: whether its argument is a path, which may lie elsewhere or be packed.
     """
 
     path: str
@@ -25,33 +26,45 @@ class Entry:
     reads: str
     suffixes: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
+    files: bool = False
 
 
 READERS: Mapping[str, Entry] = {
     "table": Entry(
         "table:Table",
-        "a table (CSV, TSV, JSONL, JSON, Parquet, npz)",
+        "a table (CSV, TSV, JSONL, JSON, Parquet, xlsx, npz)",
         "a column of image paths, relative to the table, or of bytes, and captions or labels; columns for group and split are optional",
-        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet", ".npz"),
+        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".npz"),
         examples=("/data/images.csv",),
+        files=True,
     ),
     "folder": Entry(
         "folder:Folder",
         "a folder of images",
         "the caption of `x.png` is in `x.txt`; subfolders are split, class and group; or the table in it says so (`metadata.csv`)",
         examples=("/data/images",),
+        files=True,
     ),
     "webdataset": Entry(
         "webdataset:WebDataset",
         "`webdataset:<folder or .tar>`",
         "WebDataset shards: `x.jpg` with `x.txt`, `x.cls` or `x.json`",
         suffixes=(".tar",),
+        files=True,
     ),
     "dicom": Entry(
         "dicom:Dicom",
         "`dicom:<folder>`",
         "DICOM files of any name; folders and texts as in a folder of images",
         examples=("dicom:/data/studies",),
+        files=True,
+    ),
+    "slides": Entry(
+        "slides:Slides",
+        "`slides:<folder or slide>`",
+        "whole slides (SVS, NDPI, MRXS, pyramidal TIFF), cut into tiles; folders and texts as in a folder of images",
+        examples=("slides:/data/biopsies",),
+        files=True,
     ),
     "elpv": Entry(
         "elpv:Elpv",

@@ -49,6 +49,13 @@ class DataSpec(Section):
         ),
     )
     images_root: str = Field("", description="folder that the paths of a table are relative to; empty: the table's own")
+    links_root: str = Field(
+        "",
+        description="folder that links of the source may lead to; empty: the source itself, and the hub's or DVC's cache around it",
+    )
+    tile_pixels: int = Field(256, ge=32, le=4096, description="side of the tiles that whole slides are cut into")
+    tile_microns: float = Field(0.5, gt=0, le=100, description="microns that a pixel of those tiles spans; 0.5 is about 20x")
+    tile_tissue: float = Field(0.1, ge=0, le=1, description="least share of tissue in a tile; others are left out and counted")
     separator: str = Field(
         "", max_length=1, description="what separates the columns of a text table; empty: as its first line has it"
     )

@@ -170,7 +170,7 @@ def test_images_that_resemble_those_of_two_splits_are_turned_away(home, images, 
         ("a.csv", b"image,caption\n\xff\xfe\x00.png,y\n", "source.unreadable_file", "a.csv"),
         ("a.jsonl", '{"image": "x.png", "caption"\n', "source.unreadable_file", "a.jsonl"),
         ("a.parquet", "PAR1 but no more", "source.unreadable_file", "a.parquet"),
-        ("a.xlsx", "what?", "source.unknown", "a.xlsx"),
+        ("a.xlsx", "what?", "source.unreadable_file", "a.xlsx"),
     ],
 )
 def test_a_source_that_gives_nothing_says_why(home, tmp_path, name, content, code, named):
@@ -186,8 +186,8 @@ def test_a_source_that_gives_nothing_says_why(home, tmp_path, name, content, cod
         ("", "source.not_given"),
         ("gone.csv", "source.not_found"),
         ("gone", "source.unknown"),
-        ("s3://bucket/images.csv", "source.not_found"),
-        ("https://example.org/a.csv", "source.not_found"),
+        ("s3://bucket/images.csv", "source.not_allowed"),
+        ("https://example.org/a.csv", "source.not_allowed"),
     ],
 )
 def test_a_missing_source_is_named(home, tmp_path, monkeypatch, source, code):

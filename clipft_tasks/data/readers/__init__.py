@@ -11,11 +11,14 @@ from ...core.errors import ClipftError
 from ...core.plugins import classes
 from ...spec import DataSpec
 from ...spec.reader_catalog import READERS, reader_of, sources
+from .. import archives, remote
+from ..account import Account
 from .base import Reader, Row, Source, read_inside
 
 __all__ = ["REGISTRY", "Reader", "Row", "Source", "open_source", "read_inside"]
 
 REGISTRY = classes("reader", Reader, {name: f"{__name__}.{entry.path}" for name, entry in READERS.items()})  # type: ignore[type-abstract]  # only subclasses are made
+OF_FILES = [name for name, entry in READERS.items() if entry.files]
 OF_ONES_OWN = re.compile(r"(?P<reader>[A-Za-z_][\w.]*:[A-Z]\w*)(?::(?P<argument>.*))?", re.DOTALL)  # module:Class[:argument]
 
 
@@ -29,24 +32,54 @@ def open_source(source: str, options: DataSpec) -> Source:
         raise ClipftError(
             "source", "nothing was given to ingest", "Name a table, a folder, or elpv:mono.", code="source.not_given"
         )
-    reader, argument = _reader_and_argument(source)
-    return REGISTRY.load(reader).open(argument, options)
+    name, argument = _named(source)
+    if name and name not in OF_FILES:
+        return REGISTRY.load(name).open(argument, options)
+    here, told = _here(argument)
+    name = name or _plain(here, source)
+    opened = REGISTRY.load(name).open(here if name in OF_FILES else "", options)
+    for sentence in told.understood:
+        opened.account.understand(sentence)
+    opened.account.passed_over.update(told.passed_over)
+    return opened
 
 
-def _reader_and_argument(source: str) -> tuple[str, str]:
+def _named(source: str) -> tuple[str, str]:
+    """The reader that a source names, "" for none, and its argument."""
     name, colon, argument = source.partition(":")
-    known = REGISTRY.names()
-    if colon and name in known:
+    if remote.is_remote(source):
+        return "", source
+    if colon and name in REGISTRY.names():
         return name, argument
     if name != "file" and (own := OF_ONES_OWN.fullmatch(source)):
         return own["reader"], own["argument"] or ""
-    plain = source.removeprefix("file://")
+    return "", source.removeprefix("file://")
+
+
+def _here(argument: str) -> tuple[str, Account]:
+    """The path of what lies elsewhere or is packed, and what must be said about that."""
+    told, path = Account(), argument
+    if remote.is_remote(argument):
+        brought = remote.bring(argument)
+        path = str(brought.path)
+        told.understand(f"Brought from an address: {brought.files} files.")
+        told.pass_over("files whose names no file here can have", brought.left_out)
+    if path.lower().endswith(archives.SUFFIX) and Path(path).expanduser().is_file():
+        unpacked = archives.unpack(Path(path).expanduser())
+        path = str(unpacked.folder)
+        told.understand("Read as the folder of a zip archive.")
+        told.passed_over.update(unpacked.passed_over)
+    return path, told
+
+
+def _plain(plain: str, source: str) -> str:
+    """The reader of a path without one."""
     path = Path(plain).expanduser()
     if path.is_dir() and path.suffix.lower() != ".tar":
-        return "folder", plain
+        return "folder"
     if reader := reader_of(path.suffix):
-        return reader, plain
-    if source in known:
-        return source, ""
+        return reader
+    if source in REGISTRY.names():
+        return source
     why = f"it is neither an existing folder nor a table, and no reader is called so; a source is {sources()}"
     raise ClipftError(f"source {source}", why, "Check the spelling.", code="source.unknown")

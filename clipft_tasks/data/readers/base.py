@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...spec import DataSpec
-from .. import dicom
+from .. import deep_jpeg, dicom
 from ..account import Account
 from ..images import BadImageError, Limits
+from .links import Root
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,24 @@ def refuse(reason: str, kind: str = "other reasons") -> bytes:
 
 
 def as_image(data: bytes, limits: Limits = Limits()) -> bytes:
-    """The bytes of a file as those of an image: of DICOM the PNG of its pixels, so that no header, and no name, goes further."""
+    """The bytes of a file as those of an image: of DICOM the PNG of its pixels, so that no header, and no name, goes further.
+
+    Of a JPEG that Pillow does not read likewise.
+    """
     if len(data) > limits.bytes:
         raise BadImageError(f"{len(data):,} bytes, more than the limit of {limits.bytes:,}", "too large")
-    return dicom.as_png(data) if dicom.is_dicom(data) else data
+    if dicom.is_dicom(data):
+        return dicom.as_png(data)
+    return deep_jpeg.as_png(data) if deep_jpeg.is_deep(data) else data
 
 
-def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limits().bytes) -> bytes:
+def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int = Limits().bytes) -> bytes:
     """The bytes of `name` below `root`; anything that would leave `root` is refused, links included.
 
     A DICOM file comes as the PNG of its pixels, see `as_image`.
 
     Args:
+        root: a `Root` says where links may lead besides.
         name: relative to `root`, or absolute and below it.
         as_it_is: a DICOM file comes as it is.
         limit: of bytes.
@@ -92,6 +99,7 @@ def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limi
         BadImageError: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
+    root = root if isinstance(root, Root) else Root(root)
     try:
         name.encode()
         absolute = Path(name).is_absolute()
@@ -100,9 +108,10 @@ def read_inside(root: Path, name: str, as_it_is: bool = False, limit: int = Limi
             path = (root / name.replace("\\", "/")).resolve()
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
         raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
-    if not path.is_relative_to(root.resolve()):
+    if not root.holds(path):
         outside = f"path {name!r} is absolute and not below {root}; see data.images_root"
-        raise BadImageError(outside if absolute else f"path {name!r} leads outside {root}", "outside the source")
+        linked = f"path {name!r} leads outside {root}; see data.links_root"
+        raise BadImageError(outside if absolute else linked, "outside the source")
     if not path.is_file():
         if not path.exists():
             raise BadImageError(f"no such file: {name}", "no such file")

@@ -20,6 +20,7 @@ from ..account import Account, ending
 from ..images import BadImageError
 from .base import Reader, Row, Source, read_inside, refuse
 from .folder import beside
+from .links import Root, root_of
 from .tree import files, levels_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Dicom(Reader):
                 code="source.not_found",
             )
         account = Account()
-        every = [path for path in files(root, account) if path.name != "DICOMDIR"]
+        inside = root_of(root, options.links_root)
+        every = [path for path in files(inside, account) if path.name != "DICOMDIR"]
         account.seen = len(every)
         found = [path for path in every if _is_dicom(root / path)]
         if not found:
@@ -65,13 +67,13 @@ class Dicom(Reader):
 
         def rows() -> Iterator[Row]:
             for number, path in enumerate(found, 1):
-                yield from _rows(root, path, f"DICOM file {number} of {len(found)}, by path", groups)
+                yield from _rows(inside, path, f"DICOM file {number} of {len(found)}, by path", groups)
             said = [f"{count} rows by {what}" for what, count in groups.items() if what]
             account.understand(f"Groups: {', '.join(said) or 'none'}.")
             if groups["patient"] and (others := groups.total() - groups["patient"]):
                 account.warn(f"{others} rows name no patient; two studies of one may lie in train and test.")
 
-        def _rows(root: Path, path: Path, where: str, groups: Counter[str]) -> Iterator[Row]:
+        def _rows(root: Root, path: Path, where: str, groups: Counter[str]) -> Iterator[Row]:
             key = f"dicom/{pseudonyms.pseudonym(str(path))}"
             meaning = levels.of(path)
             label = meaning.label if options.levels else ""
@@ -109,18 +111,18 @@ class Dicom(Reader):
         return Source(rows, name="dicom", total=len(found), account=account)
 
 
-def _png(root: Path, path: Path, frame: int) -> bytes:
+def _png(root: Root, path: Path, frame: int) -> bytes:
     try:
         return dicom.as_png(_read(root, path), frame=frame)
     except BadImageError as error:
         raise BadImageError(_unnamed(str(error), root, path), error.kind) from None
 
 
-def _read(root: Path, path: Path) -> bytes:
+def _read(root: Root, path: Path) -> bytes:
     return read_inside(root, str(path), as_it_is=True, limit=MOST_BYTES)
 
 
-def _unnamed(reason: str, root: Path, path: Path) -> str:
+def _unnamed(reason: str, root: Root, path: Path) -> str:
     """A reason without the names of its path."""
     for name in (str(root / path), str(path), repr(str(path)), str(root)):
         reason = reason.replace(name, "the file")

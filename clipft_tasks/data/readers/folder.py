@@ -13,6 +13,7 @@ from ...spec import DataSpec
 from ..account import Account, ending
 from ..images import ENDINGS, BadImageError
 from .base import Reader, Row, Source, refuse
+from .links import Root, root_of
 from .stacks import images_of, is_volume
 from .text import decoded
 from .tree import files, levels_of
@@ -21,9 +22,11 @@ TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Images of a kind that other readers or programs read: passing them over is worth a look.
 OTHER_IMAGES = {
     ".dcm": "dicom:<folder>", ".tar": "webdataset:<folder>", ".parquet": "the table itself", ".npz": "the file itself",
-    ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF",
-    **dict.fromkeys((".jp2", ".j2k", ".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".nd2", ".lif", ".dng", ".cr2", ".nef", ".arw",
-                     ".psd", ".jxl", ".svg", ".pdf", ".mp4", ".avi", ".mov", ".mkv", ".zip", ".h5", ".hdf5", ".zarr", ".mha",
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF", ".jp2": "a Pillow with JPEG 2000",
+    **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".vms", ".bif"), "slides:<folder>"),
+    ".zip": "the archive itself as the source",
+    **dict.fromkeys((".nd2", ".lif", ".dng", ".cr2", ".nef", ".arw",
+                     ".psd", ".jxl", ".svg", ".pdf", ".mp4", ".avi", ".mov", ".mkv", ".h5", ".hdf5", ".zarr", ".mha",
                      ".nrrd", ".exr", ".hdr", ".ppm", ".pgm", ".tga"), "conversion to PNG or TIFF first"),
 }  # fmt: skip
 
@@ -42,8 +45,8 @@ class Folder(Reader):
         if _is_table(captions := root / "captions.txt"):
             inside = next((root / name for name in ("Images", "images") if (root / name).is_dir()), root)
             return Table.of_files([captions], options, root.name, inside)
-        account = Account()
-        every = files(root, account)
+        account, linked = Account(), root_of(root, options.links_root)
+        every = files(linked, account)
         account.seen = len(every)
         found = [path for path in every if path.suffix.lower() in ENDINGS or is_volume(path)]
         if not found and (tables := [root / path for path in every if path.suffix.lower() == ".parquet"]):
@@ -66,11 +69,11 @@ class Folder(Reader):
                 meaning = levels.of(path)
                 where, key = f"{root.name}/{path}", str(path)
                 try:
-                    caption = beside(root, path)
+                    caption = beside(linked, path)
                 except (BadImageError, OSError) as error:
                     yield Row(where, partial(refuse, str(error), getattr(error, "kind", "cannot be read")), key, caption=key)
                     continue
-                images = images_of(root, str(path), options.frames, account)
+                images = images_of(linked, str(path), options.frames, account)
                 for place, read in images:
                     group = meaning.group or (key if len(images) > 1 else "")
                     yield Row(where + place, read, key + place, caption, meaning.label, group, meaning.split)
@@ -100,11 +103,10 @@ def stem(path: Path) -> Path:
     return plain.with_suffix("") if path.name.lower().endswith(".nii.gz") else plain
 
 
-def beside(root: Path, path: Path) -> str:
+def beside(root: Root, path: Path) -> str:
     """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImageError."""
     caption = (root / stem(path)).with_name(stem(path).name + ".txt")
-    inside = caption.is_file() and caption.resolve().is_relative_to(root.resolve())
-    return decoded(caption.read_bytes()) if inside else ""
+    return decoded(caption.read_bytes()) if caption.is_file() and root.holds(caption.resolve()) else ""
 
 
 def _is_table(path: Path) -> bool:

@@ -11,6 +11,7 @@ from .. import dicom, tiff
 from ..account import Account
 from ..images import BadImageError, Limits, check_size
 from .base import read_inside
+from .links import Root
 
 NIFTI = (".nii", ".nii.gz")
 MOST_BYTES = 2**29
@@ -21,7 +22,7 @@ def is_volume(path: PurePath) -> bool:
     return path.name.lower().endswith(NIFTI)
 
 
-def images_of(root: Path, name: str, frames: str, account: Account) -> list[tuple[str, partial[bytes]]]:
+def images_of(root: Path | Root, name: str, frames: str, account: Account) -> list[tuple[str, partial[bytes]]]:
     """(what is added to the name, how the bytes are read) of each image of a file below `root` that is taken."""
     read: partial[bytes] = partial(read_inside, root, name)
     path = PurePath(name)
@@ -38,18 +39,18 @@ def images_of(root: Path, name: str, frames: str, account: Account) -> list[tupl
     return [(f"#{index + 1}" if count > 1 else "", partial(page, index)) for index in taken]
 
 
-def _pages(root: Path, name: str) -> int:
+def _pages(root: Path | Root, name: str) -> int:
     try:
         return tiff.count(read_inside(root, name))
     except (BadImageError, OSError):
         return 1  # reading it fails the same way, and is where the reason is kept
 
 
-def _page(root: Path, name: str, index: int) -> bytes:
+def _page(root: Path | Root, name: str, index: int) -> bytes:
     return tiff.page_bytes(read_inside(root, name), index, check_size)
 
 
-def _volume(root: Path, name: str) -> np.ndarray:
+def _volume(root: Path | Root, name: str) -> np.ndarray:
     """(columns, rows, slices) of a volume, the first of a series, with the patient's right, back and feet at 0. Raises BadImageError."""
     data = read_inside(root, name, as_it_is=True, limit=MOST_BYTES)
     try:
@@ -74,14 +75,14 @@ def _volume(root: Path, name: str) -> np.ndarray:
     return np.atleast_3d(values)
 
 
-def _slices(root: Path, name: str) -> int:
+def _slices(root: Path | Root, name: str) -> int:
     try:
         return int(_volume(root, name).shape[2])
     except (BadImageError, OSError):
         return 1
 
 
-def _slice(root: Path, name: str, index: int) -> bytes:
+def _slice(root: Path | Root, name: str, index: int) -> bytes:
     """A slice as 16-bit gray, black and white at the least and the greatest value of its volume."""
     volume = _volume(root, name)
     values = np.rot90(volume[:, :, index]).astype(np.float64)

@@ -1,6 +1,6 @@
 """Tables: one row an image, by its path relative to the table's folder (or `data.images_root`), or by its bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +8,13 @@ from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account
 from ..images import BadImageError
+from ..remote import Mirror, check, is_remote, shown
 from .base import Reader, Row, Source, as_image, refuse
+from .fetched import Fetched
+from .links import Root, root_of
 from .stacks import images_of
-from .table_files import Record, TableFile, open_table
+from .table_files import open_table
+from .table_record import Record, TableFile
 from .text import captions_of, cell, split_of
 
 # Columns as others call them, taken where the spec's own is the default and not there.
@@ -32,17 +36,20 @@ class Table(Reader):
                 "Check the path; it is read on the worker.",
                 code="source.not_found",
             )
-        return cls.of_files([path], options, path.name)
+        return cls.of_files([path], options, path.name, alone=True)
 
     @classmethod
-    def of_files(cls, paths: Sequence[Path], options: DataSpec, name: str, root: Path | None = None) -> Source:
+    def of_files(
+        cls, paths: Sequence[Path], options: DataSpec, name: str, root: Path | None = None, alone: bool = False
+    ) -> Source:
         """Tables that are one source. Raises ClipftError, see `open`.
 
         Args:
             root: of their images; None for each table's own folder.
+            alone: nothing beside them was looked at: where a table was brought, its images are still to be.
         """
         account = Account()
-        parts = [_Part.open(path, options, root, account) for path in paths]
+        parts = [_Part.open(path, options, root, account, alone) for path in paths]
         counts = [part.file.total for part in parts]
         total = None if None in counts else sum(count or 0 for count in counts)
 
@@ -56,12 +63,15 @@ class Table(Reader):
 class _Part:
     """One file of a table, with the columns that it has."""
 
-    def __init__(self, file: TableFile, options: DataSpec, root: Path, image: str, caption: str, label: str) -> None:
-        self.file, self.options, self.root = file, options, root
+    def __init__(
+        self, file: TableFile, options: DataSpec, root: Path, fetched: Fetched, image: str, caption: str, label: str
+    ) -> None:
+        self.file, self.options, self.fetched = file, options, fetched
+        self.root: Path | Root = root_of(root, options.links_root)
         self.image, self.caption, self.label = image, caption, label
 
     @classmethod
-    def open(cls, path: Path, options: DataSpec, root: Path | None, account: Account) -> "_Part":
+    def open(cls, path: Path, options: DataSpec, root: Path | None, account: Account, alone: bool) -> "_Part":
         file = open_table(path, options.image_column, options.separator)
         image = _column(file, options, "image_column", ALSO_IMAGE)
         caption = _column(file, options, "caption_column", ALSO_CAPTION)
@@ -84,11 +94,15 @@ class _Part:
         used |= {"groups": options.group_column, "splits": options.split_column}
         there = [f"{what} from {name!r}" for what, name in used.items() if name in file.columns]
         account.understand(f"Columns: {', '.join(there)}.")
+        if file.warning:
+            account.warn(file.warning)
         folder = Path(options.images_root).expanduser() if options.images_root else root or file.folder
-        return cls(file, options, folder, image, caption, label)
+        if away := is_remote(options.images_root):
+            folder = Mirror(check(options.images_root)).folder
+        return cls(file, options, folder, Fetched(folder, alone or away), image, caption, label)
 
     def rows(self, account: Account) -> Iterator[Row]:
-        for number, record in enumerate(self.file.records(), 1):
+        for number, record in enumerate(self.fetched.before(self.file.records(), self._path), 1):
             account.seen += 1
             where = f"{self.file.path.name} row {number}"
             try:
@@ -121,9 +135,22 @@ class _Part:
             name = path if isinstance(path, str) and path else f"{self.file.path.stem} row {number}"
             return [(name, partial(as_image, data))]
         name = cell(path if isinstance(value, dict) else value, "image")
+        root, shown_as = self.root, name
         if "://" in name:
-            return [(name, partial(refuse, f"{name} is an address; images are not fetched: download them first", "addresses"))]
-        return [(name + place, read) for place, read in images_of(self.root, name, self.options.frames, account)]
+            shown_as, found = shown(name), self.fetched.at(name)
+            if isinstance(found, partial):
+                return [(shown_as, found)]
+            root, name = found
+        elif failure := self.fetched.failed.get(name.replace("\\", "/")):
+            return [(name, partial(refuse, f"no such file: {name} ({failure.why})", "no such file"))]
+        return [(shown_as + place, read) for place, read in images_of(root, name, self.options.frames, account)]
+
+    def _path(self, record: Record | BadImageError) -> str:
+        """The path or address of a record's image; "" where it holds the image itself, or names none."""
+        value = record.get(self.image) if isinstance(record, Mapping) else None
+        if isinstance(value, Mapping):
+            value = None if value.get("bytes") else value.get("path")
+        return value.strip() if isinstance(value, str) else ""
 
     def _named(self, column: str, value: object) -> object:
         names = self.file.class_names.get(column)

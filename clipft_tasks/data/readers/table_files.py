@@ -3,40 +3,20 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
 from ..images import BadImageError
 from ..splits import SPLITS
+from .sheets import sheet
+from .table_record import Record, TableFile
 from .text import decoded, split_of
 
-Record = Mapping[str, object]
 SEPARATORS = (",", ";", "\t", "|")
 MAX_CELL = 1 << 24  # letters
 BATCH = 64  # rows of Parquet at once: they may hold images
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """A table opened.
-
-    Attributes:
-        records: gives each row, or the reason why it is none.
-        total: rows, where that is known. split: of all rows, from the file's name.
-        class_names: of columns that hold numbers, as Hugging Face keeps them.
-        folder: that its paths are relative to.
-    """
-
-    path: Path
-    folder: Path
-    columns: Sequence[str]
-    records: Callable[[], Iterator[Record | BadImageError]]
-    total: int | None = None
-    split: str = ""
-    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
@@ -49,6 +29,8 @@ def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
             return _lines(path)
         if suffix == ".npz":
             return _arrays(path)
+        if suffix == ".xlsx":
+            return sheet(path, image_column)
         return _parquet(path) if suffix == ".parquet" else _json(path)
     except ClipftError:
         raise

@@ -71,6 +71,8 @@ def cell(value: object, what: str) -> str:
             f"its label is a list of {len(several)}: a row has one class. Say the others in its caption, or give each a row",
             "several labels",
         )
+    if isinstance(value, BadImageError):  # of a cell that could not be read
+        raise value
     if value is None or value != value:  # a missing number is not equal to itself
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from ..account import Account
 from ..splits import SPLITS
+from .links import Root
 from .text import split_of
 
 Level = Literal["split", "class", "group", "-"]
@@ -28,24 +29,41 @@ MOST = 0.8  # share of a level's names that must look alike before it is read so
 FEW = 10  # images: folders below classes with fewer on average are patients or parts rather than classes of classes
 
 
-def files(root: Path, account: Account) -> list[Path]:
-    """Files below `root`, relative to it, sorted; what systems leave there and linked folders are passed over and counted."""
+def files(root: Root, account: Account) -> list[Path]:
+    """Files below `root`, relative to it, sorted; what systems leave there is passed over and counted.
+
+    Linked folders are followed where links of the source may lead, each folder once: what is read already, and a link that leads
+    back, is passed over.
+    """
     found: list[Path] = []
-    for parent, folders, names in os.walk(root):
-        for name in list(folders):
-            if name == "__MACOSX" or name.startswith("."):
-                folders.remove(name)
-                account.pass_over("__MACOSX folders" if name == "__MACOSX" else "hidden folders")
-            elif Path(parent, name).is_symlink():
-                folders.remove(name)
-                account.pass_over("linked folders")
-        for name in names:
-            if kind := system_file(name):
-                account.pass_over(kind)
-            else:
-                found.append(Path(parent, name).relative_to(root))
+    seen: set[str] = set()
+    waiting = [root.path]
+    for start in waiting:  # grows as links are found; they come after what is no link
+        for parent, folders, names in os.walk(start):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                account.pass_over("linked folders that are read already")
+                continue
+            seen.add(real)
+            for name in sorted(folders):
+                if name == "__MACOSX" or name.startswith("."):
+                    folders.remove(name)
+                    account.pass_over("__MACOSX folders" if name == "__MACOSX" else "hidden folders")
+                elif Path(parent, name).is_symlink():
+                    folders.remove(name)
+                    if root.holds(Path(parent, name).resolve()):
+                        waiting.append(Path(parent, name))
+                    else:
+                        account.pass_over("linked folders")
+            for name in names:
+                if kind := system_file(name):
+                    account.pass_over(kind)
+                else:
+                    found.append(Path(parent, name).relative_to(root.path))
     if linked := account.passed_over["linked folders"]:
-        account.warn(f"{linked} folders are links and were not followed. Name what they lead to as the source, or copy it.")
+        account.warn(
+            f"{linked} folders are links that lead out of the source and were not followed. Name that place in data.links_root."
+        )
     return sorted(found)
 
 

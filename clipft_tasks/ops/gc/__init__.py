@@ -14,7 +14,7 @@ from ...core.errors import ClipftError, TransientError
 from .. import databases
 from ..installation import maintenance_lock
 from .airflow import Activity, Logs, Metadata, StackLog
-from .files import Captures, DecodedImages, DvcCache, Models, Shards, Staging, Work
+from .files import BroughtSources, Captures, DecodedImages, DvcCache, Models, Shards, Staging, Work
 from .mlflow import Runs
 from .report import DAY, Collector, Item, Policy, Report
 
@@ -31,6 +31,7 @@ def collectors(policy: Policy) -> list[Collector]:
         DecodedImages(),
         Models(policy.caches, activity),
         Shards(policy.caches, activity),
+        BroughtSources(policy.caches, activity),
         DvcCache(policy.caches, activity),
         Captures(policy.captures),
         Logs(policy.logs),

@@ -102,6 +102,19 @@ class Shards:
 
 
 @dataclass(frozen=True)
+class BroughtSources:
+    """Files of sources that were brought from elsewhere, and unpacked archives, that nobody read for `days`."""
+
+    days: float
+    busy: Busy
+    title: str = "brought sources"
+
+    def find(self) -> Report:
+        folders = [p for p in _children(settings().root / "cache" / "sources") if p.suffix != ".building"]
+        return _caches(folders, self.days, self.busy, "files of a source that nobody read")
+
+
+@dataclass(frozen=True)
 class DvcCache:
     """DVC's own cache in the repository of data sets: what is in the remote, and not the working copy's too."""
 

@@ -1,0 +1,57 @@
+"""Where links of a source may lead: into the source itself, and into the places where tools keep the files that they link to."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import ClipftError
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folder of a source.
+
+    Attributes:
+        linked: folders elsewhere that its links may lead to, resolved.
+    """
+
+    path: Path
+    linked: tuple[Path, ...] = ()
+
+    def __truediv__(self, name: str | Path) -> Path:
+        return self.path / name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def holds(self, resolved: Path) -> bool:
+        """Whether a path without links in it lies in the source, or where its links may lead."""
+        return any(resolved.is_relative_to(place) for place in (self.path.resolve(), *self.linked))
+
+
+def root_of(path: Path, asked: str) -> Root:
+    """A source's folder, and where links may lead: `data.links_root`, and the caches of the Hugging Face hub and of DVC that it is part of.
+
+    Raises: ClipftError where `asked` is no folder.
+    """
+    linked = [*_caches(path.resolve())]
+    if asked:
+        named = Path(asked).expanduser()
+        if not named.is_dir():
+            raise ClipftError(
+                f"data.links_root {asked}",
+                "there is no such folder",
+                "Name what the source's links lead to.",
+                code="source.not_found",
+            )
+        linked.append(named.resolve())
+    return Root(path, tuple(linked))
+
+
+def _caches(path: Path) -> Iterator[Path]:
+    for folder in (path, *path.parents):
+        if folder.name == "snapshots" and (blobs := folder.with_name("blobs")).is_dir():
+            yield blobs.resolve()  # of a repository of the hub: snapshots/<revision>/x.png -> ../../blobs/<hash>
+        if (cache := folder / ".dvc" / "cache").is_dir():
+            yield cache
+            return
