@@ -4,7 +4,7 @@
     python -m bench.data_scale                                      # 1k, 4k, 16k and 64k of 128 px, and 4k of 12 megapixels
     python -m bench.data_scale --sizes 4000 16000 --large 0 --in FOLDER     # made images stay in FOLDER for the next time
 
-Each step is a process of its own, so that its peak memory is its own. A row of the table is a step; its growth is the exponent
+Each step is a process of its own, so that its peak memory is its own (that of the largest process, where it starts more). A row of the table is a step; its growth is the exponent
 between the smallest and the largest size (1 is linear). The last line is JSON.
 """
 
@@ -63,7 +63,9 @@ def step(name: str, source: str, staging: str) -> dict[str, object]:
         more["bytes"] = version.run(spec, staging).pushed_bytes
     else:
         more["bytes"] = sum(f.stat().st_size for f in Path(staging).rglob("*") if f.is_file())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # Of this process, or of one that it started, whichever took more.
+    of = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak = max(of) * (1 if sys.platform == "darwin" else 1024)
     return more | {"seconds": round(time.perf_counter() - began, 2), "peak_bytes": peak}
 
 

@@ -12,7 +12,10 @@ Expectations) and links the **data report**; `version` adds, pushes, commits and
 """
 
 from airflow.sdk import AssetAlias, dag, get_current_context, task
-from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, announced, dataset_asset, options_of, params
+from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, announced, dataset_asset, options_of, params, stage
+
+from clipft_tasks.core.settings import settings
+from clipft_tasks.stages.chain import CHAIN
 
 
 @dag(
@@ -30,7 +33,19 @@ from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, announced,
 )
 def clipft_dataset() -> None:
     tasks = ChainTasks()
-    tasks.add("ingest")
+    if (parts := settings().ingest_parts) > 1:
+
+        @task(doc_md="Decode the images of one part of the source.", **options_of("ingest"))
+        def decode(part: int, params: Form | None = None) -> StageOutput:
+            return stage("ingest.part", params, part=part, of=parts)
+
+        @task(doc_md=CHAIN["ingest"].summary, **options_of("ingest"))
+        def ingest(decoded: list[StageOutput], params: Form | None = None) -> StageOutput:
+            return tasks.run("ingest", params, {}, parts=list(decoded))
+
+        tasks.outputs["ingest"] = ingest(decode.expand(part=list(range(parts))))  # type: ignore[arg-type]  # a mapped task: all results
+    else:
+        tasks.add("ingest")
     tasks.add("validate")
 
     alias = AssetAlias("clipft-dataset")

@@ -16,7 +16,7 @@ class IngestResult(StageResult):
     """Rows that were read into a staging folder.
 
     Attributes:
-        staging: the folder. content: digest of rows and splits, the same for the same data set.
+        staging: the folder, or its address in the store by which tasks hand it over. content: digest of rows and splits, the same for the same data set.
         counts: rows by split. license: of the source; "" where it states none.
     """
 
@@ -26,6 +26,13 @@ class IngestResult(StageResult):
     counts: dict[str, int]
     content: str
     license: str
+
+
+class IngestPartResult(StageResult):
+    """What a part of an ingest found out about its images. described: where that is handed over; images: how many."""
+
+    described: str
+    images: int
 
 
 class ValidateResult(StageResult):

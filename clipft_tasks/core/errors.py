@@ -23,6 +23,9 @@ class ClipftError(Exception):
         self.what, self.why, self.fix, self.code = what, why, fix, code
         super().__init__(f"{what}: {why}." + (f" {fix}" if fix else ""))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, vars(self))  # across processes
+
     @property
     def line(self) -> str:
         """The sentence and its code, as the CLI and a task's log show it."""
@@ -31,6 +34,9 @@ class ClipftError(Exception):
 
 class TransientError(Exception):
     """Another service is away (server, registry, remote): worth trying again."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, vars(self))
 
 
 class BusyError(TransientError):
@@ -44,3 +50,10 @@ class BusyError(TransientError):
         self.what, self.holder, self.until = what, holder, until
         at = datetime.fromtimestamp(until, UTC)
         super().__init__(f"{what} is being changed by {holder}, until {at:%H:%M:%S} UTC at the latest.")
+
+
+def _again(kind: type[Exception], args: tuple[object, ...], state: dict[str, object]) -> Exception:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error

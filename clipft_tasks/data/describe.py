@@ -164,7 +164,7 @@ class _Pool:
 
     def _started(self) -> ProcessPoolExecutor:
         if self.executor is None:
-            self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+            self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
         return self.executor
 
     def _stop(self) -> None:
@@ -217,7 +217,7 @@ def _describe_batch(images: list[bytes], gray_bits: int) -> list[Described]:
     return [describe(data, gray_bits) for data in images]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let a worker end when the process that started it does, however that ended."""
     if (parent := parent_process()) is None:
         return

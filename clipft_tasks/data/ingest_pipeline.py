@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import pandas as pd
@@ -32,7 +33,7 @@ from ..spec import DataSpec
 from . import manifest, shards, splits, versioning
 from .account import Account, finish
 from .decisions import Decisions
-from .describe import Described, Piece, describe_all, reason_of
+from .describe import ENDED, Described, Piece, describe_all, reason_of
 from .images import BadImageError
 from .ledger import Ledger, Likeness, place
 from .metadata import stripped
@@ -40,7 +41,12 @@ from .readers import Row, Source
 from .readers.version_rows import rows_again
 
 MAX_WORDS = 1000
-EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}  # of other formats it is the name in small letters
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "TIFF": "tif",
+    "HEIF": "heic",
+    "JPEG2000": "jp2",
+}  # of other formats it is the name in small letters
 
 
 @dataclass(frozen=True)
@@ -114,17 +120,26 @@ class TakenRow:
 
 
 def stage(
-    name: str, source: Source, options: DataSpec, domain: Domain, earlier: Earlier, folder: Path
+    name: str,
+    source: Source,
+    options: DataSpec,
+    domain: Domain,
+    earlier: Earlier,
+    folder: Path,
+    known: Mapping[str, Described] = MappingProxyType({}),
 ) -> tuple[DatasetCard, list[RejectedRow]]:
     """Fill a staging folder.
 
     Args:
         name: the source as the spec names it.
+        known: what other tasks found out about images already, by sha256.
     Returns: the card, and the rows that were not taken. Where not one was, the card has no rows and no manifest is written.
     Raises: OSError when the folder cannot be written.
     """
     template = options.caption_template or domain.caption
-    rows, refused = take(progress(source.rows(), "images", source.total), template, domain.gray_bits, earlier.frame, folder)
+    rows, refused = take(
+        progress(source.rows(), "images", source.total), template, domain.gray_bits, earlier.frame, folder, known
+    )
     _write_rejected(refused, folder / "refused.jsonl")
     columns = list(TakenRow.__dataclass_fields__)
     pd.DataFrame([vars(row) for row in rows], columns=columns).to_parquet(folder / "taken.parquet")
@@ -137,6 +152,24 @@ def stage(
         field: getattr(options, field) or getattr(source, field) for field in ("license", "origin", "consent")
     }
     return split_rows(about, options, domain, earlier, folder)
+
+
+def describe_part(source: Source, gray_bits: int, part: int, of: int) -> dict[str, Described]:
+    """What the images of every `of`-th row are, by sha256. Rows that cannot be read are left to whoever reads them all."""
+
+    def pieces() -> Iterator[Piece[None]]:
+        for number, row in enumerate(progress(source.rows(), "rows", source.total)):
+            if number % of != part:
+                continue
+            try:
+                data = stripped(row.image_bytes())
+            except (ClipftError, TransientError):
+                raise
+            except Exception:  # whatever it is: who reads all rows says it
+                continue
+            yield Piece(None, data, hashlib.sha256(data).hexdigest())
+
+    return {piece.sha256: said for piece, said in describe_all(pieces(), gray_bits) if said.refused != ENDED}
 
 
 def rows_of(version: versioning.Version) -> Source:
@@ -183,7 +216,7 @@ def split_rows(
         with atomic_path(folder / "manifest.parquet") as path:
             manifest.write(kept, path)
         with atomic_path(folder / "splits.parquet") as path:
-            earlier.ledger.joined(kept).frame.to_parquet(path)
+            earlier.ledger.joined(kept).frame.to_parquet(path, compression="zstd")
         if len(earlier.decisions.frame):
             with atomic_path(folder / versioning.DECISIONS) as path:
                 earlier.decisions.frame.to_parquet(path)
@@ -240,19 +273,26 @@ def rebase(options: DataSpec, domain: Domain, folder: Path) -> Path:
 
 
 def take(
-    rows: Iterable[Row], template: str, gray_bits: int, earlier: pd.DataFrame, folder: Path
+    rows: Iterable[Row],
+    template: str,
+    gray_bits: int,
+    earlier: pd.DataFrame,
+    folder: Path,
+    described: Mapping[str, Described] = MappingProxyType({}),
 ) -> tuple[list[TakenRow], list[RejectedRow]]:
     """Every row is described; an image is packed once, whatever is said of it, and not at all if the last version holds it.
 
     Args:
         template: caption of a row that has a label alone.
         gray_bits: see `images.deep_gray`.
-        earlier: manifest of the last version. folder: for new shards.
+        earlier: manifest of the last version. folder: for new shards. described: what images are known to be, by sha256.
     """
     taken: dict[str, TakenRow] = {}
     rejected: dict[int, RejectedRow] = {}  # by position in the source
     places = {r.sha256: shards.Place(r.shard, int(r.offset), int(r.length)) for r in earlier.itertuples()}
-    known = {r.sha256: Described(int(r.width), int(r.height), r.mode, r.format, r.phash) for r in earlier.itertuples()}
+    known = dict(described) | {
+        r.sha256: Described(int(r.width), int(r.height), r.mode, r.format, r.phash) for r in earlier.itertuples()
+    }
     names: dict[str, int] = {}
 
     def reject(number: int, row: Row, reason: str, kind: str) -> None:

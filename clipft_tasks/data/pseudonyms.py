@@ -24,14 +24,20 @@ def pseudonym(number: str) -> str:
 
 
 def key() -> bytes:
-    """The installation's key, made when there is none.
+    """The installation's key, made when there is none and one machine alone needs it.
 
-    Raises: ClipftError when the file is not a whole key: another one in its place would part what belongs together.
+    Raises: ClipftError when there is none to share, or when the file is not a whole key: another one in its place would part what belongs together.
     """
     path = key_path()
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            atomic_write(path, secrets.token_bytes(KEY_BYTES), mode=0o600, durable=True)
+    if not path.exists() and (
+        settings().pseudonyms_key or settings().staging
+    ):  # a key of each machine's own would part patients
+        fix = "Give all machines one key: 32 random bytes in a file that CLIPFT_PSEUDONYMS_KEY names."
+        raise ClipftError(f"pseudonym key {path}", "there is no such file", fix, code="pseudonyms.no_key")
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                atomic_write(path, secrets.token_bytes(KEY_BYTES), mode=0o600, durable=True)
     if damage := find_damage(path):
         fix = f"Put {KEY_FILE} back from a backup (`clipft backup --with-secrets`). Where nothing was ingested with it, delete it."
         raise ClipftError(f"pseudonym key {path}", damage, fix, code="pseudonyms.damaged_key")
@@ -39,6 +45,8 @@ def key() -> bytes:
 
 
 def key_path() -> Path:
+    if named := settings().pseudonyms_key:
+        return Path(named).expanduser()
     return settings().folder() / KEY_FILE
 
 

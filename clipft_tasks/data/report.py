@@ -43,10 +43,9 @@ def write(
         ("Content digest", card.content),
     ]
     gray_bits = get_domain(card.domain).gray_bits
-    examples = frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
     images = [
         {"src": _thumbnail(cast(Packed, row), folders, gray_bits), "caption": row.caption, "split": row.split}
-        for row in examples.itertuples()
+        for row in examples(frame).itertuples()
     ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
@@ -61,6 +60,11 @@ def write(
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path.write_text(html, "utf-8")
+
+
+def examples(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose images the page shows."""
+    return frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
 
 
 def _thumbnail(row: Packed, folders: list[Path], gray_bits: int) -> str:

@@ -1,22 +1,37 @@
 """ingest: a source becomes staged shards and a manifest; rows that cannot be taken are listed with their reason."""
 
+from collections.abc import Sequence
+
 from ..contracts.dataset import DatasetCard
-from ..contracts.stages import IngestResult
+from ..contracts.stages import IngestPartResult, IngestResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.files import own_folder
 from ..core.settings import settings
-from ..data import ingest_pipeline, splits, versioning
+from ..data import ingest_pipeline, splits, staged, versioning
 from ..data.account import tell
 from ..data.readers import open_source
 from ..domains import get_domain
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, resplit: bool = False) -> IngestResult:
+def part(spec: RunSpec, part: int, of: int) -> IngestPartResult:
+    """Decode the images of one part of the source, on any machine: `run` then decodes none of them.
+
+    Args:
+        part: from 0, of how many.
+    Raises: as `run`.
+    """
+    found = ingest_pipeline.describe_part(open_source(spec.source, spec.data), get_domain(spec.domain).gray_bits, part, of)
+    say(f"Decoded {len(found)} images, part {part + 1} of {of}.")
+    return IngestPartResult(described=staged.publish_described(found), images=len(found))
+
+
+def run(spec: RunSpec, resplit: bool = False, parts: Sequence[IngestPartResult] = ()) -> IngestResult:
     """Read the source into a staging folder.
 
     Args:
+        parts: what other tasks found out about its images.
         resplit: forget which row was in which split: the version that comes of it begins a new major. Without a source, of the
             rows of the newest version.
     Raises: ClipftError when the source cannot be opened or holds nothing usable, or the folder cannot be written.
@@ -33,11 +48,12 @@ def run(spec: RunSpec, resplit: bool = False) -> IngestResult:
     if resplit:
         earlier = earlier.forgotten()
 
+    known = staged.described(done.described for done in parts) if parts else {}
     run_of = spec.identity("ingest", "domain", "source", "data")
     try:
         # Each run has a folder of its own: two of the same form at once do not meet, whoever started them.
         with own_folder(settings().folder("staging")) as building:
-            card, rejected = ingest_pipeline.stage(name, source, spec.data, domain, earlier, building)
+            card, rejected = ingest_pipeline.stage(name, source, spec.data, domain, earlier, building, known)
             staging = ingest_pipeline.settle(building, run_of)
     except OSError as error:  # reading a row's image is caught there; this is the writing
         raise ClipftError(
@@ -63,7 +79,7 @@ def run(spec: RunSpec, resplit: bool = False) -> IngestResult:
         say(f"  … and {len(rejected) - 10} more, all in {staging / 'rejected.jsonl'}")
     tell(card.account)
     return IngestResult(
-        staging=str(staging),
+        staging=staged.publish(staging),
         rows=card.rows,
         rejected=card.rejected,
         counts=card.counts,

@@ -1,13 +1,12 @@
 """validate: the staged rows meet the domain's expectations, or nothing goes on."""
 
-from pathlib import Path
-
 from ..contracts.stages import ValidateResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from ..data import expectations, ingest_pipeline, manifest, report
+from ..data import expectations, ingest_pipeline, manifest, report, staged
 from ..domains import get_domain
+from ..model import token_counting
 from ..spec import RunSpec
 
 
@@ -16,22 +15,23 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
 
     Raises: ClipftError naming the failed checks, their rows and the report.
     """
-    from .. import tracking
-    from ..model import build
-    from ..model.clip import token_counts
-
-    folder = Path(staging)
+    folder = staged.fetch(staging, lambda name: not name.startswith("shards/"))
     domain = get_domain(spec.domain)
     frame = manifest.read(folder / "manifest.parquet")
     card, rejected = ingest_pipeline.read_card(folder), ingest_pipeline.read_rejected(folder)
 
-    tokenizer, context = build.tokenizer(spec.model.start, domain=spec.domain)
     captions = frame["caption"].unique().tolist()
-    counts = dict(zip(captions, token_counts(tokenizer, captions), strict=True))
+    found, context = token_counting.count_apart(spec.model.start, spec.domain, captions)
+    counts = dict(zip(captions, found, strict=True))
+
+    from .. import tracking  # after the other process has ended
+
     described = expectations.describe(frame, domain, frame["caption"].map(counts), context)
     checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)), spec.data)
     failed = [c for c in checks if not c.passed]
 
+    shown = {f"shards/{shard}" for shard in report.examples(described)["shard"]}
+    staged.fetch(staging, lambda name: name in shown)
     path = folder / "report.html"
     packed_before = [settings().folder("cache", "shards"), settings().working_copy / spec.domain / "shards"]
     report.write(path, described, card, checks, rejected, [folder / "shards", *packed_before])

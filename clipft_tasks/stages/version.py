@@ -1,10 +1,8 @@
 """version: checked rows become an immutable dataset version; unchanged rows are the version that there already is."""
 
-from pathlib import Path
-
 from ..contracts.stages import VersionResult
 from ..core.console import say
-from ..data import ingest_pipeline, repository, versioning
+from ..data import ingest_pipeline, repository, staged, versioning
 from ..domains import get_domain
 from ..spec import RunSpec
 
@@ -14,7 +12,7 @@ def run(spec: RunSpec, staging: str) -> VersionResult:
 
     Raises: TransientError when the remote or the repository's origin is away.
     """
-    before, folder = repository.remote_bytes(), Path(staging)
+    before, folder = repository.remote_bytes(), staged.fetch(staging)
     while True:
         try:
             version, new = versioning.commit(spec.domain, folder, ingest_pipeline.read_card(folder))

@@ -1,0 +1,29 @@
+"""How many tokens captions need, counted in a process that ends: the libraries of models take more memory than all checks of a data set."""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import current_process, get_context
+
+from ..core.errors import TransientError
+from ..data.describe import end_with_parent
+
+
+def count_apart(start: str, domain: str, captions: list[str]) -> tuple[list[int], int]:
+    """As `count`, in another process unless this one has those libraries already. Raises TransientError where it was ended."""
+    if "torch" in sys.modules or current_process().daemon:
+        return count(start, domain, captions)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            return pool.submit(count, start, domain, captions).result()
+        except BrokenProcessPool as error:
+            raise TransientError("The process that counts tokens was ended: is there memory enough?") from error
+
+
+def count(start: str, domain: str, captions: list[str]) -> tuple[list[int], int]:
+    """Tokens of each caption, and how many the start model reads. Raises ClipftError for a start model that is not there."""
+    from . import build
+    from .clip import token_counts
+
+    tokenizer, context = build.tokenizer(start, domain=domain)
+    return token_counts(tokenizer, captions), context
