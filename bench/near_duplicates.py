@@ -1,7 +1,8 @@
 """What the search for near-duplicates finds, and what it takes for one without being asked: python -m bench.near_duplicates
 
 Every fifth image of a source once more, re-encoded, cropped, turned: the share that is joined with its original, at the domain's
-limit and where its augmentation allows other orientations. Beside it, pairs among the source's own images, and the seconds that ten
+limit and where its augmentation allows other orientations; the share that goes to the side of its original, since it is joined with it
+or clearly resembles it; and the share that resembles another image instead. Beside it, pairs among the source's own images, and the seconds that ten
 thousand frames of a camera that does not move take. One minute on one core. The last line is JSON.
 """
 
@@ -16,7 +17,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from clipft_tasks.data.images import open_image, perceptual_hash
 from clipft_tasks.data.readers import open_source
-from clipft_tasks.data.splits import near_duplicates
+from clipft_tasks.data.resemblance import resembling
+from clipft_tasks.data.splits import components, near_duplicates
 from clipft_tasks.domains import get_domain
 from clipft_tasks.spec import RunSpec
 
@@ -49,10 +51,20 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def found(originals: list[str], changed: list[str], bits: int, domain: str) -> float:
-    """The share of changed images that are joined with their original."""
-    both = [near_duplicates([a, b], bits, get_domain(domain).augment) for a, b in zip(originals, changed, strict=True)]
-    return sum(bool(pairs) for pairs in both) / len(both)
+def found(hashes: list[str], changed: list[str], bits: int, domain: str) -> dict[str, float]:
+    """Shares of changed images: joined with their original, on its side since they resemble it or are joined, and resembling another."""
+    augment = get_domain(domain).augment
+    joined = [bool(near_duplicates([hashes[EVERY * i], b], bits, augment)) for i, b in enumerate(changed)]
+    both = hashes + changed
+    component = components(len(both), near_duplicates(both, bits, augment), [""] * len(both))
+    pairs = dict(resembling(both, component, range(len(hashes), len(both)), augment))
+    like = [pairs.get(len(hashes) + i, -1) for i in range(len(changed))]
+    right = [same or other == EVERY * i for i, (same, other) in enumerate(zip(joined, like, strict=True))]
+    wrong = [
+        other >= 0 and other % len(hashes) != EVERY * i and not same
+        for i, (same, other) in enumerate(zip(joined, like, strict=True))
+    ]
+    return {name: sum(values) / len(changed) for name, values in (("joined", joined), ("found", right), ("wrong", wrong))}
 
 
 def frames(count: int) -> float:
@@ -63,7 +75,9 @@ def frames(count: int) -> float:
         row[rng.choice(256, 3, replace=False)] ^= 1
     hashes = [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
     began = time.perf_counter()
-    assert len(near_duplicates(hashes, 12)) == count - 1
+    pairs = near_duplicates(hashes, 12)
+    assert len(pairs) == count - 1
+    resembling(hashes, np.arange(count), range(count))  # as if none of them was joined
     return time.perf_counter() - began
 
 
@@ -76,17 +90,21 @@ def main() -> None:
             open_image(row.image_bytes(), gray_bits=domain.gray_bits).rgb for row in open_source(source, spec.data).rows()
         ]
         hashes = [perceptual_hash(image).hex() for image in images]
-        row = {"images": float(len(images)), "bits": float(domain.near_duplicate_bits)}
-        row["pairs among them"] = float(len(near_duplicates(hashes, domain.near_duplicate_bits, domain.augment)))
+        row: dict[str, float] = {"images": len(images), "bits": domain.near_duplicate_bits}
+        pairs = near_duplicates(hashes, domain.near_duplicate_bits, domain.augment)
+        component = components(len(hashes), pairs, [""] * len(hashes))
+        alone = resembling(hashes, component, range(len(hashes)), domain.augment)
+        row |= {"pairs among them": len(pairs), "that resemble another": len(alone) / len(hashes)}
+        print(
+            f"{source} in {name}, within {domain.near_duplicate_bits} bits: {len(pairs)} pairs among {len(images)}; "
+            f"{len(alone)} resemble another"
+        )
         for what, change in CHANGES.items():
             changed = [perceptual_hash(change(image)).hex() for image in images[::EVERY]]
-            row[what] = found(hashes[::EVERY], changed, domain.near_duplicate_bits, name)
+            shares = found(hashes, changed, domain.near_duplicate_bits, name)
+            print(f"  {what:<24}", *(f"{kind} {share:4.0%}" for kind, share in shares.items()), flush=True)
+            row |= {f"{what}: {kind}": share for kind, share in shares.items()}
         out[source] = row
-        print(
-            f"{source} in {name}, within {domain.near_duplicate_bits} bits: {row['pairs among them']:.0f} pairs among {len(images)}"
-        )
-        for what in CHANGES:
-            print(f"  {what:<24} {row[what]:4.0%}", flush=True)
     out["ten thousand frames"] = {"seconds": round(frames(10_000), 2)}
     print(f"ten thousand frames: {out['ten thousand frames']['seconds']} s")
     print(json.dumps(out))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..domains import Augment
-from . import splits
+from . import resemblance, splits
 
 COLUMNS = ("sha256", "phash", "group", "split")
 BEYOND = 1.5  # times the limit of near-duplicates
@@ -108,6 +108,8 @@ def place(
         said_of[sha256] = max(said_of.get(sha256, ""), said, key=("", *splits.SPLITS).index)
 
     likely = _likely(rows, ledger, here, held, alike.bits)
+    also, deal = _resembling(known, component, here, held, rows["split"].tolist(), alike)
+    likely = also | likely
     fixed, reasons, overruled = [], {}, 0
     for i, (sha256, named, part) in enumerate(zip(rows["sha256"], rows["split"], here.tolist(), strict=True)):
         own, said, there = ledger.splits.get(sha256, ""), said_of[sha256], held[part]
@@ -123,7 +125,7 @@ def place(
     still = _divided(here, ["" if i in parted else split for i, split in enumerate(fixed)])
     reasons |= {i: STRADDLES for i, part in enumerate(here.tolist()) if part in still and not fixed[i]}
     kept = [i for i in range(len(rows)) if i not in reasons]
-    dealt = splits.assign(here[kept], rows["label"].iloc[kept].tolist(), [fixed[i] for i in kept], shares, seed).splits
+    dealt = splits.assign(deal[kept], rows["label"].iloc[kept].tolist(), [fixed[i] for i in kept], shares, seed).splits
     placed = dict(zip(kept, dealt, strict=True))
     return Placement([placed.get(i, "") for i in range(len(rows))], reasons, overruled, len(parted))
 
@@ -145,6 +147,40 @@ def _likely(
         if which >= 0:
             found[parts[i]] = min(found.get(parts[i], (apart + 1, "")), (apart, known["split"].iloc[which]))
     return {part: split for part, (_, split) in found.items()}
+
+
+def _resembling(
+    known: pd.DataFrame,
+    component: np.ndarray,
+    here: np.ndarray,
+    held: Mapping[int, set[str]],
+    said: Sequence[str],
+    alike: Likeness,
+) -> tuple[dict[int, str], np.ndarray]:
+    """What follows of images that resemble others beyond the limit, of rows that are free and in no group.
+
+    Args:
+        known: the rows, and then those of the ledger. component: of each; here: of the rows. said: the source's own splits.
+    Returns: where components belong that resemble what is in a split already; and the components to be dealt as one.
+    """
+    taken = {part: split for part, split in zip(here.tolist(), said, strict=True) if split}
+    taken |= {part: min(there) for part, there in held.items() if len(there) == 1}
+    closed = taken.keys() | held.keys() | set(here[known["group"].iloc[: len(here)] != ""].tolist())
+    first = dict(zip(known["phash"][::-1], known.index[::-1], strict=True))  # of each look
+    first.pop("", None)
+    place = list(first.values())
+    asked = [i for i, at in enumerate(place) if at < len(here) and here[at] not in closed]
+    pairs = resemblance.resembling([*first], component[place], asked, alike.augment)
+    likely: dict[int, str] = {}
+    edges = []
+    for i, j in pairs:
+        one, other = int(component[place[i]]), int(component[place[j]])
+        if other in taken:
+            likely.setdefault(one, taken[other])
+        elif other not in held:
+            edges.append((one, other))
+    edges = [(one, other) for one, other in edges if one not in likely and other not in likely]
+    return likely, splits.components(int(component.max(initial=-1)) + 1, edges, [])[here]
 
 
 def _components(rows: pd.DataFrame, alike: Likeness) -> np.ndarray:

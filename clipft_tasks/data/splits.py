@@ -27,7 +27,7 @@ def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = 
         return []
     count = len(hashes)
     given = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(count, -1)
-    packed = np.concatenate(list(_orientations(given, augment)))  # the first rows as they came; row i of each is of image i
+    packed = np.concatenate(list(orientations(given, augment)))  # the first rows as they came; row i of each is of image i
     words = packed.view(np.uint64)
     parent = np.arange(count)  # of a forest: images with one root are joined
 
@@ -94,7 +94,7 @@ def _bits(packed: np.ndarray, start: int, stop: int) -> np.ndarray:
     return number >> np.uint64(last * 8 - stop) & np.uint64((1 << (stop - start)) - 1)
 
 
-def _orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.ndarray]:
+def orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.ndarray]:
     """Hashes (n, 32) as they came, then those of the images mirrored and turned.
 
     A hash says which of 16 x 16 cosine waves are stronger than their median, which is about zero. A mirror image has the odd
