@@ -73,7 +73,7 @@ class Watched:
         from clipft_tasks.model.held_out import HeldOut
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
-        from clipft_tasks.train import launch, plan
+        from clipft_tasks.train import launch, plan, start_defaults
 
         domain = get_domain(domain_name)
         spec = RunSpec.from_flat(
@@ -87,7 +87,9 @@ class Watched:
         )
         made = version.run(spec, ingest.run(spec).staging)
         dataset = versioning.fetch(versioning.find(made.dataset, domain_name))
-        clip = build.prepare(build.load("starter"), spec)
+        clip = build.load("starter")
+        spec = start_defaults.settle(spec, clip)
+        build.prepare(clip, spec)
         decided = plan.make(spec, clip, len(dataset.split("train")))
         folder = settings().folder("bench", domain_name)
         launch.train(

@@ -34,14 +34,16 @@ def embedded(name: str) -> Embedded:
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import ingest, version
+    from clipft_tasks.train import start_defaults
 
     domain, source = DATA[name]
     spec = RunSpec.from_flat({"domain": domain, "source": source})
     if not versioning.versions(domain):
         version.run(spec, ingest.run(spec).staging)
     dataset = versioning.fetch(versioning.find("", domain))
-    clip = build.prepare(build.load("starter", domain=domain), spec)
-    found = review.embedded(dataset, clip, spec.resolution.train, 64)
+    clip = build.load("starter", domain=domain)
+    spec = start_defaults.settle(spec, clip)
+    found = review.embedded(dataset, build.prepare(clip, spec), spec.resolution.side, 64)
     extra = {"caption": found.embeddings["caption"]} if "caption" in found.embeddings else {}
     return {
         "image": found.embeddings["image"],

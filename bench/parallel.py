@@ -181,7 +181,7 @@ import sys
 from pathlib import Path
 from clipft_tasks.core.errors import TransientError
 from clipft_tasks.model import build
-from clipft_tasks.train import job as jobs
+from clipft_tasks.train import launch as jobs
 job = jobs.Job.read(Path(sys.argv[1]))
 try:
     print(jobs.train(job, build.prepare(build.load(job.start), job.spec), lambda rows: None))
@@ -196,6 +196,7 @@ def job(out: Path) -> dict[str, Any]:
     from clipft_tasks.model import build
     from clipft_tasks.train import launch as jobs
     from clipft_tasks.train import plan as plans
+    from clipft_tasks.train import start_defaults
     from clipft_tasks.train.checkpoints import Checkpoints
 
     tag = versioning.find("", "general").tag
@@ -204,7 +205,9 @@ def job(out: Path) -> dict[str, Any]:
          "train.keep": "last", "train.checkpoint_seconds": 1000.0, "train.learning_rate": 1e-4, "resolution.train": 224,
          "resolution.schedule": "plain", "memory.precision": "fp32", "memory.compile": "off"}
     )  # fmt: skip
-    clip = build.prepare(build.load(spec.model.start), spec)
+    clip = build.load(spec.model.start)
+    spec = start_defaults.settle(spec, clip)
+    build.prepare(clip, spec)
     start = {name: value.clone() for name, value in clip.state().items()}
     version = versioning.find(tag, "general")
     plan = plans.make(spec, clip, version.card.counts["train"])

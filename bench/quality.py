@@ -43,15 +43,18 @@ class Bench:
 
     def __post_init__(self) -> None:
         from clipft_tasks.data import versioning
+        from clipft_tasks.model import build
         from clipft_tasks.spec import RunSpec
         from clipft_tasks.stages import ingest, version
+        from clipft_tasks.train.start_defaults import settle
 
-        self.flat = DATA[self.name] | {"train.checkpoint_seconds": 1e9}
-        self.spec = RunSpec.from_flat(self.flat)
+        spec = RunSpec.from_flat(DATA[self.name] | {"train.checkpoint_seconds": 1e9})
+        self.spec = settle(spec, build.load("starter"))
+        self.flat = self.spec.flat()
         if not versioning.versions(self.spec.domain):
             version.run(self.spec, ingest.run(self.spec).staging)
         self.dataset = versioning.fetch(versioning.find("", self.spec.domain))
-        self.side = self.spec.resolution.train
+        self.side = self.spec.resolution.side
 
     def judge(self, clip: "Clip") -> Run:
         from clipft_tasks.evaluate import forgetting, zero_shot

@@ -46,13 +46,15 @@ def ours(dataset: "Dataset", epochs: int, folder: Path) -> dict[str, float]:
     """Plan, decode, train; the decoding counts."""
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
-    from clipft_tasks.train import launch, plan
+    from clipft_tasks.train import launch, plan, start_defaults
 
     spec = RunSpec.from_flat(
         {"domain": "industrial", "train.epochs": epochs, "train.batch": BATCH, "train.learning_rate": RATE,
          "resolution.train": SIDE, "train.checkpoint_seconds": 1e9, "objective.auxiliary": [], "train.layer_decay": 1.0}
     )  # fmt: skip
-    clip = build.prepare(build.load("starter"), spec)
+    clip = build.load("starter")
+    spec = start_defaults.settle(spec, clip)
+    build.prepare(clip, spec)
     decided = plan.make(spec, clip, len(dataset.split("train")))
     for line in decided.lines():
         print(line, file=sys.stderr)

@@ -37,7 +37,7 @@ def scored(bench: Bench, spec: "RunSpec", folder: Path) -> "Predictions":
         clip,
         lambda rows: None,
     )
-    return zero_shot.predict(clip, zero_shot.Task(bench.dataset, spec.resolution.train, 64))
+    return zero_shot.predict(clip, zero_shot.Task(bench.dataset, spec.resolution.side, 64))
 
 
 def one(ask: Run) -> Run:
@@ -50,7 +50,7 @@ def one(ask: Run) -> Run:
     size = {"resolution.train": ask["side"], "resolution.evaluate": [ask["side"]], "train.epochs": ask["epochs"]}
     study = {"tune.trials": ask["trials"], "tune.learning_rate": True, "tune.patience": ask["trials"], "tune.minutes": 60}
     spec = RunSpec.from_flat(bench.flat | size | study | {"train.seed": seed, "tune.seed": seed})
-    spec = spec.changed({"train.learning_rate": ask["rate"] * spec.train.learning_rate})
+    spec = spec.changed({"train.learning_rate": ask["rate"] * spec.train.peak_rate})
     began = time.perf_counter()
     decided = tune.run(spec, plan.run(spec))
     seconds = time.perf_counter() - began

@@ -76,16 +76,15 @@ nothing: what serves goes on serving.
 )
 def clipft_finetune() -> None:
     @task(doc_md="The sizes to evaluate at: one mapped task each.")
-    def resolutions(params: Form | None = None) -> list[int]:
-        return spec_of(params or {}).resolution.evaluate
+    def resolutions(planned: StageOutput, params: Form | None = None) -> list[int]:
+        return spec_of(params or {}).settled(planned["settled"]).resolution.evaluated
 
     tasks = ChainTasks()
     planned = tasks.add("plan")
     tasks.outputs["tune"] = tune(planned)
     tasks.add("finetune")
     tasks.add("blend")
-    sizes = resolutions()
-    planned >> sizes
+    sizes = resolutions(planned)  # type: ignore[arg-type]  # it takes an XComArg too
     tasks.add_each("evaluate", sizes, "{} px")
     tasks.add("gate")
     registered = tasks.add("register")

@@ -231,6 +231,7 @@ class PlanResult(StageResult):
     Attributes:
         dataset: tag of the dataset version.
         start: the start model; a version, never `champion`. digest: of its weights. temperature: that it has.
+        settled: what follows from the start model where the spec leaves it open, by dotted name.
     """
 
     dataset: str
@@ -238,6 +239,7 @@ class PlanResult(StageResult):
     digest: str
     temperature: float
     plan: Plan
+    settled: dict[str, int | float | list[int]] = {}
 
 
 class FinetuneResult(StageResult):

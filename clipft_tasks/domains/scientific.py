@@ -22,7 +22,7 @@ DOMAIN = Domain(
         "resolution.aspect": "pad",
         "objective.auxiliary": ["distillation=0.1"],
         "objective.options": {"distillation.features": 20},
-        "train.learning_rate": 4e-4,
+        "train.rate_factor": 2.0,
         "train.epochs": 10,
         "train.sampling": "shuffled",
         "gate.metric": "image_to_text_r1",
@@ -46,7 +46,7 @@ DOMAIN = Domain(
         "objective.auxiliary": "held near the start model's features, it may learn at a higher rate and for longer, and forgets next to "
         "nothing of everyday things (docs/evaluation.md)",
         "objective.options": "held by features: the start model ranks names of things that it never heard of by chance",
-        "train.learning_rate": "drawings and names of a science are far from everyday images and words",
+        "train.rate_factor": "drawings and names of a science are far from everyday images and words",
         "train.epochs": "each caption is seen once a pass, with no other that says the same, so it takes more of them",
         "train.sampling": "names are the task: a rare class is no reason to repeat one row and leave another out",
         "gate.metric": "captions are names: finding the right one is the task, classes are a coarse by-product",

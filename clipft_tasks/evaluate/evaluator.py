@@ -65,7 +65,7 @@ def evaluate(
         opponent, key: see `EvaluationResult`.
     Raises: ClipftError for a metric of the spec that there is not.
     """
-    is_main = task.size == min(spec.resolution.evaluate, key=lambda size: abs(size - spec.resolution.train))
+    is_main = task.size == min(spec.resolution.evaluated, key=lambda size: abs(size - spec.resolution.side))
     own = custom_metric.load(custom_metrics(spec))
     names = [*names, *(name for name, each in own.items() if each.info.interval)]
     resamples = spec.evaluate.bootstrap

@@ -77,7 +77,7 @@ def prepare(clip: Clip, spec: RunSpec) -> Clip:
         clip.model.logit_scale.data.fill_(-math.log(spec.objective.temperature))
     clip.config["preprocess_cfg"] |= {"resize_mode": RESIZE_MODE[spec.resolution.aspect]}
     clip.preprocessing = preprocessing_of(get_domain(spec.domain))
-    return set_side(clip, spec.resolution.train)
+    return set_side(clip, spec.resolution.side)
 
 
 def tokenizer(start: str, *, domain: str = "") -> tuple[Tokenizer, int]:

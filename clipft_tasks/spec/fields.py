@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 # Fields by the name of an earlier release. They are still read, with a warning where a person wrote them.
 RENAMED = {"objective.also": "objective.auxiliary", "evaluate.probe": "evaluate.linear_probe"}
-# Fields that earlier releases did not have, with the value at which they change nothing.
+# Fields that earlier releases did not have, with the value at which they change nothing, as null does.
 ADDED: Mapping[str, object] = {
     "evaluate.metrics": [],
     "data.frames": "auto",
@@ -21,6 +21,8 @@ ADDED: Mapping[str, object] = {
     **{"data.tile_pixels": 256, "data.tile_microns": 0.5, "data.tile_tissue": 0.1},
     **dict.fromkeys(("data.license", "data.origin", "data.consent"), ""),
     **dict.fromkeys(("data.min_side", "data.min_class_share")),
+    "train.rate_factor": 1.0,
+    "train.beta2": 0.999,
 }
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 
@@ -80,7 +82,7 @@ def with_first_names(nested: Mapping[str, object]) -> dict[str, object]:
     for added, value in ADDED.items():
         section, _, field = added.partition(".")
         inside = out.get(section)
-        if isinstance(inside, Mapping) and inside.get(field) == value:
+        if isinstance(inside, Mapping) and inside.get(field) in (value, None):
             out[section] = {f: v for f, v in inside.items() if f != field}
     return out
 

@@ -107,7 +107,7 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _sizes_of_rules(self) -> Self:
         for rule in self.gate.rules:
-            if isinstance(rule.size, int) and rule.size not in self.resolution.evaluate:
+            if isinstance(rule.size, int) and self.resolution.evaluate and rule.size not in self.resolution.evaluate:
                 there = ", ".join(map(str, self.resolution.evaluate))
                 raise ValueError(f"gate.rules: `{rule}`: resolution.evaluate has no {rule.size} px, only {there}")
         return self
@@ -138,6 +138,14 @@ class RunSpec(Section):
     def changed(self, values: Mapping[str, object]) -> "RunSpec":
         """The same with other values, by dotted name; `objective.options.NAME` sets one option. Raises ClipftError."""
         return RunSpec.from_flat({**self.flat(), **values})
+
+    def settled(self, values: Mapping[str, object]) -> "RunSpec":
+        """The same with values for the fields that it leaves open (null or empty), by dotted name. Raises ClipftError."""
+        own = self.flat()
+        left_open = {name: value for name, value in values.items() if own.get(name) in (None, [])}
+        rate = left_open.get("train.learning_rate", self.train.learning_rate)
+        factor = {"train.rate_factor": 1.0} if rate else {}  # it is in the rate, or does not count
+        return self.changed(left_open | factor)
 
     def identity(self, stage: str, *sections: str, **inputs: object) -> str:
         """The hash that a stage's work is known by: the named sections of the spec and the stage's inputs."""

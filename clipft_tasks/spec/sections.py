@@ -1,9 +1,10 @@
 """The sections of a run's spec: every field with its default, its limits and what it is for."""
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..core.errors import ClipftError
 from . import gate_rules
 from .auxiliary import AuxiliaryLoss, Option, canonical, resolve
 from .gate_rules import GateRule
@@ -16,6 +17,18 @@ class Section(BaseModel):
     """A group of fields; unknown names are refused so that a typing error never passes silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+V = TypeVar("V")
+
+
+def settled(name: str, value: V | None) -> V:
+    """The value of a field that the plan decides where the spec leaves it open. Raises ClipftError where it did not."""
+    if not value:
+        raise ClipftError(
+            name, "it follows from the start model, and nobody has looked at that yet", "Run plan first.", code="spec.open"
+        )
+    return value
 
 
 class DataSpec(Section):
@@ -124,8 +137,13 @@ class ModelSpec(Section):
 class ResolutionSpec(Section):
     """Image sizes in pixels."""
 
-    train: int = Field(
-        128, ge=32, le=1024, multiple_of=2, title="Training size", description="side of the images that the model ends up for"
+    train: int | None = Field(
+        None,
+        ge=32,
+        le=1024,
+        multiple_of=2,
+        title="Training size",
+        description="side of the images that the model ends up for; empty: the start model's own, 128 for `starter`",
     )
     schedule: Literal["plain", "progressive", "multi_scale", "fixres"] = Field(
         "plain",
@@ -143,7 +161,10 @@ class ResolutionSpec(Section):
         description="images that are not square: keep the center, keep all with black bars, or distort",
     )
     evaluate: list[int] = Field(
-        [96, 128, 160], min_length=1, max_length=8, title="Evaluation sizes", description="sides to evaluate at"
+        [],
+        max_length=8,
+        title="Evaluation sizes",
+        description="sides to evaluate at; empty: the training size and, where the model takes them, a quarter less and more",
     )
 
     @field_validator("evaluate", "sizes")
@@ -153,6 +174,16 @@ class ResolutionSpec(Section):
             if not 32 <= size <= 1024 or size % 2:
                 raise ValueError(f"{size} is not an even number between 32 and 1024")
         return sorted(set(sizes))
+
+    @property
+    def side(self) -> int:
+        """The training size, in pixels. Raises ClipftError where it is still open."""
+        return settled("resolution.train", self.train)
+
+    @property
+    def evaluated(self) -> list[int]:
+        """The sides to evaluate at, smallest first. Raises ClipftError where they are still open."""
+        return settled("resolution.evaluate", self.evaluate)
 
 
 class ObjectiveSpec(Section):
@@ -250,7 +281,22 @@ class TrainSpec(Section):
     batch: int = Field(
         64, ge=2, le=65536, title="Batch, in pairs", description="effective batch, in pairs; what the objective sees at once"
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1.0, description="peak learning rate of AdamW")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1.0,
+        description="peak learning rate of AdamW; empty: by the start model's kind, 2e-4 for `starter`, 1e-5 for CLIP's transformers",
+    )
+    rate_factor: float = Field(
+        1.0, gt=0, le=100, description="factor on the learning rate that follows from the start model; a given one stays"
+    )
+    beta2: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        title="Second beta of AdamW",
+        description="decay of AdamW's running mean of squares; empty: by the start model's kind, 0.98 for transformers, else 0.999",
+    )
     weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
     l2_start: float = Field(
         0.0,
@@ -307,6 +353,16 @@ class TrainSpec(Section):
     checkpoint_seconds: float = Field(
         20, ge=0, title="Seconds between checkpoints", description="seconds between checkpoints; 0 writes one each step"
     )
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate. Raises ClipftError where it is still open."""
+        return settled("train.learning_rate", self.learning_rate)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of AdamW; its own where nobody decided the second."""
+        return 0.9, self.beta2 or 0.999
 
 
 # The fastest kind first; each is a file of `clipft_tasks.devices`.

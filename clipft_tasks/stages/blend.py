@@ -38,7 +38,7 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     build.prepare(start, trained)
     blender = blend.Blender.of(start, candidate)
     prepare_for_inference(candidate, spec.memory.device)
-    curve, metric = blend.score_line(blender, dataset, spec, trained.resolution.train)
+    curve, metric = blend.score_line(blender, dataset, spec, trained.resolution.side)
     decided = interpolation.choose(curve, spec.blend.min_gain, spec.blend.max_forgetting)
     say(f"alpha {decided}")
     taken, alpha = run_id, decided.value

@@ -20,7 +20,8 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
 
     Args:
         name: `module` or `module.function` of `clipft_tasks.stages`; without a function it is `run`.
-        inputs: JSON by parameter name; each becomes what the stage's annotation says.
+        inputs: JSON by parameter name; each becomes what the stage's annotation says. `planned`, the plan's result, and
+            `settled`, that part of it, fill what the spec leaves open.
         dag_run: the Airflow run that asks, for stages that note it.
         last_try: whether nobody tries again when it raises TransientError, for stages that then undo what they began.
     Returns: JSON.
@@ -33,7 +34,9 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
     read = {}
     about = {"last_try": last_try} | ({"dag_run": dag_run} if dag_run else {})
     noted = {key: value for key, value in about.items() if key in known}
-    for key, value in (noted | dict(inputs)).items():
+    inputs = dict(inputs)
+    spec = spec.settled(_settled(inputs.pop("settled", None) or inputs.get("planned")))
+    for key, value in (noted | inputs).items():
         try:
             hint = hints.get(key)
             read[key] = TypeAdapter(hint).validate_python(_upgraded(hint, value)) if hint and key in known else value
@@ -52,6 +55,12 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
         if address:
             say(f"{page}: {address}")  # a line of its own, so that a log makes a link of it
     return output
+
+
+def _settled(found: object) -> Mapping[str, object]:
+    """What the plan decided where the spec leaves it open; by itself, or in the plan's result."""
+    values = found.get("settled", found) if isinstance(found, Mapping) else {}
+    return values if isinstance(values, Mapping) else {}
 
 
 def _upgraded(hint: object, value: object) -> object:

@@ -72,6 +72,7 @@ def _from_source(spec: RunSpec) -> bool:
     return bool(spec.source)
 
 
+_SETTLED = {"settled": "plan.settled"}  # what the spec leaves open and the start model decides; `call_stage` fills it in
 _DATA_HOURS = 24 * 14  # any size of data; a limit only for what hangs
 _TRAINING = ("train", "memory", "resolution.train", "resolution.schedule", "resolution.sizes", "resolution.aspect")
 
@@ -125,7 +126,7 @@ CHAIN: dict[str, Stage] = {
     ),
     "blend": Stage(
         "Score the way from start to candidate, and take the point that forgets less, if the spec asks for that.",
-        {"run_id": "finetune.run_id"},
+        {"run_id": "finetune.run_id"} | _SETTLED,
         accelerator=True,
         hours=24,
         params=("blend",),
@@ -133,15 +134,15 @@ CHAIN: dict[str, Stage] = {
     ),
     "evaluate": Stage(
         "Score candidate, start model and champion at every image size.",
-        {"run_id": "blend.run_id"},
-        each=Each("size", lambda spec: spec.resolution.evaluate, "evaluations"),
+        {"run_id": "blend.run_id"} | _SETTLED,
+        each=Each("size", lambda spec: spec.resolution.evaluated, "evaluations"),
         accelerator=True,
         hours=24,
         params=("resolution.evaluate", "evaluate", "gate"),
     ),
     "gate": Stage(
         "Decide whether the candidate may be registered.",
-        {"run_id": "blend.run_id", "evaluations": "evaluate.evaluations"},
+        {"run_id": "blend.run_id", "evaluations": "evaluate.evaluations"} | _SETTLED,
         links=("Evaluation",),
     ),
     "register": Stage(
@@ -156,7 +157,7 @@ CHAIN: dict[str, Stage] = {
     ),
     "promote": Stage(
         "Make it champion, under the domain's lease; the one before is kept as previous.",
-        {"version": "rollout.version", "opponent": "gate.opponent"},
+        {"version": "rollout.version", "opponent": "gate.opponent"} | _SETTLED,
         hours=24,  # where the champion changed since the gate, the models are evaluated here
     ),
     "deploy": Stage(
@@ -205,6 +206,8 @@ def run_stage(name: str, spec: RunSpec, done: Done, chain: Mapping[str, Stage] =
     inputs = stage.arguments(done, skipped)
     left_open = {key: source for key, source in stage.pinned.items() if not getattr(spec, key)}
     spec = spec.model_copy(update=_read(left_open, done, skipped))
+    if stage.each and isinstance(settled := inputs.get("settled"), Mapping):
+        spec = spec.settled(settled)
     if (each := stage.each) is None:
         return call_stage(name, spec, inputs)
     return {each.collected: [call_stage(name, spec, inputs | {each.parameter: value}) for value in each.values(spec)]}

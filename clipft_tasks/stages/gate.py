@@ -32,12 +32,12 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
             "Evaluate again.",
             code="gate.champion_changed",
         )
-    rules = gate.judge(spec.gate.rules, results, spec.resolution.train)
+    rules = gate.judge(spec.gate.rules, results, spec.resolution.side)
     gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
     client = tracking.client()
     if doubt := _doubt(spec.domain, client.get_run(run_id).data.tags.get("clipft.dataset", ""), opponent):
         gains += f" **Not comparable**: {doubt}."
-    main = min(results, key=lambda r: abs(r.size - spec.resolution.train))
+    main = min(results, key=lambda r: abs(r.size - spec.resolution.side))
     said = advice(main, rules, spec)
     table = "\n\n".join([gate.rules_table(rules), gains, gate.scores_table(results), *said])
     say(table)
@@ -53,7 +53,7 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
         links={"Evaluation": link},
     )
     with tracking.retryable():
-        client.log_text(run_id, report.of_run(run_id, results, verdict, spec.resolution.train), REPORT)
+        client.log_text(run_id, report.of_run(run_id, results, verdict, spec.resolution.side), REPORT)
         client.log_text(run_id, table, "evaluation/table.md")
         client.log_dict(run_id, verdict.to_json(), "gate.json")
         for role, interval in verdict.scores[main.size].items():  # the headline of the run: at the size that it was trained for

@@ -19,7 +19,7 @@ def run(spec: RunSpec) -> PlanResult:
     from ..data import versioning
     from ..domains import get_domain
     from ..model import build, reopening
-    from ..train import advice, plan, schedule, validation
+    from ..train import advice, plan, schedule, start_defaults, validation
 
     if spec.blend.points or spec.train.max_forgetting < 1:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
@@ -30,14 +30,19 @@ def run(spec: RunSpec) -> PlanResult:
     clip = build.load(spec.model.start, domain=spec.domain)
     temperature = round(math.exp(-float(clip.model.logit_scale.detach())), 6)
     digest, start = clip.digest, clip.source
+    defaults = start_defaults.decide(spec, clip)
+    values = {name: decision.value for name, decision in defaults.items()}
+    spec = spec.settled(values)
     build.prepare(clip, spec)
-    reopening.check_reopens(clip, sorted({*schedule.sides(spec.resolution, clip.tower.multiple), *spec.resolution.evaluate}))
+    reopening.check_reopens(clip, sorted({*schedule.sides(spec.resolution, clip.tower.multiple), *spec.resolution.evaluated}))
     texts = plan.longest(versioning.read_manifest(dataset)["caption"])
     made = plan.make(spec, clip, dataset.card.counts["train"], texts)
     say(f"{dataset.tag} from {start}")
+    for name, decision in defaults.items():
+        say(f"{name}: {decision}")
     rows = dataset.card.counts["train"]
     for warning in advice.advice(spec, clip, max(1, rows // min(rows, spec.train.batch)) * spec.train.epochs):
         say(f"Warning: {warning}")
     for line in made.lines():
         say(line)
-    return PlanResult(dataset=dataset.tag, start=start, digest=digest, temperature=temperature, plan=made)
+    return PlanResult(dataset=dataset.tag, start=start, digest=digest, temperature=temperature, plan=made, settled=values)

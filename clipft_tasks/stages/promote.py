@@ -36,7 +36,7 @@ def _ask_again(spec: RunSpec, version: str, opponent: str, now: str) -> None:
     say(f"The gate compared version {version} with {opponent}; version {now} is champion since. It is asked again.")
     run_id = str(tracking.resolve_version(f"models:/{tracking.model_name(spec.domain)}/{version}").run_id)
     try:
-        gate.run(spec, run_id, [evaluate.run(spec, run_id, size) for size in spec.resolution.evaluate])
+        gate.run(spec, run_id, [evaluate.run(spec, run_id, size) for size in spec.resolution.evaluated])
     except ClipftError as error:
         raise ClipftError(
             f"version {version} of {spec.domain}",

@@ -27,12 +27,14 @@ def run(spec: RunSpec, most: int = 200) -> ReviewResult:
     from ..evaluate import review, review_page
     from ..model import build
     from ..model.layout import prepare_for_inference
+    from ..train import start_defaults
 
     version = versioning.find(spec.dataset, spec.domain)
     dataset = versioning.fetch(version)
     clip = build.load(spec.model.start, domain=version.domain)
+    side = start_defaults.settle(spec, clip).resolution.side
     prepare_for_inference(clip, spec.memory.device)
-    found = review.doubtful(dataset, clip, spec.resolution.train, spec.evaluate.batch)
+    found = review.doubtful(dataset, clip, side, spec.evaluate.batch)
     path = settings().folder("reviews") / f"{version.domain}-v{version.number}.html"
     shown = review_page.write(path, dataset, found, most)
     numbers = {"rows": len(found.rows.frame), "wrong": found.wrong, "shown": shown}

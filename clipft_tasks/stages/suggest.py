@@ -82,9 +82,9 @@ def _minutes(metrics: dict[str, float], spec: RunSpec, more: int) -> float | Non
 def _recipe(spec: RunSpec) -> str:
     """How the training that follows would go about it."""
     auxiliary = "".join(f" and {loss}" for loss in spec.objective.auxiliary)
-    return (
-        f"{spec.objective.name}{auxiliary}, {spec.train.epochs} epochs at {spec.resolution.train} px, from the champion, gate "
-        + "; ".join(map(str, spec.gate.rules))
+    side = f"{spec.resolution.train} px" if spec.resolution.train else "the champion's own size"
+    return f"{spec.objective.name}{auxiliary}, {spec.train.epochs} epochs at {side}, from the champion, gate " + "; ".join(
+        map(str, spec.gate.rules)
     )
 
 

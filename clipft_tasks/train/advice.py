@@ -18,16 +18,16 @@ def advice(spec: RunSpec, clip: Clip, steps: int) -> list[str]:
         clip: the start model, prepared.
         steps: of the run.
     """
-    out, train, side = [], spec.train, spec.resolution.train
+    out, train, side = [], spec.train, spec.resolution.side
     transformer = isinstance(clip.tower, OpenClipTransformer | TimmTransformer)
     if steps < FEW_STEPS:
         out.append(
             f"{steps} steps are few to move a model: {round(steps * train.warmup)} of them are warm-up. Raise train.epochs, or lower "
             "train.batch."
         )
-    if transformer and train.learning_rate > HIGH_RATE and not train.lora_rank:
+    if transformer and train.peak_rate > HIGH_RATE and not train.lora_rank:
         out.append(
-            f"train.learning_rate = {train.learning_rate:g} is for the starter. CLIP's transformers are fine-tuned at 1e-5 (FLYP, Goyal et "
+            f"train.learning_rate = {train.peak_rate:g} is for the starter. CLIP's transformers are fine-tuned at 1e-5 (FLYP, Goyal et "
             "al. 2023, https://arxiv.org/abs/2212.00638) to 3e-5 (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903): more "
             "makes them forget what they know."
         )

@@ -59,7 +59,7 @@ def write_candidate(
 ) -> Path:  # fmt: skip
     """Write a candidate's package."""
     clip.to("cpu")
-    side = spec.resolution.train
+    side = spec.resolution.side
     rows = dataset.split("val")
     images = decoded(dataset, rows, side, "val", gray_bits=clip.prepared().gray_bits, aspect=clip.aspect)
     spread = np.linspace(0, len(rows) - 1, min(4, len(rows))).astype(int)
@@ -76,7 +76,7 @@ def write_candidate(
         objective=spec.objective.model_dump(mode="json"),
         spec=spec.model_dump(mode="json"),
         resolutions=Resolutions(
-            train=list(sides(spec.resolution, clip.tower.multiple)), serve=side, evaluated=spec.resolution.evaluate
+            train=list(sides(spec.resolution, clip.tower.multiple)), serve=side, evaluated=spec.resolution.evaluated
         ),
         tokenizer=Tokenizer(name=type(clip.tokenizer).__name__, context_length=clip.context_length),
         embed_dim=clip.embed_dim,

@@ -204,7 +204,7 @@ def _work(
     )  # fmt: skip
 
     def validate(batch: int) -> validation.ValidationResult:
-        return validation.evaluate_on_validation(clip, dataset, spec.resolution.train, batch, metric=spec.gate.metric)
+        return validation.evaluate_on_validation(clip, dataset, spec.resolution.side, batch, metric=spec.gate.metric)
 
     chooses = spec.train.keep == "best" or spec.train.patience > 0
     if chooses and not validation.ValidationRows.of(dataset.frame, metric=spec.gate.metric).is_informative:
@@ -223,7 +223,7 @@ def _work(
         world=world,
         validate=validate if chooses or after_epoch else None,
         saw=MemoryNote(job.folder).saw if world.is_main_process else None,
-        general_score=(lambda: validation.general_score(clip, domain, spec.resolution.train)) if limited else None,
+        general_score=(lambda: validation.general_score(clip, domain, spec.resolution.side)) if limited else None,
         after_epoch=after_epoch,
     )
 

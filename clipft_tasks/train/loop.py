@@ -264,7 +264,7 @@ def _fit_similarity(towers: Towers, work: Work) -> None:
     """Fit a similarity that the start model did not have to the features that it will see first."""
     similarity = towers.clip.similarity
     if not similarity.fitted and similarity.state_dict():
-        batch, chunk = work.data.batch(0, work.resolution.train, how=PLAIN), slice(0, 32)
+        batch, chunk = work.data.batch(0, work.resolution.side, how=PLAIN), slice(0, 32)
         with torch.no_grad():
             similarity.begin(towers.image_features(batch, chunk, 0), towers.text_features(batch.tokens[chunk], 0))
     similarity.fitted = True
@@ -284,7 +284,7 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
         clip=clip,
         objective=work.objective,
         optimizer=torch.optim.AdamW(
-            [dict(group) for group in every if group["params"]], lr=spec.learning_rate, fused=device.fused_optimizer
+            [dict(group) for group in every if group["params"]], lr=spec.peak_rate, betas=spec.betas, fused=device.fused_optimizer
         ),
         scaler=torch.amp.GradScaler(device.name, enabled=plan.precision.value == "fp16"),
         average=WeightAverage(clip, spec.ema) if spec.ema else None,

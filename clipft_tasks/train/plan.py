@@ -163,7 +163,7 @@ class _Planner:
             return Decision("fp32", f"a matrix product in {likely} runs at {speedups[likely]:.2g}x the speed of fp32", measured)
 
         def seconds(precision: Precision) -> float:
-            side = self.spec.resolution.train
+            side = self.spec.resolution.side
             return microbenchmarks.image_step_seconds(self.clip, self.machine.device, layout, precision, side, PROBED)
 
         ratio = seconds("fp32") / seconds(likely)

@@ -20,11 +20,11 @@ SETTLE = 0.02  # share of the steps in which the rate rises again after a change
 def sides(spec: ResolutionSpec, multiple: int = 16) -> tuple[int, ...]:
     """Every size that training will ask for, smallest first."""
     if spec.schedule == "plain":
-        return (spec.train,)
+        return (spec.side,)
     if spec.sizes:
-        return tuple(sorted({*spec.sizes, spec.train}))
+        return tuple(sorted({*spec.sizes, spec.side}))
     shares = {"progressive": (*GROWTH, 1.0), "multi_scale": SCALES, "fixres": (0.75, 1.0)}[spec.schedule]
-    return tuple(sorted({max(multiple, round(spec.train * share / multiple) * multiple) for share in shares} | {spec.train}))
+    return tuple(sorted({max(multiple, round(spec.side * share / multiple) * multiple) for share in shares} | {spec.side}))
 
 
 def phases(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Phase]:
@@ -36,15 +36,15 @@ def phases(spec: ResolutionSpec, steps: int, multiple: int = 16) -> list[Phase]:
     """
     every = sides(spec, multiple)
     if spec.schedule == "progressive":
-        rising = [*(side for side in every if side != spec.train), spec.train]  # it ends at the size it is for
+        rising = [*(side for side in every if side != spec.side), spec.side]  # it ends at the size it is for
         before = len(rising) - 1
         last = min(steps - 1, round(steps * (1 - LAST))) if before else 0
         starts = [last * i // before for i in range(before)] if before else []
         own = dict(zip([*starts, last], rising, strict=True))  # of two at one step, the later
         return [Phase(first, (side,)) for first, side in own.items()]
     if spec.schedule == "fixres":
-        tail = Phase(steps - max(1, round(steps * TAIL)), (spec.train,), plain=True)
-        smaller = tuple(side for side in every if side < spec.train) or (spec.train,)
+        tail = Phase(steps - max(1, round(steps * TAIL)), (spec.side,), plain=True)
+        smaller = tuple(side for side in every if side < spec.side) or (spec.side,)
         return [Phase(0, smaller[-1:]), tail] if tail.first else [tail]
     return [Phase(0, every)]
 
@@ -84,13 +84,13 @@ class Schedule:
         rising = (step - phase.first + 1) / (settle + 1) if phase.first and step - phase.first < settle else 1.0
         if phase.plain and phase.first:
             along = (step - phase.first) / (self.steps - phase.first)
-            return self.spec.learning_rate * TAIL_RATE * _cosine(along) * rising
+            return self.spec.peak_rate * TAIL_RATE * _cosine(along) * rising
         if step < warm:
-            return self.spec.learning_rate * (step + 1) / warm * rising
+            return self.spec.peak_rate * (step + 1) / warm * rising
         end = tail.first if tail.plain and tail.first else self.steps
         falls_from = max(warm, tail.first) if tail.first and not tail.plain else warm
         along = max(0, step - falls_from) / max(1, end - falls_from)
-        return self.spec.learning_rate * _cosine(along) * rising
+        return self.spec.peak_rate * _cosine(along) * rising
 
     def heads_only(self, step: int) -> bool:
         """Whether only the heads train yet (LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054)."""

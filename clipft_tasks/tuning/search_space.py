@@ -77,7 +77,7 @@ def search_space_of(spec: RunSpec, temperature: float | None) -> SearchSpace:
             found |= _declared(loss.name, f"{loss.name}.", loss.options) | _weight(loss)
         found |= _temperature(spec, temperature)
     if spec.tune.learning_rate:
-        rate = spec.train.learning_rate
+        rate = spec.train.peak_rate
         found["train.learning_rate"] = Dimension(Range(rate / AROUND, min(1.0, rate * AROUND), log=True), rate)
     if spec.tune.lora_rank:
         rank = spec.train.lora_rank

@@ -87,7 +87,7 @@ def _train(spec: RunSpec, planned: PlanResult, begun: StudyResult, study: Study,
         clip, dataset, job = _job(spec.changed(changes | {"train.epochs": epochs, "tune.trials": 0}), planned, folder)
         try:
             launch.train(job, clip, lambda rows: None, after_epoch)
-            side, batch = spec.resolution.train, spec.evaluate.batch
+            side, batch = spec.resolution.side, spec.evaluate.batch
             result = validation.evaluate_on_validation(clip, dataset, side, batch, metric=spec.gate.metric)
             return _Outcome(State.COMPLETE, score=result.score, right=validation.pack(result.right))
         except _PrunedError as why:

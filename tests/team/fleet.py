@@ -92,7 +92,7 @@ class Fleet:
     def alone(self) -> None:
         """No worker that another test left behind takes part."""
         for container in self.team.containers:
-            if container.name.startswith("worker-") and container.alive:
+            if container.name.startswith("worker-") and container.name != "worker-gateway" and container.alive:
                 self.team.kill(container)
 
     def home(self, name: str) -> Path:

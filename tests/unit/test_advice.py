@@ -6,7 +6,7 @@ from clipft_tasks.train.advice import advice
 
 
 def said(lab, steps: int = 1000, **fields: object) -> str:
-    spec = lab.spec(**fields)
+    spec = lab.spec(**{"train.learning_rate": 2e-4} | fields)
     return " ".join(advice(spec, prepared(lab.start, spec), steps))
 
 

@@ -28,14 +28,16 @@ def evaluated(folder, rows: list[dict], **flat: object) -> Evaluation:
         clip.model.eval()
         clip.preprocessing = preprocessing_of(get_domain("general"))
     dataset = a_dataset(folder, rows)
-    spec = RunSpec.from_flat({"domain": "general", "evaluate.bootstrap": 100, "resolution.evaluate": [32], **flat})
+    spec = RunSpec.from_flat(
+        {"domain": "general", "evaluate.bootstrap": 100, "resolution.train": 32, "resolution.evaluate": [32], **flat}
+    )
     task = zero_shot.Task(dataset, 32, 16)
     names = zero_shot.headlines(dataset)
     return evaluator.evaluate(models, task, spec, domain=get_domain("general"), metric=names[0], names=names)
 
 
 def judged(result: EvaluationResult, *rules: str) -> list[tuple[float | None, str]]:
-    spec = RunSpec.from_flat({"resolution.evaluate": [32], "gate.rules": list(rules)})
+    spec = RunSpec.from_flat({"resolution.train": 32, "resolution.evaluate": [32], "gate.rules": list(rules)})
     return [(found.measured, found.where) for found in gate.judge(spec.gate.rules, [result], 32)]
 
 

@@ -159,7 +159,7 @@ def test_the_spec_refuses_a_wrong_rule_by_name():
 
 def test_the_spec_refuses_a_rule_about_a_size_that_is_not_evaluated():
     with refuses("spec.invalid", "gate.rules", "resolution.evaluate", "512 px", "96, 128, 160"):
-        RunSpec.from_flat({"gate.rules": ["accuracy at 512 >= 0.5"]})
+        RunSpec.from_flat({"resolution.evaluate": [96, 128, 160], "gate.rules": ["accuracy at 512 >= 0.5"]})
 
 
 def test_a_command_line_and_a_file_write_the_same_rules(tmp_path):

@@ -42,7 +42,7 @@ def test_the_declaration_imports_no_stage():
 
 @pytest.mark.parametrize(("declared", "name", "parameter", "source"), TAKEN, ids=lambda part: part)
 def test_what_a_stage_takes_is_a_parameter_of_its_and_a_field_of_an_earlier_result(declared, name, parameter, source):
-    assert parameter in inspect.signature(function(name)).parameters
+    assert parameter == "settled" or parameter in inspect.signature(function(name)).parameters  # call_stage takes that
     earlier, _, key = source.partition(".")
     order = list(getattr(chain, declared))
     assert order.index(earlier) < order.index(name)
@@ -58,7 +58,8 @@ def test_each_run_of_a_stage_takes_one_value():
     for name, stage in chain.CHAIN.items():
         if stage.each:
             assert stage.each.parameter in inspect.signature(function(name)).parameters
-            assert list(stage.each.values(RunSpec())) == RunSpec().resolution.evaluate
+            spec = RunSpec.from_flat({"resolution.evaluate": [96, 128]})
+            assert list(stage.each.values(spec)) == spec.resolution.evaluated == [96, 128]
 
 
 def test_what_a_stage_depends_on_are_fields_of_the_spec():
@@ -117,7 +118,7 @@ def test_a_stage_gets_what_was_made_before_it_and_asks_for_nothing_else(monkeypa
         ("finetune", "", {"planned": {"p": 1}, "tuned": {"t": 1}}),
     ]
     spec = RunSpec.from_flat({"resolution.evaluate": [32, 48]})
-    assert len(chain.run_stage("evaluate", spec, lambda name: {"run_id": "r"})["evaluations"]) == 2
+    assert len(chain.run_stage("evaluate", spec, lambda name: {"run_id": "r", "settled": {}})["evaluations"]) == 2
     with pytest.raises(KeyError, match="validate"):  # rows that nobody checked make no version
         chain.run_stage("version", RunSpec.from_flat({"source": "x.csv"}), {"ingest": {"staging": "s"}}.__getitem__)
 

@@ -71,6 +71,15 @@ def test_auxiliary_losses_bring_their_options_and_weights():
     assert "objective.temperature" not in found  # nobody knows the start model's
 
 
+# What follows from the starter where a spec leaves it open.
+STARTER = {
+    "resolution.train": 128,
+    "resolution.evaluate": [96, 128, 160],
+    "train.learning_rate": 2e-4,
+    "train.beta2": 0.999,
+}
+
+
 @pytest.mark.parametrize(
     ("flat", "identity"),
     [
@@ -87,13 +96,15 @@ def test_auxiliary_losses_bring_their_options_and_weights():
     ],
 )
 def test_studies_of_the_release_before_go_on(flat, identity):
-    whole = RunSpec.from_flat(flat)
+    whole = RunSpec.from_flat(flat).settled(STARTER)
     found = search_space.search_space_of(whole, 0.07)
     assert whole.identity("tune", space=found.to_dict()) == identity
 
 
 def test_every_value_that_may_be_tried_makes_a_spec():
-    whole = spec(**{"objective.auxiliary": [f"{HERE}:Margins=0.5"], "tune.learning_rate": True, "tune.lora_rank": True})
+    whole = spec(
+        **STARTER, **{"objective.auxiliary": [f"{HERE}:Margins=0.5"], "tune.learning_rate": True, "tune.lora_rank": True}
+    )
     found = search_space.search_space_of(whole, 0.07)
     assert {"train.learning_rate", "train.lora_rank", "objective.label_smoothing"} <= set(found)
     for field, dimension in found.items():
@@ -155,7 +166,7 @@ def test_only_objectives_of_ones_own_are_known_by_their_source():
 def test_importance_is_told_once_scores_differ(home):
     from clipft_tasks.tuning.study import Study, open_study
 
-    found = search_space.search_space_of(spec(**{"tune.learning_rate": True}), 0.07)
+    found = search_space.search_space_of(spec(**STARTER, **{"tune.learning_rate": True}), 0.07)
     open_study("s", "subject", found, {}, 6)
     study = Study("s")
     for number in range(6):
