@@ -90,12 +90,12 @@ def check(address: str) -> str:
     if "@" in parts.netloc:
         why = "it holds a name or a password, which would stand in forms and logs; put them into the environment"
         raise _not_allowed(address, why)
-    if ".." in unquote(parts.path).split("/") or "\\" in unquote(parts.path) or "::" in address:
+    if ".." in unquote(parts.path).split("/") or "\\" in unquote(parts.path):
         raise _not_allowed(address, "its path leads out of itself")
     whole = f"{scheme}://{address.partition('://')[2]}"
     if not any(_covers(entry, whole) for entry in _allowed()):
         raise _not_allowed(address, "it is none of the places that settings allow")
-    if scheme in PORTS and re.fullmatch(r"[\d.]+|.*:.*", parts.hostname or ""):
+    if scheme in PORTS and _is_number(parts.hostname or ""):
         check_number(parts.hostname or "", parts.hostname or "")
     return whole
 
@@ -269,7 +269,10 @@ def _covers(entry: str, address: str) -> bool:
     if scheme in PORTS:
         if not fnmatch.fnmatchcase((asked.hostname or "").rstrip("."), (given.hostname or "").lower()):
             return False
-        if (given.port or PORTS[scheme]) != (asked.port or PORTS[scheme]):
+        try:
+            if (given.port or PORTS[scheme]) != (asked.port or PORTS[scheme]):
+                return False
+        except ValueError:  # no number
             return False
     elif not fnmatch.fnmatchcase(asked.netloc, given.netloc or "*"):
         return False
@@ -280,6 +283,14 @@ def _covers(entry: str, address: str) -> bool:
 def _named_host(host: str) -> bool:
     """Whether settings name a host itself, and not by a pattern."""
     return any("://" in entry and (urlsplit(entry).hostname or "") == host for entry in _allowed())
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:  # a name, which is looked up; also a number written in another way
+        return False
+    return True
 
 
 def check_number(host: str, number: str) -> None:

@@ -176,6 +176,9 @@ def test_the_images_of_a_table_here_may_lie_below_an_address(as_csv, images, web
         ("https://*", "https://169.254.169.254/latest/meta-data/"),
         ("http://*", "http://127.0.0.1:80/a.csv"),
         ("http://*", "http://[::1]:80/a.csv"),
+        ("http://*", "http://0x7f.1/a.csv"),
+        ("http://*", "http://localhost/a.csv"),
+        ("https://host:nine", "https://host:99999/a.csv"),
         ("s3://mine", "s3://yours/a.csv"),
         ("s3://mine/a", "s3://mine/ab/c.csv"),
         ("ftp://host", "ftp://host/a.csv"),
@@ -196,6 +199,8 @@ def test_a_name_of_this_machine_or_its_network_is_refused_unless_it_was_meant(ho
     allow("https://*.example.org")
     with refuses("source.not_allowed", "images.example.org"):
         remote.check_number("images.example.org", number)
+    allow("http://[::1]:1")
+    assert remote.check("http://[::1]:1/a.csv") == "http://[::1]:1/a.csv"
     allow("https://images.example.org")  # an archive in the house has a private number
     if number == "10.0.0.1":
         remote.check_number("images.example.org", number)
