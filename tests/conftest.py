@@ -35,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [n for n in os.environ if n.startswith("CLIPFT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIPFT_SERVING_BACKEND", "torch")  # others are exported in tens of seconds
     settings.cache_clear()
     yield tmp_path / "home"
     settings.cache_clear()

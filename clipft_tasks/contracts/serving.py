@@ -58,6 +58,12 @@ class Predictions(Answer):
 # Models -----------------------------------------------------------------------------------------------------------
 
 
+class TowerBackend(Answer):
+    backend: str = Field(description="what runs the tower: torch, openvino, onnx")
+    why: str
+    measured: dict[str, float] = Field({}, description="what was measured for the choice, with its unit")
+
+
 class ModelInfo(Answer):
     domain: str
     version: str
@@ -67,6 +73,7 @@ class ModelInfo(Answer):
     similarity: str = Field(description="how its embeddings are compared: cosine (unit vectors), dot, euclidean, hyperbolic, …")
     dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
     lineage: dict[str, str]
+    backends: dict[str, TowerBackend] = Field({}, description="what runs the `image` and the `text` tower")
 
 
 class LoadResult(Answer):

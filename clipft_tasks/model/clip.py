@@ -1,11 +1,12 @@
 """One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
+import numpy as np
 import open_clip
 import torch
 
@@ -21,6 +22,8 @@ from .similarity import Cosine, Similarity
 
 __all__ = ["Clip"]
 
+# A tower: uint8 images (n, 3, s, s), or token ids (n, length), int64 -> embeddings (n, embed_dim), fp32, not normalized.
+Runner: TypeAlias = Callable[[np.ndarray], np.ndarray]
 Tokenizer: TypeAlias = Any  # open_clip's own and those of transformers share no class
 
 SIMILARITY = "similarity."  # before the names of its weights
@@ -55,6 +58,10 @@ class _Method(torch.nn.Module):
         named = {f"model.{name}": tensor for name, tensor in standing_in.items()}
         features: torch.Tensor = torch.func.functional_call(self, named, (inputs,))
         return features
+
+
+def _on_tensors(run: Runner) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda inputs: torch.from_numpy(run(np.ascontiguousarray(inputs.numpy())))
 
 
 def padding(tokenizer: Tokenizer) -> int:
@@ -122,6 +129,8 @@ class Clip:
         preprocessing: how images are read and classes are worded: its package's, or those of the domain that it was prepared
             for; None where it is of no domain yet.
         made_for: side of the images that it is for, where its configuration says another: that of a grid that it keeps.
+        image_runners: what runs the image tower in place of torch in `encode_images`, by side, see `backends`.
+        text_runner: likewise the text tower in `encode_texts`.
     """
 
     model: OpenClipModule
@@ -133,6 +142,8 @@ class Clip:
     similarity: Similarity = None  # type: ignore[assignment]  # cosine, when nothing is given
     preprocessing: Preprocessing | None = None
     made_for: int | None = None
+    image_runners: dict[int, Runner] = field(default_factory=dict)
+    text_runner: Runner | None = None
 
     def __post_init__(self) -> None:
         self.similarity = self.similarity or Cosine(self.embed_dim)
@@ -239,13 +250,14 @@ class Clip:
         if not texts:
             return torch.zeros((0, self.context_length), dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
         tokens = torch.cat([self.tokenizer(list(texts[i : i + 4096])) for i in range(0, len(texts), 4096)])
-        if not self._may_cut:
+        if not self.takes_any_length:
             return tokens.int(), torch.full((len(tokens),), tokens.shape[1])
         buckets = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]])
         return tokens.int(), buckets[torch.searchsorted(buckets, lengths(tokens, self.pad))]
 
     @property
-    def _may_cut(self) -> bool:
+    def takes_any_length(self) -> bool:
+        """Whether texts may be cut to their own length without changing anything."""
         text = self.config["model_cfg"]["text_cfg"]
         if "hf_model_name" in text:
             return text.get("hf_pooler_type") in ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
@@ -255,7 +267,7 @@ class Clip:
 
     def pays_by_length(self, tokens: torch.Tensor) -> bool:
         """Whether texts (n, length) should be encoded `by_length`: not where each new shape costs more than it saves."""
-        return not backend(tokens.device).fixed_shapes and self._may_cut
+        return not backend(tokens.device).fixed_shapes and self.takes_any_length
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, length), cut or not -> text embeddings (n, embed_dim), not normalized.
@@ -288,6 +300,8 @@ class Clip:
         """
 
         def encode(some: torch.Tensor) -> torch.Tensor:
+            if (run := self.image_runners.get(some.shape[-1])) is not None:
+                return self.similarity.embed_image(_on_tensors(run)(some))
             return self.similarity.embed_image(self.image_features(self.normalize(some)).float())
 
         return self._halving(encode, images, f"images of {images.shape[-1]} px")
@@ -297,7 +311,8 @@ class Clip:
 
         def encode(some: torch.Tensor) -> torch.Tensor:
             some = some.to(self.device)
-            features = by_length(self.text_features, some, self.pad) if self.pays_by_length(some) else self.text_features(some)
+            run = _on_tensors(self.text_runner) if self.text_runner else self.text_features
+            features = by_length(run, some, self.pad) if self.pays_by_length(some) else run(some)
             return self.similarity.embed_text(features.float())
 
         return self._halving(encode, self.tokenize(texts), "texts")

@@ -5,6 +5,7 @@ several requests is cheaper than several passes that compete.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -136,6 +137,7 @@ class Engine:
         threads: PyTorch's CPU threads.
         max_batch: most items per forward pass; a larger job is cut.
         max_wait: seconds that a job which is alone waits for others.
+        coming: items of all requests that are decoded, wait or are worked on: a job that is all of them waits for nobody.
         max_queue: jobs that may wait.
         most_seconds: that a job may wait; then it is not begun.
     """
@@ -150,10 +152,11 @@ class Engine:
         max_wait: float,
         max_queue: int,
         most_seconds: float = 60.0,
+        coming: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.device, self.metrics = torch.device(device), metrics
         self.max_batch, self.max_wait, self.most_seconds = max_batch, max_wait, most_seconds
-        self._threads = threads
+        self._threads, self._coming = threads, coming
         self._large = max(1, max_batch // 2)  # items beyond which a job is large
         self._jobs = _Queue(max_queue, self._large)
         self._small_at = 0.0  # when a small job was last worked on
@@ -249,7 +252,7 @@ class Engine:
     def _gather(self, first: _Encoding) -> list[_Encoding]:
         """The jobs that share a forward pass with `first`: those that wait already, and those that come within max_wait."""
         jobs, size = [first], len(first.items)
-        until = time.monotonic() + self.max_wait
+        until = time.monotonic() + (self.max_wait if self._coming() > size else 0)
         while size < self.max_batch and (job := self._jobs.get_joining(first, self.max_batch - size, until)):
             jobs.append(job)
             size += len(job.items)

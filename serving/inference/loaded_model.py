@@ -10,11 +10,15 @@ import torch
 
 from clipft_tasks.contracts.calibration import Calibration
 from clipft_tasks.drift.reference import Reference
+from clipft_tasks.model.backends.base import TowerKind
+from clipft_tasks.model.backends.choice import Choice
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.group_quantile import can_cover, group_quantile
 from clipft_tasks.model.similarity import Similarity
 
-REMEMBERED_CLASSES = 4096  # of callers' own, with their embeddings
+from .vector_memory import VectorMemory
+
+REMEMBERED = 16 * 2**20  # bytes of embeddings of callers' classes, and likewise of texts
 
 
 @dataclass
@@ -31,7 +35,9 @@ class LoadedModel:
         reference: what drift is measured against; None where the package has no usable one.
         calibration: how sure its answers may be; None where the package has no usable one, and `uncalibrated` says why.
         class_embeddings: (c, d) of its own classes over the prompts; None without classes.
-        known_classes: (d,) of classes that callers named before.
+        known_classes: embeddings of classes that callers named before.
+        known_texts: embeddings of texts that were sent before.
+        backends: what runs each tower, and why.
     """
 
     domain: str
@@ -45,9 +51,11 @@ class LoadedModel:
     calibration: Calibration | None = None
     uncalibrated: str = ""
     class_embeddings: np.ndarray | None = None
-    known_classes: dict[str, np.ndarray] = field(default_factory=dict)
+    known_classes: VectorMemory = field(default_factory=lambda: VectorMemory(REMEMBERED))
+    known_texts: VectorMemory = field(default_factory=lambda: VectorMemory(REMEMBERED))
     since: float = field(default_factory=time.time)
     _set_limits: dict[int, float | None] = field(default_factory=dict)
+    backends: dict[TowerKind, Choice] = field(default_factory=dict)
 
     @cached_property
     def temperature_scale(self) -> float:
@@ -73,12 +81,6 @@ class LoadedModel:
         by_class = torch.from_numpy(embedded).view(classes, -1, embedded.shape[1])
         with torch.inference_mode():
             return self._similarity.mean(by_class, 1).numpy()
-
-    def remember_classes(self, embedded: dict[str, np.ndarray]) -> None:
-        """Keep embeddings of callers' classes; the oldest go first."""
-        self.known_classes |= embedded
-        while len(self.known_classes) > REMEMBERED_CLASSES:
-            self.known_classes.pop(next(iter(self.known_classes)))
 
     def set_limit(self, percent: int) -> float | None:
         """The nonconformity up to which classes belong to a set of that coverage; None where none can be claimed."""

@@ -28,6 +28,10 @@ class Metrics:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.items = Counter("clipft_items_total", "Images and texts encoded.", ["domain", "kind"], registry=registry)
+        self.remembered = Counter(
+            "clipft_remembered_total", "Texts and classes asked for: found among those asked before, or embedded.",
+            ["kind", "outcome"], registry=registry,
+        )  # fmt: skip
         self.refused = Counter(
             "clipft_refused_items_total", "Images and texts refused, by reason.", ["reason"], registry=registry
         )

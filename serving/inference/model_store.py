@@ -12,13 +12,15 @@ from pathlib import Path
 
 from clipft_tasks import tracking
 from clipft_tasks.contracts.calibration import Calibration
-from clipft_tasks.contracts.serving import LoadResult, ModelInfo
+from clipft_tasks.contracts.serving import LoadResult, ModelInfo, TowerBackend
 from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.drift.reference import Reference
 from clipft_tasks.model import build, package, recorded_answers
 from clipft_tasks.model.clip import Clip
+from clipft_tasks.model.folding import fold_batch_norms
 from clipft_tasks.model.layout import move_to
 
+from .backend_choice import BackendChoice
 from .batching import Engine, encode
 from .errors import QueueFullError
 from .loaded_model import LoadedModel
@@ -32,11 +34,18 @@ class ModelStore:
     """The live versions of one server process.
 
     Args:
+        backends: chooses what runs the towers of each version that is loaded.
         on_live: called with each version that goes live.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, on_live: Callable[[LoadedModel], None] = lambda model: None) -> None:
-        self.engine, self.metrics, self.on_live = engine, metrics, on_live
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        backends: BackendChoice,
+        on_live: Callable[[LoadedModel], None] = lambda model: None,
+    ) -> None:
+        self.engine, self.metrics, self.backends, self.on_live = engine, metrics, backends, on_live
         self.live: dict[str, LoadedModel] = {}
         self.held: dict[str, str] = {}  # versions that stay live whatever the registry says, by domain
         self.trials: dict[str, Trial] = {}
@@ -67,6 +76,12 @@ class ModelStore:
                 similarity=model.clip.similarity.name,
                 dimensions=model.dimensions,
                 lineage=model.lineage,
+                backends={
+                    kind: TowerBackend(
+                        backend=found.decision.value, why=found.decision.reason, measured=found.decision.measured
+                    )
+                    for kind, found in model.backends.items()
+                },
             )
             for model in self.live.values()
         ]
@@ -193,6 +208,7 @@ class ModelStore:
         )
         model.calibration, model.uncalibrated = _calibration(folder, card.classes)
         images = recorded_answers.images_of(recorded)
+        log.info("batch norms of %s folded: %s", clip.source, fold_batch_norms(clip, images))
 
         def warm_and_ask() -> list[list[float]]:
             move_to(self.engine.device.type, clip)
@@ -210,6 +226,7 @@ class ModelStore:
                 "Another device or library version? Evaluate the version here before you raise the tolerance.",
                 code="package.other_answers",
             )
+        self.backends.choose_for(model, images, recorded.texts)
         return model, difference
 
     def _announce(self, model: LoadedModel, before: LoadedModel | None) -> None:

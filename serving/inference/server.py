@@ -11,6 +11,7 @@ from clipft_tasks.devices import hardware
 
 from .admission import Admission
 from .answer_memory import AnswerMemory
+from .backend_choice import BackendChoice, BackendCollector
 from .batching import Engine
 from .captures import Captures
 from .decoding import Decoder
@@ -35,6 +36,7 @@ class Server:
     admission: Admission
     decoder: Decoder
     engine: Engine
+    backends: BackendChoice
     monitor: Monitor
     captures: Captures
     store: ModelStore
@@ -44,7 +46,7 @@ class Server:
     @classmethod
     def start(cls, options: ServingSettings) -> "Server":
         """Make the parts and start their threads; no model is loaded yet."""
-        metrics, machine = Metrics(), hardware.detect(options.device)
+        metrics, machine, admission = Metrics(), hardware.detect(options.device), Admission(options)
         engine = Engine(
             machine.device,
             machine.cores,
@@ -53,8 +55,9 @@ class Server:
             max_wait=options.max_wait_ms / 1000,
             max_queue=options.max_queue,
             most_seconds=options.queue_seconds,
+            coming=lambda: admission.items.used,
         )
-        admission, decoder = Admission(options), Decoder(options, machine.cores)
+        decoder = Decoder(options, machine.cores)
         monitor = Monitor(
             metrics,
             every=options.drift_seconds,
@@ -72,7 +75,9 @@ class Server:
             most_seconds=options.capture_days * 86400,
             share=options.capture,
         )
-        store = ModelStore(engine, metrics, on_live=monitor.watch)
+        backends = BackendChoice(options.backend, machine.cores)
+        store = ModelStore(engine, metrics, backends, on_live=monitor.watch)
+        metrics.registry.register(BackendCollector(lambda: store.live))
         inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics)
         return cls(
             options,
@@ -81,6 +86,7 @@ class Server:
             admission,
             decoder,
             engine,
+            backends,
             monitor,
             captures,
             store,
@@ -90,7 +96,10 @@ class Server:
 
     def thread_problem(self) -> str:
         """What is wrong with the server's threads; "" for nothing."""
-        alive = {"inference": self.engine.alive, "captures": self.captures.alive, "drift": self.monitor.alive}
+        alive = {
+            "inference": self.engine.alive, "backends": self.backends.alive,
+            "captures": self.captures.alive, "drift": self.monitor.alive,
+        }  # fmt: skip
         dead = [name for name, is_alive in alive.items() if not is_alive]
         if dead:
             return f"The {dead[0]} thread has ended"
@@ -101,6 +110,7 @@ class Server:
     def close(self) -> None:
         self.admission.close()
         self.decoder.close()
+        self.backends.close()
         self.engine.close()
         self.monitor.close()
         self.captures.close()

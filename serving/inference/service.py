@@ -213,23 +213,41 @@ class InferenceService:
         return embeddings, np.stack(statistics) if sampled else None
 
     async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
+        """Embeddings (n, d) of texts; those asked for before are remembered, and the same text twice is embedded once."""
         self.admission.check_texts(texts)
+        if not self.admission.options.remember:
+            return await self._encode_texts(model, texts)
+        found = model.known_texts.found(texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        self._count_remembered("texts", len(found), len(missing))
+        if missing:
+            new = dict(zip(missing, await self._encode_texts(model, missing), strict=True))
+            model.known_texts.keep(new)
+            found |= new
+        return np.stack([found[text] for text in texts])
+
+    async def _encode_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
         with self.admission.working(len(texts)):
             return _finite(model, await self.engine.encode(model, texts), "embedding")
 
     async def _embed_classes(self, model: LoadedModel, classes: list[str]) -> np.ndarray:
         """Embeddings (c, d) of classes of the caller's own over the package's prompts; those asked before are remembered."""
-        found = {name: model.known_classes[name] for name in classes if name in model.known_classes}
+        found = model.known_classes.found(classes)
         missing = [name for name in classes if name not in found]
+        self._count_remembered("classes", len(found), len(missing))
         for start in range(0, len(missing), CLASSES_AT_ONCE):  # whoever asks again after a deadline goes on from there
             some = missing[start : start + CLASSES_AT_ONCE]
             prompts = model.prompts_of(some)
             with self.admission.working(len(prompts)):
                 embedded = await self.engine.encode(model, prompts)
             new = dict(zip(some, model.mean_over_prompts(embedded, len(some)), strict=True))
-            model.remember_classes(new)
+            model.known_classes.keep(new)
             found |= new
         return np.stack([found[name] for name in classes])
+
+    def _count_remembered(self, kind: str, found: int, missing: int) -> None:
+        self.metrics.remembered.labels(kind, "found").inc(found)
+        self.metrics.remembered.labels(kind, "embedded").inc(missing)
 
     def _cut(self, model: LoadedModel, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
         """What shortens embeddings as asked; rejected when the model was not trained for that length."""

@@ -16,6 +16,7 @@ class ServingSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix="CLIPFT_SERVING_", extra="ignore")
 
     device: str = Field("auto", description=f"auto, {', '.join(get_args(DeviceName))}")
+    backend: str = Field("auto", description="what runs the towers: auto (the fastest that agrees), torch, openvino, onnx")
     max_batch: int = Field(32, ge=1, description="images or texts per forward pass")
     max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
     max_queue: int = Field(256, ge=1, description="jobs waiting before requests are answered 503")
@@ -34,6 +35,7 @@ class ServingSettings(EnvironmentSettings):
         400_000_000, gt=0, description="pixels of large images that wait before more are answered 503"
     )
     max_text: int = Field(4000, ge=1, description="characters of one text")
+    remember: bool = Field(True, description="whether embeddings of texts are remembered, 16 MiB of them a version")
     poll_seconds: float = Field(15, ge=0, description="seconds between looks at the registry; 0 never looks")
     open: bool = Field(True, description="whether anybody may infer; false: only who shows a key (`clipft key`) or the token")
     cors: str = Field("", description="origins whose pages may ask from a browser, separated by commas; * for all; empty: none")

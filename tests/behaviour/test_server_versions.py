@@ -292,6 +292,7 @@ def test_a_champion_that_cannot_be_made_live_is_told_and_the_old_one_goes_on(els
 
 def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monkeypatch):
     """The poll reads the alias, then version 2 is promoted and deployed, then the poll acts on what it had read."""
+    from serving.inference.backend_choice import BackendChoice
     from serving.inference.batching import Engine
     from serving.inference.metrics import Metrics
     from serving.inference.model_store import ModelStore
@@ -299,7 +300,7 @@ def test_a_look_at_the_registry_does_not_undo_a_newer_deployment(elsewhere, monk
     metrics = Metrics()
     engine = Engine("cpu", 1, metrics, max_batch=8, max_wait=0, max_queue=8)
     try:
-        store = ModelStore(engine, metrics)
+        store = ModelStore(engine, metrics, BackendChoice("torch", 1))
         store.follow_registry()
         assert store.live["general"].version == "1"
         read, go, champions = threading.Event(), threading.Event(), tracking.champions

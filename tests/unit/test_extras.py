@@ -34,6 +34,7 @@ PROGRAMS = {
     "codecs": "import imagecodecs; imagecodecs.jpeg_decode; import clipft_tasks.data.deep_jpeg",
     "mlflow": "import boto3, mlflow.server",
     "serving": "from serving.inference.app import create_app; create_app()",
+    "fast": "import onnx, onnxruntime, onnxscript, openvino",
     "train": "import clipft_tasks.stages.finetune, clipft_tasks.stages.evaluate, clipft_tasks.stages.tune, clipft_tasks.train.loop",
     "airflow": "import airflow.sdk, airflow.providers.edge3",
     "stack": "import honcho",

@@ -76,16 +76,16 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class Models:
-    """Packages of models that nobody read for `days`."""
+    """Packages of models that nobody read for `days`, and what the server exported of them."""
 
     days: float
     busy: Busy
     title: str = "cached models"
 
     def find(self) -> Report:
-        return _caches(
-            _children(settings().root / "cache" / "models"), self.days, self.busy, "a model's package that nobody read"
-        )
+        cache = settings().root / "cache"
+        paths = [*_children(cache / "models"), *_children(cache / "graphs")]
+        return _caches(paths, self.days, self.busy, "a model's package that nobody read")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Serving speed beside other servers: `python -m bench.serving`, see `__main__`."""
