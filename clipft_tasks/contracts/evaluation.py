@@ -242,13 +242,18 @@ class ReliabilityBin(Record):
 
 
 class Mistake(Record):
-    """A row that the candidate is surest about and wrong. `image` is a small copy as a data URI."""
+    """A row that the candidate is surest about and wrong.
+
+    Attributes:
+        image: a small copy as a data URI; looked: the same, colored where it speaks for the wrong answer, "" for none.
+    """
 
     key: str
     name: str
     truth: str
     answer: str
     image: str
+    looked: str = ""
 
 
 class ModelErrors(Record):

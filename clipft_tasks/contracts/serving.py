@@ -20,10 +20,22 @@ class Embeddings(Answer):
     dimension: int
 
 
+class Heatmap(Answer):
+    """Which places of an image speak for a text."""
+
+    text: str = Field(description="the text or class that it is about, beside the other ones of the request or model")
+    grid: list[list[float]] = Field(description="rows of places, from the top left: from -1, against the text, to 1, for it")
+    box: tuple[float, float, float, float] = Field(
+        description="left, top, right and bottom of what the grid covers, as shares of the image's width and height; a model that "
+        "pads images to squares sees more than there is: less than 0, and more than 1"
+    )
+
+
 class Similarities(Answer):
     similarity: list[list[float]] = Field(
         description="one row an image, one column a text; which similarity it is, `/v1/models` says"
     )
+    heatmaps: list[list[Heatmap]] | None = Field(None, description="likewise, where `explain` asked for them")
 
 
 class Prediction(Answer):
@@ -39,6 +51,7 @@ class Prediction(Answer):
         None, description="whether the image is of another kind than those that the model was made for; null: it cannot tell"
     )
     novelty: float | None = Field(None, description="how far it is from those, over the limit: above 1 it is none of these")
+    heatmap: Heatmap | None = Field(None, description="where the model looked for the label, where `explain` asked for it")
 
 
 class Predictions(Answer):

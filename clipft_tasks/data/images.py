@@ -224,6 +224,16 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rgb.crop((left, top, left + side, top + side))).transpose(2, 0, 1))
 
 
+def seen_box(size: tuple[int, int], aspect: Aspect) -> tuple[float, float, float, float]:
+    """Which part of an image its square shows: left, top, right and bottom as shares of its width and height. Of a padded image the
+    square shows more than there is: less than 0, and more than 1."""
+    if aspect == "squeeze":
+        return 0.0, 0.0, 1.0, 1.0
+    shown = min(size) if aspect == "crop" else max(size)
+    across, down = ((1 - shown / length) / 2 for length in size)
+    return across, down, 1 - across, 1 - down
+
+
 def _margin(length: int, side: int) -> int:
     """Where a centered window of `side` begins; before the image, when that is smaller. As open_clip rounds."""
     return round((length - side) / 2.0) if length >= side else -((side - length) // 2)

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..contracts.drift import DriftSnapshot
 from ..contracts.stages import Action
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Comparison:
     fits: of every model that was asked, the best one first.
     calibration: of the champion's confidence on the labeled images, where it misses.
     nearest: for each image, the sha256 of the reference's image that is most like it; "" where that is not known.
+    looked: small copies of images, by their numbers, colored where they speak for the champion's answer.
     """
 
     versions: list[Candidate] = field(default_factory=list)
@@ -76,6 +81,7 @@ class Comparison:
     fits: list[Fit] = field(default_factory=list)
     calibration: Calibration | None = None
     nearest: list[str] = field(default_factory=list)
+    looked: "Mapping[int, Image.Image]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a suggestion rests on: the server's window and captures, and the champion with its reference."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,15 +50,21 @@ class Evidence:
     images: list[CapturedImage]
     gray_bits: int
 
-    def examples(self, nearest: Sequence[str]) -> list[Example]:
-        """The captured images that look newest, each with the image of the champion's data set that is most like it.
+    @property
+    def newest(self) -> list[int]:
+        """Numbers of the images that look newest, which a report shows."""
+        return sorted(range(len(self.images)), key=lambda i: -self.images[i].capture.novelty)[:SHOWN]
+
+    def examples(self, nearest: Sequence[str], looked: Mapping[int, Image.Image]) -> list[Example]:
+        """The newest images, each with the image of the champion's data set that is most like it, and with where it looked.
 
         Args:
             nearest: of each of `images`, by sha256; "" where that is not known.
+            looked: by number of an image.
         """
-        newest = sorted(zip(self.images, nearest, strict=True), key=lambda pair: -pair[0].capture.novelty)[:SHOWN]
-        old = _images_of_dataset(self.champion, {name for _, name in newest} - {""})
-        return [Example(found.capture, found.data, old.get(name, b"")) for found, name in newest]
+        old = _images_of_dataset(self.champion, {nearest[i] for i in self.newest} - {""})
+        shown = [(i, self.images[i]) for i in self.newest]
+        return [Example(found.capture, found.data, old.get(nearest[i], b""), looked.get(i)) for i, found in shown]
 
 
 def gather(domain: str) -> Evidence:

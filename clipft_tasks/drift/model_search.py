@@ -4,7 +4,7 @@ Labeled images say who is right more often. Any image says whose reference shows
 them may be registered already, in this domain or (when traffic was sent to the wrong one) in another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from .diagnosis import LABELS_NEEDED
 from .image_statistics import appearance
 from .measure_reference import WINDOW
 from .reference import ImageRows, Reference, Sample
+from .report import SIDE
 from .signals import SampleComparison, ratios
 from .statistics import Array, calibrated_temperature, confidence, unit
 
@@ -34,7 +35,12 @@ MISSED = 0.1  # between confidence and accuracy, before confidence is worth fitt
 
 
 def compare(
-    domain: str, champion: "ModelVersion", images: Sequence[Image.Image], labels: Sequence[str], window: Array
+    domain: str,
+    champion: "ModelVersion",
+    images: Sequence[Image.Image],
+    labels: Sequence[str],
+    window: Array,
+    closely: Sequence[int] = (),
 ) -> Comparison:
     """Ask the champion, the domain's newest other versions and the champions of other domains.
 
@@ -42,6 +48,7 @@ def compare(
         champion: the version that is live.
         images: of today, at most MAX_IMAGES; labels: what each shows, "" where nobody said.
         window: image statistics (n, 5) of the window, for models that are not asked for want of images.
+        closely: numbers of images of which a report shows where the champion looked.
     Raises: TransientError when MLflow is away. A model that cannot be had is passed over.
     """
     labeled = [i for i, label in enumerate(labels) if label]
@@ -49,6 +56,7 @@ def compare(
     fits: list[Fit] = []
     prompts: dict[str, np.ndarray] = {}
     nearest, calibration = [""] * len(images), None
+    looked: dict[int, Image.Image] = {}
     seen = np.array([appearance(p) for p in images]) if images else np.zeros((0, window.shape[1]))
     for of, version in _models(domain, champion):
         own = of == domain
@@ -64,6 +72,7 @@ def compare(
                     fits.append(model.fit(image, seen))
                 if first:
                     nearest = model.nearest(image)
+                    looked = model.looked({i: images[i] for i in closely}, image)
                 if enough:
                     right[model.version] = model.right(image, labels, labeled, model.prompts)
                 if first and enough:
@@ -81,6 +90,7 @@ def compare(
         sorted(fits, key=lambda f: f.ratio),
         calibration,
         nearest,
+        looked,
     )
 
 
@@ -184,6 +194,28 @@ class _Model:
         if low <= expected <= high or abs(expected - right.mean()) < MISSED:
             return None
         return Calibration(expected, float(right.mean()), len(right), calibrated_temperature(scores, true))
+
+    def looked(self, images: Mapping[int, Image.Image], embedded: np.ndarray) -> dict[int, Image.Image]:
+        """Small copies of images, by their numbers, colored where they speak for the model's answer; none without classes.
+
+        Args:
+            embedded: embeddings of all images, (n, d).
+        """
+        import torch
+
+        from ..model import heatmap
+
+        classes = self.reference.classes
+        if len(classes) < 2:
+            return {}
+        with torch.inference_mode():
+            texts = self.clip.class_embeddings(list(classes), self.prompts).float()
+        answers = self.clip.similarity.compare(embedded, texts.numpy()).argmax(axis=1)
+        found = {
+            i: heatmap.looked(self.clip, image, texts, int(answers[i]), side=self.clip.side, shown=SIDE)
+            for i, image in images.items()
+        }
+        return {i: image for i, image in found.items() if image}
 
     def nearest(self, image: np.ndarray) -> list[str]:
         """The reference's image most like each embedding, by sha256."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..contracts.drift import Capture, WindowRows
 from ..contracts.stages import Action
@@ -28,11 +29,12 @@ SIDE = 120  # of the images shown
 
 @dataclass(frozen=True)
 class Example:
-    """A captured image to show, and the reference's image most like it; b"" for none."""
+    """A captured image to show, the reference's image most like it (b"" for none), and where the champion looked for its answer."""
 
     capture: Capture
     image: bytes
     nearest: bytes
+    looked: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,21 @@ def page(case: DriftCase, reference: Reference, window: WindowRows, examples: Se
     template = Path(__file__).with_name("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     now = np.array(window.appearance, dtype=float).reshape(-1, len(STATISTICS))
-    shown = [(e.capture, _thumbnail(e.image, gray_bits), _thumbnail(e.nearest, gray_bits)) for e in examples]
+    shown = [
+        (
+            e.capture,
+            _thumbnail(e.image, gray_bits),
+            _thumbnail(e.nearest, gray_bits),
+            thumbnail(e.looked, SIDE) if e.looked else "",
+        )
+        for e in examples
+    ]
     return environment.from_string(template).render(
         case=case,
         heading=HEADINGS[case.advice.action],
         signals=[(name, ratio, describe(name)) for name, ratio in sorted(case.snapshot.drift.items(), key=lambda kv: -kv[1])],
         histograms=[_histogram(name, reference.rows.appearance[:, i], now[:, i]) for i, name in enumerate(STATISTICS)],
-        images=[(capture, new, old) for capture, new, old in shown if new],
+        images=[(capture, new, old, looked) for capture, new, old, looked in shown if new],
     )
 
 

@@ -112,7 +112,9 @@ def evaluate(
         slices=dict(_by_slice(slices(task.dataset, domain), found, next(iter(others)), metric, resamples)),
         described={name: each.info for name, each in own.items()},
     )
-    return Evaluation(result, error_analysis.analyze(task.dataset, found, images=is_main), error_analysis.rows(found))
+    looked = error_analysis.looked_by(models["candidate"], task.dataset.classes, task.size) if is_main else None
+    errors = error_analysis.analyze(task.dataset, found, images=is_main, looked=looked)
+    return Evaluation(result, errors, error_analysis.rows(found))
 
 
 def _by_slice(

@@ -10,9 +10,10 @@ Rabe and Staats 2021, https://arxiv.org/abs/2112.05682). Nothing of size tokens 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal, TypeAlias
 
@@ -78,6 +79,20 @@ def use(policy: Policy | None) -> Iterator[None]:
             _active.remove(policy)
             if not _active:
                 functional.scaled_dot_product_attention = _torchs_own
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def instead(attend: Callable[..., Tensor]) -> Iterator[None]:
+    """Let `attend(own, query, key, value, …)` stand for the attention `own` in this block."""
+    with _lock:
+        own, fast = functional.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        functional.scaled_dot_product_attention = partial(attend, own)
+        try:
+            yield
+        finally:
+            functional.scaled_dot_product_attention = own
             torch.backends.mha.set_fastpath_enabled(fast)
 
 

@@ -11,6 +11,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -26,6 +27,20 @@ from ..core.errors import ClipftError
 from .positions import Grid, resampled
 
 OpenClipModule: TypeAlias = Any  # open_clip's models and towers share their methods by convention only, and no class
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Where a tower still tells places apart for the last time, just before it makes one embedding of them.
+
+    Attributes:
+        module, method: whose call it is.
+        attends: the places are the values that attention mixes within the call; otherwise they are what the call returns.
+    """
+
+    module: nn.Module
+    method: str = "forward"
+    attends: bool = False
 
 
 class ImageTower(ABC):
@@ -68,6 +83,19 @@ class ImageTower(ABC):
         self.at(side)
         self.visual.image_size = (side, side)
 
+    def pooling(self) -> Pooling:
+        """Where it pools. Raises ClipftError where that is not known."""
+        raise ClipftError(
+            "a heatmap",
+            f"the image tower is {self.kind}, and where it pools its places is not known",
+            "Ask without `explain`, or start from a vision transformer, a ResNet or a convolutional tower.",
+            code="model.no_heatmap",
+        )
+
+    def places(self, side: int) -> Grid | None:
+        """Rows and columns of its tokens for images of a side; None where its feature map says itself how large it is."""
+        return None
+
     def set_patch(self, patch: int, side: int) -> None:
         """Cut images of a side into patches of another size. Raises ClipftError where it has none that could be changed."""
         raise ClipftError(
@@ -102,6 +130,18 @@ class OpenClipTransformer(ImageTower):
 
     def tokens(self, side: int) -> int:
         return math.prod(self._grid(side)) + 1
+
+    def pooling(self) -> Pooling:
+        visual = self.visual
+        if visual.attn_pool is not None:
+            contrastive = visual.attn_pool_contrastive if visual.attn_pool_type == "parallel" else None
+            return Pooling(contrastive or visual.attn_pool, attends=True)
+        if visual.pool_type == "tok":
+            return Pooling(visual.transformer.resblocks[-1], attends=True)
+        return Pooling(visual.transformer if visual.final_ln_after_pool else visual.ln_post)
+
+    def places(self, side: int) -> Grid:
+        return self._grid(side)
 
     @torch.no_grad()
     def resize(self, side: int) -> None:
@@ -140,6 +180,12 @@ class OpenClipResNet(ImageTower):
         if (rows, rows) == new:
             return {}
         return {"attnpool.positional_embedding": resampled(positions, 1, (rows, rows), new)}
+
+    def pooling(self) -> Pooling:
+        return Pooling(self.visual.attnpool, attends=True)
+
+    def places(self, side: int) -> Grid:
+        return self._grid(side)
 
     @torch.no_grad()
     def resize(self, side: int) -> None:
@@ -189,6 +235,15 @@ class TimmTransformer(ImageTower):
     def tokens(self, side: int) -> int:
         return math.prod(self._grid(side)) + int(self.visual.trunk.num_prefix_tokens)
 
+    def pooling(self) -> Pooling:
+        trunk = self.visual.trunk
+        if trunk.attn_pool is not None:
+            return Pooling(trunk.attn_pool, attends=True)
+        return Pooling(trunk.blocks[-1], attends=True) if trunk.global_pool == "token" else Pooling(trunk, "forward_features")
+
+    def places(self, side: int) -> Grid:
+        return self._grid(side)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _rotations(self, rope: nn.Module, grid: Grid) -> dict[str, Tensor]:
         """The buffers that a rotary embedding would have for a grid: they follow from it alone, so they are made once."""
@@ -212,6 +267,10 @@ class Convolutional(ImageTower):
 
     def at(self, side: int) -> Mapping[str, Tensor]:
         return {}
+
+    def pooling(self) -> Pooling:
+        attending = getattr(self.visual.head, "pool", None)
+        return Pooling(self.visual.trunk, "forward_features") if attending is None else Pooling(attending, attends=True)
 
 
 class OfOneSide(ImageTower):

@@ -10,6 +10,8 @@ from ..core.console import say
 from ..drift.case import Advice, Comparison, DriftCase
 from ..spec import RunSpec
 
+LOOKED = 4  # images in the report with a heatmap
+
 
 def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "") -> SuggestResult:
     """Compare the server's window with the champion's reference, and other models and prompts with it on what was captured.
@@ -37,9 +39,16 @@ def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "")
     else:
         statistics = np.array(evidence.window.appearance, dtype=float).reshape(-1, len(STATISTICS))
         labels = [found.capture.label for found in images]
-        comparison = model_search.compare(spec.domain, evidence.champion, [found.image for found in images], labels, statistics)
+        comparison = model_search.compare(
+            spec.domain,
+            evidence.champion,
+            [found.image for found in images],
+            labels,
+            statistics,
+            closely=evidence.newest[:LOOKED],
+        )
         advice = advise(diagnosis, snapshot, evidence.labels, comparison)
-    examples = evidence.examples(comparison.nearest or [""] * len(images))
+    examples = evidence.examples(comparison.nearest or [""] * len(images), comparison.looked)
     with tracking.retryable():
         metrics = tracking.client().get_run(str(evidence.champion.run_id)).data.metrics
     minutes = _minutes(metrics, spec, evidence.labels.total())

@@ -5,11 +5,12 @@ nothing, and why.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from clipft_tasks.contracts.serving import Prediction, Predictions
+from clipft_tasks.contracts.serving import Heatmap, Prediction, Predictions
 from clipft_tasks.drift.reference import NoveltyLimit
 from clipft_tasks.evaluate import conformal
 from clipft_tasks.model.group_quantile import effective_groups, most_coverage
@@ -47,11 +48,12 @@ class Sets:
         return cls(conformal.sets(ranking.probabilities, limit), percent / 100)
 
 
-def answer(ranking: Ranking, coverage: float | None) -> Predictions:
+def answer(ranking: Ranking, coverage: float | None, heatmaps: Sequence[Heatmap] | None = None) -> Predictions:
     """The answer of `/v1/classify`.
 
     Args:
         coverage: that the caller asks of the sets; None leaves it to the package.
+        heatmaps: one an image, where the caller asked for them.
     """
     sets, reference = Sets.of(ranking, coverage), ranking.model.reference
     limit = reference.facts.novelty_limit if reference and ranking.has_own_classes else None
@@ -70,6 +72,7 @@ def answer(ranking: Ranking, coverage: float | None) -> Predictions:
                 prediction_set=None if sets.inside is None else [ranking.classes[i] for i in likeliest if sets.inside[row, i]],
                 none_of_these=None if novelty is None else bool(novelty[row] > 1),
                 novelty=None if novelty is None else float(novelty[row]),
+                heatmap=heatmaps[row] if heatmaps else None,
             )
         )
     return Predictions(

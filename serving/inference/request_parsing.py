@@ -16,7 +16,7 @@ from .server import server_of
 B = TypeVar("B", bound=InferenceBody)
 BOM = b"\xef\xbb\xbf"
 FORM_LISTS = {"image": "images", "text": "texts", "class": "classes"}
-FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean", "coverage": "number"}
+FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean", "coverage": "number", "explain": "boolean"}
 BOOLEANS = {"true": True, "false": False}
 INTEGER = re.compile(r"(-?\d{1,18})(\.0+)?")
 NUMBER = re.compile(r"\d{0,3}\.?\d{1,17}")
@@ -24,7 +24,7 @@ NUMBER = re.compile(r"\d{0,3}\.?\d{1,17}")
 
 async def parse(request: Request, body: type[B]) -> B:
     """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`,
-    `coverage`.
+    `coverage`, `explain`.
 
     Raises: RequestRejectedError; RequestValidationError.
     """

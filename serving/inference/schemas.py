@@ -130,6 +130,14 @@ class EmbedTexts(Embed):
     texts: Texts
 
 
+Explain = Annotated[
+    bool,
+    Field(
+        strict=True, description="also say which places of the images speak for the answer: heatmaps, for few images at a time"
+    ),
+]
+
+
 class Similarity(InferenceBody):
     model_config = _example(images={"base64": EXAMPLE_PNG}, texts=["a defective cell", "a functional cell"])
 
@@ -138,6 +146,8 @@ class Similarity(InferenceBody):
     paired: bool = Field(
         False, strict=True, description="the n-th text belongs to the n-th image; how well they agree is watched as `alignment`"
     )
+
+    explain: Explain = False
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
@@ -156,6 +166,7 @@ class Classify(InferenceBody):
         json_schema_extra={"uniqueItems": True},
         description="different class names; left out: those the model was trained on",
     )
+    explain: Explain = False
 
     coverage: float | None = Field(
         None,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from clipft_tasks.contracts.serving import Heatmap
 from clipft_tasks.data.images import square
 from clipft_tasks.drift.image_statistics import appearance
 from clipft_tasks.model.clip import token_counts
@@ -20,6 +21,7 @@ from .batching import Engine
 from .captures import Captures
 from .decoding import Decoder
 from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError, shortened
+from .heatmaps import Heatmaps
 from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
 from .model_store import ModelStore
@@ -50,6 +52,7 @@ class InferenceService:
         self.admission, self.decoder = admission, decoder
         self.engine, self.store = engine, store
         self.monitor, self.captures, self.metrics = monitor, captures, metrics
+        self._heatmaps = Heatmaps(admission, decoder, engine)
         self._comparing: set[asyncio.Task[None]] = set()
 
     def find_model(self, domain: str) -> LoadedModel:
@@ -150,6 +153,21 @@ class InferenceService:
                 with self._side_effect(model, "captures"):
                     self.captures.sample(answer_id, ranking, images)
         return ranking
+
+    async def explain_classes(self, ranking: Ranking, images: Sequence[bytes]) -> list[Heatmap]:
+        """Which places of each image speak for its label rather than for the other classes. Nothing of it is watched or kept."""
+        model, classes = ranking.model, ranking.classes
+        texts = model.class_embeddings if classes == model.classes else None
+        if texts is None:
+            texts = await self._embed_classes(model, classes)
+        maps = await self._heatmaps.of(model, images, classes, texts, [[best] for best in ranking.best.tolist()])
+        return [one for (one,) in maps]
+
+    async def explain_texts(self, model: LoadedModel, images: Sequence[bytes], texts: list[str]) -> list[list[Heatmap]]:
+        """Which places of each image speak for each text rather than for the others. Nothing of it is watched or kept."""
+        self._heatmaps.check("texts", len(texts))
+        embedded = await self._embed_texts(model, texts)
+        return await self._heatmaps.of(model, images, texts, embedded, [list(range(len(texts)))] * len(images))
 
     async def _rank_in_trial(self, trial: Trial, champion: LoadedModel, images: Sequence[bytes], classes: list[str]) -> Ranking:
         """The champion's answer, or that of a canary in its share of the requests."""

@@ -25,6 +25,7 @@ class ServingSettings(EnvironmentSettings):
     deadline_seconds: float = Field(30, gt=0, description="longest time for a request's answer before it is 503")
     max_items: int = Field(64, ge=1, description="images or texts in one request")
     max_classes: int = Field(1000, ge=2, description="classes of the caller's own in one request")
+    max_explained: int = Field(8, ge=1, description="images, and texts, in one request for heatmaps")
     max_body_mb: float = Field(48, gt=0, description="size of one request")
     max_bodies_mb: float = Field(160, gt=0, description="size of all large requests that are being read and answered")
     body_seconds: float = Field(10, gt=0, description="longest pause within a body; 50 kB a second are asked beyond it")

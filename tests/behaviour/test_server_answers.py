@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.live_server import FILES, IMAGES, TEXTS, TOKEN, Plain, Server, changed_card, close, package
+from conftest import made_image
+from fixtures.live_server import FILES, IMAGES, TEXTS, TOKEN, Plain, Server, b64, changed_card, close, package, png
+from PIL import Image
 from safetensors.torch import save_file
 
 from clipft_tasks import tracking
 from clipft_tasks.data.images import square
+from clipft_tasks.drift import model_search
 from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
 from clipft_tasks.model.package import RECORDED_ANSWERS, read_calibration
@@ -160,6 +163,47 @@ def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, clas
     assert [p["label"] for p in given] == [names[i] for i in cosines.argmax(1)]
     assert close([p["probability"] for p in given], odds.max(1))
     assert [p["label"] for p in given] == ["red square", "blue square"] * 2
+
+
+def test_a_heatmap_says_where_the_model_looked_and_changes_nothing_of_the_answer(server, plain):
+    def rows() -> int:
+        return server.get_with_token("/v1/drift/general").json()["images"]
+
+    before = rows()
+    given = server.post("/v1/classify", {"images": IMAGES}).json()["predictions"]
+    plainly = rows() - before
+    explained = server.post("/v1/classify", {"images": IMAGES, "explain": True}).json()["predictions"]
+    assert rows() - before == 2 * plainly  # a heatmap is no traffic of its own
+    for one, other in zip(given, explained, strict=True):
+        heatmap = other["heatmap"]
+        assert one["heatmap"] is None and one | {"heatmap": heatmap} == other
+        assert heatmap["text"] == one["label"] and heatmap["box"] == [0, 0, 1, 1]
+        assert np.shape(heatmap["grid"]) == (4, 4) and np.abs(heatmap["grid"]).max() == 1
+    wide = b64(png(Image.new("RGB", (80, 40), (200, 40, 40))))
+    form = [("image", ("0.png", FILES[0])), *[("text", (None, text)) for text in TEXTS], ("explain", (None, "true"))]
+    by_text = server.client.post("/v1/similarity", files=form).json()["heatmaps"]
+    assert [[h["text"] for h in maps] for maps in by_text] == [TEXTS]
+    assert by_text[0][0]["grid"] != by_text[0][1]["grid"]
+    asked = server.post("/v1/classify", {"images": wide, "classes": ["red", "green", "blue"], "explain": True}).json()
+    assert asked["predictions"][0]["heatmap"]["box"] == [0.25, 0, 0.75, 1]  # the model sees the middle
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/classify", {"images": IMAGES[:1] * 9}), ("/v1/similarity", {"images": IMAGES[:1], "texts": ["a"] * 9})],
+)
+def test_more_heatmaps_than_a_request_may_have_are_refused(server, path, body):
+    refused = server.post(path, {**body, "explain": True})
+    assert refused.status_code == 413 and "more than 8" in refused.json()["detail"]
+    assert server.post(path, {**body, "explain": False}).status_code == 200
+
+
+def test_a_drift_report_shows_where_the_champion_looked(own):
+    images = [made_image("red", number) for number in range(4)]
+    champion = tracking.resolve_version("models:/clipft-general/1")
+    compared = model_search.compare("general", champion, images, [""] * 4, np.zeros((4, 5)), closely=[2, 0])
+    assert compared.looked.keys() == {0, 2} and compared.looked[0].size == images[0].size
+    assert np.abs(np.asarray(compared.looked[0], int) - np.asarray(images[0], int)).max() > 20
 
 
 def test_one_image_is_classified_without_a_list(server):

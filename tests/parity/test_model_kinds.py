@@ -24,6 +24,7 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.domains import get_domain
 from clipft_tasks.model import adapters, build, package, recorded_answers, reopening, similarity
 from clipft_tasks.model.clip import Clip, token_counts
+from clipft_tasks.model.heatmap import heatmaps
 from clipft_tasks.model.pyfunc import ClipModel
 from clipft_tasks.model.resolution import set_patch, set_side
 from clipft_tasks.spec import RunSpec
@@ -54,6 +55,19 @@ def taught(clip: Clip, rank: int = 0) -> None:
     optimizer.zero_grad(set_to_none=True)
     adapters.merge_low_rank(clip.model)
     clip.model.requires_grad_(True).eval()
+
+
+def explained(clip: Clip, side: int) -> None:
+    """A heatmap of finer or coarser places at each side, which is about the text that was asked for."""
+    clip.model.eval()
+    for each in (clip.side, side):
+        images = torch.randint(0, 256, (2, 3, each, each), dtype=torch.uint8)
+        found = heatmaps(clip, images, torch.eye(3, clip.embed_dim), [[0], [1, 2]])
+        assert [len(maps) for maps in found] == [1, 2]
+        for heat in (heat for maps in found for heat in maps):
+            assert heat.shape == found[0][0].shape and heat.shape[0] == heat.shape[1] <= each // 4
+            assert np.isfinite(heat).all() and np.abs(heat).max() == 1.0
+        assert not np.array_equal(*found[1])
 
 
 def compared_packed(clip: Clip, folder, side: int) -> None:
@@ -110,6 +124,7 @@ def test_every_kind_of_image_tower_is_trained_at_another_side_and_opened_again(k
     images = torch.randn(2, 3, clip.side, clip.side)
     with torch.no_grad():
         torch.testing.assert_close(clip.image_features(images), clip.model.encode_image(images))
+    explained(clip, side)
     went_through(clip, tmp_path / "package", side)
 
 

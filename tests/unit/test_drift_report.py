@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import made_image
+from PIL import Image
 
 from clipft_tasks.contracts.drift import BaselineAccuracy, Capture, DriftSnapshot, WindowRows, WorstSignal
 from clipft_tasks.drift import report
@@ -186,6 +187,12 @@ def test_the_page_is_made_of_what_there_is(what):
 def test_a_broken_image_is_left_out_and_the_others_are_shown(data):
     found = Parts(page(examples=[report.Example(capture(), data, b""), report.Example(capture("bad cell"), png(), data)]))
     assert found.tags.count("img") == 1
+
+
+def test_where_the_champion_looked_is_shown_beside_the_image():
+    looked = Image.new("RGB", (40, 30), (200, 40, 40))
+    found = Parts(page(examples=[report.Example(capture(), png(), png(), looked), report.Example(capture("b"), png(), b"")]))
+    assert found.tags.count("img") == 4 and "Colored: what speaks for the answer." in found.words
 
 
 def test_signals_that_never_change_are_drawn_too():

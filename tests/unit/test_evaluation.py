@@ -141,6 +141,16 @@ def test_a_model_that_answers_nan_is_right_about_nothing_and_says_so(dataset, cl
     assert page.mistakes[0].answer == "no answer" and page.models["candidate"].confusion[0].answer == ""
 
 
+def test_the_worst_mistakes_show_where_the_model_looked(dataset, clip):
+    looked = error_analysis.looked_by(clip, dataset.classes, SIDE)
+    mistakes = error_analysis.analyze(dataset, {"candidate": scored(clip, dataset)}, images=True, looked=looked).mistakes
+    assert len(mistakes) > error_analysis.LOOKED
+    for mistake in mistakes[: error_analysis.LOOKED]:
+        assert mistake.looked.startswith("data:image/jpeg") and mistake.looked != mistake.image
+    assert not any(mistake.looked for mistake in mistakes[error_analysis.LOOKED :])
+    assert error_analysis.looked_by(clip, dataset.classes[:1], SIDE) is None
+
+
 # Bad days -------------------------------------------------------------------------------------------------------------
 
 

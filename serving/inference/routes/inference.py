@@ -94,7 +94,8 @@ async def similarity(
     response.headers.update(truncated(await server.inference.cut_texts(request.model, body.texts)))
     images = [image.content for image in body.images]
     scores = await server.inference.similarity(request.model, images, body.texts, request.is_traffic, body.paired)
-    return Similarities(similarity=scores.tolist())
+    heatmaps = await server.inference.explain_texts(request.model, images, body.texts) if body.explain else None
+    return Similarities(similarity=scores.tolist(), heatmaps=heatmaps)
 
 
 @router.post("/v1/classify", dependencies=INFER, openapi_extra=documented(Classify))
@@ -110,4 +111,5 @@ async def classify(
         request.model, images, request.answer_id, request.is_traffic, request.body.classes
     )
     response.headers.update(ranking.model.headers)  # of the canary, where it answered
-    return answer(ranking, request.body.coverage)
+    heatmaps = await server.inference.explain_classes(ranking, images) if request.body.explain else None
+    return answer(ranking, request.body.coverage, heatmaps)
