@@ -28,7 +28,14 @@ CLIENT_ID = re.compile(r"[ -~]{1,128}")  # what a client may call its request
 SLOWEST = 50_000  # bytes a second that a body must come at, beyond the first seconds
 GONE = 499  # how a request is counted whose client hung up
 SEND_SECONDS = 30.0  # that a client may take to read a piece of an answer
-SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+POLICY = (  # a browser runs and asks nothing but this server's own, whatever a page or an answer in it says
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+SAFE = {
+    "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
+}  # fmt: skip
 
 
 @dataclass

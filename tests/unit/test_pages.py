@@ -1,126 +1,70 @@
-"""The server's pages for people: whole without internet, and their scripts do what a person at them expects."""
+"""Pages for people by themselves: whole without internet, and their scripts do what a person at them expects."""
 
-import asyncio
-import json
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from fastapi import FastAPI
+from fixtures.browser import answered, chromium, visit
+from playwright.sync_api import Browser, Route
 
 from serving.inference.app import create_app
+from serving.inference.routes.pages import FOLDER, STATIC
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = {"/": "playground.html", "/docs": "api.html"}
-
-# What a person does at the playground, one step after the other; `look` keeps what is shown then.
-VISIT = """
-const seen = {}, look = name => seen[name] = { classes: elements.classes?.textContent, texts: elements.texts.value, said: elements.said.textContent,
-  hidden: { answer: elements.answer.hidden, token: elements['token-row']?.hidden }, bars: (elements.classes?.children || []).map(r => r.children[1].children[0].style.width) }
-const press = async (id, event = 'onclick') => { elements[id][event]({ preventDefault() { } }); await settle() }
-const choose = () => elements.image.onchange({ target: { files: [new Blob(['x'], { type: 'image/png' })] } })
-;(async () => {
-  await settle(); look('opened')
-  elements.domain.value = 'medical'; elements.domain.onchange(); look('other domain')
-  choose(); await press('form', 'onsubmit'); look('answered')
-  await press('right'); look('asked for the token')
-  elements.token.value = 'secret'; await press('right'); look('judged')
-  await press('words', 'onsubmit'); seen.similar = elements.similar.textContent
-  choose(); look('another image')
-  down = true; await press('form', 'onsubmit'); look('refused')
-  elements.domain.onchange(); look('afterwards')
-  console.log(JSON.stringify({ seen, sent }))
-})()
-"""
-ANSWERS = """
-let down = false
-const models = [{ domain: 'industrial', version: '1', classes: ['cracked', 'whole'], similarity: 'cosine' }, { domain: 'medical', version: '7', classes: ['pneumonia', 'normal'], similarity: 'cosine' }]
-globalThis.fetch = async (path, options = {}) => {
-  const body = options.body instanceof FormData ? [...options.body.keys()] : options.body && JSON.parse(options.body)
-  sent.push([path, body])
-  const token = options.headers?.authorization, answer = (status, content) => ({ ok: status < 400, status, json: async () => content, headers: new Map([['x-clipft-answer-id', 'r1'], ['x-clipft-model-version', '7']]) })
-  if (down) return answer(422, { detail: 'Image 1: it is no image.' })
-  if (path === 'v1/models') return answer(200, models)
-  if (path === 'v1/classify') return answer(200, { predictions: [{ label: 'normal', probability: 0.75, probabilities: { pneumonia: 0.25, normal: 0.75 }, scores: {} }] })
-  if (path === 'v1/similarity') return answer(200, { similarity: [[-0.2, -0.1]] })
-  if (path === 'v1/feedback') return token === 'Bearer secret' ? answer(200, { counted: true, version: '7' }) : answer(401, { detail: "Show the server's token." })
-}
-"""
+PAGES = ("playground.html", "api.html")
+OWN = "http://pages.test"
+PARTS = "root => { const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = []; while (walker.nextNode()) found.push(walker.currentNode.data); return found }"
 
 
 @pytest.fixture(scope="module")
-def app() -> FastAPI:
-    return create_app()
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
 
 
-def script(name: str, folder: str = "serving/inference") -> str:
-    return re.search(r"<script>(.*?)</script>", (PROJECT / folder / name).read_text(), flags=re.S)[1]
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_asks_nobody_but_its_server_and_holds_no_script(name):
+    text = (FOLDER / name).read_text()
+    static = re.findall(r"static/([\w.]+)", text)
+    assert static and set(static) <= STATIC.keys()
+    whole = text + "".join(content.decode() for content in STATIC.values())
+    assert not re.findall(r"https?://|(?:src|href)=[\"']//", whole)
+    assert not re.findall(r"<style|<script(?![^>]* src=)| on\w+=|style=", text)  # the policy of the server forbids them
+    assert "innerHTML" not in whole and "width=device-width" in text and "color-scheme: light dark" in whole
 
 
-def node(source: str, *options: str) -> str:
-    program = shutil.which("node")
-    if not program:
-        pytest.skip("there is no node to run a page's script with")
-    done = subprocess.run([program, *options, "-"], input=source, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def test_every_address_that_the_playground_asks_is_one_of_the_servers():
+    routes = create_app().openapi()["paths"]
+    asked = set(re.findall(r"'(v1/\w+)/?'", STATIC["playground.js"].decode()))
+    assert len(asked) >= 5 and all(any(route.startswith(f"/{path}") for route in routes) for path in asked - {"v1/search"})
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_asks_nobody_but_its_server(app, path):
-    [route] = [r for r in app.routes if r.path == path]
-    answer = asyncio.run(route.endpoint())
-    text = answer.body.decode()
-    assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
-    assert not re.findall(r"https?://|(?:src|href)=[\"']//", text)
-    assert "width=device-width" in text and "color-scheme: light dark" in text
+def test_the_documentation_shows_every_route(browser):
+    description = create_app().openapi()
 
+    def answer(route: Route) -> None:
+        path = urlsplit(route.request.url).path
+        if path == "/openapi.json":
+            answered(route, description)
+        elif path == "/docs":
+            route.fulfill(path=FOLDER / "api.html")
+        else:
+            route.fulfill(path=FOLDER / path[1:])
 
-def test_every_address_that_a_page_asks_is_one_of_the_servers(app):
-    routes = set(app.openapi()["paths"])
-    asked = set(re.findall(r"(?:call|fetch)\('(v1/[\w/]+)'", script("playground.html")))
-    assert len(asked) == 4 and {f"/{path}" for path in asked} <= routes
-
-
-@pytest.mark.parametrize("page", PAGES.values())
-def test_a_pages_script_can_be_read(page):
-    node(script(page), "--check")
-
-
-def test_a_visit_to_the_playground():
-    browser = (PROJECT / "tests" / "fixtures" / "browser.js").read_text()
-    told = json.loads(node("\n".join([browser, ANSWERS, "{" + script("playground.html"), VISIT + "}"])))
-    seen, sent = told["seen"], told["sent"]
-    assert seen["opened"]["texts"] == "an image of cracked\nan image of whole"
-    assert seen["other domain"]["texts"] == "an image of pneumonia\nan image of normal"
-    assert re.sub(r"\s+", " ", seen["answered"]["classes"]).strip() == "normal 75% pneumonia 25%"
-    assert seen["answered"]["bars"] == ["75%", "25%"] and not seen["answered"]["hidden"]["answer"]
-    assert not seen["asked for the token"]["hidden"]["token"] and "token" in seen["asked for the token"]["said"]
-    assert seen["judged"]["said"] == "Thank you: it counts for version 7." and seen["judged"]["hidden"]["token"]
-    assert ["v1/feedback", {"answer_id": "r1", "label": "normal"}] in sent
-    assert "-0.100" in seen["similar"] and "an image of normal" in seen["similar"]
-    assert seen["another image"]["hidden"]["answer"] and seen["another image"]["said"] == ""
-    assert seen["refused"]["said"] == "Image 1: it is no image." and seen["refused"]["hidden"]["answer"]
-    assert seen["afterwards"]["said"] == ""
-
-
-def test_the_documentation_shows_every_route(app):
-    description = json.dumps(app.openapi())
-    fetched = (
-        f"globalThis.location = {{ origin: '' }}; globalThis.fetch = async () => ({{ json: async () => ({description}) }})"
-    )
-    browser = (PROJECT / "tests" / "fixtures" / "browser.js").read_text()
-    shown = node(
-        "\n".join([browser, fetched, script("api.html"), "settle().then(() => console.log(elements.routes.textContent))"])
-    )
-    for path in json.loads(description)["paths"]:
+    with visit(browser, f"{OWN}/docs", answer) as at:
+        at.page.wait_for_selector("#routes details")
+        shown = at.page.locator("#routes").text_content()
+        assert at.errors == []
+    for path in description["paths"]:
         assert path in shown
     assert "iVBOR" not in shown  # bodies are values of fields, not text
 
 
-def models_page(domain: dict[str, object], trained: dict[str, object] | None = None, waiting: str = "") -> dict[str, str]:
+def models_page(
+    browser: Browser, domain: dict[str, object], trained: dict[str, object] | None = None, waiting: str = ""
+) -> dict[str, str]:
     """What Airflow's page Models shows of one domain, in Airflow's dark theme."""
     shown = {
         "name": "medical",
@@ -139,20 +83,23 @@ def models_page(domain: dict[str, object], trained: dict[str, object] | None = N
         "hitlDetails": {"hitl_details": [{"subject": waiting, "task_instance": instance}] if waiting else []},
         "clipft_finetune/dagRuns": {"dag_runs": [trained] if trained else []},
     }
-    around = f"""
-    const answers = {json.dumps(answers)}, root = {{ style: {{}} }}
-    globalThis.location = {{ pathname: '/clipft/models' }}
-    document.documentElement = root
-    globalThis.window = globalThis
-    globalThis.parent = {{ document: {{ documentElement: {{ classList: {{ contains: name => name === 'dark' }} }} }} }}
-    globalThis.MutationObserver = class {{ observe() {{ }} }}
-    globalThis.setInterval = () => {{ }}
-    globalThis.fetch = async path => ({{ ok: true, json: async () => answers[Object.keys(answers).find(k => path.includes(k))] }})
-    """
-    browser = (PROJECT / "tests" / "fixtures" / "browser.js").read_text()
-    look = "settle().then(() => console.log(JSON.stringify({ text: elements.domains.textContent, said: elements.said.textContent, scheme: root.style.colorScheme })))"
-    told = json.loads(node("\n".join([browser, around, "{" + script("models.html", "plugins") + "}", look])))
-    return told | {"text": re.sub(r"\s+", " ", told["text"])}
+
+    def answer(route: Route) -> None:
+        address = route.request.url
+        if address == f"{OWN}/airflow":
+            return route.fulfill(body='<html class="dark"><iframe src="/clipft/models">', content_type="text/html")
+        if address == f"{OWN}/clipft/models":
+            return route.fulfill(path=PROJECT / "plugins" / "models.html")
+        found = next((content for part, content in answers.items() if part in address), None)
+        return answered(route, found, 200 if found is not None else 404)
+
+    with visit(browser, f"{OWN}/airflow", answer) as at:
+        frame = at.page.frames[1]
+        frame.wait_for_function("document.getElementById('domains').textContent.trim()")
+        scheme = frame.evaluate("document.documentElement.style.colorScheme")
+        text, said = (" ".join(frame.locator(f"#{name}").evaluate(PARTS)) for name in ("domains", "said"))
+        assert at.errors == []
+    return {"text": re.sub(r"\s+", " ", text), "said": said, "scheme": scheme}
 
 
 CHAMPION = {
@@ -180,9 +127,9 @@ DATASET = {"tag": "medical/v1", "created": 1.7e9}
         ({"versions": {"champion": CHAMPION}}, None, "medical: readapt?", "medical: readapt? Decide"),
     ],
 )  # fmt: skip
-def test_the_page_models_says_what_to_do_next(domain, trained, waiting, expected):
+def test_the_page_models_says_what_to_do_next(browser, domain, trained, waiting, expected):
     run = {"dag_run_id": "r", "state": trained, "conf": {"domain": "medical"}} if trained else None
-    shown = models_page(domain, run, waiting)
+    shown = models_page(browser, domain, run, waiting)
     assert expected in shown["text"] and shown["said"] == "" and shown["scheme"] == "dark"
     if domain.get("versions"):
         assert (
