@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.browser import chromium
 from fixtures.datasets import a_version
 from PIL import Image
 
@@ -15,12 +16,6 @@ from clipft_tasks.data import shards
 from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.evaluate import label_errors, review, review_page
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 CLASSES = sorted(["<b>cat</b>", "شعاعي", "long " * 300])
 CAPTION = "</script><script>window.broken = 1</script> " + "نص طويل " * 500
 
@@ -59,12 +54,8 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    if not CHROMIUM.exists():
-        pytest.skip("there is no chromium here")
-    with playwright.sync_playwright() as program:
-        opened = program.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
