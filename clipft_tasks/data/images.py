@@ -119,9 +119,21 @@ def check_size(width: int, height: int, limits: Limits = Limits()) -> None:
         raise BadImageError(f"{width}x{height} pixels, one side more than {limits.aspect} times the other", "too long and thin")
 
 
+class FewReads(io.BytesIO):
+    """A file that may be read so many times: Pillow reads a file's parts one by one, and a few megabytes may have a million of them."""
+
+    left = 100_000
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise BadImageError("it has too many parts", "cut short or broken")
+        return super().read(size)
+
+
 def _opened(data: bytes, limits: Limits) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(without_text(data)), formats=list(FORMATS))
+        image = Image.open(FewReads(without_text(data)), formats=list(FORMATS))
     except Image.UnidentifiedImageError:
         if data[:4] not in tiff.MAGIC:
             raise

@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 
 from PIL import Image
 
@@ -28,13 +29,18 @@ TIFF_DROPPED = {270, 271, 272, 305, 306, 315, 316, 700, 33432, 33723, 34377, 346
 TIFF_DIRECTORIES = {34665, 34853, 40965}
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 MOST_DIRECTORIES = 10_000
+CHUNKS = 100_000
 
 
 def without_text(data: bytes) -> bytes:
-    """A PNG without texts and color profile, which decoders bound and pixels do not need; anything else as it is."""
+    """A PNG without texts and color profile, which decoders bound and pixels do not need; anything else as it is. Raises ValueError
+    for more chunks than any image has."""
     if not data.startswith(PNG):
         return data
-    return _joined(data, (whole for kind, body, whole in _png_chunks(data) if not (kind == b"iCCP" or _is_text(kind, body))))
+    chunks = list(islice(_png_chunks(data), CHUNKS + 1))
+    if len(chunks) > CHUNKS:
+        raise ValueError(f"more than {CHUNKS:,} chunks")
+    return _joined(data, (whole for kind, body, whole in chunks if not (kind == b"iCCP" or _is_text(kind, body))))
 
 
 def stripped(data: bytes) -> bytes:

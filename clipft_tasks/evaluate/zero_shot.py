@@ -173,7 +173,7 @@ def predictions_of(
 def similarities(clip: Clip, image: torch.Tensor, text: torch.Tensor) -> np.ndarray:
     """Similarities of images (k, d) and texts (m, d): (k, m)."""
     with torch.inference_mode():
-        return clip.similarity(image.to(clip.device), text.to(clip.device)).cpu().numpy()
+        return clip.similarity(image.to(clip.device), text.to(clip.device)).float().cpu().numpy()
 
 
 def ranked(
