@@ -9,6 +9,7 @@ installation's real token secret never leaves the control plane, and who is revo
 from fastapi import FastAPI
 
 from .authentication import Gateway
+from .body_limit import BodyLimit
 from .errors import add_error_handler
 from .routes import forward_auth, health, operator, workers
 from .settings import GatewaySettings
@@ -18,6 +19,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """The app. Raises ValueError when a secret is too short."""
     app = FastAPI(title="clipft worker gateway", docs_url=None, redoc_url=None, openapi_url=None)
     gateway = app.state.gateway = Gateway.of(settings)
+    app.add_middleware(BodyLimit)
     add_error_handler(app)
     for module in (forward_auth, workers, operator, health):
         app.include_router(module.router)

@@ -43,24 +43,25 @@ class Gateway:
         tokens = TokenIssuer(settings.gateway_secret.get_secret_value())
         return cls(settings, tokens, WorkerStore(settings.gateway_home), signer, WrittenOnce(settings.mlflow_uri))
 
-    def known_worker(self, name: str) -> Worker:
-        """The worker of a name, if it has joined and was not revoked."""
+    def _worker_and_secret(self, name: str) -> tuple[Worker | None, str]:
+        """Who has this name, and the secret that it must show; without anybody, one that nobody knows. So who only guesses is told
+        nothing of who has joined, and not by how long the answer takes either."""
         worker = self.store.worker(name) if NAME.fullmatch(name) else None
-        if worker is None:
-            raise RefusedError(
-                401, f"No worker {name!r} has joined. {AGAIN.format(name='NAME')}", CHALLENGE, code="gateway.unknown_worker"
-            )
+        return worker, self.tokens.worker_secret(name[:40], worker.nonce if worker else "")
+
+    def _check_not_revoked(self, worker: Worker) -> None:
         if worker.revoked:
-            raise RefusedError(403, f"Worker {name} was revoked. {AGAIN.format(name=name)}", code="gateway.revoked")
-        return worker
+            raise RefusedError(
+                403, f"Worker {worker.name} was revoked. {AGAIN.format(name=worker.name)}", code="gateway.revoked"
+            )
+        self.store.record_seen(worker.name)
 
     def worker_by_secret(self, name: str, secret: str) -> Worker:
         """The worker that shows its secret."""
-        worker = self.known_worker(name)
-        if not hmac.compare_digest(secret.encode(), self.tokens.worker_secret(worker.name, worker.nonce).encode()):
-            why = f"The secret of worker {name} is wrong; it joined again since, or was copied badly."
-            raise RefusedError(401, f"{why} {AGAIN.format(name=name)}", CHALLENGE, code="gateway.wrong_secret")
-        self.store.record_seen(name)
+        worker, wanted = self._worker_and_secret(name)
+        if not hmac.compare_digest(secret.encode(), wanted.encode()) or worker is None:
+            raise RefusedError(401, f"{_wrong(name)} {AGAIN.format(name='NAME')}", CHALLENGE, code="gateway.wrong_secret")
+        self._check_not_revoked(worker)
         return worker
 
     def worker_by_token(self, token: str, call: str) -> Worker:
@@ -70,8 +71,7 @@ class Gateway:
         except jwt.InvalidTokenError:
             why = "This call needs a worker's token. Start the worker with `clipft worker run`."
             raise RefusedError(401, why, code="gateway.no_token") from None
-        worker = self.known_worker(name)
-        secret = self.tokens.worker_secret(worker.name, worker.nonce)
+        worker, secret = self._worker_and_secret(name)
         try:
             claims = jwt.decode(
                 token, secret, algorithms=["HS512"], audience=AUDIENCE, leeway=CLOCK_LEEWAY,
@@ -86,12 +86,12 @@ class Gateway:
                 code="gateway.clock_differs",
             ) from None  # fmt: skip
         except jwt.InvalidTokenError:
-            raise RefusedError(
-                403, f"The secret of worker {name} is wrong. {AGAIN.format(name=name)}", code="gateway.wrong_secret"
-            ) from None
+            raise RefusedError(403, f"{_wrong(name)} {AGAIN.format(name='NAME')}", code="gateway.wrong_secret") from None
+        if worker is None:  # nobody could sign for a name that has none
+            raise RefusedError(403, f"{_wrong(name)} {AGAIN.format(name='NAME')}", code="gateway.wrong_secret")
+        self._check_not_revoked(worker)
         if policy.normalized_path(str(claims.get("method", ""))) != call:
             raise RefusedError(403, f"This token is for {claims.get('method')!r}, not for {call!r}.", code="gateway.other_call")
-        self.store.record_seen(name)
         return worker
 
     def is_person(self, user: str, password: str) -> bool:
@@ -99,6 +99,10 @@ class Gateway:
         wanted = self.settings.team_password.get_secret_value() if self.settings.team_password else ""
         same = hmac.compare_digest(password.encode(), wanted.encode()) & (user == self.settings.team_user)
         return bool(wanted and same)
+
+
+def _wrong(name: str) -> str:
+    return f"No worker has the name {name[:40]!r} and this secret: it has not joined, joined again since, or the secret was copied badly."
 
 
 def credentials(authorization: str) -> tuple[str, str]:

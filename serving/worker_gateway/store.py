@@ -92,10 +92,7 @@ class WorkerStore:
     def revoke(self, name: str) -> bool:
         """From now on `name` is turned away; whether there was anybody to turn away."""
         gone = self._do("delete from invitation where name = ? returning name", name)
-        known = self._do(
-            "update worker set revoked = ?, nonce = ? where name = ? and revoked is null returning name",
-            time.time(), secrets.token_hex(16), name,
-        )  # fmt: skip
+        known = self._do("update worker set revoked = ? where name = ? and revoked is null returning name", time.time(), name)
         return bool(gone or known)
 
     def record_seen(self, name: str) -> None:

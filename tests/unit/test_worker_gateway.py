@@ -290,7 +290,7 @@ def test_people_need_their_password_and_nobody_writes_data(plane, tmp_path):
     with control_plane(tmp_path, team_password=None) as closed:
         assert closed.asked("mlflow", auth=("team", "")).status_code == 401
     person = jwt.encode({"aud": "api"}, "x" * 64, algorithm="HS512", headers={"kid": "team"})
-    assert edge(plane, "worker/team", person).status_code == 401
+    assert edge(plane, "worker/team", person).status_code == 403
 
 
 def test_trials_of_several_workers_share_one_study_over_http(tmp_path):
@@ -313,6 +313,34 @@ def test_trials_of_several_workers_share_one_study_over_http(tmp_path):
             optuna.delete_study(storage=here, study_name="s")
         with refuses("gateway.wrong_secret", "desk-a"):
             HttpStorage(where, "desk-a", "wrong").get_all_studies()
+
+
+def test_who_guesses_is_not_told_who_has_joined(plane):
+    name, _ = plane.join("known")
+    _, gone = plane.join("gone")
+    plane.operator.delete("/admin/workers/gone")
+    said = set()
+    for who in (name, "gone", "nobody"):
+        answer = plane.asked("mlflow", uri="/health", auth=(who, "guessed"))
+        said.add((answer.status_code, answer.json()["code"], answer.json()["detail"].replace(who, "WHO")))
+    assert len(said) == 1
+    assert plane.asked("mlflow", uri="/health", auth=("gone", gone)).json()["code"] == "gateway.revoked"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b'{"code": "' + b"x" * 100_000 + b'"}', {}, 413),
+        (iter([b'{"code": ', b'"x"}']), {}, 411),
+        (b"[" * 50_000, {}, 400),
+        (b'{"code": "\ud800"}', {}, 422),
+        (b'{"code": NaN}', {}, 422),
+    ],
+    ids=["large", "chunked", "deep", "half a letter", "no number"],
+)
+def test_a_body_that_is_none_is_refused(plane, content, headers, status):
+    answer = plane.gateway.post("/v1/look", content=content, headers={"Content-Type": "application/json"} | headers)
+    assert answer.status_code == status and len(answer.content) < 2000
 
 
 def test_a_worker_with_a_wrong_secret_does_not_look_alive(plane):
