@@ -13,10 +13,12 @@ from clipft_tasks.drift.statistics import one_thread
 from .error_handlers import add_error_handlers
 from .middleware import RequestGuard
 from .openapi import describe
+from .quiet_log import limit_repeats
 from .rollout import follow_registry
 from .routes import ROUTERS
 from .server import Server
 from .settings import ServingSettings
+from .shutdown import announced_end, watch_threads
 
 EXPOSED = (
     "X-Request-Id", "X-Clipft-Answer-Id", "X-Clipft-Domain", "X-Clipft-Model-Version", "X-Clipft-Run-Id", "X-Clipft-Dataset",
@@ -28,14 +30,18 @@ def create_app(options: ServingSettings | None = None) -> FastAPI:
     """An application with its own engine, store and metrics."""
     options = options or ServingSettings()
     _show_audit_log()
+    limit_repeats("uvicorn.error", "python_multipart.multipart")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server = app.state.server = Server.start(options)
-        following = asyncio.create_task(follow_registry(server.store, options.poll_seconds))
-        with one_thread():
+        tasks = [asyncio.create_task(follow_registry(server.store, options.poll_seconds))]
+        if options.end_when_stuck:
+            tasks.append(asyncio.create_task(watch_threads(server)))
+        with one_thread(), announced_end(server, options.drain_seconds):
             yield
-        following.cancel()
+        for task in tasks:
+            task.cancel()
         server.close()
 
     app = FastAPI(

@@ -8,7 +8,6 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 from clipft_tasks.devices import backend
 
 from .errors import QueueFullError
+from .fair_queue import CLIENT, FairLine
 from .metrics import Metrics
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class _Encoding:
     items: Items
     result: "Future[np.ndarray]"
     at: float = field(default_factory=time.monotonic)
+    client: str = field(default_factory=CLIENT.get)
     parts: list[np.ndarray] = field(default_factory=list)
     done: int = 0
 
@@ -52,13 +53,15 @@ class _Call(Generic[T]):
 
     function: Callable[[], T]
     result: "Future[T]"
+    client: str = field(default_factory=CLIENT.get)
 
 
 _Job = _Encoding | _Call[Any]  # only its caller knows what a function returns
 
 
 class _Queue:
-    """Jobs that wait, in two lines: small ones and calls in their order, and large ones, which take turns with them.
+    """Jobs that wait, in two lines: small ones and calls, and large ones, which take turns with them. In each line clients take
+    turns, and what one client asks keeps its order.
 
     Args:
         most: jobs.
@@ -67,7 +70,7 @@ class _Queue:
 
     def __init__(self, most: int, large: int) -> None:
         self._most, self._large = most, large
-        self._lines: tuple[deque[_Job], deque[_Job]] = (deque(), deque())
+        self._lines: tuple[FairLine[_Job], FairLine[_Job]] = (FairLine(), FairLine())
         self._turn = 0
         self._changed = threading.Condition()
         self.is_closed = False
@@ -79,7 +82,7 @@ class _Queue:
         with self._changed:
             if self.is_closed or len(self) >= self._most:
                 raise QueueFullError
-            self._line_of(job).append(job)
+            self._line_of(job).append(job.client, job)
             self._changed.notify()
 
     def put_back(self, job: _Encoding) -> None:
@@ -87,7 +90,7 @@ class _Queue:
         with self._changed:
             if self.is_closed:
                 raise QueueFullError("The server ends")
-            self._line_of(job).append(job)
+            self._line_of(job).append(job.client, job)
 
     def get(self) -> _Job | None:
         """The next job; waits for one. None when the queue is closed."""
@@ -96,9 +99,9 @@ class _Queue:
                 self._changed.wait()
             if self.is_closed:
                 return None
-            line = self._lines[self._turn] or self._lines[1 - self._turn]
+            line = self._lines[self._turn] if len(self._lines[self._turn]) else self._lines[1 - self._turn]
             self._turn = 1 if line is self._lines[0] else 0
-            return line.popleft()
+            return line.pop_first()
 
     def get_joining(self, first: _Encoding, room: int, until: float) -> _Encoding | None:
         """A small job that may share a forward pass with `first` and has at most `room` items. Waits for one until then, unless
@@ -109,10 +112,10 @@ class _Queue:
                 if left <= 0:
                     return None
                 self._changed.wait(left)
-            job = self._lines[0][0] if self._lines[0] and not self.is_closed else None
+            job = self._lines[0].first() if len(self._lines[0]) and not self.is_closed else None
             if not isinstance(job, _Encoding) or not job.may_join(first) or len(job.items) > room:
                 return None
-            self._lines[0].popleft()
+            self._lines[0].pop_first()
             return job
 
     def close(self) -> list[_Job]:
@@ -125,7 +128,7 @@ class _Queue:
             self._changed.notify_all()
             return left
 
-    def _line_of(self, job: _Job) -> "deque[_Job]":
+    def _line_of(self, job: _Job) -> FairLine[_Job]:
         return self._lines[isinstance(job, _Encoding) and len(job.items) > self._large]
 
 

@@ -7,20 +7,20 @@ ones never wait for them. What nobody waits for any more is not decoded.
 import asyncio
 import contextlib
 import ctypes
-import io
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Generic, TypeVar
 
 from PIL import Image
 
-from clipft_tasks.data.images import FORMATS, BadImageError, Limits
+from clipft_tasks.data.images import FORMATS, BadImageError, FewReads, Limits
 
-from .errors import QueueFullError, RequestRejectedError
+from .admission import Budget
+from .errors import RequestRejectedError
+from .fair_queue import FairPool
 from .settings import ServingSettings
 
 T = TypeVar("T")
@@ -42,10 +42,14 @@ class Decoder:
     def __init__(self, options: ServingSettings, threads: int) -> None:
         self.options = options
         self.limits = Limits(bytes=int(options.max_image_mb * 2**20), pixels=options.max_pixels)
-        self.waiting = 0  # pixels of large images that wait or are decoded
-        self._small = ThreadPoolExecutor(max(2, threads), "decode")
-        self._large = ThreadPoolExecutor(1, "decode-large")
+        self._pixels = Budget(options.max_queue_pixels, 0, "Too many pixels are waiting")
+        self._small, self._large = FairPool(max(2, threads), "decode"), FairPool(1, "decode-large")
         keep_few_arenas()
+
+    @property
+    def waiting(self) -> int:
+        """Pixels of large images that wait or are decoded."""
+        return self._pixels.used
 
     def close(self) -> None:
         for pool in (self._small, self._large):
@@ -67,26 +71,23 @@ class Decoder:
         finally:
             batch.is_wanted = False
             if batch.was_large:
-                asyncio.get_running_loop().run_in_executor(self._large, give_back_memory)
+                self.give_back_later()
 
-    @contextmanager
-    def _admitted(self, pixels: int) -> Iterator[None]:
+    def give_back_later(self) -> None:
+        """Return to the system what large bodies and images took, once those before in the lane are done."""
+        asyncio.get_running_loop().run_in_executor(self._large, give_back_memory)
+
+    def _admitted(self, pixels: int) -> AbstractContextManager[None]:
         if pixels > self.options.max_request_pixels:
             most = f"{self.options.max_request_pixels:,}"
             raise RequestRejectedError(
                 413, f"The large images of one request have {pixels:,} pixels, more than {most}.", "too_many"
             )
-        if self.waiting and self.waiting + pixels > self.options.max_queue_pixels and pixels:
-            raise QueueFullError(f"Images of {self.waiting:,} pixels are waiting")
-        self.waiting += pixels
-        try:
-            yield
-        finally:
-            self.waiting -= pixels
+        return self._pixels.taken(pixels) if pixels else contextlib.nullcontext()
 
     @staticmethod
     async def _all(
-        pool: ThreadPoolExecutor, work: Callable[[int, bytes], T], images: Sequence[bytes], numbers: Sequence[int] = ()
+        pool: FairPool, work: Callable[[int, bytes], T], images: Sequence[bytes], numbers: Sequence[int] = ()
     ) -> list[T]:
         loop = asyncio.get_running_loop()
         futures = [loop.run_in_executor(pool, work, n, i) for n, i in zip(numbers or range(len(images)), images, strict=True)]
@@ -139,7 +140,7 @@ def _pixels_of(image: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            width, height = Image.open(io.BytesIO(image), formats=tuple(FORMATS)).size
+            width, height = Image.open(FewReads(image), formats=tuple(FORMATS)).size
     except Exception:  # Pillow raises whatever its parsers raise
         return 0
     return width * height

@@ -9,6 +9,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from .errors import RequestRejectedError
 
+PIECE = 2**18  # bytes that are parsed at once
+
 
 @dataclass
 class Part:
@@ -23,7 +25,7 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-def read_form(body: bytes, content_type: str, most: int) -> list[Part]:
+def read_form(body: memoryview, content_type: str, most: int) -> list[Part]:
     """The fields of a form, in their order.
 
     Args:
@@ -40,7 +42,8 @@ def read_form(body: bytes, content_type: str, most: int) -> list[Part]:
     try:
         callbacks: Any = reader.callbacks()  # python-multipart types them as one by one
         parser = MultipartParser(boundary, callbacks, max_header_count=8)
-        parser.write(body)
+        for start in range(0, len(body), PIECE):  # others get a turn in between
+            parser.write(bytes(body[start : start + PIECE]))
         parser.finalize()
     except FormParserError as error:
         raise _refused(f"it cannot be read ({error})") from None

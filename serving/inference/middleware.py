@@ -9,15 +9,18 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import security
-from .admission import SETTING_BODY, SMALL_BODY, Admission
+from .addresses import address_of
+from .admission import SMALL_BODY, Admission
 from .error_handlers import answer
 from .errors import ClientGoneError, QueueFullError, RequestRejectedError, shortened
+from .fair_queue import CLIENT
 from .replicas import REPLICA_ID
 from .security import Rule
 from .server import Server, server_of
@@ -26,6 +29,8 @@ log, audit = logging.getLogger("uvicorn.error"), logging.getLogger("clipft.audit
 ANSWER_ID = "X-Clipft-Answer-Id"
 CLIENT_ID = re.compile(r"[ -~]{1,128}")  # what a client may call its request
 SLOWEST = 50_000  # bytes a second that a body must come at, beyond the first seconds
+REFUSED = (400, 401, 403, 404, 408, 411, 413, 415, 422, 429, 499)
+LARGE_BODY = 8 * 2**20  # bytes after which memory is given back
 GONE = 499  # how a request is counted whose client hung up
 SEND_SECONDS = 30.0  # that a client may take to read a piece of an answer
 POLICY = (  # a browser runs and asks nothing but this server's own, whatever a page or an answer in it says
@@ -102,7 +107,12 @@ class RequestGuard:
             self._count(exchange)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        await _identify(exchange)
         _check_head(exchange)
+        with exchange.server.admission.requests.taken(1):
+            await self._answer_admitted(exchange, receive, send)
+
+    async def _answer_admitted(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         request, rule, admission = exchange.request, exchange.rule, exchange.server.admission
         if rule.streams or request.method not in ("POST", "PUT", "PATCH"):
             return await self._run(exchange, receive, receive, send)
@@ -110,17 +120,20 @@ class RequestGuard:
         counted = length if length > SMALL_BODY else 0
         taken = 0
         try:
-            chunks: list[bytes] = []
+            body, came = np.empty(length, np.uint8).data, 0  # memory is taken as it is filled
             async for chunk in _chunks(receive, length, admission):
                 if counted:  # as it comes: what is only announced keeps nobody out
                     admission.bodies.take(len(chunk), is_small=False)
                     taken += len(chunk)
-                chunks.append(chunk)
-            body = b"".join(chunks)
-            del chunks
+                body[came : came + len(chunk)] = chunk
+                came += len(chunk)
+            request.state.body = body = body[:came]
             await self._run(exchange, _replay(body), receive, send)
         finally:
             admission.bodies.give_back(taken)
+            if taken > LARGE_BODY:
+                request.state.body = body = memoryview(b"")
+                exchange.server.decoder.give_back_later()
 
     async def _run(self, exchange: Exchange, body: Receive, receive: Receive, send: Send) -> None:
         """The route. Where its work may be taken back, it ends when the client hangs up and when its time is over."""
@@ -162,7 +175,9 @@ class RequestGuard:
                 "caller": request.state.caller.name, "from": request.client.host if request.client else "", "method": request.method,
                 "path": shortened(request.url.path), "status": status, "answer": request.state.id, "request": request.state.client_id,
             }  # fmt: skip
-            audit.info(json.dumps(record))
+            # Anybody can be refused as often as they like; `clipft_requests_total` counts them all.
+            if status not in REFUSED or request.state.caller.name or exchange.server.audited_refusals.admits(1):
+                audit.info(json.dumps(record))
         if not exchange.is_gone:
             metrics.latency.labels(route).observe(time.perf_counter() - exchange.began)
 
@@ -186,6 +201,19 @@ def _methods(request: Request) -> set[str]:
     return {method for route in there for method in getattr(route, "methods", None) or ()}
 
 
+async def _identify(exchange: Exchange) -> None:
+    """Who asks; from now on this task works for that client. Who shows no key waits for its turn.
+
+    Raises RequestRejectedError for an address that asks too often.
+    """
+    request, rule, admission = exchange.request, exchange.rule, exchange.server.admission
+    caller = request.state.caller = exchange.server.keys.identify(request.headers.get("authorization", ""))
+    client = f"key {caller.name}" if caller.name else address_of(request.client.host if request.client else "")
+    CLIENT.set(client)
+    if not caller.name:
+        await (admission.health_rate if rule.is_health else admission.rate).admit(client, rule.weight)
+
+
 def _check_head(exchange: Exchange) -> None:
     """All that a request's head tells. Raises RequestRejectedError."""
     request, rule, server = exchange.request, exchange.rule, exchange.server
@@ -195,14 +223,16 @@ def _check_head(exchange: Exchange) -> None:
             400, "X-Request-Id may have 1 to 128 printable ASCII characters; this one is refused, not cut."
         )
     request.state.client_id = said or request.state.id
-    caller = request.state.caller = server.keys.identify(request.headers.get("authorization", ""))
-    server.keys.check(caller, rule.scope)
+    server.keys.check(request.state.caller, rule.scope)
     if rule.streams or request.method not in ("POST", "PUT", "PATCH"):
         return
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestRejectedError(415, "The request is refused: a body comes as it is, without Content-Encoding.")
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise RequestRejectedError(411, "The request is refused: send a Content-Length.")
-    most = int(server.options.max_body_mb * 2**20) if rule.whole_body else SETTING_BODY
+    most = server.admission.most_bytes(rule.body)
     if int(length) > most:
         allowed = f"{most / 2**20:g} MiB" if most >= 2**20 else f"{most / 2**10:g} KiB"
         raise RequestRejectedError(413, f"The request is refused: {int(length):,} bytes, more than {allowed}.")
@@ -226,13 +256,13 @@ async def _chunks(receive: Receive, length: int, admission: Admission) -> AsyncI
             return
 
 
-def _replay(body: bytes) -> Receive:
-    """A body that was read, as a route receives it; then nothing more comes."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: memoryview) -> Receive:
+    """A body that was read, as a route receives it that asks for it; then nothing more comes."""
+    left = [body]
 
     async def receive() -> Message:
-        if messages:
-            return messages.pop()
+        if left:
+            return {"type": "http.request", "body": bytes(left.pop()), "more_body": False}
         await asyncio.Event().wait()  # the end of the request is watched elsewhere
         raise AssertionError
 

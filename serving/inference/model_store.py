@@ -116,6 +116,20 @@ class ModelStore:
                 disagreement=difference,
             )
 
+    def restore(self, domain: str, before: LoadedModel | None, held: str) -> None:
+        """Undo a load: what answered before answers again, as it was, or nothing where it was the first. `held`: as before."""
+        with self._changing:
+            now = self.live.get(domain)
+            self._hold(domain, held)
+            self.live = {other: model for other, model in self.live.items() if other != domain} | (
+                {domain: before} if before else {}
+            )
+            self.trials.pop(domain, None)
+            if before:
+                self._announce(before, now)
+            elif now:
+                self._unannounce(now)
+
     def _hold(self, domain: str, version: str) -> None:
         held = {other: number for other, number in self.held.items() if other != domain}
         self.held = held | ({domain: version} if version else {})
@@ -229,11 +243,14 @@ class ModelStore:
         self.backends.choose_for(model, images, recorded.texts)
         return model, difference
 
+    def _unannounce(self, model: LoadedModel) -> None:
+        self.metrics.model.remove(
+            model.domain, model.version, model.lineage.get("run_id", ""), model.lineage.get("dataset", "")
+        )
+
     def _announce(self, model: LoadedModel, before: LoadedModel | None) -> None:
         if before:
-            self.metrics.model.remove(
-                before.domain, before.version, before.lineage.get("run_id", ""), before.lineage.get("dataset", "")
-            )
+            self._unannounce(before)
         self.metrics.model.labels(
             model.domain, model.version, model.lineage.get("run_id", ""), model.lineage.get("dataset", "")
         ).set(1)

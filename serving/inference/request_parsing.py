@@ -28,24 +28,24 @@ async def parse(request: Request, body: type[B]) -> B:
 
     Raises: RequestRejectedError; RequestValidationError.
     """
-    raw, kind, admission = await request.body(), request.headers.get("content-type", ""), server_of(request).admission
+    raw, kind, admission = request.state.body, request.headers.get("content-type", ""), server_of(request).admission
     return await admission.off_loop(len(raw), lambda: read(raw, kind, body, admission))
 
 
-def read(raw: bytes, content_type: str, body: type[B], admission: Admission) -> B:
+def read(raw: memoryview, content_type: str, body: type[B], admission: Admission) -> B:
     """Likewise, of the bytes of a body."""
     try:
         if is_form(content_type):
             most = 2 * admission.options.max_items + admission.options.max_classes + len(FORM_VALUES)
             return body.model_validate(_values(raw, content_type, most), context=admission)
-        raw = raw.removeprefix(BOM)
-        admission.check_json(raw)
-        return body.model_validate_json(raw, context=admission)
+        raw = raw[len(BOM) :] if raw[: len(BOM)] == BOM else raw
+        with admission.small_json(raw) as small:
+            return body.model_validate_json(small, context=admission)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-def _values(raw: bytes, content_type: str, most: int) -> dict[str, object]:
+def _values(raw: memoryview, content_type: str, most: int) -> dict[str, object]:
     values: dict[str, object] = {}
     lists: dict[str, list[object]] = {}
     for part in read_form(raw, content_type, most):

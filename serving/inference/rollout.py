@@ -27,8 +27,9 @@ def load_on_all(store: ModelStore, relay: Relay, domain: str, version: str, hold
     try:
         require_agreement(replies)
     except ClipftError:
+        if before is None or before.version != version:
+            store.restore(domain, before, held or "")
         if before and before.version != version:
-            store.load(domain, before.version, held is not None)
             relay.broadcast(LoadRequest(version=before.version, hold=held is not None))
         raise
     others = {reply.address: "away" if reply.response is None else version for reply in replies}

@@ -23,6 +23,7 @@ from clipft_tasks.contracts.base import Record
 
 from .admission import Admission
 from .errors import RequestRejectedError
+from .large_json import LONG_STRINGS
 
 MAX_FIELDS = 50  # of a body; more are not even named in its refusal
 SPELLINGS = str.maketrans("-_", "+/", " \t\r\n")  # of base64
@@ -40,6 +41,11 @@ def _decoded(value: object) -> object:
         head, comma, value = value.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise ValueError("not base64: a data: URI must say `;base64,` before its bytes")
+    if (strings := LONG_STRINGS.get()) and (number := strings.number_of(value)) is not None:
+        try:
+            return strings.decoded(number)
+        except ValueError:
+            raise ValueError("not base64: other characters than its 64, or cut short") from None
     if not value.isascii():
         raise ValueError("not base64: it has letters beyond ASCII")
     try:

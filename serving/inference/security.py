@@ -16,6 +16,14 @@ class Scope(StrEnum):
     OPERATE = "operate"
 
 
+class Holds(StrEnum):
+    """What a body holds, and so how large it may be."""
+
+    SETTINGS = "settings"
+    TEXTS = "texts"
+    IMAGES = "images"
+
+
 ALL = frozenset(Scope)
 
 
@@ -25,22 +33,29 @@ class Rule:
 
     Attributes:
         scope: that the caller needs; None: the route is for everybody.
-        whole_body: bodies may be as large as the server takes any; otherwise as large as a few settings.
+        body: what a body holds at most.
         streams: the route reads its body itself, piece by piece; a length need not be said.
         is_inference: the work may be taken back: it ends when its client hangs up, and has a deadline.
+        is_health: whether the server is well: who asks this does not count as one who asks something.
+        weight: as how many requests one counts where requests a second are counted.
     """
 
     scope: Scope | None
-    whole_body: bool = False
+    body: Holds = Holds.SETTINGS
     streams: bool = False
     is_inference: bool = False
+    is_health: bool = False
+    weight: int = 1
 
     async def __call__(self) -> None:
         """Nothing: the rule was kept before."""
 
 
 PUBLIC = [Depends(Rule(None))]
-INFER = [Depends(Rule(Scope.INFER, whole_body=True, is_inference=True))]
+HEALTH = [Depends(Rule(None, is_health=True))]
+METRICS = [Depends(Rule(None, is_health=True, weight=10))]
+INFER = [Depends(Rule(Scope.INFER, body=Holds.IMAGES, is_inference=True))]
+INFER_TEXTS = [Depends(Rule(Scope.INFER, body=Holds.TEXTS, is_inference=True))]
 FEEDBACK = [Depends(Rule(Scope.FEEDBACK))]
 OPERATE = [Depends(Rule(Scope.OPERATE))]
 STRICTEST = Rule(Scope.OPERATE)

@@ -1,7 +1,8 @@
 """What the routes work with: made once when the server starts, closed when it ends."""
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,6 +20,7 @@ from .keys import Keys
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
+from .rate_limit import RateLimit
 from .replicas import Relay, Replicas
 from .service import InferenceService
 from .settings import ServingSettings
@@ -42,6 +44,8 @@ class Server:
     store: ModelStore
     replicas: Replicas
     inference: InferenceService
+    is_ending: threading.Event = field(default_factory=threading.Event)
+    audited_refusals: RateLimit = field(default_factory=lambda: RateLimit(1, 100))
 
     @classmethod
     def start(cls, options: ServingSettings) -> "Server":

@@ -17,8 +17,9 @@ from serving.inference.connections import GuardedProtocol
 async def app(scope, receive, send) -> None:
     if scope["type"] != "http":
         return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+    body = b"x" * 20_000_000 if scope["path"] == "/large" else b"ok"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def port() -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "HEAD_SECONDS", 0.5)
         patch.setattr(connections, "CONNECTIONS", 20)
+        patch.setattr(connections, "UNREAD_SECONDS", 0.5)
         port = free_port()
         server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=port, http=GuardedProtocol, log_config=None, lifespan="off")
@@ -101,3 +103,64 @@ def test_of_too_many_connections_the_one_that_waited_longest_goes(port):
     assert said(lines[0]) == b""
     for line in lines[1:]:
         line.close()
+
+
+class Transport:
+    is_closed = False
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def connection(address: str, waits_since: float, asked_at: float = 0.0) -> GuardedProtocol:
+    made = GuardedProtocol.__new__(GuardedProtocol)
+    made.address, made.waits_since, made.asked_at, made.transport = address, waits_since, asked_at, Transport()
+    return made
+
+
+def test_of_too_many_connections_one_of_the_address_that_has_most_goes():
+    asks = float("inf")
+    first, greedy = connection("a", 1.0), [connection("b", 5.0), connection("b", asks, 6.0), connection("b", asks, 7.0)]
+    for expected in (greedy[0], greedy[2]):  # who waits, then who asked last
+        connections._make_room([first, *greedy])
+        assert [c for c in (first, *greedy) if c.transport.is_closed] == [c for c in greedy if c.transport.is_closed]
+        assert expected.transport.is_closed
+    assert not greedy[1].transport.is_closed
+
+
+def test_an_answer_that_nobody_reads_is_not_kept(port):
+    line = opened(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+    time.sleep(2)
+    assert len(said(line)) < 20_000_000
+
+
+def test_an_answer_that_is_read_slowly_comes_whole(port):
+    line, came = opened(port, b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), 0
+    began = time.monotonic()
+    with line:
+        while part := line.recv(400_000):
+            came += len(part)
+            time.sleep(0.02)
+    assert came > 20_000_000 and time.monotonic() - began > 0.6
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (b"\x16\x03\x01", b"400"),
+        (b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"CONNECT x:1 HTTP/1.1\r\n\r\n", b"400"),
+    ],
+    ids=["no HTTP", "no path", "a tunnel"],
+)
+def test_what_is_no_request_is_refused_once(port, text, status):
+    answer = said(opened(port, text + b"\r\n" * 10))
+    assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1") == 2  # the second in the words of the refusal
+
+
+def test_requests_that_are_sent_far_ahead_are_not_all_answered(port):
+    answer = said(opened(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 5000))
+    assert answer.count(b"200 OK") < 50

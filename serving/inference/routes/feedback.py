@@ -17,7 +17,8 @@ router = APIRouter()
 
 @router.post("/v1/feedback", dependencies=FEEDBACK)
 def feedback(body: FeedbackRequest, request: Request, server: ServerDep, relay: RelayDep) -> FeedbackResult:
-    """What a classified image really shows. Named by the `X-Clipft-Answer-Id` of the answer; each image counts once.
+    """What a classified image really shows. Named by the `X-Clipft-Answer-Id` of the answer. The first word about an image counts,
+    for the accuracy and as its label; `PUT /v1/captures/…` corrects a label.
 
     A caller's own request id names no answer: two requests may share it.
     """
@@ -29,7 +30,8 @@ def feedback(body: FeedbackRequest, request: Request, server: ServerDep, relay: 
         why = f"No answer {shortened(body.answer_id)!r} with an image {body.index} is remembered. Answers are named by {ANSWER_ID}."
         raise HTTPException(404, why) from None
     count_for(request, judgment.domain)
-    server.captures.label_later(judgment.domain, body.answer_id, body.index, body.label)
+    if judgment.is_new:
+        server.captures.label_later(judgment.domain, body.answer_id, body.index, body.label)
     return FeedbackResult(predicted=judgment.predicted, version=judgment.version, counted=judgment.is_new)
 
 

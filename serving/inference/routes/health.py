@@ -6,14 +6,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from clipft_tasks.contracts.serving import Liveness, Readiness
 
-from ..security import Scope, caller_of
+from ..security import HEALTH, METRICS, Scope, caller_of
 from ..server import ServerDep
 
 router = APIRouter()
 
 
-@router.head("/healthz", include_in_schema=False)
-@router.get("/healthz")
+@router.head("/healthz", dependencies=HEALTH, include_in_schema=False)
+@router.get("/healthz", dependencies=HEALTH)
 async def healthz(server: ServerDep) -> Liveness:
     """Is the process alive, and each of its threads? 500 says which one has ended or hangs."""
     if problem := server.thread_problem():
@@ -21,12 +21,12 @@ async def healthz(server: ServerDep) -> Liveness:
     return Liveness(status="alive")
 
 
-@router.head("/readyz", include_in_schema=False)
-@router.get("/readyz")
+@router.head("/readyz", dependencies=HEALTH, include_in_schema=False)
+@router.get("/readyz", dependencies=HEALTH)
 async def readyz(request: Request, server: ServerDep, response: Response) -> Readiness:
     """Can it answer? Not before the registry's champions are live. Why they are not is told in full with the token."""
     store = server.store
-    is_ready = bool(store.versions) and not store.is_starting
+    is_ready = bool(store.versions) and not store.is_starting and not server.is_ending.is_set()
     if not is_ready:
         response.status_code = 503
     in_full = caller_of(request).may(Scope.OPERATE)
@@ -39,7 +39,7 @@ async def readyz(request: Request, server: ServerDep, response: Response) -> Rea
     )
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", dependencies=METRICS, response_class=PlainTextResponse)
 async def metrics(server: ServerDep) -> Response:
     """Metrics for Prometheus."""
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -14,7 +14,7 @@ from ..loaded_model import LoadedModel
 from ..middleware import count_for
 from ..request_parsing import documented, parse
 from ..schemas import Classify, EmbedImages, EmbedTexts, InferenceBody, Similarity
-from ..security import INFER, is_internal
+from ..security import INFER, INFER_TEXTS, is_internal
 from ..server import ServerDep
 
 B = TypeVar("B", bound=InferenceBody)
@@ -69,7 +69,7 @@ async def embed_images(
     return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
 
 
-@router.post("/v1/embed/texts", dependencies=INFER, openapi_extra=documented(EmbedTexts))
+@router.post("/v1/embed/texts", dependencies=INFER_TEXTS, openapi_extra=documented(EmbedTexts))
 async def embed_texts(
     request: Annotated[InferenceRequest[EmbedTexts], Depends(inference_request(EmbedTexts))],
     server: ServerDep,
