@@ -110,6 +110,7 @@ def test_the_keyboard_is_enough(at):
     page.keyboard.press("ArrowRight")
     expect(page.locator("#tab-words")).to_be_focused()
     expect(page.locator("#panel-words")).to_be_visible()
+    expect(page.locator("#similar li:nth-child(2)")).to_be_visible()
     tab_to("#similar li:nth-child(2)")
     page.keyboard.press("Enter")
     expect(page.locator("#similar li:nth-child(2)")).to_have_attribute("aria-pressed", "true")
