@@ -71,7 +71,7 @@ async def main(port: int, path: str, clients: int, seconds: float, bodies: list[
     await asyncio.wait(tasks, timeout=WARM + seconds + 1)  # what takes longer is no answer of this round
     for task in tasks:
         task.cancel()
-    p50, p99 = (float(q) * 1000 for q in np.quantile(load.took or [np.nan], (0.5, 0.99)))
+    p50, p99 = (float(q) * 1000 for q in np.quantile(load.took or [0.0], (0.5, 0.99)))
     return {"answers": len(load.took), "errors": load.errors, "seconds": seconds, "p50": p50, "p99": p99}
 
 

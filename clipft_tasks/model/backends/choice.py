@@ -26,6 +26,7 @@ Outcome: TypeAlias = Literal[
 
 COSINE, LENGTH = 0.9999, 0.01  # least cosine of an embedding with torch's; largest difference of their lengths, relative
 BATCHES = (1, 8)
+WARM = (*range(1, 9), 16, 32)  # batches that are run once before traffic meets them: libraries prepare for each size
 ROUNDS, SECONDS = 7, 4.0  # of the comparison, whichever ends first, but no fewer than two rounds
 GAIN = 1.05  # below which torch stays
 TEXTS = (
@@ -102,7 +103,7 @@ def choose(
         outcome: Outcome = "other_answers" if any(kind == "other_answers" for kind, _ in refused) else "failed"
         return _torch(outcome, "; ".join(why for _, why in refused))
     if wanted != AUTO:
-        return Choice(Decision(wanted, "it is set"), "set", candidates[0].run)
+        return Choice(Decision(wanted, "it is set"), "set", _warmed(candidates[0].run, samples))
     _measure([reference, *candidates], samples)
     measured = {f"{c.name} batch {b} ms": round(c.median(b) * 1000, 2) for c in (reference, *candidates) for b in BATCHES}
     best = min(candidates, key=lambda candidate: candidate.cost)
@@ -110,7 +111,9 @@ def choose(
     also = "".join(f"; {why}" for _, why in refused)
     if gain < GAIN:
         return Choice(Decision(TORCH, f"{best.name} is {gain:.2f} times as fast{also}", measured), "slower")
-    return Choice(Decision(best.name, f"{gain:.2f} times as fast as torch here{also}", measured), "fastest", best.run)
+    return Choice(
+        Decision(best.name, f"{gain:.2f} times as fast as torch here{also}", measured), "fastest", _warmed(best.run, samples)
+    )
 
 
 def available(wanted: str = AUTO) -> list[str]:
@@ -168,8 +171,7 @@ def disagreement(reference: Runner, other: Runner, samples: Sequence[np.ndarray]
 
 def _measure(candidates: Sequence[_Candidate], samples: Sequence[np.ndarray]) -> None:
     """Time them in turns, so that whatever else the machine does meets all of them alike."""
-    largest = max(samples, key=len)
-    inputs = {batch: np.ascontiguousarray(np.resize(largest, (batch, *largest.shape[1:]))) for batch in BATCHES}
+    inputs = {batch: _batch(samples, batch) for batch in BATCHES}
     for candidate in candidates:  # a new shape costs once
         for some in inputs.values():
             candidate.run(some)
@@ -182,6 +184,18 @@ def _measure(candidates: Sequence[_Candidate], samples: Sequence[np.ndarray]) ->
                 began = time.perf_counter()
                 candidate.run(some)
                 candidate.seconds[batch].append(time.perf_counter() - began)
+
+
+def _batch(samples: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """So many rows of the samples of which there are most."""
+    largest = max(samples, key=len)
+    return np.ascontiguousarray(np.resize(largest, (size, *largest.shape[1:])))
+
+
+def _warmed(run: Runner, samples: Sequence[np.ndarray]) -> Runner:
+    for size in WARM:
+        run(_batch(samples, size))
+    return run
 
 
 def _torch(outcome: Outcome, why: str) -> Choice:
