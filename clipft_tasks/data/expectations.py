@@ -30,11 +30,14 @@ class Check:
 
 
 def describe(frame: pd.DataFrame, domain: Domain, tokens: pd.Series, context: int) -> pd.DataFrame:
-    """The manifest plus the columns that the suite looks at: tokens, truncated, leaks."""
+    """The manifest plus the columns that suite and report look at: tokens, truncated, leaks, side, and alike: the group of near-duplicates."""
     pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits, domain.augment)
     component = splits.components(len(frame), pairs, frame["group"].tolist())
+    alike = splits.components(len(frame), pairs, [""] * len(frame))
     across = frame.groupby(component)["split"].transform("nunique") > 1
-    return frame.assign(tokens=tokens, truncated=tokens > context, leaks=across, side=frame[["width", "height"]].min(axis=1))
+    return frame.assign(
+        tokens=tokens, truncated=tokens > context, leaks=across, alike=alike, side=frame[["width", "height"]].min(axis=1)
+    )
 
 
 def limits_of(domain: Domain, options: DataSpec, frame: pd.DataFrame) -> Checks:

@@ -23,7 +23,7 @@ from typing import Self
 
 import pandas as pd
 
-from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount
+from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount, shortened
 from ..contracts.review import DecisionsFile
 from ..core.console import progress
 from ..core.errors import ClipftError, TransientError
@@ -427,6 +427,16 @@ def read_rejected(folder: Path, name: str = "rejected.jsonl") -> list[RejectedRo
     """The rows of a staging folder that were not taken."""
     lines = (folder / name).read_text("utf-8").split("\n")
     return [RejectedRow.model_validate_json(line) for line in lines if line]
+
+
+def left_out(folder: Path, kept: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a staging folder whose image was read and is not among those kept, with the kind of `reason`."""
+    if not (folder / "taken.parquet").exists():  # of an earlier release
+        return kept.head(0).assign(reason="")
+    taken = pd.read_parquet(folder / "taken.parquet")
+    reasons = {row.name: row.kind for row in read_rejected(folder)}
+    gone = taken[~taken["sha256"].isin(set(kept["sha256"]))].reset_index(drop=True)
+    return gone.assign(reason=[reasons.get(shortened(name), "dropped in a review") for name in gone["name"]])
 
 
 def read_card(folder: Path) -> DatasetCard:

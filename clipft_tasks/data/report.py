@@ -2,21 +2,17 @@
 
 import datetime
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from ..contracts.dataset import DatasetCard, RejectedRow
 from ..domains import get_domain
-from . import shards
 from .expectations import Check
-from .images import open_image, thumbnail
+from .gallery import Thumbnails, few_groups, gallery
 from .splits import SPLITS
-from .versioning import Packed
 
-PER_CLASS = 4
-SIDE = 160  # of an example image, pixels
+SHARDS = 16  # that are brought to this machine for the page, 64 MiB each
 
 
 def write(
@@ -26,8 +22,15 @@ def write(
     checks: list[Check],
     rejected: list[RejectedRow],
     folders: list[Path],
+    left_out: pd.DataFrame,
 ) -> None:
-    """Write the page. `frame` comes from `expectations.describe`; `folders` are searched for the example images."""
+    """Write the page.
+
+    Args:
+        frame: from `expectations.describe`.
+        folders: are searched for the images that are shown.
+        left_out: rows that were read and are in no split, with `reason`.
+    """
     table = frame.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     classes = [(str(name), row.to_dict(), row.sum() / len(frame)) for name, row in table.iterrows()]
     facts = [
@@ -42,11 +45,7 @@ def write(
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
         ("Content digest", card.content),
     ]
-    gray_bits = get_domain(card.domain).gray_bits
-    images = [
-        {"src": _thumbnail(cast(Packed, row), folders, gray_bits), "caption": row.caption, "split": row.split}
-        for row in examples(frame).itertuples()
-    ]
+    images = gallery(frame, left_out, Thumbnails(folders, get_domain(card.domain).gray_bits))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
         title=f"Data report: {card.domain}",
@@ -55,21 +54,16 @@ def write(
         splits=SPLITS,
         classes=classes,
         facts=facts,
-        images=images,
+        gallery=images,
+        few_groups=few_groups(frame),
         rejected=rejected,
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path.write_text(html, "utf-8")
 
 
-def examples(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose images the page shows."""
-    return frame.groupby("label", group_keys=False).head(PER_CLASS).head(24)
-
-
-def _thumbnail(row: Packed, folders: list[Path], gray_bits: int) -> str:
-    for folder in folders:
-        if (folder / row.shard).is_file():
-            data = shards.read(folder, shards.Place(row.shard, int(row.offset), int(row.length)))
-            return thumbnail(open_image(data, gray_bits=gray_bits).rgb, SIDE)
-    return ""
+def shards_shown(frame: pd.DataFrame, left_out: pd.DataFrame) -> set[str]:
+    """The shards whose images the page shows: those with most of them, where they would be many to bring here."""
+    images = Thumbnails([], 8)
+    gallery(frame, left_out, images)
+    return {shard for shard, _ in images.asked.most_common(SHARDS)}

@@ -30,11 +30,12 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
     checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)), spec.data)
     failed = [c for c in checks if not c.passed]
 
-    shown = {f"shards/{shard}" for shard in report.examples(described)["shard"]}
+    left_out = ingest_pipeline.left_out(folder, frame)
+    shown = {f"shards/{shard}" for shard in report.shards_shown(described, left_out)}
     staged.fetch(staging, lambda name: name in shown)
     path = folder / "report.html"
     packed_before = [settings().folder("cache", "shards"), settings().working_copy / spec.domain / "shards"]
-    report.write(path, described, card, checks, rejected, [folder / "shards", *packed_before])
+    report.write(path, described, card, checks, rejected, [folder / "shards", *packed_before], left_out)
     numbers = {"rows": card.rows, "rejected": card.rejected, "checks_failed": len(failed)}
     tags = {"clipft.source": card.source}
     link = tracking.log_page(f"clipft-{spec.domain}-data", card.content, f"data {card.source}", tags, numbers, path)
