@@ -10,7 +10,7 @@ from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.files import own_folder
 from ..core.settings import settings
-from ..data import ingest_pipeline, repository, versioning
+from ..data import ingest_pipeline, repository, staged, versioning
 from ..domains import get_domain
 from ..spec import RunSpec
 
@@ -79,7 +79,7 @@ def apply(spec: RunSpec, files: Sequence[DecisionsFile], *, skip_conflicts: bool
             staging = ingest_pipeline.settle(building, spec.identity("review", "domain"))
         if not card.rows:
             raise ClipftError(f"decisions on {domain.name}", "they leave no row", "Drop fewer.", code="review.nothing_left")
-        validate.run(spec, str(staging))
+        validate.run(spec, staged.publish(staging))
         try:
             version, new = versioning.commit(domain.name, staging, card)
             break
