@@ -15,6 +15,7 @@ class Calibration(VersionedRecord):
     Attributes:
         classes, prompts: that it was measured with; it says nothing of other classes or wordings.
         temperature: of similarities, at which probabilities are right as far as the rows can tell.
+        fitted: whether it is fitted; false: the groups are too few, and it is the model's own.
         scores, groups: of each row, its nonconformity and the number of its group.
         coverage: what sets have where nobody asks for another; None where the groups allow no promise worth making.
     """
@@ -24,6 +25,7 @@ class Calibration(VersionedRecord):
     classes: list[str]
     prompts: list[str]
     temperature: FiniteFloat = Field(gt=0)
+    fitted: bool
     scores: list[FiniteFloat]
     groups: list[int]
     coverage: float | None

@@ -25,6 +25,7 @@ def calibrate(held_out: HeldOut, classes: list[str], prompts: list[str], own_sca
         classes=classes,
         prompts=prompts,
         temperature=1 / scale,
+        fitted=m.can_calibrate(rows.groups),
         scores=[round(float(score), 6) for score in scores],
         groups=groups.tolist(),
         coverage=conformal.default_coverage(groups),

@@ -10,9 +10,11 @@ import numpy as np
 from scipy import sparse
 
 from ..contracts.evaluation import ClassErrors, ReliabilityBin
+from ..model.group_quantile import effective_groups
 
 BLOCK = 4_000_000  # numbers at a time
 BINS = 15  # of calibration, as in Guo et al. 2017
+FEW_GROUPS = 3  # of which a temperature is not fitted
 FOLDS = 10  # of groups, that the temperature is fitted without in turn
 
 
@@ -172,11 +174,16 @@ def fitted_scale(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(unlikely, bounds=(np.log(1e-2), np.log(1e4)), method="bounded").x))
 
 
+def can_calibrate(groups: np.ndarray) -> bool:
+    """Whether rows of such groups say anything of the temperature."""
+    return effective_groups(groups) > FEW_GROUPS
+
+
 def calibrated_scale(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, own: float) -> float:
     """The factor on scores at which probabilities are right for new groups; NaN where nothing fits.
 
     It is the fitted one, moved towards the model's own as far as groups disagree: three modules that happen to be hard say little of the
-    next (James and Stein 1961, with the variance of a jackknife of groups). One group says nothing.
+    next (James and Stein 1961, with the variance of a jackknife of groups, which few of them underrate). Three groups or fewer say nothing.
 
     Args:
         groups: of each row (n,).
@@ -185,14 +192,14 @@ def calibrated_scale(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, 
     fitted = fitted_scale(truth, scores)
     if not np.isfinite(fitted):
         return fitted
-    fold = np.unique(groups, return_inverse=True)[1] % FOLDS
-    folds = np.unique(fold)
-    if len(folds) < 2:
+    if not can_calibrate(groups):
         return own
-    without = np.log([fitted_scale(truth[fold != one], scores[fold != one]) for one in folds])
-    variance = (len(folds) - 1) / len(folds) * float(((without - without.mean()) ** 2).sum())
+    fold = np.unique(groups, return_inverse=True)[1] % FOLDS
+    count = int(fold.max()) + 1
+    without = np.log([fitted_scale(truth[fold != one], scores[fold != one]) for one in range(count)])
+    variance = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
     moved = float(np.log(fitted / own))
-    kept = max(0.0, 1 - variance / moved**2) if moved else 0.0
+    kept = max(0.0, 1 - (count - 1) / (count - FEW_GROUPS) * variance / moved**2) if moved else 0.0
     return float(own * np.exp(kept * moved))
 
 

@@ -32,7 +32,7 @@ class Sets:
     def of(cls, ranking: Ranking, asked: float | None) -> "Sets":
         """Args: asked: the coverage that the caller wants; None leaves it to the package."""
         model, calibration = ranking.model, ranking.model.calibration
-        if calibration is None or not ranking.is_calibrated:
+        if calibration is None or not ranking.has_own_classes:
             return cls(reasons=[model.uncalibrated if ranking.has_own_classes else OWN_CLASSES])
         wanted = asked if asked is not None else calibration.coverage
         percent = math.ceil(100 * (wanted or conformal.DEFAULT) - 1e-9)  # whole ones, so that few limits are ever worked out
@@ -58,7 +58,7 @@ def answer(ranking: Ranking, coverage: float | None, heatmaps: Sequence[Heatmap]
     sets, reference = Sets.of(ranking, coverage), ranking.model.reference
     limit = reference.facts.novelty_limit if reference and ranking.has_own_classes else None
     novelty = reference.novelty(ranking.image) if reference and limit else None
-    reasons = [*sets.reasons, *_of_novelty(ranking, limit)]
+    reasons = [*_of_probabilities(ranking), *sets.reasons, *_of_novelty(ranking, limit)]
     predictions = []
     for row, label in enumerate(ranking.labels):
         probabilities, scores = ranking.probabilities[row], ranking.scores[row]
@@ -82,6 +82,16 @@ def answer(ranking: Ranking, coverage: float | None, heatmaps: Sequence[Heatmap]
         false_alarms=limit.false_alarms if limit else None,
         reasons=reasons,
     )
+
+
+def _of_probabilities(ranking: Ranking) -> list[str]:
+    """Why probabilities are not calibrated, where nothing else says so."""
+    calibration = ranking.model.calibration
+    if calibration is None or not ranking.has_own_classes or calibration.fitted:
+        return []
+    return [
+        f"The held-out images are as good as {effective_groups(calibration.groups):.1f} groups, too few to calibrate probabilities."
+    ]
 
 
 def _of_novelty(ranking: Ranking, limit: NoveltyLimit | None) -> list[str]:

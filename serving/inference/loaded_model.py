@@ -142,14 +142,15 @@ class Ranking:
     def labels(self) -> list[str]:
         return [self.classes[i] for i in self.best]
 
-    @property
+    @cached_property
     def has_own_classes(self) -> bool:
         """Whether the classes are those that the model was trained to tell apart, in whatever order."""
         return set(self.classes) == set(self.model.classes)
 
     @property
     def is_calibrated(self) -> bool:
-        return self.model.calibration is not None and self.has_own_classes
+        """Whether the probabilities are."""
+        return self.has_own_classes and self.model.calibration is not None and self.model.calibration.fitted
 
     @cached_property
     def probabilities(self) -> np.ndarray:

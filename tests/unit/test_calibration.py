@@ -95,11 +95,13 @@ def test_the_temperature_is_the_one_that_made_the_labels_where_the_groups_agree(
 
 
 def test_few_groups_that_disagree_leave_the_models_own_temperature():
-    easy, hard = rows_at(60, 60, 1), rows_at(3, 60, 2)
-    scores, truth = (np.concatenate(parts) for parts in list(zip(easy, hard, strict=True))[:2])
-    found = metrics.calibrated_scale(truth, scores, np.repeat([0, 1], 60), own=12.0)
+    modules = [rows_at(scale, 60, seed) for seed, scale in enumerate((60, 3, 60, 3))]
+    scores, truth = (np.concatenate(parts) for parts in list(zip(*modules, strict=True))[:2])
+    found = metrics.calibrated_scale(truth, scores, np.repeat(np.arange(4), 60), own=12.0)
     assert found == pytest.approx(12.0, rel=0.35)
-    assert metrics.calibrated_scale(truth, scores, np.zeros(120), own=12.0) == 12.0  # one group says nothing
+    for few in (np.zeros(240), np.arange(240) // 80):  # one and three groups say nothing
+        assert metrics.calibrated_scale(truth, scores, few, own=12.0) == 12.0
+        assert not metrics.can_calibrate(few)
 
 
 def test_rows_that_are_all_right_do_not_make_a_model_certain():
