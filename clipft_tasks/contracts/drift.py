@@ -1,5 +1,6 @@
 """Drift: what the server measures, what an alert says, and what is being done about it."""
 
+import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
@@ -77,6 +78,11 @@ class WindowRows(Record):
 
     appearance: list[list[float]]
     similarity: list[list[float]]
+
+
+def answer_hash(answer_id: str) -> str:
+    """What captures of a request are called: it says nothing about the answer and can be no path."""
+    return hashlib.sha256(answer_id.encode()).hexdigest()[:24]
 
 
 class Capture(Record):

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,23 @@ from .statistics import Array, unit
 from .thresholds import WINDOW_MIN_ROWS, WINDOW_ROWS, WINDOW_SECONDS
 
 PERMUTATIONS = 250
+
+
+class Mark(NamedTuple):
+    """Which row of a window it is, counted from its beginning, and the answer that it came with ("" where that is not known)."""
+
+    number: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """A row of a window, as it is kept. `values`: of an image embedding, image statistics and similarities; else one array."""
+
+    kind: RowKind
+    at: float
+    mark: Mark
+    values: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -99,49 +116,89 @@ class Window:
     seconds: float = WINDOW_SECONDS
     seen: int = 0  # images since the beginning
     changes: int = 0  # rows of any kind since the beginning
-    _images: deque[tuple[float, Array, Array, Array]] = field(default_factory=deque)
-    _texts: deque[tuple[float, Array]] = field(default_factory=deque)
-    _paired: deque[tuple[float, float]] = field(default_factory=deque)
-    _feedback: deque[tuple[float, bool]] = field(default_factory=deque)
+    _images: deque[tuple[float, Mark, Array, Array, Array]] = field(default_factory=deque)
+    _texts: deque[tuple[float, Mark, Array]] = field(default_factory=deque)
+    _paired: deque[tuple[float, Mark, float]] = field(default_factory=deque)
+    _feedback: deque[tuple[float, Mark, bool]] = field(default_factory=deque)
+    _marked: int = 0
 
     def __post_init__(self) -> None:
         for name in ("_images", "_texts", "_paired", "_feedback"):
             setattr(self, name, deque(maxlen=self.size))
 
-    def add_images(self, image: Array, appearance: Array, similarity: Array) -> None:
+    def add_images(self, image: Array, appearance: Array, similarity: Array, answer: str = "") -> None:
         """Images of one request: embeddings (n, d), image statistics (n, 5), similarity with the model's own classes (n, c) or (n, 0).
 
-        Rows that are not finite are counted but not kept.
+        Rows that are not finite are counted but not kept. `answer` names the request's answer, by which `forget` finds them.
         """
         now = time.time()
         self.seen += len(image)
         self.changes += len(image)
         whole = np.isfinite(image).all(axis=1) & np.isfinite(appearance).all(axis=1)
         self._images.extend(
-            (now, *parts) for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True)
+            (now, self._mark(answer), *parts)
+            for parts in zip(unit(image[whole]), appearance[whole], similarity[whole], strict=True)
         )
 
-    def add_texts(self, text: Array) -> None:
+    def add_texts(self, text: Array, answer: str = "") -> None:
         now = time.time()
         self.changes += len(text)
-        self._texts.extend((now, row) for row in unit(text) if np.isfinite(row).all())
+        self._texts.extend((now, self._mark(answer), row) for row in unit(text) if np.isfinite(row).all())
 
-    def add_pairs(self, similarity: Sequence[float]) -> None:
+    def add_pairs(self, similarity: Sequence[float], answer: str = "") -> None:
         """Similarity of images with the text that belongs to each, as the client says."""
         now = time.time()
         self.changes += len(similarity)
-        self._paired.extend((now, float(s)) for s in similarity if np.isfinite(s))
+        self._paired.extend((now, self._mark(answer), float(s)) for s in similarity if np.isfinite(s))
 
-    def add_feedback(self, right: bool) -> None:
+    def add_feedback(self, right: bool, answer: str = "") -> None:
         self.changes += 1
-        self._feedback.append((time.time(), right))
+        self._feedback.append((time.time(), self._mark(answer), right))
+
+    def forget(self, answer: str) -> int:
+        """Drop every row of an answer; returns how many there were."""
+        found = 0
+        for queue in self._queues.values():
+            kept = [row for row in queue if row[1].answer != answer]
+            found += len(queue) - len(kept)
+            queue.clear()
+            queue.extend(kept)
+        self.changes += found
+        return found
+
+    def kept(self, after: int = 0) -> list[WindowRow]:
+        """Its rows beyond a number, to be kept elsewhere."""
+        return [
+            WindowRow(kind, at, mark, tuple(np.asarray(value) for value in values))
+            for kind, queue in self._queues.items()
+            for at, mark, *values in queue
+            if mark.number > after
+        ]
+
+    def oldest(self) -> int:
+        """The number of its oldest row; beyond the last where it is empty."""
+        return min((queue[0][1].number for queue in self._queues.values() if queue), default=self._marked + 1)
+
+    def restore(self, rows: Sequence[WindowRow]) -> None:
+        """Take up rows that were kept, in their order. Raises ValueError for what is no row of this window."""
+        width, classes = self.reference.rows.image.shape[1], self.reference.rows.similarity.shape[1]
+        wanted = {"images": [(width,), self.reference.rows.appearance.shape[1:], (classes,)], "texts": [(width,)]}
+        for row in rows:
+            if [value.shape for value in row.values] != wanted.get(row.kind, [()]):
+                raise ValueError(f"a row of {row.kind} of another shape")
+        for row in sorted(rows, key=lambda row: row.mark.number):
+            single = row.values[0] if row.kind in wanted else row.values[0].item()
+            self._queues[row.kind].append((row.at, row.mark, *(row.values if row.kind == "images" else (single,))))
+            self._marked = max(self._marked, row.mark.number)
+        self.seen += sum(row.kind == "images" for row in rows)
+        self.changes += len(rows)
 
     def rows(self) -> ImageRows:
         """The images that are in the window now."""
         self._expire()
         if not self._images:
             return self.reference.rows.take(np.arange(0))
-        _, *columns = zip(*self._images, strict=True)
+        _, _, *columns = zip(*self._images, strict=True)
         return ImageRows(*(np.stack(c) for c in columns))
 
     def copy(self) -> "Window":
@@ -154,9 +211,9 @@ class Window:
     def sample(self) -> Sample:
         """Everything that is in the window now."""
         rows = self.rows()  # drops what is too old
-        text = np.stack([row for _, row in self._texts]) if self._texts else np.zeros((0, 1))
-        paired = np.array([s for _, s in self._paired])
-        return Sample(rows, text, paired, len(self._feedback), sum(right for _, right in self._feedback))
+        text = np.stack([row for *_, row in self._texts]) if self._texts else np.zeros((0, 1))
+        paired = np.array([s for *_, s in self._paired])
+        return Sample(rows, text, paired, len(self._feedback), sum(right for *_, right in self._feedback))
 
     def measure(self, permutations: int = PERMUTATIONS) -> DriftMetrics:
         """Everything that the window says; a signal is left out while fewer than `least` rows speak for it."""
@@ -195,9 +252,16 @@ class Window:
         last = replace(whole.window, images=images.take(np.arange(len(images) - self.least, len(images))))
         return lambda limit: replace(whole, window=last, tested_above=limit)
 
+    @property
+    def _queues(self) -> dict[RowKind, deque[Any]]:  # of rows that begin with a time and a mark
+        return {"images": self._images, "texts": self._texts, "pairs": self._paired, "feedback": self._feedback}
+
+    def _mark(self, answer: str) -> Mark:
+        self._marked += 1
+        return Mark(self._marked, answer)
+
     def _expire(self) -> None:
         oldest = time.time() - self.seconds
-        queues: list[deque[Any]] = [self._images, self._texts, self._paired, self._feedback]  # of rows that begin with a time
-        for queue in queues:
+        for queue in self._queues.values():
             while queue and queue[0][0] < oldest:
                 queue.popleft()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipft_tasks.contracts.drift import Capture
+from clipft_tasks.contracts.drift import Capture, answer_hash
 from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.files import rename_suffix
 from clipft_tasks.domains import get_domain
@@ -36,11 +36,6 @@ ORPHANED = 3600.0  # seconds after which a file without the other half was left 
 LONGEST = 64  # characters of a domain or of a capture's name
 TIDY = 600.0  # seconds without anything new after which the old is looked at
 FAVORED = 4  # times the share, of images that look new or that the model was unsure of
-
-
-def hashed(answer_id: str) -> str:
-    """A name that says nothing about the answer and can be no path."""
-    return hashlib.sha256(answer_id.encode()).hexdigest()[:24]
 
 
 class Captures:
@@ -99,7 +94,7 @@ class Captures:
         novelty = reference.novelty(ranking.image) if reference else np.zeros(len(images))
         ranked = np.sort(ranking.scores, axis=1)
         unsure = ranked[:, -1] - ranked[:, -2] < (reference.uncertainty_threshold if reference else 0.0)
-        request, now, labels = hashed(answer_id), time.time(), ranking.labels
+        request, now, labels = answer_hash(answer_id), time.time(), ranking.labels
         for i, (image, draw) in enumerate(zip(images, draws, strict=True)):
             why = "new" if novelty[i] > 1 else "unsure" if unsure[i] else ""
             if draw >= (favored if why else share):
@@ -160,17 +155,26 @@ class Captures:
 
         def work() -> None:
             with suppress(KeyError):
-                self._label(domain, f"{hashed(answer_id)}-{index}", label)
+                self._label(domain, f"{answer_hash(answer_id)}-{index}", label)
 
         try:
             self._queue.put((domain, "", work), timeout=5)
         except queue.Full:
             self.metrics.captures.labels(domain, "skipped").inc()
 
+    def remove(self, domain: str, name: str) -> int:
+        """Delete one image; returns how many there were. Raises KeyError for what is no name."""
+        path = self._place(domain, name).with_suffix(".json")
+        with self._writing:
+            there = path.exists()
+            self._remove(path)
+            self._shelves.pop(domain, None)
+        return int(there)
+
     def delete(self, answer_id: str) -> int:
         """Delete every image of a request, whatever its domain; returns how many."""
         self.flush()
-        wanted, count = hashed(answer_id), 0
+        wanted, count = answer_hash(answer_id), 0
         with self._writing:
             for path in self.root.glob(f"*/{wanted}-*"):
                 if path.is_dir():

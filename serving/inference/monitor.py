@@ -20,8 +20,10 @@ from .errors import UnknownAnswerError
 from .loaded_model import LoadedModel
 from .metrics import Metrics
 from .rate_limit import RateLimit
+from .window_memory import ANSWER, WindowMemory
 
 log = logging.getLogger("uvicorn.error")
+KEPT_EVERY = 30.0  # seconds between writes of a window's new rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class _Watched:
     measured: int = -1  # the window's changes at the last measurement
     at: float = 0.0
     last: DriftMetrics | None = None
+    kept: int = -1  # the window's changes when it was last written
+    kept_at: float = 0.0
 
 
 class Monitor:
@@ -55,6 +59,7 @@ class Monitor:
             much there is to see.
         enabled: False keeps no windows at all.
         answers: what feedback can refer to; None remembers them until the process ends.
+        windows: where windows are kept; None keeps them until the process ends.
     """
 
     def __init__(
@@ -68,12 +73,13 @@ class Monitor:
         rate: float,
         enabled: bool = True,
         answers: AnswerMemory | None = None,
+        windows: WindowMemory | None = None,
     ) -> None:
         self.metrics, self.every, self.rate, self.enabled = metrics, every, rate, enabled
         self.size, self.least, self.seconds = size, least, seconds
         self._live: dict[str, LoadedModel] = {}
         self._watched: dict[str, _Watched] = {}
-        self.answers = answers or AnswerMemory()
+        self.answers, self.windows = answers or AnswerMemory(), windows or WindowMemory()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
@@ -89,19 +95,25 @@ class Monitor:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self._keep(0)
+        self.windows.close()
         self.answers.close()
 
     def watch(self, model: LoadedModel) -> None:
-        """A version went live: its window starts empty, with its own reference. Metrics of the one before are taken away."""
+        """A version went live: its window starts empty, with its own reference, unless the process starts with it: then it goes on
+        with what was kept. Metrics of the one before are taken away."""
         reference = model.reference
         baseline = reference.facts.baseline if reference else None
         with self._lock:
             self._watched.pop(model.domain, None)
             if before := self._live.get(model.domain):
                 self.metrics.forget(before.domain, before.version)
+                self.windows.drop(model.domain, model.version)
             self._live[model.domain] = model
             if self.enabled and reference and baseline:
                 window = Window(reference, self.size, self.least, self.seconds)
+                if before is None:
+                    self.windows.load(model.domain, model.version, window)
                 self._watched[model.domain] = _Watched(model, window, baseline, RateLimit(self.rate, window.size))
         if not self.enabled:
             return
@@ -131,20 +143,20 @@ class Monitor:
             similarity = model.class_similarity(image)
         with self._lock:
             if watched := self._watched_of(model):
-                watched.window.add_images(image, appearance, similarity)
+                watched.window.add_images(image, appearance, similarity, ANSWER.get())
         self.metrics.observe_appearance(model.domain, model.version, appearance)
 
     def add_texts(self, model: LoadedModel, text: np.ndarray) -> None:
         """Texts that were encoded: embeddings, (n, d)."""
         with self._lock:
             if watched := self._watched_of(model):
-                watched.window.add_texts(text)
+                watched.window.add_texts(text, ANSWER.get())
 
     def add_pairs(self, model: LoadedModel, similarity: np.ndarray) -> None:
         """Similarity (n,) of images with the text that came along with each."""
         with self._lock:
             if watched := self._watched_of(model):
-                watched.window.add_pairs(similarity.tolist())
+                watched.window.add_pairs(similarity.tolist(), ANSWER.get())
 
     def remember_answer(self, model: LoadedModel, answer_id: str, labels: list[str]) -> None:
         """Remember a prediction for each image, so that feedback may say whether it was right, also next week."""
@@ -163,10 +175,17 @@ class Monitor:
             with self._lock:
                 watched = self._watched.get(answer.domain)
                 if watched and watched.model.version == answer.version:
-                    watched.window.add_feedback(predicted == label)
+                    watched.window.add_feedback(predicted == label, answer_id)
             verdict = "right" if predicted == label else "wrong"
             self.metrics.feedback.labels(answer.domain, answer.version, verdict).inc()
         return Judgment(answer.domain, answer.version, predicted, is_new)
+
+    def forget(self, answer_id: str) -> bool:
+        """Forget an answer, and what windows hold of it; whether anything was known."""
+        with self._lock:
+            found = sum(watched.window.forget(answer_id) for watched in self._watched.values())
+        self.windows.forget(answer_id)
+        return self.answers.forget(answer_id) or found > 0
 
     def measure(self, domain: str, oldest: float = 0.0) -> DriftSnapshot | None:
         """What the window of a domain's live version says; None when nothing is watched.
@@ -194,8 +213,17 @@ class Monitor:
         watched = self._watched.get(model.domain)
         return watched if watched and watched.model is model else None
 
+    def _keep(self, every: float = KEPT_EVERY) -> None:
+        """Write what came to the windows since, where the last time is long enough ago."""
+        with self._lock:
+            for watched in self._watched.values():
+                if watched.window.changes != watched.kept and time.time() - watched.kept_at >= every:
+                    self.windows.save(watched.model.domain, watched.model.version, watched.window)
+                    watched.kept, watched.kept_at = watched.window.changes, time.time()
+
     def _run(self) -> None:
         while not self._stop.wait(self.every):
+            self._keep()
             with self._lock:
                 watched_now = list(self._watched.values())
             for watched in watched_now:

@@ -24,6 +24,7 @@ from .rate_limit import RateLimit
 from .replicas import Relay, Replicas
 from .service import InferenceService
 from .settings import ServingSettings
+from .window_memory import WindowMemory
 
 STUCK = 300.0  # seconds of one piece of work after which a thread hangs; loading a version may take four minutes
 
@@ -71,6 +72,7 @@ class Server:
             rate=options.window_rate,
             enabled=options.drift,
             answers=AnswerMemory(settings().root / "answers.db"),
+            windows=WindowMemory(settings().root / "answers.db" if options.drift and options.window_kept else None),
         )
         captures = Captures(
             settings().root / "captures",

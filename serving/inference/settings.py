@@ -62,6 +62,7 @@ class ServingSettings(EnvironmentSettings):
     )
     window_least: int = Field(WINDOW_MIN_ROWS, ge=16, description="rows below which a window says nothing")
     window_minutes: float = Field(WINDOW_SECONDS / 60, gt=0, description="age at which a row leaves the window")
+    window_kept: bool = Field(True, description="whether windows are kept on disk and go on after a restart")
     capture: float | None = Field(None, ge=0, le=1, description="share of requests kept for labeling; unset: the domain's")
     capture_mb: float = Field(500, ge=0, description="most space of captured images per domain; the oldest go first")
     capture_days: float = Field(30, gt=0, description="age at which a captured image is deleted")

@@ -8,11 +8,11 @@ import pytest
 from fixtures.live_server import CLASSES, IMAGES, TAMPERED, TOKEN, Server, copied, trained, use
 from fixtures.ports import free_port
 
+from clipft_tasks.contracts.drift import answer_hash
 from clipft_tasks.contracts.serving import TrialLatency, TrialReport
 from clipft_tasks.core.errors import TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.server.client import ServerClient
-from serving.inference.captures import hashed
 from serving.inference.rollout import merge_reports
 
 pytestmark = pytest.mark.slow
@@ -104,7 +104,7 @@ def test_captures_are_listed_shown_labeled_and_deleted_wherever_they_lie(pair):
     first, second = pair
     name = classify(second, "a name/with a slash")["x-clipft-answer-id"]
     kept = first.client.get("/v1/captures/general", headers=SHOWN).json()
-    there = next(c for c in kept if c["request"] == hashed(name))
+    there = next(c for c in kept if c["request"] == answer_hash(name))
     assert not list((first.home / "captures" / "general").glob(f"{there['id']}*"))
     assert len(kept) == len({c["id"] for c in kept})
     image = first.client.get(f"/v1/captures/general/{there['id']}", headers=SHOWN)

@@ -15,7 +15,7 @@ import pytest
 from conftest import COLORS, made_image
 from fixtures.live_server import CLASSES, EMBED_IMAGES, FILES, TOKEN, Server, b64, package, png
 
-from serving.inference.captures import hashed
+from clipft_tasks.contracts.drift import answer_hash
 
 pytestmark = pytest.mark.slow
 
@@ -363,7 +363,7 @@ def test_a_flood_of_one_label_labels_only_the_images_that_were_asked_about(serve
     request_id = ask(server, FILES[:2]).headers["x-clipft-answer-id"]
     ask(server, FILES[2:], "somebody else's")
     for index in range(10):
-        for request in (request_id, "nobody asked this", f"{hashed(request_id)}-0", "*", "../../general"):
+        for request in (request_id, "nobody asked this", f"{answer_hash(request_id)}-0", "*", "../../general"):
             judge(server, request, index, "blue square")
     assert [c["label"] for c in kept(server)] == ["blue square"] * 2 + [""] * (len(FILES) - 2)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from clipft_tasks.contracts.drift import answer_hash
 from clipft_tasks.core.errors import TransientError
 from serving.inference import captures as module
-from serving.inference.captures import Captures, hashed
+from serving.inference.captures import Captures
 from serving.inference.loaded_model import Ranking
 from serving.inference.metrics import Metrics
 from serving.inference.request_parsing import documented
@@ -130,7 +131,7 @@ def test_a_full_disk_costs_captures_and_is_said_once(make, tmp_path, caplog, wha
     captures, folder = make(), tmp_path / "general"
     folder.mkdir()
     for n in range(2):
-        (folder / f"{hashed('full')}-{n}.{what}.part").symlink_to(FULL)
+        (folder / f"{answer_hash('full')}-{n}.{what}.part").symlink_to(FULL)
     captures.sample("full", ranking([[0.9, 0.1]] * 3), [b"first", b"second", b"third"])
     captures.flush()
     [kept] = captures.all("general")

@@ -3,10 +3,12 @@
 from fastapi import APIRouter, HTTPException, Response
 
 from clipft_tasks.contracts.drift import Capture
-from clipft_tasks.contracts.serving import CaptureLabel, CaptureShare
+from clipft_tasks.contracts.serving import CaptureLabel, CaptureShare, DeletedCaptures
+from clipft_tasks.core.errors import TransientError
 from clipft_tasks.domains import domain_names
 
 from ..errors import shortened
+from ..replicas import read_agreed
 from ..schemas import CaptureLabelRequest, CaptureShareRequest
 from ..security import OPERATE
 from ..server import RelayDep, ServerDep
@@ -62,3 +64,20 @@ def label(domain: str, name: str, body: CaptureLabelRequest, server: ServerDep, 
     except OSError as error:
         raise HTTPException(507, f"The label cannot be written ({error.strerror}); the one before stands.") from error
     return CaptureLabel(id=name, label=body.label)
+
+
+@router.delete("/v1/captures/{domain}/{name}")
+def delete(domain: str, name: str, server: ServerDep, relay: RelayDep) -> DeletedCaptures:
+    """Delete a captured image, on every replica. 404 where none keeps it; 503 where one does not answer."""
+    server.captures.flush()
+    try:
+        deleted = server.captures.remove(domain, name)
+    except KeyError:
+        deleted = 0
+    replies = relay.broadcast()
+    if silent := [reply.address for reply in replies if reply.response is None]:
+        raise TransientError(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")
+    knowing = [reply for reply in replies if reply.response is not None and reply.response.status_code != 404]
+    if not (deleted or knowing):
+        raise HTTPException(404, f"No image {shortened(name, 64)!r} of {shortened(domain, 64)} is kept.")
+    return DeletedCaptures(deleted=deleted + sum(other.deleted for other in read_agreed(knowing, DeletedCaptures)))

@@ -38,11 +38,11 @@ def feedback(body: FeedbackRequest, request: Request, server: ServerDep, relay: 
 @router.delete("/v1/requests/{answer_id:path}", dependencies=OPERATE, include_in_schema=False)  # as earlier releases called it
 @router.delete("/v1/answers/{answer_id}", dependencies=OPERATE)
 def forget(answer_id: str, server: ServerDep, relay: RelayDep) -> DeletedCaptures:
-    """Delete whatever was captured of a request, on every replica. 404 where no replica knows the answer.
+    """Delete whatever was captured of a request and what windows hold of it, on every replica. 404 where no replica knows the answer.
 
     One that does not answer may still hold some: then this is answered 503, and asking again deletes the rest.
     """
-    is_known = server.monitor.answers.forget(answer_id)
+    is_known = server.monitor.forget(answer_id)
     deleted, replies = server.captures.delete(answer_id), relay.broadcast()
     if silent := [reply.address for reply in replies if reply.response is None]:
         raise TransientError(f"Deleted {deleted} here; the replicas at {', '.join(silent)} do not answer. Ask again.")

@@ -16,6 +16,7 @@ from ..request_parsing import documented, parse
 from ..schemas import Classify, EmbedImages, EmbedTexts, InferenceBody, Similarity
 from ..security import INFER, INFER_TEXTS, is_internal
 from ..server import ServerDep
+from ..window_memory import ANSWER
 
 B = TypeVar("B", bound=InferenceBody)
 router = APIRouter()
@@ -49,6 +50,7 @@ def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest
         model = server.inference.find_model(found.domain or "")
         count_for(request, model.domain)
         response.headers.update(model.headers)
+        ANSWER.set(request.state.id)
         return InferenceRequest(found, model, request.state.id, is_traffic=not is_internal(request))
 
     return read
