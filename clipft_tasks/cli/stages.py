@@ -87,11 +87,14 @@ def resplit(name: str, file: Path | None, results: Path | None, **options: Given
 @click.argument("old")
 @click.argument("new")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-def diff(old: str, new: str, as_json: bool) -> None:
+@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="write a page with images to this HTML file too")
+def diff(old: str, new: str, as_json: bool, page: Path | None) -> None:
     """What differs between two dataset versions, for example `clipft diff general/v1 general/v2`."""
-    from ..data import diff, versioning
+    from ..data import diff, diff_page, versioning
 
     found = diff.compare(versioning.find(old, ""), versioning.find(new, ""))
+    if page:
+        diff_page.write(page, found)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else diff.as_text(found))
 
 

@@ -15,6 +15,7 @@ from clipft_tasks import tracking
 from clipft_tasks.cli.main import main
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
+from clipft_tasks.data.describe import RULES
 from clipft_tasks.ops import backup as backups
 from clipft_tasks.ops import gc
 from clipft_tasks.ops import restore as restoring
@@ -217,6 +218,17 @@ def test_caches_stay_while_a_task_runs_and_beyond_their_bound_the_oldest_go(ther
         found = gc.find()
         assert str(images / "0.npy") in [i.what for i in found.items]
         assert (len(found.items) == 1) == bool(reason) == any("a task is running" in why for why in found.skipped)
+
+
+def test_what_is_remembered_of_images_goes_when_nobody_reads_it_or_it_is_of_a_rule_of_before(there):
+    folder = there / "cache" / "described"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{RULES}-16.db", f"{RULES}-8.db", f"{RULES + 1}-16.db")
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    age(folder / names[1])
+    gc.clear(gc.find())
+    assert [p.name for p in folder.iterdir()] == [names[0]]
 
 
 def test_caches_stay_while_a_worker_runs_and_when_nobody_can_be_asked(there, monkeypatch):

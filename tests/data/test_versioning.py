@@ -11,10 +11,12 @@ import fixtures.forkserver
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import made_image, write_images
 from fixtures.errors import refuses
 from PIL import Image
 
+from clipft_tasks.cli.main import main
 from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import repository, shards, versioning
@@ -435,3 +437,22 @@ def test_a_manifest_that_points_outside_is_refused_by_fetch_and_by_commit(home, 
     frame.to_parquet(cached)
     with refuses("dataset.invalid_shard_name", name):
         versioning.fetch(found)
+
+
+def test_the_page_of_a_difference_shows_the_images_that_changed_and_opens_offline(home, table):
+    rows = rows_of(table)
+    made(write(table, rows[:-1]))
+    made(write(table, [rows[0] | {"label": "<b>violet</b>"}, *rows[2:]]))
+    done = CliRunner().invoke(main, ["diff", "general/v1", "general/v2", "--page", str(home / "diff.html")])
+    assert done.exit_code == 0 and "other labels: 1" in done.output
+    page = (home / "diff.html").read_text()
+    for text in (
+        "Added (1)",
+        "Removed (1)",
+        "Other labels (1)",
+        "red square → &lt;b&gt;violet&lt;/b&gt;",
+        rows[1]["image"],
+        "48",
+    ):
+        assert text in page
+    assert page.count("data:image/jpeg;base64,") == 3 and "http" not in page and "<b>violet" not in page

@@ -14,7 +14,7 @@ from ...core.errors import ClipftError, TransientError
 from .. import databases
 from ..installation import maintenance_lock
 from .airflow import Activity, Logs, Metadata, StackLog
-from .files import BroughtSources, Captures, DecodedImages, DvcCache, Models, Shards, Staging, Work
+from .files import BroughtSources, Captures, DecodedImages, Described, DvcCache, Models, Shards, Staging, Work
 from .mlflow import Runs
 from .report import DAY, Collector, Item, Policy, Report
 
@@ -28,7 +28,8 @@ def collectors(policy: Policy) -> list[Collector]:
         Runs(policy.runs, policy.deleted),
         Work(policy.work),
         Staging(policy.work),
-        DecodedImages(),
+        DecodedImages(policy.caches, activity),
+        Described(policy.caches, activity),
         Models(policy.caches, activity),
         Shards(policy.caches, activity),
         BroughtSources(policy.caches, activity),

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ...core.settings import settings
-from ..installation import folder_size
+from ...data.describe import RULES
+from ..installation import folder_size, human_size
 from .report import DAY, Item, Report
+
+MOST_DESCRIBED = 2 * 2**30  # bytes; of an image about 200 are remembered
 
 
 class Busy(Protocol):
@@ -57,21 +60,48 @@ def _stale(root: Path, days: float, reason: str) -> list[Item]:
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Decoded images beyond the bound (one that was lowered, say), those read longest ago first."""
+    """Decoded images that nobody read for `days`, and those beyond the bound, read longest ago first."""
 
+    days: float
+    busy: Busy
     title: str = "decoded images"
 
     def find(self) -> Report:
         files = sorted((settings().root / "cache" / "images").rglob("*.npy"), key=lambda p: p.stat().st_mtime)
-        over = sum(p.stat().st_size for p in files) - settings().cache_gb * 2**30
-        found = []
-        for path in files:
+        found = _caches(files, self.days, self.busy, "decoded images that nobody read")
+        going = {item.what for item in found.items}
+        left = [path for path in files if str(path) not in going]
+        over, items = sum(p.stat().st_size for p in left) - settings().cache_gb * 2**30, []
+        for path in left:
             if over <= 0 or _unread(path) < 1:
                 break
             over -= path.stat().st_size
             reason = f"decoded images take more than CLIPFT_CACHE_GB = {settings().cache_gb:g}"
-            found.append(Item("caches", str(path), reason, path.stat().st_size, _remove(path, lambda p: _unread(p) >= 1)))
-        return Report(found)
+            items.append(Item("caches", str(path), reason, path.stat().st_size, _remove(path, lambda p: _unread(p) >= 1)))
+        return found + Report(items)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is remembered of images' bytes: files that nobody read for `days`, of a rule of before, or larger than `MOST_DESCRIBED`."""
+
+    days: float
+    busy: Busy
+    title: str = "what is remembered of images"
+
+    def find(self) -> Report:
+        files = [path for path in _children(settings().root / "cache" / "described") if path.suffix == ".db"]
+        found = _caches(files, self.days, self.busy, "what is remembered of images, that nobody read")
+        for path in files:
+            size = path.stat().st_size
+            before = path.name.partition("-")[0] != str(RULES)
+            if str(path) in {item.what for item in found.items} or not (before or size > MOST_DESCRIBED) or self.busy.reason:
+                continue
+            reason = (
+                "it was found by a rule of an earlier release" if before else f"it takes more than {human_size(MOST_DESCRIBED)}"
+            )
+            found += Report([Item("caches", str(path), reason, size, _remove(path, lambda p: True))])
+        return found
 
 
 @dataclass(frozen=True)
