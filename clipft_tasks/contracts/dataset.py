@@ -56,6 +56,7 @@ class DatasetCard(VersionedRecord):
         parted: rows left out, because they, or what resembles them, stood on two sides of a split before.
         absent: classes that have no row in some split, and in which.
         reviews: what people decided of rows, counted; the decisions themselves are in `decisions.parquet`.
+        erased: rows that it held and that were erased since.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -79,6 +80,7 @@ class DatasetCard(VersionedRecord):
     parted: int = 0
     absent: dict[str, list[str]] = {}
     reviews: list[Review] = []
+    erased: int = 0
 
     @property
     def captured(self) -> bool:

@@ -39,6 +39,7 @@ from .ledger import Ledger, Likeness, place
 from .metadata import stripped
 from .readers import Row, Source
 from .readers.version_rows import rows_again
+from .tombstones import PASSED_OVER, Tombstones
 
 MAX_WORDS = 1000
 EXTENSIONS = {
@@ -59,6 +60,7 @@ class Earlier:
         ledger: of all images that any version ever held.
         major: how often the domain was split anew, from 1.
         decisions: what people decided of rows.
+        erased: what was erased from the domain.
     """
 
     newest: versioning.Version | None
@@ -66,15 +68,16 @@ class Earlier:
     ledger: Ledger
     major: int = 1
     decisions: Decisions = field(default_factory=Decisions.empty)
+    erased: Tombstones = field(default_factory=Tombstones)
 
     @classmethod
     def of(cls, domain: str) -> Self:
-        known = versioning.versions(domain)
+        known, erased = versioning.versions(domain), Tombstones.of(domain)
         if not known:
-            return cls(None, pd.DataFrame(columns=list(manifest.COLUMNS)), Ledger.empty())
+            return cls(None, pd.DataFrame(columns=list(manifest.COLUMNS)), Ledger.empty(), erased=erased)
         newest = known[-1]
         tables = versioning.read_manifest(newest), versioning.read_ledger(newest)
-        return cls(newest, *tables, newest.card.major, versioning.read_decisions(newest))
+        return cls(newest, *tables, newest.card.major, versioning.read_decisions(newest), erased)
 
     def parents(self, content: str) -> list[str]:
         """Of a version of that content; of what is the newest version's, those that it has."""
@@ -137,13 +140,17 @@ def stage(
     Raises: OSError when the folder cannot be written.
     """
     template = options.caption_template or domain.caption
-    rows, refused = take(
-        progress(source.rows(), "images", source.total), template, domain.gray_bits, earlier.frame, folder, known
-    )
+    told = source.account
+
+    def is_erased(sha256: str, group: str) -> bool:
+        told.pass_over(PASSED_OVER, int(found := earlier.erased.holds(sha256, group)))
+        return found
+
+    images = progress(source.rows(), "images", source.total)
+    rows, refused = take(images, template, domain.gray_bits, earlier.frame, folder, known, is_erased)
     _write_rejected(refused, folder / "refused.jsonl")
     columns = list(TakenRow.__dataclass_fields__)
     pd.DataFrame([vars(row) for row in rows], columns=columns).to_parquet(folder / "taken.parquet")
-    told = source.account
     found = SourceAccount(
         seen=told.seen, passed_over=dict(told.passed_over), understood=told.understood, warnings=told.warnings
     )
@@ -231,8 +238,9 @@ def settle(building: Path, name: str) -> Path:
         name: of the kind of run, with which the folder's begins.
     """
     digest = hashlib.sha256((building / "rejected.jsonl").read_bytes())
-    if (building / "datacard.json").exists():
-        digest.update((building / "datacard.json").read_bytes())
+    for file in ("datacard.json", "manifest.parquet"):  # the latter says where images lie, which an erasure changes
+        if (building / file).exists():
+            digest.update((building / file).read_bytes())
     place = building.with_name(f"{name}-{digest.hexdigest()[:12]}")
     try:
         for shard in (place / "shards").iterdir() if place.exists() else ():
@@ -263,13 +271,37 @@ def rebase(options: DataSpec, domain: Domain, folder: Path) -> Path:
     about = {name: getattr(before, name) for name in ("source", "license", "origin", "consent")}
     with own_folder(folder.parent) as building:
         (building / "shards").mkdir()
-        for path in [folder / name for name in ("taken.parquet", "refused.jsonl", "account.json")] + [*folder.glob("shards/*")]:
+        for path in [folder / name for name in ("refused.jsonl", "account.json")] + [*folder.glob("shards/*")]:
             link_or_copy(path, building / path.relative_to(folder))
+        _placed_again(folder, domain.name).to_parquet(building / "taken.parquet")
         card, _ = split_rows(about, options, domain, earlier, building)
         if not card.rows:
             why = "each of them contradicts the splits of a version that was made since"
             raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.nothing_left")
         return settle(building, folder.name.rpartition("-")[0])
+
+
+def _placed_again(folder: Path, domain: str) -> pd.DataFrame:
+    """Staged rows with the places that their images have now: those beside images that were erased have moved."""
+    rows = pd.read_parquet(folder / "taken.parquet")
+    there = {path.name for path in folder.glob("shards/*")}
+    left = set(rows.loc[~rows["shard"].isin(there), "sha256"])
+    places: dict[str, tuple[str, int, int]] = {}
+    for version in reversed(versioning.versions(domain)):
+        if not (left := left - places.keys()):
+            break
+        held = versioning.read_manifest(version)
+        held = held[held["sha256"].isin(left)]
+        columns = (held[name] for name in ("shard", "offset", "length"))
+        places |= dict(zip(held["sha256"], zip(*columns, strict=True), strict=True))
+    if left - places.keys():
+        why = "images that they share with earlier versions are in no version any more"
+        raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.staged_before")
+    at = [
+        (shard, offset, length) if shard in there else places[sha256]
+        for shard, offset, length, sha256 in zip(*(rows[n] for n in ("shard", "offset", "length", "sha256")), strict=True)
+    ]
+    return rows.assign(**{name: [place[i] for place in at] for i, name in enumerate(("shard", "offset", "length"))})
 
 
 def take(
@@ -279,6 +311,7 @@ def take(
     earlier: pd.DataFrame,
     folder: Path,
     described: Mapping[str, Described] = MappingProxyType({}),
+    is_erased: Callable[[str, str], bool] = lambda sha256, group: False,
 ) -> tuple[list[TakenRow], list[RejectedRow]]:
     """Every row is described; an image is packed once, whatever is said of it, and not at all if the last version holds it.
 
@@ -286,6 +319,7 @@ def take(
         template: caption of a row that has a label alone.
         gray_bits: see `images.deep_gray`.
         earlier: manifest of the last version. folder: for new shards. described: what images are known to be, by sha256.
+        is_erased: by SHA-256 and group, whether a row was erased from the domain: it is passed over.
     """
     taken: dict[str, TakenRow] = {}
     rejected: dict[int, RejectedRow] = {}  # by position in the source
@@ -310,7 +344,8 @@ def take(
             except Exception as error:  # whatever one row raises is that row's reason, and the others go on
                 reject(number, row, *reason_of(error))
                 continue
-            yield Piece((number, row, caption), data, hashlib.sha256(data).hexdigest())
+            if not is_erased(sha256 := hashlib.sha256(data).hexdigest(), row.group):
+                yield Piece((number, row, caption), data, sha256)
 
     def entries() -> Iterator[shards.Entry]:
         for piece, said in describe_all(pieces(), gray_bits, known):
@@ -389,10 +424,7 @@ def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: in
     """The card of staged rows."""
     labels = Counter(label for label in rows["label"] if label)
     counts = Counter(rows["split"])
-    identity = sorted(zip(rows["key"], rows["split"], strict=True))
-    if len(earlier.decisions.frame):  # what people confirmed is part of what a version is
-        identity += [("decisions", earlier.decisions.digest)]
-    content = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    content = manifest.content_of(rows, earlier.decisions.digest if len(earlier.decisions.frame) else "")
     return DatasetCard(
         **about,
         domain=domain,

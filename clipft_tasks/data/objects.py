@@ -8,13 +8,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import yaml
 
@@ -59,11 +59,13 @@ def read_pointer(repo: Path, revision: str, path: str) -> StoredFile | None:
 
 def write_pointer(path: Path, file: StoredFile, files: int | None = None) -> None:
     """Write what git says of the file or folder at `path`."""
+    atomic_write(path.with_name(f"{path.name}.dvc"), pointer(path.name, file, files))
+
+
+def pointer(name: str, file: StoredFile, files: int | None = None) -> str:
+    """The same as text."""
     said = {"md5": file.md5, "size": file.size} | ({} if files is None else {"nfiles": files})
-    atomic_write(
-        path.with_name(f"{path.name}.dvc"),
-        yaml.safe_dump({"outs": [said | {"hash": "md5", "path": path.name}]}, sort_keys=False),
-    )
+    return yaml.safe_dump({"outs": [said | {"hash": "md5", "path": name}]}, sort_keys=False)
 
 
 def read_folder(repo: Path, folder: StoredFile) -> dict[str, StoredFile]:
@@ -114,6 +116,30 @@ def _bring(file: Wanted, get: Callable[[Path], object]) -> None:
             raise TransientError(f"{file.name} cannot be fetched ({error}).") from error
         if shards.NAME.match(file.target.name):
             shards.check(part, file.target.name)  # before it has its name: what stands in the cache is whole
+
+
+@contextmanager
+def opened(repo: Path, file: StoredFile) -> Iterator[IO[bytes]]:
+    """A stored file, to look at where it lies. Raises as `fetch`."""
+    there = repository.cache(repo) / file.md5[:2] / file.md5[2:]
+    if there.exists():
+        with there.open("rb") as content:
+            yield content
+        return
+    with repository.dvc(repo, "open", transient=True, reading=True) as dvc:
+        remote = dvc.cloud.get_remote_odb()
+        with remote.fs.open(remote.oid_to_path(file.md5), "rb") as content:
+            yield content
+
+
+def size_of(repo: Path, file: StoredFile) -> int:
+    """Bytes of a stored file. Raises as `fetch`."""
+    there = repository.cache(repo) / file.md5[:2] / file.md5[2:]
+    if there.exists():
+        return there.stat().st_size
+    with repository.dvc(repo, "stat", transient=True, reading=True) as dvc:
+        remote = dvc.cloud.get_remote_odb()
+        return int(remote.fs.size(remote.oid_to_path(file.md5)))
 
 
 def add(dvc: "Repo", path: Path) -> StoredFile:

@@ -77,6 +77,11 @@ def references() -> Iterator[Path]:
         yield path
 
 
+def head(repo: Path) -> str:
+    """The newest commit by name: the origin's, where there is one."""
+    return "refs/remotes/origin/main" if is_url(settings().datasets) else "refs/heads/main"
+
+
 def publish(repo: Path, tag: str) -> None:
     """Hand a new version on to the origin, where there is one. Raises TransientError when it does not answer."""
     git(repo, "update-server-info")  # a plain file server may hand the repository on

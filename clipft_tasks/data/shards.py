@@ -10,11 +10,13 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..core.errors import ClipftError
+from ..core.files import own_folder
 
 NAME = re.compile(r"^[0-9a-f]{32}\.tar\Z")
 TARGET_BYTES = 64 * 2**20
@@ -75,6 +77,54 @@ def pack(entries: Iterable[Entry], folder: Path, target_bytes: int = TARGET_BYTE
         if tar.offset >= target_bytes:
             yield from finish()
     yield from finish()
+
+
+def members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """What a shard holds, by its headers alone. Raises tarfile.TarError where it is no tar file."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        yield from tar
+
+
+def stem(member: tarfile.TarInfo) -> str:
+    """What a member is called without its ending: the key of an image."""
+    return member.name.partition(".")[0]
+
+
+def packed_bytes(lengths: Iterable[int]) -> int:
+    """Bytes of a shard that holds images of these lengths and nothing else."""
+    used = sum(tarfile.BLOCKSIZE + _padded(length, tarfile.BLOCKSIZE) for length in lengths) + 2 * tarfile.BLOCKSIZE
+    return _padded(used, tarfile.RECORDSIZE)
+
+
+def without(path: Path, gone: Container[str], folder: Path) -> tuple[str, dict[int, int]]:
+    """Copy a shard but for some of its images, all others byte for byte.
+
+    Args:
+        gone: keys of those images. folder: for the copy.
+    Returns:
+        the copy's name, "" where nothing is left; and where each image's bytes begin in it, by where they began.
+    """
+    moved: dict[int, int] = {}
+    with own_folder(folder) as building:
+        part = building / "shard"
+        with path.open("rb") as file, path.open("rb") as source, part.open("wb") as out:
+            for member in members(file):
+                if stem(member) in gone:
+                    continue
+                moved[member.offset_data] = out.tell() + member.offset_data - member.offset
+                source.seek(member.offset)
+                out.write(source.read(member.offset_data + _padded(member.size, tarfile.BLOCKSIZE) - member.offset))
+            out.write(bytes(_padded(out.tell() + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE) - out.tell()))
+        if not moved:
+            return "", {}
+        with part.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()[:32] + ".tar"
+        os.replace(part, folder / name)
+    return name, moved
+
+
+def _padded(length: int, block: int) -> int:
+    return -(-length // block) * block
 
 
 def path_of(folder: Path, shard: str) -> Path:

@@ -7,8 +7,9 @@ images goes the same way.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,13 @@ def described(names: Iterable[str]) -> dict[str, Described]:
             told = json.loads((PART.fullmatch(name) and store.read(name)) or "{}")
             found |= {sha256: Described(**said) for sha256, said in told.items()}
     return found
+
+
+@contextmanager
+def opened() -> Iterator[tuple["AbstractFileSystem", str]]:
+    """The store that settings name, and where in it everything lies. Raises TransientError when it does not answer."""
+    with _Store(settings().staging.rstrip("/")) as store:
+        yield store.fs, store.base.rstrip("/")
 
 
 def _parts() -> str:

@@ -27,6 +27,7 @@ from . import croissant, manifest, objects, repository, shards
 from .decisions import Decisions
 from .ledger import COLUMNS as LEDGER_COLUMNS
 from .ledger import Ledger
+from .tombstones import Tombstones, drop_rows
 
 DECISIONS = "decisions.parquet"
 TABLES = ("manifest.parquet", "splits.parquet", DECISIONS)  # the last where there are any
@@ -154,10 +155,24 @@ def read_manifest(version: Version) -> pd.DataFrame:
 def fetch(version: Version) -> Dataset:
     """Bring a version's manifest and shards to this machine's cache, whatever is missing, and check them by their names.
 
+    Where images were erased since the version was looked up, it is fetched without them.
     Raises:
         TransientError: the remote does not answer.
         ClipftError: bytes that are not what their name says.
     """
+    from .erased_copies import delete_where_new  # it reads versions itself
+
+    delete_where_new(version.domain)
+    try:
+        return _fetched(version)
+    except ClipftError as error:
+        now = find(version.tag, version.domain)
+        if error.code != "dataset.incomplete" or now.revision == version.revision:
+            raise
+        return _fetched(now)
+
+
+def _fetched(version: Version) -> Dataset:
     frame = read_manifest(version)
     return Dataset(version, frame, fetch_shards(version, set(frame["shard"])))
 
@@ -223,8 +238,15 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         tag = f"{domain}/v{found[-1].number + 1 if found else 1}"
 
         home = repo / domain
-        wanted = sorted(set(manifest.read(staging / "manifest.parquet")["shard"]))
-        known = _known_shards(repo, found, {name for name in wanted if not (staging / "shards" / name).exists()})
+        staged = manifest.read(staging / "manifest.parquet")
+        _refuse_erased(staged, domain, tombstones := Tombstones.of(domain, repo), staging)
+        for name in TABLES[1:] if tombstones else ():
+            drop_rows(staging / name, tombstones.holds)  # made before the erasure, perhaps
+        wanted = sorted(set(staged["shard"]))
+        away = {name for name in wanted if not (staging / "shards" / name).exists()}
+        known = _known_shards(repo, found, away)
+        if away - known.keys():  # images were erased since: those beside them lie in other shards now
+            raise ParentMovedError(f"{domain}: staged on shards that no version holds any more")
         new = {name: shards.path_of(staging / "shards", name) for name in wanted if name not in known}
         for name, path in new.items():
             shards.check(path, name)
@@ -253,6 +275,17 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
             repository.publish(repo, tag)
         _keep_at_hand(new)
         return _versions(repo, domain)[-1], True
+
+
+def _refuse_erased(rows: pd.DataFrame, domain: str, tombstones: Tombstones, staging: Path) -> None:
+    """Raises ClipftError where staged rows were erased from the domain since they were staged; they are not kept either."""
+    if not tombstones:
+        return
+    count = sum(tombstones.holds(sha256, group) for sha256, group in zip(rows["sha256"], rows["group"], strict=True))
+    if count:
+        shutil.rmtree(staging, ignore_errors=True)
+        why = f"{count} of its rows were erased from {domain} while they were staged"
+        raise ClipftError(f"staged rows {staging}", why, "Ingest the source again.", code="dataset.erased_rows")
 
 
 def _versions(repo: Path, domain: str) -> list[Version]:

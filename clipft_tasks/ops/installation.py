@@ -82,7 +82,7 @@ def maintenance_lock(what: str) -> Iterator[None]:
     except Timeout:
         raise ClipftError(
             what,
-            "a backup, restore, gc or upgrade of this installation is running",
+            "a backup, restore, gc, erasure or upgrade of this installation is running",
             "Try again when it is done.",
             code="ops.busy",
         ) from None

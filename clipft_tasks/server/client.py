@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -124,6 +125,14 @@ class ServerClient:
     def label_capture(self, domain: str, capture: str, label: str) -> CaptureLabel:
         """Say what a captured image shows."""
         return self._read(CaptureLabel, self._send("PUT", f"/v1/captures/{domain}/{capture}", {"label": label}))
+
+    def forget(self, answer: str) -> None:
+        """Delete whatever is kept of an answer, on every replica."""
+        self._send("DELETE", f"/v1/answers/{quote(answer, safe='')}")
+
+    def delete_capture(self, domain: str, capture: str) -> None:
+        """Delete a captured image, on every replica."""
+        self._send("DELETE", f"/v1/captures/{domain}/{capture}")
 
     def set_capture_share(self, domain: str, share: float | None) -> CaptureShare:
         """Keep this share of requests until the server restarts; None: what the domain's profile says."""

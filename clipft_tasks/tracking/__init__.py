@@ -3,7 +3,7 @@
 from .checkpoints import delete_checkpoint, fetch_checkpoint, save_checkpoint
 from .connection import client, retryable
 from .leases import acquire, current, exclusively, held, whoever
-from .packages import DIGESTS, digests, fetch_candidate, fetch_package, log_model
+from .packages import DIGESTS, REPACKED, digests, fetch_candidate, fetch_package, log_model
 from .registry import (
     CHALLENGER,
     CHAMPION,
@@ -41,6 +41,7 @@ __all__ = [
     "CHAMPION",
     "DIGESTS",
     "PREVIOUS",
+    "REPACKED",
     "acquire",
     "champion",
     "champions",

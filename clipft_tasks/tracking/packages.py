@@ -18,6 +18,7 @@ from ..core.settings import settings
 from .connection import client, retryable
 
 DIGESTS = "clipft.digests"  # tag of a version: sha256 of each file of its package, as JSON
+REPACKED = "clipft.repacked"  # tag of a version of whose package rows were erased since it was registered
 
 
 def log_model(package: Path) -> str:
@@ -57,6 +58,10 @@ def fetch_package(version: ModelVersion) -> Path:
     if registered is None:  # by a release that kept none
         return folder
     expected, found = json.loads(registered), digests(folder)
+    if expected != found and REPACKED in version.tags:  # this machine's copy may be of before
+        shutil.rmtree(folder, ignore_errors=True)
+        folder = _fetch(f"models:/{version.name}/{version.version}", str(version.source), what)
+        found = digests(folder)
     if changed := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise ClipftError(
             what,

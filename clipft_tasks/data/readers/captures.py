@@ -14,6 +14,8 @@ from ..images import BadImageError
 from .base import Reader, Row, Source
 from .version_rows import rows_again
 
+CAPTURED = "captures/"  # before a capture's id, in the name of its row
+
 
 class Captures(Reader):
     """A domain's newest version and its labeled captures, fetched from the server."""
@@ -49,13 +51,13 @@ class Captures(Reader):
             # An image that was sent twice, or that the version has already, is taken once; the newest judgment counts.
             known_bytes = set(dataset.frame["sha256"])
             known_names = set(dataset.frame["name"])  # what was said beside the pixels was dropped, so bytes may differ
-            once = {c.sha256: c for c in judged if c.sha256 not in known_bytes and f"captures/{c.id}" not in known_names}
+            once = {c.sha256: c for c in judged if c.sha256 not in known_bytes and f"{CAPTURED}{c.id}" not in known_names}
             yield from rows_again(dataset, splits=True)
             for capture in once.values():
                 yield Row(
                     where=f"capture {capture.id}",
                     image_bytes=partial(_image, domain, capture.id),
-                    key=f"captures/{capture.id}",
+                    key=f"{CAPTURED}{capture.id}",
                     label=capture.label,
                 )
 

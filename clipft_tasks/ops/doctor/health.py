@@ -103,6 +103,7 @@ def _checks() -> list[Check]:
     every += [(f"Tables, {d.name}", d.address, machine.database(d)) for d in databases.all_databases()]
     every += [
         ("Disk", str(s.root), machine.disk),
+        ("Erasures", str(s.root), machine.erasures),
         ("Clock", s.airflow_url, machine.clock),
         ("Packages", "", machine.packages),
         ("Secrets", str(s.root), machine.modes),

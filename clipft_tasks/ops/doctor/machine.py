@@ -48,6 +48,16 @@ def disk() -> Outcome:
     return OK, said
 
 
+def erasures() -> Outcome:
+    """Erasures that were cut short: what they erase is still in caches, reports or the store."""
+    from ..erase.journal import unfinished  # it loads MLflow
+
+    if not (found := unfinished()):
+        return NONE, "none is under way"
+    fix = "clipft erase finishes it. Where one is at work now, wait."
+    return WRONG, f"erasure {found[0].id} of {found[0].at} is not finished", fix
+
+
 def clock() -> Outcome:
     """Beside the clock of the machine that Airflow's API runs on."""
     with depends_on("Airflow"):

@@ -1,0 +1,262 @@
+"""Erasing images from every version of their domains.
+
+What is new (shards without them, tables, cards) is pushed first, under names of its own; then the history of the repository is
+replaced, in one step, by one that names only what is new; then what is old is deleted. A reader sees versions as they were, or as
+they are, and each of both is whole.
+"""
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ..contracts.dataset import DatasetCard
+from ..contracts.erasure import Erasure, salted
+from . import croissant, history, manifest, objects, repository, shards, splits
+from .decisions import Decisions
+from .objects import StoredFile
+from .tombstones import FILE, Tombstones, written
+from .versioning import DECISIONS, TABLES
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Images of a domain to erase, by the SHA-256 of their bytes, and groups that shall not come back."""
+
+    images: frozenset[str]
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class State:
+    """What one commit says of a domain: a version, or one that was not tagged when its process was killed."""
+
+    domain: str
+    revision: str
+    card: DatasetCard
+    tables: Mapping[str, StoredFile]
+    folder: StoredFile
+    shards: Mapping[str, StoredFile]
+
+
+@dataclass
+class Prepared:
+    """What takes the place of the old, pushed already. `old`: what the old history named, by MD5."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    old: set[str] = field(default_factory=set)
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+def states(repo: Path, domain: str) -> list[State]:
+    """Every state that a domain was ever in, oldest first."""
+    found: list[State] = []
+    listed = repository.git(
+        repo, "rev-list", "--reverse", "--topo-order", repository.head(repo), "--tags", "--", domain
+    ).split()
+    for revision in listed:
+        (card,) = repository.cat_files(repo, [f"{revision}:{domain}/datacard.json"])
+        pointers = {name: objects.read_pointer(repo, revision, f"{domain}/{name}") for name in (*TABLES, "shards")}
+        tables = {name: file for name in TABLES if (file := pointers[name])}
+        folder = pointers["shards"]
+        if card is None or folder is None or not {"manifest.parquet", "splits.parquet"} <= tables.keys():
+            continue
+        of = DatasetCard.from_json(json.loads(card), f"at {revision}")
+        found.append(State(domain, revision, of, tables, folder, objects.read_folder(repo, folder)))
+    return found
+
+
+def table(repo: Path, file: StoredFile, work: Path) -> pd.DataFrame:
+    """A stored table."""
+    target = work / "tables" / file.md5
+    if not target.exists():
+        objects.fetch(repo, [objects.Wanted(file, target, f"table {file.md5}")])
+    return pd.read_parquet(target)
+
+
+def prepare(repo: Path, chosen: Mapping[str, Chosen], work: Path) -> Prepared:
+    """Make and push what shall take the place of the old. Changes nothing that anybody reads."""
+    done = Prepared()
+    with repository.dvc(repo, "add") as dvc:
+        new = [file for domain, what in chosen.items() for file in _Rewriting(repo, dvc, domain, what.images, work, done).run()]
+    if new:
+        with repository.dvc(repo, "push", transient=True) as dvc:
+            objects.push(dvc, dict.fromkeys(new))
+    return done
+
+
+@dataclass
+class _Rewriting:
+    """One domain's states without some images."""
+
+    repo: Path
+    dvc: "Repo"
+    domain: str
+    images: frozenset[str]
+    work: Path
+    done: Prepared
+    tables: dict[str, StoredFile] = field(default_factory=dict)  # new ones, by the MD5 of the old
+
+    def run(self) -> list[StoredFile]:
+        """Returns the files that are new."""
+        every = states(self.repo, self.domain)
+        frames = {file.md5: table(self.repo, file, self.work) for s in every for file in [s.tables["manifest.parquet"]]}
+        moved = self._shards(every, list(frames.values()))
+        packed = {new: objects.add(self.dvc, self.work / "shards" / new) for new, _ in moved.values() if new}
+        folders = []
+        for s in every:
+            self.done.old |= {file.md5 for file in (s.folder, *s.tables.values(), *s.shards.values())}
+            before = frames[s.tables["manifest.parquet"].md5]
+            kept = before[~before["sha256"].isin(self.images)]
+            lost = len(before) - len(kept)
+            if s.card.version:
+                self.done.rows[s.card.version] = lost
+            if lost or set(s.shards) & set(moved):
+                after = _moved(kept, moved)
+                self._table(s.tables["manifest.parquet"], after)
+                # By the list alone, not by its rows: several states may share one, and what one file was becomes one file.
+                names = {name: moved[name][0] if name in moved else name for name in sorted(s.shards)}
+                listed = {new: packed.get(new, s.shards[name]) for name, new in names.items() if new}
+                folder = objects.add_folder(self.dvc, listed)
+                folders.append(folder)
+                self._replace(s, "shards.dvc", objects.pointer("shards", folder, len(listed)))
+                card = _card(s.card, after, lost, self._decisions(s))
+                self._replace(s, "datacard.json", json.dumps(card.to_json(), indent=1, sort_keys=True) + "\n")
+                if card.version:
+                    self.done.tags[card.version] = json.dumps(card.counts)
+                self._describe(s, card, listed)
+            for name in s.tables.keys() - {"manifest.parquet"}:
+                rows = table(self.repo, s.tables[name], self.work)
+                if (there := rows["sha256"].isin(self.images)).any():
+                    self._table(s.tables[name], rows[~there])
+            for name, file in s.tables.items():
+                if new := self.tables.get(file.md5):
+                    self._replace(s, f"{name}.dvc", objects.pointer(name, new))
+        return [*packed.values(), *self.tables.values(), *folders]
+
+    def _describe(self, state: State, card: DatasetCard, listed: Mapping[str, StoredFile]) -> None:
+        """The description for other tools, where a state has one."""
+        name = f"{state.revision}:{self.domain}/{croissant.FILE}"
+        if repository.cat_files(self.repo, [name]) != [None]:
+            number = int(card.version.rpartition("/v")[2])
+            rows = self.tables[state.tables["manifest.parquet"].md5]
+            self._replace(state, croissant.FILE, croissant.describe(card, number, rows, listed))
+
+    def _decisions(self, state: State) -> str:
+        """The digest of a state's decisions without those on erased images; "" for none."""
+        if DECISIONS not in state.tables:
+            return ""
+        rows = table(self.repo, state.tables[DECISIONS], self.work)
+        rows = rows[~rows["sha256"].isin(self.images)]
+        return Decisions(rows).digest if len(rows) else ""
+
+    def _shards(self, every: Sequence[State], frames: Sequence[pd.DataFrame]) -> dict[str, tuple[str, dict[int, int]]]:
+        """The shards that hold an erased image, packed without it: the new name, and where images begin, by the old name."""
+        gone = set(self.images)  # shards of earlier releases call an image by its row's key
+        gone.update(*(frame.loc[frame["sha256"].isin(self.images), "key"] for frame in frames))
+        rows = pd.concat([f[["shard", "offset", "length", "sha256"]] for f in frames]).drop_duplicates(["shard", "offset"])
+        lengths = {name: group["length"].tolist() for name, group in rows.groupby("shard")}
+        holding = set(rows.loc[rows["sha256"].isin(self.images), "shard"])
+        folder = self.work / "shards"
+        folder.mkdir(parents=True, exist_ok=True)
+        moved = {}
+        for name, file in sorted({name: file for s in every for name, file in s.shards.items()}.items()):
+            if name not in holding and not self._hides(file, lengths.get(name, []), gone):
+                continue
+            old = self.work / "old" / name
+            if not old.exists():
+                objects.fetch(self.repo, [objects.Wanted(file, old, f"shard {name}")])
+            moved[name] = shards.without(old, gone, folder)
+        return moved
+
+    def _hides(self, file: StoredFile, lengths: list[int], gone: set[str]) -> bool:
+        """Whether a shard holds an erased image that no manifest names: it was packed, and no split could take it."""
+        if objects.size_of(self.repo, file) == shards.packed_bytes(lengths):
+            return False
+        with objects.opened(self.repo, file) as content:
+            return any(shards.stem(member) in gone for member in shards.members(content))
+
+    def _table(self, old: StoredFile, rows: pd.DataFrame) -> None:
+        if old.md5 in self.tables:
+            return
+        path = self.work / "new" / f"{old.md5}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "key" in rows.columns:
+            manifest.write(rows, path)
+        else:
+            rows.reset_index(drop=True).to_parquet(path)
+        self.tables[old.md5] = objects.add(self.dvc, path)
+
+    def _replace(self, state: State, name: str, content: str) -> None:
+        was = repository.git(self.repo, "rev-parse", f"{state.revision}:{self.domain}/{name}")
+        self.done.files[was] = content.encode()
+
+
+def _moved(rows: pd.DataFrame, moved: Mapping[str, tuple[str, dict[int, int]]]) -> pd.DataFrame:
+    """Rows of a manifest with the places that their images have now."""
+    at = [
+        (moved[shard][0], moved[shard][1][offset]) if shard in moved else (shard, offset)
+        for shard, offset in zip(rows["shard"], rows["offset"].tolist(), strict=True)
+    ]
+    return rows.assign(shard=[shard for shard, _ in at], offset=[offset for _, offset in at]).reset_index(drop=True)
+
+
+def _card(card: DatasetCard, rows: pd.DataFrame, lost: int, decisions: str) -> DatasetCard:
+    """What a version says of itself without some rows."""
+    labels, counts = Counter(label for label in rows["label"] if label), Counter(rows["split"])
+    return card.model_copy(
+        update={
+            "rows": len(rows),
+            "counts": {split: counts[split] for split in splits.SPLITS},
+            "classes": {label: labels[label] for label in sorted(labels)},
+            "content": manifest.content_of(rows, decisions),
+            "absent": splits.absent(rows["label"], rows["split"]),
+            "erased": card.erased + lost,
+        }
+    )
+
+
+def record(
+    repo: Path, chosen: Mapping[str, Chosen], done: Prepared, id: str, at: str, by: str, how: list[str], work: Path
+) -> list[Erasure]:
+    """Build the history without the images, with the record of their erasure as its newest commit. Changes nothing that is read."""
+    salts = {domain: Tombstones.of(domain, repo).salt or secrets.token_hex(16) for domain in chosen}
+
+    def erasure(domain: str, revisions: Mapping[str, tuple[str, str]]) -> Erasure:
+        digest = partial(salted, salts[domain])
+        return Erasure(
+            id=id,
+            at=at,
+            by=by,
+            domain=domain,
+            chosen=how,
+            salt=salts[domain],
+            images=sorted(map(digest, chosen[domain].images)),
+            groups=sorted(map(digest, chosen[domain].groups)),
+            rows={tag: n for tag, n in done.rows.items() if tag.startswith(f"{domain}/") and n},
+            revisions={tag: pair for tag, pair in revisions.items() if pair[0] != pair[1]} if domain == min(chosen) else {},
+        )
+
+    def build(revisions: Mapping[str, tuple[str, str]]) -> tuple[list[Erasure], dict[str, tuple[str, str]]]:
+        records = [erasure(domain, revisions) for domain in sorted(chosen)]
+        added = {f"{r.domain}/{FILE}": written([*Tombstones.of(r.domain, repo).erasures, r]) for r in records}
+        change = history.Change(done.files, done.tags, added, f"erased: {sum(len(r.images) for r in records)} images, {id}")
+        return records, history.build(repo, change, work / "history.git")
+
+    revisions = build({})[1]  # tags come before the record, so their commits do not depend on it
+    return build(revisions)[0]
+
+
+def is_recorded(repo: Path, domain: str, id: str) -> bool:
+    """Whether an erasure has taken place in the versions."""
+    return any(e.id == id for e in Tombstones.of(domain, repo).erasures)
