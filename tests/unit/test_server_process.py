@@ -47,7 +47,7 @@ def test_a_process_ends_whose_thread_stays_gone(monkeypatch, found, ends):
 
 
 def test_a_deployment_that_is_undone_leaves_what_was_before():
-    store = ModelStore(None, Metrics())
+    store = ModelStore(None, Metrics(), None)
     old, new = (SimpleNamespace(domain="general", version=v, lineage={}, since=0.0) for v in "12")
     store.live = {"general": new}
     store._announce(old, None)
