@@ -31,6 +31,26 @@ class Heatmap(Answer):
     )
 
 
+class Embedding(Answer):
+    object: str = "embedding"
+    index: int
+    embedding: list[float] | list[int] | str = Field(description="as `encoding_format` says")
+
+
+class Usage(Answer):
+    prompt_tokens: int = Field(description="of the texts, by the model's tokenizer, cut ones in full; images have none")
+    total_tokens: int
+
+
+class EmbeddingList(Answer):
+    """Embeddings as OpenAI's clients read them."""
+
+    object: str = "list"
+    data: list[Embedding] = Field(description="in the order asked")
+    model: str = Field(description="domain and version, `industrial@3`: embeddings of two versions are not to be compared")
+    usage: Usage
+
+
 class Similarities(Answer):
     similarity: list[list[float]] = Field(
         description="one row an image, one column a text; which similarity it is, `/v1/models` says"
@@ -78,6 +98,10 @@ class TowerBackend(Answer):
 
 
 class ModelInfo(Answer):
+    id: str = Field("", description="what a request for embeddings may say as `model`: the domain")
+    object: str = "model"
+    created: int = Field(0, description="when it was loaded, seconds since 1970")
+    owned_by: str = "clipft"
     domain: str
     version: str
     since: float
@@ -87,6 +111,13 @@ class ModelInfo(Answer):
     dimensions: list[int] = Field(description="lengths that embeddings may be cut to; none unless it was trained for them")
     lineage: dict[str, str]
     backends: dict[str, TowerBackend] = Field({}, description="what runs the `image` and the `text` tower")
+
+
+class ModelList(Answer):
+    """The live models, as OpenAI's clients read them; each says more than they ask."""
+
+    object: str = "list"
+    data: list[ModelInfo]
 
 
 class LoadResult(Answer):

@@ -14,6 +14,7 @@ from ..contracts.serving import (
     CaptureShare,
     LoadResult,
     ModelInfo,
+    ModelList,
     ReplicaState,
     Similarities,
     TrialEnd,
@@ -53,7 +54,7 @@ class ServerClient:
 
     def models(self) -> list[ModelInfo]:
         """The live version of each domain."""
-        return self._read(list[ModelInfo], self._send("GET", "/v1/models"))
+        return self._read(ModelList, self._send("GET", "/v1/models")).data
 
     def load(self, domain: str, version: str) -> LoadResult:
         """Make a version live on every replica; returns when it is."""

@@ -109,8 +109,9 @@ class Admission:
         return min(most, int(options.max_body_mb * 2**20))
 
     def check_items(self, kind: str, count: int) -> None:
-        """Raises RequestRejectedError for more items than one request may hold. `kind`: images, texts or classes."""
-        most = self.options.max_classes if kind == "classes" else self.options.max_items
+        """Raises RequestRejectedError for more items than one request may hold. `kind`: images, texts, classes or inputs."""
+        many = {"classes": self.options.max_classes, "inputs": self.options.max_inputs}
+        most = many.get(kind, self.options.max_items)
         if count > most:
             raise RequestRejectedError(413, f"{count:,} {kind} in one request, more than {most}.", "too_many")
 
@@ -121,7 +122,7 @@ class Admission:
             if len(text) > self.options.max_text:
                 one = "Class" if kind == "classes" else "Text"
                 why = f"{one} {number + 1}: {len(text):,} characters, more than {self.options.max_text:,}."
-                raise RequestRejectedError(422, why, "long_text")
+                raise RequestRejectedError(422, why, "long_text", index=number)
 
     def small_json(self, raw: memoryview) -> AbstractContextManager[bytes]:
         """JSON that may be parsed: of no more parts than a request that may be answered has (each takes memory of a hundred times

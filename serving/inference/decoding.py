@@ -130,7 +130,7 @@ class _Batch(Generic[T]):
         try:
             yield
         except BadImageError as error:
-            self.failure = RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image")
+            self.failure = RequestRejectedError(422, f"Image {number + 1}: {error}.", "bad_image", index=number)
             self.is_wanted = False
             raise self.failure from error
 

@@ -6,10 +6,22 @@ SHOWN = 200  # characters of a text that may come from a request
 
 
 class RequestRejectedError(Exception):
-    """A request that cannot be answered as it is: status and detail of the answer, and the reason that is counted."""
+    """A request that cannot be answered as it is: status and detail of the answer, and the reason that is counted.
 
-    def __init__(self, status: int, detail: str, reason: str = "", *, headers: Mapping[str, str] | None = None) -> None:
-        self.status, self.detail, self.reason, self.headers = status, detail, reason, dict(headers or {})
+    Args:
+        index: of the image or text that is to blame, where one is; the detail begins with its number.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        reason: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        index: int | None = None,
+    ) -> None:
+        self.status, self.detail, self.reason, self.headers, self.index = status, detail, reason, dict(headers or {}), index
         super().__init__(detail)
 
 

@@ -68,6 +68,8 @@ class ModelStore:
         """The live versions, for `/v1/models`."""
         return [
             ModelInfo(
+                id=model.domain,
+                created=int(model.since),
                 domain=model.domain,
                 version=model.version,
                 since=model.since,

@@ -16,15 +16,17 @@ from .server import server_of
 B = TypeVar("B", bound=InferenceBody)
 BOM = b"\xef\xbb\xbf"
 FORM_LISTS = {"image": "images", "text": "texts", "class": "classes"}
-FORM_VALUES = {"domain": "string", "dimensions": "integer", "paired": "boolean", "coverage": "number", "explain": "boolean"}
+FORM_VALUES = {
+    "domain": "string", "version": "string", "dimensions": "integer", "paired": "boolean", "coverage": "number", "explain": "boolean",
+}  # fmt: skip
 BOOLEANS = {"true": True, "false": False}
 INTEGER = re.compile(r"(-?\d{1,18})(\.0+)?")
 NUMBER = re.compile(r"\d{0,3}\.?\d{1,17}")
 
 
 async def parse(request: Request, body: type[B]) -> B:
-    """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `dimensions`, `paired`,
-    `coverage`, `explain`.
+    """The body: JSON, or a multipart form with files `image` and fields `text`, `class`, `domain`, `version`, `dimensions`,
+    `paired`, `coverage`, `explain`.
 
     Raises: RequestRejectedError; RequestValidationError.
     """
@@ -80,8 +82,10 @@ def _text(name: str, content: bytearray) -> str:
         raise RequestRejectedError(422, f"The form's field {name[:64]!r} is not UTF-8.", "malformed") from None
 
 
-def documented(body: type[InferenceBody]) -> dict[str, Any]:  # what FastAPI's `openapi_extra` is typed as
-    """OpenAPI of a body that is read by hand: JSON or a multipart form."""
+def documented(
+    body: type[InferenceBody], *, has_form: bool = True
+) -> dict[str, Any]:  # what FastAPI's `openapi_extra` is typed as
+    """OpenAPI of a body that is read by hand: JSON, or also a multipart form."""
     schema = body.model_json_schema()
     definitions, example = schema.pop("$defs", {}), schema.pop("example", None)
     for name in {"images", "texts"} & schema["properties"].keys():
@@ -89,10 +93,9 @@ def documented(body: type[InferenceBody]) -> dict[str, Any]:  # what FastAPI's `
         if "$ref" in many["items"]:
             many["items"] = definitions["ImageFile"]
         schema["properties"][name] = {"anyOf": [many["items"], many], "description": many["description"]}
-    content = {
-        "application/json": {"schema": schema} | ({"example": example} if example else {}),
-        "multipart/form-data": {"schema": _form_schema(schema)},
-    }
+    content = {"application/json": {"schema": schema} | ({"example": example} if example else {})}
+    if has_form:
+        content["multipart/form-data"] = {"schema": _form_schema(schema)}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -32,7 +32,7 @@ EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run 
 )
 
 
-def _decoded(value: object) -> object:
+def decoded(value: object) -> object:
     """Base64 as the bytes that it stands for, in any spelling: a data: URI, wrapped lines, the URL-safe alphabet, no padding.
     Bytes, which a form has, as they are."""
     if not isinstance(value, str):
@@ -93,7 +93,7 @@ class Body(Record):
 class ImageFile(Body):
     """An image: the bytes of a JPEG, PNG, WebP, BMP, TIFF or GIF file in base64. URLs are not fetched."""
 
-    content: Annotated[bytes, BeforeValidator(_decoded), Base64] = Field(alias="base64")
+    content: Annotated[bytes, BeforeValidator(decoded), Base64] = Field(alias="base64")
 
 
 Listed, Counted = BeforeValidator(_listed), BeforeValidator(_counted)
@@ -102,7 +102,7 @@ Images = Annotated[list[ImageFile], FailFast(), Listed, Counted, Field(min_lengt
 Texts = Annotated[list[Text], FailFast(), Listed, Counted, Field(min_length=1, description="one text or a list")]
 
 
-def _example(**body: object) -> ConfigDict:
+def example(**body: object) -> ConfigDict:
     return ConfigDict(json_schema_extra={"example": body})  # type: ignore[dict-item]  # JSON, all of it
 
 
@@ -113,6 +113,14 @@ class InferenceBody(Body):
     domain: str | None = Field(
         None, max_length=64, description="whose model answers; may be left out while only one domain is live"
     )
+    version: Annotated[str | None, Field(pattern=r"^[1-9][0-9]{0,8}$")] = Field(
+        None, description="which version must answer; 409 where it is not live. Left out: the live one"
+    )
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Domain and version that are to answer; "" for any."""
+        return self.domain or "", self.version or ""
 
 
 class Embed(InferenceBody):
@@ -125,13 +133,13 @@ class Embed(InferenceBody):
 
 
 class EmbedImages(Embed):
-    model_config = _example(images=[{"base64": EXAMPLE_PNG}])
+    model_config = example(images=[{"base64": EXAMPLE_PNG}])
 
     images: Images
 
 
 class EmbedTexts(Embed):
-    model_config = _example(texts=["a defective solar cell", "a functional solar cell"])
+    model_config = example(texts=["a defective solar cell", "a functional solar cell"])
 
     texts: Texts
 
@@ -145,7 +153,7 @@ Explain = Annotated[
 
 
 class Similarity(InferenceBody):
-    model_config = _example(images={"base64": EXAMPLE_PNG}, texts=["a defective cell", "a functional cell"])
+    model_config = example(images={"base64": EXAMPLE_PNG}, texts=["a defective cell", "a functional cell"])
 
     images: Images
     texts: Texts
@@ -163,7 +171,7 @@ class Similarity(InferenceBody):
 
 
 class Classify(InferenceBody):
-    model_config = _example(images=[{"base64": EXAMPLE_PNG}])
+    model_config = example(images=[{"base64": EXAMPLE_PNG}])
 
     images: Images
     classes: Annotated[list[Text] | None, Counted] = Field(

@@ -55,9 +55,20 @@ class InferenceService:
         self._heatmaps = Heatmaps(admission, decoder, engine)
         self._comparing: set[asyncio.Task[None]] = set()
 
-    def find_model(self, domain: str) -> LoadedModel:
-        """The version that answers for a domain; domain "" is the only live one."""
+    def find_model(self, domain: str, version: str = "") -> LoadedModel:
+        """The version that answers for a domain; domain "" is the only live one.
+
+        Args:
+            version: that must answer: the live one, or a canary that is being tried. A shadow answers nobody.
+        """
         model = self.store.get(domain)
+        if model is not None and version and model.version != version:
+            trial = self.store.trials.get(model.domain)
+            if trial is not None and trial.answers and trial.model.version == version:
+                return trial.model
+            live = " and ".join([model.version, *([trial.model.version] if trial and trial.answers else [])])
+            why = f"Version {shortened(version, 20)} of {model.domain} does not answer here; version {live} does."
+            raise RequestRejectedError(409, f"{why} Leave `version` out for whichever is live.", "other_version")
         if model is None:
             live = ", ".join(sorted(self.store.live)) or "none"
             if not domain and self.store.live:
@@ -125,15 +136,25 @@ class InferenceService:
         return scores
 
     async def classify(
-        self, model: LoadedModel, images: Sequence[bytes], answer_id: str, is_traffic: bool, classes: list[str] | None = None
+        self,
+        model: LoadedModel,
+        images: Sequence[bytes],
+        answer_id: str,
+        is_traffic: bool,
+        classes: list[str] | None = None,
+        is_pinned: bool = False,
     ) -> Ranking:
-        """Classes of images, the caller's or the model's own. While a canary is tried, it may answer instead of `model`."""
+        """Classes of images, the caller's or the model's own. While a canary is tried, it may answer instead of `model`.
+
+        Args:
+            is_pinned: the caller asked for this version, so no other answers.
+        """
         wanted = classes or model.classes
         if classes:
             self.admission.check_texts(classes, "classes")
         if len(wanted) < 2:
             raise RequestRejectedError(422, "This model was trained without classes: send at least two in `classes`.")
-        trial = self.store.trials.get(model.domain) if is_traffic and classes is None else None
+        trial = self.store.trials.get(model.domain) if is_traffic and classes is None and not is_pinned else None
         if trial is None:
             ranking = await self._rank(model, images, wanted, is_traffic)
         else:
@@ -269,8 +290,9 @@ class InferenceService:
 
     def _cut(self, model: LoadedModel, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
         """What shortens embeddings as asked; rejected when the model was not trained for that length."""
-        if dimensions is None:
+        if dimensions in (None, model.clip.embed_dim):
             return lambda embeddings: embeddings
+        assert dimensions is not None
         if dimensions not in model.dimensions:
             lengths = ", ".join(map(str, model.dimensions)) or "no other length"
             why = f"Version {model.version} of {model.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."

@@ -77,7 +77,7 @@ def test_a_body_that_cannot_be_read_is_refused(server, content, kind, says):
     check_refusal(server, server.client.post(EMBED_TEXTS, content=content, headers={"Content-Type": kind}), says)
 
 
-ASKING = {EMBED_IMAGES, EMBED_TEXTS, PAIRS, CLASSES}  # the routes for everybody that are no GET
+ASKING = {EMBED_IMAGES, EMBED_TEXTS, PAIRS, CLASSES, "/v1/embeddings"}  # the routes for everybody that are no GET
 
 
 def test_every_route_that_changes_something_needs_the_token(server):

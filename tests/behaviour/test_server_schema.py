@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 # No schema says which bytes are an image, and in a form everything is text.
 CONFIG = """
 [[operations]]
-include-path-regex = "^/v1/(embed/images|embed/texts|similarity|classify)$"
+include-path-regex = "^/v1/(embeddings|embed/images|embed/texts|similarity|classify)$"
 [operations.checks]
 positive_data_acceptance.enabled = false
 negative_data_rejection.enabled = false
@@ -35,5 +35,5 @@ def test_the_server_answers_as_its_document_says(server: Server, tmp_path: Path)
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
-    assert re.search(r"Tested: 22\b", done.stdout), "all operations"
+    assert re.search(r"Tested: 24\b", done.stdout), "all operations"
     assert server.get("/healthz").status_code == 200

@@ -45,7 +45,7 @@ def test_before_any_model_the_server_is_alive_but_not_ready_and_without_a_token_
         for token in ("", "anything"):
             assert server.put("1", token=token).status_code == 403
         assert server.client.put("/v1/models/general", json={"version": "1"}).status_code == 403
-        assert server.get("/v1/models").json() == []
+        assert server.get("/v1/models").json() == {"object": "list", "data": []}
 
 
 def test_with_a_live_model_the_server_is_ready(server):

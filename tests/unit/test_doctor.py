@@ -196,7 +196,7 @@ def test_a_champion_that_is_not_live_and_targets_that_are_down(airflow, monkeypa
             "/version": (200, "3.17.2"),
             "/api/2.0/mlflow/registered-models/search": (200, {"registered_models": [alias]}),
             "/healthz": (200, {}),
-            "/v1/models": (200, [{"domain": "general", "version": "2"}]),
+            "/v1/models": (200, {"data": [{"domain": "general", "version": "2"}]}),
             "/metrics": (200, 'clipft_drift_ratio{domain="general",version="2",signal="mmd"} 1.7\n'),
             "/api/v1/targets": (
                 200,
@@ -210,7 +210,7 @@ def test_a_champion_that_is_not_live_and_targets_that_are_down(airflow, monkeypa
     found = seen()
     assert "champion of general is version 3, live is 2" in found["Models"].said
     assert "target airflow at http://x/ is down: refused" in found["Prometheus"].said
-    more.answers["/v1/models"] = (200, [{"domain": "general", "version": "3"}])
+    more.answers["/v1/models"] = (200, {"data": [{"domain": "general", "version": "3"}]})
     found = seen()
     assert found["Models"].state == "look" and "clipft drift general" in found["Models"].fix
     more.answers["/metrics"] = (200, 'clipft_window_items{domain="general",version="3",kind="images"} 12.0\n')

@@ -195,7 +195,7 @@ def datasets() -> Outcome:
 
 def server() -> Outcome:
     get(settings().server_url, "/healthz")
-    live = json_of(get(settings().server_url, "/v1/models"))
+    live = json_of(get(settings().server_url, "/v1/models"))["data"]
     shown = ", ".join(f"{m['domain']} version {m['version']}" for m in live)
     return OK, f"live: {shown}" if shown else "nothing is live yet"
 
@@ -203,7 +203,7 @@ def server() -> Outcome:
 def models() -> Outcome:
     """Is live what should be, and is drift being measured?"""
     with depends_on("the server"):
-        live = {m["domain"]: str(m["version"]) for m in json_of(get(settings().server_url, "/v1/models"))}
+        live = {m["domain"]: str(m["version"]) for m in json_of(get(settings().server_url, "/v1/models"))["data"]}
     with depends_on("MLflow"):
         champions = _champions()
     wrong = {d: v for d, v in champions.items() if live.get(d) != v}

@@ -11,6 +11,6 @@ A route that waits for something else than the inference thread is a plain funct
 and health are coroutines, so that neither waits for such a thread.
 """
 
-from . import captures, drift, feedback, health, inference, models, pages, trials
+from . import captures, drift, embeddings, feedback, health, inference, models, pages, trials
 
-ROUTERS = tuple(module.router for module in (inference, models, trials, feedback, drift, captures, health, pages))
+ROUTERS = tuple(module.router for module in (inference, embeddings, models, trials, feedback, drift, captures, health, pages))

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from clipft_tasks.contracts.serving import Embeddings, Predictions, Similarities
 
 from ..certainty import answer
+from ..errors import RequestRejectedError
 from ..loaded_model import LoadedModel
 from ..middleware import count_for
 from ..request_parsing import documented, parse
@@ -30,12 +31,14 @@ class InferenceRequest(Generic[B]):
         model: the live version that it is for; the answer's headers name it.
         answer_id: by which feedback and deletion name the answer.
         is_traffic: whether it is to be watched and sampled, or is the pipeline's own.
+        is_pinned: whether it names the version that must answer.
     """
 
     body: B
     model: LoadedModel
     answer_id: str
     is_traffic: bool
+    is_pinned: bool
 
 
 def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest[B]]]:
@@ -47,13 +50,23 @@ def inference_request(body: type[B]) -> Callable[..., Awaitable[InferenceRequest
         except RequestValidationError:
             server.metrics.refused.labels("malformed").inc()
             raise
-        model = server.inference.find_model(found.domain or "")
+        model = server.inference.find_model(*asked_model(request, found))
         count_for(request, model.domain)
         response.headers.update(model.headers)
         ANSWER.set(request.state.id)
-        return InferenceRequest(found, model, request.state.id, is_traffic=not is_internal(request))
+        is_pinned = bool(asked_model(request, found)[1])
+        return InferenceRequest(found, model, request.state.id, not is_internal(request), is_pinned)
 
     return read
+
+
+def asked_model(request: Request, body: InferenceBody) -> tuple[str, str]:
+    """Domain and version that are to answer: by the body, and the version also by the header X-Clipft-Model-Version."""
+    domain, version = body.asked
+    header = request.headers.get("x-clipft-model-version", "")
+    if header and version and header != version:
+        raise RequestRejectedError(422, "The header X-Clipft-Model-Version and the body name two versions.", "two_versions")
+    return domain, version or header
 
 
 def truncated(numbers: list[int]) -> dict[str, str]:
@@ -110,7 +123,7 @@ async def classify(
     sets that hold the true class at the `coverage` asked for, and a word on images of another kind. `reasons` says what is missing."""
     images = [image.content for image in request.body.images]
     ranking = await server.inference.classify(
-        request.model, images, request.answer_id, request.is_traffic, request.body.classes
+        request.model, images, request.answer_id, request.is_traffic, request.body.classes, request.is_pinned
     )
     response.headers.update(ranking.model.headers)  # of the canary, where it answered
     heatmaps = await server.inference.explain_classes(ranking, images) if request.body.explain else None

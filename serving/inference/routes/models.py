@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter, Request
 
-from clipft_tasks.contracts.serving import LoadResult, ModelInfo, ReplicaState
+from clipft_tasks.contracts.serving import LoadResult, ModelInfo, ModelList, ReplicaState
 
+from ..embedding_request import split_model_id
 from ..middleware import count_for
 from ..rollout import load_on_all, replica_states
 from ..schemas import LoadRequest
@@ -14,9 +15,17 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
-def models(server: ServerDep) -> list[ModelInfo]:
+def models(server: ServerDep) -> ModelList:
     """The live version of each domain and where it comes from."""
-    return server.store.describe()
+    return ModelList(data=server.store.describe())
+
+
+@router.get("/v1/models/{domain}")
+def model(domain: str, request: Request, server: ServerDep) -> ModelInfo:
+    """One of them: a domain, or `domain@version`."""
+    found = server.inference.find_model(*split_model_id(domain))
+    count_for(request, found.domain)
+    return next(one for one in server.store.describe() if one.domain == found.domain)
 
 
 @router.put("/v1/models/{domain}", dependencies=OPERATE)
