@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..core.errors import ClipftError, TransientError
-from . import domains, drift, erase, keys, objectives, ops, review, stages, worker
+from . import domains, drift, erase, indexes, keys, objectives, ops, review, stages, worker
 
 
 class _Group(click.Group):
@@ -58,6 +58,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "What there is to choose from": (stages.show_spec, stages.stages, domains.domains, domains.domain, objectives.objective),
     "Versions of data": (stages.diff, review.review, stages.resplit, erase.erase),
     "Models that serve": (stages.compare, stages.rollback, stages.reconcile, drift.drift, drift.label, drift.breaker),
+    "Search": (indexes.index,),
     "The installation": (*ops.COMMANDS, worker.worker, keys.key),
 }
 for _command in (command for commands in GROUPS.values() for command in commands):

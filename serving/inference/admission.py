@@ -95,6 +95,12 @@ class Admission:
         self.rate = AddressLimit(options.address_rate, options.address_burst)
         self.health_rate = AddressLimit(options.address_rate, options.address_burst, always=True)
         self._parsing = FairPool(1, "parse")  # one: bodies that are parsed take several times their size
+        self.bulk = Budget(options.max_bulk, 0, f"{options.max_bulk} bulk requests are being answered")
+
+    @property
+    def longest_line(self) -> int:
+        """Bytes of one line of a bulk request: an image in base64, and what stands around it."""
+        return int(self.options.max_image_mb * 2**20 * 4 / 3) + SETTING_BODY
 
     def close(self) -> None:
         self._parsing.shutdown(wait=False, cancel_futures=True)

@@ -14,6 +14,7 @@ from .error_handlers import add_error_handlers
 from .middleware import RequestGuard
 from .openapi import describe
 from .quiet_log import limit_repeats
+from .request_log import name_requests
 from .rollout import follow_registry
 from .routes import ROUTERS
 from .server import Server
@@ -31,6 +32,7 @@ def create_app(options: ServingSettings | None = None) -> FastAPI:
     options = options or ServingSettings()
     _show_audit_log()
     limit_repeats("uvicorn.error", "python_multipart.multipart")
+    name_requests()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

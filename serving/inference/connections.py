@@ -6,6 +6,7 @@ by `middleware`.
 """
 
 import asyncio
+import json
 import time
 from asyncio import TimerHandle
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .addresses import address_of
+from .problems import document
 
 HEAD_SECONDS = 10.0  # in which the head of a request must come
 UNREAD_SECONDS = 10.0  # in which a client must read a piece of its answer
@@ -22,7 +24,7 @@ HEAD_BYTES = 64 * 2**10
 HEADERS = 100
 PIPELINED = 8  # requests that a connection may send before the first is answered
 CONNECTIONS = 2000
-CLOSED = "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n{}"
+CLOSED = "HTTP/1.1 {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n{}"
 
 
 class _RefusedError(Exception):
@@ -134,7 +136,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._reading = self.loop.call_later(UNREAD_SECONDS, self._check_reading)
 
     def _refuse(self, status: str, detail: str) -> None:
-        body = f'{{"detail": "{detail}"}}'
+        body = json.dumps(document(int(status.partition(" ")[0]), detail))
         self._stop_timer()
         self.transport.write(CLOSED.format(status, len(body), "", body).encode())
         self.transport.close()

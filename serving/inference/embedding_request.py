@@ -57,8 +57,8 @@ def _part(value: object) -> object:
             return {"type": "image_url", "image_url": {"url": value}}
         case str():
             return {"type": "text", "text": value}
-        case {"text": _, **rest} if not rest:
-            return {"type": "text", **value}
+        case {"text": text, **rest} if not rest:
+            return {"type": "text", "text": text}
         case {"image": str(image), **rest} if not rest:
             return {"type": "image_url", "image_url": {"url": image if ":" in image else f"data:;base64,{image}"}}
         case {"type": "image_url", "image_url": str(url)}:

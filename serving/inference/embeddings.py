@@ -106,6 +106,6 @@ def quantized(vectors: np.ndarray, encoding: Encoding | None) -> np.ndarray:
     ubinary, less 128 as int8 for binary."""
     if encoding == "int8":
         largest = np.abs(vectors).max(axis=1, keepdims=True).clip(1e-12)
-        return np.round(vectors / largest * 127).astype(np.int8)
+        return np.asarray(np.round(vectors / largest * 127).astype(np.int8))
     packed = np.packbits(vectors > 0, axis=1)
     return np.asarray(packed if encoding == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8))

@@ -5,20 +5,23 @@ What was sent is never sent back: errors are few and short, however many things 
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from clipft_tasks.core.errors import ClipftError, TransientError
 
 from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError, shortened
+from .problems import code_of, problem
 from .server import server_of
 
 log = logging.getLogger("uvicorn.error")
 LISTED = 10  # errors of one answer
+NOT_FOUND = frozenset({"search.no_index"})  # codes of errors that say so; another one is about the server's state
+SAID = 2  # of them, in its sentence
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -35,30 +38,49 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 def answer(request: Request, error: Exception) -> Response:
     """The response to a request that ended in an exception, which is counted and, where it is the server's fault, logged."""
-    if isinstance(error, RequestRejectedError):
-        if error.reason:
-            server_of(request).metrics.refused.labels(error.reason).inc()
-        busy = {"Retry-After": "1"} if error.status in (429, 503) else {}
-        return _detail(error.detail, error.status, busy | error.headers)
-    if isinstance(error, QueueFullError):
-        return _detail(f"{error.why}; try again in a moment.", 503, {"Retry-After": "1"})
+    if isinstance(error, RequestRejectedError) and error.reason:
+        server_of(request).metrics.refused.labels(error.reason).inc()
     if isinstance(error, NonFiniteOutputError):
         log.error("%s", error)
         server_of(request).metrics.refused.labels("non_finite").inc()
-        return _detail(str(error), 500)
+    found = of_exception(error)
+    if found is None:
+        log.error("%s %s failed", request.method, shortened(request.url.path), exc_info=error)
+        found = Problem(500, "The server failed at this; its log says why.")
+    text = shortened(_printable(found.detail), 1000)
+    return problem(found.status, text, found.code, headers=found.headers, errors=found.errors)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a request, or with one item of it."""
+
+    status: int
+    detail: str
+    code: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    errors: Sequence[Mapping[str, object]] = ()
+
+
+def of_exception(error: Exception) -> Problem | None:
+    """What an exception means for who asked; None for a fault of the server's own."""
+    if isinstance(error, RequestRejectedError):
+        busy = {"Retry-After": "1"} if error.status in (429, 503) else {}
+        return Problem(error.status, error.detail, error.code or code_of(error.status, error.reason), busy | error.headers)
+    if isinstance(error, QueueFullError):
+        return Problem(503, f"{error.why}; try again in a moment.", headers={"Retry-After": "1"})
+    if isinstance(error, NonFiniteOutputError):
+        return Problem(500, str(error), code_of(500, "non_finite"))
     if isinstance(error, RequestValidationError):
-        return JSONResponse({"detail": listed(error.errors())}, 422)
+        errors = listed(error.errors())
+        return Problem(422, sentence(errors), errors=errors)
     if isinstance(error, HTTPException):
-        return _detail(str(error.detail), error.status_code, error.headers or {})
+        return Problem(error.status_code, str(error.detail), headers=error.headers or {})
     if isinstance(error, TransientError):
-        return _detail(str(error), 503, {"Retry-After": "5"})
+        return Problem(503, str(error), headers={"Retry-After": "5"})
     if isinstance(error, ClipftError):
-        return _detail(str(error), 409, code=error.code)
-    log.error(
-        "%s %s failed (answer %s, request %r)", request.method, shortened(request.url.path), request.state.id,
-        request.state.client_id, exc_info=error,
-    )  # fmt: skip
-    return _detail("The server failed at this; its log says why.", 500)
+        return Problem(404 if error.code in NOT_FOUND else 409, str(error), error.code)
+    return None
 
 
 def listed(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -75,10 +97,12 @@ def listed(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return first + ([{"type": "more", "loc": [], "msg": f"and {more:,} more"}] if more > 0 else [])
 
 
+def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The first of listed errors as a sentence."""
+    told = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in errors[:SAID]]
+    more = len(errors) - SAID
+    return "; ".join(told) + ("; and more in `errors`" if more > 0 else "") + "."
+
+
 def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
-
-
-def _detail(text: str, status: int, headers: Mapping[str, str] | None = None, *, code: str = "") -> Response:
-    body = {"detail": shortened(_printable(text), 1000)} | ({"code": code} if code else {})
-    return JSONResponse(body, status, dict(headers or {}))

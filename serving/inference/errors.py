@@ -10,6 +10,7 @@ class RequestRejectedError(Exception):
 
     Args:
         index: of the image or text that is to blame, where one is; the detail begins with its number.
+        code: default: by reason and status.
     """
 
     def __init__(
@@ -20,7 +21,9 @@ class RequestRejectedError(Exception):
         *,
         headers: Mapping[str, str] | None = None,
         index: int | None = None,
+        code: str = "",
     ) -> None:
+        self.code = code
         self.status, self.detail, self.reason, self.headers, self.index = status, detail, reason, dict(headers or {}), index
         super().__init__(detail)
 

@@ -52,7 +52,9 @@ class Keys:
                 raise RequestRejectedError(403, f"The key {caller.name!r} is not for this: it needs the scope {scope}.")
             if not self._known and not (token and token.get_secret_value()):
                 raise RequestRejectedError(
-                    403, "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed."
+                    403,
+                    "This server was started without CLIPFT_SERVER_TOKEN, so what needs the token is closed.",
+                    code="request.closed",
                 )
             raise RequestRejectedError(
                 401,

@@ -22,8 +22,10 @@ from .error_handlers import answer
 from .errors import ClientGoneError, QueueFullError, RequestRejectedError, shortened
 from .fair_queue import CLIENT
 from .replicas import REPLICA_ID
+from .request_log import RequestIds, about, trace_of
 from .security import Rule
 from .server import Server, server_of
+from .tracing import Note
 
 log, audit = logging.getLogger("uvicorn.error"), logging.getLogger("clipft.audit")
 ANSWER_ID = "X-Clipft-Answer-Id"
@@ -94,17 +96,25 @@ class RequestGuard:
                 raise ClientGoneError from None  # it does not read its answer
             exchange.is_over |= message["type"] == "http.response.body" and not message.get("more_body", False)
 
-        try:
-            await self._answer(exchange, receive, send_on)
-        except ClientGoneError:
-            exchange.is_gone = True
-        except Exception as error:
-            if exchange.status:  # the answer had begun; all that is left is to end it short
-                log.error("an answer broke off (answer %s)", state.id, exc_info=error)
-                raise
-            await answer(request, error)(scope, receive, send_on)
-        finally:
-            self._count(exchange)
+        said = request.headers.get("x-request-id", "")
+        client = said if CLIENT_ID.fullmatch(said) else ""
+        trace = trace_of(request.headers.get("traceparent", ""))
+        asked = {"http.request.method": request.method, "url.path": shortened(request.url.path), "clipft.answer": state.id}
+        with (
+            about(RequestIds(state.id, client, trace)),
+            server.tracing.request(request.method, request.headers, asked) as note,
+        ):
+            try:
+                await self._answer(exchange, receive, send_on)
+            except ClientGoneError:
+                exchange.is_gone = True
+            except Exception as error:
+                if exchange.status:  # the answer had begun; all that is left is to end it short
+                    log.error("an answer broke off", exc_info=error)
+                    raise
+                await answer(request, error)(scope, receive, send_on)
+            finally:
+                self._count(exchange, note)
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         await _identify(exchange)
@@ -164,21 +174,23 @@ class RequestGuard:
                 watching.cancel()
 
     @staticmethod
-    def _count(exchange: Exchange) -> None:
-        """Metrics, and a line of the audit log for whatever changes something."""
+    def _count(exchange: Exchange, note: Note) -> None:
+        """Metrics, the end of the request's span, and a line of the audit log for whatever changes something."""
         request, metrics = exchange.request, exchange.server.metrics
         route = getattr(request.scope.get("route"), "path", "unknown")
         status = GONE if exchange.is_gone else exchange.status or 500
         metrics.requests.labels(route, request.state.domain, str(status)).inc()
+        note({"http.route": route, "http.response.status_code": status, "clipft.domain": request.state.domain})
         if exchange.rule.scope in (security.Scope.FEEDBACK, security.Scope.OPERATE) and request.method not in ("GET", "HEAD"):
             record = {
                 "caller": request.state.caller.name, "from": request.client.host if request.client else "", "method": request.method,
                 "path": shortened(request.url.path), "status": status, "answer": request.state.id, "request": request.state.client_id,
+                "trace": trace_of(request.headers.get("traceparent", "")),
             }  # fmt: skip
             # Anybody can be refused as often as they like; `clipft_requests_total` counts them all.
             if status not in REFUSED or request.state.caller.name or exchange.server.audited_refusals.admits(1):
                 audit.info(json.dumps(record))
-        if not exchange.is_gone:
+        if not exchange.is_gone and not exchange.rule.streams:  # how long a stream lasts is its client's matter
             metrics.latency.labels(route).observe(time.perf_counter() - exchange.began)
 
 

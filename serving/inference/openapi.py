@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from .problems import MEDIA_TYPE
 from .security import Rule, Scope, rule_of
 
 KEY = {
@@ -15,13 +16,19 @@ KEY = {
 }
 PROBLEM = {
     "type": "object",
-    "required": ["detail"],
+    "required": ["type", "title", "status", "detail", "code"],
     "properties": {
-        "detail": {
-            "description": "what is wrong; a list where a body does not fit its schema",
-            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
-        },
+        "type": {"type": "string", "format": "uri", "description": "the code, as a URN"},
+        "title": {"type": "string", "description": "what the code means"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what is wrong this time"},
         "code": {"type": "string", "description": "which error it is, never reworded"},
+        "message": {"type": "string", "description": "the detail, where OpenAI's clients look for it"},
+        "errors": {
+            "type": "array",
+            "description": "where a body does not fit its schema: the first places, without what was sent",
+            "items": {"type": "object"},
+        },
     },
 }
 REFUSALS = {
@@ -94,7 +101,7 @@ def _describe(operation: dict[str, Any], rule: Rule, is_open: bool) -> None:
         operation["description"] = f"{operation.get('description', '')}\n\nScope of the key: `{rule.scope}`.".strip()
     headers = HEADERS | (MODEL_HEADERS if rule.is_inference else {})
     described = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
-    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for status, text in REFUSALS.items():
         retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}} if status in ("429", "503") else {}
         operation["responses"][status] = {"description": text, "headers": described | retry, "content": problem}

@@ -30,8 +30,9 @@ async def parse(request: Request, body: type[B]) -> B:
 
     Raises: RequestRejectedError; RequestValidationError.
     """
-    raw, kind, admission = request.state.body, request.headers.get("content-type", ""), server_of(request).admission
-    return await admission.off_loop(len(raw), lambda: read(raw, kind, body, admission))
+    raw, kind, server = request.state.body, request.headers.get("content-type", ""), server_of(request)
+    with server.tracing.step("parse", {"bytes": len(raw)}):
+        return await server.admission.off_loop(len(raw), lambda: read(raw, kind, body, server.admission))
 
 
 def read(raw: memoryview, content_type: str, body: type[B], admission: Admission) -> B:
@@ -88,15 +89,25 @@ def documented(
     """OpenAPI of a body that is read by hand: JSON, or also a multipart form."""
     schema = body.model_json_schema()
     definitions, example = schema.pop("$defs", {}), schema.pop("example", None)
+    schema = _inlined(schema, definitions)
     for name in {"images", "texts"} & schema["properties"].keys():
         many = schema["properties"][name]
-        if "$ref" in many["items"]:
-            many["items"] = definitions["ImageFile"]
         schema["properties"][name] = {"anyOf": [many["items"], many], "description": many["description"]}
     content = {"application/json": {"schema": schema} | ({"example": example} if example else {})}
     if has_form:
         content["multipart/form-data"] = {"schema": _form_schema(schema)}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # JSON
+    """A schema with what it refers to in its place."""
+    if isinstance(schema, list):
+        return [_inlined(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if reference := schema.get("$ref"):
+        return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:

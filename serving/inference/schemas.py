@@ -198,6 +198,21 @@ class Classify(InferenceBody):
         return value
 
 
+class Search(InferenceBody):
+    model_config = example(text="a defective solar cell", limit=5)
+
+    text: Text | None = Field(None, description="what to look for in words")
+    image: ImageFile | None = Field(None, description="or what to look for in an image")
+    labels: Annotated[list[Text], FailFast()] = Field([], max_length=100, description="a hit has one of them; none: any")
+    limit: Annotated[int, Whole] = Field(10, ge=1, le=100, strict=True, description="most hits")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("say either `text` or `image`")
+        return self
+
+
 # Changes ----------------------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,10 @@ from .model_store import ModelStore
 from .monitor import Monitor
 from .rate_limit import RateLimit
 from .replicas import Relay, Replicas
+from .search_indexes import SearchIndexes
 from .service import InferenceService
 from .settings import ServingSettings
+from .tracing import Tracing
 from .window_memory import WindowMemory
 
 STUCK = 300.0  # seconds of one piece of work after which a thread hangs; loading a version may take four minutes
@@ -45,6 +47,8 @@ class Server:
     store: ModelStore
     replicas: Replicas
     inference: InferenceService
+    tracing: Tracing
+    search: SearchIndexes
     is_ending: threading.Event = field(default_factory=threading.Event)
     audited_refusals: RateLimit = field(default_factory=lambda: RateLimit(1, 100))
 
@@ -84,7 +88,8 @@ class Server:
         backends = BackendChoice(options.backend, machine.cores)
         store = ModelStore(engine, metrics, backends, on_live=monitor.watch)
         metrics.registry.register(BackendCollector(lambda: store.live))
-        inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics)
+        tracing = Tracing()
+        inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics, tracing)
         return cls(
             options,
             metrics,
@@ -98,6 +103,8 @@ class Server:
             store,
             Replicas(options.peers),
             inference,
+            tracing,
+            SearchIndexes(),
         )
 
     def thread_problem(self) -> str:
@@ -120,6 +127,7 @@ class Server:
         self.engine.close()
         self.monitor.close()
         self.captures.close()
+        self.tracing.close()
 
 
 def server_of(request: Request) -> Server:

@@ -26,6 +26,7 @@ from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
+from .tracing import Tracing
 from .trial import Trial
 
 log = logging.getLogger("uvicorn.error")
@@ -48,10 +49,11 @@ class InferenceService:
         monitor: Monitor,
         captures: Captures,
         metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         self.admission, self.decoder = admission, decoder
         self.engine, self.store = engine, store
-        self.monitor, self.captures, self.metrics = monitor, captures, metrics
+        self.monitor, self.captures, self.metrics, self.tracing = monitor, captures, metrics, tracing
         self._heatmaps = Heatmaps(admission, decoder, engine)
         self._comparing: set[asyncio.Task[None]] = set()
 
@@ -72,9 +74,12 @@ class InferenceService:
         if model is None:
             live = ", ".join(sorted(self.store.live)) or "none"
             if not domain and self.store.live:
-                raise RequestRejectedError(400, f"Several domains are live ({live}): say which one in `domain`.")
+                raise RequestRejectedError(
+                    400, f"Several domains are live ({live}): say which one in `domain`.", code="request.no_domain"
+                )
             status = 404 if self.store.live and not self.store.is_starting else 503
-            raise RequestRejectedError(status, f"No model of {shortened(domain, 64) or 'any domain'} is live (live: {live}).")
+            why = f"No model of {shortened(domain, 64) or 'any domain'} is live (live: {live})."
+            raise RequestRejectedError(status, why, code="request.no_model")
         return model
 
     async def embed_images(
@@ -246,9 +251,11 @@ class InferenceService:
             return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
 
         with self.admission.working(len(images)):
-            decoded = await self.decoder.decode(images, decode)
+            with self.tracing.step("decode", {"images": len(images)}):
+                decoded = await self.decoder.decode(images, decode)
             squares, statistics = zip(*decoded, strict=True)
-            embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
+            with self.tracing.step("encode", {"images": len(images)}):
+                embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
         return embeddings, np.stack(statistics) if sampled else None
 
     async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
@@ -266,7 +273,7 @@ class InferenceService:
         return np.stack([found[text] for text in texts])
 
     async def _encode_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
-        with self.admission.working(len(texts)):
+        with self.admission.working(len(texts)), self.tracing.step("encode", {"texts": len(texts)}):
             return _finite(model, await self.engine.encode(model, texts), "embedding")
 
     async def _embed_classes(self, model: LoadedModel, classes: list[str]) -> np.ndarray:
@@ -290,14 +297,18 @@ class InferenceService:
 
     def _cut(self, model: LoadedModel, dimensions: int | None) -> Callable[[np.ndarray], np.ndarray]:
         """What shortens embeddings as asked; rejected when the model was not trained for that length."""
-        if dimensions in (None, model.clip.embed_dim):
+        self.check_dimensions(model, dimensions)
+        if dimensions is None or dimensions == model.clip.embed_dim:
             return lambda embeddings: embeddings
-        assert dimensions is not None
-        if dimensions not in model.dimensions:
+        return lambda embeddings: _finite(model, model.cut(embeddings, dimensions), "embedding")
+
+    @staticmethod
+    def check_dimensions(model: LoadedModel, dimensions: int | None) -> None:
+        """Raises RequestRejectedError for embeddings of a length that the model was not trained for."""
+        if dimensions not in (None, model.clip.embed_dim, *model.dimensions):
             lengths = ", ".join(map(str, model.dimensions)) or "no other length"
             why = f"Version {model.version} of {model.domain} was not trained for embeddings of {dimensions} dimensions; allowed: {lengths}."
             raise RequestRejectedError(422, f"{why} Leave `dimensions` out for all {model.clip.embed_dim}.", "dimensions")
-        return lambda embeddings: _finite(model, model.cut(embeddings, dimensions), "embedding")
 
     @contextmanager
     def _side_effect(self, model: LoadedModel, what: str) -> Iterator[None]:

@@ -30,6 +30,7 @@ class ServingSettings(EnvironmentSettings):
     deadline_seconds: float = Field(30, gt=0, description="longest time for a request's answer before it is 503")
     max_items: int = Field(64, ge=1, description="images or texts in one request")
     max_inputs: int = Field(2048, ge=1, description="texts and images in one request for /v1/embeddings; embedded in parts")
+    max_bulk: int = Field(4, ge=1, description="bulk requests that are answered at a time")
     max_classes: int = Field(1000, ge=2, description="classes of the caller's own in one request")
     max_explained: int = Field(8, ge=1, description="images, and texts, in one request for heatmaps")
     max_body_mb: float = Field(48, gt=0, description="size of one request")

@@ -83,7 +83,7 @@ def test_whatever_a_model_calls_its_classes_is_shown_as_text(browser, server):
 
     with visit(browser, server.url, viewport=PHONE) as at:
         changed(at.page, "**/v1/classify", rename)
-        changed(at.page, "**/v1/models", lambda models: models[0].update(classes=[HOSTILE, "x" * 300]))
+        changed(at.page, "**/v1/models", lambda models: models["data"][0].update(classes=[HOSTILE, "x" * 300]))
         at.page.reload()
         choose(at.page)
         expect(at.page.locator(".pane .bars li").first).to_contain_text(HOSTILE)

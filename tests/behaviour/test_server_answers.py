@@ -285,9 +285,11 @@ def bodies(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     posts = {
         path: item["post"]["requestBody"]["content"]["application/json"]
         for path, item in document["paths"].items()
-        if "post" in item and path != "/v1/feedback"  # whose example would name an answer that was never given
+        if "post" in item
+        and "application/json" in item["post"]["requestBody"]["content"]
+        and path != "/v1/feedback"  # whose example would name an answer that was never given
     }
-    assert len(posts) == 5 and all("example" in body for body in posts.values())
+    assert len(posts) == 6 and all("example" in body for body in posts.values())
     return posts
 
 
@@ -302,6 +304,7 @@ def test_the_openapi_document_is_valid_and_every_reference_leads_somewhere(serve
 
 def test_every_openapi_example_runs_as_it_is(server):
     answers = {path: server.post(path, body["example"]) for path, body in bodies(server.get("/openapi.json").json()).items()}
+    assert answers.pop("/v1/search").json()["code"] == "search.no_index"  # which nobody has built here
     assert {path: a.text for path, a in answers.items() if a.status_code != 200} == {}
 
 

@@ -45,8 +45,11 @@ BAD: dict[str, tuple[str, Any, str]] = {
 
 def check_refusal(server: Server, answer: httpx.Response, says: str) -> None:
     assert 400 <= answer.status_code < 500, answer.text
-    detail = answer.json()["detail"]
-    text = detail if isinstance(detail, str) else json.dumps(detail)
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = answer.json()
+    assert told["type"] == f"urn:clipft:error:{told['code']}" and told["status"] == answer.status_code and told["title"]
+    assert isinstance(told["detail"], str)
+    text = json.dumps(told)
     assert re.search(says, text), text
     assert "Traceback" not in text and len(text) < 2000  # what was sent is not sent back
     assert server.post(EMBED_TEXTS, {"texts": "still there?"}).status_code == 200
@@ -77,7 +80,16 @@ def test_a_body_that_cannot_be_read_is_refused(server, content, kind, says):
     check_refusal(server, server.client.post(EMBED_TEXTS, content=content, headers={"Content-Type": kind}), says)
 
 
-ASKING = {EMBED_IMAGES, EMBED_TEXTS, PAIRS, CLASSES, "/v1/embeddings"}  # the routes for everybody that are no GET
+ASKING = {
+    EMBED_IMAGES,
+    EMBED_TEXTS,
+    PAIRS,
+    CLASSES,
+    "/v1/embeddings",
+    "/v1/bulk/embeddings",
+    "/v1/bulk/classify",
+    "/v1/search",
+}  # the routes for everybody that are no GET
 
 
 def test_every_route_that_changes_something_needs_the_token(server):

@@ -14,10 +14,15 @@ pytestmark = pytest.mark.slow
 # No schema says which bytes are an image, and in a form everything is text.
 CONFIG = """
 [[operations]]
-include-path-regex = "^/v1/(embeddings|embed/images|embed/texts|similarity|classify)$"
+include-path-regex = "^/v1/(search|embeddings|embed/images|embed/texts|similarity|classify)$"
 [operations.checks]
 positive_data_acceptance.enabled = false
 negative_data_rejection.enabled = false
+
+# It cannot write NDJSON; tests/behaviour/test_server_bulk.py does.
+[[operations]]
+include-path-regex = "^/v1/bulk/"
+enabled = false
 """
 
 

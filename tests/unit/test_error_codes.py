@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from clipft_tasks.cli.main import main
 from clipft_tasks.server.client import ServerClient, ServerRefusalError
+from serving.inference.problems import TITLES
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDERS = ("clipft_tasks", "serving", "deploy", "plugins", "dags", "examples", "bench")
@@ -76,4 +77,4 @@ def test_the_page_lists_each_code_once_in_order_and_none_that_is_not_raised():
     codes, _ = raised()
     page = listed()
     assert page == sorted(set(page))
-    assert set(page) == set(codes) | DEFAULTS
+    assert set(page) == set(codes) | DEFAULTS | set(TITLES)

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.extras, pytest.mark.timeout(900)]
 LIGHT = """
 from click.testing import CliRunner
 from clipft_tasks.cli import main
+import clipft_tasks.client
 from clipft_tasks.spec import RunSpec
 RunSpec.from_flat({"domain": "medical"})
 for command in (["--help"], ["--version"], ["finetune", "--help"]):
@@ -33,11 +34,13 @@ PROGRAMS = {
     "slides": "import openslide, clipft_tasks.data.readers.slides",
     "codecs": "import imagecodecs; imagecodecs.jpeg_decode; import clipft_tasks.data.deep_jpeg",
     "mlflow": "import boto3, mlflow.server",
+    "search": "from clipft_tasks.search.index import vectors_of; vectors_of('cosine', 4)",
     "serving": "from serving.inference.app import create_app; create_app()",
     "fast": "import onnx, onnxruntime, onnxscript, openvino",
     "train": "import clipft_tasks.stages.finetune, clipft_tasks.stages.evaluate, clipft_tasks.stages.tune, clipft_tasks.train.loop",
     "airflow": "import airflow.sdk, airflow.providers.edge3",
     "stack": "import honcho",
+    "tracing": "import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http",
 }
 
 

@@ -63,7 +63,7 @@ def test_a_body_without_an_example_is_documented_all_the_same():
         number: int = 0
 
     content = documented(Bare)["requestBody"]["content"]["application/json"]
-    assert "example" not in content and content["schema"]["properties"].keys() == {"domain", "number"}
+    assert "example" not in content and content["schema"]["properties"].keys() == {"domain", "version", "number"}
     assert documented(Classify)["requestBody"]["content"]["application/json"]["example"]
 
 

@@ -11,6 +11,8 @@ A route that waits for something else than the inference thread is a plain funct
 and health are coroutines, so that neither waits for such a thread.
 """
 
-from . import captures, drift, embeddings, feedback, health, inference, models, pages, trials
+from . import bulk, captures, drift, embeddings, feedback, health, inference, models, pages, search, trials
 
-ROUTERS = tuple(module.router for module in (inference, embeddings, models, trials, feedback, drift, captures, health, pages))
+ROUTERS = tuple(
+    module.router for module in (inference, embeddings, bulk, search, models, trials, feedback, drift, captures, health, pages)
+)
