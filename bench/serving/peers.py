@@ -146,12 +146,12 @@ class Running:
         raise CannotRunError(f"{said or 'its backends were not chosen in time'}; {tail[0][:120]}")
 
     def _has_chosen(self) -> bool:
-        models: list[dict[str, Any]] = httpx.get(f"{self.url}/v1/models", timeout=60).json()
+        models: list[dict[str, Any]] = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
         return all(b["why"] != "the others are not compared yet" for model in models for b in model["backends"].values())
 
     def backends(self) -> dict[str, str]:
         """What runs each tower of ours."""
-        models = httpx.get(f"{self.url}/v1/models", timeout=60).json()
+        models = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
         return {tower: backend["backend"] for tower, backend in models[0]["backends"].items()}
 
     def memory(self) -> float:
