@@ -16,7 +16,7 @@ from ..middleware import count_for
 from ..security import Rule, Scope, caller_of, is_internal
 from ..server import Server, ServerDep
 
-router = APIRouter(dependencies=[Depends(Rule(Scope.INFER, whole_body=True, streams=True, is_inference=True))])
+router = APIRouter(dependencies=[Depends(Rule(Scope.INFER, streams=True, is_inference=True))])
 LINES: dict[str, Any] = {
     "requestBody": {
         "required": True,
