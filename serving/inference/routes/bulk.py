@@ -15,6 +15,7 @@ from ..loaded_model import LoadedModel
 from ..middleware import count_for
 from ..security import Rule, Scope, caller_of, is_internal
 from ..server import Server, ServerDep
+from ..window_memory import ANSWER
 
 router = APIRouter(dependencies=[Depends(Rule(Scope.INFER, streams=True, is_inference=True))])
 LINES: dict[str, Any] = {
@@ -85,6 +86,7 @@ async def classify(
         if len(images) < len(parts):
             raise RequestRejectedError(422, "A text cannot be classified: send an `image`.", "malformed")
         answer_id = uuid.uuid4().hex
+        ANSWER.set(answer_id)
         ranking = await server.inference.classify(model, images, answer_id, is_traffic, classes, is_pinned=True)
         named: dict[str, object] = {} if classes else {"answer_id": answer_id}
         said = certainty.answer(ranking, None)
