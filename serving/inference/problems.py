@@ -38,6 +38,7 @@ TITLES = {
     "request.tokens": "Tokens of another model were sent for texts",
     "request.too_large": "The request is too large",
     "request.too_many": "The request has too many parts",
+    "request.too_often": "Too much of this client is being answered",
     "request.two_versions": "The request names two versions",
 }
 OF_STATUS = {

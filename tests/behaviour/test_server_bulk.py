@@ -144,7 +144,7 @@ def test_a_client_that_hangs_up_gives_everything_back(server):
         asked = Line(server)
         asked.send(*[image(n) for n in range(64)])
         asked.socket.close()
-    server.until(lambda: bulk_of(server) == 2, 30)  # a third is answered 503
+    server.until(lambda: bulk_of(server) >= 1, 30)  # one address takes one of two at a time
     assert server.post(EMBED_TEXTS, {"texts": "x"}).status_code == 200
 
 
