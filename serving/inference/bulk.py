@@ -176,6 +176,7 @@ class BulkResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.admission.bulk.take(1, is_small=False)
+        self._is_counted = True
         reading = asyncio.create_task(self.lines.read(receive))
         writing = asyncio.create_task(self._write(send))
         try:
@@ -192,6 +193,12 @@ class BulkResponse(Response):
             for task in (reading, writing):
                 task.cancel()
             await asyncio.gather(reading, writing, return_exceptions=True)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Count as answered: before the last line goes out, after which a client may ask again at once."""
+        if self._is_counted:
+            self._is_counted = False
             self.admission.bulk.give_back(1)
 
     async def _write(self, send: Send) -> None:
@@ -259,8 +266,9 @@ class BulkResponse(Response):
         found = of_exception(error) if error else None
         return said | ({"error": _problem(found)} if found else {})
 
-    @staticmethod
-    async def _send(send: Send, answers: Sequence[Answer], is_last: bool = False) -> None:
+    async def _send(self, send: Send, answers: Sequence[Answer], is_last: bool = False) -> None:
+        if is_last:
+            self._give_back()
         body = b"".join(json.dumps(answer).encode() + b"\n" for answer in answers)
         await send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
