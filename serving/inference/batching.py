@@ -29,6 +29,7 @@ T = TypeVar("T")
 Items = np.ndarray | list[str]  # images, uint8 (n, 3, s, s), or texts
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARED = 1.0  # seconds after a small job in which large ones are cut finer
+PART_SECONDS = 0.02  # that a part of them takes then, as far as is known
 
 
 @dataclass
@@ -163,6 +164,7 @@ class Engine:
         self._large = max(1, max_batch // 2)  # items beyond which a job is large
         self._jobs = _Queue(max_queue, self._large)
         self._small_at = 0.0  # when a small job was last worked on
+        self._item_seconds: dict[str, float] = {}  # of an item in the last forward pass, by kind
         self.busy_since: float | None = None  # monotonic; None while idle
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -231,7 +233,7 @@ class Engine:
         if job.result.cancelled() or (not job.done and self._is_late(job)):
             return
         is_shared = time.monotonic() - self._small_at < SHARED
-        size = max(1, self.max_batch // 4) if is_shared else self.max_batch
+        size = self._part_size(_kind(job.items)) if is_shared else self.max_batch
         try:
             job.parts.append(self._encode(job.model, job.items[job.done : job.done + size]))
             job.done += size
@@ -243,6 +245,11 @@ class Engine:
             return
         if job.result.set_running_or_notify_cancel():
             job.result.set_result(np.concatenate(job.parts))
+
+    def _part_size(self, kind: str) -> int:
+        """Items of a large job's part while small jobs wait for it: a power of two, as backends know these sizes."""
+        fitting = int(PART_SECONDS / max(self._item_seconds.get(kind, 0.0), 1e-6))
+        return 1 << (max(1, min(self.max_batch // 4, fitting)).bit_length() - 1)
 
     def _is_late(self, job: _Encoding) -> bool:
         """Whether a job waited for longer than any client is assumed to; then it is answered so."""
@@ -264,7 +271,9 @@ class Engine:
     def _encode(self, model: "LoadedModel", items: Items) -> np.ndarray:
         kind, began = _kind(items), time.perf_counter()
         out = encode(model, items)
-        self.metrics.inference.labels(kind).observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._item_seconds[kind] = seconds / len(items)
+        self.metrics.inference.labels(kind).observe(seconds)
         self.metrics.batch.labels(kind).observe(len(items))
         self.metrics.items.labels(model.domain, kind).inc(len(items))
         return out
