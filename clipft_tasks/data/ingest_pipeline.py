@@ -278,7 +278,11 @@ def rebase(options: DataSpec, domain: Domain, folder: Path) -> Path:
         if not card.rows:
             why = "each of them contradicts the splits of a version that was made since"
             raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.nothing_left")
-        return settle(building, folder.name.rpartition("-")[0])
+        placed = settle(building, folder.name.rpartition("-")[0])
+    if placed == folder:  # it would be tried for ever
+        why = "they name shards that nobody holds"
+        raise ClipftError(f"staged rows {folder}", why, "Ingest the source again.", code="dataset.staged_before")
+    return placed
 
 
 def _placed_again(folder: Path, domain: str) -> pd.DataFrame:

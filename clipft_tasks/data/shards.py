@@ -127,11 +127,10 @@ def _padded(length: int, block: int) -> int:
     return -(-length // block) * block
 
 
-def path_of(folder: Path, shard: str) -> Path:
-    """The file of a shard; a name that is not a shard's (a path, a link out) is refused.
+def path_of_name(folder: Path, shard: str) -> Path:
+    """Where a shard of that name lies, or would; a name that is not a shard's (a path, a link out) is refused.
 
-    Raises:
-        ClipftError: a name with a path in it, a missing file, or a file that leads elsewhere.
+    Raises: ClipftError: a name with a path in it.
     """
     if not NAME.fullmatch(shard):
         raise ClipftError(
@@ -140,7 +139,16 @@ def path_of(folder: Path, shard: str) -> Path:
             "The manifest was tampered with: restore it.",
             code="dataset.invalid_shard_name",
         )
-    path = folder / shard
+    return folder / shard
+
+
+def path_of(folder: Path, shard: str) -> Path:
+    """The file of a shard.
+
+    Raises:
+        ClipftError: a name with a path in it, a missing file, or a file that leads elsewhere.
+    """
+    path = path_of_name(folder, shard)
     if path.is_symlink():
         raise ClipftError(
             f"shard {shard}",

@@ -243,7 +243,7 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         for name in TABLES[1:] if tombstones else ():
             drop_rows(staging / name, tombstones.holds)  # made before the erasure, perhaps
         wanted = sorted(set(staged["shard"]))
-        away = {name for name in wanted if not (staging / "shards" / name).exists()}
+        away = {name for name in wanted if not shards.path_of_name(staging / "shards", name).exists()}
         known = _known_shards(repo, found, away)
         if away - known.keys():  # images were erased since: those beside them lie in other shards now
             raise ParentMovedError(f"{domain}: staged on shards that no version holds any more")
