@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,12 @@ from fixtures.errors import refuses
 
 from clipft_tasks.cli.main import main
 from clipft_tasks.contracts.drift import Capture, answer_hash
+from clipft_tasks.contracts.search import IndexCard
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import decoded_cache, repository, tombstones, versioning
 from clipft_tasks.ops import erase as erasing
 from clipft_tasks.ops.doctor import machine
+from clipft_tasks.search import index
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
 from serving.inference.answer_memory import Answer, AnswerMemory
@@ -54,9 +58,30 @@ def prepared(folder: Path) -> None:
     rows.loc[0, "label"] = "violet square"
     rows.to_csv(table, index=False)
     made(table)
+    indexed(versioning.find("general/v3", ""))
     for number in (1, 3):
         dataset = versioning.fetch(versioning.find(f"general/v{number}", ""))
         decoded_cache.decoded(dataset, dataset.frame, 32, "all", gray_bits=16)
+
+
+def indexed(found: versioning.Version) -> None:
+    """A search index of a version, with made-up embeddings."""
+    frame = versioning.read_manifest(found).drop_duplicates("name")
+    folder = index.folder_of("general", "1")
+    folder.mkdir(parents=True)
+    vectors = index.vectors_of("cosine", 8)
+    vectors.add(
+        np.arange(len(frame), dtype=np.uint64), np.random.default_rng(0).normal(size=(len(frame), 8)).astype(np.float32)
+    )
+    vectors.save(str(folder / index.VECTORS))
+    with closing(sqlite3.connect(folder / index.ROWS)) as db:
+        db.execute(index.TABLE)
+        rows = enumerate(frame[["name", "label", "caption"]].itertuples(index=False))
+        db.executemany("insert into row values (?, ?, ?, ?)", [(number, *row) for number, row in rows])
+        db.commit()
+    card = {"domain": "general", "version": "1", "source": found.tag, "similarity": "cosine", "dimensions": 8}
+    about = IndexCard(**card, rows=len(frame), made=0.0)
+    (folder / index.CARD).write_text(about.model_dump_json())
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +176,7 @@ def test_a_row_is_gone_from_every_byte_and_all_others_are_as_they_were(installat
     done = run("--row", NAME, "--yes")
     assert "DVC remote" in done and not traces.found_in(installation)
     assert "red-0001.png" in page.read_text() and "(erased)" in page.read_text()
+    assert index.opened("general", "1").has([NAME, "red-001.png"]) == 1
     after = all_images()
     gone = {key for images in before.values() for key in images} - {key for images in after.values() for key in images}
     assert list(after) == list(before) and len(gone) == 2  # the row, and the row with another label

@@ -22,6 +22,7 @@ from ...core.files import atomic_write, link_or_copy
 from ...core.settings import settings
 from ...data import erased_copies, erasing, history, repository, shards
 from ...domains import domain_names, get_domain
+from ...search import index
 from ..backup import Manifest
 from ..installation import maintenance_lock
 from . import captured, registry, traces
@@ -154,7 +155,7 @@ def _finish(repo: Path, journal: Journal, account: ErasureAccount) -> ErasureAcc
         places.append(
             PlaceSearched(place="packages of models", looked_at=len(models), held=sum(bool(m.packed) for m in models))
         )
-    places += [_files(journal.traces), _cached_models(journal)]
+    places += [_files(journal.traces), _cached_models(journal), _search_indexes(journal)]
     erased = {domain: len(images) for domain, images in journal.images.items()}
     rows = {tag: sum(by_split.values()) for tag, by_split in journal.rows.items()}
     journal.remove()
@@ -213,6 +214,14 @@ def _cached_models(journal: Journal) -> PlaceSearched:
     return PlaceSearched(place="models fetched here", looked_at=looked, held=held, note=note if held else "")
 
 
+def _search_indexes(journal: Journal) -> PlaceSearched:
+    """Indexes know rows by what their source calls them; a row that is called the same as an erased one goes with it."""
+    looked = sum(len(index.cards(domain)) for domain in journal.images)
+    held = sum(index.forget(journal.traces.rows, domain) for domain in journal.images)
+    note = "`clipft index build` brings back what other rows of the same name say" if held else ""
+    return PlaceSearched(place="search indexes", looked_at=looked, held=held, note=note)
+
+
 def _account(found: Found) -> ErasureAccount:
     rows = _by_split(found)
     names = sorted({name for frame in found.rows.values() for name in frame.loc[frame["erased"], "name"]})
@@ -253,6 +262,7 @@ def _names(found: Found) -> Traces:
         images=sorted({*gone["sha256"], *(c.sha256 for c in found.captures)}),
         names=sorted({*only["name"], *only["caption"], *only["group"], *(c.id for c in found.captures)}),
         captions=only["caption"],
+        rows=sorted(set(gone["name"])),
     )
 
 

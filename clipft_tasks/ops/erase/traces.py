@@ -32,6 +32,7 @@ class Traces(Record):
         keys, images: keys of the rows, SHA-256 of the images.
         names: what the source called them, their captions and groups: those that no other row of the domain has.
         captions: those of `names` that are captions.
+        rows: what the source called them, though it may have called others the same.
         looks: perceptual hashes of each image, whole and as models see it.
     """
 
@@ -39,6 +40,7 @@ class Traces(Record):
     images: list[str] = []
     names: list[str] = []
     captions: list[str] = []
+    rows: list[str] = []
     looks: list[str] = []
 
     def in_text(self, content: bytes) -> bytes:
