@@ -28,7 +28,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,6 +71,7 @@ def register(home: Path, start: str) -> None:
     os.environ["CLIPFT_HOME"] = str(home)
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.stages import chain
+    from clipft_tasks.stages.call import StageOutput
 
     source, random = home / "source", np.random.default_rng(0)
     source.mkdir(parents=True)
@@ -89,7 +89,7 @@ def register(home: Path, start: str) -> None:
             "resolution.train": 128, "resolution.evaluate": [128], "gate.rules": ["gain(score) >= -1"], "evaluate.bootstrap": 100,
         }
     )  # fmt: skip
-    done: dict[str, Any] = {}
+    done: dict[str, StageOutput] = {}
     for name in chain.stages_of(spec):
         done[name] = chain.run_stage(name, spec, done.__getitem__)
         if name == "promote":

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -146,7 +145,7 @@ class Running:
         raise CannotRunError(f"{said or 'its backends were not chosen in time'}; {tail[0][:120]}")
 
     def _has_chosen(self) -> bool:
-        models: list[dict[str, Any]] = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
+        models = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
         return all(b["why"] != "the others are not compared yet" for model in models for b in model["backends"].values())
 
     def backends(self) -> dict[str, str]:

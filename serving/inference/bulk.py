@@ -33,6 +33,7 @@ PATIENCE = 60.0  # seconds that a group waits for room
 PART: TypeAdapter[TextPart | ImagePart] = TypeAdapter(Part, config=ConfigDict(hide_input_in_errors=True))
 
 Answer = Mapping[str, object]  # JSON of one item's answer
+Answers = Callable[[Sequence[str | bytes]], Awaitable[Sequence[Answer]]]  # of the parts of a group, in order
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class BulkResponse(Response):
         self,
         admission: Admission,
         lines: Lines,
-        answer: Callable[[Sequence[str | bytes]], Awaitable[Sequence[Answer]]],
+        answer: Answers,
         admit: Callable[[], None],
         headers: Mapping[str, str],
     ) -> None:

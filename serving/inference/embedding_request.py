@@ -3,15 +3,16 @@
 Whatever the spelling, each thing to embed becomes one part, a text or an image, in the order of the request.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, ValidationInfo, WithJsonSchema, model_validator
+
+from clipft_tasks.spec.form import JsonSchema
 
 from .admission import Admission
 from .errors import RequestRejectedError
 from .schemas import EXAMPLE_PNG, Base64, Body, Embed, Text, decoded, example
 
-JsonSchema = dict[str, Any]  # what pydantic takes
 Encoding = Literal["float", "base64", "int8", "binary", "ubinary"]
 IMAGE = "data:image/"
 TOKENS = (

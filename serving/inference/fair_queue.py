@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextvars import ContextVar
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -50,11 +50,26 @@ class FairLine(Generic[T]):
         self._count = 0
 
 
+class _Undone(Protocol):
+    """What waits in line may be given up."""
+
+    def cancel(self) -> bool: ...
+
+
+def _carry_out(future: Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class FairPool(Executor):
     """A few threads for which clients take turns (`CLIENT`, where something is submitted)."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._line: FairLine[tuple[Future[Any], Callable[[], Any]]] = FairLine()
+        self._line: FairLine[tuple[_Undone, Callable[[], None]]] = FairLine()
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True) for n in range(threads)]
@@ -67,7 +82,7 @@ class FairPool(Executor):
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the pool is closed")
-            self._line.append(CLIENT.get(), (future, lambda: function(*args, **kwargs)))
+            self._line.append(CLIENT.get(), (future, lambda: _carry_out(future, lambda: function(*args, **kwargs))))
             self._changed.notify()
         return future
 
@@ -91,10 +106,6 @@ class FairPool(Executor):
                     self._changed.wait()
                 if not len(self._line):
                     return
-                future, function = self._line.pop_first()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:
-                    future.set_exception(error)
-            del future, function  # an idle thread holds nothing
+                item = self._line.pop_first()
+            item[1]()
+            del item  # an idle thread holds nothing

@@ -1,10 +1,10 @@
 """What every route has in common, said in the OpenAPI document: who may ask, how a request is refused, which headers come back."""
 
-from typing import Any
-
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+
+from clipft_tasks.spec.form import JsonSchema
 
 from .problems import MEDIA_TYPE
 from .security import Rule, Scope, rule_of
@@ -68,7 +68,7 @@ def describe(app: FastAPI, is_open: bool) -> None:
         is_open: whether anybody may infer.
     """
 
-    def document() -> dict[str, Any]:
+    def document() -> JsonSchema:
         if app.openapi_schema is None:
             app.openapi_schema = _described(app, is_open)
         return app.openapi_schema
@@ -76,7 +76,7 @@ def describe(app: FastAPI, is_open: bool) -> None:
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's own way
 
 
-def _described(app: FastAPI, is_open: bool) -> dict[str, Any]:
+def _described(app: FastAPI, is_open: bool) -> JsonSchema:
     document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     components = document.setdefault("components", {})
     components["securitySchemes"] = {"key": KEY}
@@ -94,7 +94,7 @@ def _described(app: FastAPI, is_open: bool) -> dict[str, Any]:
     return document
 
 
-def _describe(operation: dict[str, Any], rule: Rule, is_open: bool) -> None:
+def _describe(operation: JsonSchema, rule: Rule, is_open: bool) -> None:
     if rule.scope is not None:
         nobody: list[dict[str, list[str]]] = [{}] if rule.scope is Scope.INFER and is_open else []
         operation["security"] = [*nobody, {"key": []}]

@@ -7,6 +7,8 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from clipft_tasks.spec.form import JsonSchema
+
 from .admission import Admission
 from .errors import RequestRejectedError
 from .forms import is_form, read_form
@@ -83,9 +85,7 @@ def _text(name: str, content: bytearray) -> str:
         raise RequestRejectedError(422, f"The form's field {name[:64]!r} is not UTF-8.", "malformed") from None
 
 
-def documented(
-    body: type[InferenceBody], *, has_form: bool = True
-) -> dict[str, Any]:  # what FastAPI's `openapi_extra` is typed as
+def documented(body: type[InferenceBody], *, has_form: bool = True) -> JsonSchema:  # what FastAPI's `openapi_extra` is typed as
     """OpenAPI of a body that is read by hand: JSON, or also a multipart form."""
     schema = body.model_json_schema()
     definitions, example = schema.pop("$defs", {}), schema.pop("example", None)
@@ -99,7 +99,7 @@ def documented(
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # JSON
+def _inlined(schema: Any, definitions: JsonSchema) -> Any:  # JSON
     """A schema with what it refers to in its place."""
     if isinstance(schema, list):
         return [_inlined(one, definitions) for one in schema]
@@ -110,13 +110,13 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # JSON
     return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
-def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+def _not_null(schema: JsonSchema) -> JsonSchema:
     """The schema of a value that a form has or has not: a form knows no null."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
     return {**{k: v for k, v in schema.items() if k not in ("anyOf", "default")}, **kinds[0]} if kinds else schema
 
 
-def _form_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _form_schema(schema: JsonSchema) -> JsonSchema:
     """A form of the same fields: one a list's item, by the name of one."""
     properties, required = schema["properties"], schema.get("required", [])
     items = {

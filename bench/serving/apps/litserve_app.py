@@ -1,7 +1,6 @@
 """LitServe: batches of at most 8, or of what came within 4 ms. `python -m bench.serving.apps.litserve_app PORT WORKERS`."""
 
 import sys
-from typing import Any
 
 import litserve
 import torch
@@ -30,7 +29,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]  # it has no types
         texts = iter(self.tower.texts(said) if said else [])
         return [next(texts) if isinstance(item, str) else next(images) for item in inputs]
 
-    def unbatch(self, output: list[list[float]]) -> Any:  # LitServe takes any iterable
+    def unbatch(self, output: list[list[float]]) -> list[list[float]]:
         return output
 
     def encode_response(self, output: list[float]) -> list[float]:

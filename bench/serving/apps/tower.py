@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-from typing import Any
 
 import open_clip
 import torch
@@ -34,6 +33,6 @@ class Tower:
             return _lists(self.model.encode_text(self.tokenizer(texts), normalize=True))
 
 
-def _lists(vectors: Any) -> list[list[float]]:  # of torch, which types `tolist` as Any
+def _lists(vectors: torch.Tensor) -> list[list[float]]:
     rows: list[list[float]] = vectors.tolist()
     return rows

@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from clipft_tasks.spec.form import JsonSchema
+
 from .. import certainty
-from ..bulk import MEDIA_TYPE, Answer, BulkResponse, Lines
+from ..bulk import MEDIA_TYPE, Answer, Answers, BulkResponse, Lines
 from ..embedding_request import Encoding
 from ..embeddings import check_encoding, embed_parts, encoded
 from ..errors import RequestRejectedError
@@ -18,7 +20,7 @@ from ..server import Server, ServerDep
 from ..window_memory import ANSWER
 
 router = APIRouter(dependencies=[Depends(Rule(Scope.INFER, streams=True, is_inference=True))])
-LINES: dict[str, Any] = {
+LINES: JsonSchema = {
     "requestBody": {
         "required": True,
         "content": {
@@ -29,7 +31,7 @@ LINES: dict[str, Any] = {
         },
     }
 }
-ANSWERS: dict[int | str, dict[str, Any]] = {
+ANSWERS: dict[int | str, JsonSchema] = {
     200: {
         "description": "A line for each line with something in it, in order: `cursor`, `id` and the answer, or `error`. The last one has `done`, "
         "`items`, `errors`, and `error` where it ended before the body did: ask again with `cursor` then.",
@@ -103,7 +105,7 @@ def _model(request: Request, server: Server, domain: str, version: str) -> Loade
     return model
 
 
-def _respond(request: Request, server: Server, model: LoadedModel, cursor: int, answer: Any) -> BulkResponse:
+def _respond(request: Request, server: Server, model: LoadedModel, cursor: int, answer: Answers) -> BulkResponse:
     admission, caller = server.admission, caller_of(request)
     lines = Lines(admission.longest_line, cursor)
     return BulkResponse(admission, lines, answer, lambda: server.keys.check(caller, Scope.INFER), model.headers)
