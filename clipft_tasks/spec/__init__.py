@@ -5,12 +5,12 @@ field is known by its dotted name (`train.epochs`). A field that is left out tak
 default written in its section. Importing this package stays cheap: DAG files do it at parse time.
 """
 
+from .data_spec import DataSpec
 from .form import form
 from .run_spec import SECTIONS, RunSpec
 from .sections import (
     ApprovalSpec,
     BlendSpec,
-    DataSpec,
     DeviceName,
     EvaluateSpec,
     GateSpec,

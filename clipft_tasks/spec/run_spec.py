@@ -11,10 +11,11 @@ from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
 from . import fields, reader_catalog
 from .auxiliary import applicable
+from .data_spec import DataSpec
+from .section import Section
 from .sections import (
     ApprovalSpec,
     BlendSpec,
-    DataSpec,
     EvaluateSpec,
     GateSpec,
     MemorySpec,
@@ -22,7 +23,6 @@ from .sections import (
     ObjectiveSpec,
     ResolutionSpec,
     RolloutSpec,
-    Section,
     TrainSpec,
     TuneSpec,
 )

@@ -10,6 +10,7 @@ import numpy as np
 from ...core.decision import Decision
 from ...core.errors import ClipftError
 from ...core.plugins import classes
+from ...devices import backend
 from ..clip import Clip
 from . import export, torch
 from .base import Backend, Runner, TowerKind
@@ -80,7 +81,7 @@ def choose(
     names = available(wanted)
     if wanted == TORCH:
         return _torch("set", "it is set")
-    if clip.device.type != "cpu":
+    if not backend(clip.device).is_host:
         return _torch("other_device", f"the model is on {clip.device.type}, and the others run on the CPU")
     if not names:
         return _torch("not_installed", "no other is installed (the extra `fast`)")
