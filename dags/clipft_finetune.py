@@ -77,7 +77,7 @@ nothing: what serves goes on serving.
 def clipft_finetune() -> None:
     @task(doc_md="The sizes to evaluate at: one mapped task each.")
     def resolutions(planned: StageOutput, params: Form | None = None) -> list[int]:
-        return spec_of(params or {}).settled(planned["settled"]).resolution.evaluated
+        return spec_of(params or {}).settled(planned.get("settled", {})).resolution.evaluated
 
     tasks = ChainTasks()
     planned = tasks.add("plan")

@@ -55,6 +55,7 @@ def _in_line(spec: RunSpec, version: str, state: str, dag_run: str) -> str:
         except TransientError as error:
             back = go_back(domain, version, before, failed=False)
             return f"Version {version} was promoted and never verified, and cannot be now ({error}). {back}"
+    live = ""
     try:
         live = {model.domain: model.version for model in ServerClient().models()}.get(domain, "")
         if live == version:

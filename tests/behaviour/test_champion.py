@@ -21,7 +21,7 @@ from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import deploy, promote, reconcile, rollback, verify
 from clipft_tasks.tracking import leases
 
-SPEC = RunSpec.from_flat({"domain": "general"})
+SPEC = RunSpec.from_flat({"domain": "general", "resolution.train": 32, "resolution.evaluate": [32]})
 NAME = "clipft-general"
 A, B = "clipft_finetune/a", "clipft_finetune/b"
 
@@ -45,7 +45,7 @@ class StubHandler(BaseHTTPRequestHandler):
         about = {"domain": "general", "version": self.server.live, "since": 0, "side": 32, "classes": []}
         model = about | {"similarity": "cosine", "dimensions": [], "lineage": {}}
         replica = {"address": "", "live": {"general": self.server.live}, "problem": ""}
-        self.answer([replica] if "replicas" in self.path else [model])
+        self.answer([replica] if "replicas" in self.path else {"object": "list", "data": [model]})
 
     def do_PUT(self) -> None:
         version = json.loads(self.rfile.read(int(self.headers["content-length"])))["version"]

@@ -41,7 +41,7 @@ def test_lost_for_good_in_mid_training_another_home_goes_on_from_mlflow(home, ta
     )  # the plan was made on a machine that is not like this one
     planned = planned.model_copy(update={"plan": planned.plan.model_copy(update={"hardware": hardware})})
     capsys.readouterr()
-    done = finetune.run(spec, planned)
+    done = finetune.run(spec.settled(planned.settled), planned)
     run = tracking.client().get_run(done.run_id)
     said = capsys.readouterr().out
     assert "another machine got that far" in said and "Planned anew" not in said  # the run's own plan is for such a machine
