@@ -1,5 +1,7 @@
 """OpenVINO on the CPU."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from .base import Backend, Graph, Runner
@@ -17,14 +19,21 @@ class OpenVino(Backend):
     package = "openvino"
 
     def open(self, graph: Graph, threads: int) -> Runner:
-        import openvino
+        # OpenVINO gives the thread that loads it a stack for signals, and frees that with itself: a signal to that thread would then
+        # end the process. So a thread that ends loads it.
+        with ThreadPoolExecutor(1) as loader:
+            return loader.submit(_runner, graph, threads).result()
 
-        core = openvino.Core()
-        options = OPTIONS | {"INFERENCE_NUM_THREADS": threads}
-        request = core.compile_model(core.read_model(graph.path), "CPU", options).create_infer_request()
 
-        def run(inputs: np.ndarray) -> np.ndarray:
-            request.infer([inputs])
-            return np.array(request.get_output_tensor().data)  # a copy: the next run writes over it
+def _runner(graph: Graph, threads: int) -> Runner:
+    import openvino
 
-        return run
+    core = openvino.Core()
+    options = OPTIONS | {"INFERENCE_NUM_THREADS": threads}
+    request = core.compile_model(core.read_model(graph.path), "CPU", options).create_infer_request()
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        request.infer([inputs])
+        return np.array(request.get_output_tensor().data)  # a copy: the next run writes over it
+
+    return run
