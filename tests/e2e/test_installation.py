@@ -172,8 +172,8 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
     from clipft_tasks.train import launch
 
     result = airflow.result("clipft_finetune", run, "finetune")
-    plan = PlanResult.model_validate(airflow.result("clipft_finetune", run, "plan")).plan
-    spec = RunSpec.from_flat(long)
+    planned = PlanResult.model_validate(airflow.result("clipft_finetune", run, "plan"))
+    plan, spec = planned.plan, RunSpec.from_flat(long).settled(planned.settled)
     clip = build.prepare(build.load(spec.model.start), spec)
     folder = settings().folder("undisturbed")
     job = launch.Job(spec=spec, plan=plan, start=spec.model.start, dataset=result["dataset"], key="k", folder=folder)
