@@ -1,6 +1,7 @@
 """Erasing rows that models were made of: gone from MLflow's pages, tables and packages; the models are named and still verify."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +29,20 @@ def there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     use(tmp_path / "home", monkeypatch)
     monkeypatch.setenv("CLIPFT_SERVER_URL", "http://127.0.0.1:9")
     restoring.restore(tmp_path / "backup")
+    only_known(tmp_path / "home" / "mlflow" / "artifacts")
     yield tmp_path / "home"
     settings.cache_clear()
+
+
+def only_known(artifacts: Path) -> None:
+    """Without what other tests logged from homes whose registry was a copy of this one: no registry knows of it here."""
+    client = tracking.client()
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    known = {run.info.run_id for run in client.search_runs(experiments)}
+    known |= {model.model_id for model in client.search_logged_models(experiments)}
+    for folder in (*artifacts.glob("*/*"), *artifacts.glob("*/models/*")):
+        if folder.name != "models" and folder.name not in known:
+            shutil.rmtree(folder)
 
 
 def spoken_of(home: Path, words: set[str]) -> list[str]:
