@@ -15,6 +15,7 @@ import base64
 import json
 import random
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Call:
 Flow = Generator[Call, httpx.Response, T]  # what is asked one after the other, whoever sends it
 
 
-class _Base:
+class _Base(ABC):
     """What both clients ask, and how often.
 
     Args:
@@ -118,8 +119,9 @@ class _Base:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Make what sends the requests."""
 
     def _models(self) -> Flow[list[ModelInfo]]:
         return self._read(ModelList, (yield Call("GET", "/v1/models"))).data

@@ -13,7 +13,6 @@ from .metrics import log_softmax, unit
 
 NEAREST = 3  # rows of other groups that a page shows beside one
 OWN_CAPTIONS = 0.5  # share of rows with a caption that no other image has, from which on captions say something of images
-NOTED = 0.02  # share of labels that look wrong, from which on a person should look
 
 
 @dataclass(frozen=True)
