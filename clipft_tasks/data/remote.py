@@ -1,24 +1,21 @@
 """Sources that lie elsewhere (S3, GCS, HTTP): brought to this machine, and then read as any other.
 
-Only places that settings allow (`CLIPFT_SOURCES_ALLOWED`) are asked: a form is filled in by people who must not reach what this
-machine can. Credentials come from the environment, as each store's own programs take them; an address that holds some is refused.
+Only places that settings allow are asked (addresses.py). Credentials come from the environment, as each store's own programs take them; an address that holds some is refused.
 
 Files come into folders under home (`cache/sources`), several at a time. What is known by its tag, or by size and time, is not
 fetched again, so a source that was brought halfway goes on from there.
 """
 
 import errno
-import fnmatch
 import hashlib
 import html
 import importlib
-import ipaddress
 import json
 import re
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,13 +29,12 @@ from ..core.console import progress, say
 from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path, atomic_write
 from ..core.settings import settings
+from .addresses import PACKAGES, PORTS, check, check_number, not_allowed, shown
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
     from fsspec import AbstractFileSystem
 
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
-PORTS = {"http": 80, "https": 443}
 WEB = ("http://", "https://")
 AT_ONCE = 8  # files
 TRIES, PAUSE = 4, 0.3  # seconds before the second
@@ -47,11 +43,6 @@ MOST_ENTRIES, MOST_DEPTH = 5_000_000, 32  # of pages that list files
 MOST_BYTES = 2**29  # of an image that a table names
 TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")
 TIMES = ("LastModified", "updated", "mtime", "Last-Modified", "created")
-WAY_OUT = "Whoever runs this installation allows places: CLIPFT_SOURCES_ALLOWED='s3://bucket/folder https://host/folder'."
-
-
-def _not_allowed(address: str, why: str) -> ClipftError:
-    return ClipftError(f"source {shown(address)}", why, WAY_OUT, code="source.not_allowed")
 
 
 @dataclass(frozen=True)
@@ -71,35 +62,6 @@ class Brought:
     left_out: int = 0
 
 
-def is_remote(source: str) -> bool:
-    """Is it an address, and no path here?"""
-    return bool(re.match(r"(?:\w+::)*[A-Za-z][A-Za-z0-9+.-]*://", source)) and not source.lower().startswith("file://")
-
-
-def shown(address: str) -> str:
-    """An address without what may be a secret in it: user, password and query."""
-    return re.sub(r"(?<=://)[^/@\s]*@|[?#][^\s'\"]*", "", address)
-
-
-def check(address: str) -> str:
-    """The address as stores take it. Raises ClipftError where it may not be asked."""
-    parts = urlsplit(address)
-    scheme = {"gcs": "gs", "s3a": "s3"}.get(parts.scheme.lower(), parts.scheme.lower())
-    if scheme not in PACKAGES:
-        raise _not_allowed(address, f"{parts.scheme}:// is none of {', '.join(f'{name}://' for name in PACKAGES)}")
-    if "@" in parts.netloc:
-        why = "it holds a name or a password, which would stand in forms and logs; put them into the environment"
-        raise _not_allowed(address, why)
-    if ".." in unquote(parts.path).split("/") or "\\" in unquote(parts.path):
-        raise _not_allowed(address, "its path leads out of itself")
-    whole = f"{scheme}://{address.partition('://')[2]}"
-    if not any(_covers(entry, whole) for entry in _allowed()):
-        raise _not_allowed(address, "it is none of the places that settings allow")
-    if scheme in PORTS and _is_number(parts.hostname or ""):
-        check_number(parts.hostname or "", parts.hostname or "")
-    return whole
-
-
 def bring(address: str) -> Brought:
     """Bring a folder (all below an address) or a file.
 
@@ -107,7 +69,7 @@ def bring(address: str) -> Brought:
         ClipftError: it is not allowed, or there is nothing. TransientError: the store does not answer.
     """
     if urlsplit(address).query:
-        raise _not_allowed(address, "it has a query; a signed address is a secret, and a source is written down")
+        raise not_allowed(address, "it has a query; a signed address is a secret, and a source is written down")
     address = check(address)
     store = _store(address)
     try:
@@ -247,62 +209,6 @@ def name_of(address: str) -> str:
     suffix = PurePosixPath(urlsplit(address).path).suffix
     digest = hashlib.sha256(address.encode()).hexdigest()
     return f"{digest[:2]}/{digest[:32]}{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,8}', suffix) else ''}"
-
-
-# Which places may be asked --------------------------------------------------------------------------------------------
-
-
-def _allowed() -> Sequence[str]:
-    """Addresses that settings allow: those of `sources_allowed`, and the store of data sets."""
-    own = settings().remote
-    return [*re.split(r"[\s,]+", settings().sources_allowed.strip()), *([own] if own.startswith(("s3://", "gs://")) else [])]
-
-
-def _covers(entry: str, address: str) -> bool:
-    """Whether an address lies at or below one that is allowed; the host of that may hold `*`."""
-    if "://" not in entry:
-        return False
-    given, asked = urlsplit(entry), urlsplit(address)
-    scheme = {"gcs": "gs", "s3a": "s3"}.get(given.scheme.lower(), given.scheme.lower())
-    if scheme != asked.scheme:
-        return False
-    if scheme in PORTS:
-        if not fnmatch.fnmatchcase((asked.hostname or "").rstrip("."), (given.hostname or "").lower()):
-            return False
-        try:
-            if (given.port or PORTS[scheme]) != (asked.port or PORTS[scheme]):
-                return False
-        except ValueError:  # no number
-            return False
-    elif not fnmatch.fnmatchcase(asked.netloc, given.netloc or "*"):
-        return False
-    path = unquote(given.path).rstrip("/")
-    return unquote(asked.path) == path or unquote(asked.path).startswith(f"{path}/") or not path
-
-
-def _named_host(host: str) -> bool:
-    """Whether settings name a host itself, and not by a pattern."""
-    return any("://" in entry and (urlsplit(entry).hostname or "") == host for entry in _allowed())
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:  # a name, which is looked up; also a number written in another way
-        return False
-    return True
-
-
-def check_number(host: str, number: str) -> None:
-    """Raises ClipftError for a host whose number is this machine's, a cloud's own, or a private one that nobody named."""
-    found = ipaddress.ip_address(number.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    named = _named_host(host)
-    own = found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast
-    if host in ("localhost", number) and named:  # somebody meant just that
-        return
-    if own or str(found) in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16") or (not found.is_global and not named):
-        raise _not_allowed(f"//{host}", f"{host} is {number}, an address of this machine or of its own network")
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import ClipftError, TransientError
 from clipft_tasks.core.settings import settings
-from clipft_tasks.data import remote
+from clipft_tasks.data import addresses, remote
 from clipft_tasks.data.readers import open_source
 from clipft_tasks.stages import ingest
 from data.conftest import rejected, same_rows, spec_of, taken
@@ -198,15 +198,15 @@ def test_no_place_is_asked_that_settings_do_not_allow(home, allow, allowed, sour
 def test_a_name_of_this_machine_or_its_network_is_refused_unless_it_was_meant(home, allow, number):
     allow("https://*.example.org")
     with refuses("source.not_allowed", "images.example.org"):
-        remote.check_number("images.example.org", number)
+        addresses.check_number("images.example.org", number)
     allow("http://[::1]:1")
-    assert remote.check("http://[::1]:1/a.csv") == "http://[::1]:1/a.csv"
+    assert addresses.check("http://[::1]:1/a.csv") == "http://[::1]:1/a.csv"
     allow("https://images.example.org")  # an archive in the house has a private number
     if number == "10.0.0.1":
-        remote.check_number("images.example.org", number)
+        addresses.check_number("images.example.org", number)
     else:
         with refuses("source.not_allowed"):
-            remote.check_number("images.example.org", number)
+            addresses.check_number("images.example.org", number)
 
 
 def test_a_redirect_to_a_place_that_is_not_allowed_is_not_followed(images, web, allow):

@@ -11,7 +11,7 @@ from ...core.errors import ClipftError
 from ...core.plugins import classes
 from ...spec import DataSpec
 from ...spec.reader_catalog import READERS, reader_of, sources
-from .. import archives, remote
+from .. import addresses, archives, remote
 from ..account import Account
 from .base import Reader, Row, Source, read_inside
 
@@ -47,7 +47,7 @@ def open_source(source: str, options: DataSpec) -> Source:
 def _named(source: str) -> tuple[str, str]:
     """The reader that a source names, "" for none, and its argument."""
     name, colon, argument = source.partition(":")
-    if remote.is_remote(source):
+    if addresses.is_remote(source):
         return "", source
     if colon and name in REGISTRY.names():
         return name, argument
@@ -59,7 +59,7 @@ def _named(source: str) -> tuple[str, str]:
 def _here(argument: str) -> tuple[str, Account]:
     """The path of what lies elsewhere or is packed, and what must be said about that."""
     told, path = Account(), argument
-    if remote.is_remote(argument):
+    if addresses.is_remote(argument):
         brought = remote.bring(argument)
         path = str(brought.path)
         told.understand(f"Brought from an address: {brought.files} files.")

@@ -7,7 +7,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from ...core.errors import ClipftError, TransientError
-from .. import remote
+from .. import addresses, remote
 from .base import refuse
 
 BLOCK = 256  # rows
@@ -47,23 +47,23 @@ class Fetched:
     def at(self, address: str) -> tuple[Path, str] | partial[bytes]:
         """Where an address's image lies: (folder, name in it); or what refuses it."""
         try:
-            remote.check(address)
+            addresses.check(address)
         except ClipftError as error:
-            why = f"{remote.shown(address)} is an address that is not fetched: {error.why} (CLIPFT_SOURCES_ALLOWED)"
+            why = f"{addresses.shown(address)} is an address that is not fetched: {error.why} (CLIPFT_SOURCES_ALLOWED)"
             return partial(refuse, why, "addresses")
         name = remote.name_of(address)
         if (failure := self.failed.get(name)) or self.by_address is None:
             why = failure.why if failure else "it was not asked for"
-            return partial(refuse, f"{remote.shown(address)} cannot be fetched: {why}", "addresses that cannot be fetched")
+            return partial(refuse, f"{addresses.shown(address)} cannot be fetched: {why}", "addresses that cannot be fetched")
         return self.by_address.folder, name
 
     def _bring(self, names: set[str]) -> None:
         self.failed = {}
-        if allowed := sorted(name for name in names if remote.is_remote(name) and _is_allowed(name)):
+        if allowed := sorted(name for name in names if addresses.is_remote(name) and _is_allowed(name)):
             self.by_address = self.by_address or remote.of_addresses()
             self.failed = self.by_address.bring({remote.name_of(a): a for a in allowed}, limit=remote.MOST_BYTES)
         if self.mirror:
-            plain = [name.replace("\\", "/") for name in names if not remote.is_remote(name)]
+            plain = [name.replace("\\", "/") for name in names if not addresses.is_remote(name)]
             web = self.mirror.base.startswith(remote.WEB)
             wanted = {name: f"{self.mirror.base}/{quote(name) if web else name}" for name in plain if remote.is_name(name)}
             failed = self.mirror.bring(wanted, limit=remote.MOST_BYTES)
@@ -75,7 +75,7 @@ class Fetched:
 
 def _is_allowed(address: str) -> bool:
     try:
-        remote.check(address)
+        addresses.check(address)
     except ClipftError:
         return False
     return True

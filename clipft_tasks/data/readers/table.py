@@ -7,8 +7,9 @@ from pathlib import Path
 from ...core.errors import ClipftError
 from ...spec import DataSpec
 from ..account import Account
+from ..addresses import check, is_remote, shown
 from ..images import BadImageError
-from ..remote import Mirror, check, is_remote, shown
+from ..remote import Mirror
 from .base import Reader, Row, Source, as_image, refuse
 from .fetched import Fetched
 from .links import Root, root_of
