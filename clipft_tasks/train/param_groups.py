@@ -7,7 +7,7 @@ from typing import TypedDict
 from torch import nn
 
 from ..core.errors import ClipftError
-from ..model.parameter_names import BLOCK, POSITIONS, is_head, tower_of
+from ..model.parameter_names import POSITIONS, depth_of, is_head, tower_of
 from ..spec import TrainSpec
 
 
@@ -22,9 +22,8 @@ def factor(name: str, rules: list[tuple[str, float]], depths: dict[str, int], de
     rule = next((value for pattern, value in rules if fnmatchcase(name, pattern)), 1.0)
     if decay == 1 or is_head(name):
         return rule
-    inside = BLOCK.match(name)
-    depth = depths.get(tower_of(name), 0)
-    below = depth - int(inside["depth"]) if inside else depth + 1
+    own, depth = depth_of(name), depths.get(tower_of(name), 0)
+    below = depth + 1 if own is None else depth - own
     return float(rule * decay**below)
 
 
@@ -71,20 +70,23 @@ class ParamGroup(TypedDict):
 def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
     """Parameter groups for AdamW.
 
-    Norms, biases, position embeddings and the temperature do not decay. Frozen parameters lose their gradient.
+    What is one vector (norms, biases, layer scales of any shape, the temperature), position embeddings, and what a tower of timm
+    itself excepts (class tokens, the query of a pool) do not decay. Frozen parameters lose their gradient.
     """
     rules = parse(spec.rules, model)
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():
-        if inside := BLOCK.match(name):
+        if (own := depth_of(name)) is not None:
             tower = tower_of(name)
-            depths[tower] = max(depths.get(tower, 0), int(inside["depth"]) + 1)
+            depths[tower] = max(depths.get(tower, 0), own + 1)
+    excepted = _excepted_from_decay(model)
     found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rate = factor(name, rules, depths, spec.layer_decay)
         parameter.requires_grad_(parameter.requires_grad and rate > 0)
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not POSITIONS.search(name)
+            matrix = sum(size > 1 for size in parameter.shape) >= 2
+            decays = matrix and not POSITIONS.search(name) and name not in excepted
             found.setdefault((rate, is_head(name), decays), []).append(parameter)
     if not found:
         raise ClipftError("train.rules", "they freeze everything", "Leave something to train.", code="train.nothing_to_train")
@@ -92,3 +94,13 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
         ParamGroup(params=members, factor=rate, head=head, weight_decay=spec.weight_decay if decays else 0.0)
         for (rate, head, decays), members in found.items()
     ]
+
+
+def _excepted_from_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that the model's own modules say are not to decay (`no_weight_decay`, timm and open_clip)."""
+    found = set()
+    for path, module in model.named_modules():
+        said = getattr(module, "no_weight_decay", None)
+        if callable(said):
+            found |= {f"{path}.{name}" if path else name for name in said()}
+    return found

@@ -14,7 +14,7 @@ from torch import nn
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.fastpath import PackedAttention, quicken
-from clipft_tasks.model.parameter_names import is_head
+from clipft_tasks.model.parameter_names import depth_of, is_head
 from clipft_tasks.spec import TrainSpec
 from clipft_tasks.train.param_groups import groups, parse
 
@@ -134,6 +134,32 @@ def test_in_timm_and_transformers_towers_deeper_blocks_learn_faster():
             assert rate == 0.5**3, name
     assert found["visual.trunk.pos_embed"] == found["visual.trunk.cls_token"] == 0.5**13
     assert found["visual.head.proj.weight"] == found["text.proj.weight"] == found["logit_scale"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("visual.layer1.0.conv1.weight", 0),
+        ("visual.layer4.2.downsample.0.weight", 3),
+        ("visual.conv1.weight", None),
+        ("text.transformer.encoder.block.3.layer.1.DenseReluDense.wi_0.weight", 3),
+        ("text.transformer.encoder.layer.5.attention.self.query.weight", 5),
+        ("visual.trunk.stages.2.blocks.7.conv_dw.weight", 2),
+        ("visual.trunk.layer_scale", None),
+    ],
+)
+def test_a_parameters_depth_is_that_of_its_block_or_stage(name, depth):
+    assert depth_of(name) == depth
+
+
+def test_what_timm_excepts_and_vectors_of_any_shape_do_not_decay():
+    model = other_towers()
+    model.visual.trunk.gamma = nn.Parameter(torch.ones(8, 1, 1))
+    found = by_name(model, "weight_decay", weight_decay=0.3)
+    assert found["visual.trunk.cls_token"] == found["visual.trunk.pos_embed"] == found["visual.trunk.gamma"] == 0
+    assert found["visual.trunk.patch_embed.proj.weight"] == found["visual.trunk.blocks.0.attn.qkv.weight"] == 0.3
+    pooled = open_clip.create_model("ViT-B-16-SigLIP", load_weights=False, device="meta")
+    assert by_name(pooled, "weight_decay", weight_decay=0.3)["visual.trunk.attn_pool.latent"] == 0
 
 
 def test_norms_biases_positions_and_the_temperature_do_not_decay():
