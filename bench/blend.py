@@ -2,8 +2,8 @@
 
 Per seed: the industrial template on elpv (monocrystalline) without what holds it near the start (objective.auxiliary, layer decay), so
 that there is something to win back; then ten points of the way, chosen from as the stage `blend` does, by validation split and
-general set. Domain score is that of the test split; general score is that of the general set, half of which (every second thing)
-chooses and half of which is reported.
+general set. Domain score is that of the test split; general score is that of the general set, one half of which
+chooses and the other is reported.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from bench.parallel_seeds import Lanes, Run, arguments, mean
 from bench.quality import Bench
@@ -25,18 +23,13 @@ PLAIN = {"objective.auxiliary": [], "train.layer_decay": 1.0}
 
 
 def known(clip: "Clip", side: int) -> tuple[float, float]:
-    """General score on the even and on the odd things of the general set, each asked about its own words alone."""
+    """General score on the half of the general set that chooses, and on the half that is reported."""
     from clipft_tasks.evaluate import forgetting
 
-    things, seen = forgetting.general_set(), forgetting.embed(clip, side)
-    if things is None or seen is None:
+    chooses, reported = forgetting.score(clip, side, part="selection"), forgetting.score(clip, side, part="report")
+    if chooses is None or reported is None:
         raise SystemExit("The general set is not installed: pip install clipft[demo]")
-    out = []
-    for part in (0, 1):
-        rows = np.arange(part, len(things.texts), 2)
-        half = forgetting.Embeddings(seen.image[rows], seen.text[rows])
-        out.append(float(forgetting.pairs_known(clip, half, [things.texts[i] for i in rows]).mean()))
-    return out[0], out[1]
+    return chooses.value, reported.value
 
 
 def one(ask: Run) -> Run:

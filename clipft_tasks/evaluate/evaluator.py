@@ -70,7 +70,8 @@ def evaluate(
     names = [*names, *(name for name, each in own.items() if each.info.interval)]
     resamples = spec.evaluate.bootstrap
     found = {role: predict(clip, task) for role, clip in models.items()}
-    general = forgetting.compare(models, task.size, domain.general_set) if is_main else {}
+    part: forgetting.Part = "report" if spec.chooses_by_forgetting else "all"
+    general = forgetting.compare(models, task.size, domain.general_set, part) if is_main else {}
 
     def scores(role: Role) -> ModelScores:
         clip, mine = models[role], found[role]

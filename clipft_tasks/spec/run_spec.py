@@ -147,6 +147,11 @@ class RunSpec(Section):
         factor = {"train.rate_factor": 1.0} if rate else {}  # it is in the rate, or does not count
         return self.changed(left_open | factor)
 
+    @property
+    def chooses_by_forgetting(self) -> bool:
+        """Whether the general set has a say in which epoch, or which point of a blend, becomes the candidate."""
+        return self.blend.points > 0 or self.train.max_forgetting < 1
+
     def identity(self, stage: str, *sections: str, **inputs: object) -> str:
         """The hash that a stage's work is known by: the named sections of the spec and the stage's inputs."""
         dump = fields.with_first_names(self.model_dump(mode="json"))

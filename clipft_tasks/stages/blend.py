@@ -29,7 +29,7 @@ def run(spec: RunSpec, run_id: str) -> BlendResult:
     start = build.load(tags["clipft.start"], domain=spec.domain)
     key = spec.identity(
         "blend", "blend", start=start.digest, model=candidate.digest, dataset=dataset.version.revision, rows=validation.ROWS,
-        metric=spec.gate.metric, profile=recipe.profile_of(spec),
+        metric=spec.gate.metric, profile=recipe.profile_of(spec), general="selection half",
     )  # fmt: skip
     if done := blend.load_result(run_id, key):
         say(f"Blended before with the same models and rows: alpha {done.alpha:g}.")

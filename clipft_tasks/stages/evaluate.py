@@ -5,7 +5,7 @@ from ..core.console import say
 from ..spec import RunSpec
 from .gate import deciding_metric
 
-RECIPE = 5  # raise when the same models and rows give another result, so that an old one is not taken for it
+RECIPE = 6  # raise when the same models and rows give another result, so that an old one is not taken for it
 
 
 def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
@@ -33,7 +33,7 @@ def run(spec: RunSpec, run_id: str, size: int) -> EvaluationResult:
     key = spec.identity(
         "evaluate", "evaluate", metric=spec.gate.metric, model=candidate.digest, dataset=dataset.version.revision, resolution=size,
         start=tags["clipft.start"], champion=champion.run_id if champion else "", recipe=RECIPE,
-        domain=[domain.prompts, domain.slices, domain.corruptions, domain.general_set], train=spec.resolution.side,
+        domain=[domain.prompts, domain.slices, domain.corruptions, domain.general_set, spec.chooses_by_forgetting], train=spec.resolution.side,
         code=custom_metric.code_of(evaluator.custom_metrics(spec)),
     )  # fmt: skip
     done = artifacts.load(run_id, size)

@@ -21,7 +21,7 @@ def run(spec: RunSpec) -> PlanResult:
     from ..model import build, reopening
     from ..train import advice, plan, schedule, start_defaults, validation
 
-    if spec.blend.points or spec.train.max_forgetting < 1:
+    if spec.chooses_by_forgetting:
         validation.require_general_set(get_domain(spec.domain))  # and not after the training
     dataset = versioning.find(spec.dataset, spec.domain)
     if len(dataset.card.classes) < 2:  # without labels; whether captions differ shows when the rows are read

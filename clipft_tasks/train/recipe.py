@@ -8,7 +8,7 @@ from ..data.versioning import Version
 from ..domains import get_domain
 from ..spec import RunSpec
 
-RECIPE = 6  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
+RECIPE = 7  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
 
 def work_key(spec: RunSpec, version: Version, digest: str) -> str:

@@ -165,10 +165,13 @@ def require_general_set(domain: Domain) -> str:
 
 
 def general_score(clip: Clip, domain: Domain, side: int) -> float:
-    """How much of the domain's general set a model knows, 0..1. Raises ClipftError where the set is not installed."""
+    """How much a model knows of the half of its domain's general set that models are chosen by, 0..1.
+
+    Raises: ClipftError where the set is not installed.
+    """
     from ..evaluate import forgetting
 
-    found = forgetting.score(clip, side, require_general_set(domain))
+    found = forgetting.score(clip, side, require_general_set(domain), "selection")
     assert found is not None  # its set is installed
     return found.value
 

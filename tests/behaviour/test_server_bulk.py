@@ -71,7 +71,9 @@ def test_the_same_body_goes_on_from_a_cursor(server):
     body = lines(*({"id": n, "text": f"text {n}"} for n in range(50)))
     whole, _ = ask(server, body, encoding_format="base64")
     rest, last = ask(server, body, encoding_format="base64", cursor=37)
-    vectors = [np.stack([np.frombuffer(base64.b64decode(a.pop("embedding")), "<f4") for a in some]) for some in (rest, whole[37:])]
+    vectors = [
+        np.stack([np.frombuffer(base64.b64decode(a.pop("embedding")), "<f4") for a in some]) for some in (rest, whole[37:])
+    ]
     assert rest == whole[37:] and close(*vectors)  # other texts beside one in its batch: equal but for rounding
     assert (last["cursor"], last["items"]) == (50, 13)
     assert ask(server, body, cursor=99) == ([], {"cursor": 99, "done": True, "items": 0, "errors": 0})

@@ -383,6 +383,17 @@ def test_the_everyday_set_has_hundreds_of_things_with_names_of_their_own():
     assert (images[:, :, 0, 0] == 255).all() and len({p.numpy().tobytes() for p in images}) == 30
 
 
+def test_one_half_of_the_set_chooses_and_the_other_is_reported(clip):
+    whole, chooses, reported = (forgetting.general_set(part=part) for part in ("all", "selection", "report"))
+    assert set(chooses.texts) | set(reported.texts) == set(whole.texts) and not set(chooses.texts) & set(reported.texts)
+    assert 0.4 < len(chooses.texts) / len(whole.texts) < 0.6 and len({chooses.name, reported.name, whole.name}) == 3
+    at = np.array([3, 0])
+    rows = np.array([whole.texts.index(reported.texts[i]) for i in at])
+    assert torch.equal(reported.take(32, "crop", at), whole.take(32, "crop", rows))
+    assert forgetting.score(clip, SIDE, part="selection").rows == len(chooses.texts)
+    assert forgetting.compare({"start": clip}, SIDE, part="report")["start"].set == reported.name
+
+
 @pytest.mark.slow
 def test_the_starter_knows_everyday_things(home):
     from clipft_tasks.model import build
