@@ -76,14 +76,14 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest
 
-# Longest first and two at a time: whoever is done takes the next, so that two cores end together. By folder, since all of e2e
+# Longest first and three at a time, since each waits for its servers half of the time: whoever is done takes the next. By folder, since all of e2e
 # shares one installation. What failed is said once more at the end, where one looks first.
 LONGEST = e2e behaviour parity
 PARTS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py)))))
 LOGS = build/tests
 test: setup  ## every test, from unit to end to end (but test-team and the marked long runs); each line begins with its folder
 	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log
-	@printf '%s\n' $(PARTS) | xargs -P 2 -I {} \
+	@printf '%s\n' $(PARTS) | xargs -P 3 -I {} \
 	  bash -o pipefail -c '$(PYTEST) --durations 25 tests/{} 2>&1 | tee $(LOGS)/{}.log | awk "{print \"{}: \" \$$0; fflush()}"'; \
 	ended=$$?; for part in $(PARTS); do grep -hE "^(FAILED|ERROR) " $(LOGS)/$$part.log; echo "$$part: $$(tail -n 1 $(LOGS)/$$part.log)"; done; exit $$ended
 
