@@ -59,7 +59,7 @@ PEERS = (
     Peer(
         OURS,
         "{python} -m uvicorn serving.inference.app:create_app --factory --port {port} --log-level warning "
-        "--http serving.inference.connections:GuardedProtocol",
+        "--http serving.http.connections:GuardedProtocol",
         ("/v1/embed/images", lambda item: {"images": {"base64": item}}),
         ("/v1/embed/texts", lambda item: {"texts": item}),
     ),

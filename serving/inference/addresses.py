@@ -5,7 +5,6 @@ was told to trust it (`--forwarded-allow-ips`); otherwise all who come through i
 """
 
 import asyncio
-import ipaddress
 import time
 from dataclasses import dataclass
 
@@ -62,14 +61,3 @@ class AddressLimit:
         if is_alone or wait <= LONGEST:  # what is refused costs nothing more
             seen.free = max(seen.free - weight, -self.rate * LONGEST)
         return 0.0 if is_alone else wait
-
-
-def address_of(host: str) -> str:
-    """How an address is counted: a network of IPv6 is one client, as it is given to one."""
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(ip, ipaddress.IPv6Address):
-        return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False).network_address)
-    return host

@@ -17,11 +17,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..http.problems import document
 from .admission import Admission
 from .embedding_request import ImagePart, Part, TextPart
 from .error_handlers import Problem, listed, of_exception, sentence
 from .errors import ClientGoneError, QueueFullError, RequestRejectedError
-from .problems import document
 
 log = logging.getLogger("uvicorn.error")
 MEDIA_TYPE = "application/x-ndjson"

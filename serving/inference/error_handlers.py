@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from clipft_tasks.core.errors import ClipftError, TransientError
 
+from ..http.problems import code_of, problem
 from .errors import NonFiniteOutputError, QueueFullError, RequestRejectedError, shortened
-from .problems import code_of, problem
 from .server import server_of
 
 log = logging.getLogger("uvicorn.error")

@@ -15,8 +15,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..http.addresses import address_of
 from . import security
-from .addresses import address_of
 from .admission import SMALL_BODY, Admission
 from .error_handlers import answer
 from .errors import ClientGoneError, QueueFullError, RequestRejectedError, shortened

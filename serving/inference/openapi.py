@@ -6,7 +6,7 @@ from fastapi.routing import APIRoute
 
 from clipft_tasks.spec.form import JsonSchema
 
-from .problems import MEDIA_TYPE
+from ..http.problems import MEDIA_TYPE
 from .security import Rule, Scope, rule_of
 
 KEY = {

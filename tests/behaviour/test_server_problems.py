@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.live_server import CLASSES, EMBED_TEXTS, IMAGES, TOKEN, Server, copied, trained
 
-from serving.inference.problems import MEDIA_TYPE, TITLES
+from serving.http.problems import MEDIA_TYPE, TITLES
 
 pytestmark = pytest.mark.slow
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -284,6 +284,30 @@ def test_images_are_pinned_slim_and_unprivileged():
     assert {e for group in extras for e in group.split(",")} <= set(there)
 
 
+@pytest.mark.parametrize("name", sorted(n for n in OURS if any(":create_app" in w for w in SERVICES[n]["command"])))
+def test_an_image_holds_what_its_server_imports(name, tmp_path):
+    for copied in compose.images()[SERVICES[name]["build"]["target"]]["copies"]:
+        (tmp_path / copied).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / copied).symlink_to(PROJECT / copied)
+    modules = {word.partition(":")[0] for word in SERVICES[name]["command"] if re.fullmatch(r"[a-z_.]+:[A-Za-z_]+", word)}
+    assert len(modules) == 2, modules  # the application, and how it speaks HTTP
+    code = (
+        "import importlib, sys\n"
+        f"checkout, modules = {str(PROJECT)!r}, {sorted(modules)!r}\n"
+        "sys.path[:] = [p for p in sys.path if p.rstrip('/') != checkout]\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"  # an installation that stands in for the image
+        "for name in modules: importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
 def test_volumes_have_the_right_owner_from_the_image():
     made = (DEPLOY / "images" / "Dockerfile").read_text()
     for name in OURS:

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from fixtures.ports import free_port
 
-from serving.inference import connections
-from serving.inference.connections import GuardedProtocol
+from serving.http import connections
+from serving.http.connections import GuardedProtocol
 
 
 async def app(scope, receive, send) -> None:

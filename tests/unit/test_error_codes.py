@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from clipft_tasks.cli.main import main
 from clipft_tasks.server.client import ServerClient, ServerRefusalError
-from serving.inference.problems import TITLES
+from serving.http.problems import TITLES
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDERS = ("clipft_tasks", "serving", "deploy", "plugins", "dags", "examples", "bench")

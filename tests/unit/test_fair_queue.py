@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from serving.http.addresses import address_of
 from serving.inference import addresses
-from serving.inference.addresses import AddressLimit, address_of
+from serving.inference.addresses import AddressLimit
 from serving.inference.admission import Budget
 from serving.inference.errors import QueueFullError, RequestRejectedError
 from serving.inference.fair_queue import CLIENT, FairLine, FairPool

@@ -1,8 +1,8 @@
 """Connections that cost too much: heads that do not end, or are too large, answers that are not read, many requests in one piece,
 and more connections than the process should hold.
 
-uvicorn has no limit of its own for these: start it with `--http serving.inference.connections:GuardedProtocol`. Bodies are watched
-by `middleware`.
+uvicorn has no limit of its own for these: start it with `--http serving.http.connections:GuardedProtocol`. Bodies are watched
+by the application.
 """
 
 import asyncio
