@@ -217,7 +217,8 @@ class Team:
                     os.chown(path, int(uid), int(gid))
             else:
                 path = (PROJECT / source).resolve()
-                if not path.exists():
+                if not path.exists():  # an engine makes a folder of it
+                    assert not path.suffix, f"{path} is mounted, and there is no such file"
                     path = self.folder / "empty"
                     path.mkdir(exist_ok=True)
             make = (

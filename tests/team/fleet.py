@@ -43,7 +43,7 @@ class Fleet:
         self.team = engine.Team(folder / "engine", env, profiles=("core",))
         for service in self.team.services.values():
             if "airflow" in service["image"]:
-                service["volumes"] = [*service.get("volumes", []), f"{HERE}/forty.py:/opt/clipft/dags/forty.py:ro"]
+                service["volumes"] = [*service.get("volumes", []), f"{HERE}/forty_tasks.py:/opt/clipft/dags/forty.py:ro"]
 
     def up(self) -> None:
         self.team.up(900)
@@ -74,7 +74,7 @@ class Fleet:
         service["volumes"] = [
             f"{volume}:/var/lib/clipft",
             f"{tiny}:/sources/tiny:ro",
-            f"{HERE}/forty.py:/opt/clipft/dags/forty.py:ro",
+            f"{HERE}/forty_tasks.py:/opt/clipft/dags/forty.py:ro",
         ]
         service["environment"] |= {
             "CLIPFT_JOIN_CODE": code or self.invite(name),

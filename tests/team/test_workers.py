@@ -169,7 +169,8 @@ def test_a_worker_with_a_wrong_secret_or_none_any_more_is_out_and_says_why(plane
     kept.write_text(re.sub(r'"secret": "..', '"secret": "xx', right))
     plane.again(worker)
     assert ended(worker, 400) != 0
-    assert "The secret of worker guest is wrong" in plane.log("guest") and "clipft worker invite guest" in plane.log("guest")
+    assert "No worker has the name 'guest' and this secret" in plane.log("guest")
+    assert "clipft worker invite NAME" in plane.log("guest") and "[gateway.wrong_secret]" in plane.log("guest")
 
     kept.write_text(right)
     started = plane.log("guest").count(READY)
