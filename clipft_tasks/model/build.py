@@ -17,6 +17,7 @@ from ..data.images import RESIZE_MODES
 from ..domains import get_domain
 from ..spec import RunSpec
 from . import similarity, starter
+from .adapter_folder import ADAPTER, Adapter, digest_of
 from .clip import Clip, OpenClipConfig, Tokenizer
 from .fastpath import quicken
 from .package import (
@@ -46,7 +47,7 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
     """The model that `model.start` names.
 
     Args:
-        start: `starter`, `champion`, `models:/name/version`, a package folder or another one with open_clip's configuration and
+        start: `starter`, `champion`, `models:/name/version`, a package folder, that of an adapter, or another one with open_clip's configuration and
             weights, `hf-hub:<owner>/<name>` for such a repository, or `<open_clip name>:<tag or file>`.
         domain: what the model is asked about, and whose champion for `champion`. A package of that domain reads images and
             words classes as it says itself; any other model as the domain says.
@@ -55,7 +56,12 @@ def load(start: str, *, domain: str = "", device: str | torch.device = "cpu") ->
         ClipftError: unknown name or tag, or weights that cannot be had, with what would help.
     """
     folder, source = _folder(start, domain)
-    clip = from_folder(folder, source=source) if folder else _from_open_clip(start)
+    if not folder:
+        clip = _from_open_clip(start)
+    elif (folder / ADAPTER).exists():
+        clip = from_adapter(folder, source=source)
+    else:
+        clip = from_folder(folder, source=source)
     packed_for = read_card(folder).domain if folder and (folder / CARD).exists() else ""
     if domain and packed_for != domain:
         clip.preprocessing = preprocessing_of(get_domain(domain))
@@ -83,6 +89,8 @@ def prepare(clip: Clip, spec: RunSpec) -> Clip:
 def tokenizer(start: str, *, domain: str = "") -> tuple[Tokenizer, int]:
     """The tokenizer of the model that `start` names, without its weights, and its context length."""
     folder, _ = _folder(start, domain)
+    if folder and (folder / ADAPTER).exists():
+        return tokenizer(Adapter.read(folder).card.base, domain=domain)
     if not folder and start.partition(":")[0] not in open_clip.list_models():
         raise _unknown(start)
     found = open_clip.get_tokenizer(f"local-dir:{folder}" if folder else start.partition(":")[0])
@@ -108,7 +116,8 @@ def _folder(start: str, domain: str) -> tuple[Path | None, str]:
     if start.startswith(HUB):
         return _from_hub(start), start
     folder = Path(start).expanduser()
-    return (folder.resolve(), start) if (folder / WEIGHTS).exists() else (None, start)
+    known = (folder / WEIGHTS).exists() or (folder / ADAPTER).exists()
+    return (folder.resolve(), start) if known else (None, start)
 
 
 def _from_hub(start: str) -> Path:
@@ -145,6 +154,24 @@ def from_folder(folder: Path, *, source: str) -> Clip:
     return clip
 
 
+def from_adapter(folder: Path, *, source: str) -> Clip:
+    """The model that an adapter and its base make, merged: an ordinary one.
+
+    Raises: ClipftError where the base cannot be had or is another one now, or the adapter cannot be read.
+    """
+    adapter, card = Adapter.read(folder), read_card(folder)
+    clip = load(adapter.card.base, domain=card.domain)
+    if clip.digest != adapter.card.digest:
+        why = f"its base {adapter.card.base} has other weights now (digest {clip.digest[:12]}, not {adapter.card.digest[:12]})"
+        raise ClipftError(
+            f"adapter {folder}", why, "Name the base by a version or a file that stays.", code="adapter.other_base"
+        )
+    prepare(clip, RunSpec.model_validate(card.spec))
+    adapter.merge_into(clip)
+    clip.source, clip.digest, clip.preprocessing = source, digest_of(clip.digest, folder), read_preprocessing(folder)
+    return clip
+
+
 def _absent(start: str, error: Exception) -> ClipftError:
     return ClipftError(
         f"start model {start!r}",
@@ -157,7 +184,7 @@ def _absent(start: str, error: Exception) -> ClipftError:
 def _unknown(start: str) -> ClipftError:
     return ClipftError(
         f"start model {start!r}",
-        "it is neither starter, champion, models:/…, a model package folder nor an open_clip model",
+        "it is neither starter, champion, models:/…, the folder of a model package or adapter, nor an open_clip model",
         "Write an open_clip name and tag, for example ViT-B-32:openai.",
         code="model.unknown_start",
     )

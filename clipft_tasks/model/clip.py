@@ -1,10 +1,10 @@
 """One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 import open_clip
@@ -19,6 +19,9 @@ from ..devices.memory import is_out_of_memory
 from ..domains import spoken
 from .image_tower import ImageTower, OpenClipModule, image_tower
 from .similarity import Cosine, Similarity
+
+if TYPE_CHECKING:
+    from .adapter_folder import Adapter
 
 __all__ = ["Clip"]
 
@@ -129,6 +132,7 @@ class Clip:
         preprocessing: how images are read and classes are worded: its package's, or those of the domain that it was prepared
             for; None where it is of no domain yet.
         made_for: side of the images that it is for, where its configuration says another: that of a grid that it keeps.
+        adapter: what a training with low-rank updates made of its start model, merged by now.
         image_runners: what runs the image tower in place of torch in `encode_images`, by side, see `backends`.
         text_runner: likewise the text tower in `encode_texts`.
     """
@@ -142,6 +146,7 @@ class Clip:
     similarity: Similarity = None  # type: ignore[assignment]  # cosine, when nothing is given
     preprocessing: Preprocessing | None = None
     made_for: int | None = None
+    adapter: "Adapter | None" = None
     image_runners: dict[int, Runner] = field(default_factory=dict)
     text_runner: Runner | None = None
 
@@ -216,16 +221,23 @@ class Clip:
         self.similarity.to(device)
         return self
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """All weights: the model's by their names, the similarity's with `similarity.` before theirs."""
+    def state(self, names: Container[str] | None = None) -> dict[str, torch.Tensor]:
+        """All weights, or some: the model's by their names, the similarity's with `similarity.` before theirs."""
         own: dict[str, torch.Tensor] = self.model.state_dict()
-        return own | self.similarity.state_dict(prefix=SIMILARITY)
+        every = own | self.similarity.state_dict(prefix=SIMILARITY)
+        return every if names is None else {name: value for name, value in every.items() if name in names}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """What `state` gave."""
-        own = {k.removeprefix(SIMILARITY): v for k, v in state.items() if k.startswith(SIMILARITY)}
+    def load_state(self, state: Mapping[str, torch.Tensor], *, some: bool = False) -> None:
+        """What `state` gave.
+
+        Args:
+            some: it may hold some of the weights; the others stay.
+        Raises: RuntimeError for names that the model does not have, or lacks.
+        """
+        every = {**self.state(), **state} if some else state
+        own = {k.removeprefix(SIMILARITY): v for k, v in every.items() if k.startswith(SIMILARITY)}
         self.similarity.load_state_dict(own)
-        self.model.load_state_dict({k: v for k, v in state.items() if not k.startswith(SIMILARITY)})
+        self.model.load_state_dict({k: v for k, v in every.items() if not k.startswith(SIMILARITY)})
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 or 0-255 float images (n, 3, h, w) on any device -> the model's input range, fp32, on its device."""

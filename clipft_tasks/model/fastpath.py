@@ -48,12 +48,10 @@ class PackedAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if need_weights or key_padding_mask is not None or query.ndim != 3 or query is not key or key is not value:
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+            return self.general(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         x = query if self.batch_first else query.transpose(0, 1)
         n, length, width = x.shape
-        packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        packed = self.project(x)
         q, k, v = packed.view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         causal = attn_mask is not None and (is_causal or (self.only_causal and attn_mask.ndim == 2))
         mask = None if causal or attn_mask is None else attn_mask
@@ -68,6 +66,14 @@ class PackedAttention(nn.MultiheadAttention):
         out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
         out = self.out_proj(out.transpose(1, 2).reshape(n, length, width))
         return out if self.batch_first else out.transpose(0, 1), None
+
+    def project(self, x: Tensor) -> Tensor:
+        """Tokens (n, l, width) -> their queries, keys and values, packed."""
+        return functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+
+    def general(self, *arguments: object) -> tuple[Tensor, Tensor | None]:
+        """A call that is not plain self-attention."""
+        return super().forward(*arguments)  # type: ignore[arg-type]
 
 
 def quicken(model: nn.Module) -> nn.Module:

@@ -19,9 +19,9 @@ from .sections import (
     ObjectiveSpec,
     ResolutionSpec,
     RolloutSpec,
-    TrainSpec,
     TuneSpec,
 )
+from .train_spec import TrainSpec
 
 __all__ = [
     "SECTIONS", "ApprovalSpec", "BlendSpec", "DataSpec", "DeviceName", "EvaluateSpec", "GateSpec", "MemorySpec", "ModelSpec", "ObjectiveSpec",

@@ -23,6 +23,7 @@ ADDED: Mapping[str, object] = {
     **dict.fromkeys(("data.min_side", "data.min_class_share")),
     "train.rate_factor": 1.0,
     "train.beta2": 0.999,
+    **{"train.lora_text_rank": None, "train.lora_alpha": None, "train.lora_variant": "plain"},
 }
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 

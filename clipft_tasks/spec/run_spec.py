@@ -23,9 +23,9 @@ from .sections import (
     ObjectiveSpec,
     ResolutionSpec,
     RolloutSpec,
-    TrainSpec,
     TuneSpec,
 )
+from .train_spec import TrainSpec
 
 SECTIONS: dict[str, str] = {
     "run": "What to run",

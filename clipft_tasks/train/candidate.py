@@ -48,6 +48,8 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
         mlflow.log_metrics({k: v for k, v in metrics.items() if k not in COUNTS and (k != "pairs_per_second" or v)})
         mlflow.set_tags({f"clipft.{k}": f"{metrics[k]:g}" for k in COUNTS if k in metrics})
         package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key)
+        if clip.adapter:
+            mlflow.log_artifacts(str(clip.adapter.write(job.folder / "adapter", package)), "adapter")
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
         tracking.delete_checkpoint(run_id)
     shutil.rmtree(job.folder, ignore_errors=True)

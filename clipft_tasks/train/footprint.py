@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import objectives
-from ..model.adapters import add_low_rank
+from ..model.adapters import add_low_rank, remove_low_rank
 from ..spec import RunSpec, TrainSpec
 from .microbenchmarks import same_random_numbers
 from .param_groups import groups
@@ -22,7 +22,7 @@ class Footprint:
     """What is there for the whole of a run, in bytes.
 
     Args:
-        weights: of the model. training: gradients and both moments of what trains.
+        weights: of the model, low-rank updates with them. training: gradients and both moments of what trains.
         average: the weights' running average. start: the frozen start model. pull: the start's weights of what trains.
     """
 
@@ -48,12 +48,13 @@ def footprint(spec: RunSpec, model: nn.Module) -> Footprint:
     """That of a run of `spec` with a start model."""
     every = sum(p.numel() for p in model.parameters()) * FP32
     sketch = _as_trained(model, spec.train)
+    weights = sum(p.numel() for p in sketch.parameters()) * FP32
     trained = sum(p.numel() for p in sketch.parameters() if p.requires_grad) * FP32
     named = (spec.objective.name, *(loss.name for loss in spec.objective.auxiliary_losses))
     return Footprint(
-        weights=every,
+        weights=weights,
         training=3 * trained,
-        average=every if spec.train.ema else 0,
+        average=trained if spec.train.ema else 0,
         start=every if any(objectives.objective_class(name).needs_start for name in named) else 0,
         pull=trained if spec.train.l2_start else 0,
     )
@@ -61,18 +62,13 @@ def footprint(spec: RunSpec, model: nn.Module) -> Footprint:
 
 @contextmanager
 def as_it_trains(model: nn.Module, spec: TrainSpec) -> Iterator[None]:
-    """In here, what a run would freeze asks for no gradient, so that nothing is kept for it."""
-    sketch = _as_trained(model, spec)
-    learns = {
-        name.replace("parametrizations.", "").removesuffix(".original"): p.requires_grad or name.endswith(".original")
-        for name, p in sketch.named_parameters()
-    }
+    """In here the model is set up as a run would train it, so that nothing is kept for what does not train."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(learns[name])
+        _set_up(model, spec)
         yield
     finally:
+        remove_low_rank(model)
         for parameter, was in before:
             parameter.requires_grad_(was)
 
@@ -82,8 +78,13 @@ def _as_trained(model: nn.Module, spec: TrainSpec) -> nn.Module:
     memo: dict[int, object] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     memo |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     sketch = copy.deepcopy(model, memo)
-    with same_random_numbers("cpu"):
-        if spec.lora_rank:
-            add_low_rank(sketch, spec.lora_rank, spec.seed)
-    groups(sketch, spec)  # freezes what its rules freeze
+    _set_up(sketch, spec)
     return sketch
+
+
+def _set_up(model: nn.Module, spec: TrainSpec) -> None:
+    if spec.low_rank:
+        device = next(model.parameters()).device.type
+        with same_random_numbers("cpu" if device == "meta" else device):
+            add_low_rank(model, spec.low_rank, spec.seed)
+    groups(model, spec)  # freezes what its rules freeze

@@ -26,6 +26,7 @@ from ..data import versioning
 from ..data.loader import TrainingData
 from ..domains import get_domain
 from ..model import build
+from ..model.adapter_folder import Adapter
 from ..model.clip import Clip
 from ..objectives import make
 from ..spec import RunSpec
@@ -126,6 +127,8 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
         raise TransientError(error.what if error else f"A training process ended with {code}; the next try resumes.")
     note.end()
     clip.load_state(load_file(job.folder / "trained.safetensors"))
+    if job.spec.train.low_rank:
+        clip.adapter = Adapter.read(job.folder / "adapter")
     clip.model.eval()
     return dict(json.loads((job.folder / "metrics.json").read_text()))
 
@@ -241,6 +244,8 @@ def take_part(folder: Path) -> None:
         if world.is_main_process:
             state = {k: v.detach().cpu().contiguous() for k, v in clip.state().items()}
             save_file(state, folder / "trained.safetensors")
+            if clip.adapter:
+                clip.adapter.write(folder / "adapter")
             (folder / "metrics.json").write_text(json.dumps(metrics))
     except (ClipftError, TransientError) as error:
         if isinstance(error, loop.StoppedError) and not world.is_main_process:

@@ -26,6 +26,7 @@ from ..devices.memory import OutOfMemoryError
 from ..devices.precision import MEMORY_FORMATS
 from ..model import attention
 from ..model.activation_checkpointing import checkpoint_blocks, plain_blocks
+from ..model.adapter_folder import Adapter
 from ..model.adapters import add_low_rank, merge_low_rank
 from ..model.clip import Clip
 from ..objectives import Objective
@@ -39,7 +40,7 @@ from .micro_batches import MicroBatches
 from .param_groups import ParamGroup, groups
 from .plan import EVERY, attention_policy
 from .schedule import Schedule
-from .state import PullToStart, TrainingState, WeightAverage
+from .state import PullToStart, TrainingState, WeightAverage, trained_names
 from .step import Towers
 from .step_log import Log, Step, StepLog
 from .validation import ValidationResult
@@ -98,8 +99,8 @@ def train(work: Work) -> dict[str, float]:
     keep_freed_memory()
     device.limit_memory(plan.memory_limit)
     start = Towers.frozen(clip, plan) if work.objective.needs_start else None
-    if spec.lora_rank:
-        add_low_rank(clip.model, spec.lora_rank, spec.seed)
+    if spec.low_rank:
+        say(f"LoRA: {add_low_rank(clip.model, spec.low_rank, spec.seed)}.")
     clip.to(device.name)
     work.objective.to(device.name)
     model = clip.model.train().to(memory_format=MEMORY_FORMATS[plan.layout.value])
@@ -241,9 +242,11 @@ def train(work: Work) -> dict[str, float]:
     seconds = time.monotonic() - began
 
     if state.best.weights or state.average:
-        clip.load_state(state.best.weights or state.weights)
+        clip.load_state(state.best.weights or state.weights, some=True)
     world.broadcast([*clip.state().values()])  # one process alone has the best
     plain_blocks(model)
+    if spec.low_rank:
+        clip.adapter = Adapter.of(clip, spec.low_rank, state.trained)
     merge_low_rank(model)
     model.requires_grad_(True).eval()
     return {
@@ -280,6 +283,7 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
     device = backend(plan.device.value)
     learned = [*work.objective.parameters(), *clip.similarity.parameters()]
     every = [*own, ParamGroup(params=learned, factor=1.0, head=True, weight_decay=0.0)]
+    trained = trained_names(clip, own)
     return TrainingState(
         clip=clip,
         objective=work.objective,
@@ -287,13 +291,14 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
             [dict(group) for group in every if group["params"]], lr=spec.peak_rate, betas=spec.betas, fused=device.fused_optimizer
         ),
         scaler=torch.amp.GradScaler(device.name, enabled=plan.precision.value == "fp16"),
-        average=WeightAverage(clip, spec.ema) if spec.ema else None,
+        average=WeightAverage(clip, spec.ema, trained) if spec.ema else None,
         best=BestEpoch(spec.keep == "best", spec.patience, spec.max_forgetting),
         micro_batches=MicroBatches(
             plan.micro_batch.value, work.world.local_batch(work.data.sampler.batch), plan.memory_limit,
             fixed=round(plan.micro_batch.measured.get("fixed_gib", 0.0) * 2**30), largest=work.world.most,
         ),
         plan=plan,
+        trained=trained,
     )  # fmt: skip
 
 
@@ -366,9 +371,9 @@ def _validate(work: Work, state: TrainingState, towers: Towers, epoch: int) -> d
 def _as_kept(work: Work, state: TrainingState, towers: Towers) -> Iterator[None]:
     """The model as it would be kept if training ended here: not training, with the averaged weights where there are any."""
     clip, average = work.clip, state.average
-    trained = {name: value.clone() for name, value in clip.state().items()} if average else {}
+    trained = {name: value.clone() for name, value in clip.state(state.trained).items()} if average else {}
     if average:
-        clip.load_state(average.weights)
+        clip.load_state(average.weights, some=True)
     clip.model.eval()
     policy = attention_policy(work.plan.attention.value, backend(work.plan.device.value))
     try:
@@ -376,7 +381,7 @@ def _as_kept(work: Work, state: TrainingState, towers: Towers) -> Iterator[None]
             yield
     finally:
         if average:
-            clip.load_state(trained)
+            clip.load_state(trained, some=True)
         clip.model.train()
         steps.freeze_statistics(clip.model)
 

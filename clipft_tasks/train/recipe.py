@@ -10,6 +10,8 @@ from ..spec import RunSpec
 
 RECIPE = 7  # raise when training gives other results for the same spec, so that old runs are not taken for new ones
 
+LOW_RANK = 2  # likewise, of trainings with low-rank updates alone
+
 
 def work_key(spec: RunSpec, version: Version, digest: str) -> str:
     """The identity of a training: what it is asked, on which data, from which weights, with which code.
@@ -27,7 +29,7 @@ def work_key(spec: RunSpec, version: Version, digest: str) -> str:
         model=spec.model.model_dump(exclude={"start"}),
         dataset=version.revision,
         start=digest,
-        recipe=RECIPE,
+        recipe=[RECIPE, LOW_RANK] if spec.train.low_rank else RECIPE,
         code=objectives.source_digests(spec.objective),
         metric=spec.gate.metric,
         profile=profile_of(spec),

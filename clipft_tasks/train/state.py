@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 import torch
 
 from ..contracts.plan import Plan
-from ..model.clip import Clip
+from ..model.clip import SIMILARITY, Clip
 from ..objectives import Objective
 from .best_epoch import BestEpoch, BestEpochState
 from .micro_batches import MicroBatches, MicroBatchState
@@ -44,7 +44,8 @@ class TrainingState:
 
     Attributes:
         step: steps that are done.
-        average: of the weights, where there is one.
+        trained: names of all that changes: the weights that train, and what the similarity learns. Nothing else is kept.
+        average: of these, where there is one.
         overflows: steps that were skipped since fp16 overflowed; in_a_row: how many of them were the last ones.
     """
 
@@ -56,6 +57,7 @@ class TrainingState:
     best: BestEpoch
     micro_batches: MicroBatches
     plan: Plan
+    trained: frozenset[str]
     step: int = 0
     overflows: int = 0
     in_a_row: int = 0
@@ -63,7 +65,7 @@ class TrainingState:
     @property
     def weights(self) -> Weights:
         """Those that would be kept if training ended here."""
-        return self.average.weights if self.average else self.clip.state()
+        return self.average.weights if self.average else self.clip.state(self.trained)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -73,7 +75,7 @@ class TrainingState:
     def state(self) -> RunState:
         """What a checkpoint holds."""
         return {
-            "model": self.clip.state(),
+            "model": self.clip.state(self.trained),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "objective": self.objective.state_dict(),
@@ -87,7 +89,7 @@ class TrainingState:
     def load(self, step: int, state: RunState) -> None:
         """Go on from a checkpoint that was written after `step` steps, maybe by the release before."""
         self.step = step
-        self.clip.load_state(state["model"])
+        self.clip.load_state({name: value for name, value in state["model"].items() if name in self.trained}, some=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
@@ -99,18 +101,33 @@ class TrainingState:
             self.micro_batches.load(state["micro_batches"])
 
 
-class WeightAverage:
-    """A running average of the weights (EMA), in fp32 beside them."""
+def trained_names(clip: Clip, groups: list[ParamGroup]) -> frozenset[str]:
+    """Names, as in `Clip.state`, of all that a training changes.
 
-    def __init__(self, clip: Clip, decay: float) -> None:
+    Args:
+        groups: of the optimizer; only the model's own weights.
+    """
+    ids = {id(parameter) for group in groups for parameter in group["params"]}
+    own = (name for name, parameter in clip.model.named_parameters(remove_duplicate=False) if id(parameter) in ids)
+    return frozenset({"logit_scale", *own, *clip.similarity.state_dict(prefix=SIMILARITY)})  # the scale is held in its limits
+
+
+class WeightAverage:
+    """A running average of the weights that train (EMA), in fp32 beside them.
+
+    Args:
+        trained: their names.
+    """
+
+    def __init__(self, clip: Clip, decay: float, trained: frozenset[str]) -> None:
         self.decay, self.steps = decay, 0
-        self.weights = {name: value.detach().clone() for name, value in clip.state().items()}
+        self.weights = {name: value.detach().clone() for name, value in clip.state(trained).items()}
 
     @torch.no_grad()
     def update(self, clip: Clip) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))  # or the start would weigh too much in short runs
-        for name, value in clip.state().items():
+        for name, value in clip.state(self.weights).items():
             if value.is_floating_point():
                 self.weights[name].lerp_(value, 1 - decay)
             else:
@@ -121,8 +138,8 @@ class WeightAverage:
 
     def load(self, state: AverageState) -> None:
         self.steps = state["steps"]
-        for name, value in state["weights"].items():
-            self.weights[name].copy_(value)
+        for name, value in self.weights.items():
+            value.copy_(state["weights"][name])
 
 
 class PullToStart:

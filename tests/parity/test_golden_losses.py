@@ -17,6 +17,7 @@ from clipft_tasks.data.loader import TrainingData
 from clipft_tasks.data.sampler import Sampler
 from clipft_tasks.domains import Augment
 from clipft_tasks.model import similarity
+from clipft_tasks.model.fastpath import quicken
 from clipft_tasks.objectives import make
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.train import checkpoints, loop
@@ -77,6 +78,8 @@ def losses(folder: Path, fields: dict[str, object], decided: dict[str, object]) 
         | fields
     )
     clip, rows = a_clip(), 64
+    if spec.train.lora_rank:  # as every model is that is loaded: updates go beside packed attention alone
+        quicken(clip.model)
     clip.similarity = similarity.make(spec.objective.similarity, clip.embed_dim)
     captions = [f"a {color} square, number {i}" for i in range(4) for color in CLASSES]
     tokens, lengths = clip.token_table(captions)

@@ -221,8 +221,13 @@ def test_what_looks_at_the_start_resumes_exactly(dataset, small_spec, tmp_path):
     """A resumed run is held by the start model, not by the checkpoint; on a similarity that the start did not have."""
     auxiliary = {"objective__auxiliary": ["distillation=1>0.5"], "objective__options": {"distillation.features": 0.1}}
     spec = changed(small_spec, train__l2_start=50, objective__similarity="hyperbolic", **auxiliary)
-    unbroken, _, rows = trained(spec, dataset, tmp_path / "a")
+    _, rows = resumed_exactly(spec, dataset, tmp_path)
     assert rows[0][1]["distillation_kl_loss"] < 1e-3 < rows[-1][1]["distillation_kl_loss"]
+
+
+def resumed_exactly(spec, dataset, folder):
+    """Train unbroken and broken after five steps; returns the resumed model and the unbroken run's rows."""
+    unbroken, _, rows = trained(spec, dataset, folder / "a")
 
     def interrupt(work):
         whole = work.data.batch
@@ -236,7 +241,35 @@ def test_what_looks_at_the_start_resumes_exactly(dataset, small_spec, tmp_path):
 
     each = changed(spec, train__checkpoint_seconds=0)
     with pytest.raises(InterruptedError):
-        trained(each, dataset, tmp_path / "b", before=interrupt)
-    resumed, metrics, _ = trained(each, dataset, tmp_path / "b")
+        trained(each, dataset, folder / "b", before=interrupt)
+    resumed, metrics, _ = trained(each, dataset, folder / "b")
     assert metrics["resumed_at"] == 5
+    assert all(torch.equal(unbroken.state()[name], value) for name, value in resumed.state().items())
+    return resumed, rows
+
+
+@pytest.mark.parametrize("variant", ["plain", "rslora", "dora"])
+def test_low_rank_training_resumes_exactly_from_checkpoints_without_the_base(dataset, small_spec, tmp_path, variant):
+    spec = changed(small_spec, train__lora_rank=2, train__lora_text_rank=1, train__lora_variant=variant, train__ema=0.9)
+    resumed, _ = resumed_exactly(spec, dataset, tmp_path)
+    held = torch.load(max((tmp_path / "b").glob("*.pt")), weights_only=True)
+    assert held["model"].keys() == held["average"]["weights"].keys() == resumed.adapter.tensors.keys()
+    assert not any(name.endswith(("in_proj_weight", "token_embedding.weight")) for name in held["model"])
+
+    again = build.prepare(build.load(spec.model.start), spec)
+    resumed.adapter.merge_into(again)
+    assert all(torch.equal(again.state()[name], value) for name, value in resumed.state().items())
+
+
+def test_a_checkpoint_of_the_release_before_with_all_weights_goes_on(dataset, small_spec, tmp_path):
+    spec = changed(small_spec, train__rules=["visual.*=freeze"], train__checkpoint_seconds=0)
+    unbroken, _, _ = trained(spec, dataset, tmp_path / "a")
+    paths = sorted((tmp_path / "a").glob("*.pt"))
+    held = torch.load(paths[0], weights_only=True)
+    assert not any(name.startswith("visual.") for name in held["model"])
+    held["model"] = build.prepare(build.load(spec.model.start), spec).state() | held["model"]
+    paths[-1].unlink()
+    torch.save(held, paths[0])
+    resumed, metrics, _ = trained(spec, dataset, tmp_path / "a")
+    assert 0 < metrics["resumed_at"] < metrics["steps"]
     assert all(torch.equal(unbroken.state()[name], value) for name, value in resumed.state().items())

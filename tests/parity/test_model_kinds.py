@@ -19,6 +19,7 @@ from fixtures.packages import a_card
 from PIL import Image
 from torch.nn.functional import normalize
 
+from clipft_tasks.contracts.low_rank import LowRankForm
 from clipft_tasks.contracts.model_card import Resolutions
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.domains import get_domain
@@ -39,20 +40,26 @@ def opened(folder) -> Clip:
     return clip
 
 
-def taught(clip: Clip, rank: int = 0) -> None:
+def taught(clip: Clip, form: LowRankForm | None = None) -> None:
     """One step along the gradient of both towers, of the weights or of low-rank updates that are then merged."""
     clip.model.train()
     step.freeze_statistics(clip.model)
-    if rank:
-        adapters.add_low_rank(clip.model, rank, 0)
+    if form:
+        made = adapters.add_low_rank(clip.model, form, 0)
+        assert made.image + made.text == sum(name.endswith(".up") for name, _ in clip.model.named_parameters())
     images, tokens = torch.randn(2, 3, clip.side, clip.side), clip.tokenize([SHORT, LONG])
     spec = RunSpec.from_flat({"domain": "general"}).train
     groups = [dict(group) for group in param_groups.groups(clip.model, spec)]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     loss = (clip.image_features(images) * clip.text_features(tokens)).sum()
     loss.backward()
+    # An update that its tower passes by would have no gradient.
+    assert all(p.grad is not None for name, p in clip.model.named_parameters() if name.endswith((".up", "down.weight")))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if form:
+        updated = [p.norm() > 0 for name, p in clip.model.named_parameters() if name.endswith(".up")]
+        assert sum(updated) > len(updated) / 2
     adapters.merge_low_rank(clip.model)
     clip.model.requires_grad_(True).eval()
 
@@ -113,7 +120,7 @@ def went_through(clip: Clip, folder, side: int) -> None:
     set_side(clip, side)
     reopening.check_reopens(clip, [side, side + multiple, native])
     taught(clip)
-    taught(clip, rank=2)
+    taught(clip, LowRankForm(image_rank=2, text_rank=2, variant="dora"))
     compared_packed(clip, folder, side)
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import TINY
 from fixtures.objectives import COMBINATIONS, subject
 
+from clipft_tasks.contracts.low_rank import LowRankForm
 from clipft_tasks.data import augment
 from clipft_tasks.data.loader import Batch
 from clipft_tasks.devices.mps_operators import Recorder, fallbacks, on_mps
@@ -82,7 +83,7 @@ def everything(clip: Clip, sides: tuple[int, ...]) -> Recorder:
         torch._amp_update_scale_(torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(1), 2.0, 0.5, 2000)
         torch.nn.utils.clip_grads_with_norm_(gradients, 1.0, step.total_norm(gradients))
         optimizer.step()
-        average = state.WeightAverage(clip, 0.9)
+        average = state.WeightAverage(clip, 0.9, frozenset(clip.state()))
         average.update(clip)
         state.PullToStart(optimizer.param_groups, 0.5)(1e-3)
         model.eval()
@@ -106,13 +107,14 @@ def test_all_that_the_starter_does_runs_on_mps_without_fallback(home):
     assert missing(everything(clip, (64,))) == set()
 
 
-def test_low_rank_updates_run_on_mps_without_fallback():
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+def test_low_rank_updates_run_on_mps_without_fallback(variant):
     clip = Clip(
         quicken(open_clip.CLIP(**copy.deepcopy(TINY["model_cfg"]))), open_clip.SimpleTokenizer(context_length=32), TINY, "", ""
     )
     recorder = Recorder()
     with recorder:
-        add_low_rank(clip.model, 4, 0)
+        add_low_rank(clip.model, LowRankForm(image_rank=4, text_rank=4, variant=variant), 0)
         towers = step.Towers(clip, clip.image_features, clip.text_features, partial(precision_context, "cpu", "fp32"))
         step.backward(towers, InfoNCE(), batch(clip, 32), micro_batch=3, seed=1)
         merge_low_rank(clip.model)

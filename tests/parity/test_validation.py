@@ -119,7 +119,8 @@ def test_the_best_epoch_of_low_rank_training_is_kept_merged(dataset, small_spec,
     judge.clip = clip
     loop.train(a_work(spec, clip, dataset, tmp_path, validate=judge))
     now = clip.encode_images(images)
-    assert torch.allclose(now, shown[1], atol=1e-6) and not torch.allclose(now, shown[3], atol=1e-6)
+    # The update beside its weight, and within it: the same sum, rounded in another order.
+    assert torch.allclose(now, shown[1], atol=1e-5) and not torch.allclose(now, shown[3], atol=1e-5)
     assert clip.state().keys() == build.load(spec.model.start).state().keys()
 
 

@@ -40,16 +40,17 @@ def test_what_does_not_train_has_no_gradient_and_no_moments_and_the_model_stays_
     assert all(after[name].requires_grad == asks and torch.equal(after[name], value) for name, (asks, value) in before.items())
 
 
-def test_a_frozen_tower_keeps_nothing_and_low_rank_updates_keep_what_weights_would(start):
+def test_a_measurement_is_made_of_what_trains_and_leaves_nothing_behind(start):
     frozen = RunSpec.from_flat({"domain": "general", "train.rules": ["visual.*=freeze"]}).train
     with as_it_trains(start.model, frozen):
         assert not start.model.encode_image(torch.zeros(1, 3, 32, 32)).requires_grad
         assert start.model.token_embedding.weight.requires_grad
     lora = RunSpec.from_flat({"domain": "general", "train.lora_rank": 4}).train
+    attention = start.model.visual.transformer.resblocks[0].attn
     with as_it_trains(start.model, lora):
-        assert start.model.visual.transformer.resblocks[0].attn.in_proj_weight.requires_grad
+        assert attention.adapter.up.requires_grad and not attention.in_proj_weight.requires_grad
         assert not start.model.token_embedding.weight.requires_grad
-    assert all(p.requires_grad for p in start.model.parameters())
+    assert all(p.requires_grad for p in start.model.parameters()) and not hasattr(attention, "adapter")
 
 
 def test_long_captions_make_smaller_passes(lab):

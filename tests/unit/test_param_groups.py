@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from clipft_tasks.contracts.low_rank import LowRankForm
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.model.adapters import add_low_rank, merge_low_rank
 from clipft_tasks.model.fastpath import PackedAttention, quicken
@@ -184,32 +185,30 @@ def outputs(model: nn.Module) -> torch.Tensor:
         return torch.cat([model.encode_image(images), model.encode_text(tokens)])
 
 
-@pytest.fixture(params=["torch's", "packed"])
-def kind(request) -> str:
-    """Of attention."""
-    return request.param
+RANK_4 = LowRankForm(image_rank=4, text_rank=4)
 
 
 @pytest.fixture
-def plain(kind) -> nn.Module:
-    return (quicken(tiny()) if kind == "packed" else tiny()).eval()
+def plain() -> nn.Module:
+    return quicken(tiny()).eval()
 
 
-def test_low_rank_updates_start_with_the_model_unchanged_and_train_alone_with_the_heads(plain, kind):
+def test_low_rank_updates_start_with_the_model_unchanged_and_train_alone_with_the_heads(plain):
     model = copy.deepcopy(plain)
-    assert add_low_rank(model, 4, seed=0) == 3 * 4  # three blocks of four weights
+    made = add_low_rank(model, RANK_4, seed=0)
+    assert (made.image, made.text) == (2 * 4, 4)  # three blocks of four weights
     torch.testing.assert_close(outputs(model), outputs(plain), rtol=1e-5, atol=1e-5)
     trained = by_name(model, "factor")
-    updates = {name for name in trained if name.endswith((".up", ".down"))}
+    updates = {name for name in trained if name.endswith((".up", ".down.weight"))}
     assert len(updates) == 2 * 12
     attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    assert [isinstance(m, PackedAttention) for m in attentions] == [kind == "packed"] * 3
+    assert [isinstance(m, PackedAttention) for m in attentions] == [True] * 3
     assert trained.keys() - updates == {name for name, _ in plain.named_parameters() if is_head(name)}
 
 
 def test_a_merged_model_equals_the_adapted_one_and_is_an_ordinary_one(plain):
     model = copy.deepcopy(plain)
-    add_low_rank(model, 4, seed=0)
+    add_low_rank(model, RANK_4, seed=0)
     groups(model, TrainSpec())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
