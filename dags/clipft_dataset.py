@@ -43,10 +43,23 @@ def clipft_dataset() -> None:
         def ingest(decoded: list[StageOutput], params: Form | None = None) -> StageOutput:
             return tasks.run("ingest", params, {}, parts=list(decoded))
 
-        tasks.outputs["ingest"] = ingest(decode.expand(part=list(range(parts))))  # type: ignore[arg-type]  # a mapped task: all results
+        @task(
+            doc_md="Find out of one part of the rows what takes long: near-duplicates, tokens, names.", **options_of("validate")
+        )
+        def check(part: int, rows: StageOutput, params: Form | None = None) -> StageOutput:
+            return stage("validate.part", params, staging=rows["staging"], part=part, of=parts)
+
+        @task(doc_md=CHAIN["validate"].summary, **options_of("validate"))
+        def validate(results: StageOutput, checked: list[StageOutput], params: Form | None = None) -> StageOutput:
+            return tasks.run("validate", params, results, parts=list(checked))
+
+        numbers = list(range(parts))
+        tasks.outputs["ingest"] = rows = ingest(decode.expand(part=numbers))  # type: ignore[arg-type]  # a mapped task: all results
+        checked = check.partial(rows=rows).expand(part=numbers)
+        tasks.outputs["validate"] = validate(tasks.needed("validate"), checked)  # type: ignore[arg-type]  # likewise
     else:
         tasks.add("ingest")
-    tasks.add("validate")
+        tasks.add("validate")
 
     alias = AssetAlias("clipft-dataset")
 

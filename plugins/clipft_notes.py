@@ -64,7 +64,9 @@ def _dataset(results: Results) -> str:
     made = results.get("version")
     if not made:
         return ""
-    return f"{made['dataset']} · {made['rows']:,} images" + ("" if made["new"] else " · nothing new")
+    suspects = (results.get("validate") or {}).get("suspects", 0)
+    more = f" · {suspects:,} labels to look at: clipft review" if suspects else ""
+    return f"{made['dataset']} · {made['rows']:,} images" + ("" if made["new"] else " · nothing new") + more
 
 
 def _live(results: Results) -> str:
@@ -84,6 +86,8 @@ def _live(results: Results) -> str:
 def _readapt(results: Results) -> str:
     suggested, closed = results.get("suggest") or {}, results.get("close") or {}
     parts = [suggested.get("kind", ""), suggested.get("action", ""), closed.get("outcome", "")]
+    if suspects := suggested.get("suspects", 0):
+        parts.append(f"{suspects:,} labels to look at: clipft review")
     return " · ".join(part for part in parts if part)
 
 

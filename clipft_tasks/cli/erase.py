@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 from ..contracts.erasure import ErasureAccount
 from ..core.errors import ClipftError
 
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -25,6 +27,10 @@ IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--near", is_flag=True, help="list near-duplicates, which stay unless they are named too")
 @click.option("--keep-packages", is_flag=True, help="name models whose packages hold the rows, and do not pack them again")
 @click.option("--while-running", is_flag=True, help="go on although runs are at work on versions that hold the rows")
+@click.option(
+    "--backups", multiple=True, type=FOLDER, help="a backup, or a folder of backups, to look at beside those under home"
+)
+@click.option("--prune-backups", is_flag=True, help="delete backups that hold rows which were erased since, now or earlier")
 @click.option("--dry-run", is_flag=True, help="show what would go, and end")
 @click.option("--yes", is_flag=True, help="ask nobody")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
@@ -37,13 +43,15 @@ def erase(
     near: bool,
     keep_packages: bool,
     while_running: bool,
+    backups: tuple[Path, ...],
+    prune_backups: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Erase rows from every dataset version, and from every place that holds copies or traces of them.
 
-    Shows first what would go, and asks. Without anything named it finishes an erasure that was cut short.
+    Shows first what would go, and asks. Without anything named it finishes an erasure that was cut short, or looks at backups.
     """
     from ..ops import erase as erasing
     from ..ops import installation
@@ -56,7 +64,9 @@ def erase(
             finished = erasing.finish_all()
         for account in finished:
             _show(account, as_json, near)
-        if not finished:
+        if backups or prune_backups:
+            _look_at_backups(backups, prune_backups and not dry_run, yes, as_json)
+        elif not finished:
             raise ClipftError(
                 "clipft erase", "nothing is named, and no erasure was cut short", "See --help.", code="erase.nothing_named"
             )
@@ -72,6 +82,26 @@ def erase(
     with quiet():
         done = erasing.erase(choice, packages=not keep_packages, while_running=while_running)
     _show(done, as_json, near)
+    if backups or prune_backups:
+        _look_at_backups(backups, prune_backups, yes, as_json)
+
+
+def _look_at_backups(folders: tuple[Path, ...], prune: bool, yes: bool, as_json: bool) -> None:
+    """Name the backups that hold erased rows, and delete them when asked."""
+    from ..ops import erase as erasing
+
+    held = erasing.backups_that_hold(folders)
+    click.echo(json.dumps(held, indent=1) if as_json else "\n".join(_of_backups(held) or ["No backup holds erased rows."]))
+    if not prune or not held:
+        return
+    if not yes and not click.confirm(f"Is there a backup from after the erasure? Delete these {len(held)}?", err=True):
+        raise SystemExit(1)
+    gone = erasing.prune_backups(folders)
+    click.echo(f"{len(gone)} backups were deleted.", err=as_json)
+
+
+def _of_backups(held: Mapping[str, str]) -> list[str]:
+    return [f"Backup {folder}, {what}" for folder, what in held.items()]
 
 
 def _show(account: ErasureAccount, as_json: bool, near: bool) -> None:
@@ -109,7 +139,9 @@ def _lines(account: ErasureAccount, near: bool) -> list[str]:
             "Weights do not forget: fine-tune again on the version without the rows, promote that, and delete these models."
         )
     lines += [f"In use: {run}" for run in account.running]
-    lines += [f"A backup of {made} may hold them: {folder}" for folder, made in account.backups.items()]
+    lines += _of_backups(account.backups)
     if account.backups:
-        lines.append("Delete those backups in time, and copies that you keep elsewhere.")
+        lines.append(
+            "Make a new backup, then `clipft erase --prune-backups` deletes these; copies elsewhere: `--backups FOLDER`."
+        )
     return lines

@@ -59,7 +59,7 @@ class DatasetCard(VersionedRecord):
         erased: rows that it held and that were erased since.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3  # tables of a version lie in parts
     WHAT: ClassVar[str] = "the dataset card"
 
     domain: str
@@ -107,6 +107,27 @@ class RejectedRow(Record):
     name: Short
     reason: Short
     kind: str = "other reasons"
+
+
+class RowsChecked(VersionedRecord):
+    """What was found out of staged rows, all of them or every `of`-th from `part` on, by number: it says nothing of what they hold.
+
+    Args:
+        rows: that there are in all.
+        pairs: that join all near-duplicates of the part. named: rows whose texts may name a person.
+        tokens: of each of the part's captions. context: tokens that the start model reads.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "what was found out of staged rows"
+
+    part: int
+    of: int
+    rows: int
+    pairs: list[tuple[int, int]]
+    named: list[int]
+    tokens: list[int] = []
+    context: int = 0
 
 
 class ChangedImages(Record):

@@ -78,7 +78,7 @@ class ErasureAccount(Record):
         alike: near-duplicates that are not erased with them: name, and bits that differ.
         places: everything that was looked at.
         models: who saw the rows. running: runs that hold them now.
-        backups: folders that hold them, with the date of each.
+        backups: that hold them: by folder, when it was made and what it holds.
     """
 
     id: str = ""

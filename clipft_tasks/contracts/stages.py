@@ -35,16 +35,26 @@ class IngestPartResult(StageResult):
     images: int
 
 
+class ValidatePartResult(StageResult):
+    """What a part of the checks found out of staged rows. found: where that is handed over."""
+
+    found: str
+    part: int
+    of: int
+
+
 class ValidateResult(StageResult):
     """Staged rows that met every expectation.
 
     Attributes:
         passed: checks. report: path of the page that a person reads.
+        suspects: images that look like one of another class.
     """
 
     passed: int
     rows: int
     report: str
+    suspects: int = 0
 
 
 class VersionResult(StageResult):
@@ -106,6 +116,7 @@ class SuggestResult(StageResult):
         minutes: that training would take, likewise.
         labels: labeled captures by class. live: accuracy of the champion so far.
         table: for the approval form, Markdown.
+        suspects: captures whose label contradicts a confident answer.
     """
 
     kind: str
@@ -118,6 +129,7 @@ class SuggestResult(StageResult):
     live: LiveAccuracy
     champion: str
     table: str
+    suspects: int = 0
 
 
 class CloseResult(StageResult):

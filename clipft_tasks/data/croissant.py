@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from ..contracts.dataset import DatasetCard
 from .manifest import COLUMNS
 from .objects import StoredFile
+from .tables import StoredTable
 
 FILE = "croissant.json"
 Node: TypeAlias = dict[str, JsonValue]
@@ -75,13 +76,14 @@ WHAT_IT_IS = {
 }
 
 
-def describe(card: DatasetCard, number: int, manifest: StoredFile, shards: Mapping[str, StoredFile]) -> str:
+def describe(card: DatasetCard, number: int, manifest: StoredTable, shards: Mapping[str, StoredFile]) -> str:
     """The file's text.
 
     Args:
         card: of the version, with its tag. number: of the version.
         manifest, shards: as they are stored, the latter by name.
     """
+    of_rows: Node = {"fileSet": {"@id": "manifest"}} if manifest.folder else {"fileObject": {"@id": manifest.path}}
     counts = ", ".join(f"{rows} {split}" for split, rows in card.counts.items())
     about: Node = {
         "@context": CONTEXT,
@@ -92,7 +94,7 @@ def describe(card: DatasetCard, number: int, manifest: StoredFile, shards: Mappi
         "version": f"{card.major}.{number}.0",
         "isLiveDataset": False,
         "distribution": [
-            _file("manifest.parquet", "manifest.parquet", manifest, "application/x-parquet"),
+            _manifest(manifest),
             *(_file(name, f"shards/{name}", file, "application/x-tar") for name, file in sorted(shards.items())),
             {
                 "@type": "cr:FileSet",
@@ -103,7 +105,7 @@ def describe(card: DatasetCard, number: int, manifest: StoredFile, shards: Mappi
                 "includes": [f"*.{ending}" for ending in ("jpg", "png", "webp", "bmp", "tif", "gif", "avif", "heic")],
             },
         ],
-        "recordSet": [_rows(), _images()],
+        "recordSet": [_rows(of_rows), _images(of_rows)],
     }
     if card.license:
         about["license"] = _license(card.license)
@@ -134,13 +136,23 @@ def _file(name: str, address: str, file: StoredFile, kind: str) -> Node:
     return found | ({"contentSize": f"{file.size} B"} if file.size else {})
 
 
-def _rows() -> Node:
+def _manifest(table: StoredTable) -> Node:
+    """All parts of the manifest as one set of files, or the file that it was in earlier releases."""
+    kind = "application/x-parquet"
+    if not table.folder:
+        (file,) = table.parts.values()
+        return _file(table.path, table.path, file, kind)
+    files: list[JsonValue] = [f"{table.path}/*.parquet"]
+    return {"@type": "cr:FileSet", "@id": "manifest", "name": "manifest", "encodingFormat": kind, "includes": files}
+
+
+def _rows(of: Node) -> Node:
     """The manifest's columns that say something of a row."""
-    fields: list[JsonValue] = [_column("rows", column, what) for column, what in WHAT_IT_IS.items()]
+    fields: list[JsonValue] = [_column("rows", column, what, of) for column, what in WHAT_IT_IS.items()]
     return {"@type": "cr:RecordSet", "@id": "rows", "name": "rows", "key": {"@id": "rows/key"}, "field": fields}
 
 
-def _images() -> Node:
+def _images(of: Node) -> Node:
     """Images with what is said of them. A shard may also hold images that the version has no more: nothing is said of these."""
     name: Node = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "filename"}}
     content: Node = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}}
@@ -151,15 +163,17 @@ def _images() -> Node:
         "description": "the image's file is called by it",
         "dataType": "sc:Text",
         "source": name | {"transform": {"regex": r"^(?:.*/)?([0-9a-f]+)"}},
-        "references": {"fileObject": {"@id": "manifest.parquet"}, "extract": {"column": "sha256"}},
+        "references": of | {"extract": {"column": "sha256"}},
     }
     image: Node = {"@type": "cr:Field", "@id": "pairs/image", "name": "image", "dataType": "sc:ImageObject", "source": content}
-    said: list[JsonValue] = [_column("pairs", column, WHAT_IT_IS[column]) for column in ("key", "caption", "label", "split")]
+    said: list[JsonValue] = [
+        _column("pairs", column, WHAT_IT_IS[column], of) for column in ("key", "caption", "label", "split")
+    ]
     return {"@type": "cr:RecordSet", "@id": "pairs", "name": "pairs", "field": [identity, image, *said]}
 
 
-def _column(record_set: str, column: str, what: str) -> Node:
-    source: Node = {"fileObject": {"@id": "manifest.parquet"}, "extract": {"column": column}}
+def _column(record_set: str, column: str, what: str, of: Node) -> Node:
+    source: Node = of | {"extract": {"column": column}}
     kind = "sc:Integer" if COLUMNS[column] == "int64" else "sc:Text"
     return {
         "@type": "cr:Field",

@@ -24,8 +24,9 @@ from ..core.files import atomic_write
 from ..core.settings import settings
 from . import repository, shards, staged
 from .erasing import states
+from .tables import DECISIONS
 from .tombstones import Tombstones, drop_rows
-from .versioning import TABLES
+from .versioning import STAGED_LEDGER
 
 SEEN = "erasures-seen"  # under cache: the erasures after which this machine has looked through its own copies
 
@@ -50,7 +51,7 @@ class Named:
         for domain in domains(repo):
             found.tombstones[domain] = Tombstones.of(domain, repo)
             for state in states(repo, domain):
-                found.objects.update(f.md5 for f in (state.folder, *state.tables.values(), *state.shards.values()))
+                found.objects.update(state.files)
                 found.shards.update(state.shards)
             listed = repository.git(repo, "for-each-ref", "--format=%(objectname) %(*objectname)", f"refs/tags/{domain}/")
             found.revisions[domain] = {line.split()[-1] for line in listed.splitlines()}
@@ -207,7 +208,7 @@ def _staged(root: Path, named: Named) -> PlaceSearched:
             except Timeout:
                 running = "an ingest is at work: what it stages of the erased rows is refused when it is to become a version"
                 continue
-        others = [folder / name for name in TABLES[1:]]
+        others = [folder / name for name in (STAGED_LEDGER, DECISIONS)]
         files = [path for path in folder.rglob("*") if path.suffix in (".parquet", ".tar") and path not in others]
         if any(_file_holds(path, named) for path in files):
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,14 +18,16 @@ import pandas as pd
 
 from ..contracts.dataset import DatasetCard
 from ..contracts.erasure import Erasure, salted
-from . import croissant, history, manifest, objects, repository, shards, splits
+from . import croissant, history, manifest, objects, repository, shards, splits, tables
 from .decisions import Decisions
 from .objects import StoredFile
+from .tables import DECISIONS, MANIFEST, StoredTable
 from .tombstones import FILE, Tombstones, written
-from .versioning import DECISIONS, TABLES
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+_NONE = pd.DataFrame(columns=list(manifest.COLUMNS)).astype(manifest.COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,15 @@ class State:
     domain: str
     revision: str
     card: DatasetCard
-    tables: Mapping[str, StoredFile]
+    tables: Mapping[str, StoredTable]
     folder: StoredFile
     shards: Mapping[str, StoredFile]
+
+    @property
+    def files(self) -> set[str]:
+        """Everything that it names, by MD5."""
+        stored = [self.folder, *self.shards.values(), *(file for table in self.tables.values() for file in table.files)]
+        return {file.md5 for file in stored}
 
 
 @dataclass
@@ -66,22 +74,28 @@ def states(repo: Path, domain: str) -> list[State]:
     ).split()
     for revision in listed:
         (card,) = repository.cat_files(repo, [f"{revision}:{domain}/datacard.json"])
-        pointers = {name: objects.read_pointer(repo, revision, f"{domain}/{name}") for name in (*TABLES, "shards")}
-        tables = {name: file for name in TABLES if (file := pointers[name])}
-        folder = pointers["shards"]
-        if card is None or folder is None or not {"manifest.parquet", "splits.parquet"} <= tables.keys():
+        (folder,) = objects.read_pointers(repo, revision, [f"{domain}/shards"])
+        there = tables.stored(repo, revision, domain)
+        if card is None or folder is None or MANIFEST not in there:
             continue
         of = DatasetCard.from_json(json.loads(card), f"at {revision}")
-        found.append(State(domain, revision, of, tables, folder, objects.read_folder(repo, folder)))
+        packed = objects.read_folder(repo, folder, f"dataset {of.version}: shards")
+        found.append(State(domain, revision, of, there, folder, packed))
     return found
 
 
 def table(repo: Path, file: StoredFile, work: Path) -> pd.DataFrame:
-    """A stored table."""
+    """A stored table, or a part of one."""
     target = work / "tables" / file.md5
     if not target.exists():
         objects.fetch(repo, [objects.Wanted(file, target, f"table {file.md5}")])
     return pd.read_parquet(target)
+
+
+def manifest_of(repo: Path, state: State, work: Path) -> pd.DataFrame:
+    """The rows of a state."""
+    frames = [table(repo, file, work) for file in state.tables[MANIFEST].parts.values()]
+    return pd.concat([_NONE, *frames], ignore_index=True)
 
 
 def prepare(repo: Path, chosen: Mapping[str, Chosen], work: Path) -> Prepared:
@@ -105,58 +119,55 @@ class _Rewriting:
     images: frozenset[str]
     work: Path
     done: Prepared
-    tables: dict[str, StoredFile] = field(default_factory=dict)  # new ones, by the MD5 of the old
+    parts: dict[str, StoredFile | None] = field(default_factory=dict)  # what parts of tables become, by the MD5 of the old
+    names: dict[str, str] = field(default_factory=dict)  # of those, likewise
 
     def run(self) -> list[StoredFile]:
         """Returns the files that are new."""
         every = states(self.repo, self.domain)
-        frames = {file.md5: table(self.repo, file, self.work) for s in every for file in [s.tables["manifest.parquet"]]}
+        frames = {s.tables[MANIFEST].pointer: manifest_of(self.repo, s, self.work) for s in every}
         moved = self._shards(every, list(frames.values()))
         packed = {new: objects.add(self.dvc, self.work / "shards" / new) for new, _ in moved.values() if new}
         folders = []
         for s in every:
-            self.done.old |= {file.md5 for file in (s.folder, *s.tables.values(), *s.shards.values())}
-            before = frames[s.tables["manifest.parquet"].md5]
+            self.done.old |= s.files
+            before = frames[s.tables[MANIFEST].pointer]
             kept = before[~before["sha256"].isin(self.images)]
             lost = len(before) - len(kept)
             if s.card.version:
                 self.done.rows[s.card.version] = lost
+            after = {name: self._table(name, table, moved) for name, table in s.tables.items()}
+            for name, old in s.tables.items():
+                if after[name] != old:
+                    self._replace(s, f"{old.path}.dvc", after[name].pointer)
+                    folders += [file for file in [after[name].folder] if file]
             if lost or set(s.shards) & set(moved):
-                after = _moved(kept, moved)
-                self._table(s.tables["manifest.parquet"], after)
                 # By the list alone, not by its rows: several states may share one, and what one file was becomes one file.
                 names = {name: moved[name][0] if name in moved else name for name in sorted(s.shards)}
                 listed = {new: packed.get(new, s.shards[name]) for name, new in names.items() if new}
                 folder = objects.add_folder(self.dvc, listed)
                 folders.append(folder)
                 self._replace(s, "shards.dvc", objects.pointer("shards", folder, len(listed)))
-                card = _card(s.card, after, lost, self._decisions(s))
+                card = _card(s.card, _moved(kept, moved), lost, self._decisions(s))
                 self._replace(s, "datacard.json", json.dumps(card.to_json(), indent=1, sort_keys=True) + "\n")
                 if card.version:
                     self.done.tags[card.version] = json.dumps(card.counts)
-                self._describe(s, card, listed)
-            for name in s.tables.keys() - {"manifest.parquet"}:
-                rows = table(self.repo, s.tables[name], self.work)
-                if (there := rows["sha256"].isin(self.images)).any():
-                    self._table(s.tables[name], rows[~there])
-            for name, file in s.tables.items():
-                if new := self.tables.get(file.md5):
-                    self._replace(s, f"{name}.dvc", objects.pointer(name, new))
-        return [*packed.values(), *self.tables.values(), *folders]
+                self._describe(s, card, after[MANIFEST], listed)
+        return [*packed.values(), *(file for file in self.parts.values() if file), *folders]
 
-    def _describe(self, state: State, card: DatasetCard, listed: Mapping[str, StoredFile]) -> None:
+    def _describe(self, state: State, card: DatasetCard, rows: StoredTable, listed: Mapping[str, StoredFile]) -> None:
         """The description for other tools, where a state has one."""
         name = f"{state.revision}:{self.domain}/{croissant.FILE}"
         if repository.cat_files(self.repo, [name]) != [None]:
             number = int(card.version.rpartition("/v")[2])
-            rows = self.tables[state.tables["manifest.parquet"].md5]
             self._replace(state, croissant.FILE, croissant.describe(card, number, rows, listed))
 
     def _decisions(self, state: State) -> str:
         """The digest of a state's decisions without those on erased images; "" for none."""
         if DECISIONS not in state.tables:
             return ""
-        rows = table(self.repo, state.tables[DECISIONS], self.work)
+        (file,) = state.tables[DECISIONS].parts.values()
+        rows = table(self.repo, file, self.work)
         rows = rows[~rows["sha256"].isin(self.images)]
         return Decisions(rows).digest if len(rows) else ""
 
@@ -186,16 +197,42 @@ class _Rewriting:
         with objects.opened(self.repo, file) as content:
             return any(shards.stem(member) in gone for member in shards.members(content))
 
-    def _table(self, old: StoredFile, rows: pd.DataFrame) -> None:
-        if old.md5 in self.tables:
+    def _table(self, name: str, old: StoredTable, moved: Mapping[str, tuple[str, dict[int, int]]]) -> StoredTable:
+        """A table without the images, and with the places that those beside them have now; the same where nothing changes."""
+        parts: dict[str, StoredFile] = {}
+        for part, file in old.parts.items():
+            if file.md5 not in self.parts:
+                self._part(name, old, part, file, moved)
+            if new := self.parts[file.md5]:
+                parts[self.names[file.md5]] = new
+        if parts == old.parts:
+            return old
+        return StoredTable(old.path, parts, objects.add_folder(self.dvc, parts) if old.folder else None)
+
+    def _part(
+        self, name: str, old: StoredTable, part: str, file: StoredFile, moved: Mapping[str, tuple[str, dict[int, int]]]
+    ) -> None:
+        """What a part of a table becomes: itself, one of fewer rows, or none where no row is left."""
+        rows = table(self.repo, file, self.work)
+        gone = rows["sha256"].isin(self.images)
+        self.parts[file.md5], self.names[file.md5] = file, part
+        if not gone.any() and not (name == MANIFEST and rows["shard"].isin(set(moved)).any()):
             return
-        path = self.work / "new" / f"{old.md5}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if "key" in rows.columns:
-            manifest.write(rows, path)
+        rows = rows[~gone].reset_index(drop=True)
+        if name == MANIFEST:
+            rows = _moved(rows, moved)
+        if old.folder and rows.empty:
+            self.parts[file.md5] = None
+            return
+        folder = self.work / "new" / file.md5
+        if old.folder:
+            path = tables.write(rows, folder)
         else:
-            rows.reset_index(drop=True).to_parquet(path)
-        self.tables[old.md5] = objects.add(self.dvc, path)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / part
+            manifest.write(rows, path) if name == MANIFEST else rows.to_parquet(path)
+        new = objects.add(self.dvc, path)
+        self.parts[file.md5], self.names[file.md5] = new, path.name if old.folder else f"{new.md5}.parquet"
 
     def _replace(self, state: State, name: str, content: str) -> None:
         was = repository.git(self.repo, "rev-parse", f"{state.revision}:{self.domain}/{name}")

@@ -1,11 +1,14 @@
 """What a data set must meet, as Great Expectations: one suite a domain, run on the frame of rows."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from ..contracts.dataset import RowsChecked
 from ..domains import Checks, Domain
 from ..spec import DataSpec
 from . import identifiers, splits
@@ -29,15 +32,60 @@ class Check:
     rows: list[str]  # names of offending rows, at most EXAMPLES
 
 
-def describe(frame: pd.DataFrame, domain: Domain, tokens: pd.Series, context: int) -> pd.DataFrame:
-    """The manifest plus the columns that suite and report look at: tokens, truncated, leaks, side, and alike: the group of near-duplicates."""
-    pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits, domain.augment)
+def look(frame: pd.DataFrame, domain: Domain, options: DataSpec, part: int = 0, of: int = 1) -> RowsChecked:
+    """What takes long to find out of rows, or every `of`-th of them: which images are alike, and whether texts may name a person.
+
+    Args:
+        frame: the whole manifest, whatever the part.
+    Returns: without tokens.
+    """
+    pairs = splits.near_duplicates(frame["phash"].tolist(), domain.near_duplicate_bits, domain.augment, part, of)
+    named: list[int] = []
+    if domain.checks.identifiers:
+        rows = range(part, len(frame), of)
+        said = frame[["caption", "label"]].iloc[rows]
+        found = identifiers.found([*said["caption"], *said["label"]], options.names_file)
+        either = said["caption"].map(found) | said["label"].map(found)
+        named = [row for row, names in zip(rows, either, strict=True) if names]
+    return RowsChecked(part=part, of=of, rows=len(frame), pairs=pairs, named=named)
+
+
+def describe(frame: pd.DataFrame, parts: Sequence[RowsChecked]) -> tuple[pd.DataFrame, int]:
+    """The manifest plus the columns that suite and report look at: tokens, truncated, leaks, side, names_somebody, and alike: the group
+    of near-duplicates; and how many tokens the start model reads.
+
+    Args:
+        parts: what was found out of all rows.
+    """
+    pairs = sorted(pair for done in parts for pair in done.pairs)
+    tokens, named = np.zeros(len(frame), int), np.zeros(len(frame), bool)
+    for done in parts:
+        tokens[done.part :: done.of] = done.tokens
+        named[done.named] = True
     component = splits.components(len(frame), pairs, frame["group"].tolist())
     alike = splits.components(len(frame), pairs, [""] * len(frame))
     across = frame.groupby(component)["split"].transform("nunique") > 1
-    return frame.assign(
-        tokens=tokens, truncated=tokens > context, leaks=across, alike=alike, side=frame[["width", "height"]].min(axis=1)
+    context = min(done.context for done in parts)
+    described = frame.assign(
+        tokens=tokens,
+        truncated=tokens > context,
+        leaks=across,
+        alike=alike,
+        side=frame[["width", "height"]].min(axis=1),
+        names_somebody=named,
     )
+    return described, context
+
+
+def label_suspects(frame: pd.DataFrame) -> int:
+    """How many images look like one that has another class: near-duplicates of which one label is wrong, perhaps.
+
+    Args:
+        frame: from `describe`.
+    """
+    labeled = frame[frame["label"] != ""]
+    several = labeled.groupby("alike")["label"].transform("nunique") > 1
+    return int(labeled.loc[several, "sha256"].nunique())
 
 
 def limits_of(domain: Domain, options: DataSpec, frame: pd.DataFrame) -> Checks:
@@ -75,9 +123,6 @@ def check(
     summary = frame.assign(rejected_share=rejected_share, smallest_class=share.min() if len(share) else 1.0)
     of_one_image = frame.loc[labeled].groupby("sha256")["label"].transform("nunique") > 1
     summary["contradicts"] = of_one_image.reindex(frame.index, fill_value=False)
-    if limits.identifiers:
-        named = identifiers.found([*frame["caption"], *frame["label"]], options.names_file)
-        summary["names_somebody"] = frame["caption"].map(named) | frame["label"].map(named)
     summary["split_rows"] = frame.groupby("split")["split"].transform("size")
 
     expectations: list[tuple[str, str, gxe.Expectation]] = [

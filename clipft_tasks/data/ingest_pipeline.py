@@ -1,7 +1,7 @@
 """From a source's rows to a staged data set: decoded and described, packed into shards, split, with a card.
 
 taken.parquet                                     the rows that were read, with the source's own splits
-manifest.parquet, splits.parquet, datacard.json   as a version holds them; decisions.parquet where people reviewed rows
+manifest.parquet, splits.parquet, datacard.json   manifest, split ledger and card; decisions.parquet where people reviewed rows
 shards/                                           the images that the last version does not hold already
 refused.jsonl, account.json                       the rows that could not be read, each with its reason; what else was found
 rejected.jsonl                                    the same, and the rows that no split could take
@@ -30,7 +30,7 @@ from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
 from ..domains import Domain, spoken
 from ..spec import DataSpec
-from . import manifest, shards, splits, versioning
+from . import manifest, shards, splits, tables, versioning
 from .account import Account, finish
 from .decisions import Decisions
 from .describe import ENDED, Described, Piece, describe_all, reason_of
@@ -42,12 +42,6 @@ from .readers.version_rows import rows_again
 from .tombstones import PASSED_OVER, Tombstones
 
 MAX_WORDS = 1000
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "TIFF": "tif",
-    "HEIF": "heic",
-    "JPEG2000": "jp2",
-}  # of other formats it is the name in small letters
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,9 @@ class Earlier:
         if not known:
             return cls(None, pd.DataFrame(columns=list(manifest.COLUMNS)), Ledger.empty(), erased=erased)
         newest = known[-1]
-        tables = versioning.read_manifest(newest), versioning.read_ledger(newest)
-        return cls(newest, *tables, newest.card.major, versioning.read_decisions(newest), erased)
+        rows = versioning.read_manifest(newest)
+        ledger = versioning.read_ledger(newest, rows)
+        return cls(newest, rows, ledger, newest.card.major, versioning.read_decisions(newest), erased)
 
     def parents(self, content: str) -> list[str]:
         """Of a version of that content; of what is the newest version's, those that it has."""
@@ -220,12 +215,12 @@ def split_rows(
         update={"kept_splits": placed.overruled, "parted": placed.parted, "account": account}
     )
     if len(kept):
-        with atomic_path(folder / "manifest.parquet") as path:
+        with atomic_path(folder / versioning.STAGED_MANIFEST) as path:
             manifest.write(kept, path)
-        with atomic_path(folder / "splits.parquet") as path:
+        with atomic_path(folder / versioning.STAGED_LEDGER) as path:
             earlier.ledger.joined(kept).frame.to_parquet(path, compression="zstd")
         if len(earlier.decisions.frame):
-            with atomic_path(folder / versioning.DECISIONS) as path:
+            with atomic_path(folder / tables.DECISIONS) as path:
                 earlier.decisions.frame.to_parquet(path)
         atomic_write(folder / "datacard.json", json.dumps(card.to_json(), indent=1, sort_keys=True))
     return card, rejected
@@ -380,7 +375,7 @@ def take(
             )
             if piece.sha256 not in places:
                 places[piece.sha256] = shards.Place("", 0, 0)  # on its way
-                yield shards.Entry(piece.sha256, EXTENSIONS.get(said.format, said.format.lower()), piece.data)
+                yield shards.Entry(piece.sha256, shards.extension(said.format), piece.data)
 
     for sha256, where in shards.pack(entries(), folder / "shards"):
         places[sha256] = where

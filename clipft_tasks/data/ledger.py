@@ -52,6 +52,12 @@ class Ledger:
         both = pd.concat([self.frame, rows[list(COLUMNS)]]).astype("str").drop_duplicates()
         return type(self)(both.sort_values(list(COLUMNS), ignore_index=True))
 
+    def beside(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """What it knows beside some rows: of images, groups and splits that are none of theirs."""
+        own = rows[list(COLUMNS)].astype("str").drop_duplicates()
+        both = pd.concat([self.frame[list(COLUMNS)].astype("str").drop_duplicates(), own, own])
+        return both.drop_duplicates(keep=False).reset_index(drop=True)
+
     @cached_property
     def splits(self) -> dict[str, str]:
         """The split of each image, by sha256."""

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import ClipftError
+from ..core.errors import ClipftError, TransientError
 
 COLUMNS: dict[str, str] = {
     "key": "str",  # sha256 of image and texts: the row's identity across versions
@@ -40,24 +41,24 @@ def content_of(frame: pd.DataFrame, decisions: str = "") -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read and check a manifest. Raises ClipftError when it is not one."""
+    """Read and check a manifest that is one file. Raises ClipftError when it is not one."""
+    return checked(lambda: pd.read_parquet(path), str(path))
+
+
+def checked(reading: Callable[[], pd.DataFrame], where: str) -> pd.DataFrame:
+    """The rows that `reading` gives, in the manifest's columns and types, sorted by key. Raises ClipftError where they are none."""
     try:
-        frame = pd.read_parquet(path)
+        frame = reading()
+    except (ClipftError, TransientError):
+        raise
     except Exception as error:  # pyarrow raises its own tree of errors
         raise ClipftError(
-            f"manifest {path}", f"it cannot be read: {error}", "Fetch the data set again.", code="dataset.unreadable_manifest"
+            f"manifest {where}", f"it cannot be read: {error}", "Fetch the data set again.", code="dataset.unreadable_manifest"
         ) from error
-    missing = [c for c in COLUMNS if c not in frame.columns]
-    if missing:
-        raise ClipftError(
-            f"manifest {path}",
-            f"columns are missing: {', '.join(missing)}",
-            "Ingest the source again.",
-            code="dataset.invalid_manifest",
-        )
-    if frame["key"].duplicated().any():
-        key = frame.loc[frame["key"].duplicated(), "key"].iloc[0]
-        raise ClipftError(
-            f"manifest {path}", f"key {key} stands in it twice", "Ingest the source again.", code="dataset.invalid_manifest"
-        )
-    return frame.astype(COLUMNS)
+    if missing := [c for c in COLUMNS if c not in frame.columns]:
+        why = f"columns are missing: {', '.join(missing)}"
+        raise ClipftError(f"manifest {where}", why, "Ingest the source again.", code="dataset.invalid_manifest")
+    if (twice := frame["key"].duplicated()).any():
+        why = f"key {frame.loc[twice, 'key'].iloc[0]} stands in it twice"
+        raise ClipftError(f"manifest {where}", why, "Ingest the source again.", code="dataset.invalid_manifest")
+    return frame[list(COLUMNS)].astype(COLUMNS).sort_values("key", ignore_index=True)

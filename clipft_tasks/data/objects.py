@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import yaml
 
 from ..core.console import progress, say
 from ..core.errors import ClipftError, TransientError
-from ..core.files import atomic_path, atomic_write
+from ..core.files import atomic_path
 from . import repository, shards
 
 if TYPE_CHECKING:
@@ -48,31 +48,26 @@ class Wanted:
     name: str
 
 
-def read_pointer(repo: Path, revision: str, path: str) -> StoredFile | None:
-    """What git says at a revision of a file, or of a folder, that DVC keeps (`general/shards`); None where it says nothing."""
-    (content,) = repository.cat_files(repo, [f"{revision}:{path}.dvc"])
-    if content is None:
-        return None
-    out = yaml.safe_load(content)["outs"][0]
-    return StoredFile(out["md5"], int(out.get("size", 0)))
-
-
-def write_pointer(path: Path, file: StoredFile, files: int | None = None) -> None:
-    """Write what git says of the file or folder at `path`."""
-    atomic_write(path.with_name(f"{path.name}.dvc"), pointer(path.name, file, files))
+def read_pointers(repo: Path, revision: str, paths: Sequence[str]) -> list[StoredFile | None]:
+    """What git says at a revision of files, or of folders, that DVC keeps (`general/shards`); None where it says nothing."""
+    found: list[StoredFile | None] = []
+    for content in repository.cat_files(repo, [f"{revision}:{path}.dvc" for path in paths]):
+        out = yaml.safe_load(content)["outs"][0] if content is not None else None
+        found.append(StoredFile(out["md5"], int(out.get("size", 0))) if out else None)
+    return found
 
 
 def pointer(name: str, file: StoredFile, files: int | None = None) -> str:
-    """The same as text."""
+    """What git says of a file or folder that DVC keeps."""
     said = {"md5": file.md5, "size": file.size} | ({} if files is None else {"nfiles": files})
     return yaml.safe_dump({"outs": [said | {"hash": "md5", "path": name}]}, sort_keys=False)
 
 
-def read_folder(repo: Path, folder: StoredFile) -> dict[str, StoredFile]:
-    """The files of a stored folder, by name. Raises as `fetch`."""
+def read_folder(repo: Path, folder: StoredFile, what: str) -> dict[str, StoredFile]:
+    """The files of a stored folder, by name. Raises as `fetch`, calling it `what`."""
     target = repository.cache(repo) / folder.md5[:2] / folder.md5[2:]
     if not target.exists():
-        fetch(repo, [Wanted(folder, target, f"list of shards {folder.md5}")])
+        fetch(repo, [Wanted(folder, target, f"{what} (list of files)")])
     return {entry["relpath"]: StoredFile(entry["md5"]) for entry in json.loads(target.read_bytes())}
 
 
@@ -116,6 +111,9 @@ def _bring(file: Wanted, get: Callable[[Path], object]) -> None:
             raise TransientError(f"{file.name} cannot be fetched ({error}).") from error
         if shards.NAME.match(file.target.name):
             shards.check(part, file.target.name)  # before it has its name: what stands in the cache is whole
+        elif file.target.suffix == ".parquet" and (found := _md5(part)) != file.file.md5:
+            why, fix = f"its bytes are not those that were stored ({found})", "Put it back from a backup."
+            raise ClipftError(file.name, why, fix, code="dataset.damaged_table")
 
 
 @contextmanager
@@ -146,10 +144,14 @@ def add(dvc: "Repo", path: Path) -> StoredFile:
     """Put a file into DVC's cache; its own file and the cache's are one where the disk allows it: write neither again."""
     from dvc.fs import LocalFileSystem
 
-    with path.open("rb") as content:
-        md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    md5 = _md5(path)
     dvc.cache.local.add(str(path), LocalFileSystem(), md5, hardlink=True)
     return StoredFile(md5, path.stat().st_size)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def add_folder(dvc: "Repo", files: Mapping[str, StoredFile]) -> StoredFile:

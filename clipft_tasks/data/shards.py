@@ -20,6 +20,8 @@ from ..core.files import own_folder
 
 NAME = re.compile(r"^[0-9a-f]{32}\.tar\Z")
 TARGET_BYTES = 64 * 2**20
+END = 2 * tarfile.BLOCKSIZE  # that say that nothing follows
+EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic", "JPEG2000": "jp2"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Place:
     length: int
 
 
+def extension(format: str) -> str:
+    """The ending of an image's file: of most formats the name in small letters."""
+    return EXTENSIONS.get(format, format.lower())
+
+
 def pack(entries: Iterable[Entry], folder: Path, target_bytes: int = TARGET_BYTES) -> Iterator[tuple[str, Place]]:
     """Write entries to shards of about `target_bytes`, in the order given; yields (key, place).
 
@@ -55,9 +62,11 @@ def pack(entries: Iterable[Entry], folder: Path, target_bytes: int = TARGET_BYTE
         nonlocal tar
         if tar is None:
             return
+        end = tar.offset + END
         tar.close()
         tar = None
-        with building.open("rb") as file:
+        with building.open("r+b") as file:
+            file.truncate(end)  # nobody reads what tapes needed
             name = hashlib.file_digest(file, "sha256").hexdigest()[:32] + ".tar"
             os.fsync(file.fileno())
         os.replace(building, folder / name)
@@ -92,8 +101,7 @@ def stem(member: tarfile.TarInfo) -> str:
 
 def packed_bytes(lengths: Iterable[int]) -> int:
     """Bytes of a shard that holds images of these lengths and nothing else."""
-    used = sum(tarfile.BLOCKSIZE + _padded(length, tarfile.BLOCKSIZE) for length in lengths) + 2 * tarfile.BLOCKSIZE
-    return _padded(used, tarfile.RECORDSIZE)
+    return sum(tarfile.BLOCKSIZE + _padded(length, tarfile.BLOCKSIZE) for length in lengths) + END
 
 
 def without(path: Path, gone: Container[str], folder: Path) -> tuple[str, dict[int, int]]:
@@ -114,7 +122,7 @@ def without(path: Path, gone: Container[str], folder: Path) -> tuple[str, dict[i
                 moved[member.offset_data] = out.tell() + member.offset_data - member.offset
                 source.seek(member.offset)
                 out.write(source.read(member.offset_data + _padded(member.size, tarfile.BLOCKSIZE) - member.offset))
-            out.write(bytes(_padded(out.tell() + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE) - out.tell()))
+            out.write(bytes(END))
         if not moved:
             return "", {}
         with part.open("rb") as file:

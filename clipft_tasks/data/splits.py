@@ -13,7 +13,9 @@ SPLITS = ("train", "val", "test")
 BLOCK = 4096  # rows that are compared at a time
 
 
-def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = None) -> list[tuple[int, int]]:
+def near_duplicates(
+    hashes: Sequence[str], bits: int, augment: Augment | None = None, part: int = 0, of: int = 1
+) -> list[tuple[int, int]]:
     """Pairs that join all rows whose 256-bit hashes (hexadecimal) differ in at most `bits` bits, directly or through others.
 
     Exact, not approximate: hashes are cut into `bits + 1` bands, and two that differ in at most `bits` bits agree in at
@@ -22,6 +24,7 @@ def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = 
 
     Args:
         augment: mirrored and turned images are alike too, where training may mirror and turn them.
+        part, of: only rows that share a band of the part's are compared; what the pairs of all parts join is what those of one join.
     """
     if not hashes:
         return []
@@ -41,7 +44,9 @@ def near_duplicates(hashes: Sequence[str], bits: int, augment: Augment | None = 
     pairs: list[tuple[int, int]] = []
     bands = np.arange(bits + 1)[:, None] == np.arange(packed.shape[1] * 8) * (bits + 1) // (packed.shape[1] * 8)
     for band in np.packbits(bands, axis=1):
-        for rows in _equal(packed[:, band > 0] & band[band > 0]):
+        mine = packed[:, band > 0] & band[band > 0]
+        asked = np.flatnonzero(_spread(mine) % of == part)
+        for rows in (asked[found] for found in _equal(mine[asked])):
             upright = int(np.searchsorted(rows, count))  # each of those before meets all that come after it
             for place in range(min(upright, len(rows) - 1)):
                 first, others = int(rows[place]), rows[place + 1 :]
@@ -118,13 +123,22 @@ def orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.nda
             yield np.packbits((found ^ (odd * across) ^ (odd * down)[:, None]).reshape(len(packed), -1), axis=1)
 
 
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """A number for each row (n, k), the same for the same bytes, and spread evenly."""
+    number = np.zeros(len(rows), np.uint64)
+    for column in rows.T:
+        number = (number ^ column) * np.uint64(0x100000001B3)  # FNV-1
+    spread: np.ndarray = number ^ (number >> np.uint64(32))
+    return spread
+
+
 def _equal(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Row numbers, ascending, of each kind of row (n, k) that there are several of."""
     whole = np.ascontiguousarray(rows).view([("", rows.dtype)] * rows.shape[1]).ravel()
     _, kind, counts = np.unique(whole, return_inverse=True, return_counts=True)
     order = np.argsort(kind, kind="stable")
-    parts = np.split(order, np.cumsum(counts)[:-1])
-    return (part for part in parts if len(part) > 1)
+    ends = np.cumsum(counts)
+    return (order[end - count : end] for end, count in zip(ends[counts > 1], counts[counts > 1], strict=True))
 
 
 def components(count: int, edges: Sequence[tuple[int, int]], groups: Sequence[str]) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..contracts.dataset import RowsChecked
 from ..core.console import progress
 from ..core.errors import ClipftError, TransientError
 from ..core.files import atomic_path
@@ -67,11 +68,7 @@ def fetch(staging: str, wanted: Callable[[str], bool] = lambda name: True) -> Pa
 
 def publish_described(found: Mapping[str, Described]) -> str:
     """Hand over what a part of an ingest found out about images, by sha256. Returns: what `described` finds it by."""
-    text = json.dumps({sha256: asdict(found[sha256]) for sha256 in sorted(found)})
-    name = f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    with _Store(_parts()) as store:
-        store.write_text(name, text)
-    return name
+    return _publish_part(json.dumps({sha256: asdict(found[sha256]) for sha256 in sorted(found)}))
 
 
 def described(names: Iterable[str]) -> dict[str, Described]:
@@ -82,6 +79,26 @@ def described(names: Iterable[str]) -> dict[str, Described]:
             told = json.loads((PART.fullmatch(name) and store.read(name)) or "{}")
             found |= {sha256: Described(**said) for sha256, said in told.items()}
     return found
+
+
+def publish_checked(found: RowsChecked) -> str:
+    """Hand over what a part of the checks found out of rows. Returns: what `checked` finds it by."""
+    return _publish_part(found.model_dump_json())
+
+
+def checked(name: str, part: int, of: int, rows: int) -> RowsChecked | None:
+    """What a part found out, None where that is gone or of other rows. Raises TransientError."""
+    with _Store(_parts()) as store:
+        told = PART.fullmatch(name) and store.read(name)
+    found = RowsChecked.from_json(json.loads(told), name) if told else None
+    return found if found and (found.part, found.of, found.rows) == (part, of, rows) else None
+
+
+def _publish_part(text: str) -> str:
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    with _Store(_parts()) as store:
+        store.write_text(name, text)
+    return name
 
 
 @contextmanager

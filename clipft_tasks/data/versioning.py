@@ -1,8 +1,8 @@
 """Dataset versions: one folder a domain in the repository of data sets, one tag a version (`industrial/v3`).
 
 <domain>/shards/           DVC: only the shards that the manifest names
-<domain>/manifest.parquet  DVC
-<domain>/splits.parquet    DVC: the split ledger, of every image that any version of the domain ever held
+<domain>/manifest/         DVC: the manifest, in parts (tables.py)
+<domain>/former/           DVC: what any version of the domain ever held and this one does not; with the manifest, the split ledger
 <domain>/decisions.parquet DVC: what people decided of rows, where they did
 <domain>/datacard.json     git: `DatasetCard`
 <domain>/croissant.json    git: the same for other tools
@@ -14,23 +14,26 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
 from ..contracts.dataset import DatasetCard
 from ..core.errors import ClipftError
-from ..core.files import evict, link_or_copy
+from ..core.files import atomic_write, evict, link_or_copy
 from ..core.settings import settings
-from . import croissant, manifest, objects, repository, shards
+from . import compaction, croissant, manifest, objects, repository, shards, tables
 from .decisions import Decisions
 from .ledger import COLUMNS as LEDGER_COLUMNS
 from .ledger import Ledger
+from .tables import DECISIONS, FORMER, MANIFEST
 from .tombstones import Tombstones, drop_rows
 
-DECISIONS = "decisions.parquet"
-TABLES = ("manifest.parquet", "splits.parquet", DECISIONS)  # the last where there are any
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+STAGED_MANIFEST, STAGED_LEDGER = "manifest.parquet", "splits.parquet"  # whole, in a staging folder
 TAG = re.compile(r"^(?P<domain>[a-z_][a-z0-9_]*)/v(?P<number>\d+)$")
 
 
@@ -131,9 +134,19 @@ def not_comparable(rows_of: str, trained_on: str) -> str:
     return f"{majors}: a model trained on the latter may have seen these test rows"
 
 
-def read_ledger(version: Version) -> Ledger:
-    """Every image that its domain's versions up to this one ever held. Raises as `fetch`."""
-    frame = pd.read_parquet(_table(version, "splits.parquet"))
+def read_ledger(version: Version, rows: pd.DataFrame | None = None) -> Ledger:
+    """Every image that its domain's versions up to this one ever held. Raises as `fetch`.
+
+    Args:
+        rows: of its manifest, where it was read already.
+    """
+    rows = read_manifest(version) if rows is None else rows
+    there = tables.stored(repository.latest(), version.revision, version.domain, version.tag)
+    if (former := there.get(FORMER)) is None and there[MANIFEST].folder:
+        return Ledger.empty().joined(rows)
+    frame = _rows(version, FORMER)
+    if former and former.folder:
+        return Ledger(frame).joined(rows)
     if set(LEDGER_COLUMNS) <= set(frame.columns):
         return Ledger(frame)
     before = [v for v in versions(version.domain) if v.number <= version.number]
@@ -144,12 +157,12 @@ def read_decisions(version: Version) -> Decisions:
     """What people decided of rows in this version and those before; none where nobody did. Raises as `fetch`."""
     if not version.card.reviews:
         return Decisions.empty()
-    return Decisions(pd.read_parquet(_table(version, DECISIONS)).astype("str"))
+    return Decisions(_rows(version, DECISIONS).astype("str"))
 
 
 def read_manifest(version: Version) -> pd.DataFrame:
     """A version's rows, without their images. Raises as `fetch`."""
-    return manifest.read(_table(version, "manifest.parquet"))
+    return manifest.checked(lambda: _rows(version, MANIFEST), f"of {version.tag}")
 
 
 def fetch(version: Version) -> Dataset:
@@ -238,35 +251,38 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
         tag = f"{domain}/v{found[-1].number + 1 if found else 1}"
 
         home = repo / domain
-        staged = manifest.read(staging / "manifest.parquet")
+        staged = manifest.read(staging / STAGED_MANIFEST)
         _refuse_erased(staged, domain, tombstones := Tombstones.of(domain, repo), staging)
-        for name in TABLES[1:] if tombstones else ():
+        for name in (STAGED_LEDGER, DECISIONS) if tombstones else ():
             drop_rows(staging / name, tombstones.holds)  # made before the erasure, perhaps
-        wanted = sorted(set(staged["shard"]))
-        away = {name for name in wanted if not shards.path_of_name(staging / "shards", name).exists()}
+        away = {name for name in set(staged["shard"]) if not shards.path_of_name(staging / "shards", name).exists()}
         known = _known_shards(repo, found, away)
         if away - known.keys():  # images were erased since: those beside them lie in other shards now
             raise ParentMovedError(f"{domain}: staged on shards that no version holds any more")
+        staged = _compacted(repo, staged, staging, known)
+        wanted = sorted(set(staged["shard"]))
         new = {name: shards.path_of(staging / "shards", name) for name in wanted if name not in known}
         for name, path in new.items():
             shards.check(path, name)
         with repository.dvc(repo, "add") as dvc:
             stored = {name: objects.add(dvc, new[name]) if name in new else known[name] for name in wanted}
             folder = objects.add_folder(dvc, stored)
-            tables = {name: objects.add(dvc, staging / name) for name in TABLES if (staging / name).exists()}
+            kept = _store_tables(repo, dvc, domain, staged, staging, found[-1] if found else None)
         with repository.dvc(repo, "push", transient=True) as dvc:
-            objects.push(dvc, [*stored.values(), folder, *tables.values()])
+            objects.push(dvc, [*stored.values(), folder, *(file for table in kept.values() for file in table.files)])
 
         with repository.references():
             home.mkdir(exist_ok=True)
             _empty_working_copy(home)
-            (home / ".gitignore").write_text("".join(f"/{name}\n" for name in ("shards", *TABLES)))
-            objects.write_pointer(home / "shards", folder, len(stored))
-            for name, file in tables.items():
-                objects.write_pointer(home / name, file)
+            (home / ".gitignore").write_text("".join(f"/{name}\n" for name in ("shards", *tables.TABLES)))
+            for pointer in home.glob("*.dvc"):
+                pointer.unlink()
+            atomic_write(home / "shards.dvc", objects.pointer("shards", folder, len(stored)))
+            for table in kept.values():
+                atomic_write(home / f"{table.path}.dvc", table.pointer)
             named = card.model_copy(update={"version": tag})
             number = int(tag.rpartition("/v")[2])
-            (home / croissant.FILE).write_text(croissant.describe(named, number, tables["manifest.parquet"], stored), "utf-8")
+            (home / croissant.FILE).write_text(croissant.describe(named, number, kept[MANIFEST], stored), "utf-8")
             (home / "datacard.json").write_text(json.dumps(named.to_json(), indent=1, sort_keys=True) + "\n")
             repository.git(repo, "add", "--all", domain, ".dvc", ".dvcignore")
             if repository.git(repo, "status", "--porcelain"):  # a process killed before the tag has committed already
@@ -275,6 +291,38 @@ def commit(domain: str, staging: Path, card: DatasetCard) -> tuple[Version, bool
             repository.publish(repo, tag)
         _keep_at_hand(new)
         return _versions(repo, domain)[-1], True
+
+
+def _compacted(repo: Path, staged: pd.DataFrame, staging: Path, known: dict[str, objects.StoredFile]) -> pd.DataFrame:
+    """Staged rows, after images of small shards were packed together where there are many of these."""
+    if not (small := compaction.small(staged)):
+        return staged
+    folder = settings().folder("cache", "shards")
+    missing = [objects.Wanted(known[n], folder / n, f"shard {n}") for n in small if n in known and not (folder / n).is_file()]
+    objects.fetch(repo, missing)
+    return compaction.packed(staged, small, [folder, staging / "shards"], staging / "shards")
+
+
+def _store_tables(
+    repo: Path, dvc: "Repo", domain: str, staged: pd.DataFrame, staging: Path, newest: Version | None
+) -> dict[str, tables.StoredTable]:
+    """Put a new version's tables into DVC's cache, but for the parts that the newest one has already."""
+    ledger = pd.read_parquet(staging / STAGED_LEDGER)
+    if not set(LEDGER_COLUMNS) <= set(ledger.columns):
+        why = "an earlier release staged them"
+        raise ClipftError(f"staged rows {staging}", why, "Ingest the source again.", code="dataset.staged_before")
+    there = tables.stored(repo, newest.revision, domain, newest.tag) if newest else {}
+    former = Ledger(ledger).beside(staged)
+    kept = {}
+    for name, rows, identity in ((MANIFEST, staged, ["key"]), (FORMER, former, list(LEDGER_COLUMNS))):
+        before = there[name] if name in there and there[name].folder else tables.StoredTable(name, {})
+        paths = tables.fetch(repo, domain, before, f"dataset {domain}: {name}")
+        if len(rows):
+            known = {path.name: tables.read([path]) for path in paths}
+            kept[name] = tables.store(dvc, domain, name, rows, identity, before.parts, known)
+    if (path := staging / DECISIONS).exists():
+        kept[DECISIONS] = tables.StoredTable.one_file(DECISIONS, objects.add(dvc, path))
+    return kept
 
 
 def _refuse_erased(rows: pd.DataFrame, domain: str, tombstones: Tombstones, staging: Path) -> None:
@@ -301,8 +349,8 @@ def _versions(repo: Path, domain: str) -> list[Version]:
 
 def _shards(repo: Path, version: Version) -> dict[str, objects.StoredFile]:
     """Where a version's shards are stored, by name."""
-    folder = objects.read_pointer(repo, version.revision, f"{version.domain}/shards")
-    return objects.read_folder(repo, folder) if folder else {}
+    (folder,) = objects.read_pointers(repo, version.revision, [f"{version.domain}/shards"])
+    return objects.read_folder(repo, folder, f"dataset {version.tag}: shards") if folder else {}
 
 
 def _known_shards(repo: Path, found: list[Version], wanted: set[str]) -> dict[str, objects.StoredFile]:
@@ -330,18 +378,13 @@ def _empty_working_copy(home: Path) -> None:
         if not (folder / path.name).exists():
             link_or_copy(path, folder / path.name)
     shutil.rmtree(home / "shards", ignore_errors=True)
-    for name in TABLES:
+    for name in (STAGED_MANIFEST, STAGED_LEDGER, DECISIONS):
         (home / name).unlink(missing_ok=True)
 
 
-def _table(version: Version, name: str) -> Path:
-    """A version's table in this machine's cache."""
-    target = settings().folder("cache", "datasets", version.domain, f"v{version.number}") / name
-    stamp = target.with_name(f"{target.name}.{version.revision[:12]}")
-    if not (target.exists() and stamp.exists()):
-        repo = repository.latest()
-        if (stored := objects.read_pointer(repo, version.revision, f"{version.domain}/{name}")) is None:
-            raise ClipftError(f"dataset {version.tag}", f"it has no {name}", "Ingest it again.", code="dataset.incomplete")
-        objects.fetch(repo, [objects.Wanted(stored, target, f"dataset {version.tag}: {name}")])
-        stamp.touch()
-    return target
+def _rows(version: Version, name: str) -> pd.DataFrame:
+    """A version's table, from this machine's cache."""
+    repo = repository.latest()
+    if (table := tables.stored(repo, version.revision, version.domain, version.tag).get(name)) is None:
+        raise ClipftError(f"dataset {version.tag}", f"it has no {name}", "Ingest it again.", code="dataset.incomplete")
+    return tables.read(tables.fetch(repo, version.domain, table, f"dataset {version.tag}: {name}"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SHOWN = 8  # images in the report
+CONFIDENT = 0.9  # share of an answer, from which on a label that says otherwise is looked at
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Evidence:
     labels: Counter[str]
     images: list[CapturedImage]
     gray_bits: int
+
+    @property
+    def suspects(self) -> int:
+        """Captures whose label contradicts a confident answer: the model is wrong there, or the label."""
+        captures = [found.capture for found in self.images if found.capture.label and found.capture.predicted]
+        return sum(c.label != c.predicted and c.confidence >= CONFIDENT for c in captures)
 
     @property
     def newest(self) -> list[int]:

@@ -11,6 +11,7 @@ from ..drift.case import Advice, Comparison, DriftCase
 from ..spec import RunSpec
 
 LOOKED = 4  # images in the report with a heatmap
+REVIEW = "Some may be wrong: `clipft review` ranks the labels of the version that takes them in."
 
 
 def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "") -> SuggestResult:
@@ -55,7 +56,8 @@ def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "")
     case = DriftCase(snapshot, diagnosis, advice, comparison, evidence.labels, shares, minutes, _recipe(spec))
 
     link = _log(case, signals or (), report.page(case, evidence.reference, evidence.window, examples, evidence.gray_bits))
-    table = "\n".join([*report.approval_text(case), "", f"[Drift report]({link})"])
+    doubt = [f"* {evidence.suspects} labels of captures contradict a confident answer. {REVIEW}"] if evidence.suspects else []
+    table = "\n".join([*report.approval_text(case), *doubt, "", f"[Drift report]({link})"])
     say(table)
     return SuggestResult(
         kind=diagnosis.kind,
@@ -68,6 +70,7 @@ def run(spec: RunSpec, signals: Sequence[str] | None = None, incident: str = "")
         live=snapshot.live_accuracy,
         champion=snapshot.version,
         table=table,
+        suspects=evidence.suspects,
         links={"Drift report": link},
     )
 

@@ -1,6 +1,11 @@
 """validate: the staged rows meet the domain's expectations, or nothing goes on."""
 
-from ..contracts.stages import ValidateResult
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..contracts.dataset import RowsChecked
+from ..contracts.stages import ValidatePartResult, ValidateResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
@@ -10,9 +15,32 @@ from ..model import token_counting
 from ..spec import RunSpec
 
 
-def run(spec: RunSpec, staging: str) -> ValidateResult:
+def part(spec: RunSpec, staging: str, part: int, of: int) -> ValidatePartResult:
+    """Find out what takes long of one part of the rows, on any machine: `run` then finds out none of it.
+
+    Args:
+        part: from 0, of how many.
+    """
+    folder = staged.fetch(staging, lambda name: name == "manifest.parquet")
+    found = _look(spec, manifest.read(folder / "manifest.parquet"), part, of)
+    say(f"Looked at {len(found.tokens)} of {found.rows} rows, part {part + 1} of {of}.")
+    return ValidatePartResult(found=staged.publish_checked(found), part=part, of=of)
+
+
+def _look(spec: RunSpec, frame: pd.DataFrame, part: int = 0, of: int = 1) -> RowsChecked:
+    captions = frame["caption"].iloc[part::of]
+    different = captions.unique().tolist()
+    counted, context = token_counting.count_apart(spec.model.start, spec.domain, different)
+    tokens = captions.map(dict(zip(different, counted, strict=True))).astype(int).tolist()
+    found = expectations.look(frame, get_domain(spec.domain), spec.data, part, of)
+    return found.model_copy(update={"tokens": tokens, "context": context})
+
+
+def run(spec: RunSpec, staging: str, parts: Sequence[ValidatePartResult] = ()) -> ValidateResult:
     """Check a staging folder and write its report.
 
+    Args:
+        parts: what other tasks found out of its rows. A part that is missing costs time, and nothing else.
     Raises: ClipftError naming the failed checks, their rows and the report.
     """
     folder = staged.fetch(staging, lambda name: not name.startswith("shards/"))
@@ -20,13 +48,13 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
     frame = manifest.read(folder / "manifest.parquet")
     card, rejected = ingest_pipeline.read_card(folder), ingest_pipeline.read_rejected(folder)
 
-    captions = frame["caption"].unique().tolist()
-    found, context = token_counting.count_apart(spec.model.start, spec.domain, captions)
-    counts = dict(zip(captions, found, strict=True))
+    of = parts[0].of if parts else 1
+    handed = {done.part: staged.checked(done.found, done.part, of, len(frame)) for done in parts if done.of == of}
+    looked = [handed.get(number) or _look(spec, frame, number, of) for number in range(of)]
 
-    from .. import tracking  # after the other process has ended
+    from .. import tracking  # after the process that counts tokens has ended
 
-    described = expectations.describe(frame, domain, frame["caption"].map(counts), context)
+    described, context = expectations.describe(frame, looked)
     checks = expectations.check(described, domain, context, len(rejected) / (len(rejected) + len(frame)), spec.data)
     failed = [c for c in checks if not c.passed]
 
@@ -50,4 +78,6 @@ def run(spec: RunSpec, staging: str) -> ValidateResult:
             f"Report: {link} ({path})." + (f" `clipft resplit {spec.domain}` splits the domain anew." if card.parted else ""),
             code="dataset.checks_failed",
         )
-    return ValidateResult(passed=len(checks), rows=len(frame), report=str(path), links={"Data report": link})
+    if suspects := expectations.label_suspects(described):
+        say(f"{suspects} images look like one of another class. `clipft review` ranks labels, once there is a version.")
+    return ValidateResult(passed=len(checks), rows=len(frame), report=str(path), suspects=suspects, links={"Data report": link})

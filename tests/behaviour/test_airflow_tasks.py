@@ -106,6 +106,16 @@ NOTES = [
         {"suggest": {"kind": "camera", "action": "camera"}, "close": {"outcome": "declined"}},
         "camera · declined",
     ),
+    (
+        "clipft_dataset",
+        {"validate": {"suspects": 12}, "version": {"dataset": "medical/v2", "rows": 120, "new": True}},
+        "medical/v2 · 120 images · 12 labels to look at: clipft review",
+    ),
+    (
+        "clipft_readapt",
+        {"suggest": {"kind": "content", "action": "readapt", "suspects": 3}, "close": {"outcome": "probation"}},
+        "content · readapt · probation · 3 labels to look at: clipft review",
+    ),
     ("clipft_maintenance", {"backup": {"bytes": 2_000_000_000}, "gc": {"freed": {"runs": 10**9}}}, "2.00 GB · 1.00 GB freed"),
     ("clipft_compare", {"compare": {"summary": ["3 is better."]}}, "3 is better."),
 ]

@@ -35,7 +35,7 @@ def test_records_load_from_a_clone_by_mlcroissant(home, tmp_path):
     (file.parent / "shards").mkdir()
     for name in set(dataset.frame["shard"]):
         shutil.copy(dataset.folder / name, file.parent / "shards" / name)
-    shutil.copy(settings().folder("cache", "datasets", "general", "v1") / "manifest.parquet", file.parent / "manifest.parquet")
+    shutil.copytree(settings().folder("cache", "datasets", "general", "parts"), file.parent / "manifest")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = mlcroissant.Dataset(jsonld=str(file))
@@ -68,5 +68,10 @@ def test_whatever_a_license_or_domain_says_is_json(home):
     from fixtures.datasets import a_version
 
     card = a_version(license='"quoted" </script> نص', counts={"train": 1}).card
-    assert json.loads(croissant.describe(card, 1, croissant.StoredFile("0" * 32), {}))["license"] == card.license
+    assert (
+        json.loads(croissant.describe(card, 1, croissant.StoredTable("manifest", {}, croissant.StoredFile("0" * 32)), {}))[
+            "license"
+        ]
+        == card.license
+    )
     assert Path(croissant.FILE).suffix == ".json"

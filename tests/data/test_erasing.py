@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import sqlite3
+import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from clipft_tasks.contracts.drift import Capture, answer_hash
 from clipft_tasks.contracts.search import IndexCard
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import decoded_cache, repository, tombstones, versioning
+from clipft_tasks.ops import backup
 from clipft_tasks.ops import erase as erasing
 from clipft_tasks.ops.doctor import machine
 from clipft_tasks.search import index
@@ -301,6 +304,35 @@ def test_another_machine_loses_its_copies_when_it_next_fetches_and_the_origin_ha
     assert not traces.found_in(tmp_path / "a", b, tmp_path / "store", origin / "refs")
     made(table)  # the source's row is passed over, and nothing is new
     assert [v.number for v in versioning.versions("general")] == [1, 2]
+
+
+def test_backups_that_hold_the_rows_are_named_and_deleted_when_asked(installation, tmp_path):
+    within, elsewhere, old = installation / "backups" / "weekly", tmp_path / "disk" / "copy", tmp_path / "disk" / "old"
+    for folder in (within, elsewhere):
+        backup.make_backup(folder)
+    shutil.copytree(elsewhere, old)  # one of before there were any versions
+    shutil.rmtree(old / "dvc-remote")
+    first = repository.git(installation / "datasets", "rev-list", "--max-parents=0", "main")
+    repository.git(installation / "datasets", "branch", "first", first)
+    repository.git(installation / "datasets", "bundle", "create", str(old / "datasets.bundle"), "first")
+    repository.git(installation / "datasets", "branch", "-D", "first")
+
+    traces = Traces([NAME])
+    assert f"Backup {within}, made " in run("--row", NAME, "--dry-run")
+    done = run("--row", NAME, "--yes")
+    assert f"Backup {within}, made " in done and "files with erased images" in done and str(elsewhere) not in done
+    [erasure] = tombstones.Tombstones.of("general").erasures
+    while datetime.now(UTC).isoformat(timespec="seconds") <= erasure.at:  # they say when to the second
+        time.sleep(0.05)
+    backup.make_backup(new := installation / "backups" / "new")
+    told = run("--backups", str(tmp_path / "disk"))
+    assert str(within) in told and str(elsewhere) in told and str(old) not in told and str(new) not in told
+    (elsewhere / "datasets.bundle").unlink()
+    shutil.rmtree(elsewhere / "captures", ignore_errors=True)  # killed while it was deleted
+    assert "2 backups were deleted" in run("--backups", str(tmp_path / "disk"), "--prune-backups", "--yes")
+    assert not within.exists() and not elsewhere.exists() and new.exists() and old.exists()
+    assert not traces.found_in(installation, tmp_path / "disk")
+    assert run("--backups", str(tmp_path / "disk"), "--prune-backups", "--yes") == "No backup holds erased rows.\n"
 
 
 class Killed(BaseException):

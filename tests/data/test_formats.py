@@ -1,9 +1,11 @@
 """Archives, sheets of Excel, JPEG of 12 bits, JPEG 2000, trees of links and whole slides: what people have beside plain files."""
 
 import datetime
+import gzip
 import io
 import os
 import stat
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -82,6 +84,95 @@ def test_an_archive_that_unpacks_to_far_more_than_images_do_is_refused(home, tmp
         with refuses("source.unreadable_file", "liar.zip"):
             open_source(str(tmp_path / "liar.zip"), DataSpec())
     assert not list((home / "cache" / "sources").glob("*.building"))
+
+
+def tarred(path: Path, members: dict[str, bytes], *more: tarfile.TarInfo, mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for info in more:
+            archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("set.tar.gz", "w:gz"), ("Set.TGZ", "w:gz"), ("set.tar.xz", "w:xz"), ("set.tar", "w:")]
+)
+def test_a_tar_archive_is_the_folder_in_it(home, tmp_path, name, mode):
+    members = {f"./My set/{label}/{n}.png": png(n, label) for label in ("red", "blue") for n in range(4)}
+    path = tarred(tmp_path / name, members, mode=mode)
+    made = ingest.run(spec_of(path))
+    assert taken(made)["label"].value_counts().to_dict() == {"red": 4, "blue": 4} and made.rejected == 0
+
+
+def test_a_plain_tar_with_texts_beside_its_images_is_webdataset(home, tmp_path):
+    path = tarred(tmp_path / "shard.tar", {"a.png": png(0), "a.cls": b"red", "b/c.png": png(1), "b/c.cls": b"blue"}, mode="w:")
+    assert {row.label for row in open_source(str(path), DataSpec()).rows()} == {"red", "blue"}
+    assert {row.label for row in open_source(f"webdataset:{path}", DataSpec()).rows()} == {"red", "blue"}
+
+
+def test_a_table_in_an_archive_is_named_below_it(home, tmp_path, images, as_csv):
+    for path in (tmp_path / "all.tar.gz", tmp_path / "all.zip"):
+        members = {f"set/{file.name}": file.read_bytes() for file in images.parent.iterdir()}
+        tarred(path, members) if path.suffix == ".gz" else zipped(path, members)
+        assert set(taken(ingest.run(spec_of(path / "images.csv")))["key"]) == set(as_csv["key"])
+        for beyond in ("other.csv", "../images.csv", "../../../../etc"):
+            with refuses("source.not_found", "the archive holds no"):
+                open_source(f"{path}/{beyond}", DataSpec())
+
+
+def test_nothing_of_a_tar_leaves_its_folder_and_links_and_devices_stay_packed(home, tmp_path):
+    link, hard, device = (tarfile.TarInfo(f"cat/{name}.png") for name in ("link", "hard", "device"))
+    (link.type, link.linkname), (hard.type, hard.linkname), device.type = (
+        (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../../etc/passwd"), tarfile.CHRTYPE,
+    )  # fmt: skip
+    members = {
+        "cat/0.png": png(0),
+        "dog/0.png": png(1, "blue"),
+        "../../out.png": png(2),
+        "/root.png": png(3),
+        "cat/0.png/in.png": png(4),
+    }
+    source = open_source(str(tarred(tmp_path / "bad.tar.gz", members, link, hard, device)), DataSpec())
+    assert len(list(source.rows())) == 2
+    assert source.account.passed_over == {
+        "files of an archive that lead out of it": 2, "links in an archive": 2, "devices in an archive": 1,
+        "files of an archive with the name of another": 1,
+    }  # fmt: skip
+    assert not list(home.rglob("out.png")) and not (tmp_path.parent / "out.png").exists()
+
+
+def test_a_tar_that_is_a_bomb_or_broken_is_refused(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "FREE_BYTES", 2**20)
+    path = tarred(tmp_path / "bomb.tar.gz", {f"a/{n}.png": bytes(2**22) for n in range(4)})
+    with refuses("source.unreadable_file", "bomb.tar.gz", "more than"):
+        open_source(str(path), DataSpec())
+    name = tarfile.TarInfo("long")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2**40
+    huge = gzip.compress(name.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))
+    good = tarred(tmp_path / "good.tar", {f"a/{n}.png": png(n) for n in range(4)}, mode="w:").read_bytes()
+    end = good.rindex(b"a/3.png")
+    for data in (
+        huge,
+        gzip.compress(good)[:-300],
+        gzip.compress(good[:end]),
+        gzip.compress(good[: end + 600]),
+        b"",
+        b"\x1f\x8b",
+    ):
+        (tmp_path / "cut.tar.gz").write_bytes(data)
+        with refuses("source.unreadable_file", "cut.tar.gz"):
+            open_source(str(tmp_path / "cut.tar.gz"), DataSpec())
+    assert not list((home / "cache" / "sources").glob("*.building"))
+
+
+@pytest.mark.parametrize("name", ["set.7z", "set.rar", "set.tar.zst"])
+def test_archives_of_other_kinds_are_refused_with_the_way_out(home, tmp_path, name):
+    (tmp_path / name).write_bytes(b"7z\xbc\xaf")
+    with refuses("source.unreadable_file", name, "not read", "Unpack it"):
+        open_source(str(tmp_path / name), DataSpec())
 
 
 # Sheets ---------------------------------------------------------------------------------------------------------------

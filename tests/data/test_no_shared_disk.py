@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import write_images
 from fixtures import object_store
 from fixtures.errors import refuses
 
+from clipft_tasks import tracking
 from clipft_tasks.core.settings import settings
-from clipft_tasks.data import describe, pseudonyms, report, staged, versioning
-from clipft_tasks.stages import ingest
+from clipft_tasks.data import describe, expectations, pseudonyms, report, staged, versioning
+from clipft_tasks.stages import ingest, validate
 from clipft_tasks.stages.call import call_stage
 from data.conftest import spec_of
 
@@ -98,6 +100,36 @@ def test_parts_on_either_of_two_machines_give_what_one_machine_gives(machine, sh
     dataset = versioning.fetch(versioning.find(made["dataset"], "general"))
     assert len(dataset.frame) == alone.rows
     assert hashlib.sha256(dataset.image_bytes(dataset.frame.iloc[0])).hexdigest() == dataset.frame["sha256"][0]
+
+
+def test_checks_in_parts_on_either_of_two_machines_find_what_one_machine_finds(
+    machine, shared, tmp_path, home, tiny, monkeypatch
+):
+    table = write_images(tmp_path / "source", 12)
+    with table.open("a") as lines:
+        lines.write("red-000.png,a photo of Mr. Miller,red square,\n")
+    spec = spec_of(table, **{"model.start": str(tiny), "domain": "medical"})
+    found: list[tuple] = []
+    monkeypatch.setattr(expectations, "check", lambda frame, *about: found.append((frame, *about)) or [])
+    monkeypatch.setattr(tracking, "log_page", lambda *page: "page")
+
+    def on(name: str, stage: str, **inputs: object) -> dict:
+        machine(name, **shared)
+        return json.loads(json.dumps(call_stage(stage, spec, inputs)))
+
+    rows = on("a", "ingest")["staging"]
+    on("a", "validate", staging=rows)
+    parts = [on("ab"[part % 2], "validate.part", staging=rows, part=part, of=PARTS) for part in range(PARTS)]
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "_look", None)  # nothing is left to find out
+        on("b", "validate", staging=rows, parts=parts)
+    lost = parts[3] | {"found": "0" * 32 + ".json"}
+    on("a", "validate", staging=rows, parts=[lost, *parts[:2]])
+    (alone, *about), *others = found
+    assert alone["names_somebody"].sum() == 1 and (alone["tokens"] > 0).all()
+    for frame, *same in others:
+        pd.testing.assert_frame_equal(frame, alone)
+        assert same == about
 
 
 def test_a_part_that_was_lost_costs_time_and_nothing_else(machine, tmp_path, home):

@@ -272,7 +272,8 @@ def checked(rows: list[dict], domain: str = "general", **options: object) -> dic
             for i, row in enumerate(rows)
         ]
     )
-    described = expectations.describe(frame, get_domain(domain), pd.Series([3] * len(rows)), 77)
+    looked = expectations.look(frame, get_domain(domain), DataSpec(**options))
+    described, _ = expectations.describe(frame, [looked.model_copy(update={"tokens": [3] * len(rows), "context": 77})])
     found = expectations.check(described, get_domain(domain), 77, 0.0, DataSpec(**options))
     return {check.title.partition(",")[0]: check for check in found}
 

@@ -291,7 +291,7 @@ def test_a_card_of_the_release_before_is_read_and_the_next_version_continues_it(
     card = versioning.find("general/v1", "general").card
 
     def before(written: dict) -> dict:
-        assert written.pop("format") == 2 and written.pop("license") == ""
+        assert written.pop("format") == 3 and written.pop("license") == ""
         for name in ("major", "kept_splits", "parted", "absent"):
             del written[name]
         return written | {"licence": "CC0", "forgotten": 1}
@@ -308,8 +308,8 @@ def test_a_card_of_the_release_before_is_read_and_the_next_version_continues_it(
 
 def test_a_card_of_a_newer_release_is_refused_by_its_tag(home, table):
     made(table)
-    rewrite_card(home / "datasets", lambda card: card | {"format": 3, "unheard": "of"})
-    with refuses("record.newer_format", "general/v1", "format 3"):
+    rewrite_card(home / "datasets", lambda card: card | {"format": 4, "unheard": "of"})
+    with refuses("record.newer_format", "general/v1", "format 4"):
         versioning.find("", "general")
 
 
@@ -320,7 +320,7 @@ def test_a_half_made_commit_is_put_back_and_made_whole(home, table):
     made(table)
     repo = home / "datasets"
     (repo / "general" / "datacard.json").write_text('{"half": ')
-    (repo / "general" / "manifest.parquet.dvc").unlink()
+    (repo / "general" / "manifest.dvc").unlink()
     (repo / "scientific").mkdir()
     (repo / "scientific" / "datacard.json").write_text("{}")
     git(repo, "add", "general/datacard.json", "scientific/datacard.json")
@@ -432,7 +432,7 @@ def test_a_manifest_that_points_outside_is_refused_by_fetch_and_by_commit(home, 
     version.run(spec_of(table), str(staging))
     found = versioning.find("general/v1", "general")
     versioning.read_manifest(found)
-    (cached,) = (home / "cache" / "datasets").rglob("manifest.parquet")
+    (cached,) = (home / "cache" / "datasets").rglob("parts/*.parquet")
     cached.unlink()
     frame.to_parquet(cached)
     with refuses("dataset.invalid_shard_name", name):

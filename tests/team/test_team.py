@@ -203,8 +203,10 @@ def test_data_sets_are_read_over_http_and_never_written(team, people, chain, tmp
     tags = subprocess.run(["git", "tag"], cwd=tmp_path / "copy", capture_output=True, text=True).stdout.split()
     assert tags == ["general/v1"]
     digest = next(
-        line.split()[-1] for line in (tmp_path / "copy/general/manifest.parquet.dvc").read_text().splitlines() if "md5:" in line
+        line.split()[-1] for line in (tmp_path / "copy/general/manifest.dvc").read_text().splitlines() if "md5:" in line
     )
+    parts = http.get(f"{host}/objects/files/md5/{digest[:2]}/{digest[2:]}", auth=people).json()
+    digest = parts[0]["md5"]
     thing = f"{host}/objects/files/md5/{digest[:2]}/{digest[2:]}"
     assert http.get(thing).status_code == 401
     assert http.get(thing, auth=people).content[:4] == b"PAR1" and http.head(thing, auth=people).status_code == 200

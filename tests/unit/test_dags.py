@@ -109,10 +109,12 @@ def test_the_tasks_of_a_chain_are_wired_as_it_is_declared(parsed, name, declared
     assert others == own.get(name, set())
 
 
-def test_an_ingest_that_is_shared_out_decodes_in_mapped_tasks_before_the_rows_are_read(parsed):
+def test_an_ingest_that_is_shared_out_decodes_and_checks_in_mapped_tasks(parsed):
     dag = parsed["shared out"]
-    assert dag["upstream"] == {"decode": [], "ingest": ["decode"], "validate": ["ingest"], "version": ["ingest", "validate"]}
-    assert dag["mapped"] == ["decode"] and dag["hours"]["decode"] == CHAIN["ingest"].hours
+    assert dag["upstream"] == {
+        "decode": [], "ingest": ["decode"], "check": ["ingest"], "validate": ["check", "ingest"], "version": ["ingest", "validate"],
+    }  # fmt: skip
+    assert sorted(dag["mapped"]) == ["check", "decode"] and dag["hours"]["decode"] == CHAIN["ingest"].hours
     assert parsed["clipft_dataset"]["upstream"]["ingest"] == [] and parsed["clipft_dataset"]["mapped"] == []
 
 

@@ -59,6 +59,17 @@ def test_near_duplicates_join_what_brute_force_joins_and_nothing_twice(bits, see
     assert len(expected) >= 6  # the plants are there
 
 
+@pytest.mark.parametrize("of", [2, 3, 17])
+def test_parts_of_the_search_join_what_one_search_joins(of):
+    hashes = [*planted(150, 6, 15, 0), *scene(100, 5)]
+    augment = Augment(flip_horizontal=True, rotate90=True)
+    alone, nothing = near_duplicates(hashes, 12, augment), [""] * len(hashes)
+    parts = [near_duplicates(hashes, 12, augment, part, of) for part in range(of)]
+    assert sum(bool(part) for part in parts) > 1
+    together = sorted(pair for part in parts for pair in part)
+    assert components(len(hashes), together, nothing).tolist() == components(len(hashes), alone, nothing).tolist()
+
+
 def scene(frames: int, noise: int, seed: int = 0) -> list[str]:
     """Hashes that differ from one of them in `noise` bits each: what a camera that does not move sees."""
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def open_source(source: str, options: DataSpec) -> Source:
     name, argument = _named(source)
     if name and name not in OF_FILES:
         return REGISTRY.load(name).open(argument, options)
-    here, told = _here(argument)
+    here, told = _here(argument, name)
     name = name or _plain(here, source)
     opened = REGISTRY.load(name).open(here if name in OF_FILES else "", options)
     for sentence in told.understood:
@@ -56,7 +56,7 @@ def _named(source: str) -> tuple[str, str]:
     return "", source.removeprefix("file://")
 
 
-def _here(argument: str) -> tuple[str, Account]:
+def _here(argument: str, reader: str) -> tuple[str, Account]:
     """The path of what lies elsewhere or is packed, and what must be said about that."""
     told, path = Account(), argument
     if addresses.is_remote(argument):
@@ -64,12 +64,29 @@ def _here(argument: str) -> tuple[str, Account]:
         path = str(brought.path)
         told.understand(f"Brought from an address: {brought.files} files.")
         told.pass_over("files whose names no file here can have", brought.left_out)
-    if path.lower().endswith(archives.SUFFIX) and Path(path).expanduser().is_file():
-        unpacked = archives.unpack(Path(path).expanduser())
-        path = str(unpacked.folder)
-        told.understand("Read as the folder of a zip archive.")
+    whole = Path(path).expanduser()
+    for archive in (whole, *whole.parents):  # `images.zip/table.csv` is the table in it
+        if not archive.is_file():
+            continue
+        suffix = archives.suffix_of(archive)
+        shard = suffix == ".tar" and (reader == "webdataset" or not archives.is_folder(archive))
+        if not suffix or shard or (reader == "webdataset" and suffix in archives.PACKED_TAR):
+            break
+        unpacked = archives.unpack(archive)
+        path = str(_inside(unpacked.folder, whole.relative_to(archive), path))
+        told.understand(f"Read as the folder of a {'zip' if suffix == '.zip' else 'tar'} archive.")
         told.passed_over.update(unpacked.passed_over)
+        break
     return path, told
+
+
+def _inside(folder: Path, below: Path, source: str) -> Path:
+    """What a source names in an archive's folder: all of it, or a table or folder there."""
+    found = folder / below
+    if ".." in below.parts or not found.exists():
+        why = f"the archive holds no {below.as_posix()}"
+        raise ClipftError(f"source {source}", why, "Check the spelling.", code="source.not_found")
+    return found
 
 
 def _plain(plain: str, source: str) -> str:

@@ -104,7 +104,7 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
         name.encode()
         absolute = Path(name).is_absolute()
         path = (root / name).resolve()
-        if not path.exists() and "\\" in name:  # as Windows writes paths
+        if "\\" in name and not path.exists():  # as Windows writes paths
             path = (root / name.replace("\\", "/")).resolve()
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
         raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error

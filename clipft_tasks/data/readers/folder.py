@@ -24,7 +24,7 @@ OTHER_IMAGES = {
     ".dcm": "dicom:<folder>", ".tar": "webdataset:<folder>", ".parquet": "the table itself", ".npz": "the file itself",
     ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF", ".jp2": "a Pillow with JPEG 2000",
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".vms", ".bif"), "slides:<folder>"),
-    ".zip": "the archive itself as the source",
+    **dict.fromkeys((".zip", ".tgz"), "the archive itself as the source"), **dict.fromkeys((".7z", ".rar"), "unpacking first"),
     **dict.fromkeys((".nd2", ".lif", ".dng", ".cr2", ".nef", ".arw",
                      ".psd", ".jxl", ".svg", ".pdf", ".mp4", ".avi", ".mov", ".mkv", ".h5", ".hdf5", ".zarr", ".mha",
                      ".nrrd", ".exr", ".hdr", ".ppm", ".pgm", ".tga"), "conversion to PNG or TIFF first"),

@@ -1,7 +1,9 @@
 """Where links of a source may lead: into the source itself, and into the places where tools keep the files that they link to."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ...core.errors import ClipftError
@@ -26,7 +28,12 @@ class Root:
 
     def holds(self, resolved: Path) -> bool:
         """Whether a path without links in it lies in the source, or where its links may lead."""
-        return any(resolved.is_relative_to(place) for place in (self.path.resolve(), *self.linked))
+        path = str(resolved)
+        return any(path == place or path.startswith(f"{place.rstrip(os.sep)}{os.sep}") for place in self._places)
+
+    @cached_property
+    def _places(self) -> list[str]:
+        return [str(self.path.resolve()), *map(str, self.linked)]
 
 
 def root_of(path: Path, asked: str) -> Root:

@@ -23,14 +23,13 @@ from ...core.settings import settings
 from ...data import erased_copies, erasing, history, repository, shards
 from ...domains import domain_names, get_domain
 from ...search import index
-from ..backup import Manifest
 from ..installation import maintenance_lock
-from . import captured, registry, traces
+from . import backups, captured, registry, traces
 from .choice import Choice, Found, alike, find
 from .journal import Journal, remove_leftovers, unfinished
 from .traces import Traces
 
-__all__ = ["Choice", "erase", "finish_all", "look", "unfinished"]
+__all__ = ["Choice", "backups_that_hold", "erase", "finish_all", "look", "prune_backups", "unfinished"]
 
 NAMES = 20  # of rows that an account lists
 PASSED_BY = ("backups", "datasets", "dvc-remote", "erasing", "mlflow", "captures", "cache", "airflow")  # looked at otherwise
@@ -73,6 +72,24 @@ def finish_all() -> list[ErasureAccount]:
     """Finish what erasures left that were cut short. Raises as `erase`."""
     with maintenance_lock("erase"):
         return [_carry_out(journal) for journal in unfinished()]
+
+
+def backups_that_hold(more: Iterable[Path] = ()) -> dict[str, str]:
+    """Backups that hold rows which were erased since they were made: by folder, when that was and what they hold.
+
+    Args:
+        more: folders of backups, or backups, beside those under home.
+    """
+    with repository.opened() as repo:
+        return backups.Holding(erased_copies.Named.now(repo)).among(backups.places(more))
+
+
+def prune_backups(more: Iterable[Path] = ()) -> dict[str, str]:
+    """Delete them. Returns as `backups_that_hold`."""
+    with maintenance_lock("erase"):
+        held = backups_that_hold(more)
+        backups.prune(held)
+        return held
 
 
 def _refuse_reader() -> None:
@@ -168,7 +185,7 @@ def _finish(repo: Path, journal: Journal, account: ErasureAccount) -> ErasureAcc
         alike=account.alike,
         places=places,
         models=models,
-        backups=_backups(),
+        backups=backups.Holding(named).among(backups.places()),
     )
 
 
@@ -234,7 +251,10 @@ def _account(found: Found) -> ErasureAccount:
         captures=len(found.captures),
         models=registry.seen_in(rows) if there else [],
         running=registry.running(rows) if there else [],
-        backups=_backups(),
+        backups={
+            str(folder): f"made {made.made}: it may hold them" if made else "it is not whole, and may hold them"
+            for folder, made in backups.found(backups.places())
+        },
     )
 
 
@@ -271,7 +291,7 @@ def _looks(repo: Path, domain: str, images: Iterable[str], work: Path) -> set[st
     bits = get_domain(domain).gray_bits if domain in domain_names() else 16
     found: set[str] = set()
     for state in erasing.states(repo, domain):
-        rows = erasing.table(repo, state.tables["manifest.parquet"], work)
+        rows = erasing.manifest_of(repo, state, work)
         for row in rows[rows["sha256"].isin(set(images))].drop_duplicates("sha256").itertuples():
             if (work / "old" / str(row.shard)).exists():
                 place = shards.Place(str(row.shard), int(row.offset), int(row.length))
@@ -281,12 +301,3 @@ def _looks(repo: Path, domain: str, images: Iterable[str], work: Path) -> set[st
 
 def _domains(repo: Path) -> list[str]:
     return erased_copies.domains(repo)
-
-
-def _backups() -> dict[str, str]:
-    """Backups under home, which hold what was there when they were made: by folder, the date."""
-    out = {}
-    for path in sorted((settings().root / "backups").glob("*/")):
-        with suppress(ClipftError):
-            out[str(path)] = Manifest.read(path).made
-    return out

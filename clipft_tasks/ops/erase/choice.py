@@ -156,7 +156,7 @@ def alike(found: Found) -> list[str]:
 def _rows(repo: Path, domain: str, work: Path) -> pd.DataFrame:
     frames = [_none().drop(columns="erased")]
     for state in erasing.states(repo, domain):
-        frames.append(erasing.table(repo, state.tables["manifest.parquet"], work).assign(version=state.card.version))
+        frames.append(erasing.manifest_of(repo, state, work).assign(version=state.card.version))
     return pd.concat(frames, ignore_index=True)
 
 
