@@ -114,11 +114,11 @@ def _unpack(path: Path, building: Path, packed: int) -> None:
     folder, passed_over = building / name, Counter[str]()
     folder.mkdir()
     most = min(MOST_BYTES, packed * MOST_RATIO + FREE_BYTES)
-    left, promised = most, 0
+    left, claimed = most, 0
     with closing((_of_zip if suffix == ".zip" else _of_tar)(path)) as members:
         for number, member in enumerate(progress(members, "files unpacked")):
-            promised += member.size
-            if number >= MOST_FILES or promised > most:
+            claimed += member.size
+            if number >= MOST_FILES or claimed > most:
                 raise ValueError(f"its files are more than {MOST_FILES:,}, or unpack to more than {most:,} bytes")
             parts = member.name.replace("\\", "/").split("/")
             if kind := member.left_out or _leads_out(parts):

@@ -18,6 +18,7 @@ CLASSES, PER_CLASS = 24, 8  # the commonest, and the rarest half as many again
 GROUPS, PER_GROUP = 20, 6  # of near-duplicates
 ODD, LEFT_OUT = 24, 24
 FAR = 6.0  # robust standard deviations from the median, beyond which an image is odd
+FAR_FROM_ALL, LEAST_SPREAD = 4.0, 0.01  # likewise, of embeddings; 1 less a cosine
 FEW_GROUPS = 5  # of a class: intervals need more
 LONGEST = 200  # letters of a caption
 
@@ -55,6 +56,7 @@ class Gallery:
     alike_count: int
     odd: Strip
     left_out: Strip
+    far: Strip
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,13 @@ class Thumbnails:
         ]
 
 
-def gallery(frame: pd.DataFrame, left_out: pd.DataFrame, images: Thumbnails) -> Gallery:
+def gallery(frame: pd.DataFrame, left_out: pd.DataFrame, images: Thumbnails, far: pd.Series | None = None) -> Gallery:
     """Choose and draw.
 
     Args:
         frame: from `expectations.describe`: the manifest, and `alike`, the group of near-duplicates of each row.
         left_out: rows that were read and are in no split, with `reason`.
+        far: of rows that a model embedded, by index: how far each is from those most like it.
     """
     counts = frame["label"].value_counts()
     names = [*counts.index[:CLASSES], *counts.index[CLASSES:][-CLASSES // 2 :]]
@@ -102,7 +105,23 @@ def gallery(frame: pd.DataFrame, left_out: pd.DataFrame, images: Thumbnails) -> 
         alike_count=len(groups),
         odd=_odd(different, images),
         left_out=Strip("Left out", len(left_out), images.shown(chosen, chosen["reason"].tolist())),
+        far=_far_from_all(frame, pd.Series(dtype=float) if far is None else far, images),
     )
+
+
+def embeddable(frame: pd.DataFrame, most: int) -> pd.DataFrame:
+    """A row of each image, or of as many as may be embedded: always the same, whatever order they came in."""
+    return frame[~frame["sha256"].duplicated()].sort_values("sha256").head(most)
+
+
+def _far_from_all(frame: pd.DataFrame, far: pd.Series, images: Thumbnails) -> Strip:
+    """Images that a model sees as unlike all others, the farthest first."""
+    spread = 1.4826 * float((far - far.median()).abs().median()) if len(far) else 0.0
+    away = (far - far.median()) / max(spread, LEAST_SPREAD)
+    found = away[away > FAR_FROM_ALL].sort_values(ascending=False, kind="stable")
+    chosen = frame.loc[found.index[:ODD]]
+    said = [f"{label or '(no label)'} · {far[i]:.2f} from the nearest" for i, label in chosen["label"].items()]
+    return Strip("Far from all others", len(found), images.shown(chosen, said))
 
 
 def _of_class(name: str, rows: pd.DataFrame, images: Thumbnails) -> Strip:

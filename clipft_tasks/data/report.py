@@ -23,6 +23,7 @@ def write(
     rejected: list[RejectedRow],
     folders: list[Path],
     left_out: pd.DataFrame,
+    far: pd.Series | None = None,
 ) -> None:
     """Write the page.
 
@@ -30,6 +31,7 @@ def write(
         frame: from `expectations.describe`.
         folders: are searched for the images that are shown.
         left_out: rows that were read and are in no split, with `reason`.
+        far: of rows that a model embedded, by index: how far each is from those most like it.
     """
     table = frame.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     classes = [(str(name), row.to_dict(), row.sum() / len(frame)) for name, row in table.iterrows()]
@@ -45,7 +47,7 @@ def write(
         ("Groups", f"{frame.loc[frame['group'] != '', 'group'].nunique():,}"),
         ("Content digest", card.content),
     ]
-    images = gallery(frame, left_out, Thumbnails(folders, get_domain(card.domain).gray_bits))
+    images = gallery(frame, left_out, Thumbnails(folders, get_domain(card.domain).gray_bits), far)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     html = environment.get_template("report.html.j2").render(
         title=f"Data report: {card.domain}",
@@ -55,6 +57,7 @@ def write(
         classes=classes,
         facts=facts,
         gallery=images,
+        embedded=0 if far is None else len(far),
         few_groups=few_groups(frame),
         rejected=rejected,
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

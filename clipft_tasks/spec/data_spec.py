@@ -65,6 +65,12 @@ class DataSpec(Section):
         "",
         description="a text file with a name a line that no caption may hold; for domains that check captions for identifiers",
     )
+    outliers: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="images that the start model embeds, for the data report to show those far from all others; 0: none",
+    )
     license: str = Field(
         "",
         max_length=500,

@@ -21,6 +21,7 @@ ADDED: Mapping[str, object] = {
     **{"data.tile_pixels": 256, "data.tile_microns": 0.5, "data.tile_tissue": 0.1},
     **dict.fromkeys(("data.license", "data.origin", "data.consent"), ""),
     **dict.fromkeys(("data.min_side", "data.min_class_share")),
+    "data.outliers": 0,
     "train.rate_factor": 1.0,
     "train.beta2": 0.999,
     **{"train.lora_text_rank": None, "train.lora_alpha": None, "train.lora_variant": "plain"},

@@ -1,6 +1,7 @@
 """validate: the staged rows meet the domain's expectations, or nothing goes on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -9,9 +10,9 @@ from ..contracts.stages import ValidatePartResult, ValidateResult
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.settings import settings
-from ..data import expectations, ingest_pipeline, manifest, report, staged
+from ..data import expectations, gallery, ingest_pipeline, manifest, report, shards, staged, versioning
 from ..domains import get_domain
-from ..model import token_counting
+from ..model import outliers, token_counting
 from ..spec import RunSpec
 
 
@@ -34,6 +35,18 @@ def _look(spec: RunSpec, frame: pd.DataFrame, part: int = 0, of: int = 1) -> Row
     tokens = captions.map(dict(zip(different, counted, strict=True))).astype(int).tolist()
     found = expectations.look(frame, get_domain(spec.domain), spec.data, part, of)
     return found.model_copy(update={"tokens": tokens, "context": context})
+
+
+def _far(spec: RunSpec, staging: str, folder: Path, frame: pd.DataFrame) -> pd.Series:
+    """How far images are from those most like them, by the start model, of as many as the spec says."""
+    chosen = gallery.embeddable(frame, spec.data.outliers)
+    needed = set(chosen["shard"])
+    staged.fetch(staging, lambda name: name.removeprefix("shards/") in needed)
+    here = {name: folder / "shards" for name in needed if (folder / "shards" / name).is_file()}
+    if away := needed - here.keys():
+        here |= dict.fromkeys(away, versioning.fetch_shards(versioning.find("", spec.domain), away))
+    places = [(here[r.shard], shards.Place(r.shard, int(r.offset), int(r.length))) for r in chosen.itertuples()]
+    return pd.Series(outliers.distances_apart(spec.model.start, spec.domain, places), index=chosen.index)
 
 
 def run(spec: RunSpec, staging: str, parts: Sequence[ValidatePartResult] = ()) -> ValidateResult:
@@ -61,9 +74,10 @@ def run(spec: RunSpec, staging: str, parts: Sequence[ValidatePartResult] = ()) -
     left_out = ingest_pipeline.left_out(folder, frame)
     shown = {f"shards/{shard}" for shard in report.shards_shown(described, left_out)}
     staged.fetch(staging, lambda name: name in shown)
+    far = _far(spec, staging, folder, described) if spec.data.outliers else None
     path = folder / "report.html"
     packed_before = [settings().folder("cache", "shards"), settings().working_copy / spec.domain / "shards"]
-    report.write(path, described, card, checks, rejected, [folder / "shards", *packed_before], left_out)
+    report.write(path, described, card, checks, rejected, [folder / "shards", *packed_before], left_out, far)
     numbers = {"rows": card.rows, "rejected": card.rejected, "checks_failed": len(failed)}
     tags = {"clipft.source": card.source}
     link = tracking.log_page(f"clipft-{spec.domain}-data", card.content, f"data {card.source}", tags, numbers, path)

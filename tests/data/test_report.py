@@ -69,7 +69,9 @@ def test_thousands_of_classes_and_rows_make_a_page_of_bounded_size():
             "format": "PNG", "shard": "gone", "offset": 0,
         }
     )  # fmt: skip
-    found = gallery.gallery(frame, frame.head(0).assign(reason=""), gallery.Thumbnails([], 8))
-    strips = [*found.classes, *found.alike, found.odd, found.left_out]
+    far = pd.Series(np.where(number % 100, 0.2, 0.9), index=frame.index)
+    found = gallery.gallery(frame, frame.head(0).assign(reason=""), gallery.Thumbnails([], 8), far)
+    assert found.far.of == 600 and "0.90 from the nearest" in found.far.images[0].note
+    strips = [*found.classes, *found.alike, found.odd, found.left_out, found.far]
     assert sum(len(strip.images) for strip in strips) <= 600 and (found.class_count, found.alike_count) == (3000, 30_000)
     assert max(len(image.text) for strip in strips for image in strip.images) <= 200

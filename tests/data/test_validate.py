@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from conftest import made_image, write_images
 from fixtures.errors import refuses
+from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.data import expectations
 from clipft_tasks.domains import get_domain
+from clipft_tasks.model import outliers
 from clipft_tasks.spec import DataSpec, RunSpec
 from clipft_tasks.stages import ingest, validate
 
@@ -332,3 +334,26 @@ def test_captions_that_name_somebody_stop_medical_data_and_only_their_rows_are_n
 )  # fmt: skip
 def test_captions_that_name_nobody_pass(caption):
     assert checked([{"caption": caption}] * 30, "medical")["Captions and labels name nobody"].passed
+
+
+def test_images_unlike_all_others_to_the_start_model_are_on_the_report_when_asked(home, tiny, tmp_path):
+    table = write_images(tmp_path / "source", 20)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    Image.fromarray(noise).save(table.parent / "noise.png")
+    rows = rows_of(table)
+    write(table, [*rows, rows[0] | {"image": "noise.png", "caption": "unlike the rest", "split": "train"}])
+    spec = spec_of(table, tiny, **{"data.outliers": 30})
+    staging = ingest.run(spec).staging
+    validate.run(spec, staging)
+    page = Path(staging, "report.html").read_text("utf-8")
+    assert "Far from all others" in page and "of 30 that it looked at" in page
+    every = spec_of(table, tiny, **{"data.outliers": 1000})
+    validate.run(every, ingest.run(every).staging)
+    shown = Path(ingest.run(every).staging, "report.html").read_text("utf-8").partition("Far from all others")[2]
+    assert "of 41 that it looked at" in shown and "unlike the rest" in shown.partition("Left out")[0]
+
+
+def test_the_distance_is_that_of_the_nearest_and_a_few_images_are_no_trouble():
+    points = np.eye(8, dtype=np.float32)[[0, 0, 0, 0, 0, 0, 0, 1]]
+    assert outliers.from_nearest(points).tolist() == [0.0] * 7 + [1.0]
+    assert outliers.from_nearest(points[:1]).tolist() == [0.0] and outliers.from_nearest(points[[0, 7]]).tolist() == [1.0, 1.0]
