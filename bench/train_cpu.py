@@ -42,15 +42,19 @@ def score(clip: "Clip", dataset: "Dataset") -> float:
     return zero_shot.predict(clip, zero_shot.Task(dataset, SIDE, BATCH)).sums("balanced_accuracy").value
 
 
-def ours(dataset: "Dataset", epochs: int, folder: Path) -> dict[str, float]:
-    """Plan, decode, train; the decoding counts."""
+def ours(dataset: "Dataset", epochs: int, folder: Path, more: dict[str, Any] | None = None) -> dict[str, float]:
+    """Plan, decode, train; the decoding counts.
+
+    Args:
+        more: fields of the spec.
+    """
     from clipft_tasks.model import build
     from clipft_tasks.spec import RunSpec
     from clipft_tasks.train import launch, plan, start_defaults
 
     spec = RunSpec.from_flat(
         {"domain": "industrial", "train.epochs": epochs, "train.batch": BATCH, "train.learning_rate": RATE,
-         "resolution.train": SIDE, "train.checkpoint_seconds": 1e9, "objective.auxiliary": [], "train.layer_decay": 1.0}
+         "resolution.train": SIDE, "train.checkpoint_seconds": 1e9, "objective.auxiliary": [], "train.layer_decay": 1.0} | (more or {})
     )  # fmt: skip
     clip = build.load("starter")
     spec = start_defaults.settle(spec, clip)
@@ -65,7 +69,8 @@ def ours(dataset: "Dataset", epochs: int, folder: Path) -> dict[str, float]:
         lambda rows: None,
     )
     seconds = time.perf_counter() - began
-    return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset)}
+    return {"pairs_per_second": done["pairs"] / seconds, "pairs": done["pairs"], "score": score(clip, dataset),
+            "checkpoint_share": done["checkpoint_share"]}  # fmt: skip
 
 
 def open_clip_train(

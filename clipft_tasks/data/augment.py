@@ -51,19 +51,20 @@ def draw(n: int, how: Augment, seed: int, step: int) -> Geometry:
     return Geometry(moved, lit, stretched, how.crop_min**0.5)
 
 
-def apply(images: Tensor, geometry: Geometry, side: int) -> Tensor:
+def apply(images: Tensor, geometry: Geometry, side: int, *, held: bool = False) -> Tensor:
     """Resample and light a batch on its device.
 
     Args:
         images: uint8 (n, 3, r, r).
         side: size of the result.
+        held: whoever calls holds the geometry until the device is known to be done with it.
     Returns: fp32 in 0-255, (n, 3, side, side).
     """
     n, device = len(images), images.device
     out = images.float()
     if not n:
         return out.new_zeros(0, 3, side, side)
-    theta, gain, spread = (moved(x, device) for x in geometry[:3])
+    theta, gain, spread = (moved(x, device, held=held) for x in geometry[:3])
     # Bilinear sampling looks at four pixels: a much larger image is halved first, or fine structure would alias.
     while out.shape[-1] * geometry.zoom >= 2 * side and out.shape[-1] % 2 == 0:
         out = functional.avg_pool2d(out, 2)

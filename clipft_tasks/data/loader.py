@@ -45,6 +45,7 @@ class Batch:
         label: (n,) class id, -1 where unknown.
         keys: (n,) manifest keys, to name a row that breaks something.
         new: (n,) whether the row came with this dataset version; None where nobody asks.
+        held: whoever works on the batch holds it until the device is known to be done with it, so that no copy is waited for.
     """
 
     side: int
@@ -56,13 +57,15 @@ class Batch:
     label: Tensor
     keys: np.ndarray
     new: Tensor | None = None
+    held: bool = False
 
     def __len__(self) -> int:
         return len(self.caption)
 
     def augmented(self, part: slice, device: torch.device) -> Tensor:
         """Some of this process's images as the towers see them, before normalization: fp32 0-255 (p, 3, side, side)."""
-        return augment.apply(moved(self.images[part], device), self.geometry.part(part), self.side)
+        images = moved(self.images[part], device, held=self.held)
+        return augment.apply(images, self.geometry.part(part), self.side, held=self.held)
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its images on the device."""

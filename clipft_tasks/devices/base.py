@@ -54,12 +54,14 @@ class Device(ABC):
         is_host: it computes on the CPU's own cores and memory, which all processes of the machine share.
         half_precisions: 16-bit formats that may pay, the preferred one first.
         fused_optimizer: AdamW has a fused kernel for it, many times faster than a loop over parameters.
-        late_metrics: that kernel clips gradients and skips steps that are not finite by itself, so that nobody waits for a step's
-            metrics.
+        late_metrics: that kernel should clip gradients and skip steps that are not finite by itself, so that nobody waits for a
+            step's metrics; `train.step.fused_step_skips` tries it.
         fused_attention: scaled dot-product attention has a fused kernel for the backward pass too.
         fixed_shapes: every new tensor shape costs memory or a compilation, so sizes come from small sets.
         pinned_memory: copies from page-locked memory need not be waited for, and what they read is not given away before.
+        held_copies: copies from the host need not be waited for as long as whoever asked for them holds what they read.
         checkpoint_keeps_rng: `torch.utils.checkpoint` draws the same random numbers again by itself.
+        shares_host_memory: its memory is the host's.
         forks: it works in a forked child process.
         contiguous_because: why convolutions are kept in the contiguous layout; "": channels last is faster.
         compile_seconds: what compiling both towers at one size costs.
@@ -78,7 +80,9 @@ class Device(ABC):
     fused_attention: ClassVar[bool] = True
     fixed_shapes: ClassVar[bool] = True
     pinned_memory: ClassVar[bool] = False
+    held_copies: ClassVar[bool] = False
     checkpoint_keeps_rng: ClassVar[bool] = True
+    shares_host_memory: ClassVar[bool] = False
     forks: ClassVar[bool] = True
     contiguous_because: ClassVar[str] = ""
     compile_seconds: ClassVar[float] = 60

@@ -14,6 +14,7 @@ from .host_allocator import give_back_freed_memory
 class Cpu(Device):
     name = "cpu"
     is_host = True
+    shares_host_memory = True
     fused_optimizer = True
     fixed_shapes = False
     compile_seconds = 90

@@ -13,7 +13,10 @@ class Mps(Device):
     name = "mps"
     half_precisions = ("fp16", "bf16")
     fused_optimizer = True
+    late_metrics = True
+    held_copies = True
     fused_attention = False  # https://github.com/pytorch/pytorch/issues/179294
+    shares_host_memory = True
     checkpoint_keeps_rng = False
     forks = False  # https://github.com/pytorch/pytorch/issues/178037
     contiguous_because = "on MPS, channels-last convolutions are converted back and forth"

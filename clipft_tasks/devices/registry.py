@@ -23,13 +23,17 @@ def backends() -> list[Device]:
     return sorted(map(backend, REGISTRY.names()), key=lambda device: device.is_host)
 
 
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def moved(tensor: torch.Tensor, device: torch.device, *, held: bool = False) -> torch.Tensor:
     """A tensor on a device. The host does not wait for the copy where what it reads is not given away before.
 
-    Elsewhere it does: a copy to MPS that nobody waits for may read memory that was freed
-    (https://github.com/pytorch/pytorch/issues/189690).
+    Elsewhere it does, and on MPS that is a wait for all that was asked of the device: a copy that nobody waits for may read
+    memory that was freed (https://github.com/pytorch/pytorch/issues/189690).
+
+    Args:
+        held: whoever calls holds the tensor, or what it is a view of, until the device is known to have done what follows.
     """
-    return tensor.to(device, non_blocking=backend(device).pinned_memory)
+    known = backend(device)
+    return tensor.to(device, non_blocking=known.pinned_memory or (held and known.held_copies))
 
 
 @cache

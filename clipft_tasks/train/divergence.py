@@ -1,10 +1,41 @@
-"""What to say of a run whose numbers are none any more: the step, the rows, the layer, and the way out."""
+"""Runs whose numbers are none any more: which step, which rows, which layer, and the way out."""
 
 import math
+from dataclasses import dataclass
 
 from ..core.errors import ClipftError
+from .state import TrainingState
 from .step import Towers, first_bad_module
 from .step_log import Step
+
+MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
+
+
+@dataclass
+class StepJudge:
+    """Looks at the metrics of each step, in order, and counts those that overflowed.
+
+    Args:
+        scaled: the loss is scaled, so that a gradient which is not finite only says that the scale was too high.
+    """
+
+    towers: Towers
+    state: TrainingState
+    scaled: bool
+
+    def __call__(self, step: Step, metrics: dict[str, float]) -> bool:
+        """Whether the step overflowed, and was skipped. Raises ClipftError where it went wrong otherwise, or once too often."""
+        state = self.state
+        overflow = self.scaled and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["gradient_norm"])
+        state.in_a_row = state.in_a_row + 1 if overflow else 0
+        state.overflows += overflow
+        if self.scaled:
+            step.known["overflows"] = state.overflows
+        if state.in_a_row > MAX_OVERFLOWS:
+            raise always_overflows(step.number, state.in_a_row)
+        if not overflow and not all(map(math.isfinite, metrics.values())):
+            raise not_finite(self.towers, step, metrics)
+        return overflow
 
 
 def always_overflows(number: int, in_a_row: int) -> ClipftError:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ from . import step as steps
 from .best_epoch import BestEpoch
 from .checkpoints import Checkpoints
 from .distributed import ALONE, World
-from .divergence import always_overflows, not_finite
+from .divergence import StepJudge
 from .micro_batches import MicroBatches
 from .param_groups import ParamGroup, groups
 from .plan import EVERY, attention_policy
@@ -46,7 +46,6 @@ from .step_log import Log, Step, StepLog
 from .validation import ValidationResult
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP; a start model that has more (SigLIP) keeps what it has
-MAX_OVERFLOWS = 25  # in a row: then it is no longer the scale that is too high
 
 
 class StoppedError(TransientError):
@@ -87,7 +86,7 @@ def train(work: Work) -> dict[str, float]:
     """Fine-tune the model in place, from its newest checkpoint if there is one.
 
     Returns: metrics of the whole run: steps, the epoch whose weights are kept, pairs, pairs per second of this process, the
-        step resumed from, and how often memory was short or fp16 overflowed.
+        step resumed from, how often memory was short or fp16 overflowed, and the share of the time that checkpoints took.
     Raises:
         ClipftError: the loss is not finite (with step, rows and layer), one pair does not fit, or a checkpoint cannot be written.
         StoppedError: SIGTERM came; a checkpoint was written first.
@@ -121,7 +120,8 @@ def train(work: Work) -> dict[str, float]:
     pull = PullToStart(own, spec.l2_start) if spec.l2_start else None
     state = _beginning(work, own)
     half = plan.precision.value == "fp16"
-    log = StepLog(device.late_metrics and not half, partial(not_finite, towers))
+    late = device.late_metrics and steps.fused_step_skips(clip.device)
+    log = StepLog(late, StepJudge(towers, state, scaled=half))
     if checkpoint := work.checkpoints.latest():
         state.load(checkpoint["step"], checkpoint)
         say(f"Resumed at step {state.step} of {last}.")
@@ -139,10 +139,9 @@ def train(work: Work) -> dict[str, float]:
 
     def save() -> None:
         log.read()
-        rows = log.flush()
+        logged = partial(work.log, log.flush())  # after the checkpoint: what a resumed run repeats was not logged before
         if world.is_main_process:
-            work.checkpoints.save(state.step, state.state())
-            work.log(rows)  # after the checkpoint: what a resumed run repeats was not logged before
+            work.checkpoints.begin(state.step, state.state(), room=_room_to_copy(plan), then=logged)
 
     resident = all(map(state.micro_batches.fits, plan.sides))
     batches = loader.ahead(
@@ -151,10 +150,10 @@ def train(work: Work) -> dict[str, float]:
     began = saved = time.monotonic()
     pairs = side = 0
     stop = threading.Event()
-    with on_sigterm(stop.set):
+    with on_sigterm(stop.set), work.checkpoints:
         for number in progress(range(first, last), "steps", last - first) if world.is_main_process else range(first, last):
             waited = time.monotonic()
-            batch = next(batches)
+            batch = replace(next(batches), held=True)  # by its step, until that one's metrics are read
             data_seconds = time.monotonic() - waited
             rate = schedule.rate(number)
             _set_rates(state.optimizer, rate, schedule.heads_only(number))
@@ -168,30 +167,24 @@ def train(work: Work) -> dict[str, float]:
             world.sum_gradients(parameters, _computed_whole(work))
             state.scaler.unscale_(state.optimizer)
             norm = report["gradient_norm"] = steps.total_norm(parameters)
+            if half:
+                report["loss_scale"] = state.scaler.scale(torch.ones((), device=norm.device))
             limit = spec.grad_clip or math.inf
             values = torch.stack(list(report.values()))
             step = Step(number, batch, rate, list(report), values, {})
-            overflow = False
             if log.late:
                 steps.clip_and_skip(state.optimizer, values, norm, limit)
+                state.scaler.step(state.optimizer)
             else:
                 nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-                metrics = dict(zip(report, values.tolist(), strict=True))
-                overflow = half and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["gradient_norm"])
-                state.in_a_row = state.in_a_row + 1 if overflow else 0
-                state.overflows += overflow
-                if state.in_a_row > MAX_OVERFLOWS:
-                    raise always_overflows(number, state.in_a_row)
-                if not overflow and not all(map(math.isfinite, metrics.values())):
-                    raise not_finite(towers, step, metrics)
-            if not overflow:  # not every fused kernel skips such a step by itself
-                state.scaler.step(state.optimizer)
+                if not log.settle(step):  # not every fused kernel skips such a step by itself
+                    state.scaler.step(state.optimizer)
             state.scaler.update()  # halves the scale after an overflow
             with torch.no_grad():
                 model.logit_scale.clamp_(0, ceiling)
-            if pull and not overflow:
+            if pull:
                 pull(rate)
-            if state.average and not overflow:
+            if state.average:
                 state.average.update(clip)
 
             # What is known of it.
@@ -215,8 +208,6 @@ def train(work: Work) -> dict[str, float]:
                 "memory_gb": in_use / 2**30,
                 "flops_utilization": flops / world.size / plan.flops.measured.get("device_flops", math.inf),
             })  # fmt: skip
-            if half:
-                step.known.update({"loss_scale": state.scaler.get_scale(), "overflows": state.overflows})
             log.add(step)
             state.step = number + 1
 
@@ -231,10 +222,11 @@ def train(work: Work) -> dict[str, float]:
                     break
             if world.any(stop.is_set()):
                 save()
+                work.checkpoints.wait()
                 raise StoppedError(
                     f"Stopped by a signal at step {state.step} of {last}; the checkpoint is written and the next try resumes."
                 )
-            if state.step < last and time.monotonic() - saved >= work.checkpoints.due_after(spec.checkpoint_seconds):
+            if state.step < last and work.checkpoints.is_due(saved, spec.checkpoint_seconds):
                 save()
                 saved = time.monotonic()
         if first < last:
@@ -257,6 +249,7 @@ def train(work: Work) -> dict[str, float]:
         "pairs_per_second": pairs / seconds if pairs else 0.0,
         "overflows": state.overflows,
         "out_of_memory": state.micro_batches.failures,
+        "checkpoint_share": work.checkpoints.seconds / seconds if pairs else 0.0,
     }
 
 
@@ -302,6 +295,13 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
     )  # fmt: skip
 
 
+def _room_to_copy(plan: Plan) -> int:
+    """Bytes of the host's memory that a copy of the run's state may take."""
+    device, host = backend(plan.device.value), backend("cpu")
+    free = host.memory_free()
+    return min(free, plan.memory_limit - device.memory_used()) if device.shares_host_memory else free
+
+
 def _computed_whole(work: Work) -> list[nn.Parameter]:
     """Parameters whose gradient every process computes whole."""
     model = work.clip.model
@@ -332,7 +332,7 @@ def _gradient(
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:
-            with attention.use(attention_policy(work.plan.attention.value, device)):
+            with attention.use(attention_policy(work.plan.attention.value, device, work.plan.memory_limit)):
                 return steps.backward(
                     towers,
                     work.objective,
@@ -375,7 +375,7 @@ def _as_kept(work: Work, state: TrainingState, towers: Towers) -> Iterator[None]
     if average:
         clip.load_state(average.weights, some=True)
     clip.model.eval()
-    policy = attention_policy(work.plan.attention.value, backend(work.plan.device.value))
+    policy = attention_policy(work.plan.attention.value, backend(work.plan.device.value), work.plan.memory_limit)
     try:
         with towers.context(), attention.use(policy):
             yield

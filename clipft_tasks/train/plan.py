@@ -31,9 +31,14 @@ HEAD = 64  # width of an attention head, in nearly every tower
 EVERY: dict[Checkpointing, int] = {"none": 0, "some": 2, "all": 1}  # n-th block that is checkpointed
 
 
-def attention_policy(name: AttentionName, device: Device) -> Policy:
-    """Attention with what the device has to spare now; sequences so short that their scores keep little stay fused."""
-    return Policy(name, attention.affordable(device.memory_free()), attention.pays_from(HEAD))
+def attention_policy(name: AttentionName, device: Device, limit: int | None = None) -> Policy:
+    """Attention with what the device has to spare now; sequences so short that their scores keep little stay fused.
+
+    Args:
+        limit: bytes that training may use of the device.
+    """
+    free = device.memory_free() if limit is None else min(device.memory_free(), limit - device.memory_used())
+    return Policy(name, attention.affordable(free), attention.pays_from(HEAD))
 
 
 def reuse_or_make(

@@ -68,9 +68,9 @@ class Towers:
         images = self.clip.normalize(batch.augmented(part, self.clip.device)).contiguous(memory_format=self.layout)
         return self._run(self.image, images, seed)
 
-    def text_features(self, tokens: Tensor, seed: int) -> Tensor:
-        """Features of texts (p, d), fp32."""
-        tokens = moved(tokens, self.clip.device)
+    def text_features(self, tokens: Tensor, seed: int, *, held: bool = False) -> Tensor:
+        """Features of texts (p, d), fp32. held: see `moved`."""
+        tokens = moved(tokens, self.clip.device, held=held)
         encode = partial(by_length, self.text, pad=self.clip.pad) if self.clip.pays_by_length(tokens) else self.text
         return self._run(encode, tokens, seed)
 
@@ -112,7 +112,8 @@ def backward(
     def encode(number: int, towers: Towers = towers) -> Tensor:
         if number < len(image_parts):
             return towers.image_features(batch, image_parts[number], mixed(seed, world.rank, number))
-        return towers.text_features(own_texts[text_parts[number - len(image_parts)]], mixed(seed, world.rank, number))
+        part = own_texts[text_parts[number - len(image_parts)]]
+        return towers.text_features(part, mixed(seed, world.rank, number), held=batch.held)
 
     def gathered(features: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
         """Features of the parts, here and elsewhere, as those of all images and of all texts."""
@@ -182,7 +183,7 @@ def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs
     """What an objective sees of a batch: features of every image (n, d), and of its captions, each once (u, d)."""
     device = image.device
     # Copies that wait for the device would keep it idle until all that follows has been queued.
-    caption, label = moved(batch.caption, device), moved(batch.label, device)
+    caption, label = (moved(of, device, held=batch.held) for of in (batch.caption, batch.label))
     return Pairs(
         image=clip.similarity.embed_image(image),
         text=clip.similarity.embed_text(text)[caption],  # a repeated caption was encoded once
@@ -190,7 +191,7 @@ def as_pairs(clip: Clip, image: Tensor, text: Tensor, batch: Batch, start: Pairs
         scale=clip.model.logit_scale.exp(),
         captions=caption,
         labels=label,
-        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else moved(batch.new, device),
+        new=torch.zeros_like(label, dtype=torch.bool) if batch.new is None else moved(batch.new, device, held=batch.held),
         bias=getattr(clip.model, "logit_bias", None),
         start=start,
         progress=progress,
@@ -246,6 +247,23 @@ def clip_and_skip(optimizer: torch.optim.Optimizer, metrics: Tensor, norm: Tenso
     """
     optimizer.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
     optimizer.found_inf = (~metrics.isfinite().all()).float()  # type: ignore[attr-defined]
+
+
+def fused_step_skips(device: torch.device) -> bool:
+    """Whether the device's fused AdamW does what `clip_and_skip` asks of it; there were kernels that ignored both."""
+    parameter = nn.Parameter(torch.ones(8, device=device))
+    optimizer = torch.optim.AdamW([parameter], lr=0.5, betas=(0.5, 0.5), weight_decay=0.0, fused=True)
+    parameter.grad = torch.full_like(parameter, 4.0)
+    norm = torch.full((), 8.0, device=device)
+    clip_and_skip(optimizer, torch.full((1,), math.nan, device=device), norm, 2.0)
+    optimizer.step()
+    skipped = parameter.detach().clone()
+    clip_and_skip(optimizer, norm[None], norm, 2.0)
+    optimizer.step()
+    # A quarter of the gradient came through, and half of that is the first momentum.
+    found = torch.stack([skipped.min(), skipped.max(), optimizer.state[parameter]["exp_avg"].mean(), parameter.detach().max()])
+    least, most, momentum, after = found.tolist()
+    return bool(least == most == 1 and abs(momentum - 0.5) < 1e-3 and after < 1)
 
 
 def freeze_statistics(model: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Metrics of steps, from the device to the log."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ Row = tuple[int, dict[str, float]]  # step, metrics
 Log = Callable[[list[Row]], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
-    """A step whose metrics may still be on the device.
+    """A step whose metrics may still be on the device. It holds its batch, which the device may still read.
 
     Attributes:
-        values: on the device, by `names`.
+        values: on the device, by `names`; None once they were read.
         known: metrics that are known on the host.
     """
 
@@ -26,7 +25,7 @@ class Step:
     batch: Batch
     rate: float
     names: Sequence[str]
-    values: torch.Tensor
+    values: torch.Tensor | None
     known: dict[str, float]
 
 
@@ -36,16 +35,25 @@ class StepLog:
     Args:
         late: read a step's metrics while the next one runs, so that the device never waits for the host. Its optimizer must
             skip a step whose metrics are not finite by itself.
-        not_finite: the error for such a step and its metrics.
+        judge: looks at a step's metrics, as soon as they are read; says whether it overflowed, and raises where it went wrong.
     """
 
-    def __init__(self, late: bool, not_finite: Callable[[Step, dict[str, float]], Exception]) -> None:
-        self.late, self._not_finite = late, not_finite
+    def __init__(self, late: bool, judge: Callable[[Step, dict[str, float]], bool]) -> None:
+        self.late, self._judge = late, judge
         self._unread: deque[Step] = deque()
         self._read: list[Row] = []
 
+    def settle(self, step: Step) -> bool:
+        """Wait for a step's metrics. Returns whether it overflowed. Raises as the judge does."""
+        if step.values is None:
+            return False
+        metrics = dict(zip(step.names, step.values.tolist(), strict=True))
+        step.values = None
+        step.known.update(metrics)
+        return self._judge(step, metrics)
+
     def add(self, step: Step) -> None:
-        """Take a step's metrics. Raises for one before whose metrics are not finite."""
+        """Take a step's metrics. Raises for one before that went wrong."""
         self._unread.append(step)
         self._read_all_but(1 if self.late else 0)
 
@@ -55,7 +63,7 @@ class StepLog:
         self._read[-1][1].update(metrics)
 
     def read(self) -> None:
-        """Wait for all metrics. Raises for a step whose metrics are not finite."""
+        """Wait for all metrics. Raises for a step that went wrong."""
         self._read_all_but(0)
 
     def flush(self) -> list[Row]:
@@ -66,7 +74,5 @@ class StepLog:
     def _read_all_but(self, keep: int) -> None:
         while len(self._unread) > keep:
             step = self._unread.popleft()
-            metrics = dict(zip(step.names, step.values.tolist(), strict=True))
-            if self.late and not all(map(math.isfinite, metrics.values())):
-                raise self._not_finite(step, metrics)
-            self._read.append((step.number, metrics | step.known))
+            self.settle(step)
+            self._read.append((step.number, step.known))

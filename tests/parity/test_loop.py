@@ -15,7 +15,7 @@ from clipft_tasks.data import versioning
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.stages import ingest, version
-from clipft_tasks.train import loop, micro_batches
+from clipft_tasks.train import divergence, loop, micro_batches
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_is_counted(dataset, small_spec, 
 
 
 def test_fp16_that_always_overflows_stops_with_the_way_out(dataset, small_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "MAX_OVERFLOWS", 3)
+    monkeypatch.setattr(divergence, "MAX_OVERFLOWS", 3)
 
     def poison(work):
         work.clip.model.visual.proj.register_hook(lambda g: g * float("inf"))
