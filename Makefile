@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 COMPOSE := docker compose $(foreach p,$(or $(PROFILES),core monitoring),--profile $(p))
 
-.PHONY: help setup demo demo-drift up monitoring down status clean worker team-env team-up team-down team-status check coverage test extras test-team docs lint lock
+.PHONY: help setup demo demo-drift up monitoring down status clean worker team-env team-up team-down team-status check coverage test extras test-team bench-mac docs lint lock
 
 help:  ## explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,8 +20,7 @@ help:  ## explain the targets
 setup: $(STAMP)  ## make .venv with everything pinned
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Error: Python {v[0]}.{v[1]} is not one of 3.11 to 3.13. Install one and run: make PYTHON=python3.12 $(or $(MAKECMDGOALS),setup)")'
-	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; sys.exit(0 if free > 9 or sys.platform == "darwin" and free > 4 else f"Error: {free:.1f} GiB are free here and the packages need 9. Free some, or clone to another disk.")'
+	@$(PYTHON) deploy/local/can_install.py "$(or $(MAKECMDGOALS),setup)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (a few minutes the first time)…"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
@@ -51,7 +50,7 @@ clean:  ## stop the stack and remove what it kept under .clipft (data sets and m
 	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack clean || rm -rf .clipft
 
 worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a CUDA box, or any other machine)
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Error: Python {v[0]}.{v[1]} is not one of 3.11 to 3.13. Install one and run: make PYTHON=python3.12 worker")'
+	@$(PYTHON) deploy/local/can_install.py worker
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable ".[worker]"
@@ -76,15 +75,16 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest
 
-# Longest first and three at a time, since each waits for its servers half of the time: whoever is done takes the next. By folder, since all of e2e
-# shares one installation. What failed is said once more at the end, where one looks first.
+# Longest first and three at a time, since each waits for its servers half of the time: whoever is done takes the next. By folder, since
+# all of e2e shares one installation. The folder's name is $$0 of bash, since xargs of macOS puts names into short arguments alone. What
+# failed is said once more at the end, where one looks first.
 LONGEST = e2e behaviour parity
 PARTS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(patsubst tests/%/,%,$(dir $(wildcard tests/*/test_*.py)))))
 LOGS = build/tests
 test: setup  ## every test, from unit to end to end (but test-team and the marked long runs); each line begins with its folder
 	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log
-	@printf '%s\n' $(PARTS) | xargs -P 3 -I {} \
-	  bash -o pipefail -c '$(PYTEST) --durations 25 tests/{} 2>&1 | tee $(LOGS)/{}.log | awk "{print \"{}: \" \$$0; fflush()}"'; \
+	@printf '%s\n' $(PARTS) | xargs -P 3 -n 1 \
+	  bash -o pipefail -c '$(PYTEST) --durations 25 "tests/$$0" 2>&1 | tee "$(LOGS)/$$0.log" | awk -v part="$$0" "{print part \": \" \$$0; fflush()}"'; \
 	ended=$$?; for part in $(PARTS); do grep -hE "^(FAILED|ERROR) " $(LOGS)/$$part.log; echo "$$part: $$(tail -n 1 $(LOGS)/$$part.log)"; done; exit $$ended
 
 check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
@@ -99,6 +99,10 @@ extras: setup  ## each extra installed alone, from the package index
 
 test-team: setup  ## the team's deployment as plain processes in network namespaces (Linux, root; many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
+
+# caffeinate keeps a Mac awake for as long as it runs.
+bench-mac: setup  ## on a Mac: what only a Mac can show, in 15 minutes, as a page that says what to send where (QUICK=1: 3 minutes, anywhere)
+	@$(shell command -v caffeinate >/dev/null && echo caffeinate -i) $(BIN)/python -m bench.mac $(if $(QUICK),--quick)
 
 docs: setup  ## the documentation site, into build/docs, without network; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from clipft_tasks.devices.hardware import usable_cores
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     print("| stage | seconds |\n|---|---|")
     for stage, seconds in summary["seconds"].items():
         print(f"| {stage} | {seconds:.0f} |")
-    machine = {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))}
+    machine = {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()}
     print(json.dumps({**machine, "seconds": summary["seconds"], "scores": summary["scores"]}))
 
 

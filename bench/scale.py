@@ -22,6 +22,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from clipft_tasks.devices.hardware import usable_cores
+
 SECONDS, CLIENTS = 20.0, 8
 
 
@@ -53,7 +55,7 @@ def main() -> None:
     print("| | |\n|---|---|")
     for name, value in out.items():
         print(f"| {name} | {value:,} |")
-    print(json.dumps(out | {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}))
+    print(json.dumps(out | {"cores": usable_cores(), "load": os.getloadavg()[0]}))
 
 
 def measure(place: Path) -> dict[str, float]:

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from clipft_tasks.devices.hardware import usable_cores
+
 PROJECT = Path(__file__).resolve().parents[1]
 WORKERS = ("left", "right")
 
@@ -67,11 +69,7 @@ def main() -> None:
     for name, f in out.items():
         cells = ("at_once", "wall_seconds", "median_seconds", "seconds_a_task_and_slot", "tasks_per_hour")
         print(f"| {name} | {' | '.join(f'{f[c]:g}' for c in cells)} |")
-    print(
-        json.dumps(
-            out | {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "interpreters": given.interpreters}
-        )
-    )
+    print(json.dumps(out | {"cores": usable_cores(), "load": os.getloadavg()[0], "interpreters": given.interpreters}))
 
 
 if __name__ == "__main__":

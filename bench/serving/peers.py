@@ -111,7 +111,9 @@ def environment(peer: Peer, place: Path) -> Path:
 class Running:
     """A server that answers, with all its processes."""
 
-    def __init__(self, peer: Peer, tower: str, package: Path, place: Path, port: int, cores: int) -> None:
+    def __init__(
+        self, peer: Peer, tower: str, package: Path, place: Path, port: int, cores: int, device: str = "cpu"
+    ) -> None:  # fmt: skip
         if tower in peer.fails_at:
             raise CannotRunError(peer.fails_at[tower])
         python = environment(peer, place)
@@ -120,7 +122,7 @@ class Running:
         threads = max(1, cores // 2) if "2 workers" in peer.name else cores
         env = os.environ | {
             "PYTHONPATH": str(PROJECT), "BENCH_PACKAGE": str(package), "BENCH_THREADS": str(threads), "HF_HUB_OFFLINE": "1",
-            "CLIPFT_HOME": str(package.parent), "CLIPFT_SERVING_DEVICE": "cpu", "CLIPFT_THREADS": str(cores), "OMP_NUM_THREADS": str(threads),
+            "CLIPFT_HOME": str(package.parent), "CLIPFT_SERVING_DEVICE": device, "CLIPFT_THREADS": str(cores), "OMP_NUM_THREADS": str(threads),
             "MLFLOW_TRACKING_URI": f"sqlite:///{package.parent}/mlflow/mlflow.db", "MLFLOW_DISABLE_TELEMETRY": "true",
         } | peer.env  # fmt: skip
         self.log = place / f"{peer.name.split(',')[0]}.log"

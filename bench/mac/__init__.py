@@ -1,0 +1,1 @@
+"""What a Mac shows in a quarter of an hour: python -m bench.mac, or `make bench-mac`."""
