@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.can_install import MACOS
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(900)]
@@ -88,3 +90,19 @@ def test_an_extra_installs_alone_and_what_it_is_for_imports(wheel: Path, extra: 
     env = kept | {"CLIPFT_HOME": str(tmp_path / "home"), "AIRFLOW_HOME": str(tmp_path / "airflow")}
     done = subprocess.run([str(python), "-c", PROGRAMS[extra]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+SOURCES_ONLY = ("antlr4-python3-runtime", "jsonpath-rw")  # in Python alone, so that anything can build them
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+def test_the_lock_has_packages_for_the_oldest_macos_that_is_supported(python, tmp_path):
+    """macOS 14 on arm64; nothing is downloaded but what the index says of each package."""
+    command = [uv(), "pip", "install", "--dry-run", "--no-deps", "--only-binary", ":all:", "--target", str(tmp_path)]
+    for package in SOURCES_ONLY:
+        command += ["--no-binary", package]
+    command += ["--python-platform", "aarch64-apple-darwin", "--python-version", python, "--requirement", "requirements.lock"]
+    env = os.environ | {"MACOSX_DEPLOYMENT_TARGET": f"{MACOS}.0"}
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "torch==" in done.stderr and "Would install" in done.stderr
