@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from .base import Record, VersionedRecord
+from .few_shot import FewShot
 
 
 class Resolutions(Record):
@@ -41,6 +42,7 @@ class ModelCard(VersionedRecord):
         objective, spec: as they were written by the release that trained; nothing here looks inside.
         similarity: how embeddings are compared, by its name in the menu.
         dimensions: lengths that embeddings may be cut to.
+        few_shot: how the classes were fitted to a few images, where they were.
         run_id, key: MLflow run, and identity of the work.
     """
 
@@ -63,6 +65,7 @@ class ModelCard(VersionedRecord):
     run_id: str
     key: str
     blend: Blend | None = None
+    few_shot: FewShot | None = None
 
     @classmethod
     def upgraded(cls, data: dict[str, Any], written: int) -> dict[str, Any]:

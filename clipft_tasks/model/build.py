@@ -30,6 +30,7 @@ from .package import (
     preprocessing_of,
     read_card,
     read_config,
+    read_learned,
     read_preprocessing,
     weights_digest,
 )
@@ -82,7 +83,7 @@ def prepare(clip: Clip, spec: RunSpec) -> Clip:
     if spec.objective.temperature:
         clip.model.logit_scale.data.fill_(-math.log(spec.objective.temperature))
     clip.config["preprocess_cfg"] |= {"resize_mode": RESIZE_MODE[spec.resolution.aspect]}
-    clip.preprocessing = preprocessing_of(get_domain(spec.domain))
+    clip.preprocessing, clip.learned = preprocessing_of(get_domain(spec.domain)), {}  # a training begins with the prompts
     return set_side(clip, spec.resolution.side)
 
 
@@ -148,7 +149,7 @@ def from_folder(folder: Path, *, source: str) -> Clip:
     clip = Clip(model, tokenizer, read_config(folder), source, weights_digest(folder / WEIGHTS), folder)
     clip.similarity = open_similarity(folder, clip.embed_dim)
     if (folder / CARD).exists():
-        clip.preprocessing = read_preprocessing(folder)
+        clip.preprocessing, clip.learned = read_preprocessing(folder), read_learned(folder)
         if clip.tower.keeps_grid:
             clip.made_for = read_card(folder).resolutions.serve
     return clip

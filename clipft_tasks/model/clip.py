@@ -133,6 +133,7 @@ class Clip:
             for; None where it is of no domain yet.
         made_for: side of the images that it is for, where its configuration says another: that of a grid that it keeps.
         adapter: what a training with low-rank updates made of its start model, merged by now.
+        learned: embeddings (d,) of classes that were fitted to a few images, by name; they stand in place of what the prompts give.
         image_runners: what runs the image tower in place of torch in `encode_images`, by side, see `backends`.
         text_runner: likewise the text tower in `encode_texts`.
     """
@@ -147,6 +148,7 @@ class Clip:
     preprocessing: Preprocessing | None = None
     made_for: int | None = None
     adapter: "Adapter | None" = None
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)
     image_runners: dict[int, Runner] = field(default_factory=dict)
     text_runner: Runner | None = None
 
@@ -346,12 +348,18 @@ class Clip:
         return torch.cat([self._halving(encode, part, what) for part in inputs.split(-(-count // 2))])
 
     def class_embeddings(self, classes: Sequence[str], templates: Sequence[str] = ()) -> torch.Tensor:
-        """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe.
+        """One embedding per class (n, embed_dim): the mean over the prompt templates, as in CLIP's zero-shot recipe, or what was
+        learned of the class.
 
         Args:
-            templates: in place of the model's own.
+            templates: in place of the model's own; then nothing learned counts.
         """
+        known = self.learned
+        if known and templates and tuple(templates) != tuple(self.prepared().prompts):
+            known = {}
         templates = templates or self.prepared().prompts
-        texts = [template.format(spoken(name)) for name in classes for template in templates]
-        embedded = self.encode_texts(texts).view(len(classes), len(templates), -1)
-        return self.similarity.mean(embedded, 1)
+        asked = [name for name in classes if name not in known]
+        texts = [template.format(spoken(name)) for name in asked for template in templates]
+        embedded = self.encode_texts(texts).view(len(asked), len(templates), -1) if asked else torch.zeros(0, 1, self.embed_dim)
+        means = iter(self.similarity.mean(embedded, 1))
+        return torch.stack([known[name].to(self.device) if name in known else next(means) for name in classes])

@@ -4,6 +4,7 @@
     open_clip_model.safetensors
     config.json, tokenizer*    of a transformers text tower, when the model has one
     similarity.safetensors     what the similarity learned, when it learns something; the card names it
+    classes.safetensors        embeddings of the card's classes that were fitted to a few images, where they were
     preprocessing.json         the rest of preprocessing: how deep gray is read, how classes are worded
     card.json                  format, domain, data version, resolutions, objective, scores, lineage
     calibration.json           how sure its answers may be; none where no validation row has a label
@@ -31,6 +32,7 @@ from typing import Any, TypeVar
 import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..contracts.base import VersionedRecord
@@ -51,6 +53,7 @@ from .similarity import make as make_similarity
 WEIGHTS = "open_clip_model.safetensors"
 SIMILARITY = "similarity.safetensors"
 CONFIG = "open_clip_config.json"
+CLASSES = "classes.safetensors"
 CARD = "card.json"
 PREPROCESSING = "preprocessing.json"
 CALIBRATION = "calibration.json"
@@ -141,6 +144,24 @@ def read_calibration(folder: Path) -> Calibration | None:
     return _read(folder, CALIBRATION, Calibration) if (folder / CALIBRATION).exists() else None
 
 
+def read_learned(folder: Path) -> dict[str, torch.Tensor]:
+    """Embeddings (d,) of the classes that a package's model was fitted to, by name; {} where its prompts word them.
+
+    Raises: ClipftError as `read_card`, and where they are not those of the card's classes.
+    """
+    if not (folder / CLASSES).exists():
+        return {}
+    card = read_card(folder)
+    try:
+        found = load_file(folder / CLASSES)["embeddings"]
+        if found.shape != (len(card.classes), card.embed_dim):
+            raise ValueError(f"of shape {tuple(found.shape)}, for {len(card.classes)} classes")
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        why = f"{CLASSES} does not hold an embedding of each class ({error})"
+        raise ClipftError(f"model package {folder}", why, "Register the model again.", code="package.invalid") from error
+    return dict(zip(card.classes, found, strict=True))
+
+
 def read_preprocessing(folder: Path) -> Preprocessing:
     """How a package's model wants its images read and its classes worded.
 
@@ -197,6 +218,9 @@ def write_package(
         write_model(building, clip)
         if learned := {k: v.detach().cpu().contiguous() for k, v in clip.similarity.state_dict().items()}:
             save_file(learned, building / SIMILARITY, metadata={"format": "pt"})
+        if clip.learned:
+            fitted = torch.stack([clip.learned[name] for name in card.classes]).detach().cpu().contiguous()
+            save_file({"embeddings": fitted}, building / CLASSES, metadata={"format": "pt"})
         records = {CARD: card, PREPROCESSING: preprocessing, RECORDED_ANSWERS: recorded, CALIBRATION: calibration}
         for name, record in records.items():
             if record:

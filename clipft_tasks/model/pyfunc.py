@@ -2,7 +2,8 @@
 open_clip, and clipft only for a model that compares by something else than cosines and for gray deeper than 8 bits.
 
 Input: a table with a column `image` (bytes, base64 text or a path) and/or `text`. Output: a table with the embeddings
-(`image_embedding`, `text_embedding`; unit vectors for cosines) and, when a row has both, their `similarity`.
+(`image_embedding`, `text_embedding`; unit vectors for cosines) and, when a row has both, their `similarity`. Of a model whose classes
+were fitted to a few images also `class_similarity` with each, in the order of the card, and the best one as `label`.
 """
 
 import base64
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 
@@ -38,6 +40,8 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         preprocess = PreprocessCfg(**{**config["preprocess_cfg"], "size": side})
         self.transform = image_transform_v2(preprocess, is_train=False)
         self.decode = decoder(folder)
+        self.classes, learned = card["classes"], folder / "classes.safetensors"
+        self.learned = load_file(learned)["embeddings"] if learned.exists() else None
         self.similarity = None
         if card.get("similarity", "cosine") != "cosine":
             try:
@@ -55,6 +59,9 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
                 out["image_embedding"] = (
                     self.similarity.embed_image(features) if self.similarity else normalize(features, dim=-1)
                 )
+                if self.learned is not None:
+                    scores = out["image_embedding"] @ self.learned.T
+                    labels = [self.classes[best] for best in scores.argmax(dim=1).tolist()]
             if "text" in model_input:
                 tokens = self.tokenizer(model_input["text"].tolist())
                 features = self.model.encode_text(tokens, normalize=False)
@@ -65,6 +72,8 @@ class ClipModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         if not out:
             raise ValueError("the input has neither a column 'image' nor a column 'text'")
         table = {name: value.tolist() for name, value in out.items()}
+        if "image_embedding" in out and self.learned is not None:
+            table |= {"class_similarity": scores.tolist(), "label": labels}
         if len(out) == 2:
             table["similarity"] = alike.tolist()
         return pd.DataFrame(table)

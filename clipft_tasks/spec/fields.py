@@ -25,6 +25,7 @@ ADDED: Mapping[str, object] = {
     "train.rate_factor": 1.0,
     "train.beta2": 0.999,
     **{"train.lora_text_rank": None, "train.lora_alpha": None, "train.lora_variant": "plain"},
+    "train.method": "recipe",
 }
 OPTIONS = "objective.options"  # a mapping of its own: `objective.options.NAME` is one entry of it
 

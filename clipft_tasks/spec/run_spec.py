@@ -105,6 +105,14 @@ class RunSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _few_shot(self) -> Self:
+        given = {"tune.trials": self.tune.trials, "blend.points": self.blend.points, "train.lora_rank": self.train.lora_rank,
+                 "objective.dimensions": self.objective.dimensions}  # fmt: skip
+        if self.train.method == "few_shot" and (unused := [name for name, value in given.items() if value]):
+            raise ValueError(f"train.method = few_shot has no use for {', '.join(unused)}: leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _sizes_of_rules(self) -> Self:
         for rule in self.gate.rules:
             if isinstance(rule.size, int) and self.resolution.evaluate and rule.size not in self.resolution.evaluate:

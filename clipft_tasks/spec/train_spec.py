@@ -11,6 +11,13 @@ from .section import Section, settled
 class TrainSpec(Section):
     """The optimization."""
 
+    method: Literal["recipe", "few_shot"] = Field(
+        "recipe",
+        description=(
+            "`recipe` trains with the fields below; `few_shot`, for 1 to 16 images a class, chooses between what the prompts say, "
+            "classifiers fitted to the images' embeddings, and short trainings, and needs no validation rows (docs/training.md)"
+        ),
+    )
     epochs: int = Field(8, ge=1, le=1000, description="passes over the training split")
     batch: int = Field(
         64, ge=2, le=65536, title="Batch, in pairs", description="effective batch, in pairs; what the objective sees at once"

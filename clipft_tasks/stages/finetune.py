@@ -27,10 +27,13 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
     version = versioning.find(planned.dataset, spec.domain)
     clip = build.load(planned.start, domain=spec.domain)
     key = work_key(spec, version, clip.digest)
+    how = (
+        f"with `{spec.objective.name}` for {spec.train.epochs} epochs" if spec.train.method == "recipe" else "as few-shot says"
+    )
     tags = {"clipft.domain": spec.domain, "clipft.dataset": version.tag, "clipft.revision": version.revision,
             "clipft.start": clip.source, "clipft.dag_run": dag_run,
-            "mlflow.note.content": f"{clip.source}, fine-tuned on {version.tag} ({version.card.counts['train']} rows) with "
-                                   f"`{spec.objective.name}` for {spec.train.epochs} epochs at {spec.resolution.side} px."}  # fmt: skip
+            "mlflow.note.content": f"{clip.source}, fine-tuned on {version.tag} ({version.card.counts['train']} rows) {how} at "
+                                   f"{spec.resolution.side} px."}  # fmt: skip
     with tracking.retryable():
         mlflow_run = tracking.get_or_create_run(spec.domain, key, f"{version.tag} from {clip.source}", tags)
         tracking.log_dataset(

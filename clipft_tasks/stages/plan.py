@@ -41,8 +41,9 @@ def run(spec: RunSpec) -> PlanResult:
     for name, decision in defaults.items():
         say(f"{name}: {decision}")
     rows = dataset.card.counts["train"]
-    for warning in advice.advice(spec, clip, max(1, rows // min(rows, spec.train.batch)) * spec.train.epochs):
-        say(f"Warning: {warning}")
+    if spec.train.method == "recipe":
+        for warning in advice.advice(spec, clip, max(1, rows // min(rows, spec.train.batch)) * spec.train.epochs):
+            say(f"Warning: {warning}")
     for line in made.lines():
         say(line)
     return PlanResult(dataset=dataset.tag, start=start, digest=digest, temperature=temperature, plan=made, settled=values)

@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 
 from .. import tracking
+from ..contracts.few_shot import FewShot
 from ..contracts.model_card import Blend, ModelCard, Resolutions, Tokenizer
 from ..contracts.stages import TuneResult
 from ..data.decoded_cache import decoded
@@ -20,6 +21,7 @@ from ..model.clip import Clip
 from ..model.held_out import HeldOut
 from ..model.package import write_package
 from ..spec import RunSpec
+from . import few_shot as few_shot_fit
 from . import launch
 from .launch import Job
 from .schedule import sides
@@ -43,11 +45,16 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
         if tuned and tuned.values:
             mlflow.log_dict(tuned.to_json(), "tuning.json")
         log = launch.run_logger(run_id)
-        metrics = launch.train(job, clip, log)
+        fitted = None
+        if spec.train.method == "few_shot":
+            metrics, fitted = few_shot_fit.fit(job, clip, dataset)
+            mlflow.log_dict(fitted.to_json(), "few_shot.json")
+        else:
+            metrics = launch.train(job, clip, log)
         log.flush()
         mlflow.log_metrics({k: v for k, v in metrics.items() if k not in COUNTS and (k != "pairs_per_second" or v)})
         mlflow.set_tags({f"clipft.{k}": f"{metrics[k]:g}" for k in COUNTS if k in metrics})
-        package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key)
+        package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key, few_shot=fitted)
         if clip.adapter:
             mlflow.log_artifacts(str(clip.adapter.write(job.folder / "adapter", package)), "adapter")
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
@@ -57,7 +64,8 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
 
 
 def write_candidate(
-    spec: RunSpec, clip: Clip, dataset: Dataset, folder: Path, run_id: str, key: str, blend: Blend | None = None
+    spec: RunSpec, clip: Clip, dataset: Dataset, folder: Path, run_id: str, key: str, blend: Blend | None = None,
+    few_shot: FewShot | None = None,
 ) -> Path:  # fmt: skip
     """Write a candidate's package."""
     clip.to("cpu")
@@ -87,6 +95,7 @@ def write_candidate(
         run_id=run_id,
         key=key,
         blend=blend,
+        few_shot=few_shot,
     )
     return write_package(
         folder,

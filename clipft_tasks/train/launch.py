@@ -133,6 +133,11 @@ def train(job: Job, clip: Clip, log: Log, after_epoch: AfterEpoch | None = None)
     return dict(json.loads((job.folder / "metrics.json").read_text()))
 
 
+def train_rows(job: Job, clip: Clip, dataset: versioning.Dataset) -> dict[str, float]:
+    """Train `clip` in place and in this process on the rows of a data set as it is given, unwatched. Returns the loop's metrics."""
+    return loop.train(_work(job, clip, lambda rows: None, distributed.ALONE, dataset=dataset))
+
+
 def _in_processes(job: Job) -> int:
     """Run a job under torchrun; its exit code."""
     stop = job.folder / "stop"
@@ -196,9 +201,10 @@ def _work(
     world: distributed.World,
     after_epoch: AfterEpoch | None = None,
     saved: Callable[[Path], None] | None = None,
+    dataset: versioning.Dataset | None = None,
 ) -> loop.Work:
     spec, domain = job.spec, get_domain(job.spec.domain)
-    dataset = versioning.fetch(versioning.find(job.dataset, spec.domain))
+    dataset = dataset or versioning.fetch(versioning.find(job.dataset, spec.domain))
 
     data = TrainingData.open(
         dataset, clip, domain.augment, split="train", largest=max(sides(spec.resolution, clip.tower.multiple)), batch=spec.train.batch,

@@ -72,6 +72,14 @@ class LoadedModel:
         with torch.inference_mode():
             return self.clip.class_embeddings(classes).cpu().numpy()
 
+    def learned_classes(self, classes: list[str]) -> dict[str, np.ndarray]:
+        """Those of some classes whose embeddings were fitted to images and are no mean over prompts: (d,) each."""
+        own = self.class_embeddings if self.clip.learned else None
+        if own is None:
+            return {}
+        place = {name: number for number, name in enumerate(self.classes)}
+        return {name: own[place[name]] for name in classes if name in place}
+
     def prompts_of(self, classes: list[str]) -> list[str]:
         """What the package's prompt templates make of classes: those of the first, then those of the second, …"""
         return [template.format(name) for name in classes for template in self.clip.prepared().prompts]

@@ -278,7 +278,8 @@ class InferenceService:
 
     async def _embed_classes(self, model: LoadedModel, classes: list[str]) -> np.ndarray:
         """Embeddings (c, d) of classes of the caller's own over the package's prompts; those asked before are remembered."""
-        found = model.known_classes.found(classes)
+        found = model.learned_classes(classes)
+        found |= model.known_classes.found([name for name in classes if name not in found])
         missing = [name for name in classes if name not in found]
         self._count_remembered("classes", len(found), len(missing))
         for start in range(0, len(missing), CLASSES_AT_ONCE):  # whoever asks again after a deadline goes on from there

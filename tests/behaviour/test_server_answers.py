@@ -20,7 +20,7 @@ from clipft_tasks.data.images import square
 from clipft_tasks.drift import model_search
 from clipft_tasks.model import recorded_answers
 from clipft_tasks.model import similarity as similarities
-from clipft_tasks.model.package import RECORDED_ANSWERS, read_calibration
+from clipft_tasks.model.package import CLASSES, RECORDED_ANSWERS, read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,28 @@ def test_classify_ranks_the_classes_over_the_domains_prompts(server, plain, clas
     assert [p["label"] for p in given] == [names[i] for i in cosines.argmax(1)]
     assert close([p["probability"] for p in given], odds.max(1))
     assert [p["label"] for p in given] == ["red square", "blue square"] * 2
+
+
+def test_classes_fitted_to_images_answer_for_themselves_also_among_others(server, plain):
+    """They stand in for what the prompts say wherever they are named; any other class is worded by the prompts."""
+    own = plain["2"].card.classes
+    rows = np.random.default_rng(0).normal(size=(len(own), 32)).astype(np.float32)
+    fitted = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    place = package("2") / CLASSES
+    save_file({"embeddings": fitted}, place)
+    try:
+        assert server.put("2").status_code == 200
+        for classes in (None, [own[1], "a purple star", own[0]]):
+            asked = {} if classes is None else {"classes": classes}
+            answer = server.post("/v1/classify", {"images": IMAGES, **asked}).json()["predictions"]
+            texts = dict(zip(own, fitted.numpy(), strict=True))
+            texts["a purple star"] = plain["2"].classes(["a purple star"])[0]
+            names = classes or own
+            expected = plain["2"].images() @ np.stack([texts[name] for name in names]).T
+            assert close([[p["scores"][name] for name in names] for p in answer], expected)
+    finally:
+        place.unlink()
+        server.put("1")
 
 
 def test_a_heatmap_says_where_the_model_looked_and_changes_nothing_of_the_answer(server, plain):
