@@ -55,6 +55,7 @@ def test_whatever_one_row_raises_is_its_reason_and_the_others_go_on(home, tmp_pa
     assert "Look at this: All rows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_medical_rows_without_groups_are_a_visible_warning(home, tmp_path, tiny):
     table = write_images(tmp_path / "source", 20)
     for path in table.parent.glob("*.png"):

@@ -239,6 +239,7 @@ def test_a_full_disk_is_said_plainly_and_leaves_no_half_shard(home, images, monk
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_file_system_that_fills_up_in_the_middle_leaves_no_half_shard(home, tmp_path):
     """The real thing, in a process whose files may not grow beyond 200 kB: a shard of 600 kB breaks off in the middle."""
     table = write_images(tmp_path / "large", 2)

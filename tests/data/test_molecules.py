@@ -134,6 +134,7 @@ def test_near_relatives_share_a_group(one, other, same):
 # The chain ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_molecules_become_a_dataset_version(home, tiny):
     spec = spec_of(f"molecules:{COUNT}", **{"model.start": str(tiny)})
     result = ingest.run(spec)

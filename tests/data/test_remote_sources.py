@@ -239,6 +239,7 @@ def test_a_folder_of_any_store_is_read_and_follows_what_the_store_holds(as_csv, 
         store.rm("/lab", recursive=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="SeaweedFS is installed on Linux only")
 def test_objects_of_s3_are_a_source_of_every_reader_of_files(as_csv, images, home, allow, monkeypatch, tmp_path):
     shutil.copytree(images.parent, tmp_path / "all" / "set")

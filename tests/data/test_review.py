@@ -54,6 +54,7 @@ def spec(home, tmp_path, tiny) -> RunSpec:
     return RunSpec.from_flat(small(table, tiny))
 
 
+@pytest.mark.slow
 def test_a_review_from_the_page_to_the_next_version_and_the_next_ingest(spec, tmp_path):
     version.run(spec, ingest.run(spec).staging)
     found = review.run(spec, most=10)
