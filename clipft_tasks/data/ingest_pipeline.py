@@ -322,10 +322,11 @@ def take(
     """
     taken: dict[str, TakenRow] = {}
     rejected: dict[int, RejectedRow] = {}  # by position in the source
-    places = {r.sha256: shards.Place(r.shard, int(r.offset), int(r.length)) for r in earlier.itertuples()}
-    known = dict(described) | {
-        r.sha256: Described(int(r.width), int(r.height), r.mode, r.format, r.phash) for r in earlier.itertuples()
-    }
+    known, places = dict(described), dict[str, shards.Place]()
+    columns = ("sha256", "shard", "offset", "length", "width", "height", "mode", "format", "phash")
+    for sha256, shard, offset, length, *seen in zip(*(earlier[name].to_numpy(object) for name in columns), strict=True):
+        places[sha256] = shards.Place(shard, int(offset), int(length))
+        known[sha256] = Described(int(seen[0]), int(seen[1]), *seen[2:])
     names: dict[str, int] = {}
 
     def reject(number: int, row: Row, reason: str, kind: str) -> None:

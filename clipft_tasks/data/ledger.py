@@ -61,7 +61,7 @@ class Ledger:
     @cached_property
     def splits(self) -> dict[str, str]:
         """The split of each image, by sha256."""
-        return dict(zip(self.frame["sha256"], self.frame["split"], strict=True))
+        return dict(zip(*(self.frame[name].to_numpy(object) for name in ("sha256", "split")), strict=True))
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def place(
         rows: sha256, phash, group, label, and split: the source's own or "".
         shares, seed: as in `splits.assign`.
     """
+    rows, ledger = rows.astype(object), Ledger(ledger.frame.astype(object))  # which is quicker to go through one by one
     known = pd.concat([rows[["sha256", "phash", "group"]], ledger.frame[["sha256", "phash", "group"]]], ignore_index=True)
     component = _components(known, alike)
     here, held = component[: len(rows)], defaultdict(set)

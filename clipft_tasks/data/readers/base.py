@@ -1,5 +1,7 @@
 """What a reader is, and what it makes of its source."""
 
+import errno
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -102,7 +104,6 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
     root = root if isinstance(root, Root) else Root(root)
     try:
         name.encode()
-        absolute = Path(name).is_absolute()
         path = (root / name).resolve()
         if "\\" in name and not path.exists():  # as Windows writes paths
             path = (root / name.replace("\\", "/")).resolve()
@@ -111,12 +112,16 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
     if not root.holds(path):
         outside = f"path {name!r} is absolute and not below {root}; see data.images_root"
         linked = f"path {name!r} leads outside {root}; see data.links_root"
-        raise BadImageError(outside if absolute else linked, "outside the source")
-    if not path.is_file():
-        if not path.exists():
-            raise BadImageError(f"no such file: {name}", "no such file")
+        raise BadImageError(outside if Path(name).is_absolute() else linked, "outside the source")
+    try:
+        about = path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise BadImageError(f"no such file: {name}", "no such file") from error
+    if not stat.S_ISREG(about.st_mode):
         raise BadImageError(f"{name} is not a plain file", "not a plain file")
-    if (size := path.stat().st_size) > limit:
-        raise BadImageError(f"{name} has {size:,} bytes, more than the limit of {limit:,}", "too large")
+    if about.st_size > limit:
+        raise BadImageError(f"{name} has {about.st_size:,} bytes, more than the limit of {limit:,}", "too large")
     data = path.read_bytes()
     return data if as_it_is else as_image(data)

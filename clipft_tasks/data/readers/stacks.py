@@ -25,10 +25,10 @@ def is_volume(path: PurePath) -> bool:
 def images_of(root: Path | Root, name: str, frames: str, account: Account) -> list[tuple[str, partial[bytes]]]:
     """(what is added to the name, how the bytes are read) of each image of a file below `root` that is taken."""
     read: partial[bytes] = partial(read_inside, root, name)
-    path = PurePath(name)
-    if is_volume(path):
+    ending = name.lower()
+    if ending.endswith(NIFTI):
         page, count, auto = partial(_slice, root, name), _slices(root, name), "middle"
-    elif path.suffix.lower() in (".tif", ".tiff"):
+    elif ending.endswith((".tif", ".tiff")):
         page, count, auto = partial(_page, root, name), _pages(root, name), "first"
         if count == 1:
             return [("", read)]
