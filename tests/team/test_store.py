@@ -1,6 +1,5 @@
 """Who gets what from the object store: the Compose file's command and identities, and the worker gateway's signature for the gateway."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import grpc
 import httpx
 import pytest
 from botocore.exceptions import ClientError
+from fixtures.object_store import free_ports
 
 from deploy.compose import secrets
 from serving.worker_gateway.object_signing import ObjectSigner
@@ -58,22 +58,6 @@ def command(team, folder, s3, *inner):
     said = [a.replace("/etc/seaweedfs", str(folder)).replace("-s3.port=8333", f"-s3.port={s3}") for a in said]
     parts = ("master", "volume", "filer")
     return said + [f"-{part}.port={port}" for part, port in zip(parts, inner, strict=True)]
-
-
-def free_ports(count):
-    """Ports that are free, and those 10,000 above them (gRPC) too."""
-    found = []
-    for port in range(20_000, 50_000):
-        with socket.socket() as http, socket.socket() as inner:
-            try:
-                http.bind(("0.0.0.0", port))
-                inner.bind(("0.0.0.0", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 def healthy(address):
