@@ -351,7 +351,15 @@ def value_of(name: str, field: dict) -> st.SearchStrategy:
     return WORD
 
 
-FLAT = st.fixed_dictionaries({}, optional={name: value_of(name, field) for name, field in form().items()})
+WITHOUT_SHOTS = {
+    "tune.trials",
+    "blend.points",
+    "train.lora_rank",
+    "objective.dimensions",
+}  # refused beside train.method = few_shot
+FLAT = st.fixed_dictionaries({}, optional={name: value_of(name, field) for name, field in form().items()}).map(
+    lambda flat: flat if flat.get("train.method") != "few_shot" else {n: v for n, v in flat.items() if n not in WITHOUT_SHOTS}
+)
 
 
 def typed(value: object) -> str:
