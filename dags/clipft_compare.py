@@ -13,7 +13,7 @@ opens offline and is kept, with its JSON, in MLflow's experiment `clipft-compare
 """
 
 from airflow.sdk import Param, dag, task
-from clipft_dag import DEFAULTS, Form, StageOutput, options_of, params, stage
+from clipft_dag import DEFAULTS, LATE, Form, StageOutput, options_of, params, stage
 
 HOW = "How"
 
@@ -25,6 +25,7 @@ HOW = "How"
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
+    deadline=LATE,
     params={
         "models": Param(
             type="array", items={"type": "string"}, minItems=1, title="Models",

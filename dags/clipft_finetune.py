@@ -93,7 +93,6 @@ def clipft_finetune() -> None:
         required="{{ params['approval.required'] }}",
         subject="Promote {{ ti.xcom_pull(task_ids='register')['model'] }} version {{ ti.xcom_pull(task_ids='register')['version'] }}?",
         body=QUESTION,
-        defaults="Reject",
         fail_on_reject=True,
         retries=0,
     )

@@ -9,7 +9,7 @@ Paused when first seen: choose a folder on another disk (the form's *folder*, or
 """
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from clipft_dag import DEFAULTS, Form, StageOutput, options_of, stage
+from clipft_dag import DEFAULTS, LATE, Form, StageOutput, options_of, stage
 
 from clipft_tasks.domains import domain_names
 
@@ -22,6 +22,7 @@ from clipft_tasks.domains import domain_names
     catchup=False,
     is_paused_upon_creation=True,
     default_args=DEFAULTS,
+    deadline=LATE,
     params={
         "folder": Param(
             None, type=["string", "null"], description="below which each backup gets a folder; empty: backups under home"

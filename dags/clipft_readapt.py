@@ -11,16 +11,14 @@ in `gate.rules`). `close` records what came of it: a new champion is on probatio
 
 from typing import Any
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Param, XComArg, dag, task
-from airflow.sdk.exceptions import AirflowFailException
-from clipft_dag import DEFAULTS, Approval, Form, Options, StageOutput, params, stage
+from clipft_dag import DEFAULTS, LATE, Approval, Form, SubRun, StageOutput, params, stage
 
 from clipft_tasks.contracts.drift import ReadaptRequest
-from clipft_tasks.contracts.stages import CloseResult, SuggestResult
+from clipft_tasks.contracts.stages import SuggestResult
 
 SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
-RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
 
 
 @dag(
@@ -30,6 +28,7 @@ RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval"
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
+    deadline=LATE,
     params={
         **params("train", "resolution", "gate", "approval", "rollout", only=("domain",)),
         "approval.required": Param(
@@ -58,7 +57,6 @@ def clipft_readapt() -> None:
         required="{{ params['approval.required'] }}",
         subject="{{ params.domain }}: " + SUGGESTED % "action" + "?",
         body=SUGGESTED % "table",
-        defaults="Reject",
         fail_on_reject=False,
         retries=0,
     )
@@ -87,42 +85,39 @@ def clipft_readapt() -> None:
         states = ti.get_task_states(dag_id="clipft_readapt", run_ids=[str(run_id)])[str(run_id)]
         request, _ = ReadaptRequest.split(params or {})
         live = (ti.xcom_pull(task_ids="suggest") or {}).get("live")
-        closed = stage("close", {"domain": request.domain}, states=states, incident=request.incident, live=live)
-        if failed := CloseResult.model_validate(closed).failed:
-            raise AirflowFailException(f"{', '.join(failed)} failed; the old champion goes on serving.")
-        return closed
+        return stage("close", {"domain": request.domain}, states=states, incident=request.incident, live=live)
 
     suggested = suggest()
     chosen = choose(suggested)
-    dataset = TriggerDagRunOperator(
+    dataset = SubRun(
         task_id="dataset",
         trigger_dag_id="clipft_dataset",
         conf={"domain": "{{ params.domain }}", "source": "captures:{{ params.domain }}"},
         doc_md="Old rows and labeled captures become a dataset version.",
-        **RUN,
     )
     trained = form()
-    finetune = TriggerDagRunOperator(
+    finetune = SubRun(
         task_id="finetune",
         trigger_dag_id="clipft_finetune",
         conf=trained,  # type: ignore[arg-type]  # templated
         doc_md="Train, prove, promote, verify.",
-        **RUN,
     )
     going = back(suggested)
-    rollback = TriggerDagRunOperator(
+    rollback = SubRun(
         task_id="rollback",
         trigger_dag_id="clipft_rollback",
         conf=going,  # type: ignore[arg-type]  # templated
         doc_md="The better version is champion, live and verified again.",
-        **RUN,
     )
     suggested >> approve >> chosen
     none = nothing(suggested)
     chosen >> [dataset, going, none]
     going >> rollback
     dataset >> trained >> finetune
+    # What fails is red where it failed, and there alone: `close` records it, and this makes it the run's state.
+    ended = EmptyOperator(task_id="ended", trigger_rule="none_failed", doc_md="Whether all went well.")
     [finetune, rollback, none] >> close()
+    [finetune, rollback, none] >> ended
 
 
 clipft_readapt()

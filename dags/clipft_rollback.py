@@ -7,7 +7,7 @@ it was last live is passed over, unless you name it. While another run changes t
 """
 
 from airflow.sdk import Param, dag, task
-from clipft_dag import DEFAULTS, ChainTasks, Form, StageOutput, options_of, params, promote_to_verify, stage
+from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, options_of, params, promote_to_verify, stage
 
 from clipft_tasks.stages import chain
 
@@ -19,6 +19,7 @@ from clipft_tasks.stages import chain
     schedule=None,
     catchup=False,
     default_args=DEFAULTS,
+    deadline=LATE,
     params={
         **params(only=("domain",)),
         "version": Param(

@@ -15,10 +15,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, Context, Param, XComArg, get_current_context, task
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
-from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowRescheduleException
+from airflow.sdk.timezone import utcnow
 from clipft_notices import FAILED, ApprovalWanted, run_is_late, task_failed
 
 from clipft_tasks.core.errors import BusyError, ClipftError
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import InletEventsAccessor
 
 __all__ = [
-    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "announced", "dataset_asset", "options_of",
-    "params", "promote_to_verify", "spec_of", "stage",
+    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "SubRun", "announced", "dataset_asset",
+    "options_of", "params", "promote_to_verify", "spec_of", "stage",
 ]  # fmt: skip
 
 Form: TypeAlias = dict[str, Any]  # a run's `params`: fields of the spec by dotted name, and the DAG's own; JSON of any kind
@@ -55,7 +57,8 @@ DEFAULTS = {
     "on_failure_callback": task_failed,
 }
 
-# A run that has not ended half an hour after the time that the last ones took on average: somebody is told.
+# A run that has not ended half an hour after the time that the last ones took on average: somebody is told. For every DAG with tasks
+# that work for long.
 LATE = DeadlineAlert(
     reference=DeadlineReference.AVERAGE_RUNTIME(max_runs=10, min_runs=3),
     interval=timedelta(minutes=30),
@@ -325,5 +328,34 @@ class Approval(ApprovalOperator):
             return None
         hours = float(context["params"]["approval.hours"] or form()["approval.hours"]["default"])
         self.response_timeout = timedelta(hours=hours)
-        self.body = f"{self.body or ''}\n\n{UNANSWERED.format(hours)} {', '.join(self.defaults or [])}."
+        self.body = f"{self.body or ''}\n\n{UNANSWERED.format(hours)} {self.REJECT}."
         return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:  # those of Airflow's own
+        """Nobody answered in time: that is a no.
+
+        Airflow would take `defaults` for the answer, too, but also make their button the one that stands out.
+        """
+        if event.get("error_type") == "timeout":
+            self.log.info("Nobody answered in time: that counts as %s.", self.REJECT)
+            event = {"chosen_options": [self.REJECT], "params_input": {}, "responded_at": utcnow(), "responded_by_user": None}
+        return super().execute_complete(context, event)
+
+
+class SubRun(TriggerDagRunOperator):
+    """Starts a run of another DAG and waits for it without a slot. That run has retries of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:  # those of Airflow's own
+        super().__init__(wait_for_completion=True, deferrable=True, poke_interval=2, **kwargs | {"retries": 0})
+
+    def execute_complete(self, context: Context, event: tuple[str, dict[str, Any]]) -> None:
+        """What the other run came to; a failure says where its reason stands."""
+        try:
+            super().execute_complete(context, event)
+        except AirflowException:
+            pages, _, _ = context["ti"].log_url.partition("/dags/")
+            where = f"{pages}/dags/{self.trigger_dag_id}/runs/{self.trigger_run_id}"
+            said = ClipftError(
+                f"the run of {self.trigger_dag_id}", "it failed", f"Its red task says why, and the way out: {where}", code="run.failed"
+            )
+            raise _failed(said) from None

@@ -13,7 +13,7 @@ from clipft_tasks.ops import notify
 
 FAILED = "clipft_error"  # XCom key of the sentence that ended a task
 log = logging.getLogger("clipft")
-QUIET = ("TriggerDagRunOperator",)  # the run that such a task waits for tells by itself
+QUIET = ("SubRun",)  # the run that such a task waits for tells by itself
 
 
 def task_failed(context: Context) -> None:

@@ -36,6 +36,6 @@ def _due(waiting: Iterable[Mapping[str, Any]], since: datetime, until: datetime,
             yield Notice(
                 event="approval_lapses",
                 title=f"About to lapse: {asked['subject']}",
-                text=f"Nobody has answered. At {lapses:%Y-%m-%d %H:%M} UTC it counts as {', '.join(asked['defaults'] or [])}.",
+                text=f"Nobody has answered. At {lapses:%Y-%m-%d %H:%M} UTC it counts as Reject.",
                 link=f"{url}/dags/{task['dag_id']}/runs/{task['dag_run_id']}/tasks/{task['task_id']}/required_actions",
             )

@@ -143,6 +143,7 @@ CHAIN: dict[str, Stage] = {
     "gate": Stage(
         "Decide whether the candidate may be registered.",
         {"run_id": "blend.run_id", "evaluations": "evaluate.evaluations"} | _SETTLED,
+        hours=24,  # where the champion changed between two evaluations, they are made again here
         links=("Evaluation",),
     ),
     "register": Stage(

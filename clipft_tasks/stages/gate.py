@@ -23,15 +23,8 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
     from ..evaluate import gate, report
     from ..evaluate.advice import advice
 
-    results = sorted(evaluations, key=lambda r: r.size)
+    results = _of_one_opponent(spec, run_id, sorted(evaluations, key=lambda r: r.size))
     metric, opponent = results[0].metric, results[0].opponent
-    if any(r.opponent != opponent for r in results):
-        raise ClipftError(
-            "the gate",
-            "the champion changed while the candidate was evaluated",
-            "Evaluate again.",
-            code="gate.champion_changed",
-        )
     rules = gate.judge(spec.gate.rules, results, spec.resolution.side)
     gains = f"`score` is {metric}; gains are over {f'version {opponent}' if opponent else 'the start model'}."
     client = tracking.client()
@@ -68,6 +61,16 @@ def run(spec: RunSpec, run_id: str, evaluations: Sequence[EvaluationResult]) -> 
             code="gate.not_passed",
         )
     return verdict
+
+
+def _of_one_opponent(spec: RunSpec, run_id: str, results: list[EvaluationResult]) -> list[EvaluationResult]:
+    """The evaluations, all beside one opponent: where the champion changed between two of them, those of before are made again, here."""
+    from . import evaluate
+
+    while len({result.opponent for result in results}) > 1:  # what was evaluated beside the champion of now is found, not made again
+        say("The champion changed while the candidate was evaluated: it is evaluated beside the new one.")
+        results = [evaluate.run(spec, run_id, result.size) for result in results]
+    return results
 
 
 def deciding_metric(spec: RunSpec, allowed: Sequence[str], dataset: str) -> str:

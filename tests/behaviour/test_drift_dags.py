@@ -152,22 +152,37 @@ def closing(task, states: dict[str, str], incident: str = "", suggested: dict[st
     return task("clipft_readapt", "close").python_callable({"domain": "general", "incident": incident}, "a run", ti)
 
 
-def test_a_run_whose_training_failed_fails_and_its_incident_too(triage, task):
-    from airflow.sdk.exceptions import AirflowFailException
-
+def test_a_failed_training_is_the_incidents_failure_and_no_second_red_task(triage, task):
     triage(alert())
-    with pytest.raises(AirflowFailException, match="dataset, finetune failed; the old champion goes on serving"):
-        closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
+    said = closing(task, {"suggest": "success", "dataset": "failed", "finetune": "upstream_failed"}, open_incident().id)
+    assert (said["outcome"], said["failed"]) == ("failed", ["dataset", "finetune"])
     assert incident_store.load("general").failures == 1
 
 
+def test_what_failed_fails_the_run_though_its_end_is_recorded(task):
+    """Airflow takes a run's state from its last tasks: one of them runs only where nothing failed."""
+    close, ended = task("clipft_readapt", "close"), task("clipft_readapt", "ended")
+    assert (close.trigger_rule, ended.trigger_rule) == ("all_done", "none_failed")
+    assert close.upstream_task_ids == ended.upstream_task_ids == {"finetune", "rollback", "nothing"}
+    assert not close.downstream_task_ids | ended.downstream_task_ids
+
+
 def test_a_run_that_failed_before_it_suggested_anything_is_closed_too(triage, task):
+    triage(alert())
+    said = closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
+    assert said["failed"] == ["approve", "suggest"] and incident_store.load("general").incident is None
+
+
+def test_a_run_that_was_started_and_failed_is_one_red_task_that_says_where_the_reason_is(task, caplog):
     from airflow.sdk.exceptions import AirflowFailException
 
-    triage(alert())
-    with pytest.raises(AirflowFailException, match="suggest"):
-        closing(task, {"suggest": "failed", "approve": "upstream_failed"}, open_incident().id)
-    assert incident_store.load("general").incident is None
+    finetune = task("clipft_readapt", "finetune").prepare_for_execution()
+    event = {"run_ids": ["r1"], "r1": "failed"}
+    context = {"ti": SimpleNamespace(log_url="http://airflow/dags/clipft_readapt/runs/r0/tasks/finetune")}
+    with pytest.raises(AirflowFailException, match=r"http://airflow/dags/clipft_finetune/runs/r1 .run.failed"):
+        finetune.execute_complete(context, ("a trigger", event))
+    assert [record.message.partition(":")[0] for record in caplog.records if record.name == "clipft"] == ["What", "Why", "Way out"]
+    finetune.execute_complete(context, ("a trigger", event | {"r1": "success"}))
 
 
 def test_a_rejected_or_unanswered_suggestion_is_declined(triage, task):
@@ -209,9 +224,21 @@ def asked(task, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, An
 
 def test_an_approval_that_nobody_answers_ends_and_the_form_says_what_that_means(asked):
     form = asked(36)
-    assert form["timeout"] == timedelta(hours=36) and form["defaults"] == ["Reject"]
+    assert form["timeout"] == timedelta(hours=36) and form["defaults"] is None  # neither button stands out
     assert form["body"].startswith("**Re-adapt the model**") and form["body"].endswith("Unanswered after 36 h means Reject.")
     assert asked(0.5)["body"].endswith("Unanswered after 0.5 h means Reject.")
+
+
+def test_no_answer_in_time_is_a_no(task, monkeypatch):
+    from airflow.providers.standard.exceptions import HITLRejectException
+
+    unanswered, skipped = {"error": "The time has passed.", "error_type": "timeout"}, []
+    approve = task("clipft_readapt", "approve").prepare_for_execution()
+    monkeypatch.setattr(type(approve), "skip", lambda self, ti, tasks: skipped.extend(t.task_id for t in tasks))
+    said = approve.execute_complete({"task": approve, "ti": None}, unanswered)
+    assert said["chosen_options"] == ["Reject"] and skipped == ["choose"]
+    with pytest.raises(HITLRejectException):
+        task("clipft_finetune", "approve").prepare_for_execution().execute_complete({}, unanswered)
 
 
 def test_no_approval_is_asked_for_where_none_is_required(task):

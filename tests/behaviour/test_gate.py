@@ -10,7 +10,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.evaluate import artifacts
 from clipft_tasks.spec import RunSpec
 from clipft_tasks.spec.metric_catalog import METRICS
-from clipft_tasks.stages import gate
+from clipft_tasks.stages import evaluate, gate
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def judged(base, tmp_path_factory):
             wanted = spec(base, 1)
             return gate.run(RunSpec.from_flat(wanted.flat() | {"gate.rules": list(rules)}), run_id, [evaluated])
 
-        judge.run_id, judge.evaluated = run_id, evaluated
+        judge.run_id, judge.evaluated, judge.wanted = run_id, evaluated, spec(base, 1)
         yield judge
     settings.cache_clear()
 
@@ -44,6 +44,21 @@ def test_a_verdict_is_a_table_that_is_kept_with_the_run(judged):
     assert verdict.table.startswith("| rule | measured | limit | pass |")
     assert all(f"| {rule} |" in verdict.table for rule in rules) and "| candidate |" in verdict.table
     assert tracking.client().get_run(judged.run_id).data.tags["clipft.gate"] == "passed"
+
+
+def test_where_the_champion_changed_between_two_sizes_what_is_older_is_evaluated_again(judged, monkeypatch):
+    again = []
+
+    def evaluated(spec: RunSpec, run_id: str, size: int):
+        again.append((run_id, size))
+        return judged.evaluated.model_copy(update={"size": size})
+
+    monkeypatch.setattr(evaluate, "run", evaluated)
+    before = judged.evaluated.model_copy(update={"size": 16, "opponent": "0"})
+    wanted = RunSpec.from_flat(judged.wanted.flat() | {"gate.rules": ["gain(score) >= -1"]})
+    verdict = gate.run(wanted, judged.run_id, [before, judged.evaluated])
+    assert verdict.passed and verdict.opponent == "1" and sorted(verdict.scores) == [16, 32]
+    assert again == [(judged.run_id, 16), (judged.run_id, 32)]
 
 
 def test_one_rule_that_fails_stops_the_candidate_and_says_which(judged):

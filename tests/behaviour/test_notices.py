@@ -156,7 +156,7 @@ def test_airflows_callbacks_tell_of_failures_approvals_and_late_runs(receivers, 
     hook, _ = receivers
     error = RuntimeError("version 3: it did not pass")
     plugin.task_failed(context(SimpleNamespace(task_type="_PythonDecoratedOperator"), exception=error))
-    plugin.task_failed(context(SimpleNamespace(task_type="TriggerDagRunOperator"), exception=error))  # its own run tells
+    plugin.task_failed(context(SimpleNamespace(task_type="SubRun"), exception=error))  # its own run tells
     plugin.ApprovalWanted()(context(SimpleNamespace(subject="Promote?", body="A table.")))
     run = {"dag_id": "clipft_finetune", "dag_run_id": "r", "conf": {"domain": "medical"}, "start_date": "2026-01-01"}
     asyncio.run(plugin.run_is_late(context={"dag_run": run}))
@@ -171,7 +171,7 @@ def test_an_approval_is_told_of_once_more_before_it_lapses():
 
     asked = datetime(2026, 1, 1, tzinfo=UTC)
     waiting = {
-        "body": "A table.\n\n" + UNANSWERED.format(4.0) + " Reject.", "subject": "Promote?", "defaults": ["Reject"],
+        "body": "A table.\n\n" + UNANSWERED.format(4.0) + " Reject.", "subject": "Promote?",
         "created_at": asked.isoformat(), "task_instance": {"dag_id": "d", "dag_run_id": "r", "task_id": "approve"},
     }  # fmt: skip
     stretches = [(asked + timedelta(minutes=15 * n), asked + timedelta(minutes=15 * (n + 1))) for n in range(20)]

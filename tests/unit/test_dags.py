@@ -31,7 +31,7 @@ for file in [*sys.argv[3:], *(f for f in sys.argv[3:] if "clipft_dataset" in f)]
         "heavy": sorted({"torch", "mlflow", "open_clip", "great_expectations", "dvc", "pandas"} & set(sys.modules)),
         "id": dag.dag_id, "doc": bool(dag.doc_md), "tags": sorted(dag.tags), "params": sorted(dag.params), "form": {name: dag.params.get_param(name).dump() for name in dag.params},
         "question": dag.task_dict["approve"].body if "approve" in dag.task_dict else "",
-        "shown": [dag.dag_display_name, dag.description],
+        "late": bool(dag.deadline), "shown": [dag.dag_display_name, dag.description],
         "retries": {t.task_id: t.retries for t in dag.tasks}, "timeouts": {t.task_id: bool(t.execution_timeout) for t in dag.tasks},
         "kinds": {t.task_id: t.task_type for t in dag.tasks},
         "places": {t.task_id: [t.pool, t.queue, t.executor] for t in dag.tasks},
@@ -67,8 +67,18 @@ def test_a_dag_explains_itself(dag):
 
 def test_lost_tasks_are_tried_again_and_none_runs_for_ever(dag):
     for task, retries in dag["retries"].items():
-        waits = task == "approve" or dag["kinds"][task] == "TriggerDagRunOperator"  # whose own run has retries
+        waits = task == "approve" or dag["kinds"][task] in ("SubRun", "TriggerDagRunOperator")  # whose own run has retries
         assert (retries >= 2 and dag["timeouts"][task]) or waits
+
+
+def test_somebody_is_told_of_a_run_that_takes_much_longer_than_usual(parsed):
+    """Of every DAG that has tasks of more than an hour, or that waits for another run."""
+    works_long = {
+        name
+        for name, dag in parsed.items()
+        if any(hours > 1 for hours in dag["hours"].values()) or "SubRun" in dag["kinds"].values()
+    }
+    assert {name for name, dag in parsed.items() if dag["late"]} == works_long
 
 
 def test_training_and_evaluation_share_one_accelerator_and_nothing_else_goes_there(parsed):
