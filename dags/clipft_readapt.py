@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Param, XComArg, dag, task
-from clipft_dag import DEFAULTS, LATE, Approval, Form, SubRun, StageOutput, params, stage
+from clipft_dag import DEFAULTS, LATE, Approval, Form, StageOutput, SubRun, params, stage
 
 from clipft_tasks.contracts.drift import ReadaptRequest
 from clipft_tasks.contracts.stages import SuggestResult

@@ -356,6 +356,9 @@ class SubRun(TriggerDagRunOperator):
             pages, _, _ = context["ti"].log_url.partition("/dags/")
             where = f"{pages}/dags/{self.trigger_dag_id}/runs/{self.trigger_run_id}"
             said = ClipftError(
-                f"the run of {self.trigger_dag_id}", "it failed", f"Its red task says why, and the way out: {where}", code="run.failed"
+                f"the run of {self.trigger_dag_id}",
+                "it failed",
+                f"Its red task says why, and the way out: {where}",
+                code="run.failed",
             )
             raise _failed(said) from None

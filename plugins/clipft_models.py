@@ -27,7 +27,8 @@ router = APIRouter()
 
 
 class VersionCard(BaseModel):
-    """A version with an alias. created: seconds since 1970. scores, start_scores: by image size; the latter are the start model's."""
+    """A version with an alias. created: seconds since 1970. scores, start_scores: by image size; the latter are the start model's.
+    cost: energy and price of its training, an estimate."""
 
     number: str
     created: float
@@ -36,6 +37,7 @@ class VersionCard(BaseModel):
     scores: dict[str, float]
     start_scores: dict[str, float]
     dag_run: str
+    cost: str
     link: str
 
 
@@ -210,6 +212,7 @@ def _version(version: "ModelVersion") -> VersionCard:
         scores=_by_size(tags, "clipft.score."),
         start_scores=_by_size(tags, "clipft.start_score."),
         dag_run=tags.get("clipft.dag_run", ""),
+        cost=tags.get("clipft.cost", ""),
         link=tracking.version_link(version),
     )
 

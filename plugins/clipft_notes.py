@@ -80,12 +80,14 @@ def _live(results: Results) -> str:
         models = verdict.scores[middle]
         before = models.get("champion") or models["start"]
         gain = f" · {before.value:.2f} → {models['candidate'].value:.2f} {verdict.metric} at {middle} px"
-    return f"version {verified['version']} live{gain}"
+    cost = (results.get("finetune") or {}).get("cost", "")
+    return f"version {verified['version']} live{gain}{cost and f' · trained with {cost}'}"
 
 
 def _readapt(results: Results) -> str:
     suggested, closed = results.get("suggest") or {}, results.get("close") or {}
-    parts = [suggested.get("kind", ""), suggested.get("action", ""), closed.get("outcome", "")]
+    failed = f" at {', '.join(closed['failed'])}" if closed.get("failed") else ""
+    parts = [suggested.get("kind", ""), suggested.get("action", ""), closed.get("outcome", "") + failed]
     if suspects := suggested.get("suspects", 0):
         parts.append(f"{suspects:,} labels to look at: clipft review")
     return " · ".join(part for part in parts if part)

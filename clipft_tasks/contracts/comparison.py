@@ -102,7 +102,11 @@ class StartGain(Record):
 
 
 class TrainingCost(Record):
-    """What training took, as far as its run says; memory_gb is the peak, `assumed` how the energy was come by."""
+    """What training took, as far as its run says.
+
+    Attributes:
+        memory_gb: the peak. assumed: how the energy was come by. price: of the energy, with its currency; "" where none is set.
+    """
 
     name: str
     device: str | None = None
@@ -111,6 +115,15 @@ class TrainingCost(Record):
     memory_gb: float | None = None
     energy_wh: float | None = None
     assumed: str = ""
+    price: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Energy and price in a few words; "" where the energy is not known."""
+        if self.energy_wh is None:
+            return ""
+        used = f"{self.energy_wh:.2g} Wh" if self.energy_wh < 10 else f"{self.energy_wh:,.0f} Wh"
+        return f"about {', '.join(filter(None, [used, self.price]))} ({self.assumed}; an estimate)"
 
 
 class ModelLineage(Record):

@@ -123,6 +123,19 @@ class AnswerShares(Record):
     chance: float
 
 
+class DoubtedLabels(Record):
+    """What speaks against the labels of test rows.
+
+    Attributes:
+        errors: rows that the candidate calls otherwise than their label.
+        doubted: rows whose label candidate and opponent contradict, both with the same class, as surely as either is about images of
+            that class.
+    """
+
+    errors: int
+    doubted: int
+
+
 class ModelScores(Record):
     """What was measured of one model.
 
@@ -160,6 +173,7 @@ class EvaluationResult(StageResult, VersionedRecord):
         opponent: version number of the champion; "" where there is none and the start model is the opponent.
         gains: in the deciding metric. comparisons: in every headline metric.
         described: metrics that are not in the catalog.
+        labels: None without labels, and in results of before.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -175,6 +189,7 @@ class EvaluationResult(StageResult, VersionedRecord):
     comparisons: list[Comparison] = []
     slices: dict[str, SliceScores] = {}
     described: dict[str, MetricInfo] = {}
+    labels: DoubtedLabels | None = None
 
     @property
     def opponent_role(self) -> Opponent:

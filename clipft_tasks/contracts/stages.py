@@ -261,6 +261,7 @@ class FinetuneResult(StageResult):
         run_id: its MLflow run. key: identity of the work.
         done_before: whether the finished run of the same work was found, so that nothing was trained.
         pairs_per_second: of one process; 0 where nothing was trained.
+        cost: energy and price of the training, an estimate; "" where it is not known or nothing was trained.
     """
 
     run_id: str
@@ -269,6 +270,7 @@ class FinetuneResult(StageResult):
     done_before: bool
     steps: int
     pairs_per_second: float
+    cost: str = ""
 
 
 class StudyResult(StageResult):

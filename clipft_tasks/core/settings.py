@@ -103,6 +103,9 @@ class Settings(EnvironmentSettings):
     )
     gateway_url: str = Field("http://127.0.0.1:8070", description="the worker gateway, for its operator")
     gateway_token: SecretStr | None = Field(None, description="what an operator shows to the worker gateway")
+    energy_price: str = Field(
+        "", description="price of a kilowatt-hour, such as `0.30 EUR`, for what a training costs; empty: no cost is said"
+    )
     threads: int | None = Field(None, description="CPU threads for PyTorch; default: the cores this process may use")
 
     @property

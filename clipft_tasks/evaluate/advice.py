@@ -11,6 +11,7 @@ EXCESS = 0.2  # more than the class's share of the rows
 RANKS, RANKS_NOT = 0.7, 0.55  # macro AUROC that is well above chance, and that is not
 FEW = 20  # groups
 NEAR_PERFECT = 0.98
+DOUBTED, DOUBTED_ROWS = 0.4, 5  # of the errors, from which on labels look wrong: models that are merely weak stay below a third
 
 
 def advice(result: EvaluationResult, rules: Sequence[RuleResult], spec: RunSpec) -> list[str]:
@@ -20,7 +21,13 @@ def advice(result: EvaluationResult, rules: Sequence[RuleResult], spec: RunSpec)
         rules: with their verdict; what concerns only failures is said where one fails.
     """
     failed = [rule for rule in rules if not rule.passed]
-    found = [_collapsed(result, spec), _too_few(result, failed), _nothing_to_gain(result, failed), _forgotten(failed)]
+    found = [
+        _collapsed(result, spec),
+        _doubted_labels(result, failed, spec),
+        _too_few(result, failed),
+        _nothing_to_gain(result, failed),
+        _forgotten(failed),
+    ]
     return [sentence for sentence in found if sentence]
 
 
@@ -45,6 +52,17 @@ def _collapsed(result: EvaluationResult, spec: RunSpec) -> str:
     if now <= RANKS_NOT:
         return f"{what}, and ranks them no better than chance (macro AUROC {now:.2f}{was}). Look at the labels and the images."
     return f"{what}, and ranks them a little better than chance (macro AUROC {now:.2f}{was}). Train longer, or with more rows."
+
+
+def _doubted_labels(result: EvaluationResult, failed: Sequence[RuleResult], spec: RunSpec) -> str:
+    """Errors of which many may be the labels'."""
+    labels = result.labels
+    if not failed or labels is None or labels.doubted < DOUBTED_ROWS or labels.doubted < DOUBTED * labels.errors:
+        return ""
+    return (
+        f"Labels may be wrong: of {labels.errors} test rows that the candidate gets wrong, {labels.doubted} look as if their label were, "
+        f"to both models alike. Look at such rows before you train more: `clipft review {spec.dataset or f'{spec.domain}/v…'}`."
+    )
 
 
 def _too_few(result: EvaluationResult, failed: Sequence[RuleResult]) -> str:

@@ -24,8 +24,7 @@ from ..contracts.comparison import (
     TrainingCost,
 )
 from ..contracts.evaluation import Confusion, EvaluationResult, of_groups
-from ..devices import backends
-from . import bootstrap, predictions
+from . import bootstrap, cost, predictions
 from . import metrics as m
 from .predictions import Predictions
 
@@ -128,7 +127,7 @@ def compare(
         tests=tests,
         gains=[_start_gain(model) for model in models],
         parameters=differing({model.name: model.facts.params for model in models}),
-        costs=[cost(model.name, model.facts, watts) for model in models],
+        costs=[_cost(model, watts) for model in models],
         summary=[sentence for group in groups for sentence in _summary(group)],
         problems=list(problems),
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -260,35 +259,9 @@ def differing(params: Mapping[str, Mapping[str, str]]) -> dict[str, list[str | N
     return {name: values for name, values in out.items() if len({p.get(name) for p in given}) > 1}
 
 
-def cost(name: str, facts: RunFacts, watts: float | None = None) -> TrainingCost:
-    """What training took, as far as its run says.
-
-    Args:
-        watts: of the device; None: its own meter, or an assumption by its kind.
-    """
-    device, pairs = facts.params.get("plan.device"), facts.metrics.get("pairs")
-    pace = facts.metrics.get("pairs_per_second")
-    if not pace or not pairs:
-        return TrainingCost(name=name, device=device, pairs=pairs, memory_gb=facts.peak_gb)
-    processes = int(facts.params.get("plan.processes") or 1)
-    if watts is None and facts.watts:
-        power, assumed = facts.watts, f"mean of the GPU's own meter, {facts.watts:.0f} W"
-    else:
-        usual = {kind.name: kind.watts for kind in backends()}  # under load, and shown as assumed
-        each = watts if watts is not None else usual.get(device or "cpu", usual["cpu"])
-        power = each * processes
-        how = "as given" if watts is not None else f"assumed for {device or 'cpu'}"
-        assumed = f"{each:.0f} W {how}" + (f", {processes} devices" if processes > 1 else "")
-    seconds = pairs / pace
-    return TrainingCost(
-        name=name,
-        device=device,
-        pairs=pairs,
-        seconds=seconds,
-        memory_gb=facts.peak_gb,
-        energy_wh=power * seconds / 3600,
-        assumed=assumed,
-    )
+def _cost(model: Model, watts: float | None) -> TrainingCost:
+    facts = model.facts
+    return cost.estimate(model.name, facts.params, facts.metrics, measured=facts.watts, peak_gb=facts.peak_gb, watts=watts)
 
 
 def _start_gain(model: Model) -> StartGain:

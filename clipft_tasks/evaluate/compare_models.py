@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -23,14 +22,13 @@ from ..model.clip import Clip
 from ..model.package import read_card
 from ..spec import RunSpec
 from ..spec.metric_catalog import INTERVALS, is_custom
-from . import artifacts, zero_shot
+from . import artifacts, cost, zero_shot
 from .compare import Model, Origin, Question, RunFacts
 from .compare_page import SHOWN_IMAGES, Change, ChangedImage
 from .error_analysis import small_image
 
 NEWEST = "newest"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-WATTS = re.compile(r"system/gpu_\d+_power_usage_watts")  # MLflow's own, where the driver tells
 WAYS = "Name a domain (`industrial`), `industrial@champion`, `models:/clipft-industrial/3`, or an MLflow run id."
 
 
@@ -238,20 +236,14 @@ def _run_facts(model: Model) -> tuple[RunFacts, str]:
             found = client.get_run(run_id)
             if found.info.lifecycle_stage == "deleted":
                 problem = f"{model.name}: its run {run_id} is deleted in MLflow, and its link will end to work."
-            history = client.get_metric_history(run_id, "train.memory_gb")
-            watts = [_mean(client.get_metric_history(run_id, name)) for name in found.data.metrics if WATTS.fullmatch(name)]
+            peak, watts = cost.measured(found)
     except MlflowException:
         gone = "was deleted in MLflow; parameters, cost and gain over the start are missing."
         return RunFacts(), f"{model.name}: its run {run_id} {gone}"
     tags = {k.removeprefix("clipft."): v for k, v in found.data.tags.items() if k.startswith("clipft.")}
     evaluations = {size: result for size in model.origin.evaluated if (result := artifacts.load(run_id, size))}
-    peak = max((metric.value for metric in history), default=None)
     link = tracking.run_link(found)
-    return RunFacts(found.data.params, found.data.metrics, tags, evaluations, peak, sum(watts) or None, link), problem
-
-
-def _mean(history: Sequence[Metric]) -> float:
-    return float(sum(metric.value for metric in history)) / max(1, len(history))
+    return RunFacts(found.data.params, found.data.metrics, tags, evaluations, peak, watts, link), problem
 
 
 def save(key: str, models: Sequence[Model], comparison: ModelComparison, page: str) -> tuple[str, str]:

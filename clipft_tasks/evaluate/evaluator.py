@@ -112,6 +112,7 @@ def evaluate(
         comparisons=compared,
         slices=dict(_by_slice(slices(task.dataset, domain), found, next(iter(others)), metric, resamples)),
         described={name: each.info for name, each in own.items()},
+        labels=predictions.doubted_labels(found["candidate"], next(iter(others.values()))),
     )
     looked = error_analysis.looked_by(models["candidate"], task.dataset.classes, task.size) if is_main else None
     errors = error_analysis.analyze(task.dataset, found, images=is_main, looked=looked)

@@ -83,7 +83,7 @@ def assess(
         own=own,
         likely=others.argmax(axis=1),
         order=order,
-        wrong=_looking_wrong(shares, labels, judged),
+        wrong=int(np.count_nonzero(contradicted(shares, labels)[judged] >= 0)),
         weights=dict(zip(evidence, weights.tolist(), strict=True)),
     )
 
@@ -173,9 +173,19 @@ def _weights(evidence: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _looking_wrong(shares: np.ndarray, labels: np.ndarray, judged: np.ndarray) -> int:
-    usual = np.array([shares[labels == c, c].mean() for c in range(shares.shape[1])])
-    own = shares[judged, labels[judged]]
-    among = np.where(shares[judged] >= usual, shares[judged], -np.inf)
-    among[np.arange(len(judged)), labels[judged]] = -np.inf
-    return int(np.count_nonzero(among.max(axis=1) > own))
+def contradicted(shares: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """By row the class that speaks against its label, -1 where none does (confident learning, Northcutt et al. 2021).
+
+    Its share is as large as it is among the rows of that class on average, and larger than the label's.
+
+    Args:
+        shares: (rows, classes), by who did not learn from these rows.
+        labels: (rows,) class ids.
+    """
+    rows, usual = np.arange(len(labels)), np.full(shares.shape[1], np.inf)
+    for label in np.unique(labels):
+        usual[label] = shares[labels == label, label].mean()
+    among = np.where(shares >= usual, shares, -np.inf)
+    among[rows, labels] = -np.inf
+    found: np.ndarray = np.where(among.max(axis=1) > shares[rows, labels], among.argmax(axis=1), -1)
+    return found

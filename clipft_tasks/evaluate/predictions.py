@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy import sparse
 
-from ..contracts.evaluation import AnswerShares, Comparison, Interval, MetricInfo, Opponent, PairedGain
+from ..contracts.evaluation import AnswerShares, Comparison, DoubtedLabels, Interval, MetricInfo, Opponent, PairedGain
 from ..core.errors import ClipftError
 from ..spec.metric_catalog import INTERVALS, METRICS, is_custom
 from . import custom_metric
 from . import metrics as m
 from .bootstrap import Groups, Sums, gain_interval, holm, interval, p_value, resampled
+from .label_errors import contradicted
 
 __all__ = ["Predictions"]
 
@@ -129,6 +130,17 @@ def answer_shares(predictions: Predictions, classes: Sequence[str]) -> AnswerSha
         expected=float(np.mean(truth == commonest)),
         chance=1 / len(np.unique(truth)),
     )
+
+
+def doubted_labels(one: Predictions, other: Predictions) -> DoubtedLabels | None:
+    """Rows that `one` gets wrong, and those among them whose label both contradict alike; None without labels."""
+    known = (one.truth >= 0) & (one.predicted >= 0) & (other.predicted >= 0)
+    if one.scores.shape[1] < 2 or not known.any():
+        return None
+    truth = one.truth[known]
+    said = [contradicted(np.exp(m.log_softmax(each.scale * each.scores[known])), truth) for each in (one, other)]
+    alike = (said[0] >= 0) & (said[0] == said[1])
+    return DoubtedLabels(errors=int(np.sum(one.predicted[known] != truth)), doubted=int(np.sum(alike)))
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:

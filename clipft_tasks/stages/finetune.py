@@ -71,8 +71,15 @@ def run(spec: RunSpec, planned: PlanResult, tuned: TuneResult | None = None, dag
     job = launch.Job(
         spec=spec, plan=plan, start=planned.start, dataset=version.tag, key=key, run_id=run_id, folder=work
     )  # fmt: skip
-    trained = candidate.train_candidate(job, clip, versioning.fetch(version), tuned)
+    trained, took = candidate.train_candidate(job, clip, versioning.fetch(version), tuned)
     say(f"Candidate in run {run_id}: {trained['pairs']} pairs at {trained['pairs_per_second']:.1f}/s.")
+    if took.sentence:
+        say(f"The training took {took.sentence}.")
     return done.model_copy(
-        update={"done_before": False, "steps": int(trained["steps"]), "pairs_per_second": trained["pairs_per_second"]}
+        update={
+            "done_before": False,
+            "steps": int(trained["steps"]),
+            "pairs_per_second": trained["pairs_per_second"],
+            "cost": took.sentence,
+        }
     )

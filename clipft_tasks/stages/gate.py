@@ -67,7 +67,9 @@ def _of_one_opponent(spec: RunSpec, run_id: str, results: list[EvaluationResult]
     """The evaluations, all beside one opponent: where the champion changed between two of them, those of before are made again, here."""
     from . import evaluate
 
-    while len({result.opponent for result in results}) > 1:  # what was evaluated beside the champion of now is found, not made again
+    while (
+        len({result.opponent for result in results}) > 1
+    ):  # what was evaluated beside the champion of now is found, not made again
         say("The champion changed while the candidate was evaluated: it is evaluated beside the new one.")
         results = [evaluate.run(spec, run_id, result.size) for result in results]
     return results

@@ -38,6 +38,7 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
         "clipft.start": card.start,
         "clipft.metric": gate.metric,
         "clipft.dag_run": run_tags.get("clipft.dag_run", ""),
+        "clipft.cost": run_tags.get("clipft.cost", ""),
         **scores,
     }
     description = (

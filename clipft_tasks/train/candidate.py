@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 
 from .. import tracking
+from ..contracts.comparison import TrainingCost
 from ..contracts.few_shot import FewShot
 from ..contracts.model_card import Blend, ModelCard, Resolutions, Tokenizer
 from ..contracts.stages import TuneResult
@@ -15,6 +16,7 @@ from ..data.decoded_cache import decoded
 from ..data.versioning import Dataset
 from ..domains import get_domain
 from ..drift.build_reference import build_reference
+from ..evaluate import cost
 from ..evaluate.calibration import calibrate
 from ..model import recorded_answers
 from ..model.clip import Clip
@@ -29,12 +31,14 @@ from .schedule import sides
 COUNTS = ("resumed_at", "overflows", "out_of_memory")  # what happened on the way: of use in a run's tags, not among its charts
 
 
-def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | None = None) -> dict[str, float]:
+def train_candidate(
+    job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | None = None
+) -> tuple[dict[str, float], TrainingCost]:  # fmt: skip
     """Train `clip` in place and leave its package in the job's MLflow run. The job's folder is gone afterwards.
 
     Args:
         tuned: where the spec's values come from, to be kept with the run.
-    Returns: the training's metrics.
+    Returns: the training's metrics, and what it took.
     Raises: what training raises; TransientError where MLflow is away.
     """
     spec, plan, run_id = job.spec, job.plan.to_json(), job.run_id
@@ -54,13 +58,17 @@ def train_candidate(job: Job, clip: Clip, dataset: Dataset, tuned: TuneResult | 
         log.flush()
         mlflow.log_metrics({k: v for k, v in metrics.items() if k not in COUNTS and (k != "pairs_per_second" or v)})
         mlflow.set_tags({f"clipft.{k}": f"{metrics[k]:g}" for k in COUNTS if k in metrics})
+        took = cost.of_run(tracking.client().get_run(run_id))
+        if took.energy_wh is not None:
+            mlflow.log_metric("energy_wh", took.energy_wh)
+            mlflow.set_tag("clipft.cost", took.sentence)
         package = write_candidate(spec, clip, dataset, job.folder / "package", run_id, job.key, few_shot=fitted)
         if clip.adapter:
             mlflow.log_artifacts(str(clip.adapter.write(job.folder / "adapter", package)), "adapter")
         mlflow.set_tag("clipft.model_uri", tracking.log_model(package))  # last: a run with this tag is whole
         tracking.delete_checkpoint(run_id)
     shutil.rmtree(job.folder, ignore_errors=True)
-    return metrics
+    return metrics, took
 
 
 def write_candidate(

@@ -90,8 +90,8 @@ NOTES = [
     ),
     (
         "clipft_finetune",
-        {"gate": VERDICT, "verify": {"version": "3"}},
-        "version 3 live · 0.37 → 1.00 balanced_accuracy at 96 px",
+        {"gate": VERDICT, "verify": {"version": "3"}, "finetune": {"cost": "about 4 Wh (65 W assumed for cpu; an estimate)"}},
+        "version 3 live · 0.37 → 1.00 balanced_accuracy at 96 px · trained with about 4 Wh (65 W assumed for cpu; an estimate)",
     ),
     ("clipft_rollback", {"verify": {"version": "1"}}, "version 1 live"),
     ("clipft_drift_watch", {}, "nothing drifts now"),
@@ -115,6 +115,11 @@ NOTES = [
         "clipft_readapt",
         {"suggest": {"kind": "content", "action": "readapt", "suspects": 3}, "close": {"outcome": "probation"}},
         "content · readapt · probation · 3 labels to look at: clipft review",
+    ),
+    (
+        "clipft_readapt",
+        {"suggest": {"kind": "content", "action": "readapt"}, "close": {"outcome": "failed", "failed": ["finetune"]}},
+        "content · readapt · failed at finetune",
     ),
     ("clipft_maintenance", {"backup": {"bytes": 2_000_000_000}, "gc": {"freed": {"runs": 10**9}}}, "2.00 GB · 1.00 GB freed"),
     ("clipft_compare", {"compare": {"summary": ["3 is better."]}}, "3 is better."),

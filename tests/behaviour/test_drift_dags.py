@@ -181,7 +181,11 @@ def test_a_run_that_was_started_and_failed_is_one_red_task_that_says_where_the_r
     context = {"ti": SimpleNamespace(log_url="http://airflow/dags/clipft_readapt/runs/r0/tasks/finetune")}
     with pytest.raises(AirflowFailException, match=r"http://airflow/dags/clipft_finetune/runs/r1 .run.failed"):
         finetune.execute_complete(context, ("a trigger", event))
-    assert [record.message.partition(":")[0] for record in caplog.records if record.name == "clipft"] == ["What", "Why", "Way out"]
+    assert [record.message.partition(":")[0] for record in caplog.records if record.name == "clipft"] == [
+        "What",
+        "Why",
+        "Way out",
+    ]
     finetune.execute_complete(context, ("a trigger", event | {"r1": "success"}))
 
 

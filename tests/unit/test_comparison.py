@@ -9,7 +9,8 @@ import pytest
 
 from clipft_tasks.contracts.comparison import ModelComparison
 from clipft_tasks.contracts.evaluation import EvaluationResult, ModelScores, PairedGain
-from clipft_tasks.evaluate import compare, compare_page
+from clipft_tasks.core.settings import settings
+from clipft_tasks.evaluate import compare, compare_page, cost
 from clipft_tasks.evaluate.compare import Model, Origin, Question, RunFacts
 from clipft_tasks.evaluate.predictions import Predictions
 
@@ -112,24 +113,37 @@ def test_parameters_that_are_equal_or_probed_are_left_out():
     }  # fmt: skip
 
 
+HOUR = {"pairs": 7200.0, "pairs_per_second": 2.0}
+
+
 @pytest.mark.parametrize(
-    ("facts", "watts", "energy", "assumed"),
+    ("params", "given", "energy", "assumed"),
     [
-        ({"params": {"plan.device": "cpu"}}, None, 65.0, "65 W assumed for cpu"),
-        ({"params": {"plan.device": "cuda", "plan.processes": "2"}}, None, 800.0, "400 W assumed for cuda, 2 devices"),
-        ({"params": {"plan.device": "cuda"}, "watts": 510.0}, None, 510.0, "mean of the GPU's own meter, 510 W"),
-        ({"params": {"plan.device": "cuda"}, "watts": 510.0}, 100.0, 100.0, "100 W as given"),
+        ({"plan.device": "cpu"}, {}, 65.0, "65 W assumed for cpu"),
+        ({"plan.device": "cuda", "plan.processes": "2"}, {}, 800.0, "400 W assumed for cuda, 2 devices"),
+        ({"plan.device": "cuda"}, {"measured": 510.0}, 510.0, "mean of the GPU's own meter, 510 W"),
+        ({"plan.device": "cuda"}, {"measured": 510.0, "watts": 100.0}, 100.0, "100 W as given"),
     ],
 )
-def test_energy_is_power_times_time_and_says_whose_power(facts, watts, energy, assumed):
-    hour = RunFacts(metrics={"pairs": 7200.0, "pairs_per_second": 2.0}, **facts)
-    found = compare.cost("a", hour, watts)
+def test_energy_is_power_times_time_and_says_whose_power(params, given, energy, assumed):
+    found = cost.estimate("a", params, HOUR, **given)
     assert (found.seconds, found.energy_wh, found.assumed) == (3600, pytest.approx(energy), assumed)
+    assert found.sentence == f"about {energy:.0f} Wh ({assumed}; an estimate)"
+
+
+def test_energy_has_a_price_where_one_is_set(home, monkeypatch, caplog):
+    def price(asked: str) -> str:
+        monkeypatch.setenv("CLIPFT_ENERGY_PRICE", asked)
+        settings.cache_clear()
+        return cost.estimate("a", {"plan.device": "cuda"}, HOUR).price
+
+    assert price("0.30 EUR") == "0.12 EUR" and price("3 $") == "1.2 $" and price("") == ""
+    assert price("much") == "" and "'much' is no price of a kilowatt-hour" in caplog.text
 
 
 def test_a_run_that_is_gone_has_no_cost():
-    found = compare.cost("a", RunFacts())
-    assert found.seconds is None and found.energy_wh is None and found.assumed == ""
+    found = cost.estimate("a", {}, {})
+    assert found.seconds is None and found.energy_wh is None and found.assumed == found.sentence == ""
 
 
 def test_the_curve_holds_every_point_and_interval_within_its_axes():

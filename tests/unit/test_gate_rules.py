@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from fixtures.errors import refuses
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from clipft_tasks.contracts.evaluation import (
     AnswerShares,
     Comparison,
+    DoubtedLabels,
     EvaluationResult,
     GeneralScore,
     Interval,
@@ -20,8 +22,9 @@ from clipft_tasks.contracts.evaluation import (
 )
 from clipft_tasks.contracts.gate import RuleResult
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.evaluate import gate
-from clipft_tasks.evaluate.advice import advice
+from clipft_tasks.evaluate import gate, predictions
+from clipft_tasks.evaluate.advice import DOUBTED, advice
+from clipft_tasks.evaluate.predictions import Predictions
 from clipft_tasks.spec import GateSpec, RunSpec
 from clipft_tasks.spec.gate_rules import GAINS, SIGNS, GateRule
 from clipft_tasks.spec.metric_catalog import METRICS
@@ -344,6 +347,15 @@ def said(result: EvaluationResult, rule: str = "gain(score) >= 0", **flat: objec
     return " ".join(advice(result, gate.judge([GateRule.parse(rule)], [result], result.size), spec))
 
 
+def predictions_of(truth: np.ndarray, scores: np.ndarray, scale: float) -> Predictions:
+    rows = np.arange(len(truth))
+    ordered = np.sort(scores, axis=1)
+    zero, one = np.zeros(len(truth)), np.ones(len(truth))
+    return Predictions(
+        rows, rows, truth, scores.argmax(1), ordered[:, -1] - ordered[:, -2], scores, zero, zero, one, scores, scale, 0.0, {}
+    )
+
+
 def naming(share: float, auroc: float, start_auroc: float = 0.575) -> EvaluationResult:
     """A candidate that calls `share` of the images a cat, a third of which are."""
     answers = AnswerShares(commonest="cat", share=share, expected=1 / 3, chance=1 / 3)
@@ -363,6 +375,40 @@ def test_a_candidate_that_names_one_class_for_all_but_ranks_well_is_told_to_trai
     assert "Train longer (`train.epochs` is 1)" in found
     assert "no better than chance" in said(naming(0.97, 0.5)) and "a little better than chance" in said(naming(1.0, 0.6))
     assert "calls" not in said(naming(0.5, 0.95)) and "calls" in said(naming(1.0, 0.95), "gain(score) >= -1")
+
+
+def test_labels_that_look_wrong_are_said_where_many_errors_may_be_theirs():
+    def doubted(errors: int, rows: int) -> EvaluationResult:
+        return evaluation(128, 0.5, 0.4).model_copy(update={"labels": DoubtedLabels(errors=errors, doubted=rows)})
+
+    found = said(doubted(20, 9), dataset="general/v2")
+    assert "of 20 test rows that the candidate gets wrong, 9 look as if their label were" in found
+    assert "`clipft review general/v2`" in found
+    assert said(doubted(20, 7)) == said(doubted(5, 4)) == said(doubted(20, 9), "gain(score) >= -1") == ""
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_errors_of_a_weak_model_are_its_own_and_wrong_labels_are_seen_through(classes):
+    """Shares of errors that both models lay on the label, over 20 test splits of 250 rows each."""
+    rng, rows = np.random.default_rng(0), 250
+
+    def share(strength: float, wrong: float) -> float:
+        errors = doubted = 0
+        for _ in range(20):
+            truth = rng.integers(0, classes, rows)
+            label = np.where(rng.random(rows) < wrong, (truth + 1) % classes, truth)
+            image = 0.8 * rng.normal(size=(rows, classes))  # how hard an image is, whichever model looks
+            models = []
+            for s in (strength, 0.6 * strength):
+                scores = s * np.eye(classes)[truth] + image + 0.6 * rng.normal(size=image.shape)
+                models.append(predictions_of(label, scores, scale=s))
+            found = predictions.doubted_labels(*models)
+            errors, doubted = errors + found.errors, doubted + found.doubted
+        return doubted / errors
+
+    weak = [share(strength, 0.0) for strength in (1.0, 1.5, 2.0)]
+    assert max(weak) < DOUBTED, weak
+    assert min(share(strength, wrong) for strength, wrong in ((3.0, 0.1), (4.0, 0.05))) > DOUBTED
 
 
 def test_a_gain_of_too_few_groups_is_said_to_be_too_few_to_tell():
