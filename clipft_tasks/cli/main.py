@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..core.errors import ClipftError, TransientError
-from . import domains, drift, erase, indexes, keys, objectives, ops, review, stages, worker
+from . import domains, drift, erase, indexes, keys, objectives, ops, review, stages, trace, worker
 
 
 class _Group(click.Group):
@@ -57,7 +57,15 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "The same, stage by stage": stages.CHAIN,
     "What there is to choose from": (stages.show_spec, stages.stages, domains.domains, domains.domain, objectives.objective),
     "Versions of data": (stages.diff, review.review, stages.resplit, erase.erase),
-    "Models that serve": (stages.compare, stages.rollback, stages.reconcile, drift.drift, drift.label, drift.breaker),
+    "Models that serve": (
+        stages.compare,
+        stages.rollback,
+        stages.reconcile,
+        trace.trace,
+        drift.drift,
+        drift.label,
+        drift.breaker,
+    ),
     "Search": (indexes.index,),
     "The installation": (*ops.COMMANDS, worker.worker, keys.key),
 }

@@ -169,6 +169,12 @@ class FeedbackResult(Answer):
     counted: bool = Field(description="false when this image was judged before")
 
 
+class RememberedAnswer(Answer):
+    domain: str
+    version: str
+    labels: list[str] = Field(description="what was said of each image")
+
+
 class CaptureShare(Answer):
     domain: str
     share: float | None

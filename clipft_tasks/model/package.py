@@ -10,6 +10,7 @@
     calibration.json           how sure its answers may be; none where no validation row has a label
     reference.safetensors, .json  what the model was made for: what drift is measured against
     recorded_answers.json      images, texts and the answers this model gave: what a deployment must reproduce
+    README.md                  the card for people, as the Hugging Face hub shows it
 
 Whoever opens a package needs nothing else: no domain file of the reading process changes what the model answers. Packages
 from before formats were numbered have no `preprocessing.json` (their domain's file says it, with a warning) and call their
@@ -46,6 +47,7 @@ from ..core.files import atomic_folder
 from ..data.images import open_image
 from ..domains import Domain, get_domain
 from .clip import Clip, OpenClipConfig, Tokenizer
+from .hub_card import README, readme
 from .image_tower import OpenClipModule
 from .similarity import Similarity
 from .similarity import make as make_similarity
@@ -225,6 +227,7 @@ def write_package(
         for name, record in records.items():
             if record:
                 (building / name).write_text(json.dumps(record.to_json(), indent=1, sort_keys=True, ensure_ascii=False))
+        (building / README).write_text(readme(card, f"clipft-{card.domain}"), "utf-8")
         if reference:
             reference(building, weights_digest(building / WEIGHTS))
     return folder

@@ -15,6 +15,7 @@ from ..contracts.serving import (
     LoadResult,
     ModelInfo,
     ModelList,
+    RememberedAnswer,
     ReplicaState,
     Similarities,
     TrialEnd,
@@ -126,6 +127,10 @@ class ServerClient:
     def label_capture(self, domain: str, capture: str, label: str) -> CaptureLabel:
         """Say what a captured image shows."""
         return self._read(CaptureLabel, self._send("PUT", f"/v1/captures/{domain}/{capture}", {"label": label}))
+
+    def answer(self, answer: str) -> RememberedAnswer:
+        """Which version gave an answer, by its `X-Clipft-Answer-Id`."""
+        return self._read(RememberedAnswer, self._send("GET", f"/v1/answers/{quote(answer, safe='')}"))
 
     def forget(self, answer: str) -> None:
         """Delete whatever is kept of an answer, on every replica."""

@@ -6,12 +6,14 @@ from ..contracts.evaluation import Role
 from ..contracts.gate import GateVerdict
 from ..contracts.stages import RegisterResult
 from ..core.console import say
+from ..core.settings import settings
 from ..spec import RunSpec
 
 
 def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
     """Register the run's model once, whatever happens in between."""
     from .. import tracking
+    from ..model.hub_card import README, Score, how_to_ask, readme
     from ..model.package import read_card
 
     client = tracking.client()
@@ -41,11 +43,16 @@ def run(spec: RunSpec, run_id: str, gate: GateVerdict) -> RegisterResult:
         "clipft.cost": run_tags.get("clipft.cost", ""),
         **scores,
     }
+    server, name = settings().server_ui or settings().server_url, tracking.model_name(spec.domain)
     description = (
-        f"Fine-tuned on {card.dataset} from {card.start}.\n\n{gate.table}\n\n"
+        f"Fine-tuned on {card.dataset} from {card.start}.\n\n{how_to_ask(spec.domain, server)}\n{gate.table}\n\n"
         f"Classes: {', '.join(card.classes) or 'none'}. Data license: {card.license or 'not stated'}."
     )
+    page = readme(
+        card, name, [Score(gate.metric, of["candidate"].value, size) for size, of in sorted(gate.scores.items())], server
+    )
     with tracking.retryable():
+        client.log_text(run_id, page, README)  # with what the package, made before the evaluation, cannot say
         version, new = tracking.register(
             spec.domain, run_id, tags, description[:5000], tracking.digests(package)
         )  # what the registry holds

@@ -210,7 +210,7 @@ def test_only_the_token_opens_what_is_kept(server, folder):
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         for method, path, body in (
             ("GET", CAPTURES, None), ("GET", f"{CAPTURES}/{name}", None), ("PUT", f"{CAPTURES}/{name}", {"label": "x"}),
-            ("DELETE", f"/v1/answers/{request_id}", None),
+            ("DELETE", f"/v1/answers/{request_id}", None), ("GET", f"/v1/answers/{request_id}", None),
         ):  # fmt: skip
             answer = server.client.request(method, path, json=body, headers=headers)
             assert answer.status_code == 401 and FILES[0] not in answer.content

@@ -14,6 +14,7 @@ import torch
 from fixtures.datasets import a_version
 from fixtures.errors import refuses
 from fixtures.packages import a_card, a_package, as_before
+from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 
 from clipft_tasks.data import shards
@@ -22,6 +23,13 @@ from clipft_tasks.data.versioning import Dataset
 from clipft_tasks.domains import get_domain
 from clipft_tasks.evaluate import zero_shot
 from clipft_tasks.model import build, package, pyfunc, recorded_answers
+from clipft_tasks.model.hub_card import Score, readme
+
+# What a card may say, by the hub's documentation (huggingface.co/docs/hub/model-cards).
+HUB_FIELDS = {
+    "base_model", "datasets", "language", "library_name", "license", "license_link", "license_name", "metrics", "model-index",
+    "pipeline_tag", "tags",
+}  # fmt: skip
 
 # A domain file of one's own that reads and words otherwise than the shipped one of that name.
 EDITED = """
@@ -283,3 +291,27 @@ def test_the_script_works_alone_where_clipft_is_not_installed(packed, tmp_path):
     with torch.inference_mode():
         expected = clip.encode_images(torch.from_numpy(square(clip.open_image(rotated()).rgb, 32)[None])).numpy()
     assert np.abs(np.array(json.loads(embedded)) - expected).max() < 1e-4
+
+
+# The card for people --------------------------------------------------------------------------------------------------
+
+
+def test_the_hubs_library_reads_what_the_card_says(packed):
+    shown = ModelCard.load(packed / "README.md")
+    assert shown.data.pipeline_tag == "zero-shot-image-classification" and shown.data.tags == ["clip", "clipft", "general"]
+    assert shown.data.license == "unknown" and shown.data.base_model is None
+    assert metadata_load(packed / "README.md").keys() <= HUB_FIELDS
+    text = readme(
+        a_card(license="CC-BY-4.0", start="hf-hub:someone/CLIP-ViT-B-32", classes=[f"class {i}" for i in range(30)]),
+        "clipft-general",
+        [Score("balanced_accuracy", 0.81234, 96), Score("balanced_accuracy", 0.9, 128)],
+        "https://clip.example.org",
+    )
+    card = ModelCard(text)
+    assert card.data.base_model == "someone/CLIP-ViT-B-32" and card.data.license == "other"
+    assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        ("balanced accuracy at 96 px", 0.8123),
+        ("balanced accuracy at 128 px", 0.9),
+    ]
+    assert "class 19 and 10 more" in card.text and "its license: CC-BY-4.0" in card.text
+    assert "curl -sf https://clip.example.org/v1/classify -F domain=general" in card.text

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, HTTPException, Request
 
-from clipft_tasks.contracts.serving import DeletedCaptures, FeedbackResult
+from clipft_tasks.contracts.serving import DeletedCaptures, FeedbackResult, RememberedAnswer
 from clipft_tasks.core.errors import TransientError
 
 from ..errors import UnknownAnswerError, shortened
@@ -33,6 +33,16 @@ def feedback(body: FeedbackRequest, request: Request, server: ServerDep, relay: 
     if judgment.is_new:
         server.captures.label_later(judgment.domain, body.answer_id, body.index, body.label)
     return FeedbackResult(predicted=judgment.predicted, version=judgment.version, counted=judgment.is_new)
+
+
+@router.get("/v1/answers/{answer_id}", dependencies=OPERATE)
+def remembered(answer_id: str, server: ServerDep, relay: RelayDep) -> RememberedAnswer:
+    """Which version gave an answer, and what it said of each image. 404 where no replica remembers it."""
+    if found := server.monitor.answers.get(answer_id):
+        return RememberedAnswer(domain=found.domain, version=found.version, labels=found.labels)
+    if other := relay.fetch_first(RememberedAnswer):
+        return other
+    raise HTTPException(404, f"No answer {shortened(answer_id)!r} is remembered. Answers are named by {ANSWER_ID}.")
 
 
 @router.delete("/v1/requests/{answer_id:path}", dependencies=OPERATE, include_in_schema=False)  # as earlier releases called it
