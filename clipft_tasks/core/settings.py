@@ -103,6 +103,11 @@ class Settings(EnvironmentSettings):
     )
     gateway_url: str = Field("http://127.0.0.1:8070", description="the worker gateway, for its operator")
     gateway_token: SecretStr | None = Field(None, description="what an operator shows to the worker gateway")
+    lineage: str = Field(
+        "",
+        description="where OpenLineage events of each stage go: a file, or the http(s) address of a receiver; empty: nowhere",
+    )
+    lineage_key: SecretStr | None = Field(None, description="what that receiver is shown, as a bearer token")
     energy_price: str = Field(
         "", description="price of a kilowatt-hour, such as `0.30 EUR`, for what a training costs; empty: no cost is said"
     )

@@ -11,6 +11,7 @@ from ..contracts import VersionedRecord
 from ..core.console import say
 from ..core.errors import ClipftError
 from ..spec import RunSpec
+from . import lineage
 
 StageOutput: TypeAlias = dict[str, Any]  # the JSON of a stage's record, as XCom and files hold it: it has no narrower type
 
@@ -49,8 +50,11 @@ def call_stage(name: str, spec: RunSpec, inputs: Mapping[str, object], dag_run: 
                 "Another release made it: run the stages before it again.",
                 code="stage.invalid_input",
             ) from None
-    result = stage(spec, **read)
-    output: StageOutput = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+    with lineage.told(name, spec, read, dag_run) as telling:
+        result = stage(spec, **read)
+        output: StageOutput = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+        if telling:
+            telling.returned(output)
     for page, address in (output.get("links") or {}).items():
         if address:
             say(f"{page}: {address}")  # a line of its own, so that a log makes a link of it
