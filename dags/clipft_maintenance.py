@@ -2,7 +2,8 @@
 ### Backup, then what may go
 
 Every Sunday at 04:00 UTC: a backup into a new folder below *folder*, looked at byte by byte, and only then `clipft gc --yes`. What is kept, and for
-how long, is on the page *Operating*; old backups are never removed. Needs the databases and the data sets: it runs on the control plane. Beside that `reconcile`
+how long, is on the page *Operating*. What did not change since the backup before takes no space again; `CLIPFT_BACKUPS_KEPT` says how many
+backups stay (0: all). Needs the databases and the data sets: it runs on the control plane. Beside that `reconcile`
 looks at every domain's champion: whether it was verified, and whether it is what the server answers with.
 
 Paused when first seen: choose a folder on another disk (the form's *folder*, or the default `backups` under home), then switch it on.

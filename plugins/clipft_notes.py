@@ -116,7 +116,9 @@ def _maintenance(results: Results) -> str:
     freed = sum((results.get("gc") or {}).get("freed", {}).values())
     made = results.get("backup") or {}
     done = [found["done"] for found in results.get("reconcile") or [] if found["done"]]
-    return " · ".join([f"backup of {made.get('bytes', 0) / 1e9:.2f} GB", f"{freed / 1e9:.2f} GB freed", *done])
+    gone = len(made.get("removed") or [])
+    old = [f"{gone} old backup{'s' * (gone > 1)} removed"] if gone else []
+    return " · ".join([f"backup of {made.get('bytes', 0) / 1e9:.2f} GB", *old, f"{freed / 1e9:.2f} GB freed", *done])
 
 
 NOTES: dict[str, Callable[[Results], str]] = {

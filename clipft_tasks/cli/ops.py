@@ -29,7 +29,10 @@ def doctor(as_json: bool) -> None:
 @click.option("--with-secrets", "secrets", is_flag=True, help="take the installation's secrets along")
 @click.option("--without-captures", is_flag=True, help="leave captured images out")
 @click.option("--databases", "only_databases", is_flag=True, help="only the databases")
-def backup(folder: Path, verify: bool, secrets: bool, without_captures: bool, only_databases: bool) -> None:
+@click.option("--since", type=FOLDER, help="an earlier backup on the same disk: what is as it was there takes no space again")
+def backup(
+    folder: Path, verify: bool, secrets: bool, without_captures: bool, only_databases: bool, since: Path | None
+) -> None:  # fmt: skip
     """Copy everything that cannot be made again to FOLDER, a new one, while the installation runs."""
     from ..ops import backup as backups
     from ..ops import installation
@@ -43,7 +46,9 @@ def backup(folder: Path, verify: bool, secrets: bool, without_captures: bool, on
             raise SystemExit(1)
         click.echo(f"{folder} is whole: {len(made.files)} files, {installation.human_size(made.bytes)}, made {made.made}.")
         return
-    made = backups.backup(folder, secrets=secrets, captures=not without_captures, only_databases=only_databases)
+    made = backups.backup(
+        folder, secrets=secrets, captures=not without_captures, only_databases=only_databases, since=since
+    )  # fmt: skip
     for warning in made.warnings:
         click.echo(f"Look: {warning}", err=True)
     for what, where in made.references.items():

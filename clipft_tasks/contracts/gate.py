@@ -23,7 +23,10 @@ class RuleResult(Record):
 
     def __str__(self) -> str:
         """What was measured and where, for a person."""
-        return self.where if self.measured is None else f"{self.measured:.4g} at {self.where}"
+        if self.measured is None:
+            return self.where
+        exact = abs(self.measured) >= 1000 or 0 < abs(self.measured) < 0.001
+        return f"{self.measured:{'.4g' if exact else '.3f'}} at {self.where}"
 
 
 class GateVerdict(StageResult, VersionedRecord):

@@ -220,12 +220,13 @@ class CompareResult(StageResult):
 
 
 class BackupResult(StageResult):
-    """A backup that was made and looked at byte by byte. not_copied: what it refers to, and where that is."""
+    """A backup that was made and looked at byte by byte. not_copied: what it refers to, and where that is. removed: older ones."""
 
     folder: str
     bytes: int
     warnings: list[str]
     not_copied: dict[str, str]
+    removed: list[str] = []
 
 
 class GarbageResult(StageResult):

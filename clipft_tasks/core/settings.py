@@ -103,6 +103,9 @@ class Settings(EnvironmentSettings):
     )
     gateway_url: str = Field("http://127.0.0.1:8070", description="the worker gateway, for its operator")
     gateway_token: SecretStr | None = Field(None, description="what an operator shows to the worker gateway")
+    backups_kept: int = Field(
+        0, ge=0, description="how many backups of `clipft_maintenance` are kept, the oldest go first; 0: all of them"
+    )
     lineage: str = Field(
         "",
         description="where OpenLineage events of each stage go: a file, or the http(s) address of a receiver; empty: nowhere",

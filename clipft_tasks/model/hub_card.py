@@ -54,7 +54,7 @@ print(answer.prediction.label, answer.prediction.probability, answer.version)
 def _data(card: ModelCard, name: str, scores: Sequence[Score]) -> ModelCardData:
     base = HUB_ID.match(card.start)
     return ModelCardData(
-        model_name=name,
+        model_name=name if scores else None,
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "clipft", card.domain],

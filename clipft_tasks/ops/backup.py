@@ -14,99 +14,38 @@ database in the backup names is in it. A folder without a manifest is no backup:
 """
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
 
 from ..core.console import progress, say
 from ..core.errors import ClipftError
 from ..core.settings import settings
 from ..data.pseudonyms import KEY_FILE
 from . import databases
+from .backup_manifest import MANIFEST, NONE, Earlier, Manifest, file_digests
 from .installation import folder_size, human_size, is_embedded, maintenance_lock, versions
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 SECRETS = ("secrets.json", KEY_FILE)
+COPIED = ("dvc-remote", "artifacts", "captures", "runs")  # folders of which files are taken as they are
 SPARE = 64 * 2**20  # bytes that a disk keeps free
 
 
-class CopiedFile(TypedDict):
-    """A file of a backup, as its manifest knows it."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass
-class Manifest:
-    """What a backup holds.
-
-    Attributes:
-        made: when, UTC.
-        home: the folder that it was taken of.
-        versions: of the programs whose state it is.
-        revisions: of the databases' tables, by name.
-        files: bytes and SHA-256 of each, by path.
-        references: what was not copied, and where it is.
-        warnings: what was found damaged or left out.
-    """
-
-    made: str
-    home: str
-    versions: dict[str, str]
-    revisions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, CopiedFile] = field(default_factory=dict)
-    references: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    format: int = FORMAT
-
-    @property
-    def bytes(self) -> int:
-        return sum(f["bytes"] for f in self.files.values())
-
-    def holds(self, part: str) -> bool:
-        return any(name == part or name.startswith(part + "/") for name in self.files)
-
-    def write(self, folder: Path) -> None:
-        content = asdict(self)
-        (folder / MANIFEST).write_text(
-            json.dumps(content | {"digest": _manifest_digest(content)}, indent=1, sort_keys=True) + "\n"
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """Raises ClipftError: there is none, it was changed, or a newer release wrote it."""
-        path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_text())
-            said = content.pop("digest")
-        except FileNotFoundError:
-            fix = "Name the folder that `clipft backup` made; one that was cut short is none."
-            raise ClipftError(f"backup {folder}", f"it has no {MANIFEST}", fix, code="backup.not_one") from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ClipftError(
-                f"{path}", f"it cannot be read ({error!r})", "Use another backup.", code="backup.damaged"
-            ) from None
-        if content.get("format", 0) > FORMAT:
-            fix = f"Install clipft {content.get('versions', {}).get('clipft', 'of that release')} and restore with it."
-            raise ClipftError(
-                f"backup {folder}", f"a newer release made it (format {content['format']})", fix, code="backup.newer_release"
-            )
-        if said != _manifest_digest(content):
-            raise ClipftError(f"{path}", "it is not as it was written", "Use another backup.", code="backup.damaged")
-        return cls(**content)
-
-
-def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
+def backup(
+    folder: Path,
+    *,
+    secrets: bool = False,
+    captures: bool = True,
+    only_databases: bool = False,
+    since: Path | None = None,
+) -> Manifest:
     """Make a backup at `folder`, which appears when it is whole.
 
     Args:
+        since: an earlier backup, on the same disk. A file with the same bytes there becomes a second name of that one (a hard link), so
+            that only what changed takes space. Each of the two is whole by itself, and either may be deleted.
         secrets: take the installation's secrets along (files of mode 0600).
         captures: take captured images along.
         only_databases: what a migration changes, and nothing else.
@@ -116,28 +55,31 @@ def backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_d
     """
     folder = folder.expanduser().resolve()
     with maintenance_lock("backup"):
-        return make_backup(folder, secrets=secrets, captures=captures, only_databases=only_databases)
+        return make_backup(folder, secrets=secrets, captures=captures, only_databases=only_databases, since=since)
 
 
-def make_backup(folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False) -> Manifest:
+def make_backup(
+    folder: Path, *, secrets: bool = False, captures: bool = True, only_databases: bool = False, since: Path | None = None
+) -> Manifest:  # fmt: skip
     """The same, for a caller that holds the maintenance lock."""
     _check_place(folder)
+    earlier = Earlier(since, Manifest.read(since).files) if since else NONE
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a backup that was killed
     try:
         part.mkdir(mode=0o700, parents=True)
-        _check_space(part, only_databases)
+        _check_space(part, only_databases, earlier)
         made = Manifest(datetime.now(UTC).isoformat(timespec="seconds"), str(settings().root), versions())
         _databases(part, made)
         if not only_databases:
             _datasets(part, made)
-            _remote(part, made)
-            _artifacts(part, made)
+            _remote(part, made, earlier)
+            _artifacts(part, made, earlier)
             if captures and not is_embedded():
                 made.references["captures"] = "the servers' own disk (volume `server`)"
             elif captures:
-                _copy_tree(settings().root / "captures", part, "captures", made, wanted=_is_whole_capture)
-            _copy_tree(settings().root / "runs", part, "runs", made)
+                _copy_tree(settings().root / "captures", part, "captures", made, earlier, wanted=_is_whole_capture)
+            _copy_tree(settings().root / "runs", part, "runs", made, earlier)
         if secrets:
             _secrets(part, made)
         made.write(part)
@@ -213,18 +155,18 @@ def _datasets(part: Path, made: Manifest) -> None:
         _record(part, target, made)
 
 
-def _remote(part: Path, made: Manifest) -> None:
+def _remote(part: Path, made: Manifest, earlier: Earlier) -> None:
     remote = settings().remote
     if "://" in remote:
         made.references["dvc-remote"] = remote
         return
-    _copy_tree(Path(remote), part, "dvc-remote", made, content_named=True)
+    _copy_tree(Path(remote), part, "dvc-remote", made, earlier, content_named=True)
 
 
-def _artifacts(part: Path, made: Manifest) -> None:
+def _artifacts(part: Path, made: Manifest, earlier: Earlier) -> None:
     root = settings().root / "mlflow" / "artifacts"
     if root.is_dir():
-        _copy_tree(root, part, "artifacts", made)
+        _copy_tree(root, part, "artifacts", made, earlier)
     if settings().mlflow_uri and not any(name.startswith("artifacts/") for name in made.files):
         made.references["artifacts"] = f"the artifact store of MLflow at {settings().mlflow_uri}"
 
@@ -251,6 +193,7 @@ def _copy_tree(
     part: Path,
     name: str,
     made: Manifest,
+    earlier: Earlier,
     *,
     wanted: Callable[[Path], bool] = lambda path: True,
     content_named: bool = False,
@@ -260,7 +203,7 @@ def _copy_tree(
     for file in progress(files, f"files of {name} copied", len(files)) if files else []:
         relative = Path(name) / file.relative_to(source)
         try:
-            sha256, md5 = _copy(file, part / relative)
+            sha256, md5 = earlier.link(file, part / relative, str(relative)) or _copy(file, part / relative)
         except FileNotFoundError:
             continue  # removed since it was listed: nothing names it any more
         except PermissionError as error:
@@ -307,23 +250,9 @@ def _record(part: Path, path: Path, made: Manifest) -> None:
     made.files[str(path.relative_to(part))] = {"bytes": path.stat().st_size, "sha256": file_digests(path)[0]}
 
 
-def file_digests(path: Path) -> tuple[str, str]:
-    """SHA-256 and MD5 of a file."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-            md5.update(block)
-    return sha256.hexdigest(), md5.hexdigest()
-
-
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _manifest_digest(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # Before it begins ----------------------------------------------------------------------------------------------------
@@ -347,12 +276,13 @@ def _check_place(folder: Path) -> None:
             )
 
 
-def _check_space(part: Path, only_databases: bool) -> None:
+def _check_space(part: Path, only_databases: bool, earlier: Earlier) -> None:
     needed = sum(d.size() for d in databases.all_databases() if d.tables())
     if not only_databases:
         folders = [settings().root / name for name in ("captures", "runs", "mlflow/artifacts")]
         folders += [] if "://" in settings().remote else [Path(settings().remote)]
-        needed += sum(folder_size(f) for f in folders)
+        copied = sum(folder_size(f) for f in folders)
+        needed += max(0, copied - sum(f["bytes"] for name, f in earlier.files.items() if name.partition("/")[0] in COPIED))
     free = shutil.disk_usage(part).free
     if free < needed + SPARE:
         raise ClipftError(

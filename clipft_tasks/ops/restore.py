@@ -18,7 +18,8 @@ from ..core.errors import ClipftError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from . import databases
-from .backup import SECRETS, Manifest, verify
+from .backup import SECRETS, verify
+from .backup_manifest import Manifest
 from .installation import human_size, is_embedded, maintenance_lock, start_command, versions
 
 UNDERWAY = "restoring.json"

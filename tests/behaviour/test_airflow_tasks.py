@@ -122,6 +122,11 @@ NOTES = [
         "content · readapt · failed at finetune",
     ),
     ("clipft_maintenance", {"backup": {"bytes": 2_000_000_000}, "gc": {"freed": {"runs": 10**9}}}, "2.00 GB · 1.00 GB freed"),
+    (
+        "clipft_maintenance",
+        {"backup": {"bytes": 0, "removed": ["a", "b"]}, "gc": {"freed": {}}},
+        "0.00 GB · 2 old backups removed · 0.00 GB freed",
+    ),
     ("clipft_compare", {"compare": {"summary": ["3 is better."]}}, "3 is better."),
 ]
 

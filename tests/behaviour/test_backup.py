@@ -24,8 +24,9 @@ from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.data import versioning
 from clipft_tasks.ops import backup as backups
+from clipft_tasks.ops import backup_series, upgrade
 from clipft_tasks.ops import restore as restoring
-from clipft_tasks.ops import upgrade
+from clipft_tasks.ops.backup_manifest import Manifest
 from clipft_tasks.stages import chain
 
 COMMAND = "from clipft_tasks.cli import main; main()"
@@ -70,6 +71,65 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def copy(taken: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(taken, tmp_path / "copy"))
+
+
+# One after the other -------------------------------------------------------------------------------------------------
+
+
+def kept_once(one: Path, other: Path) -> tuple[int, int]:
+    """Files that both backups name and that are there once, and those that are there twice."""
+    paths = [p.relative_to(one) for p in one.rglob("*") if p.is_file() and (other / p.relative_to(one)).is_file()]
+    same = sum((one / path).samefile(other / path) for path in paths)
+    return same, len(paths) - same
+
+
+def test_a_backup_that_goes_on_from_another_takes_what_changed_and_is_whole_without_it(source, tmp_path, monkeypatch, fresh):
+    use(source, monkeypatch)
+    monday, tuesday = tmp_path / "monday", tmp_path / "tuesday"
+    backups.backup(monday)
+    label = source / "captures" / "general" / f"{IMAGE}.json"
+    before = label.read_text()
+    label.write_text(before.replace("red square", "blue square"))  # of the same length or not: its bytes are others
+    weights = next(p for p in (monday / "artifacts").rglob("open_clip_model.safetensors"))
+    damaged = weights.relative_to(monday)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # a disk error in the earlier one
+    try:
+        said = CliRunner().invoke(main, ["backup", str(tuesday), "--since", str(monday)], catch_exceptions=False)
+    finally:
+        label.write_text(before)
+    assert said.exit_code == 0, said.output
+    once, twice = kept_once(monday, tuesday)
+    changed = {"captures/general/" + label.name, str(damaged), "manifest.json"}
+    databases = {f"databases/{p.name}" for p in (monday / "databases").iterdir()} | {"datasets.bundle"}
+    assert once > 20 and twice <= len(changed | databases)
+    assert (tuesday / damaged).read_bytes() == whole
+    assert json.loads((tuesday / "captures/general" / label.name).read_text())["label"] == "blue square"
+    shutil.rmtree(monday)
+    made, problems = backups.verify(tuesday)
+    assert not problems and made.holds("artifacts") and made.holds("dvc-remote")
+    use(tmp_path / "elsewhere", monkeypatch)
+    restoring.restore(tuesday)
+    assert tracking.champions() == {"general": "1"}
+
+
+def test_the_oldest_backups_of_this_installation_go_and_nothing_else_does(source, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    below = tmp_path / "backups"
+    for number in range(3):
+        backups.backup(below / f"b{number}", only_databases=True)
+        manifest = Manifest.read(below / f"b{number}")
+        manifest.made = f"2026-01-0{number + 1}T00:00:00+00:00"
+        manifest.write(below / f"b{number}")
+    (below / "notes").mkdir()
+    shutil.copytree(below / "b0", below / "somebody-elses")
+    other = Manifest.read(below / "somebody-elses")
+    other.home = "/another/home"
+    other.write(below / "somebody-elses")
+    assert backup_series.newest(below) == below / "b2" and backup_series.newest(tmp_path / "none") is None
+    assert backup_series.prune(below, 0) == []
+    assert backup_series.prune(below, 2) == [below / "b0"] and backup_series.prune(below, 2) == []
+    assert sorted(p.name for p in below.iterdir()) == ["b1", "b2", "notes", "somebody-elses"]
 
 
 # Whole ---------------------------------------------------------------------------------------------------------------
@@ -134,7 +194,7 @@ def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh, tmp_pa
 
 
 def test_a_backup_names_its_files_and_their_versions_and_only_its_owner_reads_it(taken):
-    made = backups.Manifest.read(taken)
+    made = Manifest.read(taken)
     assert made.versions["clipft"] and made.versions["mlflow"] and made.revisions["mlflow"]
     assert {"databases/mlflow.db", "datasets.bundle", "secrets/secrets.json"} <= set(made.files)
     assert any(name.startswith("dvc-remote/files/md5/") for name in made.files)
@@ -236,7 +296,7 @@ def test_a_damaged_backup_is_found_out_and_changes_nothing(kind, copy, fresh):
 
 
 def test_a_backup_of_newer_releases_is_refused_with_the_reason(copy, fresh):
-    made = backups.Manifest.read(copy)
+    made = Manifest.read(copy)
     made.versions["mlflow"] = "99.1"
     made.write(copy)
     with refuses("backup.newer_release", "mlflow 99.1", "Install the release"):

@@ -17,6 +17,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.ops import backup as backups
 from clipft_tasks.ops import databases, upgrade
 from clipft_tasks.ops import restore as restoring
+from clipft_tasks.ops.backup_manifest import Manifest
 from clipft_tasks.ops.databases import Database
 
 PASSWORD = "pg-password-that-is-never-shown"
@@ -214,7 +215,7 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
     monkeypatch.setattr(upgrade.airflow_program, "program", lambda *arguments: "")  # its tables are another test's
     made = upgrade.upgrade(tmp_path / "backups").backup
     assert Database("mlflow", url).revision() == newest and upgrade.due() == []
-    assert made and backups.Manifest.read(made).revisions == {"mlflow": before}
+    assert made and Manifest.read(made).revisions == {"mlflow": before}
     assert upgrade.upgrade(tmp_path / "backups").backup is None  # nothing changes, nothing is copied
 
     execute(url, "update alembic_version set version_num = 'of tomorrow'")

@@ -321,8 +321,8 @@ def test_the_default_rules_are_what_the_gate_always_asked():
 def test_the_table_says_rule_measured_limit_and_verdict():
     verdicts = gate.judge(GateSpec().rules[:2], [evaluation(128, 0.5, 0.3)], 128)
     assert gate.rules_table(verdicts).splitlines()[2:] == [
-        "| gain(score) >= 0 | -0.2 at 128 px | >= 0 | **NO** |",
-        "| gain(score) at every size >= -0.05 | -0.2 at 128 px | >= -0.05 | **NO** |",
+        "| gain(score) >= 0 | -0.200 at 128 px | >= 0 | **NO** |",
+        "| gain(score) at every size >= -0.05 | -0.200 at 128 px | >= -0.05 | **NO** |",
     ]
 
 
