@@ -16,16 +16,22 @@ def open_spec(flat: Mapping[str, object]) -> RunSpec:
     A stack that runs in this home is spoken with; else the files of the home serve alone.
     Raises: ClipftError for a field that is wrong, or a domain that is neither given nor plain.
     """
-    from ..ops import installation
-
-    stack = settings().mlflow_uri is None and installation.stack_answers()
-    if stack:
-        installation.use_stack_settings()
+    stack = use_running_stack()
     domain, why = find_domain(flat)
     spec = RunSpec.from_flat({**flat, "domain": domain})
     state = " (its stack runs)" if stack else "" if settings().root.exists() else " (new)"
     click.echo(f"home {settings().root}{state} · domain {domain}{why}", err=True)
     return spec
+
+
+def use_running_stack() -> bool:
+    """Speak with the stack of this home from here on, if one runs and nobody named another; whether that is so."""
+    from ..ops import installation
+
+    if settings().mlflow_uri is not None or not installation.stack_answers():
+        return False
+    installation.use_stack_settings()
+    return True
 
 
 def find_domain(flat: Mapping[str, object]) -> tuple[str, str]:

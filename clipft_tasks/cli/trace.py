@@ -18,7 +18,9 @@ def trace(asked: str, images: Path | None) -> None:
     ANSWER: the X-Clipft-Answer-Id of an answer, or a version: `industrial` (its champion), `industrial@previous`, `industrial/3`.
     """
     from ..ops import trace
+    from .home import use_running_stack
 
+    use_running_stack()
     found = trace.ancestors(asked)
     for number, each in enumerate(found):
         click.echo("\n".join(_lines(each, began="It was trained from" if number else "")))

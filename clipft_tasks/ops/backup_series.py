@@ -1,6 +1,5 @@
 """Backups that follow one another in a folder: which is the newest to go on from, and which may go."""
 
-import shutil
 from pathlib import Path
 
 from ..core.errors import ClipftError
@@ -36,7 +35,8 @@ def prune(folder: Path, keep: int) -> list[Path]:
     Args:
         keep: how many stay; 0 for all of them.
     """
+    from .erase import backups
+
     gone = series(folder)[:-keep] if keep else []
-    for path in gone:
-        shutil.rmtree(path)
+    backups.prune(map(str, gone))
     return gone

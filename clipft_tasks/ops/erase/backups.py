@@ -15,7 +15,7 @@ from ...contracts.erasure import Erasure
 from ...core.errors import ClipftError
 from ...core.settings import settings
 from ...data import erased_copies, repository
-from ..backup import MANIFEST, Manifest
+from ..backup_manifest import MANIFEST, Manifest
 
 CUT_SHORT = ".part"  # what a killed backup left
 
