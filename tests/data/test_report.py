@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import made_image
+from fixtures.browser import overflow_on_a_phone
 from PIL import Image
 
 from clipft_tasks.core.errors import ClipftError
@@ -57,6 +58,7 @@ def test_hostile_texts_stay_texts_and_the_page_asks_nobody(page):
     assert "<img src=x" not in page and "&lt;img src=x" in page and RIGHT_TO_LEFT in page
     sources = re.findall(r'src="([^"]*)"', page)
     assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert overflow_on_a_phone(page) == 0
 
 
 def test_thousands_of_classes_and_rows_make_a_page_of_bounded_size():

@@ -209,8 +209,25 @@ def viewer(airflow, installation) -> tuple[httpx.Client, list[tuple[str, str]]]:
 
 def junk(rng: random.Random) -> object:
     """What a body may hold that nobody meant."""
-    known = ["clipft_finetune", "industrial", "~", "../x", "é", "", 0, -1, None, True, [], {}, {"conf": {}}, {"is_paused": True}]
-    return {rng.choice(["conf", "dag_id", "state", "note", "key", "is_paused", "alerts", "x"]): rng.choice(known) for _ in range(3)}
+    known = [
+        "clipft_finetune",
+        "industrial",
+        "~",
+        "../x",
+        "é",
+        "",
+        0,
+        -1,
+        None,
+        True,
+        [],
+        {},
+        {"conf": {}},
+        {"is_paused": True},
+    ]
+    return {
+        rng.choice(["conf", "dag_id", "state", "note", "key", "is_paused", "alerts", "x"]): rng.choice(known) for _ in range(3)
+    }
 
 
 def test_who_may_only_look_is_refused_whatever_they_send(viewer, airflow):
@@ -222,11 +239,17 @@ def test_who_may_only_look_is_refused_whatever_they_send(viewer, airflow):
     assert len(routes) > 30 and ("POST", "/clipft/alerts") in own
     for method, path in [*routes, *(route for route in own if route[0] not in ("GET", "HEAD"))]:
         for _ in range(3):
-            filled = re.sub(r"{[^}]*}", lambda _: rng.choice(["clipft_finetune", "x", "~", "1", "00000000-0000-0000-0000-000000000000"]), path)
+            filled = re.sub(
+                r"{[^}]*}",
+                lambda _: rng.choice(["clipft_finetune", "x", "~", "1", "00000000-0000-0000-0000-000000000000"]),
+                path,
+            )
             status = client.request(method, filled, json=junk(rng)).status_code
             answered.setdefault((method, path), set()).add(status)
     reads = {route for route in answered if route[0] == "POST" and route[1].endswith(("/list", "/dagWarnings"))}
-    allowed = {route: found for route, found in answered.items() if route not in reads and not found <= {401, 403, 404, 405, 422}}
+    allowed = {
+        route: found for route, found in answered.items() if route not in reads and not found <= {401, 403, 404, 405, 422}
+    }
     assert not allowed, allowed
     refused = [route for route, found in answered.items() if found & {401, 403}]
     assert len(refused) > 0.8 * len(answered), sorted(set(answered) - set(refused))

@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
+from fixtures.browser import overflow_on_a_phone
 from fixtures.errors import refuses
 from fixtures.evaluation import a_dataset
 from fixtures.own_metrics import TopTwo
@@ -57,6 +58,7 @@ def test_it_stands_in_the_result_the_report_and_the_rules(home, tmp_path):
     verdict = GateVerdict(passed=True, metric=result.metric, opponent="", rules=[], table="", scores={})
     page = report.page(report.Report("Evaluation", [result], {32: found.errors}, verdict, 32, {}))
     assert TopTwo.info.description in page and "share of images with a margin over 0.01" in page
+    assert overflow_on_a_phone(page) == 0
 
 
 def test_one_that_raises_or_gives_no_number_hides_no_other_and_is_no_pass(home, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import made_image
+from fixtures.browser import overflow_on_a_phone
 from PIL import Image
 
 from clipft_tasks.contracts.drift import BaselineAccuracy, Capture, DriftSnapshot, WindowRows, WorstSignal
@@ -114,6 +115,7 @@ def test_the_page_needs_nothing_but_itself():
     assert "http" not in text and "url(" not in text and "@import" not in text
     assert found.refers and all(r.startswith("data:image/jpeg;base64,") for r in found.refers)
     assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
+    assert overflow_on_a_phone(text) == 0
 
 
 def test_the_page_says_what_drifted_what_to_do_and_what_it_costs():
