@@ -13,11 +13,13 @@ from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Param, XComArg, dag, task
-from clipft_dag import DEFAULTS, LATE, Approval, Form, StageOutput, SubRun, params, stage
+from clipft_dag import DEFAULTS, LATE, Approval, Form, Options, StageOutput, SubRun, params, stage
 
 from clipft_tasks.contracts.drift import ReadaptRequest
 from clipft_tasks.contracts.stages import SuggestResult
 
+# It holds no slot meanwhile, and the other run has retries of its own.
+RUN: Options = {"wait_for_completion": True, "deferrable": True, "poke_interval": 2, "retries": 0}
 SUGGESTED = "{{ ti.xcom_pull(task_ids='suggest')['%s'] }}"
 
 
@@ -94,6 +96,7 @@ def clipft_readapt() -> None:
         trigger_dag_id="clipft_dataset",
         conf={"domain": "{{ params.domain }}", "source": "captures:{{ params.domain }}"},
         doc_md="Old rows and labeled captures become a dataset version.",
+        **RUN,
     )
     trained = form()
     finetune = SubRun(
@@ -101,6 +104,7 @@ def clipft_readapt() -> None:
         trigger_dag_id="clipft_finetune",
         conf=trained,  # type: ignore[arg-type]  # templated
         doc_md="Train, prove, promote, verify.",
+        **RUN,
     )
     going = back(suggested)
     rollback = SubRun(
@@ -108,6 +112,7 @@ def clipft_readapt() -> None:
         trigger_dag_id="clipft_rollback",
         conf=going,  # type: ignore[arg-type]  # templated
         doc_md="The better version is champion, live and verified again.",
+        **RUN,
     )
     suggested >> approve >> chosen
     none = nothing(suggested)

@@ -41,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 Form: TypeAlias = dict[str, Any]  # a run's `params`: fields of the spec by dotted name, and the DAG's own; JSON of any kind
-Options: TypeAlias = dict[str, Any]  # keyword arguments of an operator
+Options: TypeAlias = dict[str, Any]  # keyword arguments of an operator, or what one is resumed with
 POOL = "accelerator"
 BUSY = timedelta(seconds=10)  # until a task looks again whether what it waits for is free
 log = logging.getLogger("clipft")
@@ -319,7 +319,13 @@ class Approval(ApprovalOperator):
 
     def __init__(self, *, required: str, **kwargs: Any) -> None:  # those of Airflow's own
         # A person who says no is no failure to tell people of.
-        super().__init__(notifiers=[ApprovalWanted()], on_failure_callback=[], execution_timeout=None, **kwargs)
+        super().__init__(
+            notifiers=[ApprovalWanted()],
+            on_failure_callback=[],
+            execution_timeout=None,
+            assigned_users=[{"id": name, "name": name} for name in settings().approvers.split()] or None,
+            **kwargs,
+        )
         self.required = required
 
     def execute(self, context: Context) -> Any:  # what Airflow's own returns
@@ -331,7 +337,7 @@ class Approval(ApprovalOperator):
         self.body = f"{self.body or ''}\n\n{UNANSWERED.format(hours)} {self.REJECT}."
         return super().execute(context)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:  # those of Airflow's own
+    def execute_complete(self, context: Context, event: Options) -> object:
         """Nobody answered in time: that is a no.
 
         Airflow would take `defaults` for the answer, too, but also make their button the one that stands out.
@@ -343,13 +349,10 @@ class Approval(ApprovalOperator):
 
 
 class SubRun(TriggerDagRunOperator):
-    """Starts a run of another DAG and waits for it without a slot. That run has retries of its own."""
+    """Starts a run of another DAG and waits for it; where that fails, it says where the reason stands."""
 
-    def __init__(self, **kwargs: Any) -> None:  # those of Airflow's own
-        super().__init__(wait_for_completion=True, deferrable=True, poke_interval=2, **kwargs | {"retries": 0})
-
-    def execute_complete(self, context: Context, event: tuple[str, dict[str, Any]]) -> None:
-        """What the other run came to; a failure says where its reason stands."""
+    def execute_complete(self, context: Context, event: tuple[str, Options]) -> None:
+        """Go on when the other run has ended."""
         try:
             super().execute_complete(context, event)
         except AirflowException:

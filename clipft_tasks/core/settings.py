@@ -73,6 +73,7 @@ class Settings(EnvironmentSettings):
     notify: SecretStr | None = Field(
         None, description="whom to tell, by mail, Slack or webhook: addresses separated by spaces (clipft_tasks/ops/notify.py)"
     )
+    approvers: str = Field("", description="who may answer approvals, names separated by spaces; empty: whoever may start runs")
     server_token: SecretStr | None = Field(None, description="what a caller must show to change the server's state")
     server_keys: str = Field("", description="file of the keys of the server's clients; default: server-keys.json under home")
     accelerator_queue: str = Field("default", description="Airflow queue of training and evaluation tasks")

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.files import atomic_write
 from clipft_tasks.core.settings import settings
 from clipft_tasks.ops.airflow_client import Airflow
@@ -16,6 +17,7 @@ PORTS = {"airflow": 8080, "mlflow": 5050, "server": 8800, "prometheus": 9090, "a
 ALERTMANAGER = ("alertmanager", "prometheus-alertmanager")  # as its packagers call it
 USER = "admin"
 NAMES = {"jwt", "session", "server", "alerts", "password", "fernet"}
+ROLES = ("viewer", "user", "op", "admin")  # as Airflow calls them; each may do what those before it may
 
 
 def ports() -> dict[str, int]:
@@ -27,13 +29,37 @@ def address(name: str) -> str:
     return f"http://127.0.0.1:{ports()[name]}"
 
 
+def people() -> dict[str, str]:
+    """Who may log in to Airflow, by name, with their role: its admin, and those of `CLIPFT_AIRFLOW_USERS` (`vera:viewer ann:user`).
+
+    Raises: ClipftError for a name or role that Airflow does not take.
+    """
+    found = {USER: "admin"}
+    for entry in os.environ.get("CLIPFT_AIRFLOW_USERS", "").split():
+        name, _, role = entry.partition(":")
+        if role not in ROLES or not name or name == USER or "," in name:
+            raise ClipftError(
+                f"CLIPFT_AIRFLOW_USERS: {entry}",
+                "it is not a name of one's own and a role",
+                f"Write name:role, with a role of {', '.join(ROLES)}.",
+                code="stack.invalid_user",
+            )
+        found[name] = role
+    return found
+
+
+def password_of(name: str) -> str:
+    """The name of a person's password among the installation's secrets."""
+    return "password" if name == USER else f"password:{name}"
+
+
 def keep_secrets() -> dict[str, str]:
     """The installation's secrets, made on first use and readable by their owner only."""
-    path = settings().folder() / "secrets.json"
+    path, names = settings().folder() / "secrets.json", NAMES | {password_of(name) for name in people()}
     known = dict(json.loads(path.read_text())) if path.exists() else {}
-    if known.keys() >= NAMES:
+    if known.keys() >= names:
         return known
-    made = {name: secrets.token_urlsafe(9 if name == "password" else 48) for name in NAMES}
+    made = {name: secrets.token_urlsafe(9 if name.startswith("password") else 48) for name in names}
     # Fernet wants exactly 32 bytes, padded.
     import base64
 
@@ -54,7 +80,7 @@ def environment() -> dict[str, str]:
     secret = keep_secrets()
     folder = settings().folder("airflow")
     passwords = folder / "passwords.json"
-    atomic_write(passwords, json.dumps({USER: secret["password"]}), mode=0o600)
+    atomic_write(passwords, json.dumps({name: secret[password_of(name)] for name in people()}), mode=0o600)
     core: dict[str, object] = {
         "AIRFLOW_HOME": folder,
         "CORE__DAGS_FOLDER": PROJECT / "dags",
@@ -64,7 +90,7 @@ def environment() -> dict[str, str]:
         "CORE__EXECUTOR": "LocalExecutor",
         "CORE__PARALLELISM": 3,
         "CORE__FERNET_KEY": secret["fernet"],
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in people().items()),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
         "CORE__EXECUTION_API_SERVER_URL": f"{address('airflow')}/execution/",
         "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",

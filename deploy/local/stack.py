@@ -22,7 +22,7 @@ from clipft_tasks.ops import installation, upgrade
 from clipft_tasks.ops.doctor import health
 
 from . import monitoring
-from .environment import PROJECT, USER, address, airflow_client, environment, keep_secrets, ports
+from .environment import PROJECT, USER, address, airflow_client, environment, keep_secrets, password_of, people, ports
 
 NEEDED_GB = 3
 DAGS = {path.stem for path in (PROJECT / "dags").glob("clipft_*.py")}
@@ -105,7 +105,10 @@ def clean() -> None:
 def addresses() -> None:
     """Where a person finds everything."""
     rows = [
-        ("Airflow", address("airflow"), f"user {USER}, password {keep_secrets()['password']}"),
+        *(
+            ("Airflow", address("airflow"), f"user {name}{others}, password {keep_secrets()[password_of(name)]}")
+            for name, others in ((name, "" if name == USER else f" ({role})") for name, role in people().items())
+        ),
         ("MLflow", address("mlflow"), "runs, evaluations, model versions"),
         ("Server", address("server"), "playground; API under /docs, metrics under /metrics"),
         *(

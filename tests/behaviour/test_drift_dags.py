@@ -233,6 +233,19 @@ def test_an_approval_that_nobody_answers_ends_and_the_form_says_what_that_means(
     assert asked(0.5)["body"].endswith("Unanswered after 0.5 h means Reject.")
 
 
+def test_those_who_are_named_may_answer_and_else_whoever_may_start_runs(task, monkeypatch):
+    from clipft_dag import Approval
+
+    def asked() -> list[str] | None:
+        settings.cache_clear()
+        users = Approval(task_id="approve", required="True", subject="Promote?").assigned_users
+        return users and [user["id"] for user in users]
+
+    assert asked() is None
+    monkeypatch.setenv("CLIPFT_APPROVERS", "ann bob")
+    assert asked() == ["ann", "bob"]
+
+
 def test_no_answer_in_time_is_a_no(task, monkeypatch):
     from airflow.providers.standard.exceptions import HITLRejectException
 

@@ -23,8 +23,10 @@ def traced(*asked: str) -> str:
 
 
 @pytest.fixture
-def asking(server, monkeypatch):
-    """This process asks the module's server, as an operator."""
+def asking(server, base, monkeypatch):
+    """This process asks the module's server, as an operator, and knows the data that its versions were trained on."""
+    monkeypatch.setenv("CLIPFT_DATA_REPO", str(base / "home" / "datasets"))
+    monkeypatch.setenv("CLIPFT_DVC_REMOTE", str(base / "home" / "dvc-remote"))
     monkeypatch.setenv("CLIPFT_SERVER_URL", str(server.client.base_url))
     monkeypatch.setenv("CLIPFT_SERVER_TOKEN", TOKEN)
     settings.cache_clear()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from fixtures.ports import free_port
 
@@ -25,6 +26,23 @@ def call(*command: str, seconds: float) -> subprocess.CompletedProcess[str]:
     )
 
 
+def token_of(installation, name: str) -> str:
+    """What the installation's Airflow knows a person by."""
+    body = {"username": name, "password": installation.keep_secrets()[installation.password_of(name)]}
+    answer = httpx.post(f"{installation.address('airflow')}/auth/token", json=body, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["access_token"])
+
+
+def cookies_of(installation, name: str) -> dict[str, object]:
+    """What a browser holds in which a person has logged in."""
+    cookie = {
+        "name": "_token", "value": token_of(installation, name), "domain": "127.0.0.1", "path": "/", "expires": -1,
+        "httpOnly": False, "secure": False, "sameSite": "Lax",
+    }  # fmt: skip
+    return {"cookies": [cookie], "origins": []}
+
+
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory):
     """The environment of a fresh installation, in this process and its children; stopped at the end, whatever happened."""
@@ -32,6 +50,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
     for name in [n for n in os.environ if n.startswith(("CLIPFT_", "AIRFLOW"))]:
         del os.environ[name]
     os.environ["CLIPFT_HOME"] = str(tmp_path_factory.mktemp("installation") / "home")
+    os.environ["CLIPFT_AIRFLOW_USERS"] = "vera:viewer"
     for program in ("AIRFLOW", "MLFLOW", "SERVER", "PROMETHEUS", "ALERTMANAGER", "STATSD"):
         os.environ[f"CLIPFT_{program}_PORT"] = str(free_port())
     settings.cache_clear()
