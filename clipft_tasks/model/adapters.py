@@ -79,7 +79,7 @@ class LowRank(nn.Module):
         whole: Tensor = weight + self.factor * (self.up @ self.down.weight.flatten(1)).view(weight.shape)
         if self.magnitude is None:
             return whole
-        gain = self.magnitude / whole.flatten(1).norm(dim=1).clamp_min(torch.finfo(whole.dtype).tiny)
+        gain: Tensor = self.magnitude / whole.flatten(1).norm(dim=1).clamp_min(torch.finfo(whole.dtype).tiny)
         return whole * gain.view(-1, *[1] * (whole.ndim - 1))
 
 
