@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,19 @@ def measure(place: Path) -> dict[str, float]:
     out: dict[str, float] = {}
     done: dict[str, dict[str, Any]] = {}
     written: list[int] = []
-    save = checkpoints.Checkpoints.save
+    made = checkpoints.Checkpoints.__init__
 
-    def weigh(self: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> Path:
-        path = save(self, step, state)
-        written.append(path.stat().st_size)
-        return path
+    def weighed(
+        self: checkpoints.Checkpoints, folder: Path, key: str, keep: int = 2, saved: Callable[[Path], None] | None = None
+    ) -> None:
+        def weigh(path: Path) -> None:
+            written.append(path.stat().st_size)
+            if saved:
+                saved(path)
 
-    setattr(checkpoints.Checkpoints, "save", weigh)  # noqa: B010
+        made(self, folder, key, keep, weigh)
+
+    setattr(checkpoints.Checkpoints, "__init__", weighed)  # noqa: B010
     for name in chain.CHAIN:
         if name == "deploy":
             break
