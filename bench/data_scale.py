@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipft_tasks.devices.hardware import usable_cores
-
 STEPS = ("ingest", "validate", "version")
 CLASSES = 50
 
@@ -107,6 +105,8 @@ def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, float]:
 
 
 def main() -> None:
+    from clipft_tasks.devices.hardware import usable_cores  # loads torch, which is no part of a step
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 4_000, 16_000, 64_000], help="rows of 128 px")
     parser.add_argument("--large", type=int, default=4_000, help="rows of 12 megapixels; 0 for none")
