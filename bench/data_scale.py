@@ -105,8 +105,6 @@ def growth(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, float]:
 
 
 def main() -> None:
-    from clipft_tasks.devices.hardware import usable_cores  # loads torch, which is no part of a step
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 4_000, 16_000, 64_000], help="rows of 128 px")
     parser.add_argument("--large", type=int, default=4_000, help="rows of 12 megapixels; 0 for none")
@@ -130,6 +128,8 @@ def main() -> None:
         large = {}
         if options.large:
             large = measure(Path(place, "home-large"), table(folder, options.large, (4000, 3000)), options.timeout)
+    from clipft_tasks.devices.hardware import usable_cores  # loads torch, which is no part of a step
+
     result = {"first": first, "one_percent_more": again, "large": large, "growth": growth(first)}
     print(json.dumps(result | {"cores": usable_cores(), "load": os.getloadavg()[0]}))
 
