@@ -29,6 +29,8 @@ SMALL_BODY = 100 * 2**10  # bytes that the event loop parses itself, and that no
 SETTING_BODY = 64 * 2**10  # largest body of a request that is no inference
 SMALL_REQUEST = 8  # items up to which a request may use the last quarter of a budget
 SMALL_JSON = 16 * 2**10  # bytes that are parsed as they are
+PLAIN_JSON = 512 * 2**10  # likewise, and by the event loop, where there are few parts: one image, say
+PLAIN_PARTS = 64
 LONG_STRING = 64 * 2**10  # bytes from which a string can only be an image
 PARTS = 16  # commas, colons and brackets of JSON that belong to one item
 LETTER = 12  # most bytes of one letter in JSON: \\ud83d\\ude00
@@ -82,6 +84,14 @@ class Budget:
             self.give_back(count)
 
 
+def is_plain(raw: memoryview) -> bool:
+    """Whether JSON is of few parts and not too large, so that parsing it takes well under a millisecond."""
+    if len(raw) > PLAIN_JSON:
+        return False
+    body = bytes(raw)
+    return sum(map(body.count, (b",", b"[", b"{", b":"))) <= PLAIN_PARTS
+
+
 class Admission:
     """The limits of one server process."""
 
@@ -133,7 +143,7 @@ class Admission:
     def small_json(self, raw: memoryview) -> AbstractContextManager[bytes]:
         """JSON that may be parsed: of no more parts than a request that may be answered has (each takes memory of a hundred times
         its bytes before anything can be said about it), and without its long strings. Raises RequestRejectedError."""
-        if len(raw) <= SMALL_JSON:
+        if len(raw) <= SMALL_JSON or is_plain(raw):
             return nullcontext(bytes(raw))
         options = self.options
         return without_long_strings(
@@ -143,9 +153,13 @@ class Admission:
             longest=int(options.max_image_mb * 2**20 * 1.5),  # in base64, with line ends
         )
 
-    async def off_loop(self, size: int, function: Callable[[], T]) -> T:
-        """What a function of a body of `size` bytes returns; called in a thread where the body is large."""
-        if size <= SMALL_BODY:
+    async def off_loop(self, size: int, function: Callable[[], T], *, is_plain: bool = False) -> T:
+        """What a function of a body of `size` bytes returns; called in a thread where the body is large.
+
+        Args:
+            is_plain: the function takes no time to speak of all the same.
+        """
+        if size <= SMALL_BODY or is_plain:
             return function()
         return await asyncio.get_running_loop().run_in_executor(self._parsing, function)
 

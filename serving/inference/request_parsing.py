@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from clipft_tasks.spec.form import JsonSchema
 
-from .admission import Admission
+from .admission import SMALL_BODY, Admission, is_plain
 from .errors import RequestRejectedError
 from .forms import is_form, read_form
 from .schemas import InferenceBody
@@ -34,7 +34,8 @@ async def parse(request: Request, body: type[B]) -> B:
     """
     raw, kind, server = request.state.body, request.headers.get("content-type", ""), server_of(request)
     with server.tracing.step("parse", {"bytes": len(raw)}):
-        return await server.admission.off_loop(len(raw), lambda: read(raw, kind, body, server.admission))
+        plain = len(raw) > SMALL_BODY and not is_form(kind) and is_plain(raw)
+        return await server.admission.off_loop(len(raw), lambda: read(raw, kind, body, server.admission), is_plain=plain)
 
 
 def read(raw: memoryview, content_type: str, body: type[B], admission: Admission) -> B:

@@ -15,11 +15,15 @@ from pydantic import ValidationError
 from clipft_tasks.contracts.drift import answer_hash
 from clipft_tasks.core.errors import TransientError
 from serving.inference import captures as module
+from serving.inference import forms
+from serving.inference.admission import SMALL_BODY, Admission, is_plain
 from serving.inference.captures import Captures
+from serving.inference.errors import RequestRejectedError
 from serving.inference.loaded_model import Ranking
 from serving.inference.metrics import Metrics
-from serving.inference.request_parsing import documented
+from serving.inference.request_parsing import documented, read
 from serving.inference.schemas import Classify, EmbedImages, InferenceBody
+from serving.inference.settings import ServingSettings
 
 IMAGE = bytes(range(256))
 
@@ -56,6 +60,32 @@ def test_what_is_not_base64_is_refused_by_its_place(wrong):
         EmbedImages.model_validate({"images": [{"base64": wrong}]})
     [found] = error.value.errors()
     assert found["loc"] == ("images", 0, "base64") and "not base64" in found["msg"]
+
+
+FIELD = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\na\r\n'
+FORM = "multipart/form-data; boundary=x"
+
+
+def test_a_form_of_too_many_fields_is_refused_before_one_is_read(monkeypatch):
+    for start in (b"", b"\r\n"):
+        assert len(forms.read_form(memoryview(start + 50 * FIELD + b"--x--"), FORM, 50)) == 50
+        with pytest.raises(RequestRejectedError, match="more than 49 fields"):
+            forms.read_form(memoryview(start + 50 * FIELD + b"--x--"), FORM, 49)
+    monkeypatch.setattr(forms, "MultipartParser", None)  # nothing can be read
+    for piece in (forms.PIECE, 7, len(FIELD)):
+        monkeypatch.setattr(forms, "PIECE", piece)
+        with pytest.raises(RequestRejectedError, match="more than 50 fields"):
+            forms.read_form(memoryview(100 * FIELD + b"--x--"), FORM, 50)
+
+
+@pytest.mark.parametrize("count", [1, 15])
+def test_a_body_of_one_image_is_parsed_at_once_and_one_of_many_parts_is_not(count):
+    image = {"base64": base64.b64encode(IMAGE * 400).decode()}
+    many = json.dumps({"images": [image] * count}).encode()
+    assert len(many) > SMALL_BODY and is_plain(memoryview(many)) == (count == 1)
+    assert not is_plain(memoryview(b'{"texts":[' + b",".join([b"1"] * 60_000) + b"]}"))
+    body = read(memoryview(many), "application/json", EmbedImages, Admission(ServingSettings()))
+    assert [one.content for one in body.images] == [IMAGE * 400] * count
 
 
 def test_a_body_without_an_example_is_documented_all_the_same():
