@@ -72,12 +72,17 @@ def started(tower: str, wanted: Sequence[str], place: Path, cores: int, stack: E
             continue
         try:
             server = Running(peer, tower, package, place, free_port(), cores)
-            stack.callback(server.stop)
+        except CannotRunError as error:
+            print(f"{peer.name}: no numbers, {error}", flush=True)
+            continue
+        stack.callback(server.stop)
+        try:
             server.wait((peer.image[0], peer.image[1](image)), (peer.text[0], peer.text[1](text)))
             if peer.name == OURS:
                 print(f"{OURS} runs {server.backends()}")
             yield server
         except CannotRunError as error:
+            server.stop()  # it takes no core from those that can
             print(f"{peer.name}: no numbers, {error}", flush=True)
 
 
