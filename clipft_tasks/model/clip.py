@@ -1,5 +1,6 @@
 """One model with its tokenizer and preprocessing: what training, evaluation and the server all hold."""
 
+import threading
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ SIMILARITY = "similarity."  # before the names of its weights
 TEXT_LENGTHS = (8, 16, 24, 32, 48, 64, 77, 128, 256, 512)
 COUNTED_AT = (64, 512, 4096)  # lengths to which texts are padded while their tokens are counted
 TOKENS_AT_ONCE = 32_768  # of them, padding included
+_tokenizing = threading.Lock()  # those of transformers are set to a length at each call, so they are for one thread at a time
 
 
 class OpenClipConfig(TypedDict):
@@ -101,18 +103,26 @@ def by_length(encode: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tens
     return torch.cat([encode(tokens[rows, :length]) for rows, length in parts])[torch.argsort(order)]
 
 
-def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Tokens that each text needs, uncut up to 4,096: a count above the context length shows what a model would not see.
+def token_counts(tokenizer: Tokenizer, texts: Sequence[str], at: Sequence[int] = COUNTED_AT) -> list[int]:
+    """Tokens that each text needs, counted up to 4,096: a count above the context length shows what a model would not see.
 
     Tokenizers pad every text of a call to the length that is asked for, so texts are counted at a short one first, and only
     those that fill it at a longer one.
+
+    Args:
+        at: these lengths; nothing is counted beyond the last.
     """
     counts = torch.zeros(len(texts), dtype=torch.long)
     waiting = torch.arange(len(texts))
-    for context in COUNTED_AT:
-        empty = tokenizer([""], context_length=context)  # whichever number a tokenizer pads with, and wherever
-        for some in waiting.split(TOKENS_AT_ONCE // context) if len(waiting) else ():
-            counts[some] = lengths(tokenizer([texts[i] for i in some.tolist()], context_length=context) - empty, 0)
+    for context in at:
+        if not len(waiting):
+            break
+        with _tokenizing:
+            empty = tokenizer([""], context_length=context)  # whichever number a tokenizer pads with, and wherever
+        for some in waiting.split(TOKENS_AT_ONCE // context):
+            with _tokenizing:
+                tokens = tokenizer([texts[i] for i in some.tolist()], context_length=context)
+            counts[some] = lengths(tokens - empty, 0)
         waiting = waiting[counts[waiting] >= context - 1]
     return counts.tolist()
 
@@ -263,7 +273,11 @@ class Clip:
         """
         if not texts:
             return torch.zeros((0, self.context_length), dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
-        tokens = torch.cat([self.tokenizer(list(texts[i : i + 4096])) for i in range(0, len(texts), 4096)])
+        parts = []
+        for start in range(0, len(texts), 4096):
+            with _tokenizing:
+                parts.append(self.tokenizer(list(texts[start : start + 4096])))
+        tokens = torch.cat(parts)
         if not self.takes_any_length:
             return tokens.int(), torch.full((len(tokens),), tokens.shape[1])
         buckets = torch.tensor([b for b in TEXT_LENGTHS if b < tokens.shape[1]] + [tokens.shape[1]])
@@ -322,6 +336,10 @@ class Clip:
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts -> embeddings (n, embed_dim), fp32, as the similarity compares them. Memory as for images."""
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, length), int64, as `tokenize` gives them -> embeddings (n, embed_dim), as `encode_texts`."""
 
         def encode(some: torch.Tensor) -> torch.Tensor:
             some = some.to(self.device)
@@ -329,7 +347,7 @@ class Clip:
             features = by_length(run, some, self.pad) if self.pays_by_length(some) else run(some)
             return self.similarity.embed_text(features.float())
 
-        return self._halving(encode, self.tokenize(texts), "texts")
+        return self._halving(encode, tokens, "texts")
 
     def _halving(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, what: str) -> torch.Tensor:
         """Rows encoded at once, or in halves where that runs out of memory and nobody waits for a gradient."""

@@ -85,7 +85,9 @@ class Budget:
 
 
 def is_plain(raw: memoryview) -> bool:
-    """Whether JSON is of few parts and not too large, so that parsing it takes well under a millisecond."""
+    """Whether JSON is of few parts and not too large, so that parsing it takes a millisecond or so."""
+    if len(raw) <= SMALL_JSON:
+        return True
     if len(raw) > PLAIN_JSON:
         return False
     body = bytes(raw)
@@ -140,10 +142,10 @@ class Admission:
                 why = f"{one} {number + 1}: {len(text):,} characters, more than {self.options.max_text:,}."
                 raise RequestRejectedError(422, why, "long_text", index=number)
 
-    def small_json(self, raw: memoryview) -> AbstractContextManager[bytes]:
+    def small_json(self, raw: memoryview, plain: bool = False) -> AbstractContextManager[bytes]:
         """JSON that may be parsed: of no more parts than a request that may be answered has (each takes memory of a hundred times
         its bytes before anything can be said about it), and without its long strings. Raises RequestRejectedError."""
-        if len(raw) <= SMALL_JSON or is_plain(raw):
+        if plain or len(raw) <= SMALL_JSON:
             return nullcontext(bytes(raw))
         options = self.options
         return without_long_strings(

@@ -38,12 +38,13 @@ class BackendChoice:
     Args:
         wanted: auto, torch, or the name of a backend.
         threads: that a backend may use.
+        lanes: of the engine, each of which may ask for a forward pass.
     Raises: ClipftError where a backend is wanted that there is not or that is not installed.
     """
 
-    def __init__(self, wanted: str, threads: int) -> None:
+    def __init__(self, wanted: str, threads: int, lanes: int = 1) -> None:
         choice.available(wanted)
-        self.wanted, self.threads = wanted, threads
+        self.wanted, self.threads, self.lanes = wanted, threads, lanes
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="backends", daemon=True)
@@ -80,7 +81,7 @@ class BackendChoice:
         clip = model.clip
         try:
             samples = choice.samples_of(clip, kind, model.side, waiting.images, waiting.texts)
-            chosen = choice.choose(clip, kind, model.side, samples, self.wanted, self.threads)
+            chosen = choice.choose(clip, kind, model.side, samples, self.wanted, self.threads, self.lanes)
         except Exception as error:  # torch runs every tower, so nothing here is worth an answer
             log.exception("no backend can be chosen for the %s tower of %s", kind, clip.source)
             chosen = Choice(Decision(choice.TORCH, f"the others cannot be compared ({error})"), "failed")

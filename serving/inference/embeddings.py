@@ -1,14 +1,11 @@
 """Texts and images embedded together, in their order, and the forms in which an embedding travels."""
 
-import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-
-from clipft_tasks.model.clip import token_counts
 
 from .embedding_request import Encoding
 from .errors import RequestRejectedError
@@ -55,20 +52,20 @@ async def _embed(
     texts = {n: part for n, part in enumerate(parts) if isinstance(part, str)}
     images = {n: part for n, part in enumerate(parts) if isinstance(part, bytes)}
     vectors: dict[int, np.ndarray] = {}
-    counts: list[int] = []
+    tokens, cut = 0, list[int]()
     if texts:
-        asked = list(texts.values())
-        with _numbered(start, list(texts)):
-            embedded = await inference.embed_texts(model, asked, is_traffic, dimensions)
-        vectors |= zip(texts, embedded, strict=True)
-        counts = await asyncio.wrap_future(inference.engine.call(lambda: token_counts(model.clip.tokenizer, asked)))
+        places = list(texts)
+        with _numbered(start, places):
+            embedded = await inference.embed_texts(model, list(texts.values()), is_traffic, dimensions)
+        vectors |= zip(texts, embedded.vectors, strict=True)
+        cut = [start + places[n - 1] + 1 for n in embedded.truncated]
+        tokens = sum(count for count in embedded.tokens if count <= embedded.context)
+        tokens += await inference.tokenizer.count(model.clip, [texts[places[n - 1]] for n in embedded.truncated])
     if images:
         with _numbered(start, list(images)):
-            embedded = await inference.embed_images(model, list(images.values()), is_traffic, dimensions)
-        vectors |= zip(images, embedded, strict=True)
-    longest = model.clip.context_length
-    cut = [start + n + 1 for n, count in zip(texts, counts, strict=True) if count > longest]
-    return Embedded(np.stack([vectors[n] for n in range(len(parts))]), sum(counts), cut)
+            shown = await inference.embed_images(model, list(images.values()), is_traffic, dimensions)
+        vectors |= zip(images, shown, strict=True)
+    return Embedded(np.stack([vectors[n] for n in range(len(parts))]), tokens, cut)
 
 
 @contextmanager

@@ -36,8 +36,15 @@ class FairLine(Generic[T]):
         """Whose turn it is. Raises StopIteration when nobody waits."""
         return next(iter(self._of.values()))[0]
 
+    def take(self, fits: Callable[[T], bool]) -> T | None:
+        """What the next client waits for first that waits for something that fits; None when there is none."""
+        client = next((client for client, items in self._of.items() if fits(items[0])), None)
+        return None if client is None else self._pop_of(client)
+
     def pop_first(self) -> T:
-        client = next(iter(self._of))
+        return self._pop_of(next(iter(self._of)))
+
+    def _pop_of(self, client: str) -> T:
         items = self._of.pop(client)
         item = items.popleft()
         if items:

@@ -229,7 +229,7 @@ class ModelStore:
         def warm_and_ask() -> list[list[float]]:
             move_to(self.engine.device.type, clip)
             model.temperature_scale  # noqa: B018 - read once here, in the thread that owns the device
-            image, text = encode(model, images), encode(model, recorded.texts)
+            image, text = encode(model, images), encode(model, clip.tokenize(recorded.texts).numpy())
             if model.classes:
                 model.class_embeddings = model.embed_classes(model.classes)
             return [[float(x) for x in row] for row in model.similarity(image, text)]

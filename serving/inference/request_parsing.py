@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from clipft_tasks.spec.form import JsonSchema
 
-from .admission import SMALL_BODY, Admission, is_plain
+from .admission import Admission, is_plain
 from .errors import RequestRejectedError
 from .forms import is_form, read_form
 from .schemas import InferenceBody
@@ -34,18 +34,22 @@ async def parse(request: Request, body: type[B]) -> B:
     """
     raw, kind, server = request.state.body, request.headers.get("content-type", ""), server_of(request)
     with server.tracing.step("parse", {"bytes": len(raw)}):
-        plain = len(raw) > SMALL_BODY and not is_form(kind) and is_plain(raw)
-        return await server.admission.off_loop(len(raw), lambda: read(raw, kind, body, server.admission), is_plain=plain)
+        plain = not is_form(kind) and is_plain(raw)
+        return await server.admission.off_loop(len(raw), lambda: read(raw, kind, body, server.admission, plain), is_plain=plain)
 
 
-def read(raw: memoryview, content_type: str, body: type[B], admission: Admission) -> B:
-    """Likewise, of the bytes of a body."""
+def read(raw: memoryview, content_type: str, body: type[B], admission: Admission, plain: bool = False) -> B:
+    """Likewise, of the bytes of a body.
+
+    Args:
+        plain: it is JSON that `is_plain`.
+    """
     try:
         if is_form(content_type):
             most = 2 * admission.options.max_items + admission.options.max_classes + len(FORM_VALUES)
             return body.model_validate(_values(raw, content_type, most), context=admission)
         raw = raw[len(BOM) :] if raw[: len(BOM)] == BOM else raw
-        with admission.small_json(raw) as small:
+        with admission.small_json(raw, plain) as small:
             return body.model_validate_json(small, context=admission)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_context=False, include_input=False)) from None

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from clipft_tasks.core.settings import settings
-from clipft_tasks.devices import hardware
+from clipft_tasks.devices import backend, hardware
 
 from .admission import Admission
 from .answer_memory import AnswerMemory
@@ -25,9 +25,11 @@ from .replicas import Relay, Replicas
 from .search_indexes import SearchIndexes
 from .service import InferenceService
 from .settings import ServingSettings
+from .tokenizing import TokenizerThread
 from .tracing import Tracing
 from .window_memory import WindowMemory
 
+MOST_LANES = 8  # of the engine, on a CPU
 STUCK = 300.0  # seconds of one piece of work after which a thread hangs; loading a version may take four minutes
 
 
@@ -56,6 +58,7 @@ class Server:
     def start(cls, options: ServingSettings) -> "Server":
         """Make the parts and start their threads; no model is loaded yet."""
         metrics, machine, admission = Metrics(), hardware.detect(options.device), Admission(options)
+        lanes = min(machine.cores, MOST_LANES) if backend(machine.device).is_host else 1
         engine = Engine(
             machine.device,
             machine.cores,
@@ -63,6 +66,7 @@ class Server:
             max_batch=options.max_batch,
             max_wait=options.max_wait_ms / 1000,
             max_queue=options.max_queue,
+            lanes=lanes,
             most_seconds=options.queue_seconds,
             coming=lambda: admission.items.used,
         )
@@ -85,11 +89,11 @@ class Server:
             most_seconds=options.capture_days * 86400,
             share=options.capture,
         )
-        backends = BackendChoice(options.backend, machine.cores)
+        backends = BackendChoice(options.backend, machine.cores, lanes)
         store = ModelStore(engine, metrics, backends, on_live=monitor.watch)
         metrics.registry.register(BackendCollector(lambda: store.live))
-        tracing = Tracing()
-        inference = InferenceService(admission, decoder, engine, store, monitor, captures, metrics, tracing)
+        tracing, tokenizer = Tracing(), TokenizerThread()
+        inference = InferenceService(admission, decoder, tokenizer, engine, store, monitor, captures, metrics, tracing)
         return cls(
             options,
             metrics,
@@ -123,6 +127,7 @@ class Server:
     def close(self) -> None:
         self.admission.close()
         self.decoder.close()
+        self.inference.tokenizer.close()
         self.backends.close()
         self.engine.close()
         self.monitor.close()

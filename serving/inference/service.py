@@ -8,13 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clipft_tasks.contracts.serving import Heatmap
 from clipft_tasks.data.images import square
 from clipft_tasks.drift.image_statistics import appearance
-from clipft_tasks.model.clip import token_counts
 
 from .admission import Admission
 from .batching import Engine
@@ -26,11 +26,30 @@ from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
+from .tokenizing import TokenizerThread
 from .tracing import Tracing
 from .trial import Trial
 
 log = logging.getLogger("uvicorn.error")
 CLASSES_AT_ONCE = 32  # of a caller's own, embedded over the prompts
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Attributes:
+    vectors: embeddings (n, d).
+    tokens: of each text; one more than the context where there are more than that.
+    context: tokens that the model reads of one.
+    """
+
+    vectors: np.ndarray
+    tokens: list[int]
+    context: int
+
+    @property
+    def truncated(self) -> list[int]:
+        """The numbers, from 1, of texts of which only the beginning was seen."""
+        return [n for n, count in enumerate(self.tokens, 1) if count > self.context]
 
 
 class InferenceService:
@@ -44,6 +63,7 @@ class InferenceService:
         self,
         admission: Admission,
         decoder: Decoder,
+        tokenizer: TokenizerThread,
         engine: Engine,
         store: ModelStore,
         monitor: Monitor,
@@ -51,7 +71,7 @@ class InferenceService:
         metrics: Metrics,
         tracing: Tracing,
     ) -> None:
-        self.admission, self.decoder = admission, decoder
+        self.admission, self.decoder, self.tokenizer = admission, decoder, tokenizer
         self.engine, self.store = engine, store
         self.monitor, self.captures, self.metrics, self.tracing = monitor, captures, metrics, tracing
         self._heatmaps = Heatmaps(admission, decoder, engine)
@@ -95,29 +115,19 @@ class InferenceService:
 
     async def embed_texts(
         self, model: LoadedModel, texts: list[str], is_traffic: bool, dimensions: int | None = None
-    ) -> np.ndarray:
-        """Embeddings (n, d) of texts, or their first `dimensions`."""
+    ) -> TextEmbeddings:
+        """Embeddings of texts, or their first `dimensions`."""
         cut = self._cut(model, dimensions)
         text = await self._embed_texts(model, texts)
         if is_traffic:
             with self._side_effect(model, "window"):
-                self.monitor.add_texts(model, text)
-        return cut(text)
-
-    async def cut_texts(self, model: LoadedModel, texts: list[str]) -> list[int]:
-        """The numbers, from 1, of texts that are longer than the model's context: only their beginning was seen."""
-        room = model.clip.context_length - 2  # a token is at least one byte
-        long = [n for n, text in enumerate(texts, 1) if len(text) > room or len(text.encode()) > room]
-        if not long:
-            return []
-        count = self.engine.call(lambda: token_counts(model.clip.tokenizer, [texts[n - 1] for n in long]))
-        tokens = await asyncio.wrap_future(count)
-        return [n for n, length in zip(long, tokens, strict=True) if length > model.clip.context_length]
+                self.monitor.add_texts(model, text.vectors)
+        return replace(text, vectors=cut(text.vectors))
 
     async def similarity(
         self, model: LoadedModel, images: Sequence[bytes], texts: list[str], is_traffic: bool, paired: bool = False
-    ) -> np.ndarray:
-        """Similarity of every image with every text, (n, m).
+    ) -> tuple[np.ndarray, list[int]]:
+        """Similarity of every image with every text, (n, m), and the numbers of truncated texts.
 
         Args:
             paired: the n-th text belongs to the n-th image.
@@ -130,15 +140,15 @@ class InferenceService:
         finally:  # where one fails, the other is taken back
             images_task.cancel()
             texts_task.cancel()
-        scores = _finite(model, model.similarity(image, text), "similarity")
+        scores = _finite(model, model.similarity(image, text.vectors), "similarity")
         if is_traffic:
             with self._side_effect(model, "window"):
                 self.monitor.add_images(model, image, statistics)
-                self.monitor.add_texts(model, text)
+                self.monitor.add_texts(model, text.vectors)
                 if paired:
                     self.monitor.add_pairs(model, np.diag(scores))
                 self.metrics.observe_scores(model.domain, model.version, scores)
-        return scores
+        return scores, text.truncated
 
     async def classify(
         self,
@@ -193,7 +203,7 @@ class InferenceService:
         """Which places of each image speak for each text rather than for the others. Nothing of it is watched or kept."""
         self._heatmaps.check("texts", len(texts))
         embedded = await self._embed_texts(model, texts)
-        return await self._heatmaps.of(model, images, texts, embedded, [list(range(len(texts)))] * len(images))
+        return await self._heatmaps.of(model, images, texts, embedded.vectors, [list(range(len(texts)))] * len(images))
 
     async def _rank_in_trial(self, trial: Trial, champion: LoadedModel, images: Sequence[bytes], classes: list[str]) -> Ranking:
         """The champion's answer, or that of a canary in its share of the requests."""
@@ -258,23 +268,31 @@ class InferenceService:
                 embeddings = _finite(model, await self.engine.encode(model, np.stack(squares)), "embedding")
         return embeddings, np.stack(statistics) if sampled else None
 
-    async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
-        """Embeddings (n, d) of texts; those asked for before are remembered, and the same text twice is embedded once."""
+    async def _embed_texts(self, model: LoadedModel, texts: list[str]) -> TextEmbeddings:
+        """Embeddings of texts; those asked for before are remembered, and the same text twice is embedded once."""
         self.admission.check_texts(texts)
         if not self.admission.options.remember:
             return await self._encode_texts(model, texts)
-        found = model.known_texts.found(texts)
+        memory = model.known_texts
+        found = memory.found(texts)
+        tokens = {text: memory.tokens(text) for text in found}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         self._count_remembered("texts", len(found), len(missing))
         if missing:
-            new = dict(zip(missing, await self._encode_texts(model, missing), strict=True))
-            model.known_texts.keep(new)
-            found |= new
-        return np.stack([found[text] for text in texts])
+            new = await self._encode_texts(model, missing)
+            vectors, counts = (dict(zip(missing, values, strict=True)) for values in (new.vectors, new.tokens))
+            memory.keep(vectors, counts)
+            found, tokens = found | vectors, tokens | counts
+        vectors_of = np.stack([found[text] for text in texts])
+        return TextEmbeddings(vectors_of, [tokens[text] for text in texts], model.clip.context_length)
 
-    async def _encode_texts(self, model: LoadedModel, texts: list[str]) -> np.ndarray:
-        with self.admission.working(len(texts)), self.tracing.step("encode", {"texts": len(texts)}):
-            return _finite(model, await self.engine.encode(model, texts), "embedding")
+    async def _encode_texts(self, model: LoadedModel, texts: Sequence[str]) -> TextEmbeddings:
+        with self.admission.working(len(texts)):
+            with self.tracing.step("tokenize", {"texts": len(texts)}):
+                tokens = await self.tokenizer.tokenize(model.clip, texts)
+            with self.tracing.step("encode", {"texts": len(texts)}):
+                vectors = _finite(model, await self.engine.encode(model, tokens.ids), "embedding")
+        return TextEmbeddings(vectors, tokens.counts, model.clip.context_length)
 
     async def _embed_classes(self, model: LoadedModel, classes: list[str]) -> np.ndarray:
         """Embeddings (c, d) of classes of the caller's own over the package's prompts; those asked before are remembered."""
@@ -284,10 +302,8 @@ class InferenceService:
         self._count_remembered("classes", len(found), len(missing))
         for start in range(0, len(missing), CLASSES_AT_ONCE):  # whoever asks again after a deadline goes on from there
             some = missing[start : start + CLASSES_AT_ONCE]
-            prompts = model.prompts_of(some)
-            with self.admission.working(len(prompts)):
-                embedded = await self.engine.encode(model, prompts)
-            new = dict(zip(some, model.mean_over_prompts(embedded, len(some)), strict=True))
+            embedded = await self._encode_texts(model, model.prompts_of(some))
+            new = dict(zip(some, model.mean_over_prompts(embedded.vectors, len(some)), strict=True))
             model.known_classes.keep(new)
             found |= new
         return np.stack([found[name] for name in classes])

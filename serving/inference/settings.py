@@ -18,7 +18,7 @@ class ServingSettings(EnvironmentSettings):
     device: str = Field("auto", description=f"auto, {', '.join(get_args(DeviceName))}")
     backend: str = Field("auto", description="what runs the towers: auto (the fastest that agrees), torch, openvino, onnx")
     max_batch: int = Field(32, ge=1, description="images or texts per forward pass")
-    max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most")
+    max_wait_ms: float = Field(4.0, ge=0, description="how long a lone request waits for company, at most, where a batch pays")
     max_requests: int = Field(1024, ge=1, description="requests being answered before more are answered 503")
     address_rate: float = Field(
         100, gt=0, description="requests a second of one address while others ask, too; beyond it, slower and then 429"

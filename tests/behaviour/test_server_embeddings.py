@@ -25,6 +25,8 @@ def test_openais_client_embeds_texts(client, plain):
     assert close([one.embedding for one in done.data], plain["1"].texts())
     assert [one.index for one in done.data] == [0, 1, 2] and done.model == "general@1"
     assert done.usage.prompt_tokens == done.usage.total_tokens > 2 * len(TEXTS)
+    short, long = (client.embeddings.create(model="general", input=["word " * n]).usage.total_tokens for n in (1, 501))
+    assert long == short + 500  # in full, though the model read the beginning alone
     assert close([client.embeddings.create(model="general", input=TEXTS[0]).data[0].embedding], plain["1"].texts()[:1])
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,27 @@ def test_more_requests_than_may_wait_are_told_to_come_back(inside):
     answer = client.post(EMBED_TEXTS, json={"texts": "x"})
     release.set()
     assert answer.status_code == 503 and answer.headers["retry-after"] and "again" in answer.json()["detail"]
+
+
+def test_images_are_answered_while_somebodys_texts_are_tokenized(inside, monkeypatch):
+    from serving.inference import tokenizing
+
+    client, whole = inside(), tokenizing.tokens_of
+    started, release = threading.Event(), threading.Event()
+
+    def held_up(clip: Any, texts: Any) -> Any:
+        started.set()
+        assert release.wait(20)
+        return whole(clip, texts)
+
+    monkeypatch.setattr(tokenizing, "tokens_of", held_up)
+    with ThreadPoolExecutor(1) as other:
+        texts = other.submit(client.post, EMBED_TEXTS, json={"texts": ["a long text " * 300] * 60})
+        assert started.wait(20)
+        assert client.post(CLASSES, json={"images": IMAGES[:1]}).status_code == 200
+        assert not texts.done()
+        release.set()
+        assert texts.result(20).status_code == 200
 
 
 def test_a_dead_inference_thread_is_a_failed_health_check(inside):

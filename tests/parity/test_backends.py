@@ -1,6 +1,8 @@
 """Graph backends give torch's answers, or do not run."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from clipft_tasks.core.settings import settings
 from clipft_tasks.data.images import square
 from clipft_tasks.model import build
 from clipft_tasks.model.backends import choice, export
-from clipft_tasks.model.backends.base import TOWERS, Graph
+from clipft_tasks.model.backends.base import TOWERS, Graph, Runner, SharedRunner
 from clipft_tasks.model.clip import Clip
 from clipft_tasks.model.folding import fold_batch_norms
 
@@ -75,6 +77,50 @@ def test_a_backend_gives_torchs_answers_in_batches_and_lengths_of_any_size(expor
         assert torch.allclose(here, there, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", list(choice.BACKENDS.shipped))
+def test_forward_passes_side_by_side_give_torchs_answers(exported: tuple[Clip, int, Path], name: str) -> None:
+    clip, side, folder = exported
+    shown, backend, graph = images(side), choice.BACKENDS.load(name)(), Graph(folder / "image.onnx", "image")
+    with torch.inference_mode():
+        expected = clip.encode_images(torch.from_numpy(shown))
+    runners = backend.open_lanes(graph, 2, 2)
+    assert len(runners) == 2
+    run = SharedRunner(backend.open(graph, 2), runners)
+    with ThreadPoolExecutor(3) as threads:
+        for row, given in zip(
+            list(range(len(shown))) * 5, threads.map(run, [shown[n : n + 1] for n in range(len(shown))] * 5), strict=True
+        ):
+            embedded = clip.similarity.embed_image(torch.from_numpy(given))
+            assert torch.allclose(embedded[0], expected[row], atol=1e-4)
+
+
+def test_who_is_alone_has_all_cores_and_who_is_not_has_a_share() -> None:
+    begun, free, used = threading.Semaphore(0), threading.Event(), []
+
+    def runner(name: str) -> Runner:
+        def run(inputs: np.ndarray) -> np.ndarray:
+            used.append(name)
+            begun.release()
+            assert free.wait(10)
+            return inputs
+
+        return run
+
+    run = SharedRunner(runner("alone"), [runner("share"), runner("share")])
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(run, np.zeros(1))
+        begun.acquire()
+        others = [threads.submit(run, np.zeros(1)) for _ in range(3)]
+        for _ in range(2):
+            begun.acquire()
+        assert sorted(used) == ["alone", "share", "share"] and not first.done()
+        free.set()
+        for done in (first, *others):
+            done.result(10)
+        run(np.zeros(1))
+    assert used[-1] == "alone" and len(used) == 5
+
+
 def test_what_is_chosen_is_the_fastest_that_agrees(exported: tuple[Clip, int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     clip, side, folder = exported
     monkeypatch.setattr(export, "graph_of", lambda clip, kind, side: Graph(folder / f"{kind}.onnx", kind))
@@ -88,6 +134,12 @@ def test_what_is_chosen_is_the_fastest_that_agrees(exported: tuple[Clip, int, Pa
         assert (chosen.runner is None) == (chosen.decision.value == "torch")
         for name in choice.BACKENDS.shipped:
             assert choice.choose(clip, kind, side, samples, name).decision.value == name
+        shared = choice.choose(clip, kind, side, samples, "onnx", threads=2, lanes=2)
+        assert isinstance(shared.runner, SharedRunner) == (kind == "image")
+        assert not choice.disagreement(choice.torch.runner(clip, kind), shared.runner, samples)
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "TWICE", 1000)
+            assert not isinstance(choice.choose(clip, kind, side, samples, "onnx", threads=2, lanes=2).runner, SharedRunner)
         assert choice.choose(clip, kind, side, samples, "torch").outcome == "set"
 
 

@@ -13,7 +13,7 @@ from ...core.plugins import classes
 from ...devices import backend
 from ..clip import Clip
 from . import export, torch
-from .base import Backend, Runner, TowerKind
+from .base import Backend, Graph, Runner, SharedRunner, TowerKind
 
 BACKENDS = classes(
     "backend",
@@ -30,6 +30,7 @@ BATCHES = (1, 8)
 WARM = (*range(1, 9), 16, 32)  # batches that are run once before traffic meets them: libraries prepare for each size
 ROUNDS, SECONDS = 7, 4.0  # of the comparison, whichever ends first, but no fewer than two rounds
 GAIN = 1.05  # below which torch stays
+TWICE = 256 * 2**20  # bytes up to which a graph is opened for forward passes side by side, too, which takes its memory again
 TEXTS = (
     "a", "a photo of a thing", "two photos of some other things, one of them with a great many more words than the other one has",
     "ein Bild", "12 mm", "???", "a red square on a blue square", "noise",
@@ -67,7 +68,7 @@ class _Candidate:
 
 
 def choose(
-    clip: Clip, kind: TowerKind, side: int, samples: Sequence[np.ndarray], wanted: str = AUTO, threads: int = 1
+    clip: Clip, kind: TowerKind, side: int, samples: Sequence[np.ndarray], wanted: str = AUTO, threads: int = 1, lanes: int = 1
 ) -> Choice:
     """The backend that should run a tower. Takes seconds, and tens of them where the tower must be exported first.
 
@@ -76,9 +77,11 @@ def choose(
         samples: inputs that a backend must agree with torch on, each of at least one row; see `samples_of`.
         wanted: auto, torch, or a backend that is to be taken whatever it costs, provided that it agrees.
         threads: that it may use.
+        lanes: threads that will ask for forward passes of images at once. Texts gain more from a batch: a short one takes less time than
+            reading the weights.
     Raises: ClipftError where a backend is wanted that there is not or that is not installed.
     """
-    names = available(wanted)
+    names, lanes = available(wanted), lanes if kind == "image" else 1
     if wanted == TORCH:
         return _torch("set", "it is set")
     if not backend(clip.device).is_host:
@@ -104,7 +107,8 @@ def choose(
         outcome: Outcome = "other_answers" if any(kind == "other_answers" for kind, _ in refused) else "failed"
         return _torch(outcome, "; ".join(why for _, why in refused))
     if wanted != AUTO:
-        return Choice(Decision(wanted, "it is set"), "set", _warmed(candidates[0].run, samples))
+        run = _for_lanes(candidates[0], graph, threads, lanes, reference, samples)
+        return Choice(Decision(wanted, "it is set"), "set", run)
     _measure([reference, *candidates], samples)
     measured = {f"{c.name} batch {b} ms": round(c.median(b) * 1000, 2) for c in (reference, *candidates) for b in BATCHES}
     best = min(candidates, key=lambda candidate: candidate.cost)
@@ -112,9 +116,23 @@ def choose(
     also = "".join(f"; {why}" for _, why in refused)
     if gain < GAIN:
         return Choice(Decision(TORCH, f"{best.name} is {gain:.2f} times as fast{also}", measured), "slower")
-    return Choice(
-        Decision(best.name, f"{gain:.2f} times as fast as torch here{also}", measured), "fastest", _warmed(best.run, samples)
-    )
+    run = _for_lanes(best, graph, threads, lanes, reference, samples)
+    return Choice(Decision(best.name, f"{gain:.2f} times as fast as torch here{also}", measured), "fastest", run)
+
+
+def _for_lanes(
+    chosen: _Candidate, graph: Graph, threads: int, lanes: int, reference: _Candidate, samples: Sequence[np.ndarray]
+) -> Runner:
+    """The runner of a backend that was chosen, warm; for several lanes where the graph is not too large for that."""
+    _warm(chosen.run, samples)
+    if lanes < 2 or sum(path.stat().st_size for path in graph.path.parent.glob(f"{graph.path.name}*")) > TWICE:
+        return chosen.run
+    runners = BACKENDS.load(chosen.name)().open_lanes(graph, threads, lanes)
+    for run in dict.fromkeys(runners):  # some libraries give the same one for each
+        if disagreement(reference.run, run, samples[-1:]):
+            return chosen.run
+        _warm(run, samples)
+    return SharedRunner(chosen.run, runners)
 
 
 def available(wanted: str = AUTO) -> list[str]:
@@ -193,10 +211,9 @@ def _batch(samples: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.ascontiguousarray(np.resize(largest, (size, *largest.shape[1:])))
 
 
-def _warmed(run: Runner, samples: Sequence[np.ndarray]) -> Runner:
+def _warm(run: Runner, samples: Sequence[np.ndarray]) -> None:
     for size in WARM:
         run(_batch(samples, size))
-    return run
 
 
 def _torch(outcome: Outcome, why: str) -> Choice:

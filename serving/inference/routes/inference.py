@@ -93,9 +93,9 @@ async def embed_texts(
     """Embeddings of texts, unit vectors where the model's similarity is the cosine. `X-Clipft-Truncated` numbers the texts, from 1,
     of which the model's context holds only the beginning."""
     body = request.body
-    response.headers.update(truncated(await server.inference.cut_texts(request.model, body.texts)))
     out = await server.inference.embed_texts(request.model, body.texts, request.is_traffic, body.dimensions)
-    return Embeddings(embeddings=out.tolist(), dimension=out.shape[1])
+    response.headers.update(truncated(out.truncated))
+    return Embeddings(embeddings=out.vectors.tolist(), dimension=out.vectors.shape[1])
 
 
 @router.post("/v1/similarity", dependencies=INFER, openapi_extra=documented(Similarity))
@@ -106,9 +106,9 @@ async def similarity(
 ) -> Similarities:
     """How similar every image is to every text, by the model's own similarity. `X-Clipft-Truncated` as for embeddings."""
     body = request.body
-    response.headers.update(truncated(await server.inference.cut_texts(request.model, body.texts)))
     images = [image.content for image in body.images]
-    scores = await server.inference.similarity(request.model, images, body.texts, request.is_traffic, body.paired)
+    scores, cut = await server.inference.similarity(request.model, images, body.texts, request.is_traffic, body.paired)
+    response.headers.update(truncated(cut))
     heatmaps = await server.inference.explain_texts(request.model, images, body.texts) if body.explain else None
     return Similarities(similarity=scores.tolist(), heatmaps=heatmaps)
 

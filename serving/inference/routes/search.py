@@ -28,7 +28,7 @@ async def search(
     model, body = request.model, request.body
     index = await asyncio.to_thread(server.search.get, model.domain, model.version)
     if body.text is not None:
-        found = await server.inference.embed_texts(model, [body.text], request.is_traffic)
+        found = (await server.inference.embed_texts(model, [body.text], request.is_traffic)).vectors
     else:
         assert body.image is not None
         found = await server.inference.embed_images(model, [body.image.content], request.is_traffic)
