@@ -40,6 +40,8 @@ def problem(
 
 def is_translated() -> bool:
     """Whether Rosetta translates this process."""
+    if platform.system() != "Darwin":
+        return False
     try:
         return subprocess.check_output(["sysctl", "-in", "sysctl.proc_translated"]).strip() == b"1"
     except (OSError, subprocess.CalledProcessError):
