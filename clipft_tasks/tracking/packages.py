@@ -62,7 +62,8 @@ def fetch_package(version: ModelVersion) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder = _fetch(f"models:/{version.name}/{version.version}", str(version.source), what)
         found = digests(folder)
-    if changed := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+    changed = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    if changed := sorted(changed, key=lambda name: (not name.endswith(".safetensors"), name)):  # weights first
         raise ClipftError(
             what,
             f"{', '.join(changed[:3])} of its package {'is' if len(changed) == 1 else 'are'} not what was registered",

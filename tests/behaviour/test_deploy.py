@@ -371,4 +371,4 @@ def test_plain_open_clip_opens_the_package_and_gives_the_recorded_answers(server
 
 
 def test_the_package_holds_no_pickle(server):
-    assert sorted(f.suffix for f in package("1").iterdir()) == [".json"] * 6 + [".safetensors"] * 2
+    assert sorted(f.suffix for f in package("1").iterdir()) == [".json"] * 6 + [".md"] + [".safetensors"] * 2
