@@ -63,6 +63,7 @@ class Engine:
         self.max_batch, self.max_wait, self.most_seconds = max_batch, max_wait, most_seconds
         self._threads, self._coming = threads, coming
         self._jobs = JobQueue(max_queue, max(1, max_batch // 2), lanes)
+        metrics.queue.set_function(lambda: len(self._jobs))
         self._item_seconds: dict[str, float] = {}  # of an item in the last forward pass, by kind
         self._busy_since: list[float | None] = [None] * lanes  # monotonic; None while idle
         self._lanes = [
@@ -80,13 +81,13 @@ class Engine:
     async def encode(self, model: "LoadedModel", items: np.ndarray) -> np.ndarray:
         """Images, uint8 (n, 3, s, s), or token ids, int64 (n, length) -> embeddings (n, d). Raises QueueFullError."""
         result: Future[np.ndarray] = Future()
-        self._put(Encoding(model, items, result))
+        self._jobs.put(Encoding(model, items, result))
         return await asyncio.wrap_future(result)
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Run a function in the inference thread (loading and warming a model touches the device). Raises QueueFullError."""
         result: Future[T] = Future()
-        self._put(Call(function, result))
+        self._jobs.put(Call(function, result))
         return result
 
     def close(self) -> None:
@@ -99,10 +100,6 @@ class Engine:
     @property
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._lanes)
-
-    def _put(self, job: Job) -> None:
-        self._jobs.put(job)
-        self.metrics.queue.set(len(self._jobs))
 
     def _run(self, lane: int) -> None:
         if not lane:
@@ -124,7 +121,6 @@ class Engine:
                 self._jobs.part_ended()
         else:
             self._work_together(self._gather(first))
-        self.metrics.queue.set(len(self._jobs))
 
     def _work_together(self, jobs: list[Encoding]) -> None:
         # A client that went away is not worth a forward pass.
