@@ -84,7 +84,7 @@ LOGS = build/tests
 test: setup  ## every test, from unit to end to end (but test-team and the marked long runs); each line begins with its folder
 	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log
 	@printf '%s\n' $(PARTS) | xargs -P 3 -n 1 \
-	  bash -o pipefail -c '[ "$$0" = $(firstword $(LONGEST)) ] || renice -n 10 $$$$ >/dev/null; $(PYTEST) --durations 25 "tests/$$0" 2>&1 | tee "$(LOGS)/$$0.log" | awk -v part="$$0" "{print part \": \" \$$0; fflush()}"'; \
+	  bash -o pipefail -c '[ "$$0" = $(firstword $(LONGEST)) ] || renice -n 3 $$$$ >/dev/null; $(PYTEST) --durations 25 "tests/$$0" 2>&1 | tee "$(LOGS)/$$0.log" | awk -v part="$$0" "{print part \": \" \$$0; fflush()}"'; \
 	ended=$$?; for part in $(PARTS); do grep -hE "^(FAILED|ERROR) " $(LOGS)/$$part.log; echo "$$part: $$(tail -n 1 $(LOGS)/$$part.log)"; done; exit $$ended
 
 check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
