@@ -286,6 +286,7 @@ def test_the_home_may_have_letters_beyond_ascii(home, tmp_path, monkeypatch):
 # Killed ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_ingest_that_was_killed_decodes_nothing_twice_and_leaves_nothing_behind(home, tmp_path, monkeypatch):
     spec = write(tmp_path / "a", photos(*range(300)))
     code = f"""

@@ -336,6 +336,7 @@ def test_captions_that_name_nobody_pass(caption):
     assert checked([{"caption": caption}] * 30, "medical")["Captions and labels name nobody"].passed
 
 
+@pytest.mark.slow
 def test_images_unlike_all_others_to_the_start_model_are_on_the_report_when_asked(home, tiny, tmp_path):
     table = write_images(tmp_path / "source", 20)
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)

@@ -351,6 +351,7 @@ def test_a_repository_half_created_is_created_whole(home, table):
     assert repository.remote_bytes() > 0
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_step_leaves_no_half_version(home, table):
     """Really killed, at each git and DVC command in turn; the tag appears only with all its bytes, and a new try gets there."""
     code = f"""

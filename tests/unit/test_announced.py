@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import fixtures.forkserver
+import pytest
 
 CODE = """
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ assert not announced("b", Away("b"))
 """
 
 
+@pytest.mark.slow
 def test_a_version_is_announced_until_an_event_tells_of_it(tmp_path):
     plugins = Path(__file__).parents[2] / "plugins"
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path)}

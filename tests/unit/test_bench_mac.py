@@ -12,6 +12,7 @@ from bench.mac import page
 SHORT = ["environment", "temperatures", "operators", "parity", "temperatures afterwards"]
 
 
+@pytest.mark.slow
 def test_it_writes_one_record_and_one_page_that_says_what_to_send(tmp_path, capsys):
     with StrictMps() as mps:
         written = kit.main(["--quick", "--device", "mps", "--out", str(tmp_path), "--only", *SHORT])
