@@ -1,12 +1,10 @@
 """Few images a class, whole: fitted on a dataset version, packed, and the same in clipft, `mlflow.pyfunc` and plain arithmetic."""
 
 import io
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from conftest import a_plan, made_image
 from fixtures.errors import refuses
@@ -14,26 +12,11 @@ from fixtures.packages import a_card
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipft_tasks.data import versioning
 from clipft_tasks.model import build, package, recorded_answers
 from clipft_tasks.model.pyfunc import ClipModel
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import few_shot, few_shot_choice
 from clipft_tasks.train.launch import Job
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict:
-    return {}
-
-
-@pytest.fixture
-def dataset(shared_home, small_spec, kept):
-    if not kept:
-        made = version.run(small_spec, ingest.run(small_spec).staging)
-        kept["dataset"] = versioning.fetch(versioning.find(made.dataset, "general"))
-    return replace(kept["dataset"])
 
 
 def fitted(spec: RunSpec, dataset, folder):

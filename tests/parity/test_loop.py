@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,25 +10,9 @@ from conftest import a_plan, a_work
 from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import TransientError
-from clipft_tasks.data import versioning
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import divergence, loop, micro_batches
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict:
-    return {}
-
-
-@pytest.fixture
-def dataset(shared_home, small_spec, kept):
-    """One data set for the whole file: DVC takes seconds each time it is asked."""
-    if not kept:
-        made = version.run(small_spec, ingest.run(small_spec).staging)
-        kept["dataset"] = versioning.fetch(versioning.find(made.dataset, "general"))
-    return replace(kept["dataset"])
 
 
 def changed(spec: RunSpec, **fields: object) -> RunSpec:

@@ -13,7 +13,6 @@ from clipft_tasks.data import versioning
 from clipft_tasks.domains import get_domain
 from clipft_tasks.model import build
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import launch as jobs
 from clipft_tasks.train import loop, validation
 from clipft_tasks.train.best_epoch import BestEpoch
@@ -23,20 +22,6 @@ PER_EPOCH = 3  # steps of the made data set
 
 class KilledError(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict:
-    return {}
-
-
-@pytest.fixture
-def dataset(shared_home, small_spec, kept):
-    """One data set for the whole file: DVC takes seconds each time it is asked."""
-    if not kept:
-        made = version.run(small_spec, ingest.run(small_spec).staging)
-        kept["dataset"] = versioning.fetch(versioning.find(made.dataset, "general"))
-    return replace(kept["dataset"])
 
 
 def changed(spec: RunSpec, **fields: object) -> RunSpec:
