@@ -172,13 +172,25 @@ def find_dump_damage(dump: Path) -> str:
 
 @contextmanager
 def _open_read_only(file: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes nothing, but for a transaction that its writer was killed in: SQLite lets nobody read before a
+    connection that may write has rolled it back.
+    """
     try:
+        _roll_back_killed(file)
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as there:
             yield there
     except sqlite3.DatabaseError as error:
         raise ClipftError(
             f"database {file}", f"it cannot be read: {error}", "Are its owner and the disk right?", code="database.unreadable"
         ) from error
+
+
+def _roll_back_killed(file: Path) -> None:
+    """Undo what a killed writer left half done; nothing is written to a database that is whole, or that does not exist."""
+    if not any(Path(f"{file}{ending}").exists() for ending in ("-journal", "-wal")):
+        return
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as there:
+        there.execute("select 1 from sqlite_master").fetchone()
 
 
 def _parse_url(url: str) -> "URL":

@@ -1,8 +1,11 @@
 """Databases of a team, on a real Postgres: copied while they are written to, put back wholly, never over anything, never backwards."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -228,10 +231,6 @@ def test_an_upgrade_backs_up_first_and_a_way_back_is_refused(team, tmp_path, mon
 
 def test_a_copy_of_a_database_that_writes_ahead_is_one_file_also_once_it_was_read(tmp_path):
     """Airflow's SQLite is in WAL mode; a copy that kept it would grow files that no manifest knows."""
-    import sqlite3
-
-    from clipft_tasks.ops import databases
-
     source = sqlite3.connect(tmp_path / "live.db")
     source.execute("pragma journal_mode = wal")
     source.execute("create table kept (value)")
@@ -242,3 +241,28 @@ def test_a_copy_of_a_database_that_writes_ahead_is_one_file_also_once_it_was_rea
     assert not databases.find_damage(copied)
     assert [p.name for p in (tmp_path / "backup").iterdir()] == ["live.db"]
     assert sqlite3.connect(copied).execute("select value from kept").fetchall() == [(7,)]
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+there = sqlite3.connect(sys.argv[1], isolation_level=None)
+there.execute(f"pragma journal_mode = {sys.argv[2]}")
+there.execute("create table rows (text)")
+there.execute("insert into rows values ('kept')")
+there.execute("pragma cache_size = 1")  # what is not committed reaches the file too
+there.execute("begin")
+there.executemany("insert into rows values (?)", [("lost" * 500,)] * 200)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_a_database_whose_writer_was_killed_is_read_without_what_was_not_committed(mode, tmp_path):
+    database = Database("mlflow", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "mlflow.db", mode], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / f"mlflow.db-{'wal' if mode == 'wal' else 'journal'}").stat().st_size > 0
+    (tmp_path / "copies").mkdir()
+    copy = database.copy(tmp_path / "copies")
+    with contextlib.closing(sqlite3.connect(copy)) as there:
+        assert there.execute("select text from rows").fetchall() == [("kept",)]
