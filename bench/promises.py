@@ -318,8 +318,10 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--tuned", action="store_true", help="also fine-tune a model on each data set, which takes minutes")
     asked = parser.parse_args()
-    cells = build.prepare(build.load("starter"), RunSpec.from_flat({"domain": "industrial", "source": "elpv:mono"}))
-    drawings = build.prepare(build.load("starter"), RunSpec.from_flat({"domain": "scientific", "source": "molecules"}))
+    cells, drawings = (
+        build.prepare(build.load("starter"), RunSpec.from_flat({"domain": domain, "source": source, "resolution.train": SIDE}))
+        for domain, source in (("industrial", "elpv:mono"), ("scientific", "molecules"))
+    )
     mono, poly, molecules = of_source(cells, "elpv:mono"), of_source(cells, "elpv:poly"), of_source(drawings, "molecules:2000")
     both = Features(
         np.concatenate([mono.image, poly.image]),
