@@ -4,13 +4,14 @@ One request holds one 640x480 JPEG or one text. All servers have the same towers
 a round asks each for some seconds at each number of clients. Others are installed into environments of their own under --place; one
 that cannot be has a line that says why. Printed for each tower, kind and number of clients: requests a second, requests a second of
 processor time, p50 and p99 in milliseconds, memory. Numbers are medians over the rounds. The last line is JSON, with the ratio of
-requests a second to the best other server. The load has a process of its own, which takes its part of the cores from all alike. The
+requests a second to the best other server. After a turn, a server works off what nobody waits for any more before the next one is asked. The load has a process of its own, which takes its part of the cores from all alike. The
 whole takes about 2 x 3 x clients x servers x rounds x (seconds + 3) seconds: 75 minutes as delivered, 10 with --seconds 3 --rounds 1.
 """
 
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -57,6 +58,7 @@ def ask(server: Running, kind: str, clients: int, seconds: float, bodies: Path) 
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, cwd=PROJECT)
     found: dict[str, float] = json.loads(done.stdout)
     used = server.cpu() - before
+    server.settle()
     rate = found["answers"] / seconds
     return found | {"rate": rate, "per_core": rate * (seconds + 1) / used if used else 0.0, "memory": server.memory()}
 
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32, 256])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped on the way out
     options.place = options.place.resolve()
     options.place.mkdir(parents=True, exist_ok=True)
     print(LINE.format("tower", "kind", "clients", "server", "a second", "and core", "p50 ms", "p99 ms", "MiB", "errors"))

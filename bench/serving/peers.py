@@ -163,6 +163,15 @@ class Running:
         """Seconds of processor time of all its processes so far."""
         return float(sum(sum(p.cpu_times()[:2]) for p in self._processes()))
 
+    def settle(self, most: float = 120.0) -> None:
+        """Wait until it has done what nobody waits for any more, so that the next one has the machine to itself."""
+        until = time.monotonic() + most
+        while time.monotonic() < until:
+            before = self.cpu()
+            time.sleep(0.5)
+            if self.cpu() - before < 0.1:
+                return
+
     def _processes(self) -> list[psutil.Process]:
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]

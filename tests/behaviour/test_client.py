@@ -117,7 +117,7 @@ def test_a_busy_server_is_asked_again_after_as_long_as_it_says(busy):
 
 
 def test_a_server_that_stays_away_is_said_to_be_away(busy, monkeypatch):
-    monkeypatch.setattr("clipft_tasks.client.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("clipft_tasks.client.clients.time.sleep", lambda seconds: None)
     busy.refusals = 99
     with Client(f"http://127.0.0.1:{busy.server_port}", retries=2) as client, pytest.raises(TransientError, match="busy"):
         client.models()

@@ -1,37 +1,22 @@
-"""A client of the inference server for applications, `Client` and `AsyncClient`: embeddings, classes, similarity, feedback, bulk.
+"""What is asked of the server and how its answers are read, whoever sends the requests."""
 
-    from clipft_tasks.client import Client
-
-    with Client("http://127.0.0.1:8800", domain="industrial") as client:
-        [cell] = client.classify([Path("cell.png")])
-        client.feedback(cell, "functional solar cell")
-
-It imports neither torch nor numpy. A text is a `str`; an image is a path or the bytes of a file. Lists of any length are sent in parts. What is
-away or busy (no connection, 408, 429, 502, 503, 504) is asked again, after as long as the server's `Retry-After` says.
-"""
-
-import asyncio
 import base64
 import json
 import random
-import time
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from .contracts.serving import EmbeddingList, FeedbackResult, ModelInfo, ModelList, Prediction, Predictions, Similarities
-from .core.errors import ClipftError, TransientError
-from .core.settings import settings
-from .server.client import ServerRefusalError
-
-__all__ = ["AsyncClient", "BulkAnswer", "Classified", "Client", "Embedded"]
+from ..contracts.serving import EmbeddingList, FeedbackResult, ModelInfo, ModelList, Prediction, Predictions, Similarities
+from ..core.errors import ClipftError, TransientError
+from ..core.settings import settings
+from ..server.client import ServerRefusalError
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
@@ -92,7 +77,7 @@ class Call:
 Flow = Generator[Call, httpx.Response, T]  # what is asked one after the other, whoever sends it
 
 
-class _Base(ABC):
+class Exchange(ABC):
     """What both clients ask, and how often.
 
     Args:
@@ -224,159 +209,11 @@ class _Base(ABC):
             ) from None
 
 
-class Client(_Base):
-    """Waits for each answer. All methods raise ServerRefusalError, by `status` and `code`, and TransientError."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _open(self) -> None:
-        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=self.timeout, trust_env=False)
-
-    def close(self) -> None:
-        self._http.close()
-
-    def models(self) -> list[ModelInfo]:
-        """What is live."""
-        return self._run(self._models())
-
-    def embed(self, items: Sequence[Item], *, dimensions: int | None = None) -> Embedded:
-        """Embeddings of texts and images, mixed."""
-        return self._run(self._embed(items, dimensions))
-
-    def classify(self, images: Sequence[Image], *, classes: Sequence[str] | None = None) -> list[Classified]:
-        """Classes of images, the model's own or these."""
-        return self._run(self._classify(images, classes))
-
-    def similarity(self, images: Sequence[Image], texts: Sequence[str]) -> list[list[float]]:
-        """How similar every image is to every text, (n, m)."""
-        return self._run(self._similarity(images, texts))
-
-    def feedback(self, about: Classified, label: str) -> FeedbackResult:
-        """What an image really shows; each counts once. Needs a key with the scope `feedback`."""
-        return self._run(self._feedback(about, label))
-
-    def embed_many(self, items: Iterable[Item]) -> Iterator[BulkAnswer]:
-        """Embeddings of any number of items, all by one version, in order, as they come. A bad item is an answer with an error."""
-        return self._many("embeddings", items)
-
-    def classify_many(self, images: Iterable[Image]) -> Iterator[BulkAnswer]:
-        """Classes of any number of images, likewise."""
-        return self._many("classify", images)
-
-    def _many(self, what: str, items: Iterable[Item]) -> Iterator[BulkAnswer]:
-        first, version = 0, self.version
-        for some in _chunks(items):
-            answers = self._run(self._bulk(what, some, first, version))
-            yield from answers
-            first, version = first + len(some), answers[-1].version
-
-    def _run(self, flow: Flow[T]) -> T:
-        try:
-            call = next(flow)
-            while True:
-                call = flow.send(self._send(call))
-        except StopIteration as done:
-            found: T = done.value
-            return found
-
-    def _send(self, call: Call) -> httpx.Response:
-        tried = 0
-        while True:
-            answer: httpx.Response | httpx.TransportError
-            try:
-                answer = self._http.request(call.method, call.path, json=call.json, content=call.content, params=call.query)
-            except httpx.TransportError as error:
-                answer = error
-            wait = self._wait(answer, tried)
-            if wait is None and isinstance(answer, httpx.Response):
-                return answer
-            time.sleep(wait or 0)
-            tried += 1
-
-
-class AsyncClient(_Base):
-    """The same for programs with an event loop."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def _open(self) -> None:
-        self._http = httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=self.timeout, trust_env=False)
-
-    async def close(self) -> None:
-        await self._http.aclose()
-
-    async def models(self) -> list[ModelInfo]:
-        return await self._run(self._models())
-
-    async def embed(self, items: Sequence[Item], *, dimensions: int | None = None) -> Embedded:
-        return await self._run(self._embed(items, dimensions))
-
-    async def classify(self, images: Sequence[Image], *, classes: Sequence[str] | None = None) -> list[Classified]:
-        return await self._run(self._classify(images, classes))
-
-    async def similarity(self, images: Sequence[Image], texts: Sequence[str]) -> list[list[float]]:
-        return await self._run(self._similarity(images, texts))
-
-    async def feedback(self, about: Classified, label: str) -> FeedbackResult:
-        return await self._run(self._feedback(about, label))
-
-    async def embed_many(self, items: Iterable[Item]) -> AsyncIterator[BulkAnswer]:
-        async for answer in self._many("embeddings", items):
-            yield answer
-
-    async def classify_many(self, images: Iterable[Image]) -> AsyncIterator[BulkAnswer]:
-        async for answer in self._many("classify", images):
-            yield answer
-
-    async def _many(self, what: str, items: Iterable[Item]) -> AsyncIterator[BulkAnswer]:
-        first, version = 0, self.version
-        for some in _chunks(items):
-            answers = await self._run(self._bulk(what, some, first, version))
-            for answer in answers:
-                yield answer
-            first, version = first + len(some), answers[-1].version
-
-    async def _run(self, flow: Flow[T]) -> T:
-        try:
-            call = next(flow)
-            while True:
-                call = flow.send(await self._send(call))
-        except StopIteration as done:
-            found: T = done.value
-            return found
-
-    async def _send(self, call: Call) -> httpx.Response:
-        tried = 0
-        while True:
-            answer: httpx.Response | httpx.TransportError
-            try:
-                answer = await self._http.request(
-                    call.method, call.path, json=call.json, content=call.content, params=call.query
-                )
-            except httpx.TransportError as error:
-                answer = error
-            wait = self._wait(answer, tried)
-            if wait is None and isinstance(answer, httpx.Response):
-                return answer
-            await asyncio.sleep(wait or 0)
-            tried += 1
-
-
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
     return (items[start : start + most] for start in range(0, len(items), most))
 
 
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Items some at a time, by number and bytes; images that are paths are read."""
     chunk: list[Item] = []
     size = 0
