@@ -4,8 +4,9 @@ One request holds one 640x480 JPEG or one text. All servers have the same towers
 a round asks each for some seconds at each number of clients. Others are installed into environments of their own under --place; one
 that cannot be has a line that says why. Printed for each tower, kind and number of clients: requests a second, requests a second of
 processor time, p50 and p99 in milliseconds, memory. Numbers are medians over the rounds. The last line is JSON, with the ratio of
-requests a second to the best other server. After a turn, a server works off what nobody waits for any more before the next one is asked. The load has a process of its own, which takes its part of the cores from all alike. The
-whole takes about 2 x 3 x clients x servers x rounds x (seconds + 3) seconds: 75 minutes as delivered, 10 with --seconds 3 --rounds 1.
+requests a second to the best other server. After a turn, a server works off what nobody waits for any more before the next one is asked.
+The load has a process of its own, which takes its part of the cores from all alike. The whole takes about
+2 x 3 x clients x servers x rounds x (seconds + 3) seconds: 75 minutes as delivered, 10 with --seconds 3 --rounds 1.
 """
 
 import argparse
