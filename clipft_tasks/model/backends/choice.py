@@ -30,7 +30,7 @@ BATCHES = (1, 8)
 WARM = (*range(1, 9), 16, 32)  # batches that are run once before traffic meets them: libraries prepare for each size
 ROUNDS, SECONDS = 7, 4.0  # of the comparison, whichever ends first, but no fewer than two rounds
 GAIN = 1.05  # below which torch stays
-TWICE = 256 * 2**20  # bytes up to which a graph is opened for forward passes side by side, too, which takes its memory again
+TWICE = 512 * 2**20  # bytes up to which a graph is opened for forward passes side by side, too, which takes its memory again
 TEXTS = (
     "a", "a photo of a thing", "two photos of some other things, one of them with a great many more words than the other one has",
     "ein Bild", "12 mm", "???", "a red square on a blue square", "noise",
