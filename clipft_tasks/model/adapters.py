@@ -1,15 +1,17 @@
-"""LoRA: low-rank updates beside frozen weights, never multiplied out (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA: low-rank updates beside frozen weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-A layer with an update computes W x + s · up (down x): the frozen weight gets no gradient and no second copy, and autograd sees two
-small matrices. Its names and weights stay what they were, so a state dict of the base fits, and merging leaves the ordinary
+A linear layer with an update computes (W + s · up down) x in one product. Its frozen weight gets no gradient: the backward pass
+knows that two small matrices are all that learns. The sum is made anew where it is needed and not kept, so there is no second copy.
+Names and weights of a layer stay what they were, so a state dict of the base fits, and merging leaves the ordinary
 model behind. rsLoRA (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732) is another factor s, DoRA (Liu et al. 2024,
 https://arxiv.org/abs/2402.09353) a learned length of each output's weights; a convolution's update is one to `rank` channels and a
-1x1 one back.
+1x1 one back, beside the layer's own.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -39,59 +41,124 @@ class LowRank(nn.Module):
         super().__init__()
         self.down, self.factor = down, factor
         self.up = nn.Parameter(torch.zeros(len(weight), len(down.weight), device=weight.device, dtype=weight.dtype))
-        self.magnitude: nn.Parameter | None = None
-        if dora:
-            squares = weight.detach().flatten(1).square().sum(1)
-            self.squares: Tensor
-            self.register_buffer("squares", squares, persistent=False)
-            self.magnitude = nn.Parameter(squares.sqrt())
+        self.magnitude = nn.Parameter(weight.detach().flatten(1).norm(dim=1)) if dora else None
 
-    def forward(self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the base made of its input, with the update."""
-        low: Tensor = self.down(input)
-        if isinstance(self.down, nn.Conv2d):
-            out = out + self.factor * functional.conv2d(low, self.up[:, :, None, None])
-        else:  # one pass over the output; its type is that of the product, whatever autocast does
-            up = self.up.t().to(low.dtype)
-            out = torch.addmm(out.flatten(0, -2), low.flatten(0, -2), up, alpha=self.factor).view(out.shape)
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a linear layer of the updated weight makes of its input, in the precision that autocast asks for."""
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+        out: Tensor = _Linear.apply(input, weight, bias, self.down.weight, self.up, self.magnitude, self.factor)
+        return out
+
+    def convolution(self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a convolution made of its input, with the update."""
+        out = out + self.factor * functional.conv2d(self.down(input), self.up[:, :, None, None])
         if self.magnitude is None:
             return out
-        gain: Tensor = self.magnitude / self.lengths(weight)
-        shift = None if bias is None else (1 - gain) * bias  # the bias is none of the weights
-        shape = (-1, 1, 1) if isinstance(self.down, nn.Conv2d) else (-1,)
-        out = out * gain.to(out.dtype).view(shape)
-        return out if shift is None else out + shift.to(out.dtype).view(shape)
-
-    @torch.no_grad()
-    def lengths(self, weight: Tensor) -> Tensor:
-        """Lengths (out,) of the rows of the weight with its update, a constant to the gradient as in DoRA (section 4.3); without
-        the sum of the two."""
-        with torch.autocast(weight.device.type, enabled=False):
-            down = self.down.weight.flatten(1)
-            squares: Tensor = self.squares + 2 * self.factor * ((weight.flatten(1) @ down.t()) * self.up).sum(1)
-            squares = squares + self.factor**2 * ((self.up @ (down @ down.t())) * self.up).sum(1)
-        lengths: Tensor = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
-        return lengths
+        with torch.no_grad():  # lengths are constants to the gradient, as in DoRA (section 4.3)
+            lengths = _lengths(_whole(weight, self.down.weight, self.up, self.factor))
+        gain = self.magnitude / lengths
+        out = out * gain.to(out.dtype).view(-1, 1, 1)
+        if bias is None:
+            return out
+        return out + ((1 - gain) * bias).to(out.dtype).view(-1, 1, 1)  # the bias is none of the weights
 
     @torch.no_grad()
     def merged(self, weight: Tensor) -> Tensor:
         """The weight with its update, multiplied out."""
-        whole: Tensor = weight + self.factor * (self.up @ self.down.weight.flatten(1)).view(weight.shape)
-        if self.magnitude is None:
-            return whole
-        gain: Tensor = self.magnitude / whole.flatten(1).norm(dim=1).clamp_min(torch.finfo(whole.dtype).tiny)
-        return whole * gain.view(-1, *[1] * (whole.ndim - 1))
+        return _updated(weight, self.down.weight, self.up, self.magnitude, self.factor)[0]
 
 
-class _Adapted(nn.Module):
-    """A linear or convolutional layer with an update, before its own class."""
+def _whole(weight: Tensor, down: Tensor, up: Tensor, factor: float) -> Tensor:
+    """The sum of a weight and its update, in the weight's own precision."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return torch.addmm(weight.flatten(1), up, down.flatten(1), alpha=factor).view(weight.shape)
+
+
+def _lengths(whole: Tensor) -> Tensor:
+    """Lengths (out,) of the rows of a weight."""
+    lengths: Tensor = whole.flatten(1).norm(dim=1)
+    return lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+
+
+def _updated(weight: Tensor, down: Tensor, up: Tensor, magnitude: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
+    """A weight with its update, and what DoRA multiplied its rows with to get there."""
+    whole = _whole(weight, down, up, factor)
+    if magnitude is None:
+        return whole, None
+    gain = magnitude / _lengths(whole)
+    return whole * gain.view(-1, *[1] * (whole.ndim - 1)), gain
+
+
+def _over_tokens(left: Tensor, right: Tensor) -> Tensor:
+    """(t, i), (t, j) -> (i, j), summed over tokens."""
+    return left.t() @ right
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer of a frozen weight with an update: one matrix product forward, one back, and none for the weight's gradient.
+
+    An update that is multiplied with its input instead reads what goes into and out of a layer more often, for as many tokens as a
+    batch has: on a GPU, that takes as long as the weight's gradient would.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        magnitude: Tensor | None,
+        factor: float,
+    ) -> Tensor:
+        whole, _ = _updated(weight, down, up, magnitude, factor)
+        out = functional.linear(input, whole.to(input.dtype), None if bias is None else bias.to(input.dtype))
+        ctx.factor = factor
+        ctx.save_for_backward(input, weight, bias, down, up, magnitude, None if magnitude is None else out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, down, up, magnitude, out = ctx.saved_tensors
+        whole, gain = _updated(weight, down, up, magnitude, ctx.factor)
+        rows, upstream = input.flatten(0, -2), grad.flatten(0, -2)
+        scaled = ctx.factor * up if gain is None else ctx.factor * gain[:, None] * up
+        low, low_grad = rows @ down.to(rows.dtype).t(), upstream @ scaled.to(rows.dtype)
+        down_grad = _over_tokens(low_grad, rows).to(down.dtype)
+        up_grad = ctx.factor * _over_tokens(upstream, low).to(up.dtype)
+        magnitude_grad = None
+        if gain is not None:
+            up_grad = gain[:, None] * up_grad
+            product = out.flatten(0, -2) if bias is None else out.flatten(0, -2) - bias.to(out.dtype)
+            sums = (upstream * product).sum(0, dtype=magnitude.dtype)
+            magnitude_grad = torch.where(magnitude == 0, 0, sums / magnitude)
+        input_grad = grad @ whole.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        return input_grad, None, None, down_grad, up_grad, magnitude_grad, None
+
+
+class _AdaptedLinear(nn.Module):
+    """A linear layer with an update, before its own class."""
 
     adapter: LowRank
     weight: Tensor
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.adapter(super().forward(input), input, self.weight, self.bias)  # type: ignore[no-any-return]
+        return self.adapter.linear(input, self.weight, self.bias)
+
+
+class _AdaptedConvolution(nn.Module):
+    """A convolution with an update, before its own class."""
+
+    adapter: LowRank
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.adapter.convolution(super().forward(input), input, self.weight, self.bias)
 
 
 class _AdaptedAttention(PackedAttention):
@@ -100,7 +167,7 @@ class _AdaptedAttention(PackedAttention):
     adapter: LowRank
 
     def project(self, x: Tensor) -> Tensor:
-        return self.adapter(super().project(x), x, self.in_proj_weight, self.in_proj_bias)  # type: ignore[no-any-return]
+        return self.adapter.linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def general(self, *arguments: object) -> tuple[Tensor, Tensor | None]:
         raise ClipftError(
@@ -115,7 +182,8 @@ _KINDS: dict[type[nn.Module], type[nn.Module]] = {PackedAttention: _AdaptedAtten
 def _adapted(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a layer of this kind that has an update."""
     if kind not in _KINDS:
-        _KINDS[kind] = type(f"Adapted{kind.__name__}", (_Adapted, kind), {})
+        before = _AdaptedConvolution if issubclass(kind, nn.Conv2d) else _AdaptedLinear
+        _KINDS[kind] = type(f"Adapted{kind.__name__}", (before, kind), {})
     return _KINDS[kind]
 
 
@@ -186,8 +254,8 @@ def remove_low_rank(model: nn.Module) -> None:
         object.__setattr__(module, "__class__", plain)
 
 
-def _layers(model: nn.Module) -> "list[_Adapted | _AdaptedAttention]":
-    return [m for m in model.modules() if isinstance(m, _Adapted | _AdaptedAttention)]
+def _layers(model: nn.Module) -> "list[_AdaptedLinear | _AdaptedConvolution | _AdaptedAttention]":
+    return [m for m in model.modules() if isinstance(m, _AdaptedLinear | _AdaptedConvolution | _AdaptedAttention)]
 
 
 def _down(module: nn.Linear | nn.Conv2d | nn.MultiheadAttention, rank: int) -> nn.Linear | nn.Conv2d | str:

@@ -11,7 +11,7 @@ from fixtures.packages import a_card
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from clipft_tasks.contracts.low_rank import LowRankForm
 from clipft_tasks.core.errors import ClipftError
@@ -114,27 +114,52 @@ def test_packed_attention_with_updates_is_that_of_the_updated_projection(variant
     torch.testing.assert_close(layer(x, x, x, need_weights=True, attn_mask=mask)[0], out, rtol=1e-11, atol=1e-11)
 
 
-class _Largest(TorchDispatchMode):
-    """The numbers of the largest tensor that is made, views apart."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and not out._is_view() and "view" not in str(func) and func._schema.name != "aten::t":
-            self.numbers = max(self.numbers, out.numel())
-        return out
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_tensor_of_the_weights_size_is_made(variant):
-    model = _Stack(nn.Linear(256, 256))
-    adapters.add_low_rank(model, form(variant), 0)
+def test_a_step_has_no_product_for_a_weights_gradient_and_keeps_no_second_copy(variant):
+    tokens, width = 400, 256
+
+    def step(low: bool) -> tuple[int, int]:
+        """Operations of the products, and numbers that the backward pass finds kept, weights apart."""
+        model = _Stack(nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)))
+        if low:
+            adapters.add_low_rank(model, form(variant), 0)
+        kept: dict[int, int] = {}
+        own = {p.data_ptr() for p in model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.data_ptr() not in own:
+                kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        x = torch.randn(tokens, width, requires_grad=True)
+        with FlopCounterMode(display=False) as products, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.visual.blocks[0].layer(x).square().sum().backward()
+        assert not low or all(p.grad is None for n, p in model.named_parameters() if n.endswith(("0.weight", "1.weight")))
+        return products.get_total_flops(), sum(kept.values())
+
+    full, low = step(low=False), step(low=True)
+    # Two thirds, the sum of a weight and its update (twice, of rank 2), and four products of two columns beside 256.
+    assert low[0] / full[0] < 2 / 3 + 0.02
+    assert low[1] <= full[1] + 3 * (variant == "dora") * tokens * width
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_compiled_it_is_the_same(mixed):
+    torch.manual_seed(0)
+    model = _Stack(nn.Sequential(nn.Linear(24, 20), nn.Linear(20, 24)))
+    adapters.add_low_rank(model, form("dora"), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     layer = model.visual.blocks[0].layer
-    with _Largest() as seen:
-        layer(torch.randn(4, 256)).square().sum().backward()
-    assert layer.weight.grad is None and not layer.weight.requires_grad
-    assert 0 < seen.numbers <= 4 * 256
+    learned, x = [p for p in model.parameters() if p.requires_grad], torch.randn(6, 24, requires_grad=True)
+
+    def gradients(run):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = run(x)
+        return torch.autograd.grad(out.float().square().sum(), [x, *learned])
+
+    torch.testing.assert_close(gradients(torch.compile(layer, backend="aot_eager", fullgraph=True)), gradients(layer))
 
 
 def opened(folder, vision=VIT, text=TEXTS["of CLIP"]) -> Clip:
