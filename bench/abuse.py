@@ -32,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .serving.peers import has_chosen
+
 PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = 8.0
 SLOWER, LARGER = 3.0, 1.5
@@ -114,7 +116,7 @@ class Server:
         until = time.monotonic() + 300
         while time.monotonic() < until and self.process.poll() is None:
             with suppress(OSError, HTTPException):
-                if asking(self.port, GOOD, "GET", "/readyz")() == 200:
+                if asking(self.port, GOOD, "GET", "/readyz")() == 200 and has_chosen(f"http://{HOST}:{self.port}"):
                     return
             time.sleep(0.5)
         self.process.kill()

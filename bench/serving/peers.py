@@ -108,6 +108,12 @@ def environment(peer: Peer, place: Path) -> Path:
     return python
 
 
+def has_chosen(url: str) -> bool:
+    """Whether our server knows what runs its towers: comparing them takes the cores, and memory that stays."""
+    models = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
+    return all(b["why"] != "the others are not compared yet" for model in models for b in model["backends"].values())
+
+
 class Running:
     """A server that answers, with all its processes."""
 
@@ -138,17 +144,13 @@ class Running:
             try:
                 answers = [httpx.post(self.url + path, json=body, timeout=60) for path, body in bodies]
                 said = next((f"status {a.status_code}: {a.text[:100]}" for a in answers if a.status_code != 200), "")
-                if not said and (self.peer.name != OURS or self._has_chosen()):
+                if not said and (self.peer.name != OURS or has_chosen(self.url)):
                     return
             except httpx.HTTPError as error:
                 said = type(error).__name__
             time.sleep(1)
         tail = self.log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
         raise CannotRunError(f"{said or 'its backends were not chosen in time'}; {tail[0][:120]}")
-
-    def _has_chosen(self) -> bool:
-        models = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
-        return all(b["why"] != "the others are not compared yet" for model in models for b in model["backends"].values())
 
     def backends(self) -> dict[str, str]:
         """What runs each tower of ours."""
