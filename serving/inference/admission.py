@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from .addresses import AddressLimit
 from .errors import QueueFullError, RequestRejectedError
-from .fair_queue import CLIENT, FairPool
+from .fair_queue import CLIENT, FairPool, FairTurns
 from .large_json import without_long_strings
 from .security import Holds
 from .settings import ServingSettings
@@ -107,6 +107,7 @@ class Admission:
         self.rate = AddressLimit(options.address_rate, options.address_burst)
         self.health_rate = AddressLimit(options.address_rate, options.address_burst, always=True)
         self._parsing = FairPool(1, "parse")  # one: bodies that are parsed take several times their size
+        self.turns = FairTurns()
         self.bulk = Budget(options.max_bulk, 0, f"{options.max_bulk} bulk requests are being answered")
 
     @property

@@ -3,6 +3,7 @@
 A client is who shows a key, or else an address; `CLIENT` says for whom the current task works.
 """
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -55,6 +56,37 @@ class FairLine(Generic[T]):
     def clear(self) -> None:
         self._of.clear()
         self._count = 0
+
+
+class FairTurns:
+    """Requests that came at once begin one an iteration of the event loop, and clients take turns. Else fifty whose answers are ready
+    at once hold up the loop for all fifty, and everybody else with it.
+    """
+
+    def __init__(self) -> None:
+        self._line: FairLine[asyncio.Future[None]] = FairLine()
+        self._is_called = False
+
+    async def take(self) -> None:
+        """Wait for the turn of `CLIENT`."""
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(CLIENT.get(), turn)
+        self._call()
+        await turn
+
+    def _call(self) -> None:
+        if not self._is_called and len(self._line):
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_called = False
+        while len(self._line):
+            turn = self._line.pop_first()
+            if not turn.cancelled():
+                turn.set_result(None)
+                break
+        self._call()
 
 
 class _Undone(Protocol):

@@ -120,6 +120,7 @@ class RequestGuard:
         await _identify(exchange)
         _check_head(exchange)
         with exchange.server.admission.requests.taken(1):
+            await exchange.server.admission.turns.take()
             await self._answer_admitted(exchange, receive, send)
 
     async def _answer_admitted(self, exchange: Exchange, receive: Receive, send: Send) -> None:

@@ -12,7 +12,7 @@ from serving.inference import addresses
 from serving.inference.addresses import AddressLimit
 from serving.inference.admission import Budget
 from serving.inference.errors import QueueFullError, RequestRejectedError
-from serving.inference.fair_queue import CLIENT, FairLine, FairPool
+from serving.inference.fair_queue import CLIENT, FairLine, FairPool, FairTurns
 
 
 @contextmanager
@@ -130,3 +130,23 @@ async def _ask_all(limit: AddressLimit) -> None:
 )
 def test_a_network_of_ipv6_is_one_client(said, counted):
     assert address_of(said) == counted
+
+
+def test_what_came_at_once_begins_one_after_the_other_and_another_client_is_next():
+    begun: list[str] = []
+
+    async def request(client: str, turns: FairTurns) -> None:
+        CLIENT.set(client)
+        await turns.take()
+        begun.append(client)
+        if len(begun) == 3:  # while those of the greedy client wait
+            asyncio.get_running_loop().create_task(request("other", turns))
+
+    async def all_at_once() -> None:
+        turns = FairTurns()
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            waiting = [group.create_task(request("greedy", turns)) for _ in range(50)]
+            waiting[10].cancel()
+
+    asyncio.run(all_at_once())
+    assert len(begun) == 50 and "other" in begun[3:8]
