@@ -100,10 +100,12 @@ def _write_for_transformers(package: Path) -> None:
     transformers.CLIPModel(transformers.CLIPConfig()).save_pretrained(out)
     transformers.CLIPImageProcessor().save_pretrained(out)
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
-    (out / "vocab.json").write_text(json.dumps(tokenizer.encoder))
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's and transformers'
+    (out / "vocab.json").write_text(json.dumps({names.get(text, text): token for text, token in tokenizer.encoder.items()}))
     merges = sorted(tokenizer.bpe_ranks, key=lambda pair: tokenizer.bpe_ranks[pair])
     (out / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]))
-    transformers.CLIPTokenizer(str(out / "vocab.json"), str(out / "merges.txt")).save_pretrained(out)
+    tokens = transformers.CLIPTokenizer(str(out / "vocab.json"), str(out / "merges.txt"), model_max_length=77)
+    tokens.save_pretrained(out)
 
 
 def measure(tower: str, options: argparse.Namespace) -> list[Row]:
