@@ -1,7 +1,8 @@
 """Images of requests, decoded in threads of their own under a budget of pixels.
 
-Small images share a few threads. Large ones wait in one lane, so that however many come, one is decoded at a time and small
-ones never wait for them. What nobody waits for any more is not decoded.
+Small images share a few threads, those of large requests half of them while small requests come: cores are left for these. Large images
+wait in one lane, so that however many come, one is decoded at a time and small ones never wait for them. What nobody waits for any more
+is not decoded.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import ctypes
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,9 +20,10 @@ from PIL import Image
 
 from clipft_tasks.data.images import FORMATS, BadImageError, FewReads, Limits
 
-from .admission import Budget
+from .admission import SMALL_REQUEST, Budget
 from .errors import RequestRejectedError
 from .fair_queue import FairPool
+from .job_queue import SHARED
 from .settings import ServingSettings
 
 T = TypeVar("T")
@@ -44,6 +47,8 @@ class Decoder:
         self.limits = Limits(bytes=int(options.max_image_mb * 2**20), pixels=options.max_pixels)
         self._pixels = Budget(options.max_queue_pixels, 0, "Too many pixels are waiting")
         self._small, self._large = FairPool(max(2, threads), "decode"), FairPool(1, "decode-large")
+        self._many = FairPool(max(1, threads // 2), "decode-many")
+        self._small_at = 0.0  # when a small request last came
         keep_few_arenas()
 
     @property
@@ -52,7 +57,7 @@ class Decoder:
         return self._pixels.used
 
     def close(self) -> None:
-        for pool in (self._small, self._large):
+        for pool in (self._small, self._many, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def decode(self, images: Sequence[bytes], decode: Callable[[bytes], T]) -> list[T]:
@@ -62,7 +67,7 @@ class Decoder:
         """
         batch = _Batch(decode, self.limits)
         try:
-            first = await self._all(self._small, batch.small_or_size, images)
+            first = await self._all(self._pool_for(len(images)), batch.small_or_size, images)
             sizes = {number: found for number, found in enumerate(first) if isinstance(found, _Size)}
             with self._admitted(sum(size.pixels for size in sizes.values())):
                 large = await self._all(self._large, batch.run, [images[n] for n in sizes], list(sizes))
@@ -76,6 +81,12 @@ class Decoder:
     def give_back_later(self) -> None:
         """Return to the system what large bodies and images took, once those before in the lane are done."""
         asyncio.get_running_loop().run_in_executor(self._large, give_back_memory)
+
+    def _pool_for(self, images: int) -> FairPool:
+        if images <= SMALL_REQUEST:
+            self._small_at = time.monotonic()
+            return self._small
+        return self._many if time.monotonic() - self._small_at < SHARED else self._small
 
     def _admitted(self, pixels: int) -> AbstractContextManager[None]:
         if pixels > self.options.max_request_pixels:

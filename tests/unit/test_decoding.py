@@ -65,6 +65,31 @@ def test_small_images_do_not_wait_for_large_ones_which_go_one_by_one(decoder):
     assert decode.most == 1 and decoder.waiting == 0
 
 
+@pytest.mark.parametrize(("after_a_small_request", "busy"), [(True, 1), (False, 2)])
+def test_a_large_request_leaves_threads_to_small_ones_while_these_come(decoder, after_a_small_request, busy):
+    lock, at_once, most = threading.Lock(), 0, 0
+
+    def decode(image: bytes) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.02)
+        with lock:
+            at_once -= 1
+        return 0
+
+    async def go() -> None:
+        nonlocal most
+        if after_a_small_request:
+            await decoder.decode([SMALL], decode)
+            most = 0
+        await decoder.decode([SMALL] * 20, decode)
+
+    asyncio.run(go())
+    assert most == busy
+
+
 def test_a_bad_image_is_named_and_ends_the_turn_of_the_others(decoder):
     decode = Decode()
     with pytest.raises(RequestRejectedError, match="Image 2: it is bad"):
