@@ -1,4 +1,7 @@
-"""A whole installation for the end-to-end tests: real Airflow, MLflow, server and Prometheus, on ports and in a home of its own."""
+"""A whole installation for the end-to-end tests: real Airflow, MLflow, server and Prometheus, on ports and in a home of its own.
+
+Each folder here has one, for its session alone, so that `make test` runs them side by side.
+"""
 
 import os
 import subprocess
@@ -43,6 +46,12 @@ def cookies_of(installation, name: str) -> dict[str, object]:
     return {"cookies": [cookie], "origins": []}
 
 
+def speak_with(installation) -> None:
+    """From here on this process speaks with the installation's own services."""
+    os.environ.update({k: v for k, v in installation.environment().items() if k.startswith("CLIPFT_")})
+    settings.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory):
     """The environment of a fresh installation, in this process and its children; stopped at the end, whatever happened."""
@@ -61,14 +70,3 @@ def installation(tmp_path_factory: pytest.TempPathFactory):
     os.environ.clear()
     os.environ.update(before)
     settings.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def demo(installation):
-    """`make demo` on the fresh installation; its printed screen."""
-    done = call("examples.demo", seconds=1500)
-    assert done.returncode == 0, done.stdout[-6000:]
-    # From here on this process speaks with the installation's own services.
-    os.environ.update({k: v for k, v in installation.environment().items() if k.startswith("CLIPFT_")})
-    settings.cache_clear()
-    return done.stdout

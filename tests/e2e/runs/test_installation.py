@@ -1,8 +1,6 @@
-"""From a fresh installation to a served model, through the real Airflow; then killed, stopped, repeated and rolled back."""
+"""Runs through the real Airflow that are refused, killed, stopped, approved and rolled back, and what new data starts."""
 
-import json
 import time
-import urllib.request
 from pathlib import Path
 
 import httpx
@@ -18,14 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def airflow(demo):
-    from deploy.local.environment import airflow_client
-
-    return airflow_client()
-
-
-@pytest.fixture(scope="module")
-def form(demo, tmp_path_factory):
+def form(tmp_path_factory):
     """A run of seconds: made images and the tiny model, as a person would fill the form."""
     folder = tmp_path_factory.mktemp("small")
     flat = small(write_images(folder / "source"), write_tiny(folder / "tiny"))
@@ -77,32 +68,14 @@ def versions(domain: str) -> list[str]:
     return [str(v.version) for v in tracking.client().search_model_versions(f"name = 'clipft-{domain}'")]
 
 
-def test_the_demo_ends_with_one_screen_and_a_better_model(demo):
-    summary = json.loads((settings().root / "demo" / "summary.json").read_text())
-    for size, who in summary["scores"].items():
-        assert who["candidate"]["value"] >= who["start"]["value"] + 0.15, size
-        assert who["candidate"]["low"] <= who["candidate"]["value"] <= who["candidate"]["high"]
-    assert summary["data"]["version"] == "industrial/v1" and summary["data"]["new"]
-    assert summary["answer"]["model_version"] == summary["version"] == "1"
-    assert summary["data"]["license"].startswith("CC-BY-NC-SA-4.0")
-    for shown in ("Airflow", "MLflow", "Data report", "Server", "password"):
-        assert shown in demo
+def promoted(flat: dict) -> None:
+    """Another domain's champion, from the stages themselves."""
+    from clipft_tasks.spec import RunSpec
+    from clipft_tasks.stages import chain
 
-
-def test_the_demo_again_makes_nothing_new_and_says_why_it_was_quick(demo):
-    done = call("examples.demo", seconds=900)
-    assert done.returncode == 0, done.stdout[-4000:]
-    summary = json.loads((settings().root / "demo" / "summary.json").read_text())
-    assert summary["trained_before"] and not summary["data"]["new"]
-    assert summary["data"]["version"] == "industrial/v1" and versions("industrial") == ["1"]
-    assert "This work was done before" in done.stdout and "nothing to push" in done.stdout
-
-
-def test_links_lead_from_tasks_to_what_they_made(airflow):
-    run = airflow.call("GET", "/dags/clipft_finetune/dagRuns?limit=1")["dag_runs"][0]["dag_run_id"]
-    links = airflow.call("GET", f"/dags/clipft_finetune/dagRuns/{run}/taskInstances/finetune/links")["extra_links"]
-    assert links["MLflow run"].startswith(settings().mlflow_ui)
-    assert httpx.get(links["MLflow run"].split("#")[0], timeout=30).status_code == 200
+    spec, done = RunSpec.from_flat(flat | {"gate.rules": ["gain(score) >= -1"]}), {}
+    for name in chain.stages_of(spec):
+        done[name] = chain.run_stage(name, spec, done.__getitem__)
 
 
 def test_the_form_refuses_a_wrong_value_before_anything_runs(airflow):
@@ -121,34 +94,6 @@ def test_an_unknown_field_fails_the_first_task_by_name(airflow):
     failed = [t for t in airflow.tasks("clipft_finetune", run) if t["state"] == "failed"]
     assert any("train.epochz" in line for t in failed for line in airflow.log("clipft_finetune", run, t))
     assert all(t["try_number"] <= 1 for t in failed)  # what a person must mend is not tried again
-
-
-def test_prometheus_scrapes_the_server(demo, installation):
-    if "not running" in call("deploy.local.stack", "status", seconds=60).stdout:
-        pytest.skip("no Prometheus on this machine")
-    query = f"{installation.address('prometheus')}/api/v1/query?query=clipft_model_info"
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        found = json.load(urllib.request.urlopen(query))["data"]["result"]
-        if found:
-            break
-        time.sleep(1)
-    assert found[0]["metric"]["domain"] == "industrial"
-
-
-def test_the_weekly_care_leaves_a_whole_backup_and_what_is_in_use(airflow, tmp_path):
-    from clipft_tasks import tracking
-    from clipft_tasks.ops import backup
-
-    airflow.unpause("clipft_maintenance")
-    run = finish(airflow, "clipft_maintenance", {"folder": str(tmp_path)})
-    airflow.call("PATCH", "/dags/clipft_maintenance", json={"is_paused": True})
-    made = airflow.result("clipft_maintenance", run, "backup")
-    kept, problems = backup.verify(Path(made["folder"]))
-    assert Path(made["folder"]).parent == tmp_path and kept.bytes == made["bytes"] and not problems
-    cleared = airflow.result("clipft_maintenance", run, "gc")
-    assert not cleared["failed"] and cleared.keys() >= {"freed", "removed", "skipped"}
-    assert tracking.fetch_package(tracking.champion("industrial")).is_dir()
 
 
 def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, form):
@@ -220,8 +165,24 @@ def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
     assert httpx.get(settings().server_url + "/readyz").json()["live"]["general"] == "1"
 
 
+def test_the_weekly_care_leaves_a_whole_backup_and_what_is_in_use(airflow, tmp_path):
+    from clipft_tasks import tracking
+    from clipft_tasks.ops import backup
+
+    airflow.unpause("clipft_maintenance")
+    run = finish(airflow, "clipft_maintenance", {"folder": str(tmp_path)})
+    airflow.call("PATCH", "/dags/clipft_maintenance", json={"is_paused": True})
+    made = airflow.result("clipft_maintenance", run, "backup")
+    kept, problems = backup.verify(Path(made["folder"]))
+    assert Path(made["folder"]).parent == tmp_path and kept.bytes == made["bytes"] and not problems
+    cleared = airflow.result("clipft_maintenance", run, "gc")
+    assert not cleared["failed"] and cleared.keys() >= {"freed", "removed", "skipped"}
+    assert tracking.fetch_package(tracking.champion("general")).is_dir()
+
+
 def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
-    _, training = form
+    data, training = form
+    promoted(data | training | {"domain": "scientific"})
     run = airflow.trigger(
         "clipft_finetune",
         training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
@@ -239,11 +200,11 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
     ends_well(airflow, "clipft_finetune", run)
     assert len(versions("general")) == 3
     until = time.monotonic() + 60
-    while time.monotonic() < until and "industrial" not in (
+    while time.monotonic() < until and "scientific" not in (
         live := httpx.get(settings().server_url + "/readyz").json()["live"]
     ):
         time.sleep(1)
-    assert live["general"] == "3" and live["industrial"] == "1"  # champions are live again after a restart
+    assert live["general"] == "3" and live["scientific"] == "1"  # champions are live again after a restart
 
 
 def test_new_data_retrains_by_itself_once_a_person_switches_that_on(airflow, form, tmp_path):

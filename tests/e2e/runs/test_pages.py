@@ -16,17 +16,10 @@ from fixtures.browser import Visit, chromium, visit
 from playwright.sync_api import Page, Request, Route, expect
 
 from clipft_tasks.spec import RunSpec
-from e2e.conftest import PROJECT, call, cookies_of, token_of
+from e2e.conftest import PROJECT, cookies_of, token_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DESK = {"width": 1280, "height": 900}
-
-
-@pytest.fixture(scope="module")
-def airflow(installation):
-    done = call("deploy.local.stack", "up", seconds=600)  # an earlier module's stack, or a fresh one
-    assert done.returncode == 0, done.stdout[-3000:]
-    return installation.airflow_client()
 
 
 @pytest.fixture(scope="module")

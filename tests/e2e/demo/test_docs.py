@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 PAGES = sorted((PROJECT / "docs").glob("*.md"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
