@@ -141,11 +141,11 @@ def log_page(experiment: str, key: str, name: str, tags: Mapping[str, str], metr
 
 
 def load_json_artifact(run_id: str, name: str) -> JsonObject:
-    """A JSON artifact of a run, or {} when there is none."""
+    """A JSON artifact of a run, or {} when there is none: MLflow copies files in place, so that of a killed process may be a part."""
     client()
     try:
         return cast(JsonObject, json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")))
-    except (MlflowException, OSError):
+    except (MlflowException, OSError, ValueError):
         return {}
 
 

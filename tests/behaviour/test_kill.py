@@ -2,6 +2,9 @@
 
 import json
 import signal
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import fixtures.forkserver
 import pytest
@@ -13,7 +16,7 @@ from clipft_tasks.contracts.gate import GateVerdict
 from clipft_tasks.contracts.stages import PromoteResult
 from clipft_tasks.data import versioning
 from clipft_tasks.spec import RunSpec
-from clipft_tasks.stages import finetune, ingest, plan, promote, register, version
+from clipft_tasks.stages import evaluate, finetune, ingest, plan, promote, register, version
 
 # Runs a stage in a process of its own that kills itself at the n-th call of one function (counting from 1).
 VICTIM = """
@@ -96,6 +99,28 @@ def test_killed_in_training_and_while_logging_the_model_there_is_one_run(flat, p
     assert {m.step for m in history} == set(range(12))
     by_step = {step: {m.value for m in history if m.step == step} for step in range(12)}
     assert all(len(values) == 1 for values in by_step.values())  # a repeated step repeats its loss exactly
+
+
+def test_the_form_again_after_an_evaluation_that_died_finds_what_was_done_and_trains_nothing(flat, planned, monkeypatch):
+    from clipft_tasks import tracking
+    from clipft_tasks.evaluate import artifacts, evaluator
+    from clipft_tasks.train import candidate
+
+    spec = RunSpec.from_flat(flat)
+    trained = finetune.run(spec, planned)
+    monkeypatch.setattr(candidate, "train_candidate", None)  # no second training
+
+    # Killed with one size done and the next one's file half written, as MLflow writes it.
+    assert killed(flat, "evaluate", {"run_id": trained.run_id, "size": 32}, "clipft_tasks.evaluate.artifacts:save", after=True)
+    done = artifacts.load(trained.run_id, 32)
+    kept = Path(url2pathname(urlsplit(tracking.client().get_run(trained.run_id).info.artifact_uri).path)) / artifacts.FOLDER
+    (kept / "48.json").write_bytes((kept / "32.json").read_bytes()[:500])
+
+    again = finetune.run(spec, planned)
+    assert again.done_before and again.run_id == trained.run_id
+    assert evaluate.run(spec, again.run_id, 48).size == 48
+    monkeypatch.setattr(evaluator, "evaluate", None)  # and no second evaluation
+    assert evaluate.run(spec, again.run_id, 32) == done
 
 
 def test_killed_while_registering_there_is_one_model_version(flat, planned):
