@@ -20,6 +20,7 @@ def open_spec(flat: Mapping[str, object]) -> RunSpec:
     domain, why = find_domain(flat)
     spec = RunSpec.from_flat({**flat, "domain": domain})
     state = " (its stack runs)" if stack else "" if settings().root.exists() else " (new)"
+    settings().folder()  # refused where nobody named a home
     click.echo(f"home {settings().root}{state} · domain {domain}{why}", err=True)
     return spec
 

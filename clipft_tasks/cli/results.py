@@ -12,6 +12,7 @@ from ..core.errors import ClipftError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from ..spec import RunSpec
+from ..stages import chain
 from ..stages.call import StageOutput
 
 MEASURED = "evaluate"  # the stage whose numbers DVC shows
@@ -21,23 +22,29 @@ class StageResults:
     """The results of the stages of one spec: `<stage>.json` in a folder, and what `dvc metrics` and `dvc plots` show."""
 
     def __init__(self, spec: RunSpec, folder: Path | None) -> None:
+        self._taken = chain.stages_of(spec)
         self.folder = folder or settings().folder("runs", spec.identity("run", *RunSpec.model_fields))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, stage: str) -> StageOutput:
         """The result of a stage. Raises ClipftError when there is none."""
         try:
-            return dict(json.loads((self.folder / f"{stage}.json").read_text()))
+            return dict(json.loads(self._file(stage).read_text()))
         except FileNotFoundError:
+            until = self._taken[: self._taken.index(stage) + 1] if stage in self._taken else [stage]
+            missing = [f"`clipft {name}`" for name in until if not self._file(name).exists()]
             raise ClipftError(
                 f"the result of {stage}",
                 f"there is none in {self.folder}",
-                f"Run `clipft {stage}` with the same options first.",
+                f"Run with the same options first, in this order: {', '.join(missing)}; or all of it: `clipft run`.",
                 code="cli.no_result",
             ) from None
 
+    def _file(self, stage: str) -> Path:
+        return self.folder / f"{stage}.json"
+
     def keep(self, stage: str, result: StageOutput) -> None:
-        atomic_write(self.folder / f"{stage}.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+        atomic_write(self._file(stage), json.dumps(result, indent=1, sort_keys=True) + "\n")
         if stage == MEASURED:
             _keep_metrics(self.folder, EvaluateResult.model_validate(result).evaluations)
 

@@ -112,7 +112,7 @@ def find(name: str, domain: str) -> Version:
             raise ClipftError(
                 f"dataset of {domain}",
                 "there is no version yet",
-                "Run the dataset DAG or `clipft ingest`.",
+                f"Run clipft_dataset, or `clipft run --domain {domain} --source IMAGES`.",
                 code="dataset.no_version",
             )
         return found[-1]

@@ -34,6 +34,7 @@ def test_a_strangers_folder_gets_no_home(nowhere, table):
     for command in (["ingest", "--domain", "general", "--source", str(table)], ["rollback", "--domain", "general"]):
         done = clipft(*command)
         assert done.exit_code == 1 and "[home.not_found]" in done.output and "CLIPFT_HOME" in done.output
+        assert "(new)" not in done.output
     assert not [*nowhere.iterdir()]
 
 
@@ -43,6 +44,15 @@ def test_the_nearest_home_above_is_the_home_and_is_said(nowhere, table):
     assert done.exit_code == 0, done.output
     assert f"home {nowhere.parent / '.clipft'} · domain general\n" in done.stderr
     assert [*(nowhere.parent / ".clipft" / "staging").iterdir()] and not [*nowhere.iterdir()]
+
+
+def test_in_the_wrong_order_a_stage_names_those_before_it(home, table):
+    flat = ["--domain=general", f"--source={table}"]
+    said = clipft("version", *flat).output
+    assert "in this order: `clipft ingest`, `clipft validate`; or all of it: `clipft run`. [cli.no_result]" in said
+    assert clipft("ingest", *flat).exit_code == 0
+    assert "in this order: `clipft validate`;" in clipft("version", *flat).output
+    assert "`clipft run --domain general --source IMAGES`. [dataset.no_version]" in clipft("plan", "--domain=general").output
 
 
 def test_without_a_domain_nothing_is_taken_in(home, table):
