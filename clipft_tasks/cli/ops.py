@@ -124,4 +124,49 @@ def upgrade(backups: Path | None) -> None:
     click.echo(f"The databases are of this release.{f' Before: {made.backup}' if made.backup else ''}")
 
 
-COMMANDS = (doctor, backup, restore, collect_garbage, upgrade)
+@click.group("ops")
+def ops() -> None:
+    """Proofs that an installation keeps what clipft promises."""
+
+
+@ops.command("chaos")
+@click.option("--kills", default=20, show_default=True, type=click.IntRange(0), help="processes that are killed, one at a time")
+@click.option("--power-cuts", default=5, show_default=True, type=click.IntRange(0), help="times that all are killed at once")
+@click.option("--seed", default=0, show_default=True, help="the same seed strikes the same tasks in the same order")
+@click.option("--folder", type=FOLDER, help="a new folder for the installation [default: a temporary one]")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="write what was done, and what came of it, as JSON"
+)
+def chaos(kills: int, power_cuts: int, seed: int, folder: Path | None, report: Path | None) -> None:
+    """Kill processes of an embedded stack, made for this, while it works; ends with 1 when anything is lost or left behind.
+
+    It makes data sets and trains small models in rounds, and compares data, metrics, models and files with those of a run that
+    nobody disturbed. The installation of this folder is not touched.
+    """
+    import shutil
+    import tempfile
+
+    from ..core.files import atomic_write
+    from ..ops.chaos import Report, run
+
+    def keep(made: Report) -> None:
+        if report:
+            atomic_write(report, json.dumps(asdict(made), indent=1) + "\n")
+
+    place = folder or Path(tempfile.mkdtemp(prefix="clipft-chaos-"))
+    made = run(place, kills, power_cuts, seed, keep)
+    for strike in made.strikes:
+        click.echo(f"round {strike['round']}, {strike['dag']}, {strike['task']} + {strike['delay']} s: {strike['hit']}")
+    for one in made.runs:
+        click.echo(f"{one['dag']} {one['run']}: {one['state']}; tries {one['tries']} {' | '.join(one['why'])}".rstrip())
+    for problem in made.problems:
+        click.echo(f"Not as it must be: {problem}", err=True)
+    click.echo(f"{len(made.strikes)} strikes, {len(made.runs)} runs, {len(made.problems)} problems, {made.seconds:.0f} s.")
+    if made.problems:
+        click.echo(f"It stays for you to look at: {place}", err=True)
+        raise SystemExit(1)
+    if not folder:
+        shutil.rmtree(place)
+
+
+COMMANDS = (doctor, backup, restore, collect_garbage, upgrade, ops)

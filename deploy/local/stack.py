@@ -1,7 +1,6 @@
-"""The embedded stack: up, down, status, clean. One process manager runs the Procfile; stopping it leaves no child behind."""
+"""The embedded stack: up, down, status, clean. One supervisor runs the Procfile; stopping it leaves no child behind."""
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -18,10 +18,10 @@ import psutil
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
-from clipft_tasks.ops import installation, upgrade
+from clipft_tasks.ops import installation, stack_processes, upgrade
 from clipft_tasks.ops.doctor import health
 
-from . import monitoring
+from . import monitoring, supervisor
 from .environment import PROJECT, USER, address, airflow_client, environment, keep_secrets, password_of, people, ports
 
 NEEDED_GB = 3
@@ -57,23 +57,21 @@ def up() -> None:
     _migrate()
     installation.save_stack_settings(env)
     with log.open("a") as out:
-        command = [sys.executable, "-m", "honcho", "start", "--no-colour", *programs]
+        command = [sys.executable, "-m", supervisor.__name__, *programs]
         manager = subprocess.Popen(
             command, cwd=PROJECT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
-    _record(manager.pid)
     _wait(lambda: healthy(watching), manager, log, 300)  # minutes, where two cores do much else
     airflow = airflow_client()
     airflow.pool("accelerator", 1, "the accelerator: one training or evaluation task at a time")
     _wait(lambda: airflow.dags() >= DAGS, manager, log, 90)
-    _record(manager.pid)
     print(f"The stack is up after {time.monotonic() - began:.0f} s.")
     addresses()
 
 
 def down(quiet: bool = False) -> None:
     """Stop every process of this stack and see that none is left."""
-    manager, left = running(), _members()
+    manager, left = running(), stack_processes.members()
     if manager:
         manager.send_signal(signal.SIGTERM)
         try:
@@ -88,7 +86,7 @@ def down(quiet: bool = False) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=5)
-    _file().unlink(missing_ok=True)
+    stack_processes.forget()
     if not quiet:
         print("The stack is down. `make up` starts it again with nothing lost." if left else "Nothing was running.")
 
@@ -139,59 +137,20 @@ def healthy(watching: list[str] | None = None) -> bool:
 
 
 def running() -> psutil.Process | None:
-    """The process manager, if it is alive."""
-    return next(
-        (p for p in _recorded() if "honcho" in " ".join(p.cmdline()) and p.ppid() not in {q.pid for q in _recorded()}), None
-    )
+    """The supervisor, if it is alive."""
+    return stack_processes.programs().get(stack_processes.SUPERVISOR)
 
 
-def _record(manager: int) -> None:
-    """Keep who belongs to the stack, so that `down` finds them even after the manager was killed."""
-    root = psutil.Process(manager)
-    family = [[p.pid, p.create_time()] for p in (root, *root.children(recursive=True))]
-    _file().write_text(json.dumps(family))
-
-
-def _recorded() -> list[psutil.Process]:
-    """Those of the recorded processes that live; a number that went to another program since does not count."""
-    try:
-        family = json.loads(_file().read_text())
-    except (OSError, ValueError):
-        return []
-    found = []
-    for pid, created in family:
-        try:
-            process = psutil.Process(pid)
-            if abs(process.create_time() - created) < 1:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def _members() -> list[psutil.Process]:
-    """Every process of this stack: the recorded ones, their descendants, and whoever carries its mark. Tasks leave their
-    parents' process group and Airflow overwrites the memory that the mark stands in, so no single way finds all."""
-    home, found = str(settings().root), set(_recorded())
-    for process in list(found):
-        try:
-            found.update(process.children(recursive=True))
-        except psutil.Error:
-            continue
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("CLIPFT_STACK") == home:
-                found.add(process)
-        except (psutil.Error, OSError):
-            continue
-    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    return [p for p in found if p.pid not in own]
+@cache
+def _client() -> httpx.Client:
+    """One for all that is asked twice a second: to make one takes 20 ms."""
+    return httpx.Client(timeout=5)
 
 
 def _answers(name: str) -> bool:
     program, path = HEALTH[name]
     try:
-        answer = httpx.get(address(program) + path, timeout=5)
+        answer = _client().get(address(program) + path)
     except httpx.HTTPError:
         return False
     if name == "airflow" and answer.is_success:
@@ -251,7 +210,7 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
             down(quiet=True)
             raise ClipftError(
                 "the stack",
-                f"one of its programs ended and the others were stopped; the log's end:\n{tail}\n",
+                f"one of its programs does not start and the others were stopped; the log's end:\n{tail}\n",
                 f"See {log}.",
                 code="stack.program_ended",
             )
@@ -274,10 +233,6 @@ def _wait(ready: Callable[[], bool], manager: subprocess.Popen[bytes], log: Path
         f"See {log}.",
         code="stack.no_answer",
     )
-
-
-def _file() -> Path:
-    return settings().folder() / "stack.json"
 
 
 def main() -> None:

@@ -41,7 +41,6 @@ PROGRAMS = {
     "fast": "import onnx, onnxruntime, onnxscript, openvino",
     "train": "import clipft_tasks.stages.finetune, clipft_tasks.stages.evaluate, clipft_tasks.stages.tune, clipft_tasks.train.loop",
     "airflow": "import airflow.sdk, airflow.providers.edge3",
-    "stack": "import honcho",
     "lineage": "import openlineage.client.event_v2, openlineage.client.facet_v2",
     "tracing": "import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http",
 }

@@ -188,9 +188,9 @@ def test_stopped_in_mid_run_and_started_again_the_run_finishes(airflow, form):
         training | {"train.epochs": 200, "train.checkpoint_seconds": 1, "train.seed": 3, "gate.rules": ["gain(score) >= -1"]},
     )
     victim = running_task(airflow, "clipft_finetune", run, "finetune", "steps: ")
-    from deploy.local import stack
+    from clipft_tasks.ops import stack_processes
 
-    family = stack._members()
+    family = stack_processes.members()
     assert victim in family
     assert call("deploy.local.stack", "down", seconds=120).returncode == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]  # no child is left behind
