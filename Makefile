@@ -89,8 +89,12 @@ test: setup  ## every test, from unit to end to end (but test-team and the marke
 	  [ "$$0" = $(firstword $(LONGEST)) ] || renice -n 3 $$$$ >/dev/null; $(PYTEST) --durations 25 "$$@" "tests/$$0" 2>&1 | tee "$(LOGS)/$${0////-}.log" | awk -v part="$$0" "{print part \": \" \$$0; fflush()}"'; \
 	ended=$$?; for part in $(subst /,-,$(PARTS)); do grep -hE "^(FAILED|ERROR) " $(LOGS)/$$part.log; echo "$$part: $$(tail -n 1 $(LOGS)/$$part.log)"; done; exit $$ended
 
-check: lint  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
-	@$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not team and not product and not extras" tests/unit tests/data
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+check: setup  ## what to run before a commit: lint, and the unit and data tests that need no service, in minutes
+	@mkdir -p $(LOGS); { $(LINT); } >$(LOGS)/lint.log 2>&1 & lint=$$!; \
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not team and not product and not extras" tests/unit tests/data; tests=$$?; \
+	wait $$lint; lint=$$?; cat $(LOGS)/lint.log; exit $$((tests | lint))
 
 coverage: setup  ## the lines that the tests of `make check` run, by file; apart from it, since counting makes them slower
 	@$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not team and not product and not extras" \
@@ -111,7 +115,7 @@ docs: setup  ## the documentation site, into build/docs, without network; a brok
 	@echo "Open build/docs/index.html."
 
 lint: setup  ## ruff, mypy, and the contracts about imports
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+	@$(LINT)
 
 lock:  ## resolve pyproject.toml anew, for macOS and Linux at once
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --all-extras pyproject.toml -o requirements.lock
