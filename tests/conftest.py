@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 # No test reaches for a hub: a missing network must fail at once, not after minutes of retries.
@@ -29,8 +32,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def mlflow_tables() -> Iterator[None]:
+    """MLflow makes its tables by every migration it ever had, a second each time: here once, and copied into other new databases."""
+    from mlflow.store.db import utils
+    from mlflow.store.model_registry import sqlalchemy_store as registry
+
+    make = utils._initialize_tables
+    tables = "SELECT count(*) FROM sqlite_master"
+
+    with closing(sqlite3.connect(":memory:", check_same_thread=False)) as made, pytest.MonkeyPatch.context() as patch:
+
+        def copy(engine) -> None:
+            with engine.connect() as connection:
+                own = connection.connection.dbapi_connection
+                new = engine.dialect.name == "sqlite" and own.execute(tables).fetchone() == (0,)
+                if new and made.execute(tables).fetchone() != (0,):
+                    return made.backup(own)
+            make(engine)
+            if new:
+                with engine.connect() as connection:
+                    connection.connection.dbapi_connection.backup(made)
+
+        for module in (utils, registry):
+            patch.setattr(module, "_initialize_tables", copy)
+        yield
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_tables: None) -> Path:
     """An installation of its own: every path of the settings lies under it."""
     for name in [n for n in os.environ if n.startswith("CLIPFT_")]:
         monkeypatch.delenv(name)

@@ -10,7 +10,7 @@ from clipft_tasks.core.settings import settings
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: None) -> Path:
     return tmp_path_factory.getbasetemp() / "two-versions"
 
 
