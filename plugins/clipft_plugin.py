@@ -7,6 +7,7 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
 from clipft_alerts import app as web
 from clipft_models import router as models
+from clipft_viewers import ViewersLook
 
 from clipft_tasks.stages import chain
 
@@ -53,6 +54,7 @@ class ClipftPlugin(AirflowPlugin):
 
     name = "clipft"
     fastapi_apps = [{"app": web, "url_prefix": "/clipft", "name": "clipft"}]
+    fastapi_root_middlewares = [{"middleware": ViewersLook, "name": "viewers look"}]
     external_views = [{"name": "Models", "href": "/clipft/models", "destination": "nav", "url_route": "clipft-models"}]
     global_operator_extra_links = LINKS
     listeners = [clipft_notes]

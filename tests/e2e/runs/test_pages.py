@@ -240,12 +240,11 @@ def test_who_may_only_look_is_refused_whatever_they_send(viewer, airflow):
             )
             status = client.request(method, filled, json=junk(rng)).status_code
             answered.setdefault((method, path), set()).add(status)
-    # Lists of several things are asked for by POST; favorites are a person's own.
-    harmless = {route for route in answered if route[1].endswith(("/list", "/favorite", "/unfavorite"))}
-    let_in = {route: found for route, found in answered.items() if route not in harmless and min(found) < 400}
+    # Lists of several things are asked for by POST; favorites are a person's own; whoever logs in is nobody yet.
+    free = {route for route in answered if route[1].endswith(("/list", "/favorite", "/unfavorite")) or "/auth/" in route[1]}
+    assert len(free) < 15
+    let_in = {route: found for route, found in answered.items() if route not in free and found != {403}}
     assert not let_in, let_in
-    refused = [route for route, found in answered.items() if found & {401, 403}]
-    assert len(refused) > 0.8 * len(answered), sorted(set(answered) - set(refused))
 
 
 def test_who_may_only_look_sees_the_page_models_and_starts_nothing_there(viewer, airflow):
