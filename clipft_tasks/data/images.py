@@ -215,13 +215,24 @@ def _on_white(image: Image.Image) -> Image.Image:
     return out
 
 
-def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
+def resized(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at a width and height: bicubic, as Pillow computes it."""
+    return rgb.resize(size, Image.Resampling.BICUBIC)
+
+
+def square(
+    rgb: Image.Image,
+    side: int,
+    aspect: Aspect = "crop",
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = resized,
+) -> np.ndarray:
     """The image as a square, uint8 (3, side, side).
 
     The same pixels as open_clip's evaluation transform at that size (a parity test holds it to that).
 
     Args:
         aspect: `crop` keeps the center, `pad` keeps everything and fills with black, `squeeze` keeps everything and distorts.
+        resize: gives the image at a width and height.
     """
     width, height = rgb.size
     if aspect == "squeeze":
@@ -231,7 +242,7 @@ def square(rgb: Image.Image, side: int, aspect: Aspect = "crop") -> np.ndarray:
     else:
         size = (int(side * width / height), side) if aspect == "crop" else (max(1, round(side * width / height)), side)
     if size != rgb.size:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+        rgb = resize(rgb, size)
     left, top = (_margin(length, side) for length in rgb.size)
     return np.ascontiguousarray(np.asarray(rgb.crop((left, top, left + side, top + side))).transpose(2, 0, 1))
 

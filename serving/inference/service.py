@@ -26,6 +26,7 @@ from .loaded_model import LoadedModel, Ranking
 from .metrics import Metrics
 from .model_store import ModelStore
 from .monitor import Monitor
+from .resizing import resized
 from .tokenizing import TokenizerThread
 from .tracing import Tracing
 from .trial import Trial
@@ -258,7 +259,7 @@ class InferenceService:
 
         def decode(image: bytes) -> tuple[np.ndarray, np.ndarray | None]:
             rgb = model.clip.open_image(image, self.decoder.limits).rgb
-            return square(rgb, model.side, model.clip.aspect), appearance(rgb) if sampled else None
+            return square(rgb, model.side, model.clip.aspect, resized), appearance(rgb) if sampled else None
 
         with self.admission.working(len(images)):
             with self.tracing.step("decode", {"images": len(images)}):
