@@ -128,6 +128,42 @@ def test_it_fits_a_phone_by_day_and_by_night(browser, server, scheme):
         assert at.elsewhere == [] and at.errors == []
 
 
+def test_two_versions_answer_side_by_side_while_one_is_tried(browser, server):
+    def tried(answers: bool) -> None:
+        trial = {"version": "2", "share": 1.0, "answers": answers}
+        started = server.client.put("/v1/shadows/general", json=trial, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert started.status_code == 200, started.text
+
+    with visit(browser, server.url) as at:
+        panes, both = at.page.locator(".pane"), at.page.get_by_label("Two versions side by side")
+        both.check()
+        choose(at.page)
+        expect(panes.nth(1)).to_contain_text("Only version 1 is loaded")
+        try:
+            tried(answers=False)
+            choose(at.page, 1)
+            expect(panes.nth(1)).to_contain_text("it answers nobody")
+            tried(answers=True)
+            choose(at.page)
+            expect(panes).to_have_count(2)
+            for number in (0, 1):
+                expect(panes.nth(number)).to_contain_text(f"version {number + 1}")
+                expect(panes.nth(number).locator(".bars li").first).to_contain_text("%")
+                expect(panes.nth(number).locator(".looked canvas")).to_be_visible()
+            left, right = (panes.nth(number).bounding_box() for number in (0, 1))
+            assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"] and overflow(at.page) == 0
+            panes.nth(1).get_by_role("button", name="Right").click()  # what is said of one is not said of the other
+            at.page.get_by_label("API key or token").fill(TOKEN)
+            at.page.get_by_role("button", name="Use").click()
+            expect(panes.nth(1).locator(".judge")).to_contain_text("it counts for version 2")
+            expect(panes.nth(0).locator(".judge button")).not_to_have_count(0)
+            both.uncheck()
+            expect(panes).to_have_count(1)
+        finally:
+            server.client.delete("/v1/shadows/general", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert at.elsewhere == [] and at.errors == []
+
+
 def test_an_answer_with_a_promise_shows_it(browser, server):
     def promise(content: dict) -> None:  # type: ignore[type-arg]
         content.update(calibrated=True, coverage=0.9)
