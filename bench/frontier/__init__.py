@@ -1,0 +1,1 @@
+"""Ways to fine-tune, in one harness: what each gains, forgets and costs. python -m bench.frontier"""
