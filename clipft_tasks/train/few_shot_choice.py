@@ -13,7 +13,7 @@ from ..evaluate.metrics import balanced_accuracy, log_softmax
 from .class_heads import Head, Shots, linear, means, text, whitened
 
 FOLDS = 5
-# Each way, and how far it may move: weakest first.
+# Each way, simplest first, and how far it may move: weakest first.
 HEADS: Mapping[str, tuple[Head, Sequence[float]]] = {
     "text": (text, (0.0,)),
     "means": (means, (4.0, 8.0, 16.0, 32.0)),
@@ -23,8 +23,8 @@ HEADS: Mapping[str, tuple[Head, Sequence[float]]] = {
 FACTORS = np.geomspace(1e-3, 4, 50)  # of the logits: temperatures that are tried
 UNTESTED = ("linear", 4.0)  # where nothing can be held out, and the prompts know no more than chance
 BY_CHANCE = 0.1  # probability of as many hits, from which on they are taken to be chance
-LEAST = 8  # images that can show that, where nothing else speaks for leaving the prompts
-CERTAIN = 1.0  # standard errors of the likelihood's gain that a way must show over prompts that know more than chance
+LEAST = 8  # images that can show that
+CERTAIN = 1.0  # standard errors of the likelihood that a way must be behind the best not to be taken
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def candidates(shots: Shots, folds: HeldOutFolds, groups: np.ndarray, trained: M
 
 
 def choose(shots: Shots, groups: np.ndarray, seed: int = 0, trained: Mapping[str, Trained] | None = None) -> FewShot:
-    """The way that tells held-out images best, if it is better than the texts with some certainty; else the texts.
+    """The simplest way that does not tell held-out images worse than the best one, as far as so few can say: the rule of one
+    standard error (Breiman et al. 1984). Texts that know more than chance are the simplest.
 
     Args:
         groups: of each image (n,): what is held out whole.
@@ -158,22 +159,30 @@ def choose(shots: Shots, groups: np.ndarray, seed: int = 0, trained: Mapping[str
         (method, strength), why = _untested(shots)
         return FewShot(method=method, strength=strength, reason=why, shots=(few, many), folds=0)
     found = candidates(shots, folds, groups, trained or {})
-    base, best = found[0], max(found, key=lambda candidate: candidate.tried.likelihood)
-    gain, error = mean_and_error(best.gain - base.gain, labels[folds.judged], groups[folds.judged])
-    hits = _Hits.of(shots)
-    needed = CERTAIN * error if hits.known else 0.0
-    kept = [max((c.tried for c in found if c.tried.method == name), key=lambda t: t.likelihood)
+    kept = [max((c for c in found if c.tried.method == name), key=lambda c: c.tried.likelihood)
             for name in dict.fromkeys(c.tried.method for c in found)]  # fmt: skip
-    said = f"log-likelihood of {int(folds.judged.sum())} held-out images {gain:+.3f} over the prompts' (standard error {error:.3f}); {hits}"
-    taken = best if gain > needed else base
-    reason = f"best of {len(kept)} ways, {said}" if taken is not base else f"nothing is better with certainty: best {said}"
+    hits = _Hits.of(shots)
+    # Prompts that do not show that they know the classes have no precedence; that enough images show they do not, no claim at all.
+    field = kept if hits.known else [*kept[1:], *([] if hits.show_nothing else kept[:1])]
+    best = max(field, key=lambda candidate: candidate.tried.likelihood)
+
+    def ahead(of: Candidate) -> tuple[float, float]:
+        """By how much the best way is likelier, and the standard error of that."""
+        return mean_and_error(best.gain - of.gain, labels[folds.judged], groups[folds.judged])
+
+    taken = next(c for c in field if ahead(c)[0] <= CERTAIN * ahead(c)[1])
+    gain, error = mean_and_error(taken.gain - kept[0].gain, labels[folds.judged], groups[folds.judged])
+    reason = (
+        f"of {len(kept)} ways the simplest that is not behind the best ({best.tried.method}) with certainty; log-likelihood of "
+        f"{int(folds.judged.sum())} held-out images {gain:+.3f} over the prompts' (standard error {error:.3f}); {hits}"
+    )
     return FewShot(
         method=taken.tried.method,
         strength=taken.tried.strength,
         reason=reason,
         shots=(few, many),
         folds=folds.count,
-        tried=kept,
+        tried=[candidate.tried for candidate in kept],
     )
 
 
@@ -189,6 +198,11 @@ class _Hits:
     def known(self) -> bool:
         return self.by_chance <= BY_CHANCE
 
+    @property
+    def show_nothing(self) -> bool:
+        """Whether images enough show that the prompts know no more than chance."""
+        return self.count >= LEAST and not self.known
+
     @classmethod
     def of(cls, shots: Shots) -> "_Hits":
         count = len(shots.labels)
@@ -203,6 +217,6 @@ class _Hits:
 def _untested(shots: Shots) -> tuple[tuple[str, float], str]:
     """What is taken where no image can be held out: the prompts, unless enough images show that they know nothing."""
     hits, why = _Hits.of(shots), "no class has images of two groups, so nothing can be held out"
-    if hits.count >= LEAST and not hits.known:
+    if hits.show_nothing:
         return UNTESTED, f"{why}; {hits}, so the images are followed"
     return ("text", 0.0), f"{why}; {hits}, and nothing shows that the images would do better"

@@ -141,6 +141,19 @@ def test_texts_that_know_the_classes_are_not_left_for_something_worse(shots):
         assert right(other, head(few, found.strength)) >= right(other, few.texts) - 0.01
 
 
+def test_of_ways_that_held_out_images_do_not_tell_apart_the_simplest_is_taken(monkeypatch):
+    shots, _ = made(8, told=0.0)
+    ways = dict.fromkeys(["text", "means", "linear"], HEADS["means"])  # all the same, but by name
+    monkeypatch.setattr(few_shot_choice, "HEADS", ways)
+    groups = np.arange(len(shots.labels)).astype(str)
+    found = choose(shots, groups)
+    assert found.method == "means" and "simplest" in found.reason and "no more than chance" in found.reason
+    known = Shots(shots.features, shots.labels, means(shots, 64.0), shots.scale)
+    assert choose(known, groups).method == "text"
+    sure = 12.0 * one_hot(shots.labels).double().numpy()
+    assert choose(shots, groups, trained={"lora": lambda folds: sure}).method == "lora"  # the last, and certainly the best
+
+
 @pytest.mark.parametrize("told", [-1.0, 9.0])
 @pytest.mark.parametrize("groups", ["one image", "one group"])
 def test_where_nothing_can_be_held_out_it_says_so_and_stays_unless_the_texts_know_nothing(groups, told):
