@@ -24,6 +24,8 @@ class Footprint:
     Args:
         weights: of the model, low-rank updates with them. training: gradients and both moments of what trains.
         average: the weights' running average. start: the frozen start model. pull: the start's weights of what trains.
+        best: weights of the kept epoch. copy: of a checkpoint that is being written, which is there only where there is room.
+            Both are in the host's memory, and count where the device shares that.
     """
 
     weights: int
@@ -31,32 +33,42 @@ class Footprint:
     average: int = 0
     start: int = 0
     pull: int = 0
+    best: int = 0
+    copy: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, part.name) for part in fields(self))
+        """What must be there."""
+        return sum(int(getattr(self, part.name)) for part in fields(self)) - self.copy
 
     def __str__(self) -> str:
         named = {"weights": "weights", "training": "gradients and optimizer", "average": "their average", "start": "the start model",
-                 "pull": "the start's weights"}  # fmt: skip
+                 "pull": "the start's weights", "best": "the kept epoch's"}  # fmt: skip
         return ", ".join(
             f"{getattr(self, name) / 2**30:.2f} GiB {words}" for name, words in named.items() if getattr(self, name)
         )
 
 
-def footprint(spec: RunSpec, model: nn.Module) -> Footprint:
-    """That of a run of `spec` with a start model."""
+def footprint(spec: RunSpec, model: nn.Module, *, on_host: bool = False) -> Footprint:
+    """That of a run of `spec` with a start model.
+
+    Args:
+        on_host: the device shares the host's memory.
+    """
     every = sum(p.numel() for p in model.parameters()) * FP32
     sketch = _as_trained(model, spec.train)
     weights = sum(p.numel() for p in sketch.parameters()) * FP32
     trained = sum(p.numel() for p in sketch.parameters() if p.requires_grad) * FP32
     named = (spec.objective.name, *(loss.name for loss in spec.objective.auxiliary_losses))
+    average = trained if spec.train.ema else 0
     return Footprint(
         weights=weights,
         training=3 * trained,
-        average=trained if spec.train.ema else 0,
+        average=average,
         start=every if any(objectives.objective_class(name).needs_start for name in named) else 0,
         pull=trained if spec.train.l2_start else 0,
+        best=trained if on_host and spec.train.keep == "best" else 0,
+        copy=3 * trained + average if on_host else 0,
     )
 
 

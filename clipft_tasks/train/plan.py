@@ -121,8 +121,8 @@ class _Planner:
         limit, limit_gb = self.memory_limit(processes.value)
         clip.to(machine.device)
         attention = self.attention(max(sides))
-        fixed = footprint(spec, clip.model)
-        kept = self.kept(attention.value, precision.value, sides, share, limit - fixed.total)
+        fixed = footprint(spec, clip.model, on_host=self.device.shares_host_memory)
+        kept = self.kept(attention.value, precision.value, sides, share, limit - fixed.total, fixed.copy)
         micro_batch = self.micro_batch(kept, share, fixed, limit_gb)
         passes = {side: -(-share // pairs) for side, pairs in micro_batch.value.items()}
         once = max(passes.values()) == 1
@@ -231,13 +231,14 @@ class _Planner:
         return Decision("fused", f"sequences of {longest} tokens keep little; chunks would cost more than they save")
 
     def kept(
-        self, name: AttentionName, precision: Precision, sides: tuple[int, ...], share: int, left: float
+        self, name: AttentionName, precision: Precision, sides: tuple[int, ...], share: int, left: float, copy: int
     ) -> _Kept:  # fmt: skip
         """What pairs keep, with as few blocks checkpointed as leave room for some.
 
         Args:
             share: pairs of a step in each process.
             left: bytes beside what weights and optimizer take.
+            copy: bytes of a copy of the run's state, for which there is room where a batch goes in parts anyway.
         """
         asked = self.spec.memory.checkpointing
         options: tuple[Checkpointing, ...] = ("none", "some", "all") if asked == "auto" else (asked,)
@@ -252,7 +253,14 @@ class _Planner:
                     lines = {side: _kept_bytes(self.clip, side, precision, policy, self.texts) for side in sides}
             finally:
                 plain_blocks(self.clip.model)
-            fits = {side: int((left - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
+            fits, beside = (
+                {side: int((room - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
+                for room in (left, left - copy)
+            )
+            if (
+                min(fits.values()) < share and min(beside.values()) >= SMALL
+            ):  # a second pass would cost more than the copy saves
+                fits = beside
             kept = _Kept(option, lines, fits)
             if min(fits.values()) >= min(SMALL, share):
                 break
