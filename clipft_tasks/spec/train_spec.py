@@ -36,7 +36,10 @@ class TrainSpec(Section):
         gt=0,
         lt=1,
         title="Second beta of AdamW",
-        description="decay of AdamW's running mean of squares; empty: by the start model's kind, 0.98 for transformers, else 0.999",
+        description=(
+            "decay of AdamW's running mean of squares; empty: by the start model's kind, 0.98 for transformers (with CLIP's epsilon of "
+            "1e-6), else 0.999"
+        ),
     )
     weight_decay: float = Field(0.05, ge=0, le=1.0, description="AdamW weight decay; not on norms, biases and scales")
     l2_start: float = Field(
@@ -127,3 +130,8 @@ class TrainSpec(Section):
     def betas(self) -> tuple[float, float]:
         """Of AdamW; its own where nobody decided the second."""
         return 0.9, self.beta2 or 0.999
+
+    @property
+    def epsilon(self) -> float:
+        """Of AdamW: CLIP's where its second beta is CLIP's (Radford et al. 2021, table 19), else PyTorch's."""
+        return 1e-6 if self.betas[1] <= 0.98 else 1e-8

@@ -276,12 +276,13 @@ def _beginning(work: Work, own: list[ParamGroup]) -> TrainingState:
     device = backend(plan.device.value)
     learned = [*work.objective.parameters(), *clip.similarity.parameters()]
     every = [*own, ParamGroup(params=learned, factor=1.0, head=True, weight_decay=0.0)]
+    some = [dict(group) for group in every if group["params"]]
     trained = trained_names(clip, own)
     return TrainingState(
         clip=clip,
         objective=work.objective,
         optimizer=torch.optim.AdamW(
-            [dict(group) for group in every if group["params"]], lr=spec.peak_rate, betas=spec.betas, fused=device.fused_optimizer
+            some, lr=spec.peak_rate, betas=spec.betas, eps=spec.epsilon, fused=device.fused_optimizer
         ),
         scaler=torch.amp.GradScaler(device.name, enabled=plan.precision.value == "fp16"),
         average=WeightAverage(clip, spec.ema, trained) if spec.ema else None,

@@ -1,4 +1,5 @@
-"""One optimization step's gradient: the whole batch at once, in parts, on several devices; always exactly the same.
+"""One optimization step's gradient: the whole batch at once, in parts, on several devices; exactly the same, but for what dropout
+and dropped paths draw, which each part draws for itself.
 
 A contrastive loss needs all pairs of a batch at the same time, so ordinary accumulation changes it. Here the towers run
 twice over parts: once to collect features, whose gradient is taken on the whole batch, and once more to carry that gradient

@@ -39,7 +39,7 @@ def start(tmp_path_factory):
 def test_sizes_rate_and_beta_are_those_of_the_kind(start, kind, side, evaluated, rate, beta2):
     spec = settle(RunSpec.from_flat({"domain": "general"}), start(kind))
     assert (spec.resolution.side, spec.resolution.evaluated) == (side, evaluated)
-    assert (spec.train.peak_rate, spec.train.betas) == (rate, (0.9, beta2))
+    assert (spec.train.peak_rate, spec.train.betas, spec.train.epsilon) == (rate, (0.9, beta2), 1e-6 if beta2 == 0.98 else 1e-8)
 
 
 def test_every_value_has_its_reason_and_a_given_one_stays(start):
