@@ -140,7 +140,7 @@ class Harness(Bench):
 def fewer(dataset: "Dataset", rows: int) -> "Dataset":
     """At most so many rows of each split, as a data set of its own: decoded images are kept by revision."""
     frame = dataset.frame.groupby("split", group_keys=False).sample(frac=1, random_state=0).groupby("split").head(rows)
-    version = replace(dataset.version, revision=f"{rows:040x}")
+    version = replace(dataset.version, revision=f"{rows:08x}{dataset.version.revision}"[:40])
     return replace(dataset, frame=frame.reset_index(drop=True), version=version)
 
 

@@ -55,15 +55,15 @@ def train(ask: dict[str, Any]) -> None:
 
         def preprocess(self, inputs: Any, prompt: str | None = None, **more: Any) -> dict[str, Any]:
             if isinstance(inputs[0], str):
-                return {"tokens": clip.tokenize(list(inputs)), "modality": "text"}
+                return {"input_ids": clip.tokenize(list(inputs)), "modality": "text"}
             squares = [torch.from_numpy(square(image.convert("RGB"), ask["side"], clip.aspect)) for image in inputs]
-            return {"pixels": torch.stack(squares), "modality": "image"}
+            return {"pixel_values": torch.stack(squares), "modality": "image"}
 
         def forward(self, features: dict[str, Any], **more: Any) -> dict[str, Any]:
-            if "tokens" in features:
-                found = clip.text_features(features["tokens"])
+            if "input_ids" in features:
+                found = clip.text_features(features["input_ids"])
             else:
-                found = clip.image_features(clip.normalize(features["pixels"]))
+                found = clip.image_features(clip.normalize(features["pixel_values"]))
             return {**features, "sentence_embedding": found}
 
         def save(self, output_path: str, *given: Any, **more: Any) -> None:
