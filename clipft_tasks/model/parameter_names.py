@@ -13,6 +13,7 @@ HEADS = re.compile(
     r"|^visual\.trunk\.(norm|fc_norm|conv_head|bn2|attn_pool|head)\."
     r"|^text\.transformer\.(pooler|final_layer_norm)\."
 )
+DECODER = "text_decoder."  # CoCa's: no embedding passes through it
 
 
 def is_head(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TypedDict
 from torch import nn
 
 from ..core.errors import ClipftError
-from ..model.parameter_names import POSITIONS, depth_of, is_head, tower_of
+from ..model.parameter_names import DECODER, POSITIONS, depth_of, is_head, tower_of
 from ..spec import TrainSpec
 
 
@@ -71,7 +71,8 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
     """Parameter groups for AdamW.
 
     What is one vector (norms, biases, layer scales of any shape, the temperature), position embeddings, and what a tower of timm
-    itself excepts (class tokens, the query of a pool) do not decay. Frozen parameters lose their gradient.
+    itself excepts (class tokens, the query of a pool) do not decay. Frozen parameters lose their gradient; so does a decoder, which
+    would have none, or where several processes sum theirs a zero, and so only decay.
     """
     rules = parse(spec.rules, model)
     depths: dict[str, int] = {}
@@ -83,7 +84,7 @@ def groups(model: nn.Module, spec: TrainSpec) -> list[ParamGroup]:
     found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rate = factor(name, rules, depths, spec.layer_decay)
-        parameter.requires_grad_(parameter.requires_grad and rate > 0)
+        parameter.requires_grad_(parameter.requires_grad and rate > 0 and not name.startswith(DECODER))
         if parameter.requires_grad:
             matrix = sum(size > 1 for size in parameter.shape) >= 2
             decays = matrix and not POSITIONS.search(name) and name not in excepted

@@ -49,6 +49,12 @@ def by_name(model: nn.Module, key: str, **spec: object) -> dict[str, float]:
     return dict(found)
 
 
+def test_a_decoder_that_no_embedding_passes_through_does_not_train():
+    model = tiny()
+    model.text_decoder = nn.Linear(4, 4)
+    assert by_name(model, "factor").keys() == by_name(tiny(), "factor").keys()
+
+
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
