@@ -93,7 +93,8 @@ def environment() -> dict[str, str]:
         "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in people().items()),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": passwords,
         "CORE__EXECUTION_API_SERVER_URL": f"{address('airflow')}/execution/",
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
+        # One writes at a time, and on a machine that trains it may take seconds: others wait instead of failing after five.
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}?timeout=60",
         "API__BASE_URL": address("airflow"),
         "API__PORT": ports()["airflow"],
         "API__SECRET_KEY": secret["session"],
@@ -148,7 +149,7 @@ def environment() -> dict[str, str]:
         "CLIPFT_AIRFLOW_URL": address("airflow"),
         "CLIPFT_AIRFLOW_USER": USER,
         "CLIPFT_AIRFLOW_PASSWORD": secret["password"],
-        "CLIPFT_AIRFLOW_DB": str(core["DATABASE__SQL_ALCHEMY_CONN"]),
+        "CLIPFT_AIRFLOW_DB": f"sqlite:///{folder / 'airflow.db'}",
         "CLIPFT_SERVER_URL": address("server"),
         "CLIPFT_SERVER_TOKEN": secret["server"],
         "CLIPFT_ALERT_TOKEN": secret["alerts"],

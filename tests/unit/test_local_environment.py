@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.errors import refuses
+from sqlalchemy import create_engine, make_url
 
 from clipft_tasks.core.settings import settings
 from deploy.local.environment import environment, keep_secrets, people
@@ -27,6 +28,14 @@ def test_one_person_is_admin_and_others_come_with_a_role_and_a_password_that_sta
     assert known.keys() == {"admin", "vera", "ann"} and len(set(known.values())) == 3
     assert file.stat().st_mode & 0o077 == 0 and known["admin"] == before["password"]
     assert json.loads(Path(environment()["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).read_text()) == known
+
+
+def test_whoever_writes_to_airflows_database_waits_for_another_that_does(home):
+    env = environment()
+    engine = create_engine(env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    with engine.connect() as there:
+        assert there.exec_driver_sql("pragma busy_timeout").scalar() == 60_000
+    assert settings().folder("airflow") / "airflow.db" == Path(make_url(env["CLIPFT_AIRFLOW_DB"]).database)
 
 
 @pytest.mark.parametrize("entry", ["vera", "vera:boss", ":viewer", "admin:viewer", "a,b:viewer"])
