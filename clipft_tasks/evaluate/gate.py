@@ -123,7 +123,10 @@ def rules_table(results: Sequence[RuleResult]) -> str:
 def scores_table(results: Sequence[EvaluationResult]) -> str:
     """Markdown: one row an image size, one column a model, the deciding metric with 95% intervals."""
     roles = results[0].roles
-    lines = [f"| {results[0].metric} at | " + " | ".join(roles) + " | gain |", "|---|" + "---|" * (len(roles) + 1)]
+    lines = [
+        f"| {results[0].metric} on {results[0].rows} test rows, at | " + " | ".join(roles) + " | gain |",
+        "|---|" + "---|" * (len(roles) + 1),
+    ]
     for result in results:
         scores = [result.models[role].intervals[result.metric] for role in roles]
         cells = [f"{s.value:.3f} {s.ends()}" for s in scores]

@@ -1,5 +1,6 @@
 """Runs through the real Airflow that are refused, killed, stopped, approved and rolled back, and what new data starts."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import httpx
 import psutil
 import pytest
 from conftest import small, write_images, write_tiny
+from fixtures.browser import chromium, program, visit
 
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
-from e2e.conftest import call
+from e2e.conftest import call, cookies_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -128,7 +130,24 @@ def test_killed_in_training_it_resumes_and_equals_an_undisturbed_run(airflow, fo
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
+def sees_what_to_decide(airflow, installation, run: str) -> None:
+    """The approval as a browser shows it: what it rests on, where the reports are, and two buttons of which none stands out."""
+    page = f"{airflow.url}/dags/clipft_finetune/runs/{run}/tasks/approve/required_actions"
+    with chromium() as browser, visit(browser, page, storage_state=cookies_of(installation, installation.USER)) as opened:
+        buttons = [opened.page.get_by_role("button", name=name, exact=True) for name in ("Approve", "Reject")]
+        for button in buttons:
+            button.wait_for()
+        looks = [button.evaluate("e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color]") for button in buttons]
+        assert looks[0] == looks[1], looks
+        assert buttons[1].evaluate("e => e !== document.activeElement")  # Enter rejects nothing by accident
+        said = opened.page.locator("body").inner_text()
+        assert re.search(r"0\.\d+ \[0\.\d+, [01]\.\d+\]", said) and "test rows" in said and "groups" in said, said
+        for name in ("Evaluation", "Model version"):
+            assert str(opened.page.get_by_role("link", name=name).get_attribute("href")).startswith(settings().mlflow_ui)
+        assert opened.elsewhere == []
+
+
+def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form, installation):
     _, training = form
     search = {"tune.trials": 2, "tune.epochs": 4, "tune.patience": 0}
     gate = {"approval.required": True, "gate.rules": ["gain(score) >= -1"]}
@@ -143,6 +162,8 @@ def test_a_person_approves_a_promotion_and_rolls_it_back(airflow, form):
             break
         time.sleep(1)
     assert "version 2" in waiting[0]["subject"] and "gain" in waiting[0]["body"]
+    if program():
+        sees_what_to_decide(airflow, installation, run)
     live = httpx.get(settings().server_url + "/readyz").json()["live"]
     assert live["general"] == "1"  # nothing is promoted before a person says so
     airflow.answer("clipft_finetune", run, "approve", "Approve")
