@@ -51,9 +51,8 @@ class Harness(Bench):
     def train(self, method: Method, seed: int, epochs: int, folder: Path) -> tuple["Clip", float, float]:
         """The model, the seconds of its training with decoding, and the peak of memory, MiB."""
         if method.trainer == "clipft":
-            began = time.perf_counter()
-            clip = self.trained(method, seed, epochs, folder)
-            return clip, time.perf_counter() - began, peak_mib(resource.RUSAGE_SELF)
+            clip, seconds = self.trained(method, seed, epochs, folder)
+            return clip, seconds, peak_mib(resource.RUSAGE_SELF)
         if method.trainer == "open_clip":
             clip, speed, pairs = open_clip_train(self.dataset, folder, epochs, self.side, seed, method.rate)
             seconds = pairs / speed
@@ -61,22 +60,23 @@ class Harness(Bench):
             clip, seconds = self.sentence_transformers(seed, epochs, folder)
         return clip, seconds, peak_mib(resource.RUSAGE_CHILDREN)
 
-    def trained(self, method: Method, seed: int, epochs: int, folder: Path) -> "Clip":
-        """By clipft: a run, or several whose weights are averaged."""
+    def trained(self, method: Method, seed: int, epochs: int, folder: Path) -> tuple["Clip", float]:
+        """By clipft: a run, or several whose weights are averaged; and the seconds of all."""
         from clipft_tasks.model import interpolation
 
-        each, total = max(1, round(epochs / method.runs)), None
+        each, total, seconds = max(1, round(epochs / method.runs)), None, 0.0
         for number in range(method.runs):
             more: dict[str, object] = {"train.seed": seed * method.runs + number, "train.epochs": each}
             if method.runs > 1:
                 more["train.rate_factor"] = SOUP_RATES[number]
-            clip, first = self.run(self.asked({**method.fields, **more}), folder / str(number))
+            clip, first, taken = self.run(self.asked({**method.fields, **more}), folder / str(number))
+            seconds += taken
             state = {name: value.detach().clone() for name, value in clip.state().items()}
             share = 1 / (number + 1)  # the running mean of the runs
             total = state if total is None else interpolation.between(total, state, share)
         assert total is not None
         clip.load_state(total if method.alpha == 1 else interpolation.between(first, total, method.alpha))
-        return clip
+        return clip, seconds
 
     def asked(self, fields: Mapping[str, object]) -> "RunSpec":
         from clipft_tasks.model import build
@@ -85,8 +85,8 @@ class Harness(Bench):
 
         return settle(RunSpec.from_flat({**DATA[self.name], **MORE, **fields}), build.load("starter"))
 
-    def run(self, spec: "RunSpec", folder: Path) -> tuple["Clip", dict[str, Any]]:
-        """One run; the model, and the weights that it began with."""
+    def run(self, spec: "RunSpec", folder: Path) -> tuple["Clip", dict[str, Any], float]:
+        """One run; the model, the weights that it began with, and the seconds after the plan."""
         from clipft_tasks.model import build
         from clipft_tasks.train import launch, plan
 
@@ -98,8 +98,9 @@ class Harness(Bench):
         job = launch.Job(
             spec=spec, plan=decided, start="starter", dataset=self.dataset.version.tag, key="frontier", folder=folder
         )
+        began = time.perf_counter()
         launch.train_rows(job, clip, self.dataset)
-        return clip, first
+        return clip, first, time.perf_counter() - began
 
     def sentence_transformers(self, seed: int, epochs: int, folder: Path) -> tuple["Clip", float]:
         from safetensors.torch import load_file
