@@ -14,10 +14,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import connection, current_process, get_context, parent_process
+from multiprocessing import connection, current_process, parent_process
 from typing import Generic, TypeVar
 
 from ..core.errors import ClipftError, TransientError
+from ..core.processes import fresh_pool
 from ..core.settings import settings
 from .images import BadImageError, open_image, perceptual_hash
 
@@ -164,7 +165,7 @@ class _Pool:
 
     def _started(self) -> ProcessPoolExecutor:
         if self.executor is None:
-            self.executor = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+            self.executor = fresh_pool(self.workers, end_with_parent)
         return self.executor
 
     def _stop(self) -> None:

@@ -1,9 +1,8 @@
 """Images that are far from all others, by a model's embeddings, found in a process that ends (token_counting.py says why)."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..core.console import progress
 from ..core.errors import TransientError
+from ..core.processes import fresh_pool
 from ..data import shards
 from ..data.describe import end_with_parent
 from ..data.images import square
@@ -24,7 +24,7 @@ def distances_apart(start: str, domain: str, images: Sequence[Located]) -> np.nd
     """As `distances`, in another process unless there may be none. Raises TransientError where it was ended."""
     if current_process().daemon:
         return distances(start, domain, images)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with fresh_pool(1, end_with_parent) as pool:
         try:
             return pool.submit(distances, start, domain, images).result()
         except BrokenProcessPool:

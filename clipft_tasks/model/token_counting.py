@@ -1,11 +1,11 @@
 """How many tokens captions need, counted in a process that ends: the libraries of models take more memory than all checks of a data set."""
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process
 
 from ..core.errors import TransientError
+from ..core.processes import fresh_pool
 from ..data.describe import end_with_parent
 
 
@@ -13,7 +13,7 @@ def count_apart(start: str, domain: str, captions: list[str]) -> tuple[list[int]
     """As `count`, in another process unless this one has those libraries already. Raises TransientError where it was ended."""
     if "torch" in sys.modules or current_process().daemon:
         return count(start, domain, captions)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with fresh_pool(1, end_with_parent) as pool:
         try:
             return pool.submit(count, start, domain, captions).result()
         except BrokenProcessPool as error:
