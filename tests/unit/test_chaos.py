@@ -3,7 +3,7 @@
 from collections import Counter
 
 from clipft_tasks.ops.chaos import state
-from clipft_tasks.ops.chaos.strikes import DURING, KINDS, POWER, draw
+from clipft_tasks.ops.chaos.strikes import BRIEF, DURING, KINDS, LONGEST, POWER, TASK, draw
 from clipft_tasks.stages.chain import CHAIN
 
 
@@ -13,6 +13,7 @@ def test_a_seed_strikes_the_same_and_every_kind_before_any_twice():
     kinds = Counter(strike.kind for strike in drawn)
     assert kinds.pop(POWER) == 5 and kinds.keys() == set(KINDS) and max(kinds.values()) == 2
     assert {strike.round for strike in drawn} == {1, 2, 3, 4, 5}
+    assert all(strike.delay <= (BRIEF if strike.kind == TASK else LONGEST) for strike in drawn)
     assert all(strike.task in DURING[strike.dag] and strike.task in CHAIN for strike in drawn)
 
 

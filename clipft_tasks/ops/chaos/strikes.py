@@ -15,6 +15,7 @@ DURING = {
     "clipft_finetune": ("plan", "finetune", "evaluate", "gate", "register", "promote", "deploy", "verify"),
 }
 LONGEST = 3.0  # seconds between a task's start and the strike
+BRIEF = 0.4  # likewise, where the task itself is struck: many are over within a second
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ def draw(seed: int, kills: int, power_cuts: int, rounds: int) -> list[Strike]:
     found = []
     for number, kind in [*enumerate(kinds), *enumerate([POWER] * power_cuts)]:
         dag, task = rng.choice(places)
-        found.append(
-            Strike(number % rounds + 1, kind, dag, task, round(rng.uniform(0, LONGEST), 2), round(rng.random(), 3))
-        )  # fmt: skip
+        delay = round(rng.uniform(0, BRIEF if kind == TASK else LONGEST), 2)
+        found.append(Strike(number % rounds + 1, kind, dag, task, delay, round(rng.random(), 3)))
     return sorted(found, key=lambda s: (s.round, places.index((s.dag, s.task)), s.delay))
