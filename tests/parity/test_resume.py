@@ -8,20 +8,12 @@ from conftest import a_plan, a_work
 from fixtures.errors import refuses
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.data import versioning
 from clipft_tasks.model import build
-from clipft_tasks.stages import ingest, version
 from clipft_tasks.train import checkpoints, loop
 
 
 class KilledError(Exception):
     pass
-
-
-@pytest.fixture
-def dataset(home, small_spec):
-    made = version.run(small_spec, ingest.run(small_spec).staging)
-    return versioning.fetch(versioning.find(made.dataset, "general"))
 
 
 def run(spec, dataset, folder, kill_at=None, **changes):

@@ -13,7 +13,6 @@ from conftest import a_plan, a_work, small
 from fixtures.mps_declarations import autocast_kinds, refused_types
 from fixtures.strict_mps import MpsRefusedError, StrictMps
 
-from clipft_tasks.data import versioning
 from clipft_tasks.devices import backend, moved
 from clipft_tasks.evaluate import zero_shot
 from clipft_tasks.model import build
@@ -28,12 +27,6 @@ SETTLE = "train/step_log.py:settle"  # where the loop may wait for the device in
 def mps():
     with StrictMps() as device:
         yield device
-
-
-@pytest.fixture
-def dataset(home, small_spec):
-    made = version.run(small_spec, ingest.run(small_spec).staging)
-    return versioning.fetch(versioning.find(made.dataset, "general"))
 
 
 def train(spec, dataset, folder, mps=None, sides=(32,), **changes):
