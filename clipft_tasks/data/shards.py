@@ -121,7 +121,8 @@ def without(path: Path, gone: Container[str], folder: Path) -> tuple[str, dict[i
                     continue
                 moved[member.offset_data] = out.tell() + member.offset_data - member.offset
                 source.seek(member.offset)
-                out.write(source.read(member.offset_data + _padded(member.size, tarfile.BLOCKSIZE) - member.offset))
+                out.write(source.read(member.offset_data + member.size - member.offset))
+                out.write(bytes(-member.size % tarfile.BLOCKSIZE))  # not what lies there: it might be anything
             out.write(bytes(END))
         if not moved:
             return "", {}

@@ -201,3 +201,38 @@ def test_what_is_packed_is_read_whatever_it_is_and_however_it_is_cut(tmp_path_fa
         shards.check(folder / name, name)
         with tarfile.open(folder / name) as tar:
             assert tar.getnames() == [f"{e.key}.{e.extension}" for e in content if places[e.key].shard == name]
+
+
+# Nowhere to hide ------------------------------------------------------------------------------------------------------
+
+
+def beside_images(path) -> bytes:
+    """What a shard holds that is neither an image nor what is said of one."""
+    rest, at, data = b"", 0, path.read_bytes()
+    with path.open("rb") as file:
+        for member in shards.members(file):
+            rest += data[at : member.offset]
+            at = member.offset_data + member.size
+    return rest + data[at:]
+
+
+@given(lengths=st.lists(st.integers(0, 1500), min_size=1, max_size=5))
+def test_a_shard_has_no_place_for_bytes_of_no_image(tmp_path_factory, lengths):
+    folder = tmp_path_factory.mktemp("packed")
+    entries = [shards.Entry(f"{n:064x}", "png", b"\xff" * length) for n, length in enumerate(lengths)]
+    [name] = {place.shard for _, place in shards.pack(entries, folder)}
+    assert not any(beside_images(folder / name))
+    assert (folder / name).stat().st_size == shards.packed_bytes(lengths)
+
+
+def test_what_was_hidden_between_images_or_after_them_is_not_copied(tmp_path):
+    entries = [shards.Entry(f"{n:064x}", "png", b"\xff" * 700) for n in range(3)]
+    [name] = {place.shard for _, place in shards.pack(entries, tmp_path)}
+    path, secret = tmp_path / name, b"a hidden image"
+    data = bytearray(path.read_bytes())
+    data[512 + 700 : 512 + 700 + len(secret)] = secret  # in what the first image leaves of its block
+    path.write_bytes(data + secret)
+    with refuses("dataset.damaged_shard", "do not match its name"):
+        shards.check(path, name)
+    copied, moved = shards.without(path, {f"{1:064x}"}, tmp_path)
+    assert len(moved) == 2 and secret not in (tmp_path / copied).read_bytes()
