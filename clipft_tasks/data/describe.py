@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +24,7 @@ from ..core.settings import settings
 from .images import BadImageError, open_image, perceptual_hash
 
 RULES = 1  # raised when the same bytes are described otherwise
-INLINE = 48  # images before processes are started, which takes a second
+INLINE = 1.0  # CPU seconds of work before processes are started, which takes as long
 BATCH_IMAGES, BATCH_BYTES = 16, 4 * 2**20  # one message to a worker
 REMEMBER = 256  # images between two writes to the database
 ENDED = "decoding it ended the process: it takes more memory than there is, or a decoder has a fault"
@@ -133,14 +134,14 @@ class _Pool:
     """
 
     def __init__(self, gray_bits: int, workers: int) -> None:
-        self.gray_bits, self.workers, self.done = gray_bits, workers, 0
+        self.gray_bits, self.workers, self.spent = gray_bits, workers, 0.0
         self.executor: ProcessPoolExecutor | None = None
 
     def submit(self, images: list[bytes]) -> "Future[list[Described]]":
-        self.done += len(images)
-        if not self.workers or self.done <= INLINE:
-            done: Future[list[Described]] = Future()
+        if not self.workers or self.spent < INLINE:
+            began, done = time.thread_time(), Future[list[Described]]()
             done.set_result(_describe_batch(images, self.gray_bits))
+            self.spent += time.thread_time() - began
             return done
         try:
             return self._started().submit(_describe_batch, images, self.gray_bits)

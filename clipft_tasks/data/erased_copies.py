@@ -249,12 +249,13 @@ def _brought(folder: Path, erased: bool) -> PlaceSearched:
 def _described(folder: Path, named: Named) -> PlaceSearched:
     looked = held = 0
     for path in folder.glob("*.db"):
+        table = "files" if path.stem.endswith("-files") else "described"
         with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
-            known = [row[0] for row in db.execute("select sha256 from described")]
+            known = [row[0] for row in db.execute(f"select sha256 from {table}")]
             gone = [(sha256,) for sha256 in known if named.is_erased(sha256)]
             looked, held = looked + len(known), held + len(gone)
             if gone:
-                db.executemany("delete from described where sha256 = ?", gone)
+                db.executemany(f"delete from {table} where sha256 = ?", gone)
                 db.execute("vacuum")  # or the bytes would stay in the file
     return PlaceSearched(place="what is remembered of images", looked_at=looked, held=held)
 

@@ -26,22 +26,19 @@ import pandas as pd
 from ..contracts.dataset import DatasetCard, RejectedRow, SourceAccount, shortened
 from ..contracts.review import DecisionsFile
 from ..core.console import progress
-from ..core.errors import ClipftError, TransientError
+from ..core.errors import ClipftError
 from ..core.files import atomic_path, atomic_write, link_or_copy, own_folder
-from ..domains import Domain, spoken
+from ..domains import Domain
 from ..spec import DataSpec
 from . import manifest, shards, splits, tables, versioning
 from .account import Account, finish
 from .decisions import Decisions
-from .describe import ENDED, Described, Piece, describe_all, reason_of
-from .images import BadImageError
+from .describe import Described
 from .ledger import Ledger, Likeness, place
-from .metadata import stripped
+from .packing import TakenRow, key_of, take
 from .readers import Row, Source
 from .readers.version_rows import rows_again
 from .tombstones import PASSED_OVER, Tombstones
-
-MAX_WORDS = 1000
 
 
 @dataclass(frozen=True)
@@ -95,28 +92,6 @@ class Earlier:
         return replace(self, ledger=Ledger.empty(), major=self.major + 1)
 
 
-@dataclass(frozen=True)
-class TakenRow:
-    """A row whose image was decoded; `where` a person finds it, the rest as in a manifest. Its place comes when it is packed."""
-
-    key: str
-    name: str
-    caption: str
-    label: str
-    group: str
-    split: str
-    width: int
-    height: int
-    mode: str
-    format: str
-    sha256: str
-    phash: str
-    where: str
-    shard: str = ""
-    offset: int = 0
-    length: int = 0
-
-
 def stage(
     name: str,
     source: Source,
@@ -154,24 +129,6 @@ def stage(
         field: getattr(options, field) or getattr(source, field) for field in ("license", "origin", "consent")
     }
     return split_rows(about, options, domain, earlier, folder)
-
-
-def describe_part(source: Source, gray_bits: int, part: int, of: int) -> dict[str, Described]:
-    """What the images of every `of`-th row are, by sha256. Rows that cannot be read are left to whoever reads them all."""
-
-    def pieces() -> Iterator[Piece[None]]:
-        for number, row in enumerate(progress(source.rows(), "rows", source.total)):
-            if number % of != part:
-                continue
-            try:
-                data = stripped(row.image_bytes())
-            except (ClipftError, TransientError):
-                raise
-            except Exception:  # whatever it is: who reads all rows says it
-                continue
-            yield Piece(None, data, hashlib.sha256(data).hexdigest())
-
-    return {piece.sha256: said for piece, said in describe_all(pieces(), gray_bits) if said.refused != ENDED}
 
 
 def rows_of(version: versioning.Version) -> Source:
@@ -303,121 +260,16 @@ def _placed_again(folder: Path, domain: str) -> pd.DataFrame:
     return rows.assign(**{name: [place[i] for place in at] for i, name in enumerate(("shard", "offset", "length"))})
 
 
-def take(
-    rows: Iterable[Row],
-    template: str,
-    gray_bits: int,
-    earlier: pd.DataFrame,
-    folder: Path,
-    described: Mapping[str, Described] = MappingProxyType({}),
-    is_erased: Callable[[str, str], bool] = lambda sha256, group: False,
-) -> tuple[list[TakenRow], list[RejectedRow]]:
-    """Every row is described; an image is packed once, whatever is said of it, and not at all if the last version holds it.
-
-    Args:
-        template: caption of a row that has a label alone.
-        gray_bits: see `images.deep_gray`.
-        earlier: manifest of the last version. folder: for new shards. described: what images are known to be, by sha256.
-        is_erased: by SHA-256 and group, whether a row was erased from the domain: it is passed over.
-    """
-    taken: dict[str, TakenRow] = {}
-    rejected: dict[int, RejectedRow] = {}  # by position in the source
-    known, places = dict(described), dict[str, shards.Place]()
-    columns = ("sha256", "shard", "offset", "length", "width", "height", "mode", "format", "phash")
-    for sha256, shard, offset, length, *seen in zip(*(earlier[name].to_numpy(object) for name in columns), strict=True):
-        places[sha256] = shards.Place(shard, int(offset), int(length))
-        known[sha256] = Described(int(seen[0]), int(seen[1]), *seen[2:])
-    names: dict[str, int] = {}
-
-    def reject(number: int, row: Row, reason: str, kind: str) -> None:
-        rejected[number] = RejectedRow(where=row.where, name=row.key, reason=reason, kind=kind)
-
-    def pieces() -> Iterator[Piece[tuple[int, Row, str]]]:
-        for number, row in enumerate(rows):
-            try:
-                caption = caption_of(row, template)
-                if row.split and row.split not in splits.SPLITS:
-                    raise BadImageError(f"split {row.split!r} is none of {', '.join(splits.SPLITS)}", "unknown split")
-                data = stripped(row.image_bytes())
-            except (ClipftError, TransientError):  # something is missing here, for every row
-                raise
-            except Exception as error:  # whatever one row raises is that row's reason, and the others go on
-                reject(number, row, *reason_of(error))
-                continue
-            if not is_erased(sha256 := hashlib.sha256(data).hexdigest(), row.group):
-                yield Piece((number, row, caption), data, sha256)
-
-    def entries() -> Iterator[shards.Entry]:
-        for piece, said in describe_all(pieces(), gray_bits, known):
-            number, row, caption = piece.of
-            if said.refused:
-                reject(number, row, said.refused, said.kind)
-                continue
-            key = _key(piece.data, caption, row.label, row.group)
-            if key in taken:
-                reason = f"exact duplicate of {taken[key].name} (same image, caption and label)"
-                reject(number, row, reason, "exact duplicates")
-                continue
-            names[row.key] = names.get(row.key, 0) + 1
-            taken[key] = TakenRow(
-                key=key,
-                name=row.key if names[row.key] == 1 else f"{row.key}#{names[row.key]}",
-                caption=caption,
-                label=row.label,
-                group=row.group,
-                split=row.split,
-                width=said.width,
-                height=said.height,
-                mode=said.mode,
-                format=said.format,
-                sha256=piece.sha256,
-                phash=said.phash,
-                where=row.where,
-            )
-            if piece.sha256 not in places:
-                places[piece.sha256] = shards.Place("", 0, 0)  # on its way
-                yield shards.Entry(piece.sha256, shards.extension(said.format), piece.data)
-
-    for sha256, where in shards.pack(entries(), folder / "shards"):
-        places[sha256] = where
-    return [replace(row, **vars(places[row.sha256])) for row in taken.values()], [
-        rejected[number] for number in sorted(rejected)
-    ]
-
-
-def _key(data: bytes, caption: str, label: str, group: str) -> str:
-    """A row's identity, of its image and texts."""
-    meta = {"caption": caption, "label": label, "group": group}
-    return hashlib.sha256(data + json.dumps(meta, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _key_in(folder: Path, earlier: Earlier) -> Callable[[pd.Series], str]:
     """The same for rows of a staging folder, whose images lie there or in the domain's versions."""
 
-    def key_of(row: pd.Series) -> str:
+    def of_row(row: pd.Series) -> str:
         place, where = shards.Place(row["shard"], int(row["offset"]), int(row["length"])), folder / "shards"
         if not (where / place.shard).exists() and earlier.newest:
             where = versioning.fetch_shards(earlier.newest, {place.shard})
-        return _key(shards.read(where, place), row["caption"], row["label"], row["group"])
+        return key_of(shards.read(where, place), row["caption"], row["label"], row["group"])
 
-    return key_of
-
-
-def caption_of(row: Row, template: str) -> str:
-    """A row's caption on one line, made of its label where it has none. Raises BadImageError with the reason where it cannot be."""
-    caption = " ".join(row.caption.split())
-    try:
-        "".join((row.key, caption, row.label, row.group)).encode()
-    except UnicodeEncodeError as error:
-        raise BadImageError("a name or text of it holds half a character", "text of unknown encoding") from error
-    if not caption and row.label:
-        caption = template.replace("{}", spoken(row.label))
-    if not caption:
-        raise BadImageError("it has neither a caption nor a label", "neither caption nor label")
-    words = caption.count(" ") + 1
-    if words > MAX_WORDS:
-        raise BadImageError(f"its caption has {words:,} words, more than the limit of {MAX_WORDS:,}", "caption too long")
-    return caption
+    return of_row
 
 
 def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: int, earlier: Earlier) -> DatasetCard:

@@ -8,7 +8,7 @@ from ..core.console import say
 from ..core.errors import ClipftError
 from ..core.files import own_folder
 from ..core.settings import settings
-from ..data import ingest_pipeline, splits, staged, versioning
+from ..data import ingest_pipeline, packing, splits, staged, versioning
 from ..data.account import tell
 from ..data.readers import open_source
 from ..domains import get_domain
@@ -22,7 +22,7 @@ def part(spec: RunSpec, part: int, of: int) -> IngestPartResult:
         part: from 0, of how many.
     Raises: as `run`.
     """
-    found = ingest_pipeline.describe_part(open_source(spec.source, spec.data), get_domain(spec.domain).gray_bits, part, of)
+    found = packing.describe_part(open_source(spec.source, spec.data), get_domain(spec.domain).gray_bits, part, of)
     say(f"Decoded {len(found)} images, part {part + 1} of {of}.")
     return IngestPartResult(described=staged.publish_described(found), images=len(found))
 
@@ -63,7 +63,7 @@ def run(spec: RunSpec, resplit: bool = False, parts: Sequence[IngestPartResult] 
             code="dataset.not_writable",
         ) from error
     if not card.rows:
-        reasons = "; ".join(f"{r.where}: {r.reason}" for r in rejected[:3])
+        reasons = "; ".join(f"{r.where}: {r.reason}" for r in rejected[:3]) or "it holds none"
         raise ClipftError(
             f"source {spec.source}",
             f"not one row could be taken ({reasons})",

@@ -25,7 +25,7 @@ def pieces(*contents: bytes) -> list[Piece[int]]:
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(describe, "INLINE", 4)
+    monkeypatch.setattr(describe, "INLINE", 1e-9)
     monkeypatch.setattr(describe, "BATCH_IMAGES", 3)
 
 

@@ -1,6 +1,7 @@
 """What a reader is, and what it makes of its source."""
 
 import errno
+import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -101,12 +102,19 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
         BadImageError: when the path leaves the root or is no plain file.
         OSError: when it cannot be read.
     """
+    path, _ = find_inside(root, name, limit)
+    data = path.read_bytes()
+    return data if as_it_is else as_image(data)
+
+
+def find_inside(root: Path | Root, name: str, limit: int) -> tuple[Path, os.stat_result]:
+    """The file of `name` below `root`, without links in its path, and what the system says of it. Arguments and errors as `read_inside`."""
     root = root if isinstance(root, Root) else Root(root)
     try:
         name.encode()
-        path = (root / name).resolve()
+        path = root.resolved(name)
         if "\\" in name and not path.exists():  # as Windows writes paths
-            path = (root / name.replace("\\", "/")).resolve()
+            path = root.resolved(name.replace("\\", "/"))
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
         raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
     if not root.holds(path):
@@ -123,5 +131,26 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
         raise BadImageError(f"{name} is not a plain file", "not a plain file")
     if about.st_size > limit:
         raise BadImageError(f"{name} has {about.st_size:,} bytes, more than the limit of {limit:,}", "too large")
-    data = path.read_bytes()
-    return data if as_it_is else as_image(data)
+    return path, about
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Reads the bytes of an image from a file below a root, when called: they are the same as long as the file is. Raises as `read_inside`.
+
+    Args:
+        part: of a file with several images, which one, and all else that decides what comes out of it.
+        limit: of the file's bytes.
+    """
+
+    root: Path | Root
+    name: str
+    part: str = ""
+    limit: int = Limits().bytes
+
+    def __call__(self) -> bytes:
+        return read_inside(self.root, self.name, limit=self.limit)
+
+    def find(self) -> tuple[Path, os.stat_result]:
+        """The file, and what the system says of it. Raises as `read_inside`."""
+        return find_inside(self.root, self.name, self.limit)

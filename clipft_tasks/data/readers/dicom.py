@@ -9,6 +9,7 @@ what the header says without naming anyone.
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from ...spec import DataSpec
 from .. import dicom, pseudonyms
 from ..account import Account, ending
 from ..images import BadImageError
-from .base import Reader, Row, Source, read_inside, refuse
+from .base import ImageFile, Reader, Row, Source, read_inside, refuse
 from .folder import beside
 from .links import Root, root_of
 from .tree import files, levels_of
@@ -100,7 +101,7 @@ class Dicom(Reader):
             for frame in chosen:
                 yield Row(
                     where=where if count == 1 else f"{where}, frame {frame + 1}",
-                    image_bytes=partial(_png, root, path, frame),
+                    image_bytes=_Frame(root, str(path), f"frame {frame}", MOST_BYTES, frame),
                     key=key if count == 1 else f"{key}#{frame + 1}",
                     caption=caption,
                     label=label,
@@ -111,18 +112,24 @@ class Dicom(Reader):
         return Source(rows, name="dicom", total=len(found), account=account)
 
 
-def _png(root: Root, path: Path, frame: int) -> bytes:
-    try:
-        return dicom.as_png(_read(root, path), frame=frame)
-    except BadImageError as error:
-        raise BadImageError(_unnamed(str(error), root, path), error.kind) from None
+@dataclass(frozen=True)
+class _Frame(ImageFile):
+    """A frame of a file, as PNG."""
+
+    frame: int = 0
+
+    def __call__(self) -> bytes:
+        try:
+            return dicom.as_png(_read(self.root, Path(self.name)), frame=self.frame)
+        except BadImageError as error:
+            raise BadImageError(_unnamed(str(error), self.root, Path(self.name)), error.kind) from None
 
 
-def _read(root: Root, path: Path) -> bytes:
+def _read(root: Path | Root, path: Path) -> bytes:
     return read_inside(root, str(path), as_it_is=True, limit=MOST_BYTES)
 
 
-def _unnamed(reason: str, root: Root, path: Path) -> str:
+def _unnamed(reason: str, root: Path | Root, path: Path) -> str:
     """A reason without the names of its path."""
     for name in (str(root / path), str(path), repr(str(path)), str(root)):
         reason = reason.replace(name, "the file")

@@ -26,10 +26,23 @@ class Root:
     def __str__(self) -> str:
         return str(self.path)
 
+    def resolved(self, name: str) -> Path:
+        """A path below it without links, `..` and the like. Folders are looked at once: a source has many files in each."""
+        path = self.path / name
+        if path.parent not in self._folders:
+            self._folders[path.parent] = path.parent.resolve()
+        found = self._folders[path.parent] / path.name
+        plain = path.name not in ("", os.pardir) and "\0" not in name and not found.is_symlink()
+        return found if plain else path.resolve()
+
     def holds(self, resolved: Path) -> bool:
         """Whether a path without links in it lies in the source, or where its links may lead."""
         path = str(resolved)
         return any(path == place or path.startswith(f"{place.rstrip(os.sep)}{os.sep}") for place in self._places)
+
+    @cached_property
+    def _folders(self) -> dict[Path, Path]:
+        return {}
 
     @cached_property
     def _places(self) -> list[str]:

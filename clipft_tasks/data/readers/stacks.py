@@ -1,6 +1,7 @@
 """Files that hold several images: pages of a TIFF, slices of a NIfTI volume. Which are taken, `data.frames` says."""
 
 import io
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -10,7 +11,7 @@ from PIL import Image
 from .. import dicom, tiff
 from ..account import Account
 from ..images import BadImageError, Limits, check_size
-from .base import read_inside
+from .base import ImageFile, read_inside
 from .links import Root
 
 NIFTI = (".nii", ".nii.gz")
@@ -22,9 +23,9 @@ def is_volume(path: PurePath) -> bool:
     return path.name.lower().endswith(NIFTI)
 
 
-def images_of(root: Path | Root, name: str, frames: str, account: Account) -> list[tuple[str, partial[bytes]]]:
+def images_of(root: Path | Root, name: str, frames: str, account: Account) -> list[tuple[str, Callable[[], bytes]]]:
     """(what is added to the name, how the bytes are read) of each image of a file below `root` that is taken."""
-    read: partial[bytes] = partial(read_inside, root, name)
+    read = ImageFile(root, name)
     ending = name.lower()
     if ending.endswith(NIFTI):
         page, count, auto = partial(_slice, root, name), _slices(root, name), "middle"
