@@ -1,6 +1,7 @@
 """What a reader tells of its source beside the rows: nothing that it finds there goes unsaid."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from ..domains import Domain
 
 FEW_PER_CLASS = 3  # rows: classes from folders with fewer on average are more likely patients, parts or dates
 MANY_CLASSES = 10
+MISSING = {"nan", "na", "n/a", "none", "null", "nil", "-", "?", "<na>"}  # "unknown" may be a class
 NUMBER = re.compile(
     r"\d{6}|\d{2,4}[-.]\d{1,2}[-.]\d{1,4}|\^"
 )  # in a class name: a date, a number of a register, a name of DICOM
@@ -89,6 +91,12 @@ def finish(
         )
     if odd := sum(bool(NUMBER.search(name)) for name in classes):
         warnings.append(f"{odd} of {len(classes)} classes read like dates, numbers or names of persons.")
+    if alike := len(classes) - len({_plain(name) for name in classes}):
+        warnings.append(
+            f"{alike} of {len(classes)} classes are called like another one but for case, spaces or how letters are composed."
+        )
+    if empty := sum(count for name, count in classes.items() if _plain(name) in MISSING):
+        warnings.append(f"{empty} rows have a class that reads like a missing value (nan, none, n/a).")
     return SourceAccount(
         seen=account.seen,
         taken=taken,
@@ -97,6 +105,10 @@ def finish(
         understood=understood,
         warnings=warnings,
     )
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 def tell(account: SourceAccount) -> None:

@@ -260,13 +260,16 @@ def _number(display: "Dataset", name: str) -> float | None:
     return found if np.isfinite(found) else None
 
 
+CODE = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,15}")  # a value of VR CS, in any case
+
+
 def caption_of(header: "Dataset") -> str:
     """What can be said from the header alone: modality, part of the body, view; "" when it says no modality."""
     what = MODALITIES.get(str(header.get("Modality", "")))
     if not what:
         return ""
-    part = str(header.get("BodyPartExamined") or "").strip().lower()
-    view = str(header.get("ViewPosition") or "").strip()
+    part, view = (str(header.get(name) or "").strip() for name in ("BodyPartExamined", "ViewPosition"))
+    part, view = (said if CODE.fullmatch(said) else "" for said in (part.lower(), view))  # free text might name anybody
     return what + (f" of the {part}" if part else "") + (f", {view} view" if view else "") + "."
 
 

@@ -1,10 +1,13 @@
 """What a source holds and how it was understood is said: in the log, on the card, on the report. One row never hides the rest."""
 
+import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import made_image, write_images
+from fixtures.errors import refuses
 
 from clipft_tasks.contracts.dataset import LONGEST, DatasetCard
 from clipft_tasks.core.errors import ClipftError
@@ -96,3 +99,113 @@ def test_a_card_of_an_earlier_release_is_read():
     old = {"format": 1, "domain": "general", "source": "a.csv", "rows": 1, "rejected": 0, "counts": {}, "classes": {}}
     read = DatasetCard.from_json({**old, "content": "x"})
     assert read.account.taken == 0 and read.origin == ""
+
+
+# What a stranger's names mean ---------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path, *names: str, images: int = 4) -> Path:
+    for number, name in enumerate(names):
+        for i in range(images):
+            path = folder / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made_image("red", 50 * number + i).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Validierung", "Prüfung"),
+        ("entraînement", "validation", "test"),
+        ("Entrenamiento", "Validación", "Prueba"),
+        ("训练集", "验证集", "测试集"),
+        ("Trainingsdaten", "val", unicodedata.normalize("NFD", "Prüfung")),
+    ],
+)
+def test_splits_in_other_languages_are_splits(home, tmp_path, names):
+    result = ingest.run(spec_of(tree(tmp_path / "s", *(f"{split}/{label}" for split in names for label in ("good", "bad")))))
+    rows = taken(result)
+    assert set(rows["label"]) == {"good", "bad"} and rows["split"].nunique() == 3 and set(rows["group"]) == {""}
+
+
+def test_patients_in_other_languages_are_groups(home, tmp_path):
+    names = [f"Paziente_{n:03d}/{label}" for n in range(5) for label in ("sano", "malato")]
+    rows = taken(ingest.run(spec_of(tree(tmp_path / "s", *names))))
+    assert set(rows["label"]) == {"sano", "malato"} and rows["group"].nunique() == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train", "holdout"), "1 of 2 folders of level 1 are called like a split, and the level was read as class."),
+        (("Xylo_1", "Xylo_2", "Xylo_3", "Xylo_4"), "called alike but for a number"),
+        (
+            ("Wing", "wing", unicodedata.normalize("NFC", "Käfer"), unicodedata.normalize("NFD", "Käfer")),
+            "2 of 4 classes are called like",
+        ),
+        (("images", "masks"), "2 of 2 classes of level 1 are called like folders of images, masks or annotations."),
+        (("cat", "NaN"), "4 rows have a class that reads like a missing value"),
+    ],
+)
+def test_names_that_may_mean_something_else_are_worth_a_look(home, tmp_path, names, said):
+    assert any(said in warning for warning in card(ingest.run(spec_of(tree(tmp_path / "s", *names)))).account.warnings)
+    plain = card(ingest.run(spec_of(tree(tmp_path / "plain", "cat", "dog")))).account
+    assert not any(said.split(" of ")[-1] in warning for warning in plain.warnings)
+
+
+def test_two_columns_of_one_name_are_refused(home, images):
+    images.write_text(images.read_text().replace("group", "label", 1))
+    with refuses("source.unreadable_file", "several columns called 'label'"):
+        ingest.run(spec_of(images))
+
+
+def test_captions_of_ids_that_several_images_have_are_nobodys_and_lost_ones_are_counted(home, images):
+    entries = [{"id": min(i, 1), "file_name": name} for i, name in enumerate(("red-000.png", "red-001.png", "red-002.png"))]
+    notes = [{"image_id": 0, "caption": "one"}, {"image_id": 1, "caption": "whose?"}, {"image_id": 9, "caption": "nobody's"}]
+    path = images.parent / "captions.json"
+    path.write_text(json.dumps({"images": entries, "annotations": notes}))
+    result = ingest.run(spec_of(path))
+    assert list(taken(result)["caption"]) == ["one"] and card(result).account.refused == {"ids of several images": 2}
+    assert any("1 captions name an image" in warning for warning in card(result).account.warnings)
+
+
+def test_columns_that_are_not_used_are_named_and_those_that_read_like_groups_or_splits_stand_out(home, images):
+    lines = images.read_text().splitlines()
+    images.write_text(
+        "\n".join([lines[0].replace("group", "patient_id") + ",fold,note", *(f"{line},1,train" for line in lines[1:])])
+    )
+    said = card(ingest.run(spec_of(images))).account
+    assert "Columns that are not used: 'patient_id', 'fold', 'note'." in said.understood
+    assert [w for w in said.warnings if "data.group_column?" in w] and [w for w in said.warnings if "data.split_column?" in w]
+    named = card(ingest.run(spec_of(images, **{"data.group_column": "patient_id", "data.split_column": "note"}))).account
+    assert not [w for w in named.warnings if "_column?" in w]
+
+
+def test_a_quote_that_is_never_closed_hides_no_rows_in_silence(home, images):
+    lines = images.read_text().splitlines()
+    images.write_text("\n".join([*lines[:3], 'red-002.png,"a 5 inch, square,red square,', *lines[4:]]))
+    result = ingest.run(spec_of(images))
+    assert len(taken(result)) == 2 and card(result).account.refused == {"quote that is not closed": 1}
+    images.write_text(
+        "\n".join([*lines[:3], 'red-002.png,a 5" square,red square,', *lines[4:]])
+    )  # a mark within a cell is none
+    assert card(ingest.run(spec_of(images))).rows == len(lines) - 1
+
+
+def test_json_with_a_list_for_each_split_is_read_whole_and_other_lists_are_refused(home, images):
+    rows = {name: [{"image": f"red-{n:03d}.png", "caption": f"thing {n}"}] for n, name in enumerate(("train", "dev", "test"))}
+    path = images.parent / "splits.json"
+    path.write_text(json.dumps({"version": 1, **rows}))
+    assert dict(taken(ingest.run(spec_of(path)))[["name", "split"]].to_numpy()) == {
+        "red-000.png": "train", "red-001.png": "val", "red-002.png": "test"
+    }  # fmt: skip
+    path.write_text(json.dumps({"train": rows["train"], "extra": rows["test"]}))
+    with refuses("source.unreadable_file", "'train', 'extra'"):
+        ingest.run(spec_of(path))
+
+
+def test_a_table_without_rows_says_so(home, images):
+    images.write_text("image,caption\n")
+    with refuses("source.no_usable_rows", "it holds none"):
+        ingest.run(spec_of(images))

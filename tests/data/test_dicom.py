@@ -305,6 +305,10 @@ def test_without_label_or_report_the_caption_is_what_the_header_says(home, tmp_p
     (tmp_path / "one" / "x").write_bytes(changed("CT_small.dcm", BodyPartExamined="CHEST", ViewPosition="PA", Modality="DX"))
     (row,) = open_source(f"dicom:{tmp_path / 'one'}", DataSpec()).rows()
     assert row.caption == "a radiograph of the chest, PA view."
+    free = "CHEST of Smith, 1970-01-02"
+    (tmp_path / "one" / "x").write_bytes(changed("CT_small.dcm", BodyPartExamined=free, ViewPosition="AP 3", Modality="DX"))
+    (row,) = open_source(f"dicom:{tmp_path / 'one'}", DataSpec()).rows()
+    assert row.caption == "a radiograph, AP 3 view."  # free text might name the patient
 
 
 def test_a_table_may_name_dicom_files(home, tmp_path):

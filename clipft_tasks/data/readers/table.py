@@ -1,6 +1,7 @@
 """Tables: one row an image, by its path relative to the table's folder (or `data.images_root`), or by its bytes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,12 @@ from .text import captions_of, cell, split_of
 # Columns as others call them, taken where the spec's own is the default and not there.
 ALSO_IMAGE = ("file_name", "filepath")
 ALSO_CAPTION = ("text", "title", "captions", "sentences")
+LIKE_GROUP = re.compile(
+    r"(patients?|subjects?|person|donor|animal|case|lesion|stud(y|ies)|series|specimen|sample|slide|lot|batch|wafer|module|part|serial|"
+    r"participant|paziente|paciente|patienten?)[-_ ]?(id|no|nr|number|uid|name)?",
+    re.I,
+)
+LIKE_SPLIT = re.compile(r"splits?|folds?|subset|partition|phase|dataset[-_ ]?split|is_?(train|test|valid(ation)?)|set", re.I)
 
 
 class Table(Reader):
@@ -95,6 +102,7 @@ class _Part:
         used |= {"groups": options.group_column, "splits": options.split_column}
         there = [f"{what} from {name!r}" for what, name in used.items() if name in file.columns]
         account.understand(f"Columns: {', '.join(there)}.")
+        _tell_others([name for name in map(str, file.columns) if name not in used.values()], used, file, account)
         if file.warning:
             account.warn(file.warning)
         folder = Path(options.images_root).expanduser() if options.images_root else root or file.folder
@@ -128,7 +136,7 @@ class _Part:
             for caption in captions or [""]:
                 yield Row(where, read, key, cell(caption, "caption"), label, group, split)
 
-    def _images(self, number: int, value: object, account: Account) -> list[tuple[str, partial[bytes]]]:
+    def _images(self, number: int, value: object, account: Account) -> list[tuple[str, Callable[[], bytes]]]:
         """What the row's images are called, and how their bytes are read; several of a stack where all are asked for."""
         path = value.get("path") if isinstance(value, dict) else None
         data = value.get("bytes") if isinstance(value, dict) else value
@@ -158,6 +166,18 @@ class _Part:
         if names and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
             return names[value]
         return value
+
+
+def _tell_others(others: Sequence[str], used: Mapping[str, str], file: TableFile, account: Account) -> None:
+    """Say which columns are not used; those that read like groups or splits, where none was found, are worth a look."""
+    if not others:
+        return
+    account.understand(
+        f"Columns that are not used: {', '.join(map(repr, others[:10]))}{' and others' if len(others) > 10 else ''}."
+    )
+    for what, pattern, field in (("groups", LIKE_GROUP, "group_column"), ("splits", LIKE_SPLIT, "split_column")):
+        if used[what] not in file.columns and (found := [name for name in others if pattern.fullmatch(name.strip())]):
+            account.warn(f"Column {found[0]!r} reads like {what} and is not used; is it data.{field}?")
 
 
 def _column(file: TableFile, options: DataSpec, field: str, others: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,17 +22,11 @@ BATCH = 64  # rows of Parquet at once: they may hold images
 
 def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
     """Open a file by its ending. Raises ClipftError where it cannot be read."""
-    suffix = path.suffix.lower()
     try:
-        if suffix in (".csv", ".tsv", ".txt"):
-            return _separated(path, image_column, separator)
-        if suffix == ".jsonl":
-            return _lines(path)
-        if suffix == ".npz":
-            return _arrays(path)
-        if suffix == ".xlsx":
-            return sheet(path, image_column)
-        return _parquet(path) if suffix == ".parquet" else _json(path)
+        found = _opened(path, image_column, separator)
+        if twice := sorted(name for name, count in Counter(found.columns).items() if name and count > 1):
+            raise ValueError(f"it has several columns called {twice[0][:100]!r}, which may differ; give each a name of its own")
+        return found
     except ClipftError:
         raise
     except Exception as error:  # csv, json, pyarrow and Unicode each raise their own
@@ -41,6 +36,19 @@ def open_table(path: Path, image_column: str, separator: str = "") -> TableFile:
             "Is the file whole and UTF-8?",
             code="source.unreadable_file",
         ) from error
+
+
+def _opened(path: Path, image_column: str, separator: str) -> TableFile:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".txt"):
+        return _separated(path, image_column, separator)
+    if suffix == ".jsonl":
+        return _lines(path)
+    if suffix == ".npz":
+        return _arrays(path)
+    if suffix == ".xlsx":
+        return sheet(path, image_column)
+    return _parquet(path) if suffix == ".parquet" else _json(path)
 
 
 def _separated(path: Path, image_column: str, separator: str) -> TableFile:
@@ -55,6 +63,8 @@ def _separated(path: Path, image_column: str, separator: str) -> TableFile:
         raise ValueError("it is empty")
     columns = heads.get(sep) or next(csv.reader([first], delimiter=sep))
 
+    lines, open_quote = len(text.splitlines()), text.count('"') % 2 == 1
+
     def records() -> Iterator[Record | BadImageError]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep)
         next(reader)
@@ -66,6 +76,11 @@ def _separated(path: Path, image_column: str, separator: str) -> TableFile:
                 yield BadImageError(
                     f"line {reader.line_num} has {len(cells)} fields, the head {len(columns)}: is a {_named(sep)} not in quotes?",
                     "more fields than columns",
+                )
+            elif open_quote and any("\n" in cell for cell in cells) and reader.line_num >= lines:
+                yield BadImageError(
+                    f"a quote in it is never closed, so it holds all lines from there to line {reader.line_num}",
+                    "quote that is not closed",
                 )
             else:
                 yield dict(zip(columns, cells, strict=False))
@@ -99,8 +114,20 @@ def _json(path: Path) -> TableFile:
     found = json.loads(decoded(path.read_bytes()))
     if isinstance(found, dict) and isinstance(found.get("images"), list) and isinstance(found.get("annotations"), list):
         return _coco(path, found["images"], found["annotations"])
-    rows = found if isinstance(found, list) else next((v for v in found.values() if isinstance(v, list)), None)
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    rows = found
+    if isinstance(found, dict):
+        lists = {
+            key: rows
+            for key, rows in found.items()
+            if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) and rows
+        }
+        if len(lists) > 1 and not {split_of(key) for key in lists} <= set(SPLITS):
+            raise ValueError(
+                f"it holds several lists ({', '.join(map(repr, lists))[:100]}), which are not train, val and test; keep one"
+            )
+        named = {key: {"split": split_of(key)} if len(lists) > 1 else {} for key in lists}
+        rows = [named[key] | row for key, rows in lists.items() for row in rows]
+    if not rows or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is neither a list of objects nor captions as COCO has them")
     columns: dict[str, None] = {}
     for row in rows:
@@ -118,7 +145,19 @@ def _coco(path: Path, images: list[dict[str, object]], annotations: list[dict[st
         raise ValueError(
             "its annotations hold no caption; of boxes and masks, make a table with a column of captions or labels"
         )
-    rows = [{"image": image.get("file_name", ""), "caption": captions.get(image.get("id"), [])} for image in images]
+    known = Counter(str(image.get("id")) for image in images)
+    several = BadImageError(
+        "other images of the file have its id, so nobody knows whose caption is whose", "ids of several images"
+    )
+    rows = [
+        {
+            "image": image.get("file_name", ""),
+            "caption": captions.get(image.get("id"), []) if known[str(image.get("id"))] == 1 else [several],
+        }
+        for image in images
+    ]
+    lost = sum(len(said) for id, said in captions.items() if str(id) not in known)
+    warning = f"{lost} captions name an image that the file does not list." if lost else ""
     part = path.stem.rpartition("_")[2]  # captions_train2017.json, images in train2017 beside its folder
     folders = [
         path.parent,
@@ -130,7 +169,9 @@ def _coco(path: Path, images: list[dict[str, object]], annotations: list[dict[st
     first = str(rows[0]["image"]) if rows else ""
     folder = next((f for f in folders if (f / first).is_file()), path.parent)
     split = split_of(part)
-    return TableFile(path, folder, ["image", "caption"], partial(iter, rows), len(rows), split if split in SPLITS else "")
+    return TableFile(
+        path, folder, ["image", "caption"], partial(iter, rows), len(rows), split if split in SPLITS else "", warning=warning
+    )
 
 
 def _arrays(path: Path) -> TableFile:

@@ -3,6 +3,7 @@
 import ast
 import codecs
 import re
+import unicodedata
 
 from ..images import BadImageError
 
@@ -16,13 +17,15 @@ MARKS = (
 )
 EXACT = 2**53  # from here on floating-point numbers skip integers
 SPLIT_NAMES = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"),
-    "test": ("test", "testing", "tst"),
-}
+    "train": ("train", "training", "trn", "entrainement", "entraînement", "apprentissage", "entrenamiento", "addestramento",
+              "treino", "treinamento", "обучение", "训练", "訓練", "学習"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation", "validierung", "validación",
+            "validacion", "validazione", "validação", "validacao", "validatie", "валидация", "验证", "検証"),
+    "test": ("test", "testing", "tst", "prüfung", "pruefung", "prueba", "pruebas", "teste", "тест", "测试", "テスト"),
+}  # fmt: skip
 SPLIT = re.compile(
     "|".join(f"(?P<{split}>{'|'.join(names)})" for split, names in SPLIT_NAMES.items()).join(
-        ("(?:", r")[-_ ]?(?:set|data|images|split|\d{1,4})?")
+        ("(?:", r")[-_ ]?(?:set|data|images|split|s?daten|s?satz|集|\d{1,4})?")
     )
 )
 
@@ -45,7 +48,7 @@ def decoded(data: bytes) -> str:
 
 def split_of(name: str) -> str:
     """train, val or test where a word names one of them (`Validation`, `dev`, `train2017`), else the word in small letters."""
-    word = name.strip().lower()
+    word = unicodedata.normalize("NFC", name).strip().lower()
     found = SPLIT.fullmatch(word)
     return found.lastgroup if found and found.lastgroup else word
 
@@ -63,6 +66,8 @@ def captions_of(value: object) -> list[object]:
 
 def cell(value: object, what: str) -> str:
     """A cell as text. Raises BadImageError for what is none: lists, objects, bytes, numbers that lost digits."""
+    if isinstance(value, str) and not value.startswith("["):
+        return value.strip()
     several = captions_of(value)
     if len(several) == 1:
         value = several[0]

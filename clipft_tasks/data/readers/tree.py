@@ -19,10 +19,17 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 CONTAINERS = re.compile(
     r"(jpe?g|png)?_?(images?|imgs?|data|dataset|photos?|pics?|files?|raw|frames?|all|jpe?g|png|tiff?)s?\d*", re.I
 )
+NO_CLASS = re.compile(
+    CONTAINERS.pattern
+    + r"|(masks?|labels?|annotations?|seg(mentations?|maps?)?|gt|ground[-_ ]?truth|thumb(nail)?s?|bbox(es)?)",
+    re.I,
+)
 # People, parts and examinations, numbered: what rows have in common without being alike.
 UNIT = re.compile(
     r"(patients?|pat|pt|p|subjects?|subj?|sub|s|cases?|participants?|persons?|donors?|animals?|mouse|specimens?|samples?|parts?|"
-    r"modules?|lots?|batch|wafers?|cells?|stud(y|ies)|series|exams?|visits?|scans?|sessions?|ses|id)[-_ .]?\d+.*",
+    r"modules?|lots?|batch|wafers?|cells?|stud(y|ies)|series|exams?|visits?|scans?|sessions?|ses|id|"
+    r"patienten?|pazient[ei]|pacientes?|patiënt|pasient|pacjent|пациент|患者|病人|probe|bauteil|charge|échantillon|muestra|campione)"
+    r"[-_ .]?\d+.*",
     re.I,
 )
 MOST = 0.8  # share of a level's names that must look alike before it is read so
@@ -122,6 +129,20 @@ def levels_of(paths: Sequence[Path], asked: str, captioned: bool, account: Accou
             strange = sum(split_of(name) not in SPLITS for name in names[kinds.index("split")])
             if strange:
                 account.warn(f"{strange} folders beside train, val or test name no split; their images are dealt to all three.")
+    for level, (kind, found) in enumerate(zip(kinds, names, strict=True), 1):
+        if kind not in ("split", "-") and not asked:
+            if splits := sum(split_of(name) in SPLITS for name in found):
+                account.warn(
+                    f"{splits} of {len(found)} folders of level {level} are called like a split, and the level was read as {kind}."
+                )
+            if kind == "class" and len(found) > 1 and (odd := sum(bool(NO_CLASS.fullmatch(name)) for name in found)):
+                account.warn(
+                    f"{odd} of {len(found)} classes of level {level} are called like folders of images, masks or annotations."
+                )
+            if kind == "class" and len(found) > 2 and _numbered(found) >= MOST:
+                account.warn(
+                    f"The classes of level {level} are called alike but for a number. If they are patients or parts, say data.levels."
+                )
     said = [f"level {i} {'nothing' if kind == '-' else kind} ({len(names[i - 1])} names)" for i, kind in enumerate(kinds, 1)]
     account.understand(f"Folders: {', '.join(said)}." if said else "Folders: none below the source.")
     if not asked and len(kinds) > 1 and "group" in kinds and "class" in kinds:
@@ -153,6 +174,12 @@ def _plain(paths: Sequence[Path], names: Sequence[Counter[str]], captioned: bool
         else:
             kinds.append("class")
     return kinds
+
+
+def _numbered(names: Counter[str]) -> float:
+    """The share of names that are one word with a number."""
+    stems = Counter(found[1].strip("-_. ").lower() for name in names if (found := re.fullmatch(r"(.*?\D)\d+", name)))
+    return max(stems.values(), default=0) / len(names)
 
 
 def _has_digit(name: str) -> bool:
