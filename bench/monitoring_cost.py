@@ -62,11 +62,12 @@ def registered() -> list[bytes]:
 def create_app() -> "FastAPI":
     """The server, with one more route: PUT /watching/true or /watching/false."""
     from serving.inference.app import create_app as delivered
+    from serving.inference.security import PUBLIC
 
     app = delivered()
     kept: dict[str, Any] = {}
 
-    @app.put("/watching/{on}")
+    @app.put("/watching/{on}", dependencies=PUBLIC)
     def watching(on: bool) -> None:
         """As if CLIPFT_SERVING_DRIFT had been false meanwhile: windows stay as they are."""
         monitor = app.state.server.monitor
