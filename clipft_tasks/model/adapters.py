@@ -97,7 +97,8 @@ def _over_tokens(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer of a frozen weight with an update: one matrix product forward, one back, and none for the weight's gradient.
+    """A linear layer of a frozen weight with an update: one matrix product forward, one back (with DoRA
+    two), and none for the weight's gradient.
 
     An update that is multiplied with its input instead reads what goes into and out of a layer more often, for as many tokens as a
     batch has: on a GPU, that takes as long as the weight's gradient would.
@@ -117,12 +118,12 @@ class _Linear(torch.autograd.Function):
         whole, _ = _updated(weight, down, up, magnitude, factor)
         out = functional.linear(input, whole.to(input.dtype), None if bias is None else bias.to(input.dtype))
         ctx.factor = factor
-        ctx.save_for_backward(input, weight, bias, down, up, magnitude, None if magnitude is None else out)
+        ctx.save_for_backward(input, weight, down, up, magnitude)  # not what comes out: some towers go on in place
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, down, up, magnitude, out = ctx.saved_tensors
+        input, weight, down, up, magnitude = ctx.saved_tensors
         whole, gain = _updated(weight, down, up, magnitude, ctx.factor)
         rows, upstream = input.flatten(0, -2), grad.flatten(0, -2)
         scaled = ctx.factor * up if gain is None else ctx.factor * gain[:, None] * up
@@ -132,8 +133,7 @@ class _Linear(torch.autograd.Function):
         magnitude_grad = None
         if gain is not None:
             up_grad = gain[:, None] * up_grad
-            product = out.flatten(0, -2) if bias is None else out.flatten(0, -2) - bias.to(out.dtype)
-            sums = (upstream * product).sum(0, dtype=magnitude.dtype)
+            sums = (upstream * (rows @ whole.to(rows.dtype).t())).sum(0, dtype=magnitude.dtype)
             magnitude_grad = torch.where(magnitude == 0, 0, sums / magnitude)
         input_grad = grad @ whole.to(grad.dtype) if ctx.needs_input_grad[0] else None
         return input_grad, None, None, down_grad, up_grad, magnitude_grad, None

@@ -13,11 +13,19 @@ from e2e.conftest import call
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+def share_of_captures(share: float | None) -> float | None:
+    """Set which share of the traffic is kept; what it was before."""
+    token = settings().server_token.get_secret_value()
+    url = f"{settings().server_url}/v1/captures/industrial"
+    return httpx.put(url, json={"share": share}, headers={"Authorization": f"Bearer {token}"}).json()["before"]
+
+
 @pytest.fixture(scope="module")
 def drifted(demo):
     """`make demo-drift` on the demo's installation; its summary."""
     done = call("deploy.local.stack", "up", seconds=600)  # an earlier test may have stopped it
     assert done.returncode == 0, done.stdout[-3000:]
+    share_of_captures(None)
     done = call("examples.demo_drift", seconds=1500)
     assert done.returncode == 0, done.stdout[-6000:]
     return json.loads((settings().root / "demo" / "drift.json").read_text())
@@ -56,11 +64,7 @@ def test_the_new_version_is_on_probation_beside_the_one_that_saw_the_drift(drift
 
 
 def test_images_are_kept_as_before(drifted):
-    token = settings().server_token.get_secret_value()
-    answer = httpx.put(
-        f"{settings().server_url}/v1/captures/industrial", json={"share": None}, headers={"Authorization": f"Bearer {token}"}
-    )
-    assert answer.json()["before"] is None
+    assert share_of_captures(None) is None
 
 
 def test_the_data_set_says_where_its_rows_come_from(drifted):
