@@ -27,7 +27,7 @@ def task_failed(context: Context) -> None:
 class ApprovalWanted(BaseNotifier):
     """Says that a run waits for a person; for operators of Airflow that ask one."""
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Context) -> None:
         """As Airflow's own, without templates, of which there are none; nothing that goes wrong here ends the task."""
         try:
             self.notify(args[0])

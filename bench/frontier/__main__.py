@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from bench.frontier import carot, sentence_transformers_run
 from bench.frontier.methods import METHODS, SOUP_RATES, Method
@@ -26,6 +26,8 @@ from bench.quality import DATA, Bench
 from bench.train_cpu import open_clip_train
 
 if TYPE_CHECKING:
+    import torch
+
     from clipft_tasks.data.versioning import Dataset
     from clipft_tasks.model.clip import Clip
     from clipft_tasks.spec import RunSpec
@@ -85,7 +87,7 @@ class Harness(Bench):
 
         return settle(RunSpec.from_flat({**DATA[self.name], **MORE, **fields}), build.load("starter"))
 
-    def run(self, spec: "RunSpec", folder: Path) -> tuple["Clip", dict[str, Any], float]:
+    def run(self, spec: "RunSpec", folder: Path) -> tuple["Clip", dict[str, "torch.Tensor"], float]:
         """One run; the model, the weights that it began with, and the seconds after the plan."""
         from clipft_tasks.model import build
         from clipft_tasks.train import launch, plan
@@ -159,7 +161,17 @@ def one(ask: Run) -> Run:
         return {"seconds": seconds, "peak_mib": peak, **(harness.columns(clip) if ask["judge"] else {})}
 
 
-def measured(data: str, names: Sequence[str], asked: argparse.Namespace, lanes: Lanes) -> dict[str, Any]:
+class Found(TypedDict):
+    """A data set's part of the last line."""
+
+    start: Run
+    epochs: dict[str, int]
+    seeds: int
+    table: dict[str, dict[str, dict[str, float]]]
+    ahead_of_default: list[str]
+
+
+def measured(data: str, names: Sequence[str], asked: argparse.Namespace, lanes: Lanes) -> Found:
     """Every column of every way, by seed, and what the default's place is."""
 
     def ask(method: str, seed: int = 0, epochs: int = 1, judge: bool = True) -> Run:
@@ -192,7 +204,7 @@ def dominating(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[s
     return [name for name, f in table.items() if f["score"]["value"] > score and f["forgetting"]["value"] < lost]
 
 
-def plot(found: Mapping[str, dict[str, Any]], path: Path) -> None:
+def plot(found: Mapping[str, Found], path: Path) -> None:
     """Score over forgetting, one panel a data set."""
     import matplotlib as mpl
 
@@ -210,7 +222,7 @@ def plot(found: Mapping[str, dict[str, Any]], path: Path) -> None:
     fig.savefig(path, dpi=120)
 
 
-def shown(data: str, part: Mapping[str, Any]) -> None:
+def shown(data: str, part: Found) -> None:
     print(
         f"\n{data}; {part['seeds']} seeds; the start model scores {part['start']['score']:.3f}, knows {part['start']['general_score']:.3f}"
     )
@@ -224,7 +236,7 @@ def shown(data: str, part: Mapping[str, Any]) -> None:
     print(f"The default recipe is {'behind ' + ', '.join(ahead) if ahead else 'on the front'} of score and forgetting.")
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """JSON has no NaN."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}

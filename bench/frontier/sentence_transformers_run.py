@@ -10,8 +10,12 @@ import sys
 import sysconfig
 import time
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.parallel_seeds import Run
 
 BATCH = 64
 REQUIRED = "sentence-transformers[train]==6.2.0"
@@ -28,7 +32,7 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def train(ask: dict[str, Any]) -> None:
+def train(ask: "Run") -> None:
     import datasets
     import torch
     from PIL import Image
@@ -53,27 +57,28 @@ def train(ask: dict[str, Any]) -> None:
         def modalities(self) -> list[Any]:
             return ["text", "image"]
 
-        def preprocess(self, inputs: Any, prompt: str | None = None, **more: Any) -> dict[str, Any]:
+        def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **more: object) -> dict[str, Any]:
             if isinstance(inputs[0], str):
-                return {"input_ids": clip.tokenize(list(inputs)), "modality": "text"}
-            squares = [torch.from_numpy(square(image.convert("RGB"), ask["side"], clip.aspect)) for image in inputs]
+                return {"input_ids": clip.tokenize([str(text) for text in inputs]), "modality": "text"}
+            images = [image.convert("RGB") for image in inputs if isinstance(image, Image.Image)]
+            squares = [torch.from_numpy(square(image, ask["side"], clip.aspect)) for image in images]
             return {"pixel_values": torch.stack(squares), "modality": "image"}
 
-        def forward(self, features: dict[str, Any], **more: Any) -> dict[str, Any]:
+        def forward(self, features: dict[str, Any], **more: object) -> dict[str, Any]:
             if "input_ids" in features:
                 found = clip.text_features(features["input_ids"])
             else:
                 found = clip.image_features(clip.normalize(features["pixel_values"]))
             return {**features, "sentence_embedding": found}
 
-        def save(self, output_path: str, *given: Any, **more: Any) -> None:
+        def save(self, output_path: str, *given: object, **more: object) -> None:
             pass
 
     table = json.loads(Path(ask["rows"]).read_text())
     model = SentenceTransformer(modules=[Towers()], device="cpu")
     rows = datasets.Dataset.from_dict({"image": table["file"], "caption": table["caption"]})
 
-    def opened(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def opened(batch: dict[str, list[str]]) -> Mapping[str, Sequence[object]]:
         return batch | {"image": [Image.open(path) for path in batch["image"]]} if "image" in batch else batch
 
     arguments = SentenceTransformerTrainingArguments(

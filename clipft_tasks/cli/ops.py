@@ -158,7 +158,7 @@ def chaos(kills: int, power_cuts: int, seed: int, folder: Path | None, report: P
     for strike in made.strikes:
         click.echo(f"round {strike['round']}, {strike['dag']}, {strike['task']} + {strike['delay']} s: {strike['hit']}")
     for one in made.runs:
-        click.echo(f"{one['dag']} {one['run']}: {one['state']}; tries {one['tries']} {' | '.join(one['why'])}".rstrip())
+        click.echo(f"{one.dag} {one.run}: {one.state}; tries {one.tries} {' | '.join(one.why)}".rstrip())
     for problem in made.problems:
         click.echo(f"Not as it must be: {problem}", err=True)
     click.echo(f"{len(made.strikes)} strikes, {len(made.runs)} runs, {len(made.problems)} problems, {made.seconds:.0f} s.")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.popen_spawn_posix import Popen
+from multiprocessing.process import BaseProcess
 from types import ModuleType
-from typing import Any
 
 _hiding = threading.Lock()
 
@@ -25,7 +26,7 @@ def _without_main() -> Iterator[None]:
 
 class _Process(SpawnProcess):
     @staticmethod
-    def _Popen(process_obj: Any) -> Any:
+    def _Popen(process_obj: BaseProcess) -> Popen:
         with _without_main():
             return SpawnProcess._Popen(process_obj)
 

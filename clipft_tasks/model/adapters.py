@@ -11,7 +11,7 @@ https://arxiv.org/abs/2402.09353) a learned length of each output's weights; a c
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -96,6 +96,16 @@ def _over_tokens(left: Tensor, right: Tensor) -> Tensor:
     return left.t() @ right
 
 
+class _Context(Protocol):
+    """What the forward pass leaves to the backward pass."""
+
+    factor: float
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
 class _Linear(torch.autograd.Function):
     """A linear layer of a frozen weight with an update: one matrix product forward, one back (with DoRA
     two), and none for the weight's gradient.
@@ -106,7 +116,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -122,7 +132,7 @@ class _Linear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, down, up, magnitude = ctx.saved_tensors
         whole, gain = _updated(weight, down, up, magnitude, ctx.factor)
         rows, upstream = input.flatten(0, -2), grad.flatten(0, -2)
@@ -131,7 +141,7 @@ class _Linear(torch.autograd.Function):
         down_grad = _over_tokens(low_grad, rows).to(down.dtype)
         up_grad = ctx.factor * _over_tokens(upstream, low).to(up.dtype)
         magnitude_grad = None
-        if gain is not None:
+        if gain is not None and magnitude is not None:
             up_grad = gain[:, None] * up_grad
             sums = (upstream * (rows @ whole.to(rows.dtype).t())).sum(0, dtype=magnitude.dtype)
             magnitude_grad = torch.where(magnitude == 0, 0, sums / magnitude)

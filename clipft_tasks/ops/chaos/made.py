@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 DOMAIN = "general"
 COLORS = {"red square": (200, 40, 40), "blue square": (40, 40, 200)}
-MODEL: dict[str, dict[str, Any]] = {
+MODEL: dict[str, dict[str, object]] = {
     "model_cfg": {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -32,19 +31,30 @@ GONE = 15.0  # seconds that a strike waits for a process of its kind
 TITLES = {TASK: "airflow worker -- 0", WORKER: "airflow worker -- LocalExecutor"}
 
 
+@dataclass(frozen=True)
+class Followed:
+    """A DAG run, how it ended, how often each task was tried, and the last lines of those that failed."""
+
+    dag: str
+    run: str
+    state: str
+    tries: dict[str, int]
+    why: list[str]
+
+
 @dataclass
 class Report:
     """What was done and what came of it.
 
     Attributes:
         strikes: as drawn, with `hit`, the process that was killed, or why none was.
-        runs: each DAG run, with its state and how often each task was tried.
+        runs: each DAG run.
         problems: in a sentence each; none when the installation held what it promises.
     """
 
     seed: int
-    strikes: list[dict[str, Any]] = field(default_factory=list)
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    strikes: list[dict[str, object]] = field(default_factory=list)
+    runs: list[Followed] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0
 
@@ -174,15 +184,7 @@ class _Run:
     def _note(self, airflow: Airflow, over: str) -> None:
         tasks = airflow.tasks(self.dag, self.id)
         why = [line for task in tasks if task["state"] == "failed" for line in airflow.log(self.dag, self.id, task)[-4:]]
-        self.report.runs.append(
-            {
-                "dag": self.dag,
-                "run": self.id,
-                "state": over,
-                "tries": {t["task_id"]: t["try_number"] for t in tasks},
-                "why": why,
-            }
-        )
+        self.report.runs.append(Followed(self.dag, self.id, over, {t["task_id"]: t["try_number"] for t in tasks}, why))
         if over == "failed":
             say(f"{self.dag} {self.id} failed: {' | '.join(why)}")
             if not any("Error" in line for line in why):

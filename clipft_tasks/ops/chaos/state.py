@@ -3,10 +3,13 @@
 import json
 import re
 import subprocess
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...core.settings import settings
 from .made import DOMAIN
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 State: TypeAlias = dict[str, Any]  # JSON: what is compared whole, by name
 STATE = "STATE "  # before it, in what a program prints
@@ -30,7 +33,7 @@ def found() -> State:
     return state
 
 
-def _metrics(client: Any, run_id: str) -> dict[str, list[list[float]]]:
+def _metrics(client: "MlflowClient", run_id: str) -> dict[str, list[list[float]]]:
     """Every loss and score of a run by step, each once; but not how long something took."""
     names = [n for n in client.get_run(run_id).data.metrics if re.match(r"(train\.loss|test\.|val\.)(?!.*milliseconds)", n)]
     return {
