@@ -1,6 +1,6 @@
 """Which image a file holds, as of when: a file that nobody has written to since need not be read again.
 
-A file is known again by its path, device, number, size and the times of its last change, of content and of attributes. The latter cannot
+A file is known again by its path, device, inode, size and the times of its last change, of content and of attributes. The latter cannot
 be set, so a file that was replaced by one of the same size and time is seen. Who writes twice within one tick of the file system's clock
 changes no time: a file that was changed in the last seconds is not remembered, as in git's index. What is remembered holds
 for the code and the decoders that read it.

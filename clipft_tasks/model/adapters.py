@@ -107,8 +107,8 @@ class _Context(Protocol):
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer of a frozen weight with an update: one matrix product forward, one back (with DoRA
-    two), and none for the weight's gradient.
+    """A linear layer of a frozen weight with an update: one matrix product forward, one back, and none for the weight's
+    gradient. With DoRA there is one more back, of what came out.
 
     An update that is multiplied with its input instead reads what goes into and out of a layer more often, for as many tokens as a
     batch has: on a GPU, that takes as long as the weight's gradient would.

@@ -257,9 +257,8 @@ class _Planner:
                 {side: int((room - start) // (each * WORKSPACE)) for side, (start, each) in lines.items()}
                 for room in (left, left - copy)
             )
-            if (
-                min(fits.values()) < share and min(beside.values()) >= SMALL
-            ):  # a second pass would cost more than the copy saves
+            # A second pass would cost more than the copy saves.
+            if min(fits.values()) < share and min(beside.values()) >= SMALL:
                 fits = beside
             kept = _Kept(option, lines, fits)
             if min(fits.values()) >= min(SMALL, share):

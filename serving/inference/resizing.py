@@ -8,9 +8,7 @@ from PIL import Image
 from clipft_tasks.data import images
 
 MOST = 4_000_000  # pixels; torch wants a copy of them all
-DISTORTED = (
-    0.02  # beyond which width and height are resized in the other order than Pillow's, and pixels differ by tens of levels
-)
+DISTORTED = 0.02  # beyond it, torch resizes width and height in the other order, and pixels differ by tens of levels
 HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # elsewhere torch is no quicker
 
 

@@ -103,7 +103,10 @@ def _undisturbed(folder: Path, rounds: int) -> state.State:
     asked = [sys.executable, "-m", UNDISTURBED, str(folder / "made"), str(rounds)]
     done = subprocess.run(asked, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ClipftError("the undisturbed run", f"it failed: {done.stderr[-1500:]}", code="chaos.undisturbed_failed")
+        raise ClipftError(
+            "the undisturbed run", f"it failed: {done.stderr[-1500:]}", "Mend that first: nothing had been struck yet.",
+            code="chaos.undisturbed_failed",
+        )  # fmt: skip
     return dict(json.loads(done.stdout.rpartition(state.STATE)[2]))
 
 
@@ -127,7 +130,10 @@ def stack(action: str) -> None:
         asked, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        raise ClipftError(f"the stack of {settings().root}", f"`{action}`: {done.stdout[-1500:]}", code="chaos.stack_failed")
+        raise ClipftError(
+            f"the stack of {settings().root}", f"`{action}`: {done.stdout[-1500:]}",
+            f"All that its programs said is in {settings().root / 'logs' / 'stack.log'}.", code="chaos.stack_failed",
+        )  # fmt: skip
     installation.use_stack_settings()
 
 
