@@ -76,7 +76,8 @@ team-status:  ## the team's deployment: where everything is, and whether it is h
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -u -m pytest
 
 # Longest first and three at a time, since each waits for its servers half of the time: whoever is done takes the next, and the others
-# give way to the first. By folder, since all of a folder of e2e shares one installation; the files of some are shared by two processes.
+# give way to the first. By folder, since all of a folder of e2e shares one installation; the files of the others are shared by two
+# processes, so that the last one to end does not leave a core idle.
 # The folder's name is $$0 of bash, since xargs of macOS puts names into short arguments alone. What failed is said once more at the
 # end, where one looks.
 LONGEST = e2e/demo e2e/runs behaviour parity
@@ -85,7 +86,7 @@ LOGS = build/tests
 test: setup  ## every test, from unit to end to end (but test-team and the marked long runs); each line begins with its folder
 	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log
 	@printf '%s\n' $(PARTS) | xargs -P 3 -n 1 \
-	  bash -o pipefail -c 'case "$$0" in behaviour | parity) set -- --numprocesses 2 --dist loadfile;; esac; \
+	  bash -o pipefail -c 'case "$$0" in behaviour | parity | data | unit) set -- --numprocesses 2 --dist loadfile;; esac; \
 	  [ "$$0" = $(firstword $(LONGEST)) ] || renice -n 3 $$$$ >/dev/null; $(PYTEST) --durations 25 "$$@" "tests/$$0" 2>&1 | tee "$(LOGS)/$${0////-}.log" | awk -v part="$$0" "{print part \": \" \$$0; fflush()}"'; \
 	ended=$$?; for part in $(subst /,-,$(PARTS)); do grep -hE "^(FAILED|ERROR) " $(LOGS)/$$part.log; echo "$$part: $$(tail -n 1 $(LOGS)/$$part.log)"; done; exit $$ended
 
