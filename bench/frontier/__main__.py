@@ -3,7 +3,10 @@
 All start from the starter and see the same training rows at the same size, on the same cores. First each way trains one epoch; then
 each gets as many whole epochs as fit best into the seconds that the domain's default recipe takes. With `--epochs N` all get N instead:
 equal pairs. open_clip's trainer runs with its defaults and with five rates, of which the best is the best by *test* score.
-sentence-transformers goes into an environment of its own (`--environment`). docs/frontier.md says more.
+sentence-transformers goes into an environment of its own (`--environment`), where this one has none. docs/frontier.md says more.
+
+`--prepare --home FOLDER` makes data sets and start model there, and `--home FOLDER` takes them to a machine without DVC or network.
+What runs found is kept in the folder as well, so that `--minutes N` does the work in pieces.
 """
 
 import argparse
@@ -14,7 +17,8 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -179,11 +183,14 @@ def measured(data: str, names: Sequence[str], asked: argparse.Namespace, lanes: 
 
     epochs = dict.fromkeys(names, asked.epochs)
     if not asked.epochs:
-        once = dict(zip(names, lanes.run([ask(name, judge=False) for name in names]), strict=True))
-        room = Harness(data).spec.train.epochs * once[DEFAULT]["seconds"]
-        epochs = {name: max(METHODS[name].runs, round(room / once[name]["seconds"])) for name in names}
-    start, *runs = lanes.run([ask("")] + [ask(n, s, epochs[n]) for n in names for s in range(asked.seeds)])
-    by_name = {name: runs[i * asked.seeds : (i + 1) * asked.seeds] for i, name in enumerate(names)}
+        as_fast = {name: alike(name, names) for name in names}
+        timed = list(dict.fromkeys(as_fast.values()))
+        runs = lanes.run([ask(name, epochs=METHODS[name].runs, judge=False) for name in timed])
+        epoch = {name: run["seconds"] / METHODS[name].runs for name, run in zip(timed, runs, strict=True)}
+        room = Harness(data).spec.train.epochs * epoch[as_fast[DEFAULT]]
+        epochs = {name: max(METHODS[name].runs, round(room / epoch[as_fast[name]])) for name in names}
+    start, *runs = lanes.run([ask("")] + [ask(n, s, epochs[n]) for s in range(asked.seeds) for n in names])
+    by_name = {name: runs[i :: len(names)] for i, name in enumerate(names)}
     for run in runs:
         run["forgetting"] = start["general_score"] - run["general_score"]
     rates = [name for name in names if METHODS[name].rate]
@@ -194,6 +201,14 @@ def measured(data: str, names: Sequence[str], asked: argparse.Namespace, lanes: 
         name: {c: mean([run[c] for run in found]) for c in COLUMNS} for name, found in by_name.items() if name not in rates
     }
     return {"start": start, "epochs": epochs, "seeds": asked.seeds, "table": table, "ahead_of_default": dominating(table)}
+
+
+def alike(name: str, names: Sequence[str]) -> str:
+    """The first of the ways whose epoch takes as long as this one's: the same but for rates, seeds and what becomes of the weights."""
+
+    return next(
+        way for way in names if (METHODS[way].trainer, METHODS[way].fields) == (METHODS[name].trainer, METHODS[name].fields)
+    )
 
 
 def dominating(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
@@ -243,6 +258,16 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def home(kept: Path | None) -> Iterator[Path]:
+    """The folder of data sets, start model and runs, as this process's home: a given one, or one for the time being."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (kept or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["CLIPFT_HOME"] = str(folder)
+        yield folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
@@ -253,6 +278,13 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=0, help="most rows of each split; 0: all")
     parser.add_argument("--environment", type=Path, default=Path(".clipft/bench-frontier"), help="for sentence-transformers")
+    parser.add_argument(
+        "--home", type=Path, help="keeps data sets, start model and what runs found; default: a temporary folder"
+    )
+    parser.add_argument("--prepare", action="store_true", help="make what --home keeps, and no more")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no run that would end later; --home keeps the others"
+    )
     parser.add_argument("--plot", type=Path, default=Path(".clipft/frontier.png"))
     asked = arguments(parser, one)
     if not asked.epochs and DEFAULT not in asked.methods:
@@ -260,11 +292,12 @@ def main() -> None:
     os.environ["FRONTIER_ENVIRONMENT"] = str(asked.environment.absolute())
     if any(METHODS[name].trainer == "sentence_transformers" for name in asked.methods):
         sentence_transformers_run.environment(asked.environment.absolute())
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["CLIPFT_HOME"] = home
+    with home(asked.home) as folder:
         for data in asked.data:
             Harness(data)  # the dataset version and the starter, once
-        lanes = Lanes("bench.frontier", asked.cores)
+        if asked.prepare:
+            return
+        lanes = Lanes("bench.frontier", asked.cores, folder / "runs.jsonl", asked.minutes)
         found = {data: measured(data, asked.methods, asked, lanes) for data in asked.data}
     for data, part in found.items():
         shown(data, part)

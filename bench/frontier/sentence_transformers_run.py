@@ -11,6 +11,7 @@ import sysconfig
 import time
 import venv
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ REQUIRED = "sentence-transformers[train]==6.2.0"
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of an environment that has sentence-transformers, and whatever this one has."""
+    """The interpreter of an environment that has sentence-transformers, and whatever this one has; this one's, where it has it."""
+    name, _, version = REQUIRED.replace("[train]", "").partition("==")
+    if any(found.version == version for found in distributions(name=name)):
+        return Path(sys.executable)
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
