@@ -41,13 +41,13 @@ monitoring: setup  ## install Prometheus and Alertmanager with the system's pack
 	@$(BIN)/python -m deploy.local.monitoring
 
 down:  ## stop the stack; nothing is lost
-	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack down || echo "Nothing was running."
+	@if test -x $(BIN)/python; then $(BIN)/python -m deploy.local.stack down; else echo "Nothing was running."; fi
 
 status: setup  ## where everything is, and whether it is well
 	@$(BIN)/python -m deploy.local.stack status
 
 clean:  ## stop the stack and remove what it kept under .clipft (data sets and models too)
-	@test -x $(BIN)/python && $(BIN)/python -m deploy.local.stack clean || rm -rf .clipft
+	@if test -x $(BIN)/python; then $(BIN)/python -m deploy.local.stack clean; else rm -rf .clipft; fi
 
 worker:  ## make .venv with what a team's worker needs and no more (on a Mac, a CUDA box, or any other machine)
 	@$(PYTHON) deploy/local/can_install.py worker

@@ -11,6 +11,7 @@ import click
 
 from .. import __version__
 from ..core.errors import ClipftError, TransientError
+from ..core.machine import refusal
 from . import domains, drift, erase, indexes, keys, objectives, ops, review, stages, trace, worker
 
 
@@ -29,6 +30,10 @@ class _Group(click.Group):
             raise click.ClickException(error.line) from None
         except TransientError as error:
             raise click.ClickException(f"{error} Try again when it is back.") from None
+        except OSError as error:
+            if (refused := refusal(error)) is None:
+                raise
+            raise click.ClickException(refused.line) from None
 
 
 def _sentence(command: click.Command) -> str:

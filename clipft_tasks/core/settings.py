@@ -188,7 +188,7 @@ class Settings(EnvironmentSettings):
     def folder(self, *parts: str) -> Path:
         """A folder under home, created when missing.
 
-        Raises: ClipftError where that would put a home into some folder that nobody named.
+        Raises: ClipftError where that would put a home into some folder that nobody named, or a file is in its place.
         """
         path = self.root.joinpath(*parts)
         if not self._home_is_given and not self.root.exists() and self.root.parent != CHECKOUT:
@@ -198,7 +198,13 @@ class Settings(EnvironmentSettings):
                 f"Name one: `export CLIPFT_HOME=~/{HOME}` (it is made); or go where `make up` ran.",
                 code="home.not_found",
             )
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ClipftError(
+                f"folder {path}", "there is a file in its place", "Move that away, or set CLIPFT_HOME to another folder.",
+                code="home.no_folder",
+            ) from None  # fmt: skip
         return path
 
 

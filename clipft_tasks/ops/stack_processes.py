@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -19,12 +21,23 @@ def note(running: Mapping[str, int]) -> None:
     found = []
     for name, pid in {SUPERVISOR: os.getpid(), **running}.items():
         with suppress(psutil.Error):
-            found.append([name, pid, psutil.Process(pid).create_time()])
+            found.append([name, pid, _began(psutil.Process(pid))])
     atomic_write(settings().folder() / "stack.json", json.dumps(found))
 
 
 def forget() -> None:
     (settings().folder() / "stack.json").unlink(missing_ok=True)
+
+
+def _began(process: psutil.Process) -> float:
+    """When a process began, by a clock that nobody sets: on Linux a time of day moves with the clock, so there it is since the boot."""
+    if sys.platform != "linux":
+        return process.create_time()
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        raise psutil.NoSuchProcess(process.pid) from None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def programs() -> dict[str, psutil.Process]:
@@ -34,7 +47,7 @@ def programs() -> dict[str, psutil.Process]:
         for name, pid, created in json.loads((settings().root / "stack.json").read_text()):
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                if abs(_began(process) - created) < 1 and process.status() != psutil.STATUS_ZOMBIE:
                     found[name] = process
     except (OSError, ValueError):  # none, or of an earlier release
         pass

@@ -21,8 +21,22 @@ ROLES = ("viewer", "user", "op", "admin")  # as Airflow calls them; each may do 
 
 
 def ports() -> dict[str, int]:
-    """Ports by program; `CLIPFT_<PROGRAM>_PORT` changes one."""
-    return {name: int(os.environ.get(f"CLIPFT_{name.upper()}_PORT", port)) for name, port in PORTS.items()}
+    """Ports by program; `CLIPFT_<PROGRAM>_PORT` changes one. Raises: ClipftError for what is no port, or that of two programs."""
+    found: dict[str, int] = {}
+    for name, usual in PORTS.items():
+        given = os.environ.get(variable := f"CLIPFT_{name.upper()}_PORT", "") or str(usual)
+        if not (given.isascii() and given.isdigit() and 0 < int(given) < 2**16):
+            raise ClipftError(
+                f"{variable}={given}", "it is no port", "Give a number from 1 to 65535.", code="stack.invalid_port"
+            )
+        if int(given) in found.values():
+            other = next(other for other, port in found.items() if port == int(given))
+            raise ClipftError(
+                f"port {given}", f"{other} and {name} are both to have it", f"Choose another for one of them: {variable}.",
+                code="stack.invalid_port",
+            )  # fmt: skip
+        found[name] = int(given)
+    return found
 
 
 def address(name: str) -> str:
@@ -99,6 +113,8 @@ def environment() -> dict[str, str]:
         "API__PORT": ports()["airflow"],
         "API__SECRET_KEY": secret["session"],
         "API_AUTH__JWT_SECRET": secret["jwt"],
+        # Airflow answers its tasks late too: after 5 s, as usual, they would fail before they begin.
+        "WORKERS__EXECUTION_API_TIMEOUT": 30,
         "LOGGING__BASE_LOG_FOLDER": folder / "logs",
         # A new run starts its first task within about a second.
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,

@@ -8,16 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import httpx
 import psutil
+from filelock import FileLock, Timeout
 
 from clipft_tasks.core.errors import ClipftError
-from clipft_tasks.core.settings import settings
+from clipft_tasks.core.machine import refusal
+from clipft_tasks.core.settings import HOME, settings
 from clipft_tasks.ops import installation, stack_processes, upgrade
 from clipft_tasks.ops.doctor import health
 
@@ -25,6 +27,8 @@ from . import monitoring, supervisor
 from .environment import PROJECT, USER, address, airflow_client, environment, keep_secrets, password_of, people, ports
 
 NEEDED_GB = 3
+STARTING = 900.0  # seconds after which another start of this stack is given up
+MADE = ("stack.env", "secrets.json", "mlflow", "datasets")  # by the stack or the command line: one of them is in every home
 DAGS = {path.stem for path in (PROJECT / "dags").glob("clipft_*.py")}
 HEALTH = {
     "mlflow": ("mlflow", "/health"),
@@ -42,11 +46,16 @@ def up() -> None:
     Raises:
         ClipftError: a port is taken, the disk is full, a program ended; with the way out.
     """
-    if running() and healthy():
-        print("The stack is already up.")
-        return addresses()
-    _check_machine()
-    down(quiet=True)
+    with _alone():
+        if running() and healthy():
+            print("The stack is already up.")
+            return addresses()
+        _check_machine()
+        down(quiet=True)
+        _start()
+
+
+def _start() -> None:
     programs = ["mlflow", "server", "airflow-api", "scheduler", "dag-processor", "triggerer", "statsd"]
     watching = monitoring.prepare()
     programs += watching
@@ -92,12 +101,43 @@ def down(quiet: bool = False) -> None:
 
 
 def clean() -> None:
-    """Stop the stack and remove everything it kept: runs, models, data sets, caches."""
-    down(quiet=True)
+    """Stop the stack and remove everything it kept: runs, models, data sets, caches.
+
+    Raises: ClipftError where the home is a folder in which clipft never was, and is not called as one.
+    """
     home = settings().root
-    if home.exists() and not (home == home.parent or home == Path.home()):
+    if not home.exists():
+        return print(f"There is no {home}.")
+    if home.name != HOME and not any((home / name).exists() for name in MADE):
+        raise ClipftError(
+            str(home), "nothing in it is of clipft, so it is left as it is", "Set CLIPFT_HOME to the home that is to go.",
+            code="stack.no_home",
+        )  # fmt: skip
+    with _alone():
+        down(quiet=True)
         shutil.rmtree(home)
     print(f"Removed {home}.")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let nobody else start this stack, or remove it, meanwhile: each would end what the other starts."""
+    lock = FileLock(str(settings().folder() / "stack.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        print("Another `make up` is at work here; this one goes on when it is done.", flush=True)
+        try:
+            lock.acquire(timeout=STARTING)
+        except Timeout:
+            raise ClipftError(
+                f"the stack of {settings().root}", f"another `make up` has been at work for {STARTING / 60:.0f} minutes",
+                "End that one, then start again.", code="stack.busy",
+            ) from None  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def addresses() -> None:
@@ -243,6 +283,10 @@ def main() -> None:
         actions[parser.parse_args().action]()
     except ClipftError as error:
         sys.exit(f"Error: {error.line}")
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            raise
+        sys.exit(f"Error: {refused.line}")
 
 
 if __name__ == "__main__":
