@@ -13,7 +13,7 @@ Where there is no Prometheus, the same watcher and sensor read the server's own 
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, AssetWatcher, Param, dag, task
-from clipft_dag import DEFAULTS, Form, Options, StageOutput, stage
+from clipft_dag import OWN_FORM, Form, Options, StageOutput, stage
 from clipft_drift import PrometheusDriftSensor, PrometheusDriftTrigger
 
 from clipft_tasks.contracts.drift import DriftWatchRequest, ReadaptRequest
@@ -33,10 +33,10 @@ drift = Asset(name="clipft-drift", uri="clipft://drift", group="clipft", watcher
     description="Look whether what the server sees has drifted, and start a re-adaptation.",
     schedule=[drift],
     catchup=False,
-    default_args=DEFAULTS | {"retries": 2},
+    default_args=OWN_FORM | {"retries": 2},
     params={
         "domains": Param(
-            None, type=["array", "null"], items={"type": "string"}, examples=domain_names(), title="Domains",
+            None, type=["array", "null"], items={"type": "string", "enum": domain_names()}, examples=domain_names(), title="Domains",
             description="whom to look at; empty: all",
         ),
         "wait_minutes": Param(

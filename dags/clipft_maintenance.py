@@ -10,7 +10,7 @@ Paused when first seen: choose a folder on another disk (the form's *folder*, or
 """
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from clipft_dag import DEFAULTS, LATE, Form, StageOutput, options_of, stage
+from clipft_dag import LATE, OWN_FORM, Form, StageOutput, options_of, stage
 
 from clipft_tasks.domains import domain_names
 
@@ -22,7 +22,7 @@ from clipft_tasks.domains import domain_names
     schedule=CronTriggerTimetable("0 4 * * 0", timezone="UTC"),
     catchup=False,
     is_paused_upon_creation=True,
-    default_args=DEFAULTS,
+    default_args=OWN_FORM,
     deadline=LATE,
     params={
         "folder": Param(

@@ -13,7 +13,7 @@ from operator import or_
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
-from clipft_dag import DATASET_ASSETS, DEFAULTS, Form, params
+from clipft_dag import DATASET_ASSETS, OWN_FORM, Form, params
 
 from clipft_tasks.domains import domain_names
 
@@ -27,12 +27,12 @@ any_dataset = reduce(or_, DATASET_ASSETS.values())
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 3 * * 1", timezone="UTC"), assets=any_dataset),
     catchup=False,
     is_paused_upon_creation=True,
-    default_args=DEFAULTS,
+    default_args=OWN_FORM,
     params={
         "domains": Param(
             None,
             type=["array", "null"],
-            items={"type": "string"},
+            items={"type": "string", "enum": domain_names()},
             examples=domain_names(),
             title="Domains",
             description="whom to retrain; empty: those with new data, or by the clock all that have a data set",

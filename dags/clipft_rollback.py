@@ -7,7 +7,7 @@ it was last live is passed over, unless you name it. While another run changes t
 """
 
 from airflow.sdk import Param, dag, task
-from clipft_dag import DEFAULTS, LATE, ChainTasks, Form, StageOutput, options_of, params, promote_to_verify, stage
+from clipft_dag import LATE, OWN_FORM, ChainTasks, Form, StageOutput, options_of, params, promote_to_verify, stage
 
 from clipft_tasks.stages import chain
 
@@ -18,7 +18,7 @@ from clipft_tasks.stages import chain
     description="Make the previous champion, or a version that you name, live again.",
     schedule=None,
     catchup=False,
-    default_args=DEFAULTS,
+    default_args=OWN_FORM,
     deadline=LATE,
     params={
         **params(only=("domain",)),

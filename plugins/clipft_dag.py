@@ -27,7 +27,7 @@ from clipft_tasks.core.errors import BusyError, ClipftError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
 from clipft_tasks.ops.reminders import UNANSWERED
-from clipft_tasks.spec import RunSpec, form
+from clipft_tasks.spec import RunSpec, fields, form
 from clipft_tasks.spec.form import JsonSchema
 from clipft_tasks.stages import chain
 from clipft_tasks.stages.call import StageOutput, call_stage
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import InletEventsAccessor
 
 __all__ = [
-    "DATASET_ASSETS", "DEFAULTS", "LATE", "Approval", "ChainTasks", "Form", "StageOutput", "SubRun", "announced", "dataset_asset",
+    "DATASET_ASSETS", "DEFAULTS", "LATE", "OWN_FORM", "Approval", "ChainTasks", "Form", "StageOutput", "SubRun", "announced", "dataset_asset",
     "options_of", "params", "promote_to_verify", "spec_of", "stage",
 ]  # fmt: skip
 
@@ -56,6 +56,18 @@ DEFAULTS = {
     "execution_timeout": timedelta(hours=1),
     "on_failure_callback": task_failed,
 }
+
+
+def declared_only(context: Context) -> None:
+    """Refuse a run whose form has a field that its DAG does not declare: Airflow takes any, and `verison` would be passed over."""
+    dag = context["dag"]
+    if unknown := sorted(fields.current(dict(context["params"])).keys() - set(dag.params)):
+        why, fix = f"it has no field {', '.join(unknown)}", f"Its fields: {', '.join(dag.params)}."
+        raise _failed(ClipftError(f"the form of {dag.dag_id}", why, fix, code="form.unknown_field"))
+
+
+# For DAGs with a form of their own; that of a spec is checked as a spec, whose errors say more.
+OWN_FORM: Options = DEFAULTS | {"pre_execute": declared_only}
 
 # A run that has not ended half an hour after the time that the last ones took on average: somebody is told. For every DAG with tasks
 # that work for long.
