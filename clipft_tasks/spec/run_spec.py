@@ -85,6 +85,13 @@ class RunSpec(Section):
             raise ValueError(f"no domain {name!r}; known: {', '.join(domain_names())}")
         return name
 
+    @field_validator("source")
+    @classmethod
+    def _pasted(cls, value: str) -> str:
+        """Without what comes along where a path is copied: spaces around it, and the quotes that a desktop puts there."""
+        value = value.strip()
+        return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+
     @field_validator("dataset")
     @classmethod
     def _version(cls, value: str) -> str:

@@ -1,5 +1,6 @@
 """Readers by name: those that ship, those of other packages, and `module:Class`."""
 
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -97,11 +98,32 @@ def test_a_reader_of_another_package_is_named_by_its_entry_point(home, squares, 
         ("no_such_module:Reader:x", "plugin.not_importable", ["no_such_module", "PYTHONPATH"]),
         ("elvp:mono", "source.unknown", ["elvp:mono", "`elpv:mono`"]),
         ("squares:5", "source.unknown", ["squares:5"]),
+        ("~nobody-of-this-machine/images", "source.unknown", ["~nobody-of-this-machine/images"]),
+        (f"/{'x' * 300}/images", "source.unknown", ["xxx"]),
+        (r"C:\Users\Jörg\images", "source.unknown", [r"C:\Users\Jörg\images", "Windows"]),
+        (r"\\server\share", "source.unknown", [r"\\server\share", "Windows"]),
+        ("/nowhere/images", "source.unknown", ["/nowhere/images", platform.node()]),
     ],
 )
 def test_a_reader_that_cannot_be_had_is_refused_with_the_reason(home, source, code, named):
     with refuses(code, *named):
         open_source(source, DataSpec())
+
+
+def test_of_a_file_that_no_reader_takes_the_folder_is_named_where_it_is_an_image(tmp_path):
+    for name in ("one.png", "notes.docx"):
+        (tmp_path / name).write_bytes(b"")
+    with refuses("source.unknown", "one.png", "it is a file", f"the folder that it is in: {tmp_path}"):
+        open_source(str(tmp_path / "one.png"), DataSpec())
+    with refuses("source.unknown", "notes.docx", "it is a file", ".docx"):
+        open_source(str(tmp_path / "notes.docx"), DataSpec())
+
+
+def test_a_source_is_taken_as_desktops_copy_a_path():
+    plain = "/data/Jörg's images"
+    for copied in (f" {plain}\n", f'"{plain}"', f"'{plain}'", f' "{plain}" '):
+        assert spec_of(copied).source == plain
+    assert spec_of("'").source == "'" and spec_of(f"{plain}'").source == f"{plain}'"
 
 
 def test_the_reader_of_the_page_reads(home, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ One of your own: `--source my_package.readers:MyReader:argument`, a subclass of 
 `clipft.readers`, then `--source name:argument`.
 """
 
+import os
+import platform
 import re
 from pathlib import Path
 
@@ -13,12 +15,14 @@ from ...spec import DataSpec
 from ...spec.reader_catalog import READERS, reader_of, sources
 from .. import addresses, archives, remote
 from ..account import Account
+from ..images import ENDINGS
 from .base import Reader, Row, Source, read_inside
 
 __all__ = ["REGISTRY", "Reader", "Row", "Source", "open_source", "read_inside"]
 
 REGISTRY = classes("reader", Reader, {name: f"{__name__}.{entry.path}" for name, entry in READERS.items()})  # type: ignore[type-abstract]  # only subclasses are made
 OF_FILES = [name for name, entry in READERS.items() if entry.files]
+OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # with a drive's letter, or of a share
 OF_ONES_OWN = re.compile(r"(?P<reader>[A-Za-z_][\w.]*:[A-Z]\w*)(?::(?P<argument>.*))?", re.DOTALL)  # module:Class[:argument]
 
 
@@ -64,7 +68,7 @@ def _here(argument: str, reader: str) -> tuple[str, Account]:
         path = str(brought.path)
         told.understand(f"Brought from an address: {brought.files} files.")
         told.pass_over("files whose names no file here can have", brought.left_out)
-    whole = Path(path).expanduser()
+    whole = _path(path, argument)
     for archive in (whole, *whole.parents):  # `images.zip/table.csv` is the table in it
         if not archive.is_file():
             continue
@@ -91,12 +95,32 @@ def _inside(folder: Path, below: Path, source: str) -> Path:
 
 def _plain(plain: str, source: str) -> str:
     """The reader of a path without one."""
-    path = Path(plain).expanduser()
+    path = _path(plain, source)
     if path.is_dir() and path.suffix.lower() != ".tar":
         return "folder"
     if reader := reader_of(path.suffix):
         return reader
     if source in REGISTRY.names():
         return source
-    why = f"it is neither an existing folder nor a table, and no reader is called so; a source is {sources()}"
-    raise ClipftError(f"source {source}", why, "Check the spelling.", code="source.unknown")
+    why, fix = f"no reader is called so; a source is {sources()}", "Check the spelling."
+    if path.is_file():
+        why = f"it is a file, and no reader takes {path.suffix or 'one without a suffix'}; a source is {sources()}"
+        fix = f"Name the folder that it is in: {path.parent}." if path.suffix.lower() in ENDINGS else fix
+    elif OF_WINDOWS.match(source) and os.name != "nt":
+        why = f"it is a path of Windows, and {platform.node()} runs {platform.system()}"
+        fix = "Name the folder as that machine sees it, such as /mnt/c/…; sources are read where the task runs."
+    elif {"/", "~"} & set(source):
+        why = f"{platform.node()} has no such folder or file"
+        fix = "Check the spelling. Sources are read where the task runs, which may be another machine or container than yours."
+    raise ClipftError(f"source {source}", why, fix, code="source.unknown")
+
+
+def _path(path: str, source: str) -> Path:
+    """The path that is named. Raises: ClipftError for what can be none."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+        return found
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder of somebody else, a home of nobody
+        why = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ClipftError(f"source {source[:200]}", f"it cannot be looked at ({why})", "Check the spelling.", code="source.unknown") from None  # fmt: skip
