@@ -39,7 +39,7 @@ def key() -> bytes:
             if not path.exists():
                 atomic_write(path, secrets.token_bytes(KEY_BYTES), mode=0o600, durable=True)
     if damage := find_damage(path):
-        fix = f"Put {KEY_FILE} back from a backup (`clipft backup --with-secrets`). Where nothing was ingested with it, delete it."
+        fix = f"Put {KEY_FILE} back from a backup. Where nothing was ingested with it, delete it."
         raise ClipftError(f"pseudonym key {path}", damage, fix, code="pseudonyms.damaged_key")
     return path.read_bytes()
 

@@ -6,6 +6,7 @@
     dvc-remote/        its images, where the remote is a folder
     artifacts/         MLflow's, where they lie under home
     captures/, runs/   captured images and their labels; results of stages run by hand
+    keys/              of pseudonyms, without which a patient would count as another one; of the server's clients (their digests)
     secrets/           only when asked for
 
 What refers to something is taken before what it refers to: Airflow, studies, MLflow, data sets, their images, artifacts.
@@ -16,7 +17,7 @@ database in the backup names is in it. A folder without a manifest is no backup:
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from . import databases
 from .backup_manifest import MANIFEST, NONE, Earlier, Manifest, file_digests
 from .installation import folder_size, human_size, is_embedded, maintenance_lock, versions
 
-SECRETS = ("secrets.json", KEY_FILE)
+KEYS = (KEY_FILE, "server-keys.json")
+SECRETS = ("secrets.json", KEY_FILE)  # an earlier release took that key for a secret
 COPIED = ("dvc-remote", "artifacts", "captures", "runs")  # folders of which files are taken as they are
 SPARE = 64 * 2**20  # bytes that a disk keeps free
 
@@ -80,6 +82,7 @@ def make_backup(
             elif captures:
                 _copy_tree(settings().root / "captures", part, "captures", made, earlier, wanted=_is_whole_capture)
             _copy_tree(settings().root / "runs", part, "runs", made, earlier)
+            _keys(part, made)
         if secrets:
             _secrets(part, made)
         made.write(part)
@@ -171,15 +174,24 @@ def _artifacts(part: Path, made: Manifest, earlier: Earlier) -> None:
         made.references["artifacts"] = f"the artifact store of MLflow at {settings().mlflow_uri}"
 
 
+def _keys(part: Path, made: Manifest) -> None:
+    _copy_files(KEYS, part, "keys", made)
+    elsewhere = {"key of pseudonyms": settings().pseudonyms_key, "keys of the server's clients": settings().server_keys}
+    made.references |= {what: where for what, where in elsewhere.items() if where}
+
+
+def _copy_files(names: Sequence[str], part: Path, folder: str, made: Manifest) -> None:
+    """Copy what there is of some files of home, for their owner only."""
+    for name in names:
+        if (source := settings().root / name).exists():
+            (part / folder).mkdir(mode=0o700, exist_ok=True)
+            _copy(source, part / folder / name)
+            _record(part, part / folder / name, made)
+
+
 def _secrets(part: Path, made: Manifest) -> None:
-    target = part / "secrets"
-    target.mkdir(mode=0o700)
-    for name in SECRETS:
-        source = settings().root / name
-        if source.exists():
-            _copy(source, target / name, mode=0o600)
-            _record(part, target / name, made)
-    if not any(target.iterdir()):
+    _copy_files([name for name in SECRETS if name not in KEYS], part, "secrets", made)
+    if not made.holds("secrets"):
         made.warnings.append(f"{settings().root} holds no secrets; a team's are in the .env of the host, which is kept by hand")
 
 

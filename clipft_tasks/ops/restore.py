@@ -18,10 +18,11 @@ from ..core.errors import ClipftError
 from ..core.files import atomic_write
 from ..core.settings import settings
 from . import databases
-from .backup import SECRETS, verify
+from .backup import KEYS, SECRETS, verify
 from .backup_manifest import Manifest
 from .installation import human_size, is_embedded, maintenance_lock, start_command, versions
 
+FILES = {"secrets": SECRETS, "keys": KEYS}  # parts of single files of home
 UNDERWAY = "restoring.json"
 
 
@@ -104,7 +105,7 @@ def _list_parts(folder: Path, made: Manifest, secrets: bool) -> list[str]:
             code="restore.no_secrets",
         )
     wanted = ["secrets"] if secrets else []
-    wanted += [name for name in ("dvc-remote", "artifacts", "captures", "runs") if made.holds(name)]
+    wanted += [name for name in ("keys", "dvc-remote", "artifacts", "captures", "runs") if made.holds(name)]
     if made.holds("dvc-remote") and "://" in settings().remote:
         fix = f"Copy {folder / 'dvc-remote'} to {settings().remote} with that store's own program, or set CLIPFT_DVC_REMOTE to a folder."
         raise ClipftError(
@@ -168,7 +169,7 @@ def _place(name: str) -> Path:
 
 
 def _places(name: str) -> list[Path]:
-    return [settings().root / secret for secret in SECRETS] if name == "secrets" else [_place(name)]
+    return [settings().root / file for file in FILES[name]] if name in FILES else [_place(name)]
 
 
 def _content_of(name: str) -> str:
@@ -211,9 +212,9 @@ def _restore_part(name: str, folder: Path, made: Manifest) -> None:
             from ..data import repository
 
             repository.unbundle(folder / "datasets.bundle")
-        elif name == "secrets":
-            for secret in filter(made.holds, (f"secrets/{secret}" for secret in SECRETS)):
-                atomic_write(settings().root / Path(secret).name, (folder / secret).read_bytes(), mode=0o600)
+        elif name in FILES:
+            for file in filter(made.holds, (f"{name}/{file}" for file in FILES[name])):
+                atomic_write(settings().root / Path(file).name, (folder / file).read_bytes(), mode=0o600)
         else:
             place = _place(name)
             part = place.with_name(place.name + ".part")

@@ -22,7 +22,7 @@ from clipft_tasks import tracking
 from clipft_tasks.cli.main import main
 from clipft_tasks.core.errors import ClipftError
 from clipft_tasks.core.settings import settings
-from clipft_tasks.data import versioning
+from clipft_tasks.data import pseudonyms, versioning
 from clipft_tasks.ops import backup as backups
 from clipft_tasks.ops import backup_series, upgrade
 from clipft_tasks.ops import restore as restoring
@@ -31,6 +31,7 @@ from clipft_tasks.stages import chain
 
 COMMAND = "from clipft_tasks.cli import main; main()"
 IMAGE = "0" * 24 + "-0"
+KEY, CLIENTS = bytes(range(32)), '{"format": 1, "keys": []}'
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,11 @@ def source(base: Path) -> Path:
     (shelf / f"{IMAGE}.json").write_text(json.dumps({"id": IMAGE, "time": time.time(), "label": "red square"}))
     (shelf / "half.image").write_bytes(b"its JSON is not written yet")
     (home / "secrets.json").write_text('{"password": "tell nobody"}')
+    (home / "pseudonyms.key").write_bytes(KEY)
+    (home / "server-keys.json").write_text(CLIENTS)
     yield home
-    (home / "secrets.json").unlink()
+    for name in ("secrets.json", "pseudonyms.key", "server-keys.json"):
+        (home / name).unlink()
     shutil.rmtree(home / "captures")
 
 
@@ -102,6 +106,7 @@ def test_a_backup_that_goes_on_from_another_takes_what_changed_and_is_whole_with
     once, twice = kept_once(monday, tuesday)
     changed = {"captures/general/" + label.name, str(damaged), "manifest.json"}
     databases = {f"databases/{p.name}" for p in (monday / "databases").iterdir()} | {"datasets.bundle"}
+    databases |= {f"keys/{p.name}" for p in (monday / "keys").iterdir()}
     assert once > 20 and twice <= len(changed | databases)
     assert (tuesday / damaged).read_bytes() == whole
     assert json.loads((tuesday / "captures/general" / label.name).read_text())["label"] == "blue square"
@@ -191,6 +196,33 @@ def test_a_later_data_set_goes_on_from_a_restored_one(taken, base, fresh, tmp_pa
     after = versioning.find("", "general")
     assert (before.tag, after.tag) == ("general/v1", "general/v2")
     assert [len(versioning.fetch(v).frame) for v in (before, after)] == [80, 88]
+
+
+def test_the_same_patient_has_the_same_pseudonym_and_clients_keep_their_keys_after_a_restore(
+    source, fresh, tmp_path, monkeypatch
+):
+    use(source, monkeypatch)
+    backups.backup(tmp_path / "plain")  # as it is made every week: without secrets
+    use(fresh, monkeypatch)
+    restoring.restore(tmp_path / "plain")
+    assert pseudonyms.key() == KEY and pseudonyms.key_path() == fresh / "pseudonyms.key"
+    assert (fresh / "server-keys.json").read_text() == CLIENTS and not (fresh / "secrets.json").exists()
+    held = (tmp_path / "plain" / "keys" / "pseudonyms.key", fresh / "pseudonyms.key", fresh / "server-keys.json")
+    assert {path.stat().st_mode & 0o777 for path in held} == {0o600}
+    monkeypatch.setenv("CLIPFT_PSEUDONYMS_KEY", str(tmp_path / "shared.key"))
+    settings.cache_clear()
+    assert str(tmp_path / "shared.key") in backups.backup(tmp_path / "later").references.values()
+
+
+def test_the_key_of_pseudonyms_in_a_backup_of_an_earlier_release_comes_back(source, fresh, tmp_path, monkeypatch):
+    use(source, monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backups, "KEYS", ())  # then it was among the secrets
+        backups.backup(tmp_path / "old", secrets=True)
+    assert (tmp_path / "old" / "secrets" / "pseudonyms.key").exists()
+    use(fresh, monkeypatch)
+    restoring.restore(tmp_path / "old", secrets=True)
+    assert pseudonyms.key() == KEY
 
 
 def test_a_backup_names_its_files_and_their_versions_and_only_its_owner_reads_it(taken):

@@ -43,20 +43,20 @@ def test_the_doctor_sees_a_key_that_others_can_read(home):
 
 def test_a_patient_is_the_same_after_backup_and_restore(home, tmp_path, monkeypatch):
     before = pseudonyms.pseudonym("12345")
-    backup.backup(tmp_path / "monday", secrets=True)  # the only secret here: there is no secrets.json
+    backup.backup(tmp_path / "monday")
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "fresh"))
     settings.cache_clear()
-    restore.restore(tmp_path / "monday", secrets=True)
+    restore.restore(tmp_path / "monday")
     assert pseudonyms.pseudonym("12345") == before
     assert pseudonyms.key_path().stat().st_mode & 0o777 == 0o600
 
 
 def test_a_restore_does_not_replace_a_key_that_is_in_use(home, tmp_path, monkeypatch):
     pseudonyms.key()
-    backup.backup(tmp_path / "monday", secrets=True)
+    backup.backup(tmp_path / "monday")
     monkeypatch.setenv("CLIPFT_HOME", str(tmp_path / "fresh"))
     settings.cache_clear()
     other = pseudonyms.key()
     with refuses("restore.not_empty", "pseudonyms.key"):
-        restore.restore(tmp_path / "monday", secrets=True)
+        restore.restore(tmp_path / "monday")
     assert pseudonyms.key() == other

@@ -139,7 +139,7 @@ def modes() -> Outcome:
     if loose:
         return WRONG, f"{', '.join(p.name for p in loose)} can be read by others", f"chmod 600 {' '.join(map(str, loose))}"
     if damage := pseudonyms.find_damage(root / pseudonyms.KEY_FILE):
-        return WRONG, f"{pseudonyms.KEY_FILE} is damaged: {damage}", "Put it back from a backup made with --with-secrets."
+        return WRONG, f"{pseudonyms.KEY_FILE} is damaged: {damage}", "Put it back from a backup: keys/pseudonyms.key in it."
     return (OK, f"{len(there)} files, readable by their owner only") if there else (NONE, "none are kept in files here")
 
 
