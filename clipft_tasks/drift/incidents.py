@@ -9,18 +9,26 @@ there before, the incident is reopened, to roll back, and counts as failed: once
 second time a person is asked, and the breaker opens.
 """
 
+import math
+
 from ..contracts.drift import Breaker, ClosedIncident, Incident, IncidentState, Outcome, Probation
 from .thresholds import BREAKER_SECONDS, COOL_DOWN, LOST_AFTER, MAX_FAILURES, PROBATION
 
 HISTORY = 20  # incidents that are remembered
 NOTE = 300  # characters
+AGREE = 60.0  # seconds that clocks of machines may differ by
 
 
 def breaker(state: IncidentState, now: float) -> Breaker:
     """Whether the circuit breaker lets incidents through; half-open: one."""
     if not state.breaker_opened:
         return "closed"
-    return "half-open" if now - state.breaker_opened >= BREAKER_SECONDS else "open"
+    return "half-open" if _elapsed(state.breaker_opened, now) >= BREAKER_SECONDS else "open"
+
+
+def _elapsed(then: float, now: float) -> float:
+    """Seconds since then; any number where that is yet to come, since the clock was set back and nobody knows."""
+    return now - then if then <= now + AGREE else math.inf
 
 
 def triage(
@@ -44,7 +52,7 @@ def triage(
         hours = (BREAKER_SECONDS - (now - state.breaker_opened)) / 3600
         why = f"the breaker is open after {state.failures} failures; it tries again in {hours:.1f} h, or reset it"
         return state, False, why
-    waited = now - state.last_closed
+    waited = _elapsed(state.last_closed, now)
     if waited < cool_down:
         why = f"the last incident ended {waited / 60:.0f} minutes ago; the next is taken after {cool_down / 60:.0f}"
         return state, False, why

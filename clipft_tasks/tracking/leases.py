@@ -31,6 +31,7 @@ NEXT = "next"  # parameter of a run that is full: the run that goes on
 MOST = 200  # claims in one run
 SECONDS = 600.0  # that a lease lasts without being renewed: longer than a task waits between two tries
 MOMENT = 60.0  # likewise, of what is done in one go
+AGREE = 60.0  # seconds that clocks may differ by
 
 
 class Claim(Record):
@@ -38,6 +39,11 @@ class Claim(Record):
 
     holder: str
     until: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether its time is not over. One that ends later than any lease lasts was claimed by a clock that was set back since."""
+        return time.time() < self.until <= time.time() + SECONDS + AGREE
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def current(resource: str) -> Claim | None:
         run = _run_of(resource)
         number = _last(run)
         claim = _claim(run, number) if number else None
-    return claim if claim and claim.until > time.time() else None
+    return claim if claim and claim.holds else None
 
 
 def acquire(resource: str, holder: str, seconds: float = SECONDS) -> Lease:
@@ -90,7 +96,7 @@ def acquire(resource: str, holder: str, seconds: float = SECONDS) -> Lease:
         while True:
             run = _run_of(resource)
             number, run_id = _last(run), run.info.run_id
-            if number and (claim := _claim(run, number)).until > time.time():
+            if number and (claim := _claim(run, number)).holds:
                 if claim.holder != holder:
                     raise BusyError(resource, claim.holder, claim.until)
                 lease = Lease(resource, holder, run_id, number, seconds)

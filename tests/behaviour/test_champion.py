@@ -155,6 +155,18 @@ def test_a_lease_is_renewed_given_back_and_taken_over_when_its_holder_is_gone(se
         taken.check()  # the one that stood still for too long learns it before it writes
 
 
+def test_what_was_claimed_by_a_clock_that_was_wrong_by_a_day_holds_nobody_up(server, monkeypatch):
+    with monkeypatch.context() as patch:
+        real = time.time
+        patch.setattr(leases.time, "time", lambda: real() + 86_400)
+        tracking.acquire("champion.general", A)
+    assert leases.current("champion.general") is None and tracking.acquire("champion.general", B).holder == B
+    with monkeypatch.context() as patch:
+        patch.setattr(leases.time, "time", lambda: real() - leases.AGREE / 2)  # the clock of another machine
+        with pytest.raises(BusyError, match=B):
+            tracking.acquire("champion.general", A)
+
+
 def test_a_full_run_of_claims_is_followed_by_another(server, monkeypatch):
     monkeypatch.setattr(leases, "MOST", 3)
     for number in range(8):

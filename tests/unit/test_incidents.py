@@ -274,3 +274,15 @@ def test_whatever_happens_the_rules_hold_and_the_state_survives_being_written_do
 
 def test_a_state_with_fields_that_a_newer_release_added_is_still_read():
     assert IncidentState.from_json(IncidentState(failures=2).to_json() | {"something": "new"}) == IncidentState(failures=2)
+
+
+@pytest.mark.parametrize(
+    "state", [IncidentState(last_closed=NOW + 24 * HOUR), IncidentState(breaker_opened=NOW + 24 * HOUR, failures=3)]
+)
+def test_a_clock_that_was_set_back_makes_nobody_wait_for_it(state):
+    alert(0, True)(state)
+
+
+def test_a_clock_that_differs_by_seconds_changes_nothing():
+    _, admitted, reason = incidents.triage(IncidentState(last_closed=NOW + 5), incident(NOW), NOW)
+    assert not admitted and "next is taken after" in reason
