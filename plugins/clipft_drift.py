@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import httpx
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -198,7 +198,7 @@ class PrometheusDriftTrigger(BaseEventTrigger):
 
 
 class PrometheusDriftSensor(BaseSensorOperator):
-    """Waits until a domain drifts; returns the alerts. Skips what follows when there was none in time.
+    """Waits until a domain drifts; returns the alerts. Skips what follows when there was none in time; fails when nobody can be asked.
 
     Args:
         domains: whom to watch; empty: all. Templated.
@@ -221,11 +221,8 @@ class PrometheusDriftSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> list[AlertJson]:
         domains = [d for d in (self.domains or []) if d]
-        found = asyncio.run(self._now())
-        if found is None:
-            self.log.warning("Neither Prometheus (%s) nor the server answers.", settings().prometheus_url or "none set")
-        found = [a for a in found or [] if not domains or a.domain in domains]
         wait = float(self.wait_minutes or 0)
+        found = [a for a in self._asked(may_be_away=wait > 0) if not domains or a.domain in domains]
         if not found and not wait:
             raise AirflowSkipException("Nothing drifts now.")
         if not found:
@@ -234,6 +231,15 @@ class PrometheusDriftSensor(BaseSensorOperator):
             )
             self.defer(trigger=trigger, method_name="resume", timeout=timedelta(minutes=wait))
         return self._logged(found)
+
+    def _asked(self, may_be_away: bool) -> list[DriftAlert]:
+        """What drifts now. Raises: AirflowException where nobody can say so, which is not the same as nothing."""
+        if (found := asyncio.run(self._now())) is None:
+            said = f"Neither Prometheus ({settings().prometheus_url or 'none set'}) nor the server answers"
+            if not may_be_away:
+                raise AirflowException(f"{said}, so whether anything drifts is not known. `clipft doctor` says what is away.")
+            self.log.warning("%s.", said)
+        return found or []
 
     async def _now(self) -> list[DriftAlert] | None:
         poller = AlertPoller(settings().prometheus_url, settings().server_url)
@@ -248,6 +254,7 @@ class PrometheusDriftSensor(BaseSensorOperator):
             found: list[AlertJson] = super().resume_execution(next_method, next_kwargs, context)
             return found
         except AirflowSensorTimeout:
+            self._asked(may_be_away=False)
             raise AirflowSkipException(f"Nothing drifted in {self.wait_minutes} minutes.") from None
 
     def resume(self, context: Context, event: list[AlertJson]) -> list[AlertJson]:

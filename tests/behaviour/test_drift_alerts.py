@@ -389,10 +389,23 @@ def test_the_sensor_hands_on_what_lasts_of_the_domains_asked_for_or_skips_what_f
     assert server.asked["/metrics"] == asked
 
 
-def test_the_sensor_skips_when_nobody_can_be_asked(sensor, monkeypatch):
+def test_where_nobody_can_be_asked_the_sensor_does_not_say_that_nothing_drifts(sensor, monkeypatch):
+    from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, TaskDeferred
+
     monkeypatch.setenv("CLIPFT_SERVER_URL", NOBODY)
     settings.cache_clear()
-    assert found_by(sensor()) is None
+    with pytest.raises(AirflowException, match="not known"):
+        found_by(sensor())
+    waits = sensor(wait_minutes=2)
+    with pytest.raises(TaskDeferred):  # it may come back meanwhile
+        found_by(waits)
+
+    def timed_out(*_: Any) -> None:
+        raise AirflowSensorTimeout
+
+    monkeypatch.setattr("airflow.sdk.bases.sensor.BaseSensorOperator.resume_execution", timed_out)
+    with pytest.raises(AirflowException, match="not known"):
+        waits.resume_execution("resume", None, {})
 
 
 def test_the_sensors_two_polls_see_two_measurements(plugin):
