@@ -7,21 +7,25 @@ import json
 import sys
 from pathlib import Path
 
+from .. import tracking
 from ..ops.chaos import made, state
 from ..spec import RunSpec
 from ..stages import chain
 from ..stages.call import StageOutput
 
-LAST = ("version", "promote")  # of the data set, of the training
+LAST = {"clipft_dataset": "version", "clipft_finetune": "promote", "clipft_rollback": "promote"}  # what follows needs a server
 
 
 def main(folder: Path, rounds: int) -> None:
     for number in range(1, rounds + 1):
-        for form, last in zip(made.forms(folder, number), LAST, strict=True):
+        for dag, form in made.forms(folder, number).items():
             spec, results = RunSpec.from_flat(form), dict[str, StageOutput]()
-            names = chain.stages_of(spec)
-            for name in names[: names.index(last) + 1]:
-                results[name] = chain.run_stage(name, spec, results.__getitem__)
+            stages = chain.ROLLBACK if dag == "clipft_rollback" else chain.CHAIN
+            names = [*stages] if stages is chain.ROLLBACK else chain.stages_of(spec)
+            for name in names[: names.index(LAST[dag]) + 1]:
+                results[name] = chain.run_stage(name, spec, results.__getitem__, stages)
+            if promoted := results.get("promote"):
+                tracking.confirm(spec.domain, promoted["version"])  # what `verify` ends with
     print(state.STATE + json.dumps(state.found()))
 
 

@@ -93,9 +93,15 @@ class Airflow:
     def unpause(self, dag: str) -> None:
         self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
 
-    def trigger(self, dag: str, conf: Mapping[str, object]) -> str:
-        """Start a run; returns its id."""
-        return str(self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"])
+    def trigger(self, dag: str, conf: Mapping[str, object], run: str = "") -> str:
+        """Start a run; returns its id.
+
+        Args:
+            run: its id, so that who got no answer may ask again and starts no second one; "": Airflow chooses one.
+        """
+        path, body = f"/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf} | ({"dag_run_id": run} if run else {})
+        answer = self.raw("POST", f"/api/v2{path}", body)
+        return run if run and answer.status_code == 409 else str(self._read(answer)["dag_run_id"])
 
     def runs(self, dag: str) -> list[DagRun]:
         """The newest runs, newest first."""

@@ -11,6 +11,7 @@ import jinja2
 import jsonschema
 import pytest
 
+from clipft_tasks.ops.chaos.strikes import DURING
 from clipft_tasks.stages.chain import CHAIN, ROLLBACK
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -244,3 +245,8 @@ def test_training_waits_for_its_tuning_one_mapped_task_a_trial(dag):
         assert "tune.trial" in dag["mapped"]
         assert {"tune.trial", "tune.begin"} <= set(dag["upstream"]["tune.decide"])
         assert dag["upstream"]["finetune"] == ["plan", "tune.decide"]
+
+
+def test_what_chaos_strikes_is_a_task_of_its_dag(parsed):
+    for name, tasks in DURING.items():
+        assert set(tasks) <= parsed[name]["kinds"].keys()

@@ -27,8 +27,13 @@ def found() -> State:
     for run in runs:
         by_key.setdefault(run.data.tags.get("clipft.key", ""), []).append(run.info.status)
     state["runs"] = sorted(by_key.values())
-    versions = sorted(client.search_model_versions(f"name = '{tracking.model_name(DOMAIN)}'"), key=lambda v: int(v.version))
-    state["models"] = {str(v.version): {"tags": sorted(v.tags), "aliases": sorted(v.aliases)} for v in versions}
+    name = tracking.model_name(DOMAIN)
+    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
+    aliases = client.get_registered_model(name).aliases  # a search gives versions without theirs
+    state["models"] = {
+        str(v.version): {"tags": sorted(v.tags), "aliases": sorted(a for a, of in aliases.items() if str(of) == str(v.version))}
+        for v in versions
+    }
     state["metrics"] = {str(v.version): _metrics(client, str(v.run_id)) for v in versions}
     return state
 
@@ -57,6 +62,29 @@ def differences(expected: State, state: State) -> list[str]:
             more = [entry for entry in other if entry not in one or other.count(entry) != one.count(entry)]
             less = [entry for entry in one if entry not in other]
             problems.append(f"{kind}: {_short(more)} instead of {_short(less)}")
+    return problems
+
+
+def not_readapted(before: State, after: State) -> list[str]:
+    """In a sentence each, what else than one more data set, training and version, now champion, came of a re-adaptation."""
+    problems = []
+    for kind in ("data sets", "models"):
+        made = sorted(after[kind].keys() - before[kind].keys())
+        if len(made) != 1:
+            problems.append(f"{kind}: the re-adaptation made {_short(made)} and not one")
+    trained = [statuses for statuses in after["runs"] if after["runs"].count(statuses) != before["runs"].count(statuses)]
+    if len(after["runs"]) != len(before["runs"]) + 1 or ["FINISHED"] not in trained:
+        problems.append(f"runs: {_short(after['runs'])} after {_short(before['runs'])}")
+    new = after["models"].keys() - before["models"].keys()
+    champions = {number for number, model in after["models"].items() if "champion" in model["aliases"]}
+    if champions != new:
+        problems.append(f"version {_short(sorted(champions))} is champion and not {_short(sorted(new))}")
+    kept = {"data sets": before["data sets"], "metrics": before["metrics"]}
+    problems += differences(kept, {kind: {k: v for k, v in after[kind].items() if k in kept[kind]} for kind in kept})
+    for number in sorted(new):
+        for name, history in after["metrics"][number].items():
+            if len({step for step, _ in history}) != len(history):  # a resumed training that came to something else
+                problems.append(f"metrics, {number}: {name} has two values at one step: {_short(history)}")
     return problems
 
 
