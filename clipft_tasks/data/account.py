@@ -10,6 +10,7 @@ from pathlib import PurePath
 from ..contracts.dataset import RejectedRow, SourceAccount
 from ..core.console import say
 from ..domains import Domain
+from .groups import same_group
 
 FEW_PER_CLASS = 3  # rows: classes from folders with fewer on average are more likely patients, parts or dates
 MANY_CLASSES = 10
@@ -81,7 +82,12 @@ def finish(
             f"No row has a group, so images of one {domain.group_unit} may lie in train and test. "
             "Name the column (data.group_column) or the level of folders (data.levels) that tells them apart."
         )
-    elif named and not all(members):
+    if spelled := len(named) - len({same_group(name) for name in named}):
+        warnings.append(
+            f"{spelled} of {len(named)} groups are called like another one but for case, spaces, zeros or how letters are composed. "
+            "They share a split."
+        )
+    if named and not all(members):
         warnings.append(f"{members.count('')} of {taken} rows have no group.")
     if len(classes) == 1 and taken > 1 and classes.total() == taken:
         warnings.append("All rows are of one class. Is that a class at all?")

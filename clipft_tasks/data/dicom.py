@@ -10,7 +10,7 @@ refuse pixels.
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..core.errors import ClipftError
 from . import deep_jpeg, pseudonyms
+from .groups import same_group
 from .images import BadImageError, Limits
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ DISPLAY = (
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     "BitsStored",
 )  # fmt: skip
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds with several frames
 EXTENDED = "1.2.840.10008.1.2.4.51"  # JPEG of 8 or 12 bits
 # What programs that remove names leave where the number was.
-NOBODY = re.compile(r"[\W_0x]*|(de-?identified|anon\w*|unknown|none|removed|redacted|n/?a|patient|no_?name|test)[\W_]*", re.I)
+NOBODY = re.compile(r"[\W_0x]*|(de-?identified|anon\w*|pseudo\w*|dummy|demo|unknown|none|removed|redacted|n/?a|patient|no_?name|test)[\W_]*", re.I)
 UNITS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "frame of reference": "FrameOfReferenceUID"}
 
 
@@ -89,6 +91,15 @@ def check(header: "Dataset", limits: Limits = Limits()) -> None:
     if header.get("BitsAllocated") not in (8, 16):
         bits = header.get("BitsAllocated")
         raise BadImageError(f"{bits} bits a pixel: it is a mask or a map of doses, not an image", "mask or map of doses")
+
+
+def may_show_names(header: "Dataset") -> bool:
+    """Whether it is a screen, or paper that was scanned, and does not declare that no name is burnt into it."""
+    declared = str(header.get("BurnedInAnnotation") or "").upper() == "NO"
+    kinds = {str(kind).upper() for kind in _several(header.get("ImageType"))}
+    return not declared and (
+        str(header.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE) or "ConversionType" in header or "SCREEN SAVE" in kinds
+    )
 
 
 def as_png(data: bytes, limits: Limits = Limits(), frame: int | None = None) -> bytes:
@@ -265,11 +276,15 @@ CODE = re.compile(r"[A-Za-z][A-Za-z0-9_ -]{0,15}")  # a value of VR CS, in any c
 
 def caption_of(header: "Dataset") -> str:
     """What can be said from the header alone: modality, part of the body, view; "" when it says no modality."""
-    what = MODALITIES.get(str(header.get("Modality", "")))
+    what = MODALITIES.get(str(header.get("Modality", "")).strip().upper())
     if not what:
         return ""
+    named = set(re.findall(r"[^\W\d_]{2,}", f"{header.get('PatientName') or ''} {header.get('PatientID') or ''}".lower()))
     part, view = (str(header.get(name) or "").strip() for name in ("BodyPartExamined", "ViewPosition"))
-    part, view = (said if CODE.fullmatch(said) else "" for said in (part.lower(), view))  # free text might name anybody
+    part, view = (  # free text might name anybody
+        said if CODE.fullmatch(said) and said.count(" ") < 2 and not named & set(re.split(r"[ _-]", said.lower())) else ""
+        for said in (part.lower(), view)
+    )
     return what + (f" of the {part}" if part else "") + (f", {view} view" if view else "") + "."
 
 
@@ -277,6 +292,20 @@ def pseudonym(header: "Dataset") -> str:
     """What stands for the patient, so that one patient's images share a split; "" when the file names none."""
     said = [str(header.get(name) or "").strip() for name in ("IssuerOfPatientID", "PatientID")]
     return pseudonyms.pseudonym("\n".join(said)) if said[1] and not NOBODY.fullmatch(said[1]) else ""
+
+
+def kin_of(header: "Dataset") -> tuple[str, ...]:
+    """Pseudonyms of what ties a file to others of its patient: a number that is spelled otherwise, or has an issuer in some files
+    alone; other numbers of the patient; the study."""
+    said = [header.get("PatientID"), *_several(header.get("OtherPatientIDs"))]
+    numbers = {same_group(str(number or "").strip()) for number in said if not NOBODY.fullmatch(str(number or "").strip())}
+    study = str(header.get(UNITS["study"]) or "").strip()
+    return tuple(pseudonyms.pseudonym(name) for name in (*sorted(f"patient {number}" for number in numbers), study) if name)
+
+
+def _several(value: object) -> list[object]:
+    """The values of an attribute that may have one or many."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
 
 
 def group_of(header: "Dataset") -> tuple[str, str]:

@@ -22,6 +22,7 @@ from . import croissant, history, manifest, objects, repository, shards, splits,
 from .decisions import Decisions
 from .objects import StoredFile
 from .tables import DECISIONS, MANIFEST, StoredTable
+from .groups import same_group
 from .tombstones import FILE, Tombstones, written
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def record(
             chosen=how,
             salt=salts[domain],
             images=sorted(map(digest, chosen[domain].images)),
-            groups=sorted(map(digest, chosen[domain].groups)),
+            groups=sorted({digest(name) for group in chosen[domain].groups for name in (group, same_group(group))}),
             rows={tag: n for tag, n in done.rows.items() if tag.startswith(f"{domain}/") and n},
             revisions={tag: pair for tag, pair in revisions.items() if pair[0] != pair[1]} if domain == min(chosen) else {},
         )

@@ -135,7 +135,8 @@ def rows_of(version: versioning.Version) -> Source:
     """A version's own rows as a source, without their splits."""
 
     def rows() -> Iterator[Row]:
-        yield from rows_again(versioning.fetch(version), splits=False)
+        kin = versioning.read_ledger(version, versioning.read_manifest(version)).kin()
+        yield from rows_again(versioning.fetch(version), splits=False, kin=kin)
 
     card = version.card
     return Source(rows, license=card.license, origin=card.origin, consent=card.consent, name=card.source, total=card.rows)
@@ -175,7 +176,7 @@ def split_rows(
         with atomic_path(folder / versioning.STAGED_MANIFEST) as path:
             manifest.write(kept, path)
         with atomic_path(folder / versioning.STAGED_LEDGER) as path:
-            earlier.ledger.joined(kept).frame.to_parquet(path, compression="zstd")
+            earlier.ledger.joined(kept).joined_kin(kept).frame.to_parquet(path, compression="zstd")
         if len(earlier.decisions.frame):
             with atomic_path(folder / tables.DECISIONS) as path:
                 earlier.decisions.frame.to_parquet(path)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..domains import Augment
 from . import resemblance, splits
+from .groups import KIN
 
 COLUMNS = ("sha256", "phash", "group", "split")
 BEYOND = 1.5  # times the limit of near-duplicates
@@ -51,6 +52,22 @@ class Ledger:
         """This ledger with more rows, in an order that does not depend on who came first."""
         both = pd.concat([self.frame, rows[list(COLUMNS)]]).astype("str").drop_duplicates()
         return type(self)(both.sort_values(list(COLUMNS), ignore_index=True))
+
+    def joined_kin(self, rows: pd.DataFrame) -> Self:
+        """This ledger with what else rows belong to, as groups of theirs. Rows that were staged by an earlier release say none."""
+        if "kin" not in rows:
+            return self
+        each = rows.assign(group=rows["kin"].str.split("\n")).explode("group")
+        each = each[each["group"].fillna("") != ""]
+        return self.joined(each.assign(group=KIN + each["group"].astype("str"))) if len(each) else self
+
+    def kin(self) -> dict[str, tuple[str, ...]]:
+        """What else images belong to, by sha256."""
+        own = self.frame[self.frame["group"].str.startswith(KIN)]
+        found: dict[str, tuple[str, ...]] = {}
+        for sha256, name in zip(own["sha256"], own["group"], strict=True):
+            found[sha256] = (*found.get(sha256, ()), name.removeprefix(KIN))
+        return found
 
     def beside(self, rows: pd.DataFrame) -> pd.DataFrame:
         """What it knows beside some rows: of images, groups and splits that are none of theirs."""
@@ -100,11 +117,12 @@ def place(
     sides at once: new ones, and of old ones (a group that became known later, say) those whose loss costs their split least.
 
     Args:
-        rows: sha256, phash, group, label, and split: the source's own or "".
+        rows: sha256, phash, group, label, and split: the source's own or ""; also kin, where a reader knows of any.
         shares, seed: as in `splits.assign`.
     """
     rows, ledger = rows.astype(object), Ledger(ledger.frame.astype(object))  # which is quicker to go through one by one
     known = pd.concat([rows[["sha256", "phash", "group"]], ledger.frame[["sha256", "phash", "group"]]], ignore_index=True)
+    known["kin"] = [*rows.get("kin", [""] * len(rows)), *[""] * len(ledger.frame)]
     component = _components(known, alike)
     here, held = component[: len(rows)], defaultdict(set)
     for part, split in zip(component[len(rows) :].tolist(), ledger.frame["split"], strict=True):
@@ -191,14 +209,20 @@ def _resembling(
 
 
 def _components(rows: pd.DataFrame, alike: Likeness) -> np.ndarray:
-    """Connected components (n,) of rows joined by bytes, look or group."""
+    """Connected components (n,) of rows joined by bytes, look, group or kin."""
     hashes = [phash for phash in rows["phash"].unique() if phash]
     first = {phash: i for i, phash in reversed(list(enumerate(rows["phash"])))}
     pairs = [(first[hashes[a]], first[hashes[b]]) for a, b in splits.near_duplicates(hashes, alike.bits, alike.augment)]
     pairs += [(first[phash], i) for i, phash in enumerate(rows["phash"]) if phash and first[phash] != i]
     image: dict[str, int] = {}
     pairs += [(j, i) for i, sha256 in enumerate(rows["sha256"]) if (j := image.setdefault(sha256, i)) != i]
-    return splits.components(len(rows), pairs, rows["group"].tolist())
+    groups = rows["group"].tolist()
+    if "kin" not in rows or not any(rows["kin"]):
+        return splits.components(len(rows), pairs, groups)
+    # A row for each further name of a row, joined to it; they are not asked about.
+    more = [(i, name) for i, names in enumerate(rows["kin"]) if names for name in names.split("\n")]
+    pairs += [(i, len(rows) + place) for place, (i, _) in enumerate(more)]
+    return splits.components(len(rows) + len(more), pairs, groups + [name for _, name in more])[: len(rows)]
 
 
 def _divided(component: np.ndarray, fixed: Sequence[str]) -> dict[int, Counter[str]]:

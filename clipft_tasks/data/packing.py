@@ -41,6 +41,7 @@ class TakenRow:
     sha256: str
     phash: str
     where: str
+    kin: str = ""  # of the row, a name a line
     shard: str = ""
     offset: int = 0
     length: int = 0
@@ -145,6 +146,7 @@ def take(
                 sha256=piece.sha256,
                 phash=said.phash,
                 where=row.where,
+                kin="\n".join(row.kin),
             )
             if piece.sha256 not in places:
                 places[piece.sha256] = shards.Place("", 0, 0)  # on its way

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..domains import Augment
+from .groups import same_group
 
 SPLITS = ("train", "val", "test")
 BLOCK = 4096  # rows that are compared at a time
@@ -142,15 +143,16 @@ def _equal(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def components(count: int, edges: Sequence[tuple[int, int]], groups: Sequence[str]) -> np.ndarray:
-    """Connected components of rows joined by near-duplicate edges or a common non-empty group: labels (count,)."""
+    """Connected components of rows joined by near-duplicate edges or a common non-empty group, however it is spelled: labels (count,)."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     joined = list(edges)
     first: dict[str, int] = {}
+    plain = {group: same_group(group) for group in set(groups) if group}
     for row, group in enumerate(groups):
         if group:
-            joined.append((first.setdefault(group, row), row))
+            joined.append((first.setdefault(plain[group], row), row))
     left, right = (np.array(side, dtype=int) for side in zip(*joined, strict=True)) if joined else (np.zeros(0, int),) * 2
     graph = coo_matrix((np.ones(len(left)), (left, right)), shape=(count, count))
     component: np.ndarray = connected_components(graph, directed=False)[1]

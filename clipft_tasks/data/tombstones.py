@@ -11,6 +11,7 @@ import pandas as pd
 from ..contracts.erasure import Erasure, salted
 from ..core.files import atomic_path
 from . import repository
+from .groups import same_group
 
 FILE = "erasures.jsonl"
 PASSED_OVER = "erased before"  # kind, in a source's account
@@ -50,9 +51,10 @@ class Tombstones:
         return frozenset(e.salt for e in self.erasures)
 
     def holds(self, sha256: str, group: str = "") -> bool:
-        """Was an image of these bytes erased, or its group?"""
+        """Was an image of these bytes erased, or its group, however it is spelled?"""
+        groups = {group, same_group(group)} - {""}
         return any(
-            (salt, salted(salt, sha256)) in self._images or (bool(group) and (salt, salted(salt, group)) in self._groups)
+            (salt, salted(salt, sha256)) in self._images or any((salt, salted(salt, name)) in self._groups for name in groups)
             for salt in self._salts
         )
 

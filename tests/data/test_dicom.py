@@ -323,3 +323,53 @@ def test_a_folder_without_dicom_is_named(home, tmp_path):
         open_source(f"dicom:{tmp_path}", DataSpec())
     with refuses("source.not_found", "/nowhere"):
         open_source("dicom:/nowhere", DataSpec())
+
+
+def test_what_lists_the_files_of_a_disk_is_no_row_and_may_be_the_source(home, tmp_path):
+    folder = tmp_path / "disk"
+    (folder / "DICOM").mkdir(parents=True)
+    shutil.copy(FILES / "CT_small.dcm", folder / "DICOM" / "IM1")
+    for name in ("DICOMDIR", "dicomdir.1"):
+        shutil.copy(FILES / "dicomdirtests" / "DICOMDIR", folder / name)
+    source = open_source(f"dicom:{folder / 'DICOMDIR'}", DataSpec())
+    assert len(list(source.rows())) == 1 and source.account.passed_over == {"DICOMDIR files": 2}
+    with refuses("source.not_found", "it is a file"):
+        open_source(f"dicom:{folder / 'DICOM' / 'IM1'}", DataSpec())
+
+
+@pytest.mark.parametrize(
+    ("fields", "looked_at"),
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, True),
+        ({"ConversionType": "WSD"}, True),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, True),
+        ({"ConversionType": "WSD", "BurnedInAnnotation": "NO"}, False),
+        ({}, False),
+    ],
+)
+def test_screens_that_may_show_names_are_worth_a_look(tmp_path, fields, looked_at):
+    (tmp_path / "a.dcm").write_bytes(changed("CT_small.dcm", **fields))
+    source = open_source(f"dicom:{tmp_path}", DataSpec())
+    assert len(list(source.rows())) == 1
+    assert any("secondary captures" in said for said in source.account.warnings) == looked_at
+
+
+@pytest.mark.parametrize(
+    ("fields", "caption"),
+    [
+        ({"BodyPartExamined": "CHEST DOE JOHN"}, "a CT image."),
+        ({"BodyPartExamined": "DOE", "PatientName": "DOE^JOHN"}, "a CT image."),
+        ({"BodyPartExamined": "T SPINE", "Modality": "ct"}, "a CT image of the t spine."),
+    ],
+)
+def test_a_caption_of_the_header_names_nobody(fields, caption):
+    header = pydicom.Dataset()
+    for name, value in ({"Modality": "CT"} | fields).items():
+        setattr(header, name, value)
+    assert dicom.caption_of(header) == caption
+
+
+def test_packed_files_among_studies_are_worth_a_look(tmp_path):
+    shutil.copy(FILES / "CT_small.dcm", tmp_path / "a.dcm")
+    (tmp_path / "b.dcm.gz").write_bytes(b"packed")
+    assert "1 packed files" in " ".join(open_source(f"dicom:{tmp_path}", DataSpec()).account.warnings)

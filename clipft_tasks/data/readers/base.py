@@ -24,6 +24,7 @@ class Row:
         image_bytes: reads the bytes; raises OSError or BadImageError.
         key: the source's own name for the row; must be unique.
         caption, label, group, split: "" where the source says nothing.
+        kin: other names of what it belongs to (the study of a patient who has two numbers): rows that share one share a split.
     """
 
     where: str
@@ -33,6 +34,7 @@ class Row:
     label: str = ""
     group: str = ""
     split: str = ""
+    kin: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

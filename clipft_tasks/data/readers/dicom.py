@@ -8,7 +8,7 @@ what the header says without naming anyone.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MOST_BYTES = 2**29  # of a file: many frames in it, of which one is decoded at a time
+PACKED = (".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SURE = (".dcm", ".dicom", ".ima")  # endings of files that are DICOM with or without a preamble
 
 
@@ -36,19 +37,23 @@ class Dicom(Reader):
 
     @classmethod
     def open(cls, argument: str, options: DataSpec) -> Source:
-        """Open the folder at a path. Raises ClipftError when there is none, or no DICOM file in it."""
+        """Open the folder at a path, or that of a DICOMDIR. Raises ClipftError when there is none, or no DICOM file in it."""
         root = Path(argument).expanduser()
+        root = root.parent if _is_directory(root) and root.is_file() else root
         if not root.is_dir():
             raise ClipftError(
                 f"source dicom:{root}",
-                "there is no such folder",
-                "Check the path; it is read on the worker.",
+                "it is a file" if root.exists() else "there is no such folder",
+                "Name the folder that it lies in." if root.exists() else "Check the path; it is read on the worker.",
                 code="source.not_found",
             )
         account = Account()
         inside = root_of(root, options.links_root)
-        every = [path for path in files(inside, account) if path.name != "DICOMDIR"]
+        every = files(inside, account)
         account.seen = len(every)
+        lists = [path for path in every if _is_directory(path)]
+        account.pass_over("DICOMDIR files", len(lists))
+        every = sorted(set(every) - set(lists))
         found = [path for path in every if _is_dicom(root / path)]
         if not found:
             raise ClipftError(
@@ -61,18 +66,28 @@ class Dicom(Reader):
         for path in set(every) - set(found):
             if not (path.suffix.lower() == ".txt" and path.with_suffix("") in stems):
                 account.pass_over(ending(path))
+        if packed := sum(account.passed_over[f"{suffix} files"] for suffix in PACKED):
+            account.warn(f"{packed} packed files were passed over; unpack them, or name an archive as the source.")
         levels = levels_of(found, options.levels, captioned=False, account=account if options.levels else Account())
         if not options.levels:
             account.understand("Folders give no class, for they may be named after patients (data.levels asks for one).")
         groups: Counter[str] = Counter()
+        tied = _Tied()
 
         def rows() -> Iterator[Row]:
             for number, path in enumerate(found, 1):
                 yield from _rows(inside, path, f"DICOM file {number} of {len(found)}, by path", groups)
+            if screens := tied.screens:
+                account.warn(
+                    f"{screens} files are secondary captures (screens, scans of paper), which often show names, and do not declare that "
+                    "theirs do not (BurnedInAnnotation). Look at them."
+                )
             said = [f"{count} rows by {what}" for what, count in groups.items() if what]
             account.understand(f"Groups: {', '.join(said) or 'none'}.")
             if groups["patient"] and (others := groups.total() - groups["patient"]):
                 account.warn(f"{others} rows name no patient; two studies of one may lie in train and test.")
+            if tied.count:
+                account.understand(f"{tied.count} groups share a study or a patient's number with another one, and so its split.")
 
         def _rows(root: Root, path: Path, where: str, groups: Counter[str]) -> Iterator[Row]:
             key = f"dicom/{pseudonyms.pseudonym(str(path))}"
@@ -94,6 +109,9 @@ class Dicom(Reader):
             if meaning.group and options.levels:
                 group, what = pseudonyms.pseudonym(meaning.group), "folder"
             groups[what] += 1
+            kin = dicom.kin_of(header)
+            tied.add(group, kin)
+            tied.screens += dicom.may_show_names(header)
             count = dicom.frames_of(header)
             chosen = dicom.chosen(count, options.frames)
             if len(chosen) < count:
@@ -107,9 +125,26 @@ class Dicom(Reader):
                     label=label,
                     group=group or (key if len(chosen) > 1 else ""),
                     split=meaning.split,
+                    kin=kin,
                 )
 
         return Source(rows, name="dicom", total=len(found), account=account)
+
+
+class _Tied:
+    """How many groups share a name with one that came before. screens: files whose pixels may show names."""
+
+    def __init__(self) -> None:
+        self.screens = 0
+        self.first: dict[str, str] = {}
+        self.later: set[str] = set()
+
+    def add(self, group: str, kin: Iterable[str]) -> None:
+        self.later |= {group for name in kin if self.first.setdefault(name, group) != group}
+
+    @property
+    def count(self) -> int:
+        return len(self.later)
 
 
 @dataclass(frozen=True)
@@ -131,9 +166,14 @@ def _read(root: Path | Root, path: Path) -> bytes:
 
 def _unnamed(reason: str, root: Path | Root, path: Path) -> str:
     """A reason without the names of its path."""
-    for name in (str(root / path), str(path), repr(str(path)), str(root)):
-        reason = reason.replace(name, "the file")
+    for name in (str(root / path), repr(str(path)), str(path), str(root)):
+        reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", reason)
     return reason
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is what a disk of DICOM files lists them in; copies of it are numbered."""
+    return path.name.upper().partition(".")[0] == "DICOMDIR"
 
 
 def _names_patient(label: str, header: "Dataset") -> bool:
