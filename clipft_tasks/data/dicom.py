@@ -41,7 +41,10 @@ DISPLAY = (
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds with several frames
 EXTENDED = "1.2.840.10008.1.2.4.51"  # JPEG of 8 or 12 bits
 # What programs that remove names leave where the number was.
-NOBODY = re.compile(r"[\W_0x]*|(de-?identified|anon\w*|pseudo\w*|dummy|demo|unknown|none|removed|redacted|n/?a|patient|no_?name|test)[\W_]*", re.I)
+NOBODY = re.compile(
+    r"[\W_0x]*|(de-?identified|anon\w*|pseudo\w*|dummy|demo|unknown|none|removed|redacted|n/?a|patient|no_?name|test)[\W_]*",
+    re.I,
+)
 UNITS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "frame of reference": "FrameOfReferenceUID"}
 
 
@@ -98,7 +101,9 @@ def may_show_names(header: "Dataset") -> bool:
     declared = str(header.get("BurnedInAnnotation") or "").upper() == "NO"
     kinds = {str(kind).upper() for kind in _several(header.get("ImageType"))}
     return not declared and (
-        str(header.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE) or "ConversionType" in header or "SCREEN SAVE" in kinds
+        str(header.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
+        or "ConversionType" in header
+        or "SCREEN SAVE" in kinds
     )
 
 

@@ -20,9 +20,9 @@ from ..contracts.dataset import DatasetCard
 from ..contracts.erasure import Erasure, salted
 from . import croissant, history, manifest, objects, repository, shards, splits, tables
 from .decisions import Decisions
+from .groups import same_group
 from .objects import StoredFile
 from .tables import DECISIONS, MANIFEST, StoredTable
-from .groups import same_group
 from .tombstones import FILE, Tombstones, written
 
 if TYPE_CHECKING:

@@ -1,18 +1,13 @@
 """One thing under several spellings: a patient's numbers, names of files on a Mac, names in archives."""
 
-import io
-import unicodedata
-import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pydicom
 import pytest
-from fixtures.errors import refuses
-from PIL import Image
 
 from clipft_tasks.stages import ingest, version
-from data.conftest import rejected, spec_of, taken
+from data.conftest import spec_of, taken
 from data.test_identity import photo
 
 FILES = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -22,6 +22,8 @@ def test_spellings_of_one_name_are_one_group(spellings):
     assert len(set(components(len(spellings), [], spellings).tolist())) == 1
 
 
-@pytest.mark.parametrize("names", [["1-11", "11-1", "111"], ["P1", "P10", "P100"], ["1.5", "15"], ["A-1", "B-1"], ["0", "00 b"]])
+@pytest.mark.parametrize(
+    "names", [["1-11", "11-1", "111"], ["P1", "P10", "P100"], ["1.5", "15"], ["A-1", "B-1"], ["0", "00 b"]]
+)
 def test_other_names_stay_apart(names):
     assert len({same_group(name) for name in names}) == len(names)

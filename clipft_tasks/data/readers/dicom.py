@@ -87,7 +87,9 @@ class Dicom(Reader):
             if groups["patient"] and (others := groups.total() - groups["patient"]):
                 account.warn(f"{others} rows name no patient; two studies of one may lie in train and test.")
             if tied.count:
-                account.understand(f"{tied.count} groups share a study or a patient's number with another one, and so its split.")
+                account.understand(
+                    f"{tied.count} groups share a study or a patient's number with another one, and so its split."
+                )
 
         def _rows(root: Root, path: Path, where: str, groups: Counter[str]) -> Iterator[Row]:
             key = f"dicom/{pseudonyms.pseudonym(str(path))}"
