@@ -226,15 +226,17 @@ def plot(found: Mapping[str, Found], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, panels = plt.subplots(1, len(found), figsize=(6 * len(found), 5), squeeze=False)
+    fig, panels = plt.subplots(1, len(found), figsize=(4.5 * len(found) + 3, 4.5), squeeze=False)
     for axes, (data, part) in zip(panels[0], found.items(), strict=True):
-        for name, columns in part["table"].items():
+        for number, (name, columns) in enumerate(part["table"].items()):
             x, y = columns["forgetting"]["value"], columns["score"]["value"]
-            axes.scatter(x, y, s=60 if name == DEFAULT else 30, marker="*" if name == DEFAULT else "o")
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
+            marker, size = ("*", 160) if name == DEFAULT else ("osD^v<>PX"[number % 9], 36)
+            axes.scatter(x, y, s=size, marker=marker, color=f"C{number % 10}", label=name)
         axes.set(title=data, xlabel="forgetting (general score lost)", ylabel="domain score")
+        axes.grid(alpha=0.3)
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
     fig.tight_layout()
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def shown(data: str, part: Found) -> None:
