@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from . import jpeg2000, tiff
+from .image_costs import too_costly
 from .metadata import without_text
 
 Aspect = Literal["crop", "pad", "squeeze"]
@@ -37,6 +39,9 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener(thumbnails=False)
     FORMATS["HEIF"] = (".heic", ".heif", ".hif")
+# Pillow warns of each odd entry of a file, of which it may have 60,000, and Python remembers each warning for good.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 ENDINGS = {ending: name for name, endings in FORMATS.items() for ending in endings}
 
 
@@ -95,6 +100,8 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
             image = _opened(data, limits)
         width, height = image.size
         check_size(width, height, limits)
+        if why := too_costly(image, data):
+            raise BadImageError(f"it has {why}", "too many parts")
         described = (image.mode, _format(image))
         if draft:
             image.draft(None, (draft, draft))

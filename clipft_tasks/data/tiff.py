@@ -1,11 +1,15 @@
 """TIFF files with more than Pillow reads: planar and 16-bit color, stacks of pages, OME-TIFF. By tifffile, of the extra `data`."""
 
 import io
+import logging
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from .image_costs import PAGES, SAMPLES, pages_of, tile_too_large
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it has lines for each page that lacks something
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -31,8 +35,10 @@ def decode(data: bytes, check: Callable[[int, int], None], index: int = 0) -> Im
 
     Args:
         check: takes width and height, before any pixel is decoded.
-    Raises: UnidentifiedImageError, or whatever tifffile raises for broken bytes.
+    Raises: UnidentifiedImageError, ValueError for more than is taken in, or whatever tifffile raises for broken bytes.
     """
+    if pages_of(data) > PAGES:
+        raise ValueError(f"more than {PAGES:,} pages")
     try:
         import tifffile
     except ImportError:
@@ -45,6 +51,12 @@ def decode(data: bytes, check: Callable[[int, int], None], index: int = 0) -> Im
         if keyframe is None:
             raise Image.UnidentifiedImageError("the page says nothing of its size")
         check(keyframe.imagewidth, keyframe.imagelength)
+        if keyframe.samplesperpixel * keyframe.imagedepth > SAMPLES:
+            raise ValueError(
+                f"{keyframe.samplesperpixel * keyframe.imagedepth:,} samples a pixel: which of them are the colors cannot be told"
+            )
+        if why := tile_too_large(keyframe.tilewidth, keyframe.tilelength, keyframe.imagewidth * keyframe.imagelength):
+            raise ValueError(why)
         return _image(np.squeeze(page.asarray()), keyframe)
 
 

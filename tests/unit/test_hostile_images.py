@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -41,11 +42,67 @@ def looped(tiff: bytes) -> bytes:
     return tiff[:end] + tiff[4:8] + tiff[end + 4 :]
 
 
+def tiff(data: bytes, first: int = 0, **tags: tuple[int, ...]) -> bytes:
+    """A TIFF of 16- or 32-bit tags (`t256=(…,)`); -1 is the place of `data`, `first` that of the next directory."""
+    place = 8 + 2 + 12 * len(tags) + 4 + sum(4 * len(v) for v in tags.values() if len(v) > 1)
+    entries, beside = b"", b""
+    for name, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *(place if v == -1 else v for v in values))
+        where = struct.pack("<I", place - sum(4 * len(v) for v in tags.values() if len(v) > 1) + len(beside))
+        beside += packed if len(values) > 1 else b""
+        entries += struct.pack("<HHI", int(name[1:]), 4, len(values)) + (where if len(values) > 1 else packed)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries
+    return head + struct.pack("<I", place + len(data) if first else 0) + beside + data
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG that goes over its pixels again and again."""
+    out = io.BytesIO()
+    Image.new("RGB", (2000, 2000), (10, 200, 30)).save(out, "JPEG", progressive=True)
+    jpeg = out.getvalue()
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * count + jpeg[-2:]
+
+
+def tiles_of_one() -> bytes:
+    """A JPEG 2000 of 255 px whose head says that each pixel is a tile."""
+    out = io.BytesIO()
+    Image.new("RGB", (255, 255)).save(out, "JPEG2000", no_jp2=True)
+    return out.getvalue()[:24] + struct.pack(">II", 1, 1) + out.getvalue()[32:]
+
+
 def cases() -> dict[str, bytes]:
     bomb = zlib.compress(b"\0" * 100_000_000)
     gif = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + b"\0" * 6
     large_frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\x00;"
     jpeg = saved("JPEG")
+    side = 10_240
+    row = {"t256": (64,), "t257": (64,), "t258": (8, 8, 8), "t259": (8,), "t262": (2,), "t277": (3,)}
+    tile = zlib.compress(bytes(3 * side * side), 1)
+    one_tile = tiff(tile, **row, t322=(side,), t323=(side,), t324=(-1,), t325=(len(tile),))
+    many, plane = 200, zlib.compress(bytes(2 * 1000 * 1000))
+    planes = {
+        "t256": (1000,),
+        "t257": (1000,),
+        "t258": (16,) * many,
+        "t259": (8,),
+        "t262": (2,),
+        "t277": (many,),
+        "t278": (1000,),
+    }
+    deep = {
+        "t256": (8,),
+        "t257": (8,),
+        "t258": (16, 16, 16),
+        "t259": (1,),
+        "t262": (2,),
+        "t277": (3,),
+        "t278": (8,),
+        "t284": (2,),
+    }
+    paged = tiff(bytes(128), first=1, **deep, t273=(-1, -1, -1), t279=(128, 128, 128))
+    pages = 40_000
+    chain = (struct.pack("<HHHIII", 1, 256, 4, 1, 8, len(paged) + 18 * n * (n < pages)) for n in range(1, pages + 1))
     return {
         "60,000 x 60,000 of nothing": png(60_000, 60_000, pixels=zlib.compress(b"\0" * 1000)),
         "a text of 100 MB": png(8, 8, chunk(b"zTXt", b"k\0\0" + bomb)),
@@ -59,6 +116,11 @@ def cases() -> dict[str, bytes]:
         "500 pages": saved("TIFF", 500),
         "500 frames": saved("GIF", 500),
         "200 frames of WebP": saved("WEBP", 200),
+        "3,000 scans of 2,000 px": scans(3000),
+        "a tile of 10,240 px for 64": one_tile,
+        "200 samples a pixel": tiff(plane, **planes, t273=(-1,) * many, t279=(len(plane),) * many, t284=(2,)),
+        "40,000 pages": paged + b"".join(chain),
+        "65,025 tiles": tiles_of_one(),
         "a drawing": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://127.0.0.1/'/></svg>",
     }
 
@@ -78,3 +140,12 @@ def test_a_file_that_costs_more_than_it_shows(case):
     assert time.thread_time() - began < 2
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 200 * 2**20  # macOS counts bytes, Linux KiB
+
+
+def test_a_file_of_60000_odd_entries_is_no_60000_lines_of_the_log():
+    entries = b"".join(struct.pack(">HHII", n, 7, 8_000_000, 1000) for n in range(60_000))
+    out = io.BytesIO()
+    SMALL.save(out, "PNG", exif=b"MM\0*" + struct.pack(">IH", 8, 60_000) + entries)
+    code = "import sys; from clipft_tasks.data.images import open_image; open_image(sys.stdin.buffer.read(), gray_bits=8)"
+    done = subprocess.run([sys.executable, "-c", code], input=out.getvalue(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
