@@ -11,10 +11,9 @@ from clipft_tasks.spec.form import JsonSchema
 
 from .admission import Admission
 from .errors import RequestRejectedError
-from .schemas import EXAMPLE_PNG, Base64, Body, Embed, Text, decoded, example
+from .schemas import DATA_URI, EXAMPLE_PNG, Base64, Body, Embed, Text, decoded, example, is_data_uri
 
 Encoding = Literal["float", "base64", "int8", "binary", "ubinary"]
-IMAGE = "data:image/"
 TOKENS = (
     "`input` holds numbers of tokens, which are another model's: this model has a tokenizer of its own. Send texts "
     "(langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))."
@@ -23,7 +22,7 @@ TOKENS = (
 
 def _image_bytes(value: object) -> object:
     """A data: URI as the bytes of its image. Nothing is fetched."""
-    if isinstance(value, str) and value[:5].lower() != "data:":
+    if isinstance(value, str) and not DATA_URI.match(value):
         what = "URLs are not fetched" if value[:4].lower() == "http" else "no image"
         raise ValueError(f"{what}: send the image itself, as data:image/png;base64,…")
     return decoded(value)
@@ -54,7 +53,7 @@ class ImagePart(Body):
 def _part(value: object) -> object:
     """One thing to embed, in the one spelling."""
     match value:
-        case str() if value[: len(IMAGE)].lower() == IMAGE:
+        case str() if is_data_uri(value):
             return {"type": "image_url", "image_url": {"url": value}}
         case str():
             return {"type": "text", "text": value}

@@ -22,9 +22,13 @@ QUOTE, BACKSLASH = ord('"'), ord("\\")
 IS_PART = np.zeros(256, bool)
 IS_PART[[ord(sign) for sign in ",:[{"]] = True
 STANDARD = bytes.maketrans(b"-_", b"+/")  # base64 has two alphabets
-ESCAPED = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))  # as JSON may write what base64 has
+CODES = [(code, bytes([sign])) for sign in b"+/=-_ \r\n\t" for code in {b"%02x" % sign, b"%02X" % sign}]
+PERCENT = [(b"%" + code, sign) for code, sign in CODES]  # as a URI may write what base64 has
+ESCAPED = [(b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b"")]  # as JSON may; .NET writes \u002B for a plus
+ESCAPED += [(b"\\u00" + code, sign) for code, sign in CODES]
 SPACE = b" \t\r\n"
-PADDING = re.compile(rb"(?:=|\\[nrt]|[ \t\r\n])*$")
+PADDING = re.compile(rb"(?:=|\\[nrt]|[ \t\r\n]|(?:%|\\u00)(?:3[dD]|0[aAdD9]|20))*$")
+CUT_ESCAPE = re.compile(rb"(?:\\.{0,4}|%.?)$", re.DOTALL)
 
 
 class ShapeError(Exception):
@@ -92,8 +96,8 @@ class LongStrings:
             raise ShapeError(f"more than {LEFT / 2**20:g} MiB beside its images")
         pieces, at = [], 0
         for number, (begin, end) in enumerate(self.spans):
-            head = bytes(self.raw[begin : begin + 100])
-            kept = head.index(b",") + 1 if head[:5].lower() == b"data:" and b"," in head and b"\\" not in head else 0
+            head = bytes(self.raw[begin : begin + 200])
+            kept = head.index(b",") + 1 if head.lstrip(SPACE)[:5].lower() == b"data:" and b"," in head else 0
             pieces += [bytes(self.raw[at : begin + kept]), f"{self.mark}{number}".encode()]
             self.spans[number] = (begin + kept, end)
             self.unread.add(number)
@@ -114,10 +118,10 @@ class LongStrings:
         pieces, left = [], b""
         for at in range(begin, end, DECODED):
             piece, left = left + bytes(self.raw[at : min(at + DECODED, end)]), b""
-            if BACKSLASH in piece:
-                if piece.endswith(b"\\"):  # the second half of an escape comes with the next piece
-                    piece, left = piece[:-1], b"\\"
-                for escaped, plain in ESCAPED:
+            if at + DECODED < end and (cut := CUT_ESCAPE.search(piece, len(piece) - 5)):  # its rest comes with the next piece
+                piece, left = piece[: cut.start()], cut[0]
+            for known, sign in ((ESCAPED, BACKSLASH), (PERCENT, ord("%"))):
+                for escaped, plain in known if sign in piece else ():
                     piece = piece.replace(escaped, plain)
             piece = piece.translate(STANDARD, SPACE)
             whole = len(piece) // 4 * 4

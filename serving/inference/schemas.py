@@ -4,6 +4,7 @@ A body of an inference route may also come as a form; its example is shown in th
 """
 
 import binascii
+import re
 from typing import Annotated, Self
 
 from pydantic import (
@@ -22,9 +23,10 @@ from clipft_tasks.contracts.base import Record
 
 from .admission import Admission
 from .errors import RequestRejectedError
-from .large_json import LONG_STRINGS
+from .large_json import LONG_STRINGS, PERCENT
 
 MAX_FIELDS = 50  # of a body; more are not even named in its refusal
+DATA_URI = re.compile("[\\s\ufeff]*data:([^,]{0,190}),", re.IGNORECASE)
 SPELLINGS = str.maketrans("-_", "+/", " \t\r\n")  # of base64
 EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run as they are
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
@@ -32,14 +34,14 @@ EXAMPLE_PNG = (  # a valid 8x8 gray image, so that the examples in the docs run 
 
 
 def decoded(value: object) -> object:
-    """Base64 as the bytes that it stands for, in any spelling: a data: URI, wrapped lines, the URL-safe alphabet, no padding.
+    """Base64 as the bytes that it stands for, in any spelling: a data: URI, percent-encoded, wrapped lines, the URL-safe alphabet, no padding.
     Bytes, which a form has, as they are."""
     if not isinstance(value, str):
         return value
-    if value[:5].lower() == "data:":
-        head, comma, value = value.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+    if uri := DATA_URI.match(value):
+        if uri[1].rpartition(";")[2].strip().lower() not in ("base64", "base64url"):
             raise ValueError("not base64: a data: URI must say `;base64,` before its bytes")
+        value = value[uri.end() :]
     if (strings := LONG_STRINGS.get()) and (number := strings.number_of(value)) is not None:
         try:
             return strings.decoded(number)
@@ -50,11 +52,21 @@ def decoded(value: object) -> object:
     try:
         return binascii.a2b_base64(value, strict_mode=True)  # without a copy, which base64 makes
     except ValueError:
-        text = value.translate(SPELLINGS).rstrip("=")
+        text = value
+    for escaped, plain in PERCENT if "%" in text else ():
+        text = text.replace(escaped.decode(), plain.decode())
+    text = text.translate(SPELLINGS).rstrip("=")
     try:
         return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
         raise ValueError("not base64: other characters than its 64, or cut short") from None
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether a text stands for the bytes of an image, in base64, and not for itself."""
+    uri = DATA_URI.match(text)
+    kind = uri[1].lower() if uri else ""
+    return kind.startswith("image/") or "base64" in kind
 
 
 def _counted(value: object, info: ValidationInfo) -> object:

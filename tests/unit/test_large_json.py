@@ -3,7 +3,9 @@
 import base64
 import json
 import re
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,11 +88,29 @@ def test_what_is_no_base64_is_not_decoded(wrong):
         strings.decoded(0)
 
 
-@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
-def test_large_images_arrive_as_they_were_sent(admission, head):
-    images = [bytes([n]) * size for n, size in enumerate((10, 200_000, 3_000_001))]
-    sent = {"domain": "x", "images": [{"base64": head + base64.b64encode(one).decode()} for one in images]}
-    body = read(memoryview(json.dumps(sent).encode()), "application/json", EmbedImages, admission)
+SPELLED = {
+    "plain": lambda text: text,
+    "data: URI": lambda text: "data:image/png;base64," + text,
+    "in capitals, with a parameter": lambda text: " DATA:IMAGE/PNG;charset=utf-8; BASE64 ," + text,
+    "percent-encoded": lambda text: "data:image/png;base64," + quote(text, safe=""),
+    "percent-encoded in small letters": lambda text: text.replace("=", "%3d").replace("+", "%2b").replace("/", "%2f") + "%0a",
+}
+WRITTEN = {
+    "plain": lambda text: text,
+    "slashes escaped, as by PHP": lambda text: text.replace("/", "\\/"),
+    "plus signs escaped, as by .NET": lambda text: text.replace("+", "\\u002B"),
+    "all signs escaped": lambda text: text.replace("+", "\\u002b").replace("/", "\\u002f").replace("=", "\\u003d"),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_large_images_arrive_as_they_were_sent(admission, spelled, written):
+    random = np.random.default_rng(0)
+    images = [random.bytes(size) for size in (10, 200_000, 1_000_001)]
+    sent = {"domain": "x", "images": [{"base64": SPELLED[spelled](base64.b64encode(one).decode())} for one in images]}
+    raw = WRITTEN[written](json.dumps(sent)).encode()
+    body = read(memoryview(raw), "application/json", EmbedImages, admission)
     assert [image.content for image in body.images] == images and body.domain == "x"
 
 

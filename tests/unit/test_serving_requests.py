@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from serving.inference import captures as module
 from serving.inference import forms
 from serving.inference.admission import SMALL_BODY, Admission, is_plain
 from serving.inference.captures import Captures
+from serving.inference.embedding_request import EmbeddingsRequest
 from serving.inference.errors import RequestRejectedError
 from serving.inference.loaded_model import Ranking
 from serving.inference.metrics import Metrics
@@ -39,6 +41,14 @@ def test_an_image_is_bytes_whether_it_came_as_json_or_as_a_form():
 
 SPELLED = {
     "data URI": lambda data: "data:image/png;base64," + base64.b64encode(data).decode(),
+    "data URI in capitals": lambda data: "DATA:IMAGE/PNG;CHARSET=UTF-8;BASE64," + base64.b64encode(data).decode(),
+    "data URI after a space": lambda data: "\n data:image/png; base64 , " + base64.b64encode(data).decode(),
+    "data URI without a type": lambda data: "data:;base64," + base64.b64encode(data).decode(),
+    "data URI, URL-safe by name": lambda data: "data:image/png;base64url," + base64.urlsafe_b64encode(data).decode(),
+    "percent-encoded": lambda data: "data:image/png;base64," + quote(base64.b64encode(data), safe=""),
+    "percent-encoded in small letters": lambda data: (
+        quote(base64.encodebytes(data), safe="").replace("%3D", "%3d").replace("%2B", "%2b")
+    ),
     "wrapped lines": lambda data: base64.encodebytes(data).decode(),
     "one newline": lambda data: base64.b64encode(data).decode() + "\n",
     "URL-safe": lambda data: base64.urlsafe_b64encode(data).decode(),
@@ -54,7 +64,13 @@ def test_base64_is_read_in_every_spelling_that_people_send(spelled):
     assert image.content == IMAGE
 
 
-@pytest.mark.parametrize("wrong", ["data:image/png,AAAA", "AAAAA", "ä", "AA!A", "data:"])
+@pytest.mark.parametrize("spelled", [name for name in SPELLED if name.startswith("data URI") or name == "percent-encoded"])
+def test_an_input_that_is_a_data_uri_is_an_image_however_it_is_spelled(spelled):
+    body = EmbeddingsRequest.model_validate_json(json.dumps({"input": ["data: is no URI, is it", SPELLED[spelled](IMAGE)]}))
+    assert body.parts == ["data: is no URI, is it", IMAGE]
+
+
+@pytest.mark.parametrize("wrong", ["data:image/png,AAAA", "AA%41A", "AAAAA", "ä", "AA!A", "data:"])
 def test_what_is_not_base64_is_refused_by_its_place(wrong):
     with pytest.raises(ValidationError) as error:
         EmbedImages.model_validate({"images": [{"base64": wrong}]})
