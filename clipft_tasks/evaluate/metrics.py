@@ -206,8 +206,8 @@ def calibrated_scale(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, 
 # Where embeddings lie -------------------------------------------------------------------------------------------------
 
 
-def geometry(image: np.ndarray, text: np.ndarray, sample: int = 2000) -> dict[str, float]:
-    """How a model uses its space; row i of `text` (n, d) is the caption of row i of `image`.
+def geometry(image: np.ndarray, text: np.ndarray, own: np.ndarray | None = None, sample: int = 2000) -> dict[str, float]:
+    """How a model uses its space; row `own[i]` of `text` (m, d) is the caption of row i of `image` (n, d), without `own` row i.
 
     Returns: modality_gap, the distance between the mean image and the mean text (Liang et al. 2022,
         https://arxiv.org/abs/2203.02053); alignment, the mean squared distance of pairs, and uniformity of images and of
@@ -215,7 +215,8 @@ def geometry(image: np.ndarray, text: np.ndarray, sample: int = 2000) -> dict[st
         less is better for all three). All on the unit sphere.
     """
     chosen = np.random.default_rng(0).permutation(len(image))[:sample]
-    image, text = (unit(x[chosen].astype(np.float64)) for x in (image, text))
+    image, text = image[chosen], text[chosen if own is None else own[chosen]]
+    image, text = (unit(x.astype(np.float64)) for x in (image, text))
     return {
         "modality_gap": float(np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))),
         "alignment": float(np.mean(np.sum((image - text) ** 2, axis=1))),

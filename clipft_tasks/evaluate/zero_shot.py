@@ -138,7 +138,7 @@ def predictions_of(
     """What a model says of images whose embeddings `image` (rows, d) are known."""
     codes, _ = pd.factorize(frame["sha256"])
     first = np.flatnonzero(~frame["sha256"].duplicated().to_numpy())
-    images, captions = image[first], texts.captions
+    images, captions = image if len(first) == len(image) else image[first], texts.captions
     image_rank = ranked(codes, texts.own, (len(images), len(captions)), lambda some: similarities(clip, images[some], captions))
     text_rank = ranked(
         texts.own, codes, (len(captions), len(images)), lambda some: similarities(clip, images, captions[some]).T
@@ -166,7 +166,7 @@ def predictions_of(
         image=image.numpy(),
         scale=float(clip.model.logit_scale.detach().exp()),
         seconds=seconds,
-        geometry=m.geometry(image.numpy(), texts.captions[torch.from_numpy(texts.own)].numpy()),
+        geometry=m.geometry(image.numpy(), texts.captions.numpy(), texts.own),
     )
 
 
