@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ from .readers import Row, Source
 MAX_WORDS = 1000
 
 
-@dataclass(frozen=True)
+@dataclass
 class TakenRow:
     """A row whose image was decoded; `where` a person finds it, the rest as in a manifest. Its place comes when it is packed."""
 
@@ -155,9 +155,10 @@ def take(
     with closing(KnownFiles()) as files:
         for sha256, where in shards.pack(entries(files), folder / "shards"):
             places[sha256] = where
-    return [replace(row, **vars(places[row.sha256])) for row in taken.values()], [
-        rejected[number] for number in sorted(rejected)
-    ]
+    for taken_row in taken.values():
+        place = places[taken_row.sha256]
+        taken_row.shard, taken_row.offset, taken_row.length = place.shard, place.offset, place.length
+    return list(taken.values()), [rejected[number] for number in sorted(rejected)]
 
 
 def key_of(data: bytes, caption: str, label: str, group: str) -> str:

@@ -42,7 +42,9 @@ def contents(folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_only_new_images_are_read_and_the_rows_are_the_same_byte_for_byte(versioned, home, reads):
+@pytest.mark.parametrize("at_once", [0, known_files.AT_ONCE])
+def test_only_new_images_are_read_and_the_rows_are_the_same_byte_for_byte(versioned, home, reads, monkeypatch, at_once):
+    monkeypatch.setattr(known_files, "AT_ONCE", at_once)
     made_image("red", 500).save(versioned.parent / "more.png")
     with versioned.open("a") as table:
         table.write("more.png,one more,red square,\nred-001.png,another caption of it,red square,\nred-002.png,,blue square,\n")

@@ -105,18 +105,18 @@ def read_inside(root: Path | Root, name: str, as_it_is: bool = False, limit: int
         OSError: when it cannot be read.
     """
     path, _ = find_inside(root, name, limit)
-    data = path.read_bytes()
+    data = Path(path).read_bytes()
     return data if as_it_is else as_image(data)
 
 
-def find_inside(root: Path | Root, name: str, limit: int) -> tuple[Path, os.stat_result]:
+def find_inside(root: Path | Root, name: str, limit: int) -> tuple[str, os.stat_result]:
     """The file of `name` below `root`, without links in its path, and what the system says of it. Arguments and errors as `read_inside`."""
     root = root if isinstance(root, Root) else Root(root)
     try:
         name.encode()
-        path = root.resolved(name)
-        if "\\" in name and not path.exists():  # as Windows writes paths
-            path = root.resolved(name.replace("\\", "/"))
+        path, about = root.find(name)
+        if "\\" in name and not about and not Path(path).exists():  # as Windows writes paths
+            path, about = root.find(name.replace("\\", "/"))
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
         raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
     if not root.holds(path):
@@ -124,7 +124,7 @@ def find_inside(root: Path | Root, name: str, limit: int) -> tuple[Path, os.stat
         linked = f"path {name!r} leads outside {root}; see data.links_root"
         raise BadImageError(outside if Path(name).is_absolute() else linked, "outside the source")
     try:
-        about = path.stat()
+        about = about or Path(path).stat()
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
@@ -153,6 +153,6 @@ class ImageFile:
     def __call__(self) -> bytes:
         return read_inside(self.root, self.name, limit=self.limit)
 
-    def find(self) -> tuple[Path, os.stat_result]:
+    def find(self) -> tuple[str, os.stat_result]:
         """The file, and what the system says of it. Raises as `read_inside`."""
         return find_inside(self.root, self.name, self.limit)

@@ -1,6 +1,7 @@
 """Where links of a source may lead: into the source itself, and into the places where tools keep the files that they link to."""
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,27 +27,40 @@ class Root:
     def __str__(self) -> str:
         return str(self.path)
 
-    def resolved(self, name: str) -> Path:
-        """A path below it without links, `..` and the like. Folders are looked at once: a source has many files in each."""
-        path = self.path / name
-        if path.parent not in self._folders:
-            self._folders[path.parent] = path.parent.resolve()
-        found = self._folders[path.parent] / path.name
-        plain = path.name not in ("", os.pardir) and "\0" not in name and not found.is_symlink()
-        return found if plain else path.resolve()
+    def find(self, name: str) -> tuple[str, os.stat_result | None]:
+        """A path below it without links, `..` and the like, and what the system says of it; None where that is yet to be asked.
 
-    def holds(self, resolved: Path) -> bool:
+        Folders are looked at once: a source has many files in each.
+        """
+        folder, slash, base = name.rpartition("/")
+        if base not in ("", os.curdir, os.pardir) and "\0" not in name:
+            folder = folder or slash
+            if folder not in self._folders:
+                self._folders[folder] = f"{str((self.path / folder).resolve()).rstrip(os.sep)}{os.sep}"
+            path = self._folders[folder] + base
+            try:
+                if not stat.S_ISLNK((about := os.lstat(path)).st_mode):
+                    return path, about
+            except OSError:
+                return path, None
+        return str((self.path / name).resolve()), None
+
+    def holds(self, resolved: str | Path) -> bool:
         """Whether a path without links in it lies in the source, or where its links may lead."""
         path = str(resolved)
-        return any(path == place or path.startswith(f"{place.rstrip(os.sep)}{os.sep}") for place in self._places)
+        return path in self._places or path.startswith(self._below)
 
     @cached_property
-    def _folders(self) -> dict[Path, Path]:
+    def _folders(self) -> dict[str, str]:
         return {}
 
     @cached_property
     def _places(self) -> list[str]:
         return [str(self.path.resolve()), *map(str, self.linked)]
+
+    @cached_property
+    def _below(self) -> tuple[str, ...]:
+        return tuple(f"{place.rstrip(os.sep)}{os.sep}" for place in self._places)
 
 
 def root_of(path: Path, asked: str) -> Root:
