@@ -119,8 +119,8 @@ def stage(
     images = progress(source.rows(), "images", source.total)
     rows, refused = take(images, template, domain.gray_bits, earlier.frame, folder, known, is_erased)
     _write_rejected(refused, folder / "refused.jsonl")
-    columns = list(TakenRow.__dataclass_fields__)
-    pd.DataFrame([vars(row) for row in rows], columns=columns).to_parquet(folder / "taken.parquet")
+    columns = {name: [getattr(row, name) for row in rows] for name in TakenRow.__dataclass_fields__}
+    pd.DataFrame(columns).to_parquet(folder / "taken.parquet")
     found = SourceAccount(
         seen=told.seen, passed_over=dict(told.passed_over), understood=told.understood, warnings=told.warnings
     )
@@ -168,7 +168,8 @@ def split_rows(
     told = _read_account(folder)
     if decided.sentence:
         told.understand(decided.sentence)
-    account = finish(told, domain, kept["label"], kept["group"], kept["said"], rejected)
+    labels, groups, said = (kept[name].to_numpy(object) for name in ("label", "group", "said"))
+    account = finish(told, domain, labels, groups, said, rejected)
     card = card_of(about, domain.name, kept, len(rejected), earlier).model_copy(
         update={"kept_splits": placed.overruled, "parted": placed.parted, "account": account}
     )
@@ -275,8 +276,8 @@ def _key_in(folder: Path, earlier: Earlier) -> Callable[[pd.Series], str]:
 
 def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: int, earlier: Earlier) -> DatasetCard:
     """The card of staged rows."""
-    labels = Counter(label for label in rows["label"] if label)
-    counts = Counter(rows["split"])
+    of_rows, split_of = rows["label"].to_numpy(object), rows["split"].to_numpy(object)
+    labels, counts = Counter(label for label in of_rows if label), Counter(split_of)
     content = manifest.content_of(rows, earlier.decisions.digest if len(earlier.decisions.frame) else "")
     return DatasetCard(
         **about,
@@ -288,7 +289,7 @@ def card_of(about: dict[str, str], domain: str, rows: pd.DataFrame, rejected: in
         content=content,
         parents=earlier.parents(content),
         major=earlier.major,
-        absent=splits.absent(rows["label"], rows["split"]),
+        absent=splits.absent(of_rows, split_of),
         reviews=earlier.decisions.reviews(),
     )
 

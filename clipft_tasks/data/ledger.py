@@ -6,7 +6,7 @@ round. `clipft resplit` begins a ledger anew, and with it a new major version.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -57,7 +57,8 @@ class Ledger:
         """This ledger with what else rows belong to, as groups of theirs. Rows that were staged by an earlier release say none."""
         if "kin" not in rows:
             return self
-        each = rows.assign(group=rows["kin"].str.split("\n")).explode("group")
+        some = rows[rows["kin"].fillna("") != ""]
+        each = some.assign(group=some["kin"].str.split("\n")).explode("group")
         each = each[each["group"].fillna("") != ""]
         return self.joined(each.assign(group=KIN + each["group"].astype("str"))) if len(each) else self
 
@@ -124,133 +125,147 @@ def place(
     known = pd.concat([rows[["sha256", "phash", "group"]], ledger.frame[["sha256", "phash", "group"]]], ignore_index=True)
     known["kin"] = [*rows.get("kin", [""] * len(rows)), *[""] * len(ledger.frame)]
     component = _components(known, alike)
-    here, held = component[: len(rows)], defaultdict(set)
-    for part, split in zip(component[len(rows) :].tolist(), ledger.frame["split"], strict=True):
-        held[part].add(split)
+    here, at = component[: len(rows)], component[len(rows) :]
+    held = np.zeros(int(component.max(initial=-1)) + 1, np.uint8)
+    in_ledger = splits.held(at, splits.numbered(ledger.frame["split"]))
+    held[: len(in_ledger)] = in_ledger
 
-    said_of: dict[str, str] = {}  # of an image that the source puts into several splits: test before val before train
-    for sha256, said in zip(rows["sha256"], rows["split"], strict=True):
-        said_of[sha256] = max(said_of.get(sha256, ""), said, key=("", *splits.SPLITS).index)
+    image, _ = rows["sha256"].factorize()
+    named = splits.numbered(rows["split"])
+    most = np.zeros(int(image.max(initial=-1)) + 1, np.int8)
+    np.maximum.at(most, image, named)
+    said = most[image]  # of an image that the source puts into several splits: test before val before train
 
-    likely = _likely(rows, ledger, here, held, alike.bits)
-    also, deal = _resembling(known, component, here, held, rows["split"].tolist(), alike)
-    likely = also | likely
-    fixed, reasons, overruled = [], {}, 0
-    for i, (sha256, named, part) in enumerate(zip(rows["sha256"], rows["split"], here.tolist(), strict=True)):
-        own, said, there = ledger.splits.get(sha256, ""), said_of[sha256], held[part]
-        if not own and len(there) > 1:
-            reasons[i] = STRADDLES
-        elif not own and there and said and said not in there:
-            reasons[i] = OTHER_SIDE.format(there=next(iter(there)), said=said)
-        fixed.append(own or ("" if i in reasons else next(iter(there), said or likely.get(part, ""))))
-        overruled += bool(named and fixed[i] and named != fixed[i])
+    likely = np.zeros(len(held), np.int8)
+    near = _likely(rows, ledger, here, held, alike.bits)
+    also, deal = _resembling(known, component, here, held, named, alike)
+    for part, split in (also | near).items():
+        likely[part] = splits.NUMBER[split]
+    own = splits.numbered(rows["sha256"].map(ledger.splits).fillna(""))
+    there = splits.ONLY[held][here]
+    straddles = (own == 0) & (held[here] > 0) & (there == 0)
+    other_side = (own == 0) & (there > 0) & (said > 0) & (said != there)
+    reasons = dict.fromkeys(np.flatnonzero(straddles).tolist(), STRADDLES)
+    names = ("", *splits.SPLITS)
+    reasons |= {i: OTHER_SIDE.format(there=names[there[i]], said=names[said[i]]) for i in np.flatnonzero(other_side).tolist()}
+    fixed = np.select([own > 0, straddles | other_side, there > 0, said > 0], [own, 0, there, said], likely[here]).astype(
+        np.int8
+    )
+    overruled = int(((named > 0) & (fixed > 0) & (named != fixed)).sum())
 
     parted = _parted(rows, here, fixed, alike, domain)
     reasons |= parted
-    still = _divided(here, ["" if i in parted else split for i, split in enumerate(fixed)])
-    reasons |= {i: STRADDLES for i, part in enumerate(here.tolist()) if part in still and not fixed[i]}
-    kept = [i for i in range(len(rows)) if i not in reasons]
-    dealt = splits.assign(deal[kept], rows["label"].iloc[kept].tolist(), [fixed[i] for i in kept], shares, seed).splits
-    placed = dict(zip(kept, dealt, strict=True))
-    return Placement([placed.get(i, "") for i in range(len(rows))], reasons, overruled, len(parted))
+    left = fixed.copy()
+    left[list(parted)] = 0
+    still = splits.held(here, left)
+    divided = (still & (still - 1)) > 0
+    reasons |= dict.fromkeys(np.flatnonzero(divided[here] & (fixed == 0)).tolist(), STRADDLES)
+    is_kept = np.ones(len(rows), bool)
+    is_kept[list(reasons)] = False
+    kept = np.flatnonzero(is_kept)
+    of_kept = [names[number] for number in fixed[kept].tolist()]
+    dealt = splits.assign(deal[kept], rows["label"].iloc[kept].tolist(), of_kept, shares, seed).splits
+    placed = np.full(len(rows), "", object)
+    placed[kept] = dealt
+    return Placement(placed.tolist(), reasons, overruled, len(parted))
 
 
-def _likely(
-    rows: pd.DataFrame, ledger: Ledger, component: np.ndarray, held: Mapping[int, set[str]], bits: int
-) -> dict[int, str]:
+def _likely(rows: pd.DataFrame, ledger: Ledger, component: np.ndarray, held: np.ndarray, bits: int) -> dict[int, str]:
     """Where components that the ledger does not hold belong, if the nearest image that it holds is not far beyond the limit.
 
     An image that was compressed hard may differ from itself by more bits than two images that count as near-duplicates. To
     follow the nearest parts nothing and joins nothing; where it is another image after all, its split is as good as any.
     """
-    parts = component.tolist()
-    asked = [i for i, (part, said) in enumerate(zip(parts, rows["split"], strict=True)) if not said and not held.get(part)]
     known = ledger.frame[ledger.frame["phash"] != ""]
+    if not len(known):
+        return {}
+    asked = np.flatnonzero((rows["split"] == "").to_numpy(bool) & (held[component] == 0))
     found: dict[int, tuple[int, str]] = {}
     near = splits.nearest(rows["phash"].iloc[asked].tolist(), known["phash"].tolist(), int(BEYOND * bits))
-    for i, (which, apart) in zip(asked, near, strict=True):
+    for part, (which, apart) in zip(component[asked].tolist(), near, strict=True):
         if which >= 0:
-            found[parts[i]] = min(found.get(parts[i], (apart + 1, "")), (apart, known["split"].iloc[which]))
+            found[part] = min(found.get(part, (apart + 1, "")), (apart, known["split"].iloc[which]))
     return {part: split for part, (_, split) in found.items()}
 
 
 def _resembling(
-    known: pd.DataFrame,
-    component: np.ndarray,
-    here: np.ndarray,
-    held: Mapping[int, set[str]],
-    said: Sequence[str],
-    alike: Likeness,
+    known: pd.DataFrame, component: np.ndarray, here: np.ndarray, held: np.ndarray, said: np.ndarray, alike: Likeness
 ) -> tuple[dict[int, str], np.ndarray]:
     """What follows of images that resemble others beyond the limit, of rows that are free and in no group.
 
     Args:
-        known: the rows, and then those of the ledger. component: of each; here: of the rows. said: the source's own splits.
+        known: the rows, and then those of the ledger. component: of each; here: of the rows.
+        held: the ledger's splits by component (splits.held). said: the source's own splits (splits.numbered).
     Returns: where components belong that resemble what is in a split already; and the components to be dealt as one.
     """
-    taken = {part: split for part, split in zip(here.tolist(), said, strict=True) if split}
-    taken |= {part: min(there) for part, there in held.items() if len(there) == 1}
-    closed = taken.keys() | held.keys() | set(here[known["group"].iloc[: len(here)] != ""].tolist())
-    first = dict(zip(known["phash"][::-1], known.index[::-1], strict=True))  # of each look
-    first.pop("", None)
-    place = list(first.values())
-    asked = [i for i, at in enumerate(place) if at < len(here) and here[at] not in closed]
-    pairs = resemblance.resembling([*first], component[place], asked, alike.augment)
+    taken = np.zeros(len(held), np.int8)
+    taken[here[said > 0]] = said[said > 0]  # of several, the last row's
+    taken = np.where(splits.ONLY[held] > 0, splits.ONLY[held], taken)
+    closed = (taken > 0) | (held > 0)
+    closed[here[(known["group"].iloc[: len(here)] != "").to_numpy(bool)]] = True
+    codes, looks = known["phash"].factorize()
+    order = np.argsort(np.unique(codes[::-1], return_index=True)[1])  # the last first, as ever: ties follow it
+    order = order[looks[order] != ""]
+    place, looks = np.unique(codes, return_index=True)[1][order], looks[order]
+    asked = np.flatnonzero(place < len(here))
+    asked = asked[~closed[component[place[asked]]]]
+    pairs = resemblance.resembling(looks.tolist(), component[place], asked.tolist(), alike.augment)
     likely: dict[int, str] = {}
     edges = []
     for i, j in pairs:
         one, other = int(component[place[i]]), int(component[place[j]])
-        if other in taken:
-            likely.setdefault(one, taken[other])
-        elif other not in held:
+        if taken[other]:
+            likely.setdefault(one, splits.SPLITS[taken[other] - 1])
+        elif not held[other]:
             edges.append((one, other))
     edges = [(one, other) for one, other in edges if one not in likely and other not in likely]
-    return likely, splits.components(int(component.max(initial=-1)) + 1, edges, [])[here]
+    return likely, splits.components(len(held), edges, [])[here]
 
 
 def _components(rows: pd.DataFrame, alike: Likeness) -> np.ndarray:
     """Connected components (n,) of rows joined by bytes, look, group or kin."""
-    hashes = [phash for phash in rows["phash"].unique() if phash]
-    first = {phash: i for i, phash in reversed(list(enumerate(rows["phash"])))}
-    pairs = [(first[hashes[a]], first[hashes[b]]) for a, b in splits.near_duplicates(hashes, alike.bits, alike.augment)]
-    pairs += [(first[phash], i) for i, phash in enumerate(rows["phash"]) if phash and first[phash] != i]
-    image: dict[str, int] = {}
-    pairs += [(j, i) for i, sha256 in enumerate(rows["sha256"]) if (j := image.setdefault(sha256, i)) != i]
+    codes, looks = rows["phash"].factorize()
+    first = np.unique(codes, return_index=True)[1]
+    first, looks = first[looks != ""], looks[looks != ""]
+    near = np.array(splits.near_duplicates(looks.tolist(), alike.bits, alike.augment), dtype=int).reshape(-1, 2)
+    same = [splits.repeats(rows[name]) for name in ("phash", "sha256")]
     groups = rows["group"].tolist()
-    if "kin" not in rows or not any(rows["kin"]):
-        return splits.components(len(rows), pairs, groups)
     # A row for each further name of a row, joined to it; they are not asked about.
-    more = [(i, name) for i, names in enumerate(rows["kin"]) if names for name in names.split("\n")]
-    pairs += [(i, len(rows) + place) for place, (i, _) in enumerate(more)]
-    return splits.components(len(rows) + len(more), pairs, groups + [name for _, name in more])[: len(rows)]
+    kin = enumerate(rows["kin"]) if "kin" in rows else ()
+    more = [(i, name) for i, names in kin if names for name in names.split("\n")]
+    others = np.array([(i, len(rows) + place) for place, (i, _) in enumerate(more)], dtype=int).reshape(-1, 2)
+    edges = np.concatenate([first[near], *same, others])
+    return splits.components(len(rows) + len(more), edges, groups + [name for _, name in more])[: len(rows)]
 
 
-def _divided(component: np.ndarray, fixed: Sequence[str]) -> dict[int, Counter[str]]:
-    """Components with rows fixed to different splits, and how many to each."""
+def _divided(component: np.ndarray, fixed: np.ndarray) -> dict[int, Counter[str]]:
+    """Components with rows fixed to different splits (splits.numbered), and how many to each."""
+    bits = splits.held(component, fixed)
+    concerned = np.flatnonzero(((bits & (bits - 1)) > 0)[component] & (fixed > 0)) if len(component) else np.zeros(0, int)
     there: dict[int, Counter[str]] = defaultdict(Counter)
-    for part, split in zip(component.tolist(), fixed, strict=True):
-        if split:
-            there[part][split] += 1
-    return {part: found for part, found in there.items() if len(found) > 1}
+    for part, number in zip(component[concerned].tolist(), fixed[concerned].tolist(), strict=True):
+        there[part][splits.SPLITS[number - 1]] += 1
+    return dict(there)
 
 
-def _parted(rows: pd.DataFrame, component: np.ndarray, fixed: list[str], alike: Likeness, domain: str) -> dict[int, str]:
+def _parted(rows: pd.DataFrame, component: np.ndarray, fixed: np.ndarray, alike: Likeness, domain: str) -> dict[int, str]:
     """The fixed rows to leave out so that nothing that belongs together stands in two splits, with the reasons."""
     divided = _divided(component, fixed)
     if not divided:
         return {}
-    suspects = np.array([i for i, part in enumerate(component.tolist()) if part in divided and fixed[i]])
-    own = [fixed[i] for i in suspects]
+    suspects = np.flatnonzero(np.isin(component, list(divided)) & (fixed > 0))
+    own = fixed[suspects]
     part_of = _components(rows.iloc[suspects].reset_index(drop=True), alike)  # without the rows between them
-    total, kept = Counter(fixed), {}
+    total, kept = Counter(("", *splits.SPLITS)[number] for number in fixed.tolist()), {}
     for part, there in _divided(part_of, own).items():
 
         def lost(keep: str, there: Counter[str] = there) -> float:
             return sum(count / total[split] for split, count in there.items() if split != keep)
 
         kept[part] = min((split for split in reversed(splits.SPLITS) if split in there), key=lost)
+    names = [splits.SPLITS[number - 1] for number in own.tolist()]
     return {
         i: PARTED.format(own=split, there=kept[part], domain=domain)
-        for i, split, part in zip(suspects.tolist(), own, part_of.tolist(), strict=True)
+        for i, split, part in zip(suspects.tolist(), names, part_of.tolist(), strict=True)
         if split != kept.get(part, split)
     }

@@ -36,7 +36,8 @@ def write(frame: pd.DataFrame, path: Path) -> None:
 
 def content_of(frame: pd.DataFrame, decisions: str = "") -> str:
     """The digest of rows and their splits, and of what people decided of them: what has the same is the same version."""
-    identity = sorted(zip(frame["key"], frame["split"], strict=True)) + ([("decisions", decisions)] if decisions else [])
+    rows = (frame[name].to_numpy(object) for name in ("key", "split"))
+    identity = sorted(zip(*rows, strict=True)) + ([("decisions", decisions)] if decisions else [])
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -35,20 +35,28 @@ def resembling(
     given = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), -1)
     packed = np.concatenate(list(orientations(given, augment)))
     own = np.asarray(asked)
-    bits = np.unpackbits(packed, axis=1)
     slow = np.flatnonzero((np.arange(256) // 16 < SURE) & (np.arange(256) % 16 < SURE))
     words, mask = packed.view(np.uint64), np.packbits(np.isin(np.arange(256), slow)).view(np.uint64)
     width = int(np.clip(np.log2(len(packed)) + 2, 12, 22))
+    bits = np.empty((len(slow), len(packed)), np.uint8)
+    for start in range(0, len(packed), BLOCK):
+        some = slice(start, start + BLOCK)
+        bits[:, some] = np.unpackbits(packed[some], axis=1)[:, slow].T
     rng = np.random.default_rng(0)
 
     best = np.full((len(own), 2), FAR)  # distances to the nearest component and to the next
     which = np.full((len(own), 2), -1)  # images there
     for _ in range(BANDS):
-        place = rng.choice(slow, width, replace=False)
-        codes = bits[:, place] @ (1 << np.arange(width))
-        order = np.argsort(codes, kind="stable")
-        low, high = (np.searchsorted(codes[order], codes[own], side) for side in ("left", "right"))
-        counts = np.minimum(high - low, MOST)
+        codes = np.zeros(len(packed), np.uint64)
+        for number, wave in enumerate(rng.choice(len(slow), width, replace=False)):
+            codes |= bits[wave].astype(np.uint64) << np.uint64(number)
+        order = (np.sort(codes << np.uint64(32) | np.arange(len(packed), dtype=np.uint64)) & np.uint64(2**32 - 1)).astype(
+            np.int64
+        )
+        ends = np.cumsum(np.bincount(codes.astype(np.int64), minlength=2**width))
+        mine = codes[own].astype(np.int64)
+        low = np.where(mine > 0, ends[mine - 1], 0)
+        counts = np.minimum(ends[mine] - low, MOST)
         for block in np.array_split(np.arange(len(own)), max(1, int(counts.sum()) // BLOCK)):
             row = np.repeat(block, counts[block])
             at = np.arange(len(row)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])

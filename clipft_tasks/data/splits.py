@@ -4,14 +4,21 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..domains import Augment
 from .groups import same_group
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SPLITS = ("train", "val", "test")
 BLOCK = 4096  # rows that are compared at a time
+FEW = 32  # rows with one code that are compared all at once
+NUMBER = {name: number for number, name in enumerate(("", *SPLITS))}
+ONLY = np.array([0, 1, 2, 0, 3, 0, 0, 0], np.int8)  # by the bits of `held`: the split where it is one
 
 
 def near_duplicates(
@@ -33,6 +40,7 @@ def near_duplicates(
     given = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(count, -1)
     packed = np.concatenate(list(orientations(given, augment)))  # the first rows as they came; row i of each is of image i
     words = packed.view(np.uint64)
+    first_word = words[:, 0].copy()
     parent = np.arange(count)  # of a forest: images with one root are joined
 
     def roots(images: np.ndarray) -> np.ndarray:
@@ -43,23 +51,36 @@ def near_duplicates(
         return above
 
     pairs: list[tuple[int, int]] = []
+
+    def join(ones: np.ndarray, others: np.ndarray) -> None:
+        """Pairs of rows, where they are alike and not joined yet."""
+        near = (
+            np.bitwise_count(first_word[ones] ^ first_word[others]) <= bits
+        )  # hardly any of them is: look at the rest of those
+        ones, others = ones[near], others[near]
+        near = np.bitwise_count(words[ones] ^ words[others]).sum(axis=1) <= bits
+        ones, others = ones[near] % count, others[near] % count
+        apart = roots(ones) != roots(others)
+        for one, other in zip(ones[apart].tolist(), others[apart].tolist(), strict=True):
+            root, above = roots(np.array([one, other])).tolist()
+            if root != above:
+                parent[above] = root
+                pairs.append((min(one, other), max(one, other)))
+
     bands = np.arange(bits + 1)[:, None] == np.arange(packed.shape[1] * 8) * (bits + 1) // (packed.shape[1] * 8)
     for band in np.packbits(bands, axis=1):
-        mine = packed[:, band > 0] & band[band > 0]
-        asked = np.flatnonzero(_spread(mine) % of == part)
-        for rows in (asked[found] for found in _equal(mine[asked])):
-            upright = int(np.searchsorted(rows, count))  # each of those before meets all that come after it
-            for place in range(min(upright, len(rows) - 1)):
-                first, others = int(rows[place]), rows[place + 1 :]
-                root, above = roots(rows[place : place + 1] % count), roots(others % count)
-                if not (apart := above != root).any():
+        code = _spread(packed[:, band > 0] & band[band > 0])
+        asked = np.flatnonzero(code % of == part)
+        few, many = _equal(code[asked], asked)
+        for ones, others in few:
+            upright = ones < count  # each of those before meets all that come after it
+            join(ones[upright], others[upright])
+        for rows in many:
+            for place in range(min(int(np.searchsorted(rows, count)), len(rows) - 1)):
+                first, others = rows[place : place + 1], rows[place + 1 :]
+                if not (apart := roots(others % count) != roots(first % count)).any():
                     break
-                others, above = others[apart], above[apart]
-                near = np.bitwise_count(words[others] ^ words[first]).sum(axis=1) <= bits
-                joined, which = np.unique(above[near], return_index=True)
-                parent[joined] = root
-                found = (others[near][which] % count).tolist()
-                pairs += [(min(first, other), max(first, other)) for other in found]
+                join(np.repeat(first, apart.sum()), others[apart])
     return sorted(pairs)
 
 
@@ -110,7 +131,6 @@ def orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.nda
     yield packed
     if augment is None:
         return
-    waves = np.unpackbits(packed, axis=1).reshape(len(packed), 16, 16)
     odd = np.arange(16, dtype=np.uint8) % 2
     flips = augment.flip_horizontal or augment.flip_vertical
     for turned, down, across in itertools.product((False, True), repeat=3):
@@ -120,8 +140,13 @@ def orientations(packed: np.ndarray, augment: Augment | None) -> Iterator[np.nda
         else:
             there = not turned and down <= augment.flip_vertical and across <= augment.flip_horizontal
         if there and (turned or down or across):
-            found = waves.transpose(0, 2, 1) if turned else waves
-            yield np.packbits((found ^ (odd * across) ^ (odd * down)[:, None]).reshape(len(packed), -1), axis=1)
+            found = np.empty_like(packed)
+            for start in range(0, len(packed), BLOCK):  # a byte a wave is a lot for all at once
+                waves = np.unpackbits(packed[start : start + BLOCK], axis=1).reshape(-1, 16, 16)
+                waves = waves.transpose(0, 2, 1) if turned else waves
+                changed = waves ^ (odd * across) ^ (odd * down)[:, None]
+                found[start : start + BLOCK] = np.packbits(changed.reshape(len(changed), -1), axis=1)
+            yield found
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
@@ -133,30 +158,66 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _equal(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Row numbers, ascending, of each kind of row (n, k) that there are several of."""
-    whole = np.ascontiguousarray(rows).view([("", rows.dtype)] * rows.shape[1]).ravel()
-    _, kind, counts = np.unique(whole, return_inverse=True, return_counts=True)
-    order = np.argsort(kind, kind="stable")
-    ends = np.cumsum(counts)
-    return (order[end - count : end] for end, count in zip(ends[counts > 1], counts[counts > 1], strict=True))
+def _equal(codes: np.ndarray, rows: np.ndarray) -> tuple[Iterator[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """What has equal codes, of rows that ascend: all pairs (one before the other) where few rows have one, and the rows, ascending,
+    where many have. A few codes may count as equal that are not."""
+    number = np.sort((codes << np.uint64(32)) | rows.astype(np.uint64))
+    codes, rows = number >> np.uint64(32), (number & np.uint64(2**32 - 1)).astype(np.int64)
+    ends = np.append(np.flatnonzero(np.diff(codes)) + 1, len(codes)) if len(codes) else np.zeros(0, int)
+    sizes = np.diff(ends, prepend=0)
+    few = np.repeat((sizes > 1) & (sizes <= FEW), sizes)
+    many = [rows[end - size : end] for end, size in zip(ends[sizes > FEW], sizes[sizes > FEW], strict=True)]
+    codes, rows = codes[few], rows[few]
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for apart in range(1, FEW):
+            places = np.flatnonzero(codes[apart:] == codes[:-apart])
+            if not len(places):
+                break
+            for start in range(0, len(places), BLOCK * 64):
+                some = places[start : start + BLOCK * 64]
+                yield rows[some], rows[some + apart]
+
+    return pairs(), many
 
 
-def components(count: int, edges: Sequence[tuple[int, int]], groups: Sequence[str]) -> np.ndarray:
+def components(count: int, edges: Sequence[tuple[int, int]] | np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Connected components of rows joined by near-duplicate edges or a common non-empty group, however it is spelled: labels (count,)."""
+    import pandas as pd
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    joined = list(edges)
-    first: dict[str, int] = {}
-    plain = {group: same_group(group) for group in set(groups) if group}
-    for row, group in enumerate(groups):
-        if group:
-            joined.append((first.setdefault(plain[group], row), row))
-    left, right = (np.array(side, dtype=int) for side in zip(*joined, strict=True)) if joined else (np.zeros(0, int),) * 2
-    graph = coo_matrix((np.ones(len(left)), (left, right)), shape=(count, count))
+    joined = [np.asarray(edges, dtype=int).reshape(-1, 2)]
+    if len(groups):
+        codes, names = pd.factorize(np.asarray(groups, dtype=object))
+        plain = np.array([same_group(name) if name else "" for name in names], dtype=object)
+        joined.append(repeats(pd.Series(plain[codes])))
+    left, right = np.concatenate(joined).T
+    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
     component: np.ndarray = connected_components(graph, directed=False)[1]
     return component
+
+
+def repeats(values: "pd.Series[str]") -> np.ndarray:
+    """Pairs (n, 2) of rows: the first with a value, and one of the others; "" is none."""
+    codes, names = values.factorize()
+    first = np.unique(codes, return_index=True)[1]
+    again = np.ones(len(codes), bool)
+    again[first] = False
+    again &= (names.to_numpy(object) != "")[codes]
+    return np.stack([first[codes[again]], np.flatnonzero(again)], axis=1)
+
+
+def numbered(names: Sequence[str]) -> np.ndarray:
+    """Splits as numbers (n,): from 1 in the order of `SPLITS`, 0 for none."""
+    return np.array([NUMBER[name] for name in names], np.int8)
+
+
+def held(component: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Which splits the rows of each component are in: a bit for each of `SPLITS`. Arguments (n,), the second as `numbered`."""
+    found = np.zeros(int(component.max(initial=-1)) + 1, np.uint8)
+    np.bitwise_or.at(found, component, ((1 << number.astype(np.uint8)) >> 1).astype(np.uint8))
+    return found
 
 
 @dataclass(frozen=True)
@@ -182,30 +243,20 @@ def assign(
         splits by row. Where a component holds rows fixed to different splits, the fixed rows keep theirs, and its new rows
         are returned as `straddling`: wherever they went, their twin would be on the other side.
     """
-    splits = list(fixed)
-    straddling: list[int] = []
-    rows_of: dict[int, list[int]] = {}
-    for row, comp in enumerate(component.tolist()):
-        rows_of.setdefault(comp, []).append(row)
+    number, part = numbered(fixed), np.unique(component, return_inverse=True)[1]
+    there = held(part, number)
+    number = np.where(number == 0, ONLY[there][part], number)
+    free = there == 0
+    straddling = np.flatnonzero((number == 0) & ~free[part])
 
     # Counts by class are sparse: a component holds one class or a few, whatever number of classes there is.
     total = Counter(labels)
     wanted = [{label: shares[split] * count for label, count in total.items()} for split in SPLITS]
     filled = [dict.fromkeys(total, 0.0) for _ in SPLITS]
-    free: list[tuple[Counter[str], list[int]]] = []
-    for rows in rows_of.values():
-        there = {fixed[r] for r in rows} - {""}
-        if not there:
-            free.append((Counter(labels[r] for r in rows), rows))
-            continue
-        for r in rows:
-            if splits[r] == "":
-                if len(there) == 1:
-                    splits[r] = next(iter(there))
-                else:
-                    straddling.append(r)
-            if splits[r]:
-                filled[SPLITS.index(splits[r])][labels[r]] += 1
+    names = [("", *SPLITS)[i] for i in number.tolist()]
+    for (name, label), count in Counter(zip(names, labels, strict=True)).items():
+        if name:
+            filled[SPLITS.index(name)][label] += count
 
     def cost(s: int, counts: Counter[str]) -> float:
         """How much the squared shortfall of a split grows with these rows."""
@@ -214,25 +265,43 @@ def assign(
             for c, n in counts.items()
         )
 
-    rng = np.random.default_rng(seed)
-    tie = rng.permutation(len(free)).tolist()
+    members = np.flatnonzero(free[part])
+    order = members[np.argsort(part[members], kind="stable")]
+    ends = np.cumsum(np.bincount(part[members], minlength=len(there))[free])
+    starts, tie = np.append(0, ends)[:-1], np.random.default_rng(seed).permutation(len(ends))
+    ranked = np.argsort(order[starts])  # as they come
+    starts, ends = starts[ranked], ends[ranked]
     # Largest components first, since they are the hardest to place; each goes where it reduces the shortfall most.
-    for i in sorted(range(len(free)), key=lambda i: (-len(free[i][1]), tie[i])):
-        counts, rows = free[i]
+    ranked = np.lexsort((tie, starts - ends))
+    alone = (ends - starts)[ranked] == 1
+    for i in ranked[~alone].tolist():
+        rows = order[starts[i] : ends[i]].tolist()
+        counts = Counter(labels[r] for r in rows)
         best = min(range(len(SPLITS)), key=lambda s: cost(s, counts))
         for label, count in counts.items():
             filled[best][label] += count
         for r in rows:
-            splits[r] = SPLITS[best]
-    _complete(splits, labels, [rows for _, rows in free])
-    return Assignment(splits, straddling)
+            names[r] = SPLITS[best]
+    one = {label: Counter([label]) for label in total}
+    costs = {label: [cost(s, one[label]) for s in range(len(SPLITS))] for label in total}
+    for r in order[starts[ranked[alone]]].tolist():
+        label = labels[r]
+        of_label = costs[label]
+        best = of_label.index(min(of_label))
+        filled[best][label] += 1
+        of_label[best] = cost(best, one[label])
+        names[r] = SPLITS[best]
+    if missing := absent(labels, names):
+        _complete(names, labels, [order[start:end].tolist() for start, end in zip(starts, ends, strict=True)], missing)
+    return Assignment(names, straddling.tolist())
 
 
-def _complete(splits: list[str], labels: Sequence[str], free: Sequence[Sequence[int]]) -> None:
-    """Give a split that has no row of a class one, where a free component can be spared: the smallest, of the fullest split."""
-    missing = absent(labels, splits)
-    if not missing:
-        return
+def _complete(splits: list[str], labels: Sequence[str], free: Sequence[Sequence[int]], missing: dict[str, list[str]]) -> None:
+    """Give a split that has no row of a class one, where a free component can be spared: the smallest, of the fullest split.
+
+    Args:
+        missing: as `absent` finds it.
+    """
     holding: dict[tuple[str, str], int] = Counter()  # components by class and split; a row that is not free counts as one
     freed = set(itertools.chain.from_iterable(free))
     for r, label in enumerate(labels):
@@ -263,7 +332,7 @@ def _complete(splits: list[str], labels: Sequence[str], free: Sequence[Sequence[
 def absent(labels: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
     """The classes that have rows, and none in some split: those splits by class."""
     there: dict[str, set[str]] = {}
-    for label, split in zip(labels, splits, strict=True):
+    for label, split in set(zip(labels, splits, strict=True)):
         if label:
             there.setdefault(label, set()).add(split)
     missing = {label: [split for split in SPLITS if split not in there[label]] for label in sorted(there)}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
+from clipft_tasks.data import splits
 from clipft_tasks.data.images import perceptual_hash
 from clipft_tasks.data.splits import SPLITS, assign, components, near_duplicates
 from clipft_tasks.domains import Augment
@@ -68,6 +69,17 @@ def test_parts_of_the_search_join_what_one_search_joins(of):
     assert sum(bool(part) for part in parts) > 1
     together = sorted(pair for part in parts for pair in part)
     assert components(len(hashes), together, nothing).tolist() == components(len(hashes), alone, nothing).tolist()
+
+
+@pytest.mark.parametrize("few", [1, 2, 5])
+def test_how_many_are_compared_at_once_changes_nothing(monkeypatch, few):
+    hashes = [*planted(150, 6, 15, 0), *scene(60, 5)]
+    augment, nothing = Augment(flip_horizontal=True, rotate90=True), [""] * len(hashes)
+    usual = near_duplicates(hashes, 12, augment)
+    monkeypatch.setattr(splits, "FEW", few)
+    found = near_duplicates(hashes, 12, augment)
+    assert len(found) == len(usual) > 60
+    assert components(len(hashes), found, nothing).tolist() == components(len(hashes), usual, nothing).tolist()
 
 
 def scene(frames: int, noise: int, seed: int = 0) -> list[str]:
