@@ -21,5 +21,7 @@ def test_whatever_is_killed_every_run_ends_as_an_undisturbed_one(tmp_path: Path,
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["strikes"]) == kills + power_cuts and not report["problems"]
     assert {run["state"] for run in report["runs"]} <= {"success", "failed"} and report["runs"][-1]["state"] == "success"
+    whole = {"clipft_dataset", "clipft_finetune", "clipft_rollback", "clipft_drift_watch", "clipft_readapt"}
+    assert {run["dag"] for run in report["runs"] if run["state"] == "success"} == whole
     struck = [strike["hit"] for strike in report["strikes"] if "no process of it" not in strike["hit"]]
     assert len(struck) >= 0.8 * len(report["strikes"]), report["strikes"]
