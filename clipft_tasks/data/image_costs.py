@@ -2,6 +2,7 @@
 
 import re
 import struct
+from contextlib import suppress
 
 from PIL import Image
 
@@ -38,15 +39,17 @@ def tile_too_large(width: int, height: int, pixels: int) -> str:
 
 
 def pages_of(tiff: bytes) -> int:
-    """How many pages a TIFF has, at most `PAGES` + 1. Raises struct.error for a file that ends before."""
+    """How many pages a TIFF has, at most `PAGES` + 1; where the chain of them breaks off, those before."""
     order = "<" if tiff[:2] == b"II" else ">"
     is_big = tiff[2:4] in (b"+\0", b"\0+")
     count, entry, word = ("Q", 20, "Q") if is_big else ("H", 12, "I")
-    pages, (place,) = 0, struct.unpack_from(order + word, tiff, 8 if is_big else 4)
-    while place and pages <= PAGES:
-        pages += 1
-        (entries,) = struct.unpack_from(order + count, tiff, place)
-        (place,) = struct.unpack_from(order + word, tiff, place + struct.calcsize("=" + count) + entries * entry)
+    pages = 0
+    with suppress(struct.error):
+        (place,) = struct.unpack_from(order + word, tiff, 8 if is_big else 4)
+        while place and pages <= PAGES:
+            (entries,) = struct.unpack_from(order + count, tiff, place)
+            pages += 1
+            (place,) = struct.unpack_from(order + word, tiff, place + struct.calcsize("=" + count) + entries * entry)
     return pages
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -149,3 +150,15 @@ def test_a_file_of_60000_odd_entries_is_no_60000_lines_of_the_log():
     code = "import sys; from clipft_tasks.data.images import open_image; open_image(sys.stdin.buffer.read(), gray_bits=8)"
     done = subprocess.run([sys.executable, "-c", code], input=out.getvalue(), capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_tiff_whose_chain_of_pages_breaks_off_is_its_first_page():
+    tifffile = pytest.importorskip("tifffile")
+    out = io.BytesIO()
+    tifffile.imwrite(out, np.full((32, 24, 3), 40_000, np.uint16), photometric="rgb")
+    file = bytearray(out.getvalue())
+    (at,) = struct.unpack_from("<I", file, 4)
+    (entries,) = struct.unpack_from("<H", file, at)
+    struct.pack_into("<I", file, at + 2 + 12 * entries, len(file) + 1000)  # the next page, where there is nothing
+    found = open_image(bytes(file), gray_bits=16)
+    assert (found.width, found.height) == (24, 32) and found.rgb.getpixel((3, 3)) == (156, 156, 156)
