@@ -11,7 +11,9 @@ from ..contracts.dataset import RejectedRow, SourceAccount
 from ..core.console import say
 from ..domains import Domain
 from .groups import same_group
+from .odd_texts import sentences
 
+NO_ENDING = "files without a known ending"
 FEW_PER_CLASS = 3  # rows: classes from folders with fewer on average are more likely patients, parts or dates
 MANY_CLASSES = 10
 MISSING = {"nan", "na", "n/a", "none", "null", "nil", "-", "?", "<na>"}  # "unknown" may be a class
@@ -52,7 +54,7 @@ class Account:
 def ending(path: PurePath) -> str:
     """How a file's kind is named in an account: by its ending, unless that could be anything."""
     suffix = path.suffix.lower()
-    return f"{suffix} files" if re.fullmatch(r"\.[a-z][a-z0-9]{0,5}", suffix) else "files without a known ending"
+    return f"{suffix} files" if re.fullmatch(r"\.[a-z][a-z0-9]{0,5}", suffix) else NO_ENDING
 
 
 def finish(
@@ -62,11 +64,12 @@ def finish(
     groups: Iterable[str],
     splits: Iterable[str],
     rejected: Iterable[RejectedRow],
+    captions: Iterable[str] = (),
 ) -> SourceAccount:
     """The account with what came of it.
 
     Args:
-        labels, groups, splits: of the rows that were taken, in one order; the splits that the source gave, "" for none.
+        labels, groups, splits, captions: of the rows that were taken, in one order; the splits that the source gave, "" for none.
     """
     classes = Counter(label for label in labels if label)
     members = list(groups)
@@ -103,6 +106,9 @@ def finish(
         )
     if empty := sum(count for name, count in classes.items() if _plain(name) in MISSING):
         warnings.append(f"{empty} rows have a class that reads like a missing value (nan, none, n/a).")
+    warnings += sentences(captions, classes)
+    if lost := account.passed_over["groups that read like a missing value (nan, none, n/a)"]:
+        warnings.append(f"{lost} rows have a group that reads like a missing value (nan, none, n/a), and count as in none.")
     return SourceAccount(
         seen=account.seen,
         taken=taken,

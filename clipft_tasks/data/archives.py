@@ -31,6 +31,7 @@ MOST_RATIO, FREE_BYTES = 200, 2**28  # of unpacked to packed bytes, beyond the f
 BLOCK, END = 2**20, tarfile.BLOCKSIZE
 MOST_HEADER = 2**20  # bytes of a name or of what else stands before a member
 PASSED_OVER = "passed-over.json"
+UNKNOWN_NAMES = "files of an archive in folders whose names are in an unknown encoding"
 LEADS_OUT, LINK, NO_FILE = "files of an archive that lead out of it", "links in an archive", "devices in an archive"
 BESIDE = {".txt", ".cls", ".json"}  # endings of texts beside the images of WebDataset
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)  # fmt: skip
@@ -138,6 +139,8 @@ def _unpack(path: Path, building: Path, packed: int) -> None:
                     if left < 0:  # whatever its list says
                         raise ValueError(f"it unpacks to more than {most:,} bytes")
                     out.write(block)
+    if passed_over and not any(child.is_file() for child in folder.rglob("*")):
+        raise ValueError(f"it holds nothing but {', '.join(f'{count} {kind}' for kind, count in passed_over.items())}")
     (building / PASSED_OVER).write_text(json.dumps(passed_over))
 
 
@@ -149,8 +152,22 @@ def _of_zip(path: Path) -> Generator[_Member, None, None]:
         if len(members) > MOST_FILES:
             raise ValueError(f"it holds {len(members):,} files")
         for member in members:
-            kind = LINK if stat.S_ISLNK(member.external_attr >> 16) else ""
-            yield _Member(member.filename, member.file_size, partial(archive.open, member), kind)
+            name, known = _name_of(member)
+            kind = LINK if stat.S_ISLNK(member.external_attr >> 16) else "" if known else UNKNOWN_NAMES
+            yield _Member(name, member.file_size, partial(archive.open, member), kind)
+
+
+def _name_of(member: zipfile.ZipInfo) -> tuple[str, bool]:
+    """A member's name, and whether its folders are known: only names that say so are UTF-8, and zipfile takes all others for those of DOS.
+
+    Many say nothing and are UTF-8 after all. What is neither is in the code page of whoever packed it: a wrong guess would be a class.
+    """
+    if member.flag_bits & 0x800 or member.filename.isascii():
+        return member.filename, True
+    try:
+        return member.filename.encode("cp437").decode(), True
+    except UnicodeError:
+        return member.filename, member.filename.replace("\\", "/").rpartition("/")[0].isascii()
 
 
 class _Bounded(tarfile.TarInfo):

@@ -10,6 +10,12 @@ from pathlib import Path
 from ..core.errors import ClipftError
 
 MONTHS = "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
+MONTHS_ELSEWHERE = (
+    "januar|jänner|februar|märz|mai|juni|juli|august|september|oktober|dezember|janvier|février|mars|avril|juin|juillet|août|septembre|"
+    "octobre|novembre|décembre|enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|noviembre|diciembre|gennaio|febbraio|"
+    "aprile|maggio|giugno|luglio|settembre|ottobre|dicembre"
+)
+NAME = r"[^\W\d_a-zß-öø-ÿ][^\W\d_A-ZÀ-ÖØ-Þ]+"  # a word that begins with a capital, and goes on with none
 PATTERNS = (
     r"\b(?:19|20)\d\d[-/.]\d{1,2}[-/.]\d{1,2}\b",
     r"\b\d{1,2}[-/.]\d{1,2}[-/.](?:(?:19|20)\d\d|\d\d)\b",
@@ -23,9 +29,13 @@ PATTERNS = (
     r"\b[\w.+-]+@[\w-]+\.[\w.]+\b",
     r"(?<!\w)\+?\(?\d{2,4}\)?[ -]\d{3,4}[ -]\d{3,4}\b",
     r"\b[A-Z][A-Za-z]+\^[A-Z]",
-    r"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Herr|Frau)\.? +[A-Z][a-z]+",
-    r"\b(?:[Pp]atient|[Nn]ame|[Pp]t)\b\.?:? +[A-Z][a-z]+,? +[A-Z][a-z]+\b",
-    r"(?i:\b(?:born|dob|date of birth)\b[ .:]*(?:on )?\d)",
+    rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Herrn?|Frau|Mme|Mlle|Madame|Monsieur|Sra?|Señora?|Sig|Signora?|Dhr|Mevr)\b\.? +{NAME}",
+    rf"\b(?:[Pp]at(?:ient(?:in|e)?)?|[Nn]ame|[Nn]om|[Nn]ombre|[Pp]t)\b\.?:? +{NAME},? +{NAME}\b",
+    r"(?i:\b(?:born|dob|date of birth|geb|geboren|geburtsdatum|née?|né le|nacid[oa]|nat[oa] il|data di nascita)\b[ .:]*(?:on |am |le |el |il )?\d)",
+    rf"(?i:\b\d{{1,2}}\.? +(?:de )?(?:{MONTHS_ELSEWHERE})\.? +(?:de )?\d{{4}}\b)",
+    r"(?i:\b(?:fall|pat(?:ienten)?|auftrags?)[ .-]*(?:nr|nummer|id|no)\b\.?[ .:#-]*[a-z]{0,3}\d{2,})",
+    r"(?i:\b(?:dossier|numéro|nss|svnr|ipp|nhc)[ .:]*(?:n°|nº)?[ .:#]*\d{4,})",
+    r"(?:19|20)\d\d年\d{1,2}月\d{1,2}日|患者(?:ID|番号|名)[:： ]*\w+|\w{2,}様(?!\w)",
 )
 ANY = re.compile("|".join(PATTERNS))
 

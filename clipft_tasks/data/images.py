@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -112,10 +113,34 @@ def open_image(data: bytes, limits: Limits = Limits(), draft: int = 0, *, gray_b
     except Image.DecompressionBombError as error:
         raise BadImageError(f"more pixels than the limit of {limits.pixels:,}", "too many pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImageError("not an image in a known format (" + ", ".join(FORMATS) + ")", "unknown format") from error
+        known = ", ".join(FORMATS)
+        raise BadImageError(f"not an image in a known format ({known}){_in_place(data)}", "unknown format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... for one thing: broken bytes
         raise BadImageError(f"cut short or broken: {error}", "cut short or broken") from error
     return DecodedImage(rgb, width, height, *described)
+
+
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+# What lies under an image's name in place of it, by how it begins.
+IN_PLACE = {
+    b"version https://git-lfs": "a pointer of Git LFS; run `git lfs pull`",
+    b"<!doctype html": "a web page", b"<html": "a web page", b"<?xml": "XML", b"%pdf": "a PDF", b"pk\3\4": "a zip archive",
+    b"{\"": "JSON",
+}  # fmt: skip
+
+
+def begins_like_an_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+
+
+def _in_place(data: bytes) -> str:
+    head = data[:64].lstrip().lower()
+    return next((f"; it is {what}" for start, what in IN_PLACE.items() if head.startswith(start)), "")
 
 
 def check_size(width: int, height: int, limits: Limits = Limits()) -> None:

@@ -168,8 +168,8 @@ def split_rows(
     told = _read_account(folder)
     if decided.sentence:
         told.understand(decided.sentence)
-    labels, groups, said = (kept[name].to_numpy(object) for name in ("label", "group", "said"))
-    account = finish(told, domain, labels, groups, said, rejected)
+    labels, groups, said, captions = (kept[name].to_numpy(object) for name in ("label", "group", "said", "caption"))
+    account = finish(told, domain, labels, groups, said, rejected, captions)
     card = card_of(about, domain.name, kept, len(rejected), earlier).model_copy(
         update={"kept_splits": placed.overruled, "parted": placed.parted, "account": account}
     )

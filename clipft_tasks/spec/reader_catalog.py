@@ -34,7 +34,7 @@ READERS: Mapping[str, Entry] = {
         "table:Table",
         "a table (CSV, TSV, JSONL, JSON, Parquet, xlsx, npz)",
         "a column of image paths, relative to the table, or of bytes, and captions or labels; columns for group and split are optional",
-        suffixes=(".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".npz"),
+        suffixes=(".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".npz"),
         examples=("/data/images.csv",),
         files=True,
     ),

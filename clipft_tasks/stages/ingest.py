@@ -63,6 +63,7 @@ def run(spec: RunSpec, resplit: bool = False, parts: Sequence[IngestPartResult] 
             code="dataset.not_writable",
         ) from error
     if not card.rows:
+        tell(card.account)
         reasons = "; ".join(f"{r.where}: {r.reason}" for r in rejected[:3]) or "it holds none"
         raise ClipftError(
             f"source {spec.source}",

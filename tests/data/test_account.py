@@ -142,9 +142,9 @@ def test_patients_in_other_languages_are_groups(home, tmp_path):
         (("Xylo_1", "Xylo_2", "Xylo_3", "Xylo_4"), "called alike but for a number"),
         (
             ("Wing", "wing", unicodedata.normalize("NFC", "Käfer"), unicodedata.normalize("NFD", "Käfer")),
-            "2 of 4 classes are called like",
+            "1 of 3 classes are called like",
         ),
-        (("images", "masks"), "2 of 2 classes of level 1 are called like folders of images, masks or annotations."),
+        (("images", "masks"), "2 of 2 classes of level 1 are called like folders of images, masks, annotations or copies."),
         (("cat", "NaN"), "4 rows have a class that reads like a missing value"),
     ],
 )

@@ -44,6 +44,8 @@ def open_source(source: str, options: DataSpec) -> Source:
     opened = REGISTRY.load(name).open(here if name in OF_FILES else "", options)
     for sentence in told.understood:
         opened.account.understand(sentence)
+    for sentence in told.warnings:
+        opened.account.warn(sentence)
     opened.account.passed_over.update(told.passed_over)
     return opened
 
@@ -80,6 +82,10 @@ def _here(argument: str, reader: str) -> tuple[str, Account]:
         path = str(_inside(unpacked.folder, whole.relative_to(archive), path))
         told.understand(f"Read as the folder of a {'zip' if suffix == '.zip' else 'tar'} archive.")
         told.passed_over.update(unpacked.passed_over)
+        if lost := unpacked.passed_over[archives.UNKNOWN_NAMES]:
+            told.warn(
+                f"{lost} files were left in the archive: folders' names are neither ASCII nor UTF-8. Unpack it and name the folder."
+            )
         break
     return path, told
 
@@ -105,7 +111,11 @@ def _plain(plain: str, source: str) -> str:
     why, fix = f"no reader is called so; a source is {sources()}", "Check the spelling."
     if path.is_file():
         why = f"it is a file, and no reader takes {path.suffix or 'one without a suffix'}; a source is {sources()}"
-        fix = f"Name the folder that it is in: {path.parent}." if path.suffix.lower() in ENDINGS else fix
+        fix = (
+            f"Name the folder that it is in: {path.parent}."
+            if path.suffix.lower() in ENDINGS
+            else "Unpack it, or save it as CSV, JSON lines or xlsx."
+        )
     elif OF_WINDOWS.match(source) and os.name != "nt":
         why = f"it is a path of Windows, and {platform.node()} runs {platform.system()}"
         fix = "Name the folder as that machine sees it, such as /mnt/c/…; sources are read where the task runs."

@@ -6,7 +6,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ...spec import DataSpec
 from .. import deep_jpeg, dicom
@@ -117,6 +117,8 @@ def find_inside(root: Path | Root, name: str, limit: int) -> tuple[str, os.stat_
         path, about = root.find(name)
         if "\\" in name and not about and not Path(path).exists():  # as Windows writes paths
             path, about = root.find(name.replace("\\", "/"))
+        if not about and not name.isascii() and not os.path.lexists(path) and not Path(name).is_absolute():
+            path, about = root.find_composed(name.replace("\\", "/"))
     except (ValueError, RuntimeError) as error:  # a null byte, half a character, a circle of links
         raise BadImageError(f"path {name!r} cannot be followed: {error}", "path that cannot be followed") from error
     if not root.holds(path):
@@ -128,7 +130,12 @@ def find_inside(root: Path | Root, name: str, limit: int) -> tuple[str, os.stat_
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        raise BadImageError(f"no such file: {name}", "no such file") from error
+        if PureWindowsPath(name).drive:
+            raise BadImageError(
+                f"path {name!r} is one of Windows; write it relative to {root}", "outside the source"
+            ) from error
+        like = root.like(Path(path))
+        raise BadImageError(f"no such file: {name}" + (f" (there is {like})" if like else ""), "no such file") from error
     if not stat.S_ISREG(about.st_mode):
         raise BadImageError(f"{name} is not a plain file", "not a plain file")
     if about.st_size > limit:

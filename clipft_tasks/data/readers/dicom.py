@@ -20,7 +20,7 @@ from .. import dicom, pseudonyms
 from ..account import Account, ending
 from ..images import BadImageError
 from .base import ImageFile, Reader, Row, Source, read_inside, refuse
-from .folder import beside
+from .beside import text_of, texts_of
 from .links import Root, root_of
 from .tree import files, levels_of
 
@@ -62,10 +62,9 @@ class Dicom(Reader):
                 "Files need the preamble of PS3.10, or the ending .dcm.",
                 code="source.no_images",
             )
-        stems = {path.with_suffix("") for path in found}
-        for path in set(every) - set(found):
-            if not (path.suffix.lower() == ".txt" and path.with_suffix("") in stems):
-                account.pass_over(ending(path))
+        texts = texts_of(every, found)
+        for path in set(every) - set(found) - set(texts.values()):
+            account.pass_over(ending(path))
         if packed := sum(account.passed_over[f"{suffix} files"] for suffix in PACKED):
             account.warn(f"{packed} packed files were passed over; unpack them, or name an archive as the source.")
         levels = levels_of(found, options.levels, captioned=False, account=account if options.levels else Account())
@@ -102,7 +101,7 @@ class Dicom(Reader):
                     raise BadImageError(
                         "its class would be the patient's name or number; see data.levels", "class names a patient"
                     )
-                caption = beside(root, path) or ("" if label else dicom.caption_of(header))
+                caption = text_of(root, texts.get(path)) or ("" if label else dicom.caption_of(header))
             except (BadImageError, OSError) as error:
                 reason = _unnamed(str(error), root, path)
                 yield Row(where, partial(refuse, reason, getattr(error, "kind", "cannot be read")), key, caption=where)

@@ -4,30 +4,32 @@ A folder with a table of its images (`metadata.csv`, `.jsonl` or `.parquet` as H
 is read by that table.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..account import Account, ending
-from ..images import ENDINGS, BadImageError
+from ..account import NO_ENDING, Account, ending
+from ..images import ENDINGS, BadImageError, begins_like_an_image
 from .base import Reader, Row, Source, refuse
-from .links import Root, root_of
+from .beside import stem, text_of, texts_of
+from .links import root_of
 from .stacks import images_of, is_volume
-from .text import decoded
 from .tree import files, levels_of
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Images of a kind that other readers or programs read: passing them over is worth a look.
 OTHER_IMAGES = {
-    ".dcm": "dicom:<folder>", ".tar": "webdataset:<folder>", ".parquet": "the table itself", ".npz": "the file itself",
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), "dicom:<folder>"), ".icloud": "download from iCloud first", ".tar": "webdataset:<folder>", ".parquet": "the table itself", ".npz": "the file itself",
     ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF", ".jp2": "a Pillow with JPEG 2000",
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".vms", ".bif"), "slides:<folder>"),
     **dict.fromkeys((".zip", ".tgz"), "the archive itself as the source"), **dict.fromkeys((".7z", ".rar"), "unpacking first"),
     **dict.fromkeys((".nd2", ".lif", ".dng", ".cr2", ".nef", ".arw",
                      ".psd", ".jxl", ".svg", ".pdf", ".mp4", ".avi", ".mov", ".mkv", ".h5", ".hdf5", ".zarr", ".mha",
-                     ".nrrd", ".exr", ".hdr", ".ppm", ".pgm", ".tga"), "conversion to PNG or TIFF first"),
+                     ".nrrd", ".exr", ".hdr", ".ppm", ".pgm", ".tga", ".ico", ".pcx", ".eps", ".fits", ".fit", ".mhd", ".mrc", ".webm",
+                     ".orf", ".rw2", ".raf", ".raw", ".xcf", ".vsi"), "conversion to PNG or TIFF first"),
 }  # fmt: skip
 
 
@@ -55,13 +57,13 @@ class Folder(Reader):
             raise ClipftError(
                 f"folder {root}",
                 "there are no images in it",
-                f"Known: {', '.join(sorted(ENDINGS))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
+                f"It holds: {_held(every)}. Known: {', '.join(sorted(ENDINGS))}; shards are webdataset:<folder>, DICOM is dicom:<folder>.",
                 code="source.no_images",
             )
         stems = {stem(path) for path in found}
-        texts = {path.with_suffix("") for path in every if path.suffix.lower() == ".txt"} & stems
-        pass_over(set(every) - set(found), stems, account)
-        levels = levels_of(found, options.levels, texts >= stems, account)
+        texts = texts_of(every, found)
+        pass_over(set(every) - set(found) - set(texts.values()), stems, account, root)
+        levels = levels_of(found, options.levels, len(texts) == len(found), account)
         account.understand(f"Captions: {len(texts)} texts beside {len(found)} images.")
 
         def rows() -> Iterator[Row]:
@@ -69,7 +71,7 @@ class Folder(Reader):
                 meaning = levels.of(path)
                 where, key = f"{root.name}/{path}", str(path)
                 try:
-                    caption = beside(linked, path)
+                    caption = text_of(linked, texts.get(path))
                 except (BadImageError, OSError) as error:
                     yield Row(where, partial(refuse, str(error), getattr(error, "kind", "cannot be read")), key, caption=key)
                     continue
@@ -81,32 +83,33 @@ class Folder(Reader):
         return Source(rows, name=root.name, total=len(found), account=account)
 
 
-def pass_over(others: set[Path], stems: set[Path], account: Account) -> None:
-    """Count files that are no rows; those that may be images are worth a look."""
+def pass_over(others: set[Path], stems: set[Path], account: Account, root: Path) -> None:
+    """Count files that are no rows; those that may be images, or say what images show, are worth a look."""
     ways: dict[str, str] = {}
+    beside = {".json": 0, ".xml": 0, ".caption": 0}
+    unnamed = 0
     for path in others:
         suffix = path.suffix.lower()
-        if suffix in (".txt", ".json") and path.with_suffix("") in stems:
-            if suffix == ".json":
-                account.pass_over(".json files beside images")
+        if suffix in beside and path.with_suffix("") in stems:
+            beside[suffix] += 1
+            account.pass_over(f"{suffix} files beside images")
             continue
         account.pass_over(ending(path))
+        unnamed += ending(path) == NO_ENDING and begins_like_an_image(root / path)
         if suffix in OTHER_IMAGES:
             ways[suffix] = OTHER_IMAGES[suffix]
+    for suffix, count in beside.items():
+        if count:
+            account.warn(f"{count} {suffix} files beside images were not read; captions are read from .txt, or from a table.")
+    if unnamed:
+        account.warn(f"{unnamed} files without a known ending begin like images and were passed over; give them their ending.")
     for suffix, way in sorted(ways.items()):
         account.warn(f"{account.passed_over[f'{suffix} files']} {suffix} files were passed over; they need {way}.")
 
 
-def stem(path: Path) -> Path:
-    """A path without its ending; that of a packed volume is `.nii.gz`."""
-    plain = path.with_suffix("")
-    return plain.with_suffix("") if path.name.lower().endswith(".nii.gz") else plain
-
-
-def beside(root: Root, path: Path) -> str:
-    """The text of the same name; "" where there is none, or where it leads out of `root`. Raises BadImageError."""
-    caption = (root / stem(path)).with_name(stem(path).name + ".txt")
-    return decoded(caption.read_bytes()) if caption.is_file() and root.holds(caption.resolve()) else ""
+def _held(every: Sequence[Path]) -> str:
+    kinds = Counter(map(ending, every))
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
 
 
 def _is_table(path: Path) -> bool:

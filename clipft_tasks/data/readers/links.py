@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,40 @@ class Root:
         """Whether a path without links in it lies in the source, or where its links may lead."""
         path = str(resolved)
         return path in self._places or path.startswith(self._below)
+
+    def find_composed(self, name: str) -> tuple[str, os.stat_result | None]:
+        """The same as `find`, where the disk composes letters otherwise than `name` does (`ü` as one letter or as two, as a Mac writes it)."""
+        here = self.path
+        for part in Path(name).parts:
+            here /= part if (here / part).exists() else self._names(here).get(unicodedata.normalize("NFC", part), part)
+        return self.find(str(here.relative_to(self.path)))
+
+    def like(self, path: Path) -> str:
+        """The name beside `path` that only differs in case or ending; "" where there is none, or several."""
+        plain, whole = Path(path.name).stem.casefold(), path.name.casefold()
+        names = self._names(path.parent).values()
+        return next(
+            (
+                found[0]
+                for found in (
+                    [n for n in names if n.casefold() == whole],
+                    [n for n in names if Path(n).stem.casefold() in (plain, whole)],
+                )
+                if len(found) == 1
+            ),
+            "",
+        )
+
+    def _names(self, folder: Path) -> dict[str, str]:
+        """What lies in a folder, by composed names."""
+        if folder not in self._listed:
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+        return self._listed[folder]
+
+    @cached_property
+    def _listed(self) -> dict[Path, dict[str, str]]:
+        return {}
 
     @cached_property
     def _folders(self) -> dict[str, str]:

@@ -20,7 +20,8 @@ from .. import pseudonyms
 from ..account import Account
 from ..images import BadImageError
 from .base import Reader, Row, Source, refuse
-from .folder import beside, pass_over, stem
+from .beside import stem, text_of, texts_of
+from .folder import pass_over
 from .links import Root, root_of
 from .tree import files, levels_of
 
@@ -57,9 +58,9 @@ class Slides(Reader):
             fix = f"Known endings: {', '.join(ENDINGS)}."
             raise ClipftError(f"source slides:{path}", "there is no slide", fix, code="source.no_images")
         stems = {stem(each) for each in found}
-        texts = {each.with_suffix("") for each in every if each.suffix.lower() == ".txt"} & stems
-        pass_over(set(every) - set(found), stems, account)
-        levels = levels_of(found, options.levels, texts >= stems, account)
+        texts = texts_of(every, found)
+        pass_over(set(every) - set(found) - set(texts.values()), stems, account, root.path)
+        levels = levels_of(found, options.levels, len(texts) == len(found), account)
         account.understand(
             f"Tiles of {options.tile_pixels} pixels at {options.tile_microns:g} microns each; a slide is a group."
         )
@@ -69,7 +70,7 @@ class Slides(Reader):
                 meaning, key = levels.of(each), f"slide/{pseudonyms.pseudonym(str(each))}"
                 where = f"slide {number} of {len(found)}, by path"
                 try:
-                    caption = beside(root, each)
+                    caption = text_of(root, texts.get(each))
                     slide = Tiled(root, each, options)
                     tiles = list(slide.tiles())
                 except (BadImageError, OSError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...core.errors import ClipftError
 from ...spec import DataSpec
-from ..account import Account
+from ..account import MISSING, Account
 from ..addresses import check, is_remote, shown
 from ..images import BadImageError
 from ..remote import Mirror
@@ -24,7 +24,8 @@ ALSO_IMAGE = ("file_name", "filepath")
 ALSO_CAPTION = ("text", "title", "captions", "sentences")
 LIKE_GROUP = re.compile(
     r"(patients?|subjects?|person|donor|animal|case|lesion|stud(y|ies)|series|specimen|sample|slide|lot|batch|wafer|module|part|serial|"
-    r"participant|paziente|paciente|patienten?)[-_ ]?(id|no|nr|number|uid|name)?",
+    r"participant|paziente|paciente|patienten?|fall|fallnummer|charge|los|bauteil|serien|werkstück|dossier|pièce|numéro|患者|ロット|症例|部品)"
+    r"[-_ .]?(id|no\.?|nr\.?|number|nummer|uid|name|番号)?|pid|mrn|groups?|group[-_ ]?id",
     re.I,
 )
 LIKE_SPLIT = re.compile(r"splits?|folds?|subset|partition|phase|dataset[-_ ]?split|is_?(train|test|valid(ation)?)|set", re.I)
@@ -83,7 +84,9 @@ class _Part:
         file = open_table(path, options.image_column, options.separator)
         image = _column(file, options, "image_column", ALSO_IMAGE)
         caption = _column(file, options, "caption_column", ALSO_CAPTION)
-        label = options.label_column if options.label_column in file.columns else ""
+        label = _column(file, options, "label_column", ())
+        group, split = (_column(file, options, field, ()) for field in ("group_column", "split_column"))
+        options = options.model_copy(update={"group_column": group, "split_column": split})
         if not image:
             raise ClipftError(
                 f"table {path}",
@@ -98,9 +101,8 @@ class _Part:
                 "Set data.caption_column or data.label_column.",
                 code="source.missing_columns",
             )
-        used = {"images": image, "captions": caption, "labels": label}
-        used |= {"groups": options.group_column, "splits": options.split_column}
-        there = [f"{what} from {name!r}" for what, name in used.items() if name in file.columns]
+        used = {"images": image, "captions": caption, "labels": label, "groups": group, "splits": split}
+        there = [f"{what} from {name!r}" for what, name in used.items() if name]
         account.understand(f"Columns: {', '.join(there)}.")
         _tell_others([name for name in map(str, file.columns) if name not in used.values()], used, file, account)
         if file.warning:
@@ -128,6 +130,9 @@ class _Part:
         images = self._images(number, record.get(self.image), account)
         label = cell(self._named(self.label, record.get(self.label)), "label") if self.label else ""
         group = cell(record.get(self.options.group_column), "group")
+        if group.casefold() in MISSING:
+            account.pass_over("groups that read like a missing value (nan, none, n/a)")
+            group = ""
         split = split_of(cell(record.get(self.options.split_column), "split")) or self.file.split
         captions = captions_of(record.get(self.caption)) if self.caption else [""]
         if len(images) > 1 and not group:
@@ -185,4 +190,8 @@ def _column(file: TableFile, options: DataSpec, field: str, others: Sequence[str
     if asked in file.columns:
         return asked
     default = type(options).model_fields[field].default
-    return next((name for name in others if name in file.columns), "") if asked == default else ""
+    for name in (asked, *(others if asked == default else ())):
+        there = [column for column in file.columns if str(column).strip().casefold() == name.casefold()]
+        if name and len(there) == 1:
+            return there[0]
+    return ""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from .table_record import Record, TableFile
 from .text import decoded, split_of
 
 SEPARATORS = (",", ";", "\t", "|")
+MOST_BEFORE = 20  # lines: titles that a report has before its table
 MAX_CELL = 1 << 24  # letters
 BATCH = 64  # rows of Parquet at once: they may hold images
 
@@ -42,7 +44,7 @@ def _opened(path: Path, image_column: str, separator: str) -> TableFile:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
         return _separated(path, image_column, separator)
-    if suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson"):
         return _lines(path)
     if suffix == ".npz":
         return _arrays(path)
@@ -54,11 +56,13 @@ def _opened(path: Path, image_column: str, separator: str) -> TableFile:
 def _separated(path: Path, image_column: str, separator: str) -> TableFile:
     csv.field_size_limit(MAX_CELL)
     text = decoded(path.read_bytes())
+    before, said = _before_head(text, image_column, separator)
+    text = text[before:]
     first = text.partition("\n")[0]
     heads = {sep: [name.strip() for name in next(csv.reader([first], delimiter=sep), [])] for sep in SEPARATORS}
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    found = [sep for sep, head in heads.items() if image_column in head]
-    sep = separator or (usual if usual in found or not found else max(found, key=lambda s: len(heads[s])))
+    found = [sep for sep, head in heads.items() if image_column.casefold() in map(str.casefold, head)]
+    sep = separator or said or (usual if usual in found or not found else max(found, key=lambda s: len(heads[s])))
     if not text:
         raise ValueError("it is empty")
     columns = heads.get(sep) or next(csv.reader([first], delimiter=sep))
@@ -85,7 +89,26 @@ def _separated(path: Path, image_column: str, separator: str) -> TableFile:
             else:
                 yield dict(zip(columns, cells, strict=False))
 
-    return TableFile(path, path.parent, columns, records)
+    return TableFile(
+        path,
+        path.parent,
+        columns,
+        records,
+        warning="Lines before the head of the table were left out." * (before > 0 and not said),
+    )
+
+
+def _before_head(text: str, image_column: str, separator: str) -> tuple[int, str]:
+    """How many letters stand before the row of names, and the separator that Excel's own first line (`sep=;`) names."""
+    if found := re.match(r'"?sep=(.)"?\r?\n', text):
+        return found.end(), found[1]
+    start = 0
+    for line in text.split("\n", MOST_BEFORE)[:MOST_BEFORE]:
+        for sep in (separator,) if separator else SEPARATORS:
+            if image_column.casefold() in (name.strip().casefold() for name in next(csv.reader([line], delimiter=sep), [])):
+                return start, ""
+        start += len(line) + 1
+    return 0, ""
 
 
 def _named(separator: str) -> str:
@@ -111,7 +134,12 @@ def _lines(path: Path) -> TableFile:
 
 
 def _json(path: Path) -> TableFile:
-    found = json.loads(decoded(path.read_bytes()))
+    try:
+        found = json.loads(decoded(path.read_bytes()))
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _lines(path)  # JSON lines under another ending
     if isinstance(found, dict) and isinstance(found.get("images"), list) and isinstance(found.get("annotations"), list):
         return _coco(path, found["images"], found["annotations"])
     rows = found

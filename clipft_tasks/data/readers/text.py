@@ -2,6 +2,7 @@
 
 import ast
 import codecs
+import json
 import re
 import unicodedata
 
@@ -15,6 +16,12 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Cells as Excel leaves them: the value of a formula that shows text, an error, a number of which the last digits are gone.
+AS_TEXT = re.compile(r'="([^"]*)"')
+ERROR = re.compile(r"#(N/A|NV|REF!|BEZUG!|NAME\?|VALUE!|WERT!|VALEUR!|NULL!|DIV/0!|NUM!|ZAHL!)", re.I)
+SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d{2}")
+LIST = re.compile(r"""[\[({]\s*["'].*["'\]}]\s*,?\s*[\])}]""", re.S)  # a list or an object that a program wrote as text
+BOXES = re.compile(r"(\d+( -?[\d.]+(e-?\d+)?){4,}\s*)+")  # a class and a box a line, as YOLO writes them
 EXACT = 2**53  # from here on floating-point numbers skip integers
 SPLIT_NAMES = {
     "train": ("train", "training", "trn", "entrainement", "entraînement", "apprentissage", "entrenamiento", "addestramento",
@@ -53,21 +60,38 @@ def split_of(name: str) -> str:
     return found.lastgroup if found and found.lastgroup else word
 
 
+def split_in(name: str) -> str:
+    """The same for a name of which the first or the last word is one (`chest_train`, `test_hard`)."""
+    words = re.split(r"[-_. ]+", name.strip())
+    return next((said for word in (name, words[0], words[-1]) if (said := split_of(word)) in SPLIT_NAMES), split_of(name))
+
+
 def captions_of(value: object) -> list[object]:
-    """A cell of captions as the captions that it holds; a list may be written as text, as pandas writes one."""
-    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
+    """A cell of captions as the captions that it holds; a list may be written as text, as pandas and JSON write one.
+
+    Raises: BadImageError for what a program wrote as text and cannot be read again without guessing.
+    """
+    if isinstance(value, str) and LIST.fullmatch(value.strip()):
+        value = _written(value.strip())
+    return [each for each in value if each is not None] if isinstance(value, (list, tuple)) else [value]
+
+
+def _written(text: str) -> object:
+    """The list or object that a text is; Python would take two texts without a comma between them for one."""
+    for read in (json.loads, ast.literal_eval):
+        if read is ast.literal_eval and re.search(r"""["']\s+["']""", text):
+            break
         try:
-            found = ast.literal_eval(value.strip())
+            return read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return [value]
-        value = found if isinstance(found, list) and all(isinstance(each, str) for each in found) else value
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+            pass
+    raise BadImageError(f"its text is a list or an object that cannot be read: {text[:80]}", "lists that cannot be read")
 
 
 def cell(value: object, what: str) -> str:
-    """A cell as text. Raises BadImageError for what is none: lists, objects, bytes, numbers that lost digits."""
-    if isinstance(value, str) and not value.startswith("["):
-        return value.strip()
+    """A cell as text, its letters composed. Raises BadImageError for what is none: lists, objects, bytes, errors, numbers that lost digits."""
+    if isinstance(value, str) and not value.startswith(("[", "{", "(")):
+        return _cell_of_text(value, what)
     several = captions_of(value)
     if len(several) == 1:
         value = several[0]
@@ -87,4 +111,18 @@ def cell(value: object, what: str) -> str:
         return str(int(value))
     if isinstance(value, (list, tuple, dict, bytes)):
         raise BadImageError(f"its {what} is no text but {type(value).__name__}", f"{what} that is no text")
-    return str(value).strip()
+    return _cell_of_text(str(value), what)
+
+
+def _cell_of_text(value: str, what: str) -> str:
+    text = value.strip()
+    if what == "image":  # the file may be called so; letters are as the disk has them
+        return text
+    text = unicodedata.normalize("NFC", text)
+    if found := AS_TEXT.fullmatch(text):
+        return found[1].strip()
+    if ERROR.fullmatch(text):
+        raise BadImageError(f"its {what} is the error {text}", "cells that hold an error")
+    if what != "caption" and SHORTENED.fullmatch(text):
+        raise BadImageError(f"its {what} {text} is a number that Excel cut; write it as text", "numbers that lost digits")
+    return text

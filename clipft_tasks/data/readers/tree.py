@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Literal, cast
 from ..account import Account
 from ..splits import SPLITS
 from .links import Root
-from .text import split_of
+from .text import split_in, split_of
 
 Level = Literal["split", "class", "group", "-"]
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
@@ -21,7 +22,8 @@ CONTAINERS = re.compile(
 )
 NO_CLASS = re.compile(
     CONTAINERS.pattern
-    + r"|(masks?|labels?|annotations?|seg(mentations?|maps?)?|gt|ground[-_ ]?truth|thumb(nail)?s?|bbox(es)?)",
+    + r"|(unlabell?ed|te?mp|backup|trash|todo|(new folder|neuer ordner|nouveau dossier|nueva carpeta).*|.+ - (copy|kopie|copie|copia).*)"
+    r"|(masks?|labels?|annotations?|seg(mentations?|maps?)?|gt|ground[-_ ]?truth|thumb(nail)?s?|bbox(es)?)",
     re.I,
 )
 # People, parts and examinations, numbered: what rows have in common without being alike.
@@ -32,6 +34,13 @@ UNIT = re.compile(
     r"[-_ .]?\d+.*",
     re.I,
 )
+# What images were taken by or on, numbered or dated, when classes lie below it.
+TAKEN_BY = re.compile(
+    r"(cam(era)?|kamera|folds?|lines?|linie|stations?|sites?|days?|tag|weeks?|woche|runs?|shifts?|schicht|machines?|maschine|device|"
+    r"scanner|l|k)[-_ .]?[a-z]?\d+.*|\d{2,4}[-_.]?\d{2}[-_.]?\d{2,4}.*",
+    re.I,
+)
+ENOUGH = 5  # groups, for three splits
 MOST = 0.8  # share of a level's names that must look alike before it is read so
 FEW = 10  # images: folders below classes with fewer on average are patients or parts rather than classes of classes
 
@@ -103,8 +112,9 @@ class Levels:
         named: dict[str, list[str]] = defaultdict(list)
         for kind, name in zip(self.kinds, path.parent.parts, strict=False):
             named[kind].append(name)
-        split = split_of(named["split"][0]) if named["split"] else ""
-        return Meaning(split, "/".join(named["class"]), named["group"][0] if named["group"] else "")
+        split = split_in(named["split"][0]) if named["split"] else ""
+        label, group = (unicodedata.normalize("NFC", name) for name in ("/".join(named["class"]), "".join(named["group"][:1])))
+        return Meaning(split, label, group)
 
 
 def levels_of(paths: Sequence[Path], asked: str, captioned: bool, account: Account) -> Levels:
@@ -126,18 +136,18 @@ def levels_of(paths: Sequence[Path], asked: str, captioned: bool, account: Accou
     else:
         kinds = _plain(paths, names, captioned)
         if "split" in kinds:
-            strange = sum(split_of(name) not in SPLITS for name in names[kinds.index("split")])
+            strange = sum(split_in(name) not in SPLITS for name in names[kinds.index("split")])
             if strange:
-                account.warn(f"{strange} folders beside train, val or test name no split; their images are dealt to all three.")
+                account.warn(f"{strange} folders beside train, val or test name no split; their images are refused.")
     for level, (kind, found) in enumerate(zip(kinds, names, strict=True), 1):
         if kind not in ("split", "-") and not asked:
-            if splits := sum(split_of(name) in SPLITS for name in found):
+            if splits := sum(split_in(name) in SPLITS for name in found):
                 account.warn(
                     f"{splits} of {len(found)} folders of level {level} are called like a split, and the level was read as {kind}."
                 )
             if kind == "class" and len(found) > 1 and (odd := sum(bool(NO_CLASS.fullmatch(name)) for name in found)):
                 account.warn(
-                    f"{odd} of {len(found)} classes of level {level} are called like folders of images, masks or annotations."
+                    f"{odd} of {len(found)} classes of level {level} are called like folders of images, masks, annotations or copies."
                 )
             if kind == "class" and len(found) > 2 and _numbered(found) >= MOST:
                 account.warn(
@@ -147,6 +157,16 @@ def levels_of(paths: Sequence[Path], asked: str, captioned: bool, account: Accou
     account.understand(f"Folders: {', '.join(said)}." if said else "Folders: none below the source.")
     if not asked and len(kinds) > 1 and "group" in kinds and "class" in kinds:
         account.understand("Say data.levels where this is meant in another way.")
+    if not asked and _classes_below(paths, names) is not None:
+        account.warn(
+            "Folders that repeat below cameras, dates or the like were read as classes. Say data.levels if they are none."
+        )
+    elif not asked and "class" in kinds:
+        inner = [level for level, kind in enumerate(kinds) if kind == "group" and level > kinds.index("class")]
+        if any(_repeats(paths, level) and _share(names[level], _has_digit) < MOST for level in inner):
+            account.warn(
+                "The folders that were read as groups repeat below each class. Say data.levels if they are the classes."
+            )
     if not asked and kinds.count("class") > 1:
         account.warn(
             "Folders within folders were read as one class each (outer/inner). Say data.levels if inner ones are groups."
@@ -156,11 +176,21 @@ def levels_of(paths: Sequence[Path], asked: str, captioned: bool, account: Accou
 
 def _plain(paths: Sequence[Path], names: Sequence[Counter[str]], captioned: bool) -> list[Level]:
     kinds: list[Level] = []
+    below = _classes_below(paths, names)
+    grouping = _grouping(names, below) if below else None
     for level, found in enumerate(names):
         splits = {split_of(name) for name in found} & set(SPLITS)
-        if "split" not in kinds and (len(splits) > 1 or (splits and all(split_of(name) in SPLITS for name in found))):
+        words = {split_in(name) for name in found}
+        also_named = (
+            captioned or level + 1 < len(names) or len({re.sub(r"\W|_", "", _without_split(name)) for name in found}) == 1
+        )
+        if ("split" not in kinds and (len(splits) > 1 or (splits and all(split_of(name) in SPLITS for name in found)))) or (
+            "split" not in kinds and len(words) > 1 and words <= set(SPLITS) and also_named
+        ):
             kinds.append("split")
-        elif len(found) == 1 and CONTAINERS.fullmatch(next(iter(found))):
+        elif below is not None and level <= below:
+            kinds.append("class" if level == below else "group" if level == grouping else "-")
+        elif (len(found) == 1 and _is_wrapper(names, level)) or (len(found) == 1 and CONTAINERS.fullmatch(next(iter(found)))):
             kinds.append("-")
         elif captioned and _share(found, str.isdecimal) >= MOST:
             kinds.append("-")  # parts of a set, as img2dataset numbers them
@@ -174,6 +204,43 @@ def _plain(paths: Sequence[Path], names: Sequence[Counter[str]], captioned: bool
         else:
             kinds.append("class")
     return kinds
+
+
+def _classes_below(paths: Sequence[Path], names: Sequence[Counter[str]]) -> int | None:
+    """The level of classes that repeat below cameras, dates, lots and the like alone; None where there is none."""
+    above: list[int] = []
+    for level, found in enumerate(names):
+        if _is_split(found) or (len(found) == 1 and CONTAINERS.fullmatch(next(iter(found)))):
+            continue
+        if len(found) > 1 and above and _share(found, _has_digit) <= 1 - MOST and _repeats(paths, level):
+            return level
+        if _share(found, lambda name: bool(TAKEN_BY.fullmatch(name) or UNIT.fullmatch(name))) < MOST:
+            return None
+        above.append(level)
+    return None
+
+
+def _grouping(names: Sequence[Counter[str]], below: int) -> int:
+    """Which level above classes groups rows: patients and parts, else the first with enough names, else that with most."""
+    levels = [i for i in range(below) if not _is_split(names[i])]
+    units = [i for i in levels if _share(names[i], lambda name: bool(UNIT.fullmatch(name))) >= MOST]
+    many = [i for i in levels if len(names[i]) >= ENOUGH]
+    return (units or many or [max(levels, key=lambda i: len(names[i]))])[0]
+
+
+def _is_split(found: Counter[str]) -> bool:
+    return all(split_in(name) in SPLITS for name in found)
+
+
+def _is_wrapper(names: Sequence[Counter[str]], level: int) -> bool:
+    """Whether splits lie below a folder, and classes below these: then it only says what all of them are about."""
+    splits = [i for i in range(level + 1, len(names)) if {split_of(name) for name in names[i]} & set(SPLITS)]
+    return bool(splits) and any(len(found) > 1 and _share(found, _has_digit) < MOST for found in names[splits[0] + 1 :])
+
+
+def _without_split(name: str) -> str:
+    words = re.split(r"[-_. ]+", name.strip())
+    return "".join(word for word in words if split_of(word) not in SPLITS)
 
 
 def _numbered(names: Counter[str]) -> float:
