@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Self
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from ..core.errors import ClipftError
 from ..domains import domain_names, get_domain
@@ -140,10 +142,8 @@ class RunSpec(Section):
         try:
             return cls.model_validate(fields.nest(chosen, SECTIONS))
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-            ]
-            raise ClipftError("the run's spec", "; ".join(problems), "Correct the named fields.", code="spec.invalid") from None
+            why = "; ".join(map(_said, error.errors(include_url=False)))
+            raise ClipftError("the run's spec", why, "Correct the named fields.", code="spec.invalid") from None
 
     def flat(self) -> dict[str, JsonValue]:
         """Every field by dotted name, as JSON values."""
@@ -177,3 +177,12 @@ class RunSpec(Section):
 def _typed(value: object) -> object:
     """A list as it was meant: a text area, where people write a line each, may end with an empty one."""
     return value[:-1] if isinstance(value, list) and value[1:] and value[-1] == "" else value
+
+
+def _said(error: ErrorDetails) -> str:
+    """A wrong field in words."""
+    name, said = ".".join(map(str, error["loc"])) or "spec", error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(name, RunSpec().flat(), 1)
+        said = "there is no such field" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{name}: {said}"

@@ -40,6 +40,13 @@ def leaves() -> list[str]:
     return out
 
 
+def test_a_field_that_there_is_not_is_said_with_the_one_that_was_meant():
+    with refuses("spec.invalid", "train.epochz: there is no such field; did you mean train.epochs?"):
+        RunSpec.from_flat({"train.epochz": 3})
+    with refuses("spec.invalid", "verison: there is no such field."):
+        RunSpec.from_flat({"verison": 3})
+
+
 # from_flat ------------------------------------------------------------------------------------------------------------
 
 
