@@ -94,7 +94,6 @@ def clipft_finetune() -> None:
         subject="Promote {{ ti.xcom_pull(task_ids='register')['model'] }} version {{ ti.xcom_pull(task_ids='register')['version'] }}?",
         body=QUESTION,
         fail_on_reject=True,
-        retries=0,
     )
     registered >> approve >> tasks.add("rollout")
     promote_to_verify(tasks)

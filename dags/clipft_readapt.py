@@ -60,7 +60,6 @@ def clipft_readapt() -> None:
         subject="{{ params.domain }}: " + SUGGESTED % "action" + "?",
         body=SUGGESTED % "table",
         fail_on_reject=False,
-        retries=0,
     )
 
     @task.branch(doc_md="Follow the suggestion.")

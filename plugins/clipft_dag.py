@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Asset, Context, Param, XComArg, get_current_context, task
@@ -23,9 +24,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.timezone import utcnow
 from clipft_notices import FAILED, ApprovalWanted, run_is_late, task_failed
 
-from clipft_tasks.core.errors import BusyError, ClipftError
+from clipft_tasks.core.errors import BusyError, ClipftError, TransientError
 from clipft_tasks.core.settings import settings
 from clipft_tasks.domains import domain_names
+from clipft_tasks.ops.airflow_client import Airflow
 from clipft_tasks.ops.reminders import UNANSWERED
 from clipft_tasks.spec import RunSpec, fields, form
 from clipft_tasks.spec.form import JsonSchema
@@ -344,6 +346,9 @@ class Approval(ApprovalOperator):
         if str(self.required).lower() != "true":
             self.log.info("No approval asked for (approval.required is off).")
             return None
+        if lost := self._lost_answer(context["ti"]):
+            self.log.info("Answered before, by a person whose answer an earlier try did not live to act on.")
+            return self.execute_complete(context, lost)
         hours = float(context["params"]["approval.hours"] or form()["approval.hours"]["default"])
         self.response_timeout = timedelta(hours=hours)
         self.body = f"{self.body or ''}\n\n{UNANSWERED.format(hours)} {self.REJECT}."
@@ -357,7 +362,28 @@ class Approval(ApprovalOperator):
         if event.get("error_type") == "timeout":
             self.log.info("Nobody answered in time: that counts as %s.", self.REJECT)
             event = {"chosen_options": [self.REJECT], "params_input": {}, "responded_at": utcnow(), "responded_by_user": None}
-        return super().execute_complete(context, event)
+        try:
+            return super().execute_complete(context, event)
+        except HITLRejectException as error:
+            raise AirflowFailException(str(error)) from None  # no try more: a person said no
+
+    def _lost_answer(self, ti: Any) -> Options | None:  # Airflow's own task instance
+        """What a person answered to the try before, which was lost. A person who clears the task wants to be asked again."""
+        if ti.try_number == 1 or ti.max_tries != self.retries:
+            return None
+        tries = f"/dags/{ti.dag_id}/dagRuns/{ti.run_id}/taskInstances/{ti.task_id}/{ti.map_index}/hitlDetails/tries"
+        try:
+            found = Airflow.of_settings().call("GET", f"{tries}/{ti.try_number - 1}")
+        except (ClipftError, TransientError) as error:
+            self.log.info("Whether the try before was answered is not known: %s", error)
+            return None
+        if not found.get("response_received"):
+            return None
+        answered = {
+            "responded_at": datetime.fromisoformat(found["responded_at"]),
+            "responded_by_user": found["responded_by_user"],
+        }
+        return answered | {"chosen_options": found["chosen_options"], "params_input": found["params_input"]}
 
 
 class SubRun(TriggerDagRunOperator):

@@ -115,6 +115,7 @@ def environment() -> dict[str, str]:
         "API_AUTH__JWT_SECRET": secret["jwt"],
         # Airflow answers its tasks late too: after 5 s, as usual, they would fail before they begin.
         "WORKERS__EXECUTION_API_TIMEOUT": 30,
+        "WORKERS__EXECUTION_API_RETRIES": 8,  # as usual, 5, they give up sooner than it is started again
         "LOGGING__BASE_LOG_FOLDER": folder / "logs",
         # A new run starts its first task within about a second.
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,

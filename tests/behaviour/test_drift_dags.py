@@ -218,9 +218,8 @@ def asked(task, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, An
         approve = task("clipft_readapt", "approve").prepare_for_execution()
         approve.required, approve.body = "True", "**Re-adapt the model**: …"
         with pytest.raises(TaskAwaitingInput) as waiting:
-            approve.execute(
-                {"params": {"approval.hours": hours}, "task": approve, "ti": None, "task_instance": SimpleNamespace(id="1")}
-            )
+            ti = SimpleNamespace(id="1", try_number=1)
+            approve.execute({"params": {"approval.hours": hours}, "task": approve, "ti": ti, "task_instance": ti})
         return form | {"timeout": waiting.value.timeout}
 
     return ask
@@ -247,15 +246,49 @@ def test_those_who_are_named_may_answer_and_else_whoever_may_start_runs(task, mo
 
 
 def test_no_answer_in_time_is_a_no(task, monkeypatch):
-    from airflow.providers.standard.exceptions import HITLRejectException
+    from airflow.sdk.exceptions import AirflowFailException
 
     unanswered, skipped = {"error": "The time has passed.", "error_type": "timeout"}, []
     approve = task("clipft_readapt", "approve").prepare_for_execution()
     monkeypatch.setattr(type(approve), "skip", lambda self, ti, tasks: skipped.extend(t.task_id for t in tasks))
     said = approve.execute_complete({"task": approve, "ti": None}, unanswered)
     assert said["chosen_options"] == ["Reject"] and skipped == ["choose"]
-    with pytest.raises(HITLRejectException):
+    with pytest.raises(AirflowFailException, match="Reject"):  # which is not tried again, to be asked again
         task("clipft_finetune", "approve").prepare_for_execution().execute_complete({}, unanswered)
+
+
+@pytest.mark.parametrize("option", ["Approve", "Reject"])
+def test_an_answer_whose_task_was_lost_counts_and_nobody_is_asked_twice(task, monkeypatch, option):
+    import clipft_dag
+    from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
+
+    approve, paths = task("clipft_finetune", "approve").prepare_for_execution(), []
+    given = {"response_received": True, "chosen_options": [option], "params_input": {}}
+    given |= {"responded_at": "2026-12-01T01:44:58.264774Z", "responded_by_user": {"id": "ann", "name": "ann"}}
+    airflow = SimpleNamespace(call=lambda method, path: paths.append(path) or given)
+    monkeypatch.setattr(clipft_dag.Airflow, "of_settings", lambda: airflow)
+    monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **_: None)
+    approve.required, approve.notifiers = True, []
+
+    def runs(number: int, most: int = approve.retries) -> Any:
+        ti = SimpleNamespace(
+            id="1", dag_id="clipft_finetune", run_id="r", task_id="approve", map_index=-1, try_number=number, max_tries=most
+        )
+        return approve.execute({"params": {"approval.hours": 1}, "ti": ti, "task_instance": ti, "task": approve})
+
+    assert approve.retries >= 2
+    if option == "Approve":
+        assert runs(2)["responded_by_user"]["id"] == "ann"
+    else:
+        with pytest.raises(AirflowFailException):
+            runs(2)
+    assert paths == ["/dags/clipft_finetune/dagRuns/r/taskInstances/approve/-1/hitlDetails/tries/1"]
+    with pytest.raises(TaskAwaitingInput):  # a person cleared it
+        runs(2, approve.retries + 2)
+    given["response_received"] = False
+    for number in (1, 2):
+        with pytest.raises(TaskAwaitingInput):
+            runs(number)
 
 
 def test_no_approval_is_asked_for_where_none_is_required(task):
