@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all beside the training, the last few kept, the newest readable one found again."""
 
+import math
 import os
 import threading
 import time
@@ -112,17 +113,20 @@ class Checkpoints:
         if writing.error:
             raise writing.error.pop()
 
-    def is_due(self, since: float, seconds: float) -> bool:
+    def is_due(self, since: float, seconds: float, left: float = math.inf) -> bool:
         """Whether to begin the next one.
 
         Args:
             since: `time.monotonic()` of the last one.
             seconds: between two that are asked for; more where they take more than their share; 0 for one a step.
+            left: until the run ends, when one is written anyway.
         """
         writing = self._writing
         if seconds and writing.thread and writing.thread.is_alive():
             return False
         cost = self._waited + writing.seconds
+        if seconds and left < cost:
+            return False
         return time.monotonic() - since >= (max(seconds, cost * (1 / SHARE - 1)) if seconds else 0.0)
 
     def latest(self) -> Checkpoint | None:

@@ -137,11 +137,12 @@ def train(work: Work) -> dict[str, float]:
             bucketed=device.fixed_shapes, pinned=device.pinned_memory,
         )  # fmt: skip
 
-    def save() -> None:
+    def save(*, over: bool = False) -> None:
         log.read()
         logged = partial(work.log, log.flush())  # after the checkpoint: what a resumed run repeats was not logged before
-        if world.is_main_process:
-            work.checkpoints.begin(state.step, state.state(), room=_room_to_copy(plan), then=logged)
+        if world.is_main_process:  # nothing changes any more once it is over: there is no need of a copy
+            room = 0 if over else _room_to_copy(plan)
+            work.checkpoints.begin(state.step, state.state(over=over), room=room, then=logged)
 
     resident = all(map(state.micro_batches.fits, plan.sides))
     batches = loader.ahead(
@@ -226,11 +227,11 @@ def train(work: Work) -> dict[str, float]:
                 raise StoppedError(
                     f"Stopped by a signal at step {state.step} of {last}; the checkpoint is written and the next try resumes."
                 )
-            if state.step < last and work.checkpoints.is_due(saved, spec.checkpoint_seconds):
+            if state.step < last and work.checkpoints.is_due(saved, spec.checkpoint_seconds, step.known["seconds_left"]):
                 save()
                 saved = time.monotonic()
         if first < last:
-            save()
+            save(over=True)
     seconds = time.monotonic() - began
 
     if state.best.weights or state.average:

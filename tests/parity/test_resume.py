@@ -44,6 +44,14 @@ def test_resumed_equals_unbroken(dataset, small_spec, tmp_path):
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
+def test_the_last_checkpoint_holds_no_moments_and_gives_the_same_end_again(dataset, small_spec, tmp_path):
+    first, _ = run(small_spec, dataset, tmp_path)
+    before, last = (path.stat().st_size for path in sorted(tmp_path.glob("step-*.pt")))
+    assert last < before / 2
+    again, rest = run(small_spec, dataset, tmp_path)
+    assert rest == [] and all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_what_was_learned_of_the_memory_is_known_after_a_kill(dataset, small_spec, tmp_path):
     """Also that another plan, of another machine, begins with its own sizes."""
     plan = a_plan(micro_batch={32: 16}, accumulation={32: 1})

@@ -103,6 +103,8 @@ def test_the_next_one_waits_until_its_share_is_small(tmp_path):
     keeper._waited, keeper._writing.seconds = 2.0, 1.0
     now = time.monotonic()
     assert not keeper.is_due(now - 50, 20.0) and keeper.is_due(now - 58, 20.0)  # 3 s are 5% of 60
+    assert not keeper.is_due(now - 58, 20.0, left=2.9), "the run's last one follows sooner than this one is paid off"
+    assert keeper.is_due(now - 58, 20.0, left=3.1) and keeper.is_due(now, 0.0, left=0.1)
     keeper._waited, keeper._writing.seconds = 0.01, 0.0
     assert not keeper.is_due(now - 10, 20.0) and keeper.is_due(now - 21, 20.0)
 
