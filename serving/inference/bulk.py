@@ -30,6 +30,7 @@ HELD = 8 * 2**20  # bytes of lines that wait; a longer line waits alone
 TOGETHER = 0.05  # seconds that a group waits for more lines
 IDLE_SECONDS = 60.0  # longest pause in a body
 PATIENCE = 60.0  # seconds that a group waits for room
+LARGEST_ID = 2**63  # a larger number would not come back as it was from most parsers
 PART: TypeAdapter[TextPart | ImagePart] = TypeAdapter(Part, config=ConfigDict(hide_input_in_errors=True))
 
 Answer = Mapping[str, object]  # JSON of one item's answer
@@ -71,7 +72,7 @@ class Lines:
 
     async def read(self, receive: Receive) -> None:
         """Take the body in, then watch the client. Ends only by an exception: ClientGoneError, or RequestRejectedError (408)."""
-        rest, is_too_long = b"", False
+        rest, is_too_long = bytearray(), False
         while not self._is_over:
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -80,15 +81,17 @@ class Lines:
                 raise RequestRejectedError(408, f"Nothing of the body came for {IDLE_SECONDS:g} seconds.") from None
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            *whole, rest = (rest + message.get("body", b"")).split(b"\n")
-            for content in whole:
-                await self._put(None if is_too_long or len(content) > self.longest else content)
-                is_too_long = False
+            first, *more = message.get("body", b"").split(b"\n")
+            rest += first  # in place: a long line may come byte by byte
+            for following in more:
+                content = None if is_too_long or len(rest) > self.longest else bytes(rest)
+                rest, is_too_long = bytearray(following), False
+                await self._put(content)
             if len(rest) > self.longest:
-                rest, is_too_long = b"", True
+                rest, is_too_long = bytearray(), True
             if not message.get("more_body", False):
                 if rest.strip() or is_too_long:
-                    await self._put(None if is_too_long else rest)
+                    await self._put(None if is_too_long else bytes(rest))
                 async with self._changed:
                     self._is_over = True
                     self._changed.notify_all()
@@ -128,29 +131,41 @@ class Lines:
             self._changed.notify_all()
 
 
-def read_items(lines: Sequence[Line], longest: int) -> list[Item]:
+def read_items(lines: Sequence[Line], admission: Admission) -> list[Item]:
     """What lines ask for."""
-    return [_read(line, longest) for line in lines]
+    return [_read(line, admission) for line in lines]
 
 
-def _read(line: Line, longest: int) -> Item:
+def _read(line: Line, admission: Admission) -> Item:
     if line.content is None:
-        return Item(line.number, None, Problem(413, f"The line has more than {longest:,} bytes."))
+        return Item(line.number, None, Problem(413, f"The line has more than {admission.longest_line:,} bytes."))
+    name = None
     try:
-        said = json.loads(line.content)
-    except (ValueError, RecursionError):
-        return Item(line.number, None, Problem(422, "The line is not JSON."))
-    name = said.pop("id", None) if isinstance(said, dict) else None
-    if isinstance(name, str):
-        name = name[:200]
-    elif isinstance(name, bool) or not isinstance(name, int | float):
-        name = None
-    try:
-        part = PART.validate_python(said)
+        with admission.small_json(memoryview(line.content)) as small:
+            said = json.loads(small, parse_constant=_no_number)
+            name = _name(said.pop("id", None)) if isinstance(said, dict) else None
+            part = PART.validate_python(said)
     except ValidationError as error:
         errors = listed(error.errors(include_url=False, include_context=False, include_input=False))
         return Item(line.number, name, Problem(422, sentence(errors)))
+    except (ValueError, RecursionError):
+        return Item(line.number, None, Problem(422, "The line is not JSON."))
+    except RequestRejectedError as error:
+        return Item(line.number, name, of_exception(error) or Problem(422, error.detail))
     return Item(line.number, name, part.text if isinstance(part, TextPart) else part.image_url.url)
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _name(said: object) -> str | int | float | None:
+    """The caller's own id of a line, as JSON has it; None for what is none."""
+    if isinstance(said, str):
+        return said.encode("utf-8", "replace").decode()[:200]
+    if isinstance(said, bool) or not isinstance(said, int | float) or not abs(said) <= LARGEST_ID:  # nor NaN
+        return None
+    return said
 
 
 class BulkResponse(Response):
@@ -207,10 +222,10 @@ class BulkResponse(Response):
         try:
             async for group in self.lines.groups():
                 size = sum(len(line.content or b"") for line in group)
-                items = await self.admission.off_loop(size, lambda group=group: read_items(group, self.lines.longest))  # type: ignore[misc]
+                items = await self.admission.off_loop(size, lambda group=group: read_items(group, self.admission))  # type: ignore[misc]
                 await self._send(send, [answer async for answer in self._answers(items)])
                 self.cursor = group[-1].number
-        except QueueFullError as error:
+        except (QueueFullError, RequestRejectedError) as error:
             return await self._send(send, [self._end(error)], is_last=True)
         await self._send(send, [self._end()], is_last=True)
 
@@ -233,6 +248,8 @@ class BulkResponse(Response):
         except QueueFullError:
             raise
         except Exception as error:
+            if isinstance(error, RequestRejectedError) and error.status == 429:
+                raise
             if len(parts) > 1:
                 half = len(parts) // 2
                 return [*await self._each(parts[:half]), *await self._each(parts[half:])]
@@ -242,7 +259,7 @@ class BulkResponse(Response):
             return [found or Problem(500, "The server failed at this item; its log says why.")]
 
     async def _when_there_is_room(self, parts: Sequence[str | bytes]) -> Sequence[Answer]:
-        """Raises QueueFullError where there is none for too long."""
+        """Raises QueueFullError, or RequestRejectedError (429) where it is the caller's own part, where there is none for too long."""
         wait = 0.1
         until = asyncio.get_running_loop().time() + PATIENCE
         while True:
@@ -257,7 +274,7 @@ class BulkResponse(Response):
                     raise
                 wait = float(error.headers.get("Retry-After", wait))
                 if asyncio.get_running_loop().time() + wait > until:
-                    raise QueueFullError(error.detail.rstrip(".")) from None
+                    raise
             await asyncio.sleep(wait)
             wait = min(2 * wait, 2.0)
 

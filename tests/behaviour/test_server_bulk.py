@@ -1,5 +1,6 @@
 """Many items in one request: a real server, fed as fast and as oddly as clients do."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -13,6 +14,11 @@ import httpx
 import numpy as np
 import pytest
 from fixtures.live_server import EMBED_TEXTS, FILES, IMAGES, TEXTS, TOKEN, Server, close, copied, trained
+
+from serving.inference.admission import Admission
+from serving.inference.bulk import BulkResponse, Lines
+from serving.inference.errors import RequestRejectedError
+from serving.inference.settings import ServingSettings
 
 pytestmark = pytest.mark.slow
 EMBEDDINGS, CLASSIFY = "/v1/bulk/embeddings", "/v1/bulk/classify"
@@ -151,6 +157,36 @@ def test_a_client_that_hangs_up_gives_everything_back(server):
         asked.socket.close()
     server.until(lambda: bulk_of(server) >= 1, 30)  # one address takes one of two at a time
     assert server.post(EMBED_TEXTS, {"texts": "x"}).status_code == 200
+
+
+def test_a_quota_that_does_not_come_back_in_time_is_said_as_such():
+    async def answer(parts: object) -> list[dict[str, object]]:
+        return [{}]
+
+    def admit() -> None:
+        raise RequestRejectedError(429, "The key 'a' has 1 requests a minute.", "quota", headers={"Retry-After": "61"})
+
+    async def asked() -> list[dict[str, Any]]:
+        messages = [{"type": "http.request", "body": b'"a"\n"b"\n', "more_body": False}]
+        sent = []
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+
+        await BulkResponse(admission, Lines(1000, 0), answer, admit, {})({}, receive, send)
+        return [json.loads(line) for line in b"".join(sent).splitlines()]
+
+    admission = Admission(ServingSettings())
+    try:
+        [last] = asyncio.run(asked())
+    finally:
+        admission.close()
+    assert (
+        not last["done"] and last["cursor"] == 0 and (last["error"]["status"], last["error"]["code"]) == (429, "request.quota")
+    )
 
 
 def test_who_asks_for_one_answer_waits_for_no_bulk(server):
