@@ -20,6 +20,8 @@ from .problems import document
 
 HEAD_SECONDS = 10.0  # in which the head of a request must come
 UNREAD_SECONDS = 10.0  # in which a client must read a piece of its answer
+UNREAD_BYTES = 192 * 2**20  # of answers that all connections together may leave unread
+LARGE_ANSWER = 2**20  # bytes of one after which that is looked at
 HEAD_BYTES = 64 * 2**10
 HEADERS = 100
 PIPELINED = 8  # requests that a connection may send before the first is answered
@@ -97,6 +99,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.get_write_buffer_size() > LARGE_ANSWER:
+            _limit_unread(self.connections)
         if not self.transport.is_closing() and not self.pipeline:
             self._await_head()
 
@@ -149,3 +153,14 @@ def _make_room(connections: Iterable[object]) -> None:
     if counts:
         greedy = counts.most_common(1)[0][0]
         min((c for c in open_ones if c.address == greedy), key=lambda c: (c.waits_since, -c.asked_at)).transport.close()
+
+
+def _limit_unread(connections: Iterable[object]) -> None:
+    """Of the address that leaves most unread the connection goes that leaves most, where all together leave too much."""
+    unread = {c: c.transport.get_write_buffer_size() for c in connections if isinstance(c, GuardedProtocol)}
+    if sum(unread.values()) > UNREAD_BYTES:
+        of = Counter[str]()
+        for one, count in unread.items():
+            of[one.address] += count
+        greedy = of.most_common(1)[0][0]
+        max((one for one in unread if one.address == greedy), key=unread.__getitem__).transport.abort()

@@ -28,6 +28,7 @@ def port() -> Iterator[int]:
         patch.setattr(connections, "HEAD_SECONDS", 0.5)
         patch.setattr(connections, "CONNECTIONS", 20)
         patch.setattr(connections, "UNREAD_SECONDS", 0.5)
+        patch.setattr(connections, "UNREAD_BYTES", 45_000_000)
         port = free_port()
         server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=port, http=GuardedProtocol, log_config=None, lifespan="off")
@@ -145,6 +146,12 @@ def test_an_answer_that_is_read_slowly_comes_whole(port):
             came += len(part)
             time.sleep(0.02)
     assert came > 20_000_000 and time.monotonic() - began > 0.6
+
+
+def test_of_answers_that_many_connections_leave_unread_only_so_much_is_kept(port):
+    lines = [opened(port, b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") for _ in range(5)]
+    whole = [len(said(line)) > 20_000_000 for line in lines]
+    assert whole.count(True) >= 2 and whole.count(False) >= 1
 
 
 @pytest.mark.parametrize(
