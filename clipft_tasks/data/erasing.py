@@ -280,7 +280,7 @@ def record(
             chosen=how,
             salt=salts[domain],
             images=sorted(map(digest, chosen[domain].images)),
-            groups=sorted({digest(name) for group in chosen[domain].groups for name in (group, same_group(group))}),
+            groups=sorted({digest(same_group(group)) for group in chosen[domain].groups}),
             rows={tag: n for tag, n in done.rows.items() if tag.startswith(f"{domain}/") and n},
             revisions={tag: pair for tag, pair in revisions.items() if pair[0] != pair[1]} if domain == min(chosen) else {},
         )

@@ -11,6 +11,7 @@ from clipft_tasks.data.account import Account
 from clipft_tasks.data.readers import open_source
 from clipft_tasks.data.readers.tree import levels_of
 from clipft_tasks.spec import DataSpec
+from data.test_identity import photo
 
 PAIR = ("a", "b")
 
@@ -99,3 +100,14 @@ def test_an_archive_of_archives_says_what_it_holds(home, tmp_path):
         archive.writestr("two.zip", b"PK")
     with refuses("source.no_images", "2 .zip files"):
         open_source(str(tmp_path / "outer.zip"), DataSpec())
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+def test_frames_of_animations_are_counted(home, tmp_path, ending):
+    (tmp_path / "cat").mkdir()
+    frames = [photo(number) for number in range(3)]
+    frames[0].save(tmp_path / "cat" / f"moving.{ending}", save_all=True, append_images=frames[1:])
+    frames[1].save(tmp_path / "cat" / f"still.{ending}")
+    (tmp_path / "cat" / f"broken.{ending}").write_bytes(b"GIF89a")
+    source = open_source(str(tmp_path), DataSpec())
+    assert len(list(source.rows())) == 3 and source.account.passed_over["frames of animations after the first"] == 2

@@ -2,8 +2,10 @@
 
 import pytest
 
+from clipft_tasks.contracts.erasure import Erasure, salted
 from clipft_tasks.data.groups import same_group
 from clipft_tasks.data.splits import components
+from clipft_tasks.data.tombstones import Tombstones
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,13 @@ def test_spellings_of_one_name_are_one_group(spellings):
 )
 def test_other_names_stay_apart(names):
     assert len({same_group(name) for name in names}) == len(names)
+
+
+def test_a_group_that_was_erased_does_not_come_back_under_another_spelling():
+    salt = "00" * 16
+    one, before = (
+        Erasure(id=g, at="", by="", domain="general", chosen=[], salt=salt, groups=[salted(salt, g)]) for g in ("p1", "Q-2")
+    )
+    erased = Tombstones([one, before])  # the latter as releases before wrote it
+    assert erased.holds("", "P-01") and erased.holds("", "p01") and erased.holds("", "Q-2")
+    assert not erased.holds("", "P-02")

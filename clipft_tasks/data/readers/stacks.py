@@ -10,13 +10,14 @@ from PIL import Image
 
 from .. import dicom, tiff
 from ..account import Account
-from ..images import BadImageError, Limits, check_size
+from ..images import BadImageError, FewReads, Limits, check_size
 from .base import ImageFile, read_inside
 from .links import Root
 
 NIFTI = (".nii", ".nii.gz")
 MOST_BYTES = 2**29
 MOST_VOXELS = 2**28
+ANIMATED = 2  # flag in the header of a WebP
 
 
 def is_volume(path: PurePath) -> bool:
@@ -34,6 +35,8 @@ def images_of(root: Path | Root, name: str, frames: str, account: Account) -> li
         if count == 1:
             return [("", read)]
     else:
+        if ending.endswith((".gif", ".webp")):
+            account.pass_over("frames of animations after the first", _frames(root, name) - 1)
         return [("", read)]
     taken = dicom.chosen(count, auto if frames == "auto" else frames)
     account.pass_over("pages and slices of files with several", count - len(taken))
@@ -45,6 +48,17 @@ def _pages(root: Path | Root, name: str) -> int:
         return tiff.count(read_inside(root, name))
     except (BadImageError, OSError):
         return 1  # reading it fails the same way, and is where the reason is kept
+
+
+def _frames(root: Path | Root, name: str) -> int:
+    try:
+        data = read_inside(root, name)
+        if data[:4] == b"RIFF" and not (data[12:16] == b"VP8X" and data[20] & ANIMATED):
+            return 1
+        with Image.open(FewReads(data), formats=["GIF", "WEBP"]) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # reading it fails the same way, and is where the reason is kept
+        return 1
 
 
 def _page(root: Path | Root, name: str, index: int) -> bytes:
