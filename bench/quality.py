@@ -32,6 +32,7 @@ RATES = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 DATA = {
     "elpv": {"domain": "industrial", "source": "elpv:mono"},
     "molecules": {"domain": "scientific", "source": "molecules:900"},
+    "brain": {"domain": "medical", "source": "bench.brain_regions:BrainRegions:900"},
 }
 
 
