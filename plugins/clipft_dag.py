@@ -371,9 +371,9 @@ class Approval(ApprovalOperator):
         """What a person answered to the try before, which was lost. A person who clears the task wants to be asked again."""
         if ti.try_number == 1 or ti.max_tries != self.retries:
             return None
-        tries = f"/dags/{ti.dag_id}/dagRuns/{ti.run_id}/taskInstances/{ti.task_id}/{ti.map_index}/hitlDetails/tries"
-        try:
-            found = Airflow.of_settings().call("GET", f"{tries}/{ti.try_number - 1}")
+        asked = f"/dags/{ti.dag_id}/dagRuns/{ti.run_id}/taskInstances/{ti.task_id}/{ti.map_index}/hitlDetails"
+        try:  # until this try asks, what it is asked is still the question of the try before
+            found = Airflow.of_settings(30).call("GET", asked)
         except (ClipftError, TransientError) as error:
             self.log.info("Whether the try before was answered is not known: %s", error)
             return None
