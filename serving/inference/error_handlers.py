@@ -21,6 +21,10 @@ from .server import server_of
 log = logging.getLogger("uvicorn.error")
 LISTED = 10  # errors of one answer
 NOT_FOUND = frozenset({"search.no_index"})  # codes of errors that say so; another one is about the server's state
+NO_SUCH = {  # instead of Starlette's own words, which say no way out
+    "Not Found": "There is no such path; /docs lists those that there are.",
+    "Method Not Allowed": "This path has no such method; the header Allow names those that it has.",
+}
 SAID = 2  # of them, in its sentence
 
 
@@ -75,7 +79,8 @@ def of_exception(error: Exception) -> Problem | None:
         errors = listed(error.errors())
         return Problem(422, sentence(errors), errors=errors)
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail), headers=error.headers or {})
+        detail = str(error.detail)
+        return Problem(error.status_code, NO_SUCH.get(detail, detail), headers=error.headers or {})
     if isinstance(error, TransientError):
         return Problem(503, str(error), headers={"Retry-After": "5"})
     if isinstance(error, ClipftError):

@@ -86,6 +86,12 @@ def test_each_refusal_is_a_problem_with_its_code(server, code):
     assert told["title"] == TITLES.get(code, told["title"])
 
 
+def test_where_nothing_is_found_a_way_out_is_said(server):
+    assert "/docs" in server.get("/nothing").json()["detail"]
+    answer = server.client.delete("/v1/captures/general")
+    assert "Allow" in answer.json()["detail"] and answer.headers["allow"] == "GET, PUT"
+
+
 def test_a_head_that_is_too_large_is_a_problem_too(server):
     port = int(server.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
