@@ -1,4 +1,4 @@
-"""Tables as Excel, labelling tools and other machines leave them: read as they are meant, or said."""
+"""Tables as Excel, labeling tools and other machines leave them: read as they are meant, or said."""
 
 import json
 import unicodedata
