@@ -3,20 +3,15 @@
     python -m bench.evaluation_scale                    # 100,000 pairs, and 4,000 rows of 1,000 classes; ten minutes on two cores
     python -m bench.evaluation_scale --pairs 20000 --peer-pairs 5000
 
-Embeddings are made (512 numbers, as of ViT-B-32), and two models are compared on them as the stage evaluate does, with slices, intervals and
-paired tests. Each step is a process of its own, so that its peak memory is its own; `at start` is what it held before: libraries and
-embeddings. Peers: retrieval as open_clip_train measures it, at fewer pairs, since it holds all
-similarities; area under the curve and average precision as scikit-learn computes them. The last line is JSON.
+Embeddings are made (512 numbers, as of ViT-B-32), and two models are compared on them as the stage evaluate does, with slices,
+intervals and paired tests. Each step is a process of its own, so that its peak memory is its own; `at start` is what it held before:
+libraries and embeddings. Peers: retrieval as open_clip_train measures it, at fewer pairs, since it holds all similarities; area under
+the curve and average precision as scikit-learn computes them. The last line is JSON.
 """
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -24,31 +19,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 
+from bench.step_cost import Cost, each_alone, measured, told
+
 if TYPE_CHECKING:
     from clipft_tasks.data.versioning import Dataset
 
 WIDTH, CLASSES, ROWS = 512, 1_000, 4_000
-UNIT = 1 if sys.platform == "darwin" else 1024
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step took. peak_bytes: of its process, start_bytes: what that held before."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    start_bytes: int
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
-
-
-def measured(work: Callable[[], object]) -> Cost:
-    start, began, cpu = peak(), time.perf_counter(), time.process_time()
-    work()
-    return Cost(round(time.perf_counter() - began, 2), round(time.process_time() - cpu, 2), peak(), start)
 
 
 def made(rows: int, classes: int, captions: int) -> "Dataset":
@@ -185,21 +161,10 @@ def main() -> None:
     asked = parser.parse_args()
     every = steps(asked.pairs, asked.peer_pairs)
     if asked.step:
-        print(json.dumps(asdict(every[asked.step]())))
+        told(every[asked.step]())
         return
-    found = {}
-    for name in every:
-        command = [sys.executable, "-m", "bench.evaluation_scale", "--step", name]
-        command += ["--pairs", str(asked.pairs), "--peer-pairs", str(asked.peer_pairs)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name} failed\n{done.stderr[-2000:]}", file=sys.stderr)
-            continue
-        cost = Cost(**json.loads(done.stdout.splitlines()[-1]))
-        shown = f"{cost.seconds:8.1f} s {cost.cpu_seconds:8.1f} s of a core {cost.peak_bytes / 1e6:7.0f} MB peak"
-        print(f"| {name:<58} | {shown} {cost.start_bytes / 1e6:6.0f} at start |", flush=True)
-        found[name] = asdict(cost)
-    print(json.dumps(found))
+    sizes = ["--pairs", str(asked.pairs), "--peer-pairs", str(asked.peer_pairs)]
+    print(json.dumps(each_alone("bench.evaluation_scale", every, sizes)))
 
 
 if __name__ == "__main__":

@@ -3,50 +3,25 @@
     python -m bench.manifest                    # a million rows; some minutes on two cores
     python -m bench.manifest --rows 100000
 
-Rows are made, with captions, 1,000 classes, groups of four for a quarter of them, and a near-duplicate for one in fifty; no image is decoded, and one lies
-in the shard that all rows name. Each step is a process of its own, which calls what ingest, version, diff, erase and resplit call. Peers:
-for the difference pandas' outer join of the two manifests on all columns, for the split of the first 50,000 scikit-learn's StratifiedGroupKFold on the same classes and groups,
-which knows no likeness and no earlier version. The last line is JSON.
+Rows are made, with captions, 1,000 classes, groups of four for a quarter of them, and a near-duplicate for one in fifty; no image is
+decoded, and one lies in the shard that all rows name. Each step is a process of its own, which calls what ingest, version, diff, erase
+and resplit call. Peers: for the difference pandas' outer join of the two manifests on all columns, for the split of the first 50,000
+scikit-learn's StratifiedGroupKFold on the same classes and groups, which knows no likeness and no earlier version. The last line is
+JSON.
 """
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from bench.step_cost import Cost, each_alone, measured, told
+
 CLASSES = 1_000
 PEER = 50_000  # rows that scikit-learn splits: it counts every class in every group, which at a million is more than memory
-UNIT = 1 if sys.platform == "darwin" else 1024
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step took. peak_bytes: of its process, start_bytes: what that held before."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    start_bytes: int
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
-
-
-def measured(work: Callable[[], object]) -> Cost:
-    start, began, cpu = peak(), time.perf_counter(), time.process_time()
-    work()
-    return Cost(round(time.perf_counter() - began, 2), round(time.process_time() - cpu, 2), peak(), start)
 
 
 def taken(rows: int) -> pd.DataFrame:
@@ -156,25 +131,11 @@ def main() -> None:
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step:
-        print(json.dumps(asdict(step(asked.step, asked.rows, Path(asked.work)))))
+        told(step(asked.step, asked.rows, Path(asked.work)))
         return
-    found = {}
     with tempfile.TemporaryDirectory() as place:
-        for name in STEPS:
-            command = [sys.executable, "-m", "bench.manifest", "--step", name, "--rows", str(asked.rows), "--work", place]
-            env = os.environ | {"CLIPFT_HOME": str(Path(place, "home"))}
-            try:
-                done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=asked.timeout)
-            except subprocess.TimeoutExpired:
-                print(f"{name} took more than {asked.timeout:.0f} s", file=sys.stderr)
-                continue
-            if done.returncode:
-                print(f"{name} failed\n{done.stderr[-2000:]}", file=sys.stderr)
-                continue
-            cost = Cost(**json.loads(done.stdout.splitlines()[-1]))
-            shown = f"{cost.seconds:8.1f} s {cost.cpu_seconds:8.1f} s of a core {cost.peak_bytes / 1e6:7.0f} MB peak"
-            print(f"| {name:<22} | {shown} {cost.start_bytes / 1e6:6.0f} at start |", flush=True)
-            found[name] = asdict(cost)
+        more, env = ["--rows", str(asked.rows), "--work", place], {"CLIPFT_HOME": str(Path(place, "home"))}
+        found = each_alone("bench.manifest", STEPS, more, asked.timeout, env)
     print(json.dumps(found | {"rows": asked.rows}))
 
 

@@ -32,12 +32,17 @@ assert not announced("b", Away("b"))
 """
 
 
+def run_with_plugins(code: str, home: Path) -> None:
+    """Run a program as Airflow would, with its plugins to import and a home of its own."""
+    plugins = Path(__file__).parents[2] / "plugins"
+    environment = os.environ | {"AIRFLOW_HOME": str(home)}
+    done = fixtures.forkserver.run(f"import sys; sys.path.insert(0, {str(plugins)!r})\n{code}", environment=environment)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_a_version_is_announced_until_an_event_tells_of_it(tmp_path):
-    plugins = Path(__file__).parents[2] / "plugins"
-    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path)}
-    done = fixtures.forkserver.run(f"import sys; sys.path.insert(0, {str(plugins)!r})\n{CODE}", environment=environment)
-    assert done.returncode == 0, done.stderr
+    run_with_plugins(CODE, tmp_path)
 
 
 UNKNOWN = """
@@ -65,7 +70,4 @@ for name in ("rollback", "drift_watch", "retrain", "maintenance"):  # of whose f
 
 @pytest.mark.slow
 def test_a_field_that_a_form_does_not_have_is_refused_by_name(tmp_path):
-    plugins = Path(__file__).parents[2] / "plugins"
-    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path)}
-    done = fixtures.forkserver.run(f"import sys; sys.path.insert(0, {str(plugins)!r})\n{UNKNOWN}", environment=environment)
-    assert done.returncode == 0, done.stderr
+    run_with_plugins(UNKNOWN, tmp_path)
